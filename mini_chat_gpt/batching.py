@@ -1,0 +1,102 @@
+"""Examples laid end to end: the flat batch that training, validation and scoring share.
+
+A batch is one row without padding. Promises: `positions` start at 0 in every example, every example holds at least one
+trained token, and a target is always predicted from the row before it *in the same example*.
+
+    ids        a0 a1 a2 | b0 b1 b2 b3        two examples, offsets = (0, 3, 7)
+    positions   0  1  2 |  0  1  2  3
+    trained     .  .  x |  .  x  x  x
+    rows          1     |  3  4  5           the rows that predict; targets = a2, b1, b2, b3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Example:
+    """One rendered conversation or document.
+
+    ids: (n,) int32 token ids; trained: (n,) bool, True where the token is a target; weight: loss weight of its targets.
+    """
+
+    ids: np.ndarray
+    trained: np.ndarray
+    weight: float
+    kind: str
+
+    @property
+    def n_trained(self) -> int:
+        """Targets in this example: trained tokens that have a token before them."""
+        return int(self.trained[1:].sum())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A flat batch of examples; T tokens, N examples, R rows to predict from."""
+
+    ids: torch.Tensor  # (T,) int64
+    positions: torch.Tensor  # (T,) int64, from 0 in each example
+    offsets: tuple[int, ...]  # N + 1 boundaries: example n is ids[offsets[n]:offsets[n + 1]]
+    rows: torch.Tensor  # (R,) int64, indices into ids
+    targets: torch.Tensor  # (R,) int64, the token that row predicts
+    weights: torch.Tensor  # (R,) float32
+    kinds: torch.Tensor  # (R,) int64, index into kind_names
+    kind_names: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device; `offsets` stay in Python, kernels choose their own form."""
+        fields = ("ids", "positions", "rows", "targets", "weights", "kinds")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in fields})
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.ids)
+
+    @property
+    def n_examples(self) -> int:
+        return len(self.offsets) - 1
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Lay examples end to end. Raises ValueError for an example without a target (its loss would be 0/0)."""
+    lengths = [len(example.ids) for example in examples]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    rows: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    names = tuple(sorted({example.kind for example in examples}))
+    for example, start in zip(examples, offsets, strict=False):
+        at = np.flatnonzero(example.trained[1:])
+        if not len(at):
+            raise ValueError(f"an example of kind {example.kind!r} has no trained token; it must not get into a batch")
+        rows.append(at + start)
+        targets.append(example.ids[1:][at])
+    counts = [len(part) for part in rows]
+    return Batch(
+        ids=_tensor(np.concatenate([example.ids for example in examples])),
+        positions=_tensor(np.concatenate([np.arange(length) for length in lengths])),
+        offsets=tuple(int(offset) for offset in offsets),
+        rows=_tensor(np.concatenate(rows)),
+        targets=_tensor(np.concatenate(targets)),
+        weights=torch.from_numpy(np.repeat([example.weight for example in examples], counts).astype(np.float32)),
+        kinds=_tensor(np.repeat([names.index(example.kind) for example in examples], counts)),
+        kind_names=names,
+    )
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def micro_batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
+    """Split one step's examples into batches of at most `batch_size`, alike in length so that attention wastes little.
+
+    The order within a step changes neither loss nor gradient: both are sums over the step divided by its token count.
+    """
+    by_length = sorted(examples, key=lambda example: len(example.ids), reverse=True)
+    return [collate(by_length[start : start + batch_size]) for start in range(0, len(by_length), batch_size)]

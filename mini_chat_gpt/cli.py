@@ -1,0 +1,51 @@
+"""The console command `mini-chat-gpt VERB …`: finds the verb's module, imports it only then, and runs its `main`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from mini_chat_gpt.entry import exit_with
+from mini_chat_gpt.errors import UserError, nearest
+
+# verb: (module with `main(argv) -> exit code`, what it does)
+VERBS = {
+    "quickstart": ("quickstart", "the whole way on a small scale: data, tokenizer, base model, fine-tuning, replies"),
+    "prepare": ("prepare", "get, check and report the data"),
+    "inspect": ("sft_dataloader", "show training examples, trained tokens coloured"),
+    "pretrain": ("pretrain", "train a base model on plain text"),
+    "sft": ("sft_train", "fine-tune a base model to answer"),
+    "generate": ("sft_generate", "reply to a prompt"),
+    "evaluate": ("evaluate", "score replies to held-out tasks, of one model or of several side by side"),
+    "import": ("interop", "turn a llama2.c or nanoGPT model into a checkpoint folder"),
+    "config": ("config_command", "print all settings with their descriptions"),
+}
+
+
+def usage() -> str:
+    """The help text."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items()]
+    return "\n".join(["usage: mini-chat-gpt VERB [options]   (mini-chat-gpt VERB --help for the options)", "", *lines])
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one verb; raises UserError for a verb that doesn't exist."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] not in VERBS:
+        raise UserError(f"{argv[0]!r} is no verb of mini-chat-gpt{nearest(argv[0], VERBS)}; the verbs are {', '.join(VERBS)}.")
+    module = import_module(f"mini_chat_gpt.{VERBS[argv[0]][0]}")
+    sys.argv[0] = f"mini-chat-gpt {argv[0]}"  # the name argparse shows
+    return int(module.main(argv[1:]))
+
+
+def main() -> None:
+    """Console entry point."""
+    exit_with(lambda: run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

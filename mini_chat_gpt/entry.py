@@ -1,0 +1,26 @@
+"""How every command ends: exit code 0, 2 with one sentence for a user's mistake, 130 when interrupted."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from mini_chat_gpt.errors import UserError
+
+
+def exit_with(main: Callable[[], int]) -> None:
+    """Run a command and leave with its exit code."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)

@@ -1,0 +1,97 @@
+"""Models from elsewhere: llama2.c's `.bin` and nanoGPT's `ckpt.pt`, read into our own `GPT` with their tokenizer.
+
+The promise: the model computes what the original computes, or there is a UserError; nothing is guessed and no code in a
+file is run. Which format a file has is told from its content, not from its name; each has a reader of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from mini_chat_gpt.config import GPTConfig
+from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.interop_llama2c import read_llama2c
+from mini_chat_gpt.interop_nanogpt import read_nanogpt
+from mini_chat_gpt.model import GPT
+from mini_chat_gpt.tokenizer import ChatTokenizer
+
+IMPORTABLE = "a llama2.c .bin or nanoGPT's ckpt.pt"
+
+
+def import_model(source: Path | str, tokenizer: str | Path | None = None) -> tuple[GPT, ChatTokenizer]:
+    """Model (float32, on the CPU, in eval mode) and tokenizer from a llama2.c `.bin` or nanoGPT's `ckpt.pt`.
+
+    `tokenizer` is anything that `ChatTokenizer.load` takes. Without it a llama2.c model takes the `tok*.bin` of its
+    size that lies in its folder, and a nanoGPT model GPT-2's. Raises UserError for a file that is neither, is damaged
+    or wants to run code, and for a tokenizer that is missing or of another size.
+    """
+    source = Path(source)
+    if source.is_dir():
+        raise UserError(f"{source} is a folder; name the file in it that is to be imported, {IMPORTABLE}.")
+    try:
+        with open(source, "rb") as file:
+            start = file.read(4)
+        read = read_nanogpt if start == b"PK\x03\x04" or is_pickle(start) else read_llama2c
+        config, state, matching = read(source, tokenizer)
+    except FileNotFoundError:
+        raise UserError(f"There is no file {source}; give {IMPORTABLE}.") from None
+    except OSError as error:
+        raise UserError(f"Can't read {source}: {error.strerror or error}; give {IMPORTABLE}.") from None
+    except ValidationError as error:  # GPTConfig objects to the sizes that stand in the file
+        first = error.errors()[0]
+        what = "".join(f"{part}: " for part in first["loc"]) + first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{source} describes no possible model ({what}); give {IMPORTABLE}.") from None
+    return build(config, state), matching
+
+
+def is_pickle(start: bytes) -> bool:
+    """Whether a file begins like a pickle of protocol 2 to 5: 0x80, protocol, an opcode.
+
+    A llama2.c file may begin with 0x80, 0x02 too (width 640), but then a zero byte follows, which is no opcode.
+    """
+    return len(start) > 2 and start[0] == 0x80 and start[1] in range(2, 6) and start[2] != 0
+
+
+def build(config: GPTConfig, state: Mapping[str, torch.Tensor]) -> GPT:
+    """The model with these very tensors as its parameters; nothing is initialised first."""
+    with torch.device("meta"):
+        model = GPT(config)
+    head = {"lm_head.weight": state["embed_tokens.weight"]} if config.tie_embeddings else {}
+    model.load_state_dict({**state, **head}, strict=True, assign=True)
+    if config.tie_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+    if model.rotary is not None:
+        model.rotary.reset_tables()
+    return model.eval()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`mini-chat-gpt import SRC DST [--tokenizer T]`: write a model from elsewhere as a checkpoint folder."""
+    parser = argparse.ArgumentParser(description="Turn a llama2.c or nanoGPT model into a checkpoint folder.")
+    parser.add_argument("source", metavar="SRC", type=Path, help="llama2.c's .bin or nanoGPT's ckpt.pt")
+    parser.add_argument("folder", metavar="DST", type=Path, help="the checkpoint folder to write; must not exist yet")
+    parser.add_argument(
+        "--tokenizer",
+        help="llama2.c's tok*.bin, a .tiktoken file, a saved folder or an encoding's name "
+        "(default: the tok*.bin beside a .bin, gpt2 for nanoGPT)",
+    )
+    arguments = parser.parse_args(argv)
+
+    from mini_chat_gpt.checkpoint import save_checkpoint
+
+    model, tokenizer = import_model(arguments.source, arguments.tokenizer)
+    info = {"job": "import", "source": str(arguments.source)}
+    save_checkpoint(arguments.folder, model, tokenizer, info=info)
+    config = model.config
+    padding = config.vocab_size - tokenizer.vocab_size
+    print(
+        f"Imported {arguments.source} into {arguments.folder}: {model.n_parameters():,} parameters, "
+        f"{config.n_layer} layers, width {config.n_embd}, vocabulary {tokenizer.vocab_size:,}"
+        f"{f' (+ {padding} padding)' if padding else ''}, context {config.context_length:,} tokens."
+    )
+    return 0

@@ -1,0 +1,299 @@
+"""The model: a decoder-only transformer, written out, described entirely by `GPTConfig`.
+
+The default architecture is Llama's (Touvron et al. 2023, arXiv:2302.13971): RMSNorm before each sublayer, rotary
+positions, grouped-query attention, SwiGLU, no biases, tied embeddings. Parameter names are those of Hugging Face's Llama,
+so that a checkpoint of this family needs no conversion. The model knows nothing of text, tasks or training; which token
+may look at which is the layout's business (`attention.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from mini_chat_gpt.attention import Cached, Causal, Flat, KVCache, Layout, attention
+from mini_chat_gpt.config import PRESETS, GPTConfig
+from mini_chat_gpt.loss import LossSums, cross_entropy_sums
+
+__all__ = ["GPT", "PRESETS", "FlatBatch", "GPTConfig"]
+
+
+class FlatBatch(Protocol):
+    """What `forward` needs of a batch laid out end to end (see batching.py): T tokens, R rows to predict from."""
+
+    @property
+    def ids(self) -> torch.Tensor: ...  # (T,)
+    @property
+    def positions(self) -> torch.Tensor: ...  # (T,)
+    @property
+    def offsets(self) -> tuple[int, ...]: ...
+    @property
+    def rows(self) -> torch.Tensor: ...  # (R,)
+    @property
+    def targets(self) -> torch.Tensor: ...  # (R,)
+    @property
+    def weights(self) -> torch.Tensor: ...  # (R,)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+def make_norm(config: GPTConfig) -> nn.Module:
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
+    return RMSNorm(config.n_embd, config.norm_eps)
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864): pair (i, i + D/2) of a head is turned by position · frequency i.
+
+    Tables of cosine and sine are computed once for the context and looked up by position.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.reset_tables()
+
+    def reset_tables(self) -> None:
+        """(Re)compute the tables, (context, D/2) each; needed after a model was laid out without memory."""
+        frequencies = rope_frequencies(self.config)  # (D/2,)
+        angles = torch.arange(self.config.context_length, dtype=torch.float32)[:, None] * frequencies[None, :]
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """positions (B, T) -> cos, sin (B, 1, T, D/2), broadcast over heads."""
+        return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+
+
+def rope_frequencies(config: GPTConfig) -> torch.Tensor:
+    """theta^(−2i/D) for i < D/2, with Hugging Face's linear or llama3 scaling applied."""
+    size = config.head_size
+    frequencies = config.rope_theta ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
+    scaling = config.rope_scaling
+    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
+    if scaling is None or kind == "default":
+        return frequencies
+    if kind == "linear":
+        return frequencies / scaling["factor"]
+    if kind == "llama3":
+        # Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between blended.
+        old_context, factor = scaling["original_max_position_embeddings"], scaling["factor"]
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        turns = old_context * frequencies / (2 * math.pi)  # how often a pair turns within the old context
+        blend = ((turns - low) / (high - low)).clamp(0, 1)
+        return frequencies * (blend + (1 - blend) / factor)
+    raise ValueError(f"rope_scaling of type {kind!r} is not supported; linear and llama3 are")
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn each pair (x1, x2) of the head's two halves. x (B, H, T, D); cos, sin (B, 1, T, D/2)."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Projections and heads; the product itself is `attention(q, k, v, layout)`."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.kv_heads, config.head_size
+        self.scale = config.attention_scale
+        self.window = config.windows[layer] if config.windows else None
+        inner, kv_inner = self.n_head * self.head_dim, self.n_kv_head * self.head_dim
+        self.q_proj = nn.Linear(config.n_embd, inner, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.n_embd, kv_inner, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.n_embd, kv_inner, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(inner, config.n_embd, bias=config.bias)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+
+    def forward(
+        self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None, layout: Layout
+    ) -> torch.Tensor:
+        b, t, _ = x.shape
+        q = self.q_proj(x).view(b, t, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_proj(x).view(b, t, self.n_kv_head, self.head_dim).transpose(1, 2)  # (B, Hkv, T, D)
+        v = self.v_proj(x).view(b, t, self.n_kv_head, self.head_dim).transpose(1, 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        out = attention(q, k, v, layout, layer=self.layer, scale=self.scale, window=self.window)
+        return self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
+
+
+class MLP(nn.Module):
+    """down(act(gate(x)) · up(x)) with a gate (Shazeer 2020, arXiv:2002.05202), down(act(up(x))) without."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.gate_proj = nn.Linear(config.n_embd, config.mlp_size, bias=config.bias) if config.gated else None
+        self.up_proj = nn.Linear(config.n_embd, config.mlp_size, bias=config.bias)
+        self.down_proj = nn.Linear(config.mlp_size, config.n_embd, bias=config.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        up = self.up_proj(x)
+        if self.gate_proj is not None:
+            return self.down_proj(activate(self.gate_proj(x), self.activation) * up)
+        return self.down_proj(activate(up, self.activation))
+
+
+def activate(x: torch.Tensor, name: str) -> torch.Tensor:
+    """The non-linearity of a `GPTConfig.activation`."""
+    if name == "swiglu":
+        return F.silu(x)
+    if name in ("geglu", "gelu_tanh"):
+        return F.gelu(x, approximate="tanh")
+    if name == "gelu":
+        return F.gelu(x)
+    return F.relu(x) if name == "relu" else F.relu(x).square()
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = make_norm(config)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = make_norm(config)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None, layout: Layout
+    ) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, layout)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class GPT(nn.Module):
+    """Token ids in, logits out; or a flat batch in, the sums of its loss out.
+
+    `GPT(config)(ids)` with ids (B, T) returns logits (B, T, vocab_size). `GPT(config)(batch)` with a flat batch returns
+    `LossSums`; logits are then computed only for the rows that have a target.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        if config.vocab_size < 1:
+            raise ValueError("GPTConfig.vocab_size must be set to the tokenizer's size before a model is built")
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.embed_positions = (
+            nn.Embedding(config.context_length, config.n_embd) if config.position == "learned" else None
+        )
+        self.rotary = RotaryEmbedding(config) if config.position == "rope" else None
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = make_norm(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal(0, 0.02), the projections back into the residual stream smaller by √(2 · layers) (GPT-2's scheme)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.ones_(parameter)
+            else:
+                into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if into_residual else 0.02)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    def n_parameters(self) -> int:
+        """Number of weights, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def make_cache(self, batch_size: int, max_length: int | None = None, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache for `batch_size` sequences of at most `max_length` tokens (default: the context)."""
+        config = self.config
+        length = min(max_length or config.context_length, config.context_length)
+        dtype = dtype or self.embed_tokens.weight.dtype
+        return KVCache(config.n_layer, batch_size, config.kv_heads, length, config.head_size, self.device, dtype)
+
+    def forward(self, batch: torch.Tensor | FlatBatch) -> Any:
+        """Logits for ids (B, T), or `LossSums` for a flat batch. Raises ValueError for more tokens than the context."""
+        if not isinstance(batch, torch.Tensor):
+            return self.loss_sums(batch)
+        positions = torch.arange(batch.shape[1], device=batch.device).expand(batch.shape)
+        return self.lm_head(self.hidden(batch, positions, Causal()))
+
+    def loss_sums(self, batch: FlatBatch) -> LossSums:
+        """Σ w·loss over the batch's targets and the loss of each; see loss.py."""
+        layout = Flat.from_offsets(batch.offsets, batch.ids.device)
+        hidden = self.hidden(batch.ids[None], batch.positions[None], layout)[0]  # (T, C)
+        return cross_entropy_sums(hidden[batch.rows], self.lm_head.weight, batch.targets, batch.weights)
+
+    def next_logits(self, ids: torch.Tensor, cache: KVCache, n_tokens: list[int]) -> torch.Tensor:
+        """Read new tokens into the cache and predict the one that follows.
+
+        ids (B, T), padded on the right; n_tokens[b] ≤ T of row b are real. Returns logits (B, vocab_size) after the last
+        real token of each row, and moves the cache on.
+        """
+        starts = torch.tensor(cache.lengths, device=ids.device)[:, None]
+        positions = starts + torch.arange(ids.shape[1], device=ids.device)[None, :]
+        # A padded row may run past the context; those positions are never read, but must stay within the tables.
+        hidden = self.hidden(ids, positions.clamp(max=self.config.context_length - 1), Cached.after(cache))
+        cache.advance(n_tokens)
+        last = torch.tensor(n_tokens, device=ids.device) - 1
+        return self.lm_head(hidden[torch.arange(len(ids), device=ids.device), last])
+
+    def hidden(self, ids: torch.Tensor, positions: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Final, normalised states (B, T, C) for ids and positions (B, T)."""
+        longest = layout.longest if isinstance(layout, Flat) else ids.shape[1]
+        if longest > self.config.context_length:
+            raise ValueError(f"{longest} tokens do not fit into the context of {self.config.context_length}")
+        x = self.embed_tokens(ids)
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(positions)
+        rope = self.rotary(positions) if self.rotary is not None else None
+        for block in self.layers:
+            x = block(x, rope, layout)
+        return self.norm(x)
+
+    def resize_vocabulary(self, vocab_size: int) -> None:
+        """Grow the table to `vocab_size` rows; new rows start as the mean of the old ones. A table large enough is kept."""
+        old = self.config.vocab_size
+        if vocab_size <= old:
+            return
+        self.config = self.config.model_copy(update={"vocab_size": vocab_size})
+        for table in self._tables():
+            weight = cast(nn.Parameter, table.weight)
+            mean = weight.data.mean(dim=0, keepdim=True).expand(vocab_size - old, -1)
+            table.weight = nn.Parameter(torch.cat([weight.data, mean]), requires_grad=weight.requires_grad)
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.embed_tokens.num_embeddings = self.lm_head.out_features = vocab_size
+
+    @torch.no_grad()
+    def set_rows_to_mean(self, ids: list[int]) -> None:
+        """Set the table's rows of new tokens to the mean of the rows before them, a neutral start."""
+        for table in self._tables():
+            weight = cast(nn.Parameter, table.weight)
+            weight[ids] = weight[: min(ids)].mean(dim=0)
+
+    def _tables(self) -> list[nn.Module]:
+        return [self.embed_tokens] if self.config.tie_embeddings else [self.embed_tokens, self.lm_head]

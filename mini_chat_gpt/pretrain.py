@@ -1,0 +1,86 @@
+"""Pretraining: from plain text to a base model. `mini-chat-gpt pretrain [--config FILE] [section.key=value ...]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from mini_chat_gpt.checkpoint import load_model
+from mini_chat_gpt.config import Config
+from mini_chat_gpt.device import set_up
+from mini_chat_gpt.entry import exit_with
+from mini_chat_gpt.generation import generate
+from mini_chat_gpt.model import GPT
+from mini_chat_gpt.pretrain_data import DocumentSource, find_text, sample_texts, split_documents, tokenize_file
+from mini_chat_gpt.runs import console, execute, resume_point, run_command
+from mini_chat_gpt.sft_dataloader import stories
+from mini_chat_gpt.tokenizer import ChatTokenizer
+from mini_chat_gpt.trainer import Callback, Job, TrainResult
+
+
+def pretrain(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
+    """Train a base model as the config's `pretrain`, `model` and `training` sections say."""
+    out = console()
+    device = set_up(config.system)
+    section = config.pretrain
+    text = find_text(section.dataset_path, "train")
+    assert text is not None  # find_text raises for a missing train split
+    resume = resume_point(section.resume_from)
+    if resume:
+        tokenizer, model = ChatTokenizer.load(resume[1]), load_model(resume[1])
+    else:
+        tokenizer = make_tokenizer(config, text, out)
+        model = GPT(config.model.gpt_config(tokenizer.vocab_size))
+    source, validation = make_sources(config, text, tokenizer, model.config.context_length, out)
+
+    def show(trained: GPT) -> str:
+        beginning = "Once upon a time"
+        return "  " + beginning + generate(trained, tokenizer, [beginning], max_new_tokens=60, temperature=0.0)[0]
+
+    job = Job("pretrain", section, source, validation.first(config.data.eval_examples), show)
+    return execute(job, model.to(device), tokenizer, config, section.save_dir, resume, out, callbacks)
+
+
+def make_tokenizer(config: Config, text: Path, out: Console) -> ChatTokenizer:
+    """The configured tokenizer: loaded, or trained on (at most 50 MB of) the text."""
+    section = config.pretrain
+    if section.tokenizer != "train":
+        tokenizer = ChatTokenizer.load(section.tokenizer)
+    else:
+        out.print(f"Training a tokenizer of {section.tokenizer_vocab_size:,} entries on {text} …", markup=False)
+        tokenizer = ChatTokenizer.train(sample_texts(stories(text)), section.tokenizer_vocab_size)
+    tokenizer.add_control_tokens()
+    return tokenizer
+
+
+def make_sources(
+    config: Config, text: Path, tokenizer: ChatTokenizer, context: int, out: Console
+) -> tuple[DocumentSource, DocumentSource]:
+    """Training and validation documents; without a validation file every hundredth document is held out."""
+    length = min(config.data.seq_len, context)
+    file = tokenize_file(text, tokenizer, out)
+    seed = config.system.seed
+    if valid_text := find_text(config.pretrain.dataset_path, "valid"):
+        valid_file = tokenize_file(valid_text, tokenizer, out)
+        chosen = torch.arange(min(len(file), config.data.limit)).numpy() if config.data.limit else None
+        return (
+            DocumentSource(file, tokenizer.document_id, length, seed, chosen),
+            DocumentSource(valid_file, tokenizer.document_id, length, seed),
+        )
+    train, held = split_documents(min(len(file), config.data.limit or len(file)))
+    return (
+        DocumentSource(file, tokenizer.document_id, length, seed, train),
+        DocumentSource(file, tokenizer.document_id, length, seed, held),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    return run_command(argv, "Pretrain a base model on plain text.", pretrain)
+
+
+if __name__ == "__main__":
+    exit_with(main)

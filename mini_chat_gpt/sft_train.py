@@ -1,0 +1,109 @@
+"""Supervised fine-tuning: from a base model to one that answers. `python mini_chat_gpt/sft_train.py [section.key=value ...]`.
+
+Only what the assistant says is trained; the rest of each conversation is context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from mini_chat_gpt.chat_format import ChatFormat
+from mini_chat_gpt.checkpoint import load_checkpoint, load_model, newest_checkpoint
+from mini_chat_gpt.config import Config
+from mini_chat_gpt.device import set_up
+from mini_chat_gpt.entry import exit_with
+from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.generation import generate
+from mini_chat_gpt.model import GPT
+from mini_chat_gpt.runs import console, execute, resume_point, run_command
+from mini_chat_gpt.sft_dataloader import InstructSource, Task, find_instruct_file
+from mini_chat_gpt.tokenizer import ChatTokenizer
+from mini_chat_gpt.trainer import Callback, Job, TrainResult
+
+
+def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
+    """Fine-tune as the config's `sft`, `data` and `training` sections say; returns where the run lies and its losses."""
+    out = console()
+    device = set_up(config.system)
+    section = config.sft
+    resume = resume_point(section.resume_from)
+    if resume:
+        model, tokenizer = load_model(resume[1]), ChatTokenizer.load(resume[1])
+    else:
+        model, tokenizer = load_base(config, out)
+    source, held_out = make_sources(config, tokenizer, model.config.context_length)
+    validation = held_out.validation_examples(config.data.eval_examples)
+    prompts = held_out.show_tasks()
+
+    def show(trained: GPT) -> str:
+        replies = generate(trained, tokenizer, [task.prompt for task in prompts], max_new_tokens=80, temperature=0.0)
+        return "\n".join(sample_line(task, reply) for task, reply in zip(prompts, replies, strict=True))
+
+    job = Job("sft", section, source, validation, show)
+    return execute(job, model.to(device), tokenizer, config, section.save_dir, resume, out, callbacks)
+
+
+def load_base(config: Config, out: Console) -> tuple[GPT, ChatTokenizer]:
+    """The base model, made ready for the chat format."""
+    path = config.sft.pretrained_checkpoint or newest_checkpoint(base=True)
+    if path is None:
+        raise UserError(
+            "There is no base model under runs/ to fine-tune; make one with `mini-chat-gpt pretrain`, "
+            "or name one: sft.pretrained_checkpoint=PATH."
+        )
+    model, tokenizer = load_checkpoint(path, "cpu")
+    added = add_chat_tokens(model, tokenizer)
+    tokenizer.chat_format = ChatFormat(default_system=config.data.system_message)
+    out.print(f"Base model: {path}" + (f"; added control tokens {', '.join(added)}" if added else ""), markup=False)
+    return model.train(), tokenizer
+
+
+def add_chat_tokens(model: GPT, tokenizer: ChatTokenizer) -> list[str]:
+    """Give a base the control tokens it lacks, their rows at the mean embedding; returns their names."""
+    known = set(tokenizer.control)
+    new_ids = tokenizer.add_control_tokens()
+    model.resize_vocabulary(tokenizer.vocab_size)
+    if new_ids:  # a padded table has rows for them already, which hold nothing yet
+        model.set_rows_to_mean(new_ids)
+    return [name for name in tokenizer.control if name not in known]
+
+
+def make_sources(config: Config, tokenizer: ChatTokenizer, context: int) -> tuple[InstructSource, InstructSource]:
+    """Training and held-out examples of the Instruct files; nothing of the held-out file is ever trained on."""
+    data = config.data
+    files = [find_instruct_file(config.sft.dataset_path, split) for split in ("train", "valid")]
+    train_source, held_out = (
+        InstructSource(
+            file,
+            tokenizer,
+            seq_len=min(data.seq_len, context),
+            seed=config.system.seed,
+            shares=data.shares,
+            weights=data.weights,
+            system=data.system_message,
+            limit=data.limit if file == files[0] else None,
+        )
+        for file in files
+    )
+    return train_source, held_out
+
+
+def sample_line(task: Task, reply: str) -> str:
+    """One held-out prompt and its reply, short enough to read in passing."""
+    return f"  [{task.kind}] {_short(reply, 160)}   (expected: {_short(task.target, 80)})"
+
+
+def _short(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    return run_command(argv, "Fine-tune a base model on TinyStories-Instruct tasks.", train)
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,102 @@
+"""Settings: one typed object, clear mistakes, one file generated from it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mini_chat_gpt.config import PRESETS, Config, GPTConfig, ModelSection, load_config, to_yaml
+from mini_chat_gpt.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_committed_yaml_is_the_one_generated_from_the_settings():
+    assert (ROOT / "sft_config.yaml").read_text(encoding="utf-8") == to_yaml()
+
+
+def test_the_committed_yaml_means_the_defaults():
+    assert load_config(ROOT / "sft_config.yaml") == Config()
+
+
+def test_a_resolved_config_reads_back_as_itself(tmp_path):
+    config = load_config(None, ["model.preset=15m", "model.n_layer=3", "sft.learning_rate=3e-4", "data.shares={words: 2}"])
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_documented_keys_have_their_documented_defaults():
+    config = Config()
+    assert (config.sft.learning_rate, config.sft.max_steps, config.sft.warmup_steps) == (2e-5, 10000, 500)
+    assert (config.sft.eval_interval, config.sft.save_interval, config.sft.dataset_path) == (500, 1000, "./TinyStories")
+    assert config.sft.pretrained_checkpoint is None
+    assert config.sft.resume_from is None
+    assert (config.training.batch_size, config.training.weight_decay, config.data.seq_len) == (4, 0.01, 1024)
+
+
+def test_overrides_win_over_the_file_and_numbers_may_be_written_as_2e_5(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("training:\n  batch_size: 8\nsft:\n  learning_rate: 1e-3\n")
+    config = load_config(path, ["training.batch_size=16", "sft.learning_rate=2e-5"])
+    assert config.training.batch_size == 16
+    assert config.sft.learning_rate == 2e-5
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sft.learning_rat=1", ["sft.learning_rat", "did you mean 'learning_rate'"]),
+        ("trainng.batch_size=1", ["trainng", "did you mean 'training'"]),
+        ("training.batch_size=many", ["training.batch_size", "integer", "'many'"]),
+        ("training.batch_size=0", ["training.batch_size", "greater than or equal to 1"]),
+        ("training.optimizer=sgd", ["training.optimizer", "adamw", "muon"]),
+        ("model.preset=12m", ["preset '12m'", "did you mean '124m'"]),
+        ("model.n_head=5", ["n_embd", "multiple of n_head"]),
+        ("batch_size", ["section.key=value"]),
+        ("sft.learning_rate.x=1", ["sft.learning_rate"]),
+        ("sft=3", ["sft"]),
+    ],
+)
+def test_a_wrong_override_is_named_with_what_would_be_right(override, words):
+    with pytest.raises(UserError) as caught:
+        load_config(None, [override])
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_all_problems_of_a_file_are_named_at_once(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("training:\n  batch_sise: 8\nsft:\n  max_steps: -1\n")
+    with pytest.raises(UserError, match=r"bad\.yaml.*max_steps.*batch_sise|bad\.yaml.*batch_sise.*max_steps"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("a: [1\n", "line 2"), ("- 1\n", "sections"), ("\xff\xfe", "read"), (None, "no config file")]
+)
+def test_a_file_that_is_no_config_is_named(tmp_path, content, words):
+    path = tmp_path / "bad.yaml"
+    if content is not None:
+        path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=words):
+        load_config(path)
+
+
+@given(st.floats(min_value=1e-12, max_value=1e3, allow_nan=False))
+def test_every_number_survives_being_written_and_read(value):
+    assert load_config(None, [f"sft.learning_rate={value!r}"]).sft.learning_rate == value
+
+
+def test_any_field_of_the_model_overrides_its_preset():
+    config = ModelSection(preset="1m", n_embd=64).gpt_config(500)
+    assert (config.n_embd, config.n_layer, config.vocab_size) == (64, PRESETS["1m"]["n_layer"], 500)
+    assert isinstance(config, GPTConfig)
+
+
+def test_every_setting_is_described():
+    for section in Config().__dict__.values():
+        for name, field in type(section).model_fields.items():
+            assert field.description, f"{type(section).__name__}.{name} has no description"
+    assert yaml.safe_load(to_yaml()).keys() == Config.model_fields.keys()

@@ -1,0 +1,80 @@
+"""The house: imports run downwards only, importing costs nothing, names of libraries are left alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "mini_chat_gpt"
+
+FLOORS = {
+    0: "errors config encoders tiktoken_files tokenizer tokenizer_export chat_format loss optim device files monitor entry",
+    1: "attention model",
+    2: "batching story_records story_phrasing main_character story_tasks sft_dataloader derive sample_stories sample_plots "
+    "pretrain_data hf_llama interop interop_llama2c interop_nanogpt checkpoint",
+    3: "sampling generation trainer runs capabilities download prepare",
+    4: "cli config_command pretrain sft_train sft_generate evaluate quickstart",
+}
+FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def imports_of(module: str) -> set[str]:
+    """Modules of the package that `module` imports when it is loaded."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mini_chat_gpt") and id(node) not in typing_only:
+            parts = (node.module or "").split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return found - {"data"}
+
+
+def test_every_module_has_its_floor():
+    assert set(MODULES) == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_downwards(module):
+    above = {name for name in imports_of(module) if FLOOR_OF[name] > FLOOR_OF[module]}
+    assert not above, f"{module} (floor {FLOOR_OF[module]}) imports {above} from above"
+
+
+def test_no_module_imports_itself_by_a_detour():
+    def reached(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " → ".join([*path, module])
+        for name in imports_of(module):
+            reached(name, (*path, module))
+
+    for module in MODULES:
+        reached(module, ())
+
+
+def test_no_module_shadows_one_of_pythons_or_a_dependencys():
+    taken = set(sys.stdlib_module_names) | {"torch", "numpy", "tiktoken", "yaml", "wandb", "rich", "tokenizers", "transformers"}
+    assert not set(MODULES) & taken
+
+
+def test_importing_the_package_loads_neither_torch_nor_wandb():
+    code = "import sys, mini_chat_gpt, mini_chat_gpt.cli; print(sorted({'torch', 'wandb', 'matplotlib', 'pydantic'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_outgrows_its_room(module):
+    tree = ast.parse(source := (PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    assert source.count("\n") <= 450, "a second subject has moved in"
+    long = [
+        f"{node.name} ({node.end_lineno - node.lineno + 1})"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > 55
+    ]
+    assert not long, f"functions longer than a screen: {long}"

@@ -1,0 +1,200 @@
+"""The model against Hugging Face's Llama, and its ways of computing the same thing against each other."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mini_chat_gpt.batching import Example, collate
+from mini_chat_gpt.config import GPTConfig, ModelSection
+from mini_chat_gpt.model import GPT
+
+
+def small(**changes) -> GPTConfig:
+    fields = {"vocab_size": 97, "context_length": 64, "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 32}
+    return GPTConfig(**fields | changes)
+
+
+def build(config: GPTConfig, seed: int = 0) -> GPT:
+    torch.manual_seed(seed)
+    model = GPT(config).eval()
+    with torch.no_grad():  # far from the initialisation, so that every path matters
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+VARIANTS = {
+    "native": small(),
+    "untied": small(tie_embeddings=False),
+    "gpt2-like": small(norm="layernorm", position="learned", activation="gelu_tanh", bias=True, qkv_bias=True),
+    "qwen-like": small(qk_norm=True, qkv_bias=True, head_dim=16),
+    "neo-like": small(attention_scale=1.0, windows=(None, 5, None), position="learned", activation="gelu"),
+    "windowed": small(windows=(3, 5, 7)),
+}
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("scaling", [None, "linear", "llama3"])
+def test_logits_equal_transformers_llama(tie, scaling):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    scalings = {
+        None: None,
+        "linear": {"rope_type": "linear", "factor": 2.0},
+        "llama3": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    }
+    model = build(small(tie_embeddings=tie, rope_theta=5000.0, rope_scaling=scalings[scaling]))
+    config = model.config
+    rope = dict(scalings[scaling] or {"rope_type": "default"}) | {"rope_theta": 5000.0}
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.n_embd,
+            intermediate_size=config.mlp_size,
+            num_hidden_layers=config.n_layer,
+            num_attention_heads=config.n_head,
+            num_key_value_heads=config.n_kv_head,
+            max_position_embeddings=config.context_length,
+            rms_norm_eps=config.norm_eps,
+            rope_parameters=rope,
+            tie_word_embeddings=tie,
+        )
+    ).eval()
+    state = {
+        (name if name.startswith("lm_head") else f"model.{name}"): tensor for name, tensor in model.state_dict().items()
+    }
+    theirs.load_state_dict(state, strict=True)
+    ids = torch.randint(0, config.vocab_size, (3, 50))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def examples(config: GPTConfig, lengths=(5, 17, 9, 2)) -> list[Example]:
+    generator = np.random.default_rng(0)
+    made = []
+    for number, length in enumerate(lengths):
+        trained = generator.random(length) < 0.5
+        trained[-1] = True
+        ids = generator.integers(0, config.vocab_size, length).astype(np.int32)
+        made.append(Example(ids, trained, weight=1.0 + number, kind=f"kind{number % 2}"))
+    return made
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_flat_batch_gives_the_losses_of_its_examples_one_by_one(name):
+    model = build(VARIANTS[name])
+    made = examples(model.config)
+    together = model(collate(made))
+    apart = [model(collate([example])) for example in made]
+    torch.testing.assert_close(together.losses, torch.cat([sums.losses for sums in apart]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together.weighted_sum, sum(sums.weighted_sum for sums in apart), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_flat_batch_gives_the_gradients_of_plain_causal_logits(name):
+    model = build(VARIANTS[name])
+    made = examples(model.config)
+    model(collate(made)).weighted_sum.backward()
+    flat = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    for example in made:
+        ids = torch.from_numpy(example.ids.astype(np.int64))
+        logits = model(ids[None])[0, :-1]
+        losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+        (losses * torch.from_numpy(example.trained[1:]) * example.weight).sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(flat[name], parameter.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_cached_decoding_equals_uncached(name):
+    model = build(VARIANTS[name])
+    ids = torch.randint(0, model.config.vocab_size, (2, 40))
+    cache = model.make_cache(2)
+    with torch.no_grad():
+        full = model(ids)
+        got = [model.next_logits(ids[:, :7], cache, [7, 7]), model.next_logits(ids[:, 7:12], cache, [5, 5])]
+        got += [model.next_logits(ids[:, t : t + 1], cache, [1, 1]) for t in range(12, 40)]
+    want = [full[:, 6], full[:, 11]] + [full[:, t] for t in range(12, 40)]
+    torch.testing.assert_close(torch.stack(got), torch.stack(want), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_rows_of_different_length_decode_as_they_would_alone(name):
+    model = build(VARIANTS[name])
+    ids = torch.randint(0, model.config.vocab_size, (3, 30))
+    lengths = [4, 11, 7]
+    cache = model.make_cache(3)
+    with torch.no_grad():
+        got = [model.next_logits(ids[:, :11], cache, lengths)]
+        for step in range(10):
+            following = torch.stack([ids[row, length + step] for row, length in enumerate(lengths)])[:, None]
+            got.append(model.next_logits(following, cache, [1, 1, 1]))
+        for row, length in enumerate(lengths):
+            alone = model(ids[row : row + 1])[0]
+            for step in range(11):
+                torch.testing.assert_close(got[step][row], alone[length - 1 + step], atol=1e-4, rtol=1e-4)
+
+
+def test_rows_that_leave_the_cache_do_not_change_the_others():
+    model = build(small())
+    ids = torch.randint(0, 97, (3, 12))
+    cache = model.make_cache(3)
+    with torch.no_grad():
+        model.next_logits(ids[:, :8], cache, [8, 5, 8])
+        cache.keep_rows([1, 2])
+        got = model.next_logits(torch.stack([ids[1, 5:6], ids[2, 8:9]]), cache, [1, 1])
+        torch.testing.assert_close(got[0], model(ids[1:2, :6])[0, -1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(got[1], model(ids[2:3, :9])[0, -1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["1m", "3m", "15m", "30m"])
+def test_the_loss_at_initialisation_is_that_of_a_uniform_guess(preset):
+    config = ModelSection(preset=preset).gpt_config(4096)
+    torch.manual_seed(0)
+    model = GPT(config)
+    ids = torch.randint(0, config.vocab_size, (2, 65))
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+    assert loss.item() == pytest.approx(math.log(config.vocab_size), rel=0.02)
+
+
+def test_the_largest_preset_has_the_size_of_gpt2():
+    with torch.device("meta"):
+        model = GPT(ModelSection(preset="124m").gpt_config(50304))
+    assert model.n_parameters() == pytest.approx(124e6, rel=0.03)
+
+
+def test_an_all_masked_batch_gives_a_connected_zero():
+    model = build(small())
+    batch = collate([Example(np.arange(6, dtype=np.int32), np.array([False] * 5 + [True]), 1.0, "x")])
+    empty = torch.zeros(0, dtype=torch.int64)
+    from dataclasses import replace
+
+    sums = model(replace(batch, rows=empty, targets=empty, kinds=empty, weights=torch.zeros(0)))
+    sums.weighted_sum.backward()
+    assert sums.weighted_sum.item() == 0
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_new_rows_of_the_table_are_the_mean_of_the_old_ones():
+    model = build(small())
+    before = model.embed_tokens.weight.detach().clone()
+    model.resize_vocabulary(101)
+    assert model.lm_head.weight is model.embed_tokens.weight
+    torch.testing.assert_close(model.embed_tokens.weight[97:], before.mean(0, keepdim=True).expand(4, -1))
+    torch.testing.assert_close(model.embed_tokens.weight[:97], before)
+    assert model(torch.zeros(1, 2, dtype=torch.int64)).shape == (1, 2, 101)
+
+
+def test_more_tokens_than_the_context_is_an_error_that_names_both_numbers():
+    with pytest.raises(ValueError, match="65 tokens do not fit into the context of 64"):
+        build(small())(torch.zeros(1, 65, dtype=torch.int64))

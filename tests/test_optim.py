@@ -1,0 +1,93 @@
+"""Schedules as pure functions, decay on matrices only, state that can be put back exactly."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mini_chat_gpt.config import GPTConfig, SFTSection, TrainingSection
+from mini_chat_gpt.model import GPT
+from mini_chat_gpt.optim import Optimizer, clip_gradients, is_block_matrix, lr_fraction
+
+CONFIG = GPTConfig(vocab_size=50, n_layer=2, n_head=2, n_embd=16, context_length=16)
+
+
+@given(st.integers(1, 500), st.integers(0, 100), st.sampled_from(["cosine", "linear", "constant", "wsd"]))
+def test_a_schedule_rises_to_the_peak_and_never_leaves_its_bounds(total, warmup, schedule):
+    values = [lr_fraction(step, total, warmup, schedule, 0.1) for step in range(total)]
+    rise = warmup if warmup < total else total // 10
+    assert all(0 < value <= 1 for value in values)
+    assert values[:rise] == sorted(values[:rise])
+    assert values[rise:] == sorted(values[rise:], reverse=True)
+    assert values[rise] == 1
+
+
+def test_schedules_have_their_textbook_values():
+    assert lr_fraction(50, 100, 0, "cosine", 0.0) == pytest.approx(0.5)
+    assert lr_fraction(25, 100, 0, "linear", 0.0) == pytest.approx(0.75)
+    assert lr_fraction(79, 100, 0, "wsd", 0.0) == 1
+    assert lr_fraction(90, 100, 0, "wsd", 0.0) == pytest.approx(0.5)
+
+
+def build(optimizer: str, **changes) -> tuple[GPT, Optimizer]:
+    torch.manual_seed(0)
+    model = GPT(CONFIG)
+    return model, Optimizer(model, TrainingSection(optimizer=optimizer, **changes), SFTSection(learning_rate=0.01))
+
+
+def train(model: GPT, optimizer: Optimizer, steps: range) -> None:
+    for step in steps:
+        ids = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(step))
+        torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+        optimizer.step(1.0)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_state_put_back_into_a_new_optimizer_continues_exactly(kind):
+    model, optimizer = build(kind)
+    train(model, optimizer, range(3))
+    saved_model = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    saved = {name: tensor.clone() for name, tensor in optimizer.state_tensors().items()}
+    train(model, optimizer, range(3, 6))
+    again, its_optimizer = build(kind)
+    again.load_state_dict(saved_model)
+    its_optimizer.load_state_tensors(saved)
+    train(again, its_optimizer, range(3, 6))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_weight_decay_shrinks_matrices_and_leaves_vectors(kind):
+    model, optimizer = build(kind, weight_decay=0.5)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(1.0)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (parameter.dim() < 2), name
+
+
+def test_muon_takes_the_matrices_of_blocks_and_nothing_else():
+    model, optimizer = build("muon")
+    by_muon = {id(p) for group in optimizer.members[1].param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in by_muon) == is_block_matrix(name, parameter)
+    assert not is_block_matrix("embed_tokens.weight", model.embed_tokens.weight)
+
+
+def test_every_parameter_is_updated_by_exactly_one_member():
+    model, optimizer = build("muon")
+    owned = [id(p) for member in optimizer.members for group in member.param_groups for p in group["params"]]
+    assert sorted(owned) == sorted(id(p) for p in model.parameters())
+
+
+def test_clipping_scales_the_joint_norm_and_reports_the_norm_before():
+    weights = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
+    for weight in weights:
+        weight.grad = torch.full((3,), 2.0)
+    assert clip_gradients(weights, 1.0).item() == pytest.approx(24**0.5)
+    assert torch.stack([w.grad.norm() for w in weights]).norm().item() == pytest.approx(1.0, rel=1e-4)
+    weights[0].grad = torch.full((3,), 2.0)
+    clip_gradients(weights, 0.0)
+    assert torch.equal(weights[0].grad, torch.full((3,), 2.0))

@@ -1,0 +1,44 @@
+"""The smallest real things the tests train with: a tokenizer, a model, a source of examples."""
+
+import numpy as np
+import torch
+
+from mini_chat_gpt.batching import Example
+from mini_chat_gpt.config import Config, GPTConfig, parse_config
+from mini_chat_gpt.model import GPT
+from mini_chat_gpt.tokenizer import ChatTokenizer
+
+TEXTS = ["Once upon a time there was a little cat named Tom.", "Sara had a red ball and she was happy.", "“Hi!” said Tom. 😀"]
+
+
+def tiny_tokenizer(vocab_size: int = 300) -> ChatTokenizer:
+    return ChatTokenizer.train(iter(TEXTS * 20), vocab_size)
+
+
+def tiny_model(vocab_size: int, seed: int = 0, **changes) -> GPT:
+    torch.manual_seed(seed)
+    fields = {"n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 32, "context_length": 64}
+    return GPT(GPTConfig(vocab_size=vocab_size, **fields | changes))
+
+
+def tiny_config(**sections) -> Config:
+    quiet = {"wandb": {"enabled": False}, "system": {"mixed_precision": False, "device": "cpu", "compile": False}}
+    return parse_config(quiet | sections, "the test")
+
+
+class CountingSource:
+    """Examples that depend on the slot alone: the sequence slot, slot+1, … modulo 50."""
+
+    def __init__(self, n: int = 40) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def example(self, slot: int) -> Example:
+        rng = np.random.default_rng(slot)
+        length = int(rng.integers(3, 20))
+        ids = (np.arange(length) + slot) % 50
+        trained = rng.random(length) < 0.6
+        trained[-1] = True
+        return Example(ids.astype(np.int32), trained, weight=1.0 + slot % 3, kind="ab"[slot % 2])
