@@ -169,8 +169,8 @@ def _flat(
     product = _bf16_products if q.device.type == "cpu" and q.dtype == torch.bfloat16 else _sdpa
     outs = []
     for group in layout.groups:
-        padded = (_pad(part[0, :, group.start : group.stop], group) for part in (q, k, v))
-        out = product(*padded, _causal_mask(group.longest, window, q.device), scale)  # (N, H, longest, D)
+        gq, gk, gv = (_pad(part[0, :, group.start : group.stop], group) for part in (q, k, v))
+        out = product(gq, gk, gv, _causal_mask(group.longest, window, q.device), scale)  # (N, H, longest, D)
         out = out.transpose(1, 2).reshape(group.n * group.longest, out.shape[1], out.shape[3])
         outs.append(out if group.slots is None else out.index_select(0, group.slots))
     return torch.cat(outs).transpose(0, 1).unsqueeze(0)  # (1, H, T, D)

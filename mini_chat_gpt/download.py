@@ -112,6 +112,7 @@ def fetch(remote: Remote, target: Path, patience: Patience = Patience(), on_prog
                 _fill(file, remote, target, patience, on_progress or (lambda *_: None))
                 break
             except _Changed:
+                file.truncate(0)
                 remote = look(remote.url, patience)
         else:
             raise UserError(f"{remote.url} keeps changing while it is downloaded; try again later.")
@@ -152,8 +153,10 @@ def _receive(file: BinaryIO, remote: Remote, patience: Patience, on_progress: Pr
     except urllib.error.HTTPError as error:
         if error.code in BUSY:
             raise _Broken(f"the server answers {error.code} {error.reason}") from error
-        if error.code == 416:  # it has nothing there: the file became shorter
-            raise _Changed from error
+        if error.code == 416:  # it has nothing there
+            if look(remote.url, patience) != remote:
+                raise _Changed from error
+            raise _Broken(f"the server promises {_known(remote.size)} bytes and has fewer") from error
         raise UserError(_refusal(remote.url, error)) from error
     with response:
         now = _describe(remote.url, response)

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from mini_chat_gpt.config import WandbSection
 
 METRICS = "metrics.jsonl"
+WandbMode = Literal["online", "offline", "disabled"]
 
 
 class Monitor:
@@ -36,7 +37,7 @@ class Monitor:
     def __exit__(self, kind: type | None, *_: object) -> None:
         self.file.close()
         if self.run is not None:
-            self.run.finish(exit_code=0 if kind is None else 1, quiet=True)
+            self.run.finish(exit_code=0 if kind is None else 1)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record metrics of an optimizer step (counted from 1)."""
@@ -87,14 +88,15 @@ def start_wandb(section: WandbSection, folder: Path, settings: dict[str, Any], c
         return None
 
 
-def wandb_mode(section: WandbSection) -> str:
+def wandb_mode(section: WandbSection) -> WandbMode:
     """"online" only where an account and the network are there; WANDB_MODE of the environment wins."""
     if not section.enabled:
         return "disabled"
     if section.mode != "auto":
         return section.mode
-    if asked := os.environ.get("WANDB_MODE"):
-        return asked
+    asked = os.environ.get("WANDB_MODE")
+    if asked in ("online", "offline", "disabled"):
+        return cast(WandbMode, asked)
     return "online" if has_wandb_account() and can_reach(os.environ.get("WANDB_BASE_URL", "api.wandb.ai")) else "offline"
 
 

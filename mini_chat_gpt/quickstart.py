@@ -1,0 +1,76 @@
+"""The whole way in minutes: sample data, tokenizer, base model, fine-tuning, replies to prompts that were held out.
+
+Each stage is the ordinary command with the settings of data/quickstart.yaml. A stage that is finished is not done again, one
+that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from rich.console import Console
+
+from mini_chat_gpt.checkpoint import steps_of
+from mini_chat_gpt.config import Config, load_config
+from mini_chat_gpt.entry import exit_with
+from mini_chat_gpt.evaluate import compare
+from mini_chat_gpt.monitor import clock
+from mini_chat_gpt.prepare import write_sample_folder
+from mini_chat_gpt.pretrain import pretrain
+from mini_chat_gpt.runs import console, is_finished
+from mini_chat_gpt.sft_dataloader import find_instruct_file
+from mini_chat_gpt.sft_train import train
+from mini_chat_gpt.trainer import TrainResult
+
+SETTINGS = Path(str(files("mini_chat_gpt.data") / "quickstart.yaml"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="From sample stories to a model that answers, in minutes on a CPU.")
+    parser.add_argument("--config", default=SETTINGS, help="settings of all stages (default: the package's quickstart.yaml)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
+    parser.add_argument("--items", type=int, default=40, help="held-out prompts of each kind to score (default 40)")
+    arguments = parser.parse_args(argv)
+    config = load_config(arguments.config, arguments.overrides)
+    out, started = console(), time.monotonic()
+    make_data(Path(config.sft.dataset_path), out)
+    for title, job, stage in (("Base model", pretrain, "pretrain"), ("Fine-tuning", train, "sft")):
+        if run_stage(title, job, stage, config, out):
+            return 130
+    base, tuned = Path(config.pretrain.save_dir), Path(config.sft.save_dir)
+    out.rule("Base and tuned model on prompts that training never saw")
+    valid = find_instruct_file(config.sft.dataset_path, "valid")
+    compare([base, tuned], valid, arguments.items, out, seed=config.system.seed)
+    out.print(f"\nAll of it took {clock(time.monotonic() - started)}. Ask it something yourself:", markup=False)
+    request = "Write a short story that uses all of these words: dog, park, happy"
+    out.print(f'  mini-chat-gpt generate --checkpoint {tuned} --prompt "{request}"', markup=False, soft_wrap=True)
+    return 0
+
+
+def make_data(folder: Path, out: Console) -> None:
+    """The sample data set, unless it is there."""
+    if not (folder / "SOURCE.json").is_file():
+        write_sample_folder(folder, out)
+    out.print(f"Sample stories: {folder}", markup=False)
+
+
+def run_stage(title: str, job: Callable[[Config], TrainResult], stage: str, config: Config, out: Console) -> bool:
+    """Train one stage, or go on with it, or leave it when it is finished; returns whether it was interrupted."""
+    folder = Path(getattr(config, stage).save_dir)
+    out.rule(title)
+    if is_finished(folder):
+        out.print(f"Finished before: {folder}", markup=False)
+        return False
+    if steps_of(folder):
+        resumed = getattr(config, stage).model_copy(update={"resume_from": str(folder)})
+        config = config.model_copy(update={stage: resumed})
+    return job(config).interrupted
+
+
+if __name__ == "__main__":
+    exit_with(main)

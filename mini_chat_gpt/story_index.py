@@ -1,0 +1,184 @@
+"""Any record of a file by its number, without loading the file: where each record lies, and what it has.
+
+One streaming pass over the file finds offset, length and a few bits per record (14 bytes in all); the result is cached beside
+the file, or in the user's cache folder where that place can't be written, and thrown away when the file changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import uuid
+from array import array
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mini_chat_gpt.story_records import FEATURES, FIELDS, StoryRecord, decode, no_story, open_text, parse_record, raw_records
+
+# One bit per record for each field and each named feature, and one for bytes that are not UTF-8.
+BITS = {name: 1 << place for place, name in enumerate((*FIELDS, *FEATURES, "not UTF-8"))}
+_VERSION = 1
+
+
+class RecordIndex:
+    """The records with a story of one file: `len(index)`, `index[i]`, `index.has(name)`.
+
+    Can be pickled and used after a fork and from several threads; the file is opened when a process first needs it.
+    Raises UserError for a file that holds no record (see `read_records`).
+    """
+
+    def __init__(self, path: str | Path, cache: bool = True) -> None:
+        self.path = Path(path)
+        open_text(self.path).close()
+        stamp = _stamp(self.path)
+        table = (_load(self.path, stamp) if cache else None) or _build(self.path)
+        self.offsets: np.ndarray = table["offsets"]  # (records,) int64, bytes from the beginning of the file
+        self.lengths: np.ndarray = table["lengths"]  # (records,) uint32, bytes
+        self.bits: np.ndarray = table["bits"]  # (records,) uint16, see BITS
+        self.without_story = int(table["without_story"])
+        """Records that were left out because they have no story."""
+        self._handle: tuple[int, int] | None = None  # (process id, file descriptor)
+        if cache and "stamp" not in table:
+            _save(self.path, table | {"stamp": np.array(stamp)})
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, number: int) -> StoryRecord:
+        """Record `number`, from 0."""
+        return parse_record(self.text(number))
+
+    def text(self, number: int) -> str:
+        """The record as it stands in the file, without its separator."""
+        return decode(self._read(int(self.offsets[number]), int(self.lengths[number])))
+
+    def has(self, name: str) -> np.ndarray:
+        """(records,) bool: which records have a line of this field, or this feature in their Features, or "not UTF-8" bytes."""
+        return (self.bits & BITS[name]).astype(bool)
+
+    def _read(self, offset: int, length: int) -> bytes:
+        if self._handle is None or self._handle[0] != os.getpid():
+            self._handle = os.getpid(), os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        if hasattr(os, "pread"):  # no shared file position, so threads can't disturb each other
+            return os.pread(self._handle[1], length, offset)
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handle": None}
+
+    def __del__(self) -> None:
+        handle = getattr(self, "_handle", None)
+        if handle is not None and handle[0] == os.getpid():
+            with contextlib.suppress(OSError):
+                os.close(handle[1])
+
+
+def _build(path: Path) -> dict[str, Any]:
+    """One pass over the file."""
+    offsets, lengths, bits, without_story = array("q"), array("I"), array("H"), 0
+    known_features: dict[bytes, int] = {}
+    for offset, chunk in raw_records(path):
+        found = _bits(chunk, known_features)
+        if found is None:
+            without_story += 1
+            continue
+        offsets.append(offset)
+        lengths.append(len(chunk))
+        bits.append(found)
+    if not offsets:
+        raise no_story(path)
+    return {
+        "offsets": np.array(offsets, dtype=np.int64),
+        "lengths": np.array(lengths, dtype=np.uint32),
+        "bits": np.array(bits, dtype=np.uint16),
+        "without_story": np.int64(without_story),
+    }
+
+
+_NAMES = tuple((f"\n{name}:".encode(), BITS[name]) for name in FIELDS)
+_STORY = b"\nStory:"
+_FEATURES_BIT = BITS["Features"]
+
+
+def _bits(chunk: bytes, known_features: dict[bytes, int]) -> int | None:
+    """The bits of a record, None if it has no story. Agrees with parse_record, at a tenth of its cost."""
+    lines = b"\n" + chunk.lstrip()
+    story = lines.find(_STORY)
+    if story < 0:  # a plain story, unless it begins like a record
+        plain = not lines.startswith(tuple(name for name, _ in _NAMES))
+        return (0 if lines.isascii() else _encoding_bit(lines)) if plain else None
+    found, after, end = 0, story + len(_STORY), len(lines)
+    if story:
+        for name, bit in _NAMES:
+            if lines.find(name, 0, story) >= 0:
+                found |= bit
+    if lines.find(b":", after) >= 0:  # few stories have a colon at all
+        for name, bit in _NAMES:
+            if not found & bit and (at := lines.find(name, after)) >= 0:
+                found |= bit
+                end = min(end, at)
+    if end - after < 64 and not lines[after:end].strip():
+        return None
+    if found & _FEATURES_BIT:
+        begin = lines.index(b"\nFeatures:") + len(b"\nFeatures:")
+        line = lines[begin : lines.find(b"\n", begin) % (len(lines) + 1)]  # to the end where no line follows
+        if line not in known_features:
+            listed = {item.strip() for item in line.decode("utf-8", "replace").split(",")}
+            known_features[line] = sum(BITS[name] for name in FEATURES if name in listed)
+        found |= known_features[line]
+    return found if lines.isascii() else found | _encoding_bit(lines)
+
+
+def _encoding_bit(text: bytes) -> int:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return BITS["not UTF-8"]
+    return 0
+
+
+def _stamp(path: Path) -> list[str]:
+    """What tells one state of a file from another: size, time of change, and a hash of its first and last 64 KiB."""
+    stat = path.stat()
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+        file.seek(max(0, stat.st_size - (1 << 16)))
+        digest = hashlib.sha256(head + file.read()).hexdigest()
+    return [str(_VERSION), str(stat.st_size), str(stat.st_mtime_ns), digest]
+
+
+def _cache_places(path: Path) -> list[Path]:
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mini_chat_gpt"
+    key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    return [path.with_name(path.name + ".index.npz"), user_cache / f"{path.name}.{key}.index.npz"]
+
+
+def _load(path: Path, stamp: list[str]) -> dict[str, Any] | None:
+    """The cached index, if there is one of the file as it is now. A damaged one counts as none."""
+    for place in _cache_places(path):
+        with contextlib.suppress(Exception), np.load(place, allow_pickle=False) as arrays:
+            if list(arrays["stamp"]) == stamp:
+                return dict(arrays)
+    return None
+
+
+def _save(path: Path, table: dict[str, Any]) -> None:
+    """Keep the index where the next run finds it. The cache only saves time: a disk that refuses it is no error."""
+    for place in _cache_places(path):
+        temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                np.savez(file, **table)
+            os.replace(temporary, place)
+            return
+        except OSError:
+            continue
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
