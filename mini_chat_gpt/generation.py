@@ -2,13 +2,13 @@
 
 One decoding loop (`decode`) serves both. What it promises:
 
-- A reply does not depend on what else is in the batch: prompts of different length don't see each other's padding, and each
-  draws from a random stream of its own that follows from the seed and the prompt's number.
-- A reply ends at one of the tokenizer's stop ids, which is not part of it. All other control tokens and the padding rows of
-  the model's table are never sampled: a chat model can't open a turn of another role inside its reply. (A role token
-  is a stop id in chats and so ends the reply; llama2.c's BOS, which separates its documents, likewise.)
-- A chat model gets its prompt in the chat format, with the system message that it was trained with; a base model goes on
-  from the prompt as the beginning of a document.
+- A reply does not depend on what else is in the batch: prompts of different length don't see each other's padding, and
+  each draws from a random stream of its own that follows from the seed and the prompt's number.
+- A reply ends at one of the tokenizer's stop ids, which is not part of it. All other control tokens and the padding
+  rows of the model's table are never sampled: a chat model can't open a turn of another role inside its reply. (In
+  chats a role token is a stop id and so ends the reply; llama2.c's BOS, which separates its documents, likewise.)
+- A chat model gets its prompt in the chat format, with the system message that it was trained with; a base model goes
+  on from the prompt as the beginning of a document.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ class _System(Enum):
 USE_FORMAT_DEFAULT = _System.FORMAT_DEFAULT
 System = str | _System | None
 
+# Ended rows leave the batch together, when no more than this part of it goes on: taking rows out copies the cache,
+# which costs more than to carry a few of them along.
+FULL_ENOUGH = 0.75
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -46,7 +50,7 @@ class Reply:
 
     text: str
     ids: tuple[int, ...]  # without the stop token
-    finish_reason: FinishReason  # "stop": by itself; "length": at max_new_tokens; "context": the model's context is full
+    finish_reason: FinishReason  # "stop": by itself; "length": at max_new_tokens; "context": the context is full
     n_prompt: int  # tokens of the prompt, control tokens included
 
 
@@ -89,11 +93,11 @@ def generate_replies(
     """Reply to every prompt, `batch_size` of them at a time, and say how each reply ended.
 
     A prompt is a text, or a conversation that ends with a user message (chat models only). `system` is put before
-    conversations that don't begin with a system message of their own: the chat format's default, a text, or None for none.
-    `progress` is called with the number of finished replies whenever some have been finished.
+    conversations that don't begin with a system message of their own: the chat format's default, a text, or None for
+    none. `progress` is called with the number of finished replies after each of them.
 
-    Raises UserError for an empty list, for a prompt that leaves the reply no room in the context, and for a conversation or
-    system message given to a base model.
+    Raises UserError for an empty list, for a prompt that leaves the reply no room in the context, and for a
+    conversation or system message given to a base model.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
@@ -131,18 +135,20 @@ def stream(
 ) -> Generator[str, None, Reply]:
     """The reply to one prompt in pieces of whole characters, as they come; joined they are what `generate` returns.
 
-    The generator's return value is the `Reply` (`reply = yield from stream(...)`). Arguments and errors as in `generate`.
+    The generator's return value is the `Reply` (`reply = yield from stream(...)`). Settings are those of `Sampling`;
+    errors as in `generate_replies`.
     """
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     [ids] = _encode_prompts(model, tokenizer, [prompt], system)
-    return _stream(model, tokenizer, ids, sampling)
+    steps = decode(model, tokenizer, [ids], sampling, random_streams(_concrete(sampling.seed), [0]))
+    return _pieces(tokenizer, ids, steps)
 
 
-def _stream(model: GPT, tokenizer: ChatTokenizer, prompt: list[int], sampling: Sampling) -> Generator[str, None, Reply]:
+def _pieces(tokenizer: ChatTokenizer, prompt: list[int], steps: Iterator[Step]) -> Generator[str, None, Reply]:
     decoder = tokenizer.stream_decoder(start=_begins_text(tokenizer, prompt))
     ids: list[int] = []
     finish: FinishReason | None = None
-    for _, token_id, finish in decode(model, tokenizer, [prompt], sampling, random_streams(_concrete(sampling.seed), [0])):
+    for _, token_id, finish in steps:
         if finish != "stop":
             ids.append(token_id)
             if piece := decoder.push(token_id):
@@ -158,7 +164,7 @@ def prompt_ids(tokenizer: ChatTokenizer, prompt: Prompt, system: System = USE_FO
     chat_format = tokenizer.chat_format
     if chat_format is None:
         if not isinstance(prompt, str):
-            raise UserError("This is a base model without a chat format; give it a text to go on from, not a conversation.")
+            raise UserError("This is a base model without a chat format; give it a text to go on from, not messages.")
         if isinstance(system, str):
             raise UserError("This is a base model without a chat format; it takes no system message.")
         return [tokenizer.document_id, *tokenizer.encode(prompt)]
@@ -170,9 +176,7 @@ def prompt_ids(tokenizer: ChatTokenizer, prompt: Prompt, system: System = USE_FO
     return render(messages, tokenizer, add_generation_prompt=True)[0]
 
 
-def _encode_prompts(
-    model: GPT, tokenizer: ChatTokenizer, prompts: Sequence[Prompt], system: System
-) -> list[list[int]]:
+def _encode_prompts(model: GPT, tokenizer: ChatTokenizer, prompts: Sequence[Prompt], system: System) -> list[list[int]]:
     if isinstance(prompts, str) or any(isinstance(prompt, Message) for prompt in prompts):
         raise UserError("prompts must be a list of prompts; put a single text or conversation into a list: [prompt].")
     if not prompts:
@@ -183,7 +187,7 @@ def _encode_prompts(
         if len(ids) >= context:
             which = f"Prompt {number} of {len(encoded)}" if len(encoded) > 1 else "The prompt"
             raise UserError(
-                f"{which} has {len(ids)} tokens, but the model's context holds {context} for prompt and reply together; "
+                f"{which} has {len(ids)} tokens, but the model's context holds {context}, prompt and reply together; "
                 f"shorten the prompt to at most {context - 1}, or use a model with a longer context."
             )
     return encoded
@@ -200,43 +204,42 @@ def decode(
 ) -> Iterator[Step]:
     """The decoding loop: read the prompts (ids), then one token after another for each row until all have ended.
 
-    A `cache` that holds the beginnings of these prompts already (`cache.lengths[row]` tokens of each, at least one less than
-    all) is gone on from; nothing is read twice. Rows that have ended leave it.
+    A `cache` that holds the beginnings of these prompts already (`cache.lengths[row]` tokens of each, at least one less
+    than all) is gone on from; nothing is read twice. Of several rows, those that have ended leave it.
     """
     cache = cache or model.make_cache(len(prompts), max(map(len, prompts)) + sampling.max_new_tokens)
-    context, device = model.config.context_length, model.device
+    context, stop_ids, device = model.config.context_length, tokenizer.stop_ids, model.device
+    limits = [min(sampling.max_new_tokens, context - len(prompt)) for prompt in prompts]
     never = forbidden(tokenizer, model.config.vocab_size).to(device)
     seen = _seen(tokenizer, prompts, model.config.vocab_size).to(device) if sampling.repetition_penalty != 1 else None
     fresh = [list(prompt[length:]) for prompt, length in zip(prompts, cache.lengths, strict=True)]
     logits = model.next_logits(_right_padded(fresh).to(device), cache, [len(ids) for ids in fresh])
-    rows, n_new = list(range(len(prompts))), 0
-    while rows:
-        uniforms = None
-        if sampling.temperature != 0:
-            uniforms = torch.tensor([streams[row].random(dtype=np.float32) for row in rows])
+    rows, ended, n_new = list(range(len(prompts))), set[int](), 0
+    while True:
+        uniforms = _uniforms(streams, rows) if sampling.temperature != 0 else None
         ids = next_ids(logits.masked_fill(never, NEVER), sampling, seen, uniforms)
         n_new += 1
-        going_on = []
-        for place, (row, token_id) in enumerate(zip(rows, ids.tolist(), strict=True)):
+        for row, token_id in zip(rows, ids.tolist(), strict=True):
+            if row in ended:
+                continue
             finish: FinishReason | None = None
-            if token_id in tokenizer.stop_ids:
+            if token_id in stop_ids:
                 finish = "stop"
-            elif n_new == sampling.max_new_tokens:
-                finish = "length"
-            elif len(prompts[row]) + n_new == context:
-                finish = "context"
-            else:
-                going_on.append(place)
+            elif n_new == limits[row]:
+                finish = "length" if n_new == sampling.max_new_tokens else "context"
+            if finish is not None:
+                ended.add(row)
             yield Step(row, token_id, finish)
-        if len(going_on) < len(rows):
-            if not going_on:
-                return
-            rows, ids = [rows[place] for place in going_on], ids[going_on]
-            seen = seen[going_on] if seen is not None else None
-            cache.keep_rows(going_on)
+        places = [place for place, row in enumerate(rows) if row not in ended]
+        if not places:
+            return
+        if len(places) <= FULL_ENOUGH * len(rows):
+            cache.keep_rows(places)
+            rows, ids = [rows[place] for place in places], ids[places]
+            seen = seen[places] if seen is not None else None
         if seen is not None:
             seen.scatter_(1, ids[:, None], True)
-        logits = model.next_logits(ids[:, None], cache, [1] * len(rows))
+        logits = model.next_logits(ids[:, None], cache, [int(row not in ended) for row in rows])
 
 
 def forbidden(tokenizer: ChatTokenizer, table_size: int) -> torch.Tensor:
@@ -257,12 +260,17 @@ def random_streams(seed: int, numbers: Sequence[int]) -> list[np.random.Generato
     return [np.random.default_rng([seed, number]) for number in numbers]
 
 
+def _uniforms(streams: Sequence[np.random.Generator], rows: Sequence[int]) -> torch.Tensor:
+    """The next random number of each row, (B,) float32 in [0, 1)."""
+    return torch.from_numpy(np.array([streams[row].random(dtype=np.float32) for row in rows]))
+
+
 def _concrete(seed: int | None) -> int:
     return int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
 
 
 def _seen(tokenizer: ChatTokenizer, prompts: Sequence[Sequence[int]], table_size: int) -> torch.Tensor:
-    """(B, table_size) bool, the tokens each prompt holds. Control tokens are no repetition: earlier turns end with the same."""
+    """(B, table_size) bool: the tokens of each prompt. Control tokens don't count, every turn ends with the same."""
     seen = torch.zeros(len(prompts), table_size, dtype=torch.bool)
     for row, ids in enumerate(prompts):
         seen[row, list(ids)] = True

@@ -50,7 +50,7 @@ def execute(
 ) -> TrainResult:
     """Train `job` in its run folder, showing what is about to happen first and what came of it at the end."""
     folder = resume[0] if resume else free_run(save_dir)
-    precision = pick_precision(config.system.mixed_precision, model.device)
+    precision = pick_precision(config.system.mixed_precision, model.device, model.config.n_embd)
     compiled = should_compile(config.system.compile, model.device)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write_text(folder / "config.yaml", to_yaml(config))

@@ -1,9 +1,9 @@
 """Tells one story of the sample data set from a plot, and knows everything about it: who, what, how it ends, and why.
 
-The writing lives in data/sample_plots.yaml (its head explains the notation) and data/sample_words.yaml. Here is only the
-machinery: a cast is drawn, the beats whose conditions hold are worded, slots are filled, and what must be true of every
-story is checked (length, the main character named most, no fact in the summary that the story leaves out). A telling that
-fails is thrown away and told anew. Only `Random.random` is used, whose sequence Python promises to keep.
+The writing lives in data/sample_plots.yaml (its head explains the notation) and data/sample_words.yaml. Here is only
+the machinery: a cast is drawn, the beats whose conditions hold are worded, slots are filled, and what must be true of
+every story is checked (length, the main character named most, no fact in the summary that the story leaves out). A
+telling that fails is thrown away and told anew. Only `Random.random` is used, whose sequence Python promises to keep.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 from random import Random
 from typing import Any, TypeVar
 
 import yaml
 
+from mini_chat_gpt.story_records import FEATURES
+
 T = TypeVar("T")
 Entry = Mapping[str, Any]
 
 MIN_WORDS, MAX_WORDS = 60, 200
-FEATURES = ("Dialogue", "BadEnding", "MoralValue", "Twist", "Foreshadowing", "Conflict")
 # Out of every five pairs of a main character's name and a main thing, one is kept for the valid part.
 HELD_OUT_ONE_IN = 5
 CLOSING_SHARE, DOUBLE_MORALS = 0.6, 0.5
@@ -37,6 +38,7 @@ VOWEL_SOUND = re.compile(r"(?!uni|use|one|eu)[aeiou]|hour|honest", re.IGNORECASE
 _CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
 _SLOT = re.compile(r"<(\w+)>")
 _ARTICLE = re.compile(r"\b([Aa])n? (?=(\w+))")
+_SPEECH = re.compile(r'"[^"]*"')
 _REASON = re.compile(r"because ([^.!?\"]+)")
 
 
@@ -160,9 +162,10 @@ class Storyteller:
             hero, gender = self._name(species, rng, self.words["names_only_in_valid" if wish.new_name else "names"])
             thing = pick(rng, group["nouns"])
         other = pick(rng, [noun for noun in group["nouns"] if noun != thing])
+        adjective = pick(rng, [word for word in group["adjectives"] if word != thing])
         taken = f"{thing} {other} {' '.join(way.values())}"
         kinds = [kind for kind in words["animal_kinds"] if kind not in taken]
-        slots = {"hero": hero, "species": species, "thing": thing, "other": other, "adj": pick(rng, group["adjectives"])}
+        slots = {"hero": hero, "species": species, "thing": thing, "other": other, "adj": adjective}
         slots["kind"] = gender if species == "child" else pick(rng, kinds)
         slots |= pronouns("", gender) | self._others(slots, kinds, rng) | self._scene(plot, rng) | way
         for mood, feelings in words["feelings"].items():
@@ -231,11 +234,12 @@ class Telling:
     def choose(self, beat: Entry) -> str | None:
         """One of the wordings whose conditions hold."""
         holds = self.conditions | ({"maybe"} if self.rng.random() < 0.5 else set())
-        options = [text for condition, texts in beat.items() if holds >= _words_of(condition) for text in _listed(texts)]
+        fitting = [_listed(texts) for condition, texts in beat.items() if holds >= _words_of(condition)]
+        options = [text for texts in fitting for text in texts]
         if not options:
             return None
         chosen = pick(self.rng, options)
-        # A wording that brings a feature must be drawn twice, or there would be far more twists than in the public data.
+        # A wording with a feature must be drawn twice, or there would be far more twists than in the public data.
         return pick(self.rng, options) if " !! " in chosen else chosen
 
     def add(self, beat: Entry) -> None:
@@ -284,14 +288,13 @@ class Telling:
 
 
 def is_sound(text: str, telling: Telling) -> bool:
-    """What must hold for every story, whatever its plot: a fair length, one clear main character, unambiguous questions."""
-    named = [len(re.findall(rf"\b{telling.slots[who]}\b", text)) for who in ("hero", "pal", "elder")]
+    """What must hold for every story: a fair length, one clear main character, each question asked but once."""
+    for told in (text, _SPEECH.sub("", text)):
+        hero, *others = (len(re.findall(rf"\b{telling.slots[who]}\b", told)) for who in ("hero", "pal", "elder"))
+        if hero < max(others) + 2:
+            return False
     questions = [pair["question"] for pair in telling.why]
-    return (
-        MIN_WORDS <= len(text.split()) <= MAX_WORDS
-        and named[0] >= max(named[1:]) + 2
-        and len(set(questions)) == len(questions) > 0
-    )
+    return MIN_WORDS <= len(text.split()) <= MAX_WORDS and len(set(questions)) == len(questions) > 0
 
 
 def pronouns(prefix: str, gender: str) -> dict[str, str]:
@@ -305,7 +308,7 @@ def capitalized(text: str) -> str:
     return text[:start] + text[start : start + 1].upper() + text[start + 1 :]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _words_of(condition: str) -> frozenset[str]:
     return frozenset(condition.split())
 

@@ -1,9 +1,13 @@
 """Writes the sample data set: stories in the public instruct format whose every answer is known for certain.
 
-It stands in for TinyStories-Instruct where there is no network, so that everything from training to scoring runs offline.
-Its valid part is hard on purpose. Held out from training are: three whole plots (`unseen: true` in data/sample_plots.yaml;
-two fifths of the valid part), every fifth pair of a main character's name and a main thing (`is_held_out`; the valid part
-has only such pairs), and a list of names (`names_only_in_valid`; the main character of a tenth of the valid part).
+It stands in for TinyStories-Instruct where there is no network, so that all from training to scoring runs offline. Its
+valid part is hard on purpose. Held out from training are:
+
+- three whole plots (`unseen: true` in data/sample_plots.yaml): two fifths of the valid part;
+- a list of names (`names_only_in_valid` in data/sample_words.yaml): the main character of a tenth of the valid part;
+- of all other names, every fifth pair of a main character's name and a main thing (`is_held_out`): the valid part has
+  only such pairs, so no story can be in both parts.
+
 The same seed writes the same bytes, on every machine and version of Python.
 
     python -m mini_chat_gpt.sample_stories FOLDER
@@ -25,9 +29,11 @@ from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.files import atomic_write_text
 from mini_chat_gpt.sample_plots import Story, Storyteller, Wish, load_data, pick
+from mini_chat_gpt.story_records import FILE_NAMES, SEPARATOR
+from mini_chat_gpt.story_records import stories as stories_of
 
-FILE_NAME, ANSWERS_NAME = "TinyStoriesInstruct-{split}.txt", "TinyStoriesInstruct-{split}.answers.jsonl"
-SEPARATOR = "<|endoftext|>"
+FILE_NAME = FILE_NAMES[0]
+ANSWERS_NAME = FILE_NAME.replace(".txt", ".answers.jsonl")
 TRAIN_RECORDS, VALID_RECORDS = 12_000, 3_000
 
 # Shares of the stories, and of the fields in the records, close to those of the public data set.
@@ -35,28 +41,32 @@ BAD_ENDINGS, WITH_DIALOGUE, WITH_MORAL = 0.13, 0.64, 0.21
 UNSEEN_PLOTS_IN_VALID, NEW_NAMES_IN_VALID = 0.4, 0.1
 HAVE_FEATURES, HAVE_WORDS, HAVE_SUMMARY, HAVE_SENTENCE = 0.95, 0.58, 0.82, 0.35
 SUMMARY_LAST = 1 / 3
+NEWLINES = ("\n", "\n\n")  # after `Story: `
 
 _TOKEN = re.compile(r"[a-z]+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?]\")\s+")
 
 
-def write_sample(folder: Path | str, n_train: int = TRAIN_RECORDS, n_valid: int = VALID_RECORDS, seed: int = 0) -> list[Path]:
+def write_sample(
+    folder: Path | str, n_train: int = TRAIN_RECORDS, n_valid: int = VALID_RECORDS, seed: int = 0
+) -> list[Path]:
     """Write both parts and, beside each, what is known about its records; returns the four paths.
 
     Raises UserError where a file of that name is there that isn't an earlier sample.
     """
-    teller = Storyteller()
-    written = []
-    for split, n_records in (("train", n_train), ("valid", n_valid)):
-        path, answers = (Path(folder) / name.format(split=split) for name in (FILE_NAME, ANSWERS_NAME))
+    sizes = {"train": n_train, "valid": n_valid}
+    paths = {split: [Path(folder) / name.format(split=split) for name in (FILE_NAME, ANSWERS_NAME)] for split in sizes}
+    for path, answers in paths.values():
         if path.exists() and not answers.exists():
             raise UserError(f"{path} is there and is no sample of ours; choose another folder or move it away.")
+    teller = Storyteller()
+    for split, (path, answers) in paths.items():
         rng = Random(2 * seed + (split == "valid"))
-        records = [(story, *record_of(story, rng)) for story in stories(teller, split, n_records, rng)]
-        atomic_write_text(answers, "".join(json.dumps(answers_of(*known), ensure_ascii=False) + "\n" for known in records))
-        atomic_write_text(path, "".join(f"{text}\n{SEPARATOR}\n" for _, text, _ in records))
-        written += [path, answers]
-    return written
+        records = [(story, *record_of(story, rng)) for story in stories(teller, split, sizes[split], rng)]
+        known = (answers_of(story, fields) for story, _, fields in records)
+        atomic_write_text(answers, "".join(f"{json.dumps(answer, ensure_ascii=False)}\n" for answer in known))
+        atomic_write_text(path, "".join(f"{text}\n{SEPARATOR.decode()}\n" for _, text, _ in records))
+    return [path for pair in paths.values() for path in pair]
 
 
 def stories(teller: Storyteller, split: str, n_stories: int, rng: Random) -> Iterator[Story]:
@@ -92,16 +102,19 @@ def record_of(story: Story, rng: Random) -> tuple[str, dict[str, Any]]:
     if rng.random() < HAVE_SENTENCE:
         fields["Random sentence"] = pick(rng, sentences(story.text))
     order = sorted(fields, key=lambda _: rng.random())
-    last = ["Summary"] if "Summary" in fields and rng.random() < SUMMARY_LAST else []
-    lines = {name: f"{name}: {', '.join(value) if isinstance(value, list) else value}" for name, value in fields.items()}
-    text = f"Story: {pick(rng, NEWLINES)}{story.text}"
-    return "\n".join([*(lines[name] for name in order if name not in last), text, *(lines[name] for name in last)]), fields
+    after = ["Summary"] if "Summary" in fields and rng.random() < SUMMARY_LAST else []
+    before = [name for name in order if name not in after]
+
+    def lines(names: Sequence[str]) -> list[str]:
+        return [
+            f"{name}: {', '.join(fields[name]) if isinstance(fields[name], list) else fields[name]}" for name in names
+        ]
+
+    story_lines = f"Story: {pick(rng, NEWLINES)}{story.text}"
+    return "\n".join([*lines(before), story_lines, *lines(after)]), fields
 
 
-NEWLINES = ("\n", "\n\n")
-
-
-def answers_of(story: Story, _text: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+def answers_of(story: Story, fields: Mapping[str, Any]) -> dict[str, Any]:
     """One line of the answers file: everything known about the record, also what the record itself doesn't say."""
     return {
         "plot": story.plot,
@@ -129,7 +142,7 @@ def new_names() -> frozenset[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """Whole sentences of at least three words, as they stand in the text; quotes that a sentence cuts through are left out."""
+    """Whole sentences of at least three words, as they stand in the text; none with half a quotation in it."""
     parts = [part for line in text.split("\n") for part in _SENTENCE_END.split(line)]
     return [part for part in parts if len(part.split()) >= 3 and part.count('"') % 2 == 0 and not part[0].islower()]
 
@@ -180,13 +193,13 @@ def measure(folder: Path | str) -> dict[str, dict[str, float]]:
 
 def measure_split(folder: Path, split: str) -> dict[str, float]:
     """The measures of one part; see the keys."""
-    records = (folder / FILE_NAME.format(split=split)).read_text(encoding="utf-8").split(f"\n{SEPARATOR}\n")[:-1]
-    known = [json.loads(line) for line in (folder / ANSWERS_NAME.format(split=split)).read_text(encoding="utf-8").splitlines()]
-    texts = [re.split(r"\nSummary: ", record.partition("Story: ")[2].strip())[0] for record in records]
+    texts = list(stories_of(folder / FILE_NAME.format(split=split)))
+    lines = (folder / ANSWERS_NAME.format(split=split)).read_text(encoding="utf-8").splitlines()
+    known = [json.loads(line) for line in lines]
     words = [re.findall(r"[\w']+", text.lower()) for text in texts]
     total = sum(map(len, words))
     return {
-        "records": len(records),
+        "records": len(texts),
         "distinct stories, share": len(set(texts)) / len(texts),
         "words per story, mean": total / len(texts),
         "words per story, least": min(map(len, words)),
@@ -194,7 +207,7 @@ def measure_split(folder: Path, split: str) -> dict[str, float]:
         "distinct words": len({word for story in words for word in story}),
         "distinct 4-grams": len(four_grams(words)),
         "distinct 4-grams per 1,000 words": 1000 * len(four_grams(words)) / total,
-        "the same in the first 1,000 stories": 1000 * len(four_grams(words[:1000])) / sum(map(len, words[:1000])),
+        "the same, first 1,000 stories alone": 1000 * len(four_grams(words[:1000])) / sum(map(len, words[:1000])),
         "largest plot, share": max(Counter(answer["plot"] for answer in known).values()) / len(known),
         "plots": len({answer["plot"] for answer in known}),
         "stories of plots that training never shows, share": sum(not answer["seen"] for answer in known) / len(known),
@@ -217,15 +230,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line: write a sample and print its measures."""
     parser = argparse.ArgumentParser(description="Write the sample data set and print how varied it is.")
     parser.add_argument("folder", type=Path, help="where the four files go")
-    parser.add_argument("--train", type=int, default=TRAIN_RECORDS, help="records of the train part (default: %(default)s)")
-    parser.add_argument("--valid", type=int, default=VALID_RECORDS, help="records of the valid part (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=TRAIN_RECORDS, help="records of train (default: %(default)s)")
+    parser.add_argument("--valid", type=int, default=VALID_RECORDS, help="records of valid (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives another sample (default: %(default)s)")
     arguments = parser.parse_args(argv)
     write_sample(arguments.folder, arguments.train, arguments.valid, arguments.seed)
     train, valid = measure(arguments.folder).values()
     print(f"{'':52}{'train':>12}{'valid':>12}")
     for name, value in train.items():
-        print(f"{name:52}" + "".join(f"{number:>12,.3f}" if number % 1 else f"{number:>12,.0f}" for number in (value, valid[name])))
+        shown = [f"{number:>12,.3f}" if number % 1 else f"{number:>12,.0f}" for number in (value, valid[name])]
+        print(f"{name:52}{''.join(shown)}")
     return 0
 
 

@@ -1,8 +1,8 @@
 """From logits to the next token: filters and the draw, pure functions on logits (B, V) that know nothing of text.
 
 A filter sets what may not be drawn to −inf and leaves the rest as it is. `next_ids` applies them in the order of
-Hugging Face's `transformers`: repetition penalty → temperature → top-k → top-p → min-p → draw. Tests compare each of them
-with theirs.
+Hugging Face's `transformers`: repetition penalty → temperature → top-k → top-p → min-p → draw. Tests compare each of
+them with theirs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Sampling:
         self._check("max_new_tokens", int, 1, math.inf, "a whole number from 1 on")
         if self.temperature != 0:
             # Nearer to 0 the division overflows, and nothing but the likeliest token is ever drawn any more.
-            self._check("temperature", float, 0.001, math.inf, "0 (always the likeliest token) or a number from 0.001 on")
+            self._check("temperature", float, 0.001, math.inf, "0 (the likeliest token, always) or at least 0.001")
         self._check("top_k", int, 1, math.inf, "a whole number from 1 on, or None")
         self._check("top_p", float, math.ulp(0.0), 1, "a number above 0 and at most 1, or None")
         self._check("min_p", float, 0, 1, "a number from 0 to 1, or None")
@@ -61,7 +61,7 @@ class Sampling:
 
 
 def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Divide positive and multiply negative logits of `seen` (B, V) tokens by `penalty` (CTRL, Keskar et al. 2019, arXiv:1909.05858)."""
+    """Make `seen` (B, V) tokens less likely, `penalty` times as in CTRL (Keskar et al. 2019, arXiv:1909.05858)."""
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
@@ -72,7 +72,7 @@ def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
-    """Nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751): keep the fewest likeliest tokens whose probabilities reach p."""
+    """Keep the fewest likeliest tokens whose probabilities reach p (Holtzman et al. 2020, arXiv:1904.09751)."""
     ascending, order = logits.sort(dim=-1)
     # A token goes if it and all less likely ones together hold no more than 1 − p. The likeliest always stays.
     excess = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
@@ -118,7 +118,7 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
 def next_ids(
     logits: torch.Tensor, sampling: Sampling, seen: torch.Tensor | None = None, uniforms: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The next token of each row, (B, V) -> (B,). `uniforms` (B,), in [0, 1), are needed unless the temperature is 0."""
+    """The next token of each row, (B, V) -> (B,): drawn with `uniforms` (B,) in [0, 1), without them the likeliest."""
     logits = filtered(logits.float(), sampling, seen)
     if uniforms is None:
         return logits.argmax(dim=-1)

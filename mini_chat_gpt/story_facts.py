@@ -10,7 +10,8 @@ import re
 
 # A quotation ends with its paragraph at the latest: stories forget closing marks.
 _QUOTATION = re.compile(r'"[^"\n]*(?:"|$)|“[^”\n]*(?:”|$)|(?<![\w\'])[\'‘](?=[A-Z])[^\n\'‘’]*(?:[\'’][a-z]+[^\n\'‘’]*)*[.,!?][\'’](?!\w)', re.MULTILINE)
-_SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)[.!?…]+[\"”’']*(?=\s|$)|(?=\n)")
+_SENTENCE_END = re.compile(r"[.!?…]+[\"”’')]*(?=\s)|\n")
+_ABBREVIATIONS = ("Mr.", "Mrs.", "Ms.", "Dr.", "St.")
 MASK = "\x01"
 """Stands for every character of quoted speech in `mask_speech`'s result."""
 
@@ -19,20 +20,14 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     """(start, end) of each sentence; a line break ends one too, and the blanks between them belong to none."""
     spans, start = [], 0
     for match in _SENTENCE_END.finditer(text):
-        start = _skip_blanks(text, start)
-        if match.end() > start:
-            spans.append((start, match.end()))
-            start = match.end()
-    start = _skip_blanks(text, start)
-    if start < len(text.rstrip()):
-        spans.append((start, len(text.rstrip())))
-    return spans
-
-
-def _skip_blanks(text: str, at: int) -> int:
-    while at < len(text) and text[at].isspace():
-        at += 1
-    return at
+        end = match.end()
+        if match[0] == "." and text.endswith(_ABBREVIATIONS, 0, end):
+            continue
+        spans.append((start, end))
+        start = end
+    spans.append((start, len(text)))
+    stripped = ((end - len(text[start:end].lstrip()), start + len(text[start:end].rstrip())) for start, end in spans)
+    return [(start, end) for start, end in stripped if start < end]
 
 
 def quotations(story: str) -> list[tuple[int, int]]:
@@ -43,3 +38,75 @@ def quotations(story: str) -> list[tuple[int, int]]:
 def mask_speech(story: str) -> str:
     """The story at its full length, with quoted speech blotted out: what the narrator says."""
     return _QUOTATION.sub(lambda match: MASK * len(match[0]), story)
+
+
+# A moral goes from the words that announce it to the end of its sentence.
+_LESSON = (
+    r"(?:learn(?:s|ed|t)?|taught (?:us|them|him|her|everyone|me)|teaches (?:us|them)?) ?"
+    r"(?:a|an|the|his|her|their) (?:[a-z]+,? ){0,3}?lesson"
+)
+_MORALS = re.compile(
+    r"\b[Mm]oral(?: value| lesson)?(?: of (?:the|this|our) story)?(?:,? (?:is|was)\b|(?=:))[\s:,–—-]*(?P<moral>[^\n]+)"
+)
+_LESSONS = [
+    re.compile(pattern)
+    for pattern in (
+        r"\b[Tt]he lesson(?: of (?:the|this) story)?(?: (?:is|was)\b|(?=:))[\s:,–—-]*(?P<moral>(?:that|to|not|always|never)\b[^\n]+)",
+        rf"\b{_LESSON}(?: (?:that|this) day| today)?(?:[:;–—]| -+|--|,(?= that\b))\s*(?P<moral>[^\n]+)",
+        r"\blearn(?:ed|t|s) (?P<moral>(?:to (?:always|never)|(?:never|not|always) to) [^\n]+)",
+    )
+]
+_LEARNED = re.compile(r"\blearn(?:ed|t|s) that (?:day that )?(?P<moral>[^\n]+)")
+_CLAUSE = re.compile(r"^[\s\"“'‘]*(?P<clause>[^.!?\"“”\n]+)(?:[.!?\"”]|$)")
+_NO_START = re.compile(r"(?:he|she|they|it was|his|her|their|about|of|what|in|not|the story)\b", re.IGNORECASE)
+# A clause that tells of this story only, and one that holds in general.
+_PARTICULAR = re.compile(
+    r"\b(?:he|she|his|him|her|hers|they|their|them|I|my|me|was|were|had|did|didn't|wasn't|weren't|couldn't|wouldn't|this|today"
+    r"|and lived)\b|(?<!^)\b[A-Z][a-z]"
+)
+_GENERAL = re.compile(
+    r"\b(?:is|are|can|can't|cannot|should|must|makes?|brings?|helps?|always|never|it's|need|don't|doesn't|you|pays|to)\b"
+)
+
+
+def stated_moral(text: str) -> tuple[str, tuple[int, int]] | None:
+    """The moral that a text states, as a sentence of its own, and the (start, end) of the statement in the text.
+
+    "The moral of the story is to share."  ->  "Share."; "She learned a lesson: never lie." -> "Never lie.";
+    "They learned that sharing is fun." -> "Sharing is fun.", but nothing from "They learned that the cat was lost."
+    """
+    if not ("oral" in text or "esson" in text or "learn" in text):
+        return None
+    for pattern in (_MORALS, *_LESSONS, _LEARNED):
+        for match in reversed(list(pattern.finditer(text))):
+            clause = _CLAUSE.match(match["moral"])
+            if clause and (moral := _as_moral(clause["clause"], pattern)):
+                return moral, (match.start(), match.start("moral") + clause.end())
+    return None
+
+
+def _as_moral(clause: str, pattern: re.Pattern[str]) -> str | None:
+    """A clean sentence from what follows an announcement, None unless it is complete and says more than what happened."""
+    clause = " ".join(clause.split()).strip(" ,;:-–—'’‘")
+    clause = re.sub(r"^(?:that|is|was)\b[\s,:]*", "", clause)
+    clause = re.split(r",? and that (?:they|he|she)\b", clause)[0].replace(" and that ", " and ")
+    if pattern is not _MORALS and _PARTICULAR.search(clause):
+        return None
+    if pattern is _LEARNED and (not _GENERAL.search(clause) or re.match(r"(?:there|it|[A-Z][a-z]+)\b(?! is| are|'s)", clause)):
+        return None
+    clause = _imperative(clause)
+    if not 2 <= len(clause.split()) <= 40 or _NO_START.match(clause) or "â€" in clause:
+        return None
+    return clause[0].upper() + clause[1:] + "."
+
+
+def _imperative(clause: str) -> str:
+    """ "to always be kind and to share" -> "always be kind and share"; "not to steal" -> "do not steal"."""
+    if re.match(r"(?:to not|not to) ", clause):
+        clause = "do not " + clause[7:]
+    elif match := re.match(r"(?:to (always|never)|(always|never) to|to) ", clause):
+        adverb = match[1] or match[2]
+        clause = (f"{adverb} " if adverb else "") + clause[match.end() :]
+    else:
+        return clause
+    return re.sub(r"\b(and|or) not to ", r"\1 do not ", re.sub(r"\b(and|or) to ", r"\1 ", clause))

@@ -26,7 +26,8 @@ def make_trainer(folder, callbacks=(), tokenizer=TOKENIZER, validation=4, **sect
     job = Job("sft", config.sft, source, [source.example(i + 1000) for i in range(validation)])
     model = tiny_model(tokenizer.vocab_size)
     monitor = Monitor(folder, config.wandb, {}, Console(quiet=True))
-    return Trainer(job, model, tokenizer, config, folder, monitor, pick_precision(False, torch.device("cpu")), False, callbacks)
+    precision = pick_precision(False, torch.device("cpu"), model.config.n_embd)
+    return Trainer(job, model, tokenizer, config, folder, monitor, precision, False, callbacks)
 
 
 def gradients_of(trainer: Trainer, examples) -> dict[str, torch.Tensor]:

@@ -1,0 +1,134 @@
+"""Reply to a prompt: `python mini_chat_gpt/sft_generate.py --checkpoint PATH --prompt TEXT` (`mini-chat-gpt generate`).
+
+The reply is streamed to standard output and nothing else goes there; what is worth knowing goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, fields
+from io import TextIOWrapper
+from pathlib import Path
+
+from mini_chat_gpt.checkpoint import load_checkpoint, newest_checkpoint
+from mini_chat_gpt.entry import exit_with
+from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.generation import USE_FORMAT_DEFAULT, FinishReason, Reply, stream
+from mini_chat_gpt.model import GPT
+from mini_chat_gpt.sampling import Sampling
+from mini_chat_gpt.tokenizer import ChatTokenizer
+
+HOW_IT_ENDED: dict[FinishReason, str] = {
+    "stop": "",
+    "length": "; cut off there, --max-new-tokens allows more",
+    "context": "; cut off there, the model's context is full",
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line's options. Defaults of the sampling settings are those of `Sampling`."""
+    parser = argparse.ArgumentParser(
+        description="Reply to a prompt. A base model without a chat format goes on from it instead.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
+    )
+    parser.add_argument(
+        "--checkpoint", metavar="PATH", help="checkpoint or run folder, or a model file (default: newest under runs/)"
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", metavar="TEXT", help="what to reply to; - reads it from standard input")
+    what.add_argument("--prompt-file", metavar="FILE", help="the same from a file, for a whole story")
+    parser.add_argument("--system", metavar="TEXT", help='system message, "" for none (default: as in training)')
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    add_sampling_options(parser)
+    return parser
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """One option for each setting of `Sampling`."""
+    kept = Sampling()
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help=f"longest reply (default: {kept.max_new_tokens})"
+    )
+    group.add_argument(
+        "--temperature", type=float, metavar="T", help=f"0 = the likeliest token, always (default: {kept.temperature})"
+    )
+    group.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
+    group.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the likeliest tokens that hold this probability"
+    )
+    group.add_argument(
+        "--min-p", type=float, metavar="P", help="leave out tokens less than P times as likely as the likeliest"
+    )
+    group.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: repeat less (default: 1, none)")
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same reply")
+
+
+def sampling_of(arguments: argparse.Namespace) -> Sampling:
+    """The settings that were given, the defaults for the rest."""
+    given = {field.name: getattr(arguments, field.name) for field in fields(Sampling)}
+    return Sampling(**{name: value for name, value in given.items() if value is not None})
+
+
+def open_model(path: str | None, device: str) -> tuple[GPT, ChatTokenizer]:
+    """The model that was named, or the newest under runs/; says on standard error which it is."""
+    found = Path(path) if path is not None else newest_checkpoint()
+    if found is None:
+        raise UserError(
+            "There is no model under runs/; `mini-chat-gpt quickstart` makes one, or name yours: --checkpoint PATH."
+        )
+    model, tokenizer = load_checkpoint(found, device)
+    kind = (
+        "" if tokenizer.chat_format is not None else ", a base model without a chat format: it goes on from the prompt"
+    )
+    print(f"{found}: {model.n_parameters() / 1e6:.2f} M parameters on {model.device}{kind}", file=sys.stderr)
+    return model, tokenizer
+
+
+def read_prompt(arguments: argparse.Namespace) -> str:
+    """The prompt from wherever it comes, without the line break at its end."""
+    if arguments.prompt not in (None, "-"):
+        return str(arguments.prompt)
+    file = arguments.prompt_file
+    try:
+        raw = sys.stdin.buffer.read() if file in (None, "-") else Path(file).read_bytes()
+        return raw.decode("utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise UserError(f"The prompt file {file} can't be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError as error:
+        where = "Standard input" if file in (None, "-") else f"The prompt file {file}"
+        raise UserError(f"{where} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+
+
+def show(pieces: Generator[str, None, Reply]) -> Reply:
+    """Write the pieces of a reply as they come; returns the reply."""
+    while True:
+        try:
+            print(next(pieces), end="", flush=True)
+        except StopIteration as end:
+            print()
+            reply: Reply = end.value
+            return reply
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    arguments = make_parser().parse_args(argv)
+    sampling, prompt = sampling_of(arguments), read_prompt(arguments)  # mistakes show before the model is loaded
+    model, tokenizer = open_model(arguments.checkpoint, arguments.device)
+    system = USE_FORMAT_DEFAULT if arguments.system is None else arguments.system or None
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal that has no emoji gets a question mark, not a traceback
+        sys.stdout.reconfigure(errors="replace")
+    started = time.monotonic()
+    reply = show(stream(model, tokenizer, prompt, system=system, **asdict(sampling)))
+    seconds = max(time.monotonic() - started, 1e-9)
+    rate = f"{len(reply.ids)} tokens, {len(reply.ids) / seconds:,.0f} a second"
+    print(rate + HOW_IT_ENDED[reply.finish_reason], file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(main)
