@@ -8,6 +8,7 @@ with H a multiple of Hkv (grouped-query attention, Ainslie et al. 2023, arXiv:23
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -33,11 +34,11 @@ class Group:
 class Flat:
     """Examples end to end in a single row (B = 1); token t sees the tokens of its own example up to itself.
 
-        offsets (0, 2, 5):   1 . . . .
-                             1 1 . . .
-                             . . 1 . .
-                             . . 1 1 .
-                             . . 1 1 1
+    offsets (0, 2, 5):   1 . . . .
+                         1 1 . . .
+                         . . 1 . .
+                         . . 1 1 .
+                         . . 1 1 1
     """
 
     offsets: tuple[int, ...]
@@ -46,23 +47,27 @@ class Flat:
 
     @classmethod
     def from_offsets(cls, offsets: tuple[int, ...], device: torch.device | str = "cpu") -> Flat:
-        lengths = [stop - start for start, stop in zip(offsets, offsets[1:], strict=False)]
+        lengths = [stop - start for start, stop in pairwise(offsets)]
         groups, first = [], 0
         for last in range(1, len(lengths) + 1):
             together = lengths[first : last + 1]
-            if last == len(lengths) or min(together) < LEAST_FILL * max(together):
+            alike = min(together) >= LEAST_FILL * max(together) and len(together) * max(together) <= MOST_TOKENS
+            if last == len(lengths) or not alike:
                 groups.append(_group(offsets[first], lengths[first:last], device))
                 first = last
         return cls(offsets, max(lengths), tuple(groups))
 
 
-# Examples are padded together while the shortest has this part of the longest one's length: fewer, larger products
-# against wasted ones. Measured on a CPU with stories of 60-260 tokens; flat between 0.7 and 0.9.
+# Examples are padded together while the shortest has this part of the longest one's length and they stay small: fewer
+# calls against wasted work and products that no longer fit the cache. Measured on a CPU with examples of 60-500 tokens.
 LEAST_FILL = 0.8
+MOST_TOKENS = 1024
+ROUND_TO = 32  # lengths are rounded up to this, so that kernels prepared for one shape serve again
 
 
 def _group(start: int, lengths: list[int], device: torch.device | str) -> Group:
-    n, longest, total = len(lengths), max(lengths), sum(lengths)
+    n, total = len(lengths), sum(lengths)
+    longest = -(-max(lengths) // ROUND_TO) * ROUND_TO
     slots = None
     if n * longest != total:
         table = torch.arange(n * longest).view(n, longest)

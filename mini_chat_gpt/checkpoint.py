@@ -157,7 +157,9 @@ def find_checkpoint(path: Path | str, prefer: str = "best") -> Path:
     if path.name in ("best", "last") and not path.exists():
         path, prefer = path.parent, path.name
     if not path.is_dir():
-        raise UserError(f"There is no checkpoint at {path}; give a checkpoint folder, a run folder such as runs/sft, or a model file.")
+        raise UserError(
+            f"There is no checkpoint at {path}; give a checkpoint folder, a run folder such as runs/sft, or a model file."
+        )
     whole = []
     for folder in steps_of(path):
         if reason := damage(folder):
@@ -165,7 +167,9 @@ def find_checkpoint(path: Path | str, prefer: str = "best") -> Path:
         else:
             whole.append(folder)
     if not whole:
-        raise UserError(f"{path} holds no whole checkpoint; give a checkpoint folder, or a run folder with step-* inside.")
+        raise UserError(
+            f"{path} holds no whole checkpoint; give a checkpoint folder, or a run folder with step-* inside."
+        )
     if prefer == "last":
         return whole[-1]
     scored = [(value, folder) for folder in whole if (value := validation_loss(folder)) is not None]

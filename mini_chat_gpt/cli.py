@@ -36,7 +36,9 @@ def run(argv: Sequence[str]) -> int:
         print(usage())
         return 0
     if argv[0] not in VERBS:
-        raise UserError(f"{argv[0]!r} is no verb of mini-chat-gpt{nearest(argv[0], VERBS)}; the verbs are {', '.join(VERBS)}.")
+        raise UserError(
+            f"{argv[0]!r} is no verb of mini-chat-gpt{nearest(argv[0], VERBS)}; the verbs are {', '.join(VERBS)}."
+        )
     module = import_module(f"mini_chat_gpt.{VERBS[argv[0]][0]}")
     sys.argv[0] = f"mini-chat-gpt {argv[0]}"  # the name argparse shows
     return int(module.main(argv[1:]))

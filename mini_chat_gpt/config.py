@@ -72,7 +72,9 @@ class GPTConfig(Section):
         if self.n_head % self.kv_heads:
             raise ValueError(f"n_head ({self.n_head}) must be a multiple of n_kv_head ({self.kv_heads})")
         if self.head_dim is None and self.n_embd % self.n_head:
-            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head}), or head_dim be given")
+            raise ValueError(
+                f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head}), or head_dim be given"
+            )
         if self.position == "rope" and self.head_size % 2:
             raise ValueError(f"rotary positions need an even head_dim, not {self.head_size}")
         if self.windows is not None and len(self.windows) != self.n_layer:
@@ -316,7 +318,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
-        raise UserError(f"There is no config file {path}; `mini-chat-gpt config > {path}` writes the default one.") from None
+        raise UserError(
+            f"There is no config file {path}; `mini-chat-gpt config > {path}` writes the default one."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The config file {path} can't be read: {error}.") from None
     except yaml.YAMLError as error:
@@ -326,7 +330,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected sections such as `sft:` with keys under them, found {type(values).__name__}.")
+        raise UserError(
+            f"{path}: expected sections such as `sft:` with keys under them, found {type(values).__name__}."
+        )
     return values
 
 
@@ -345,7 +351,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise UserError(f"{override!r} is not an override; write section.key=value, for example training.batch_size=16.")
+        raise UserError(
+            f"{override!r} is not an override; write section.key=value, for example training.batch_size=16."
+        )
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
@@ -397,7 +405,10 @@ def to_yaml(config: Config | None = None) -> str:
             lines += [f"  # {field.description}", f"  {'# ' if default_model else ''}{key}: {shown}"]
         if name == "model":
             at = len(lines) - 2 * (len(type(section).model_fields) - 1)
-            preset = ["  # " + str(ModelSection.model_fields["preset"].description), f"  preset: {section.preset or 'null'}"]
+            preset = [
+                "  # " + str(ModelSection.model_fields["preset"].description),
+                f"  preset: {section.preset or 'null'}",
+            ]
             lines[at:at] = preset
     return "\n".join(lines) + "\n"
 

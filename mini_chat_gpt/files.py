@@ -28,7 +28,9 @@ def readable_disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UserError(f"Can't write {path}: {reason}. Free some space or choose another place; what was there is kept.") from error
+        raise UserError(
+            f"Can't write {path}: {reason}. Free some space or choose another place; what was there is kept."
+        ) from error
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:

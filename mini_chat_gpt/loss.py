@@ -21,7 +21,11 @@ class LossSums(NamedTuple):
 
 
 def cross_entropy_sums(
-    hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None = None
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    bias: torch.Tensor | None = None,
 ) -> LossSums:
     """−log softmax(hidden · headᵀ)[target], summed with weights.
 

@@ -26,9 +26,11 @@ WandbMode = Literal["online", "offline", "disabled"]
 class Monitor:
     """Records metrics of one run and shows its progress. Use as a context manager."""
 
-    def __init__(self, folder: Path, wandb: WandbSection, settings: dict[str, Any], console: Console | None = None) -> None:
+    def __init__(
+        self, folder: Path, wandb: WandbSection, settings: dict[str, Any], console: Console | None = None
+    ) -> None:
         self.console = console or Console(stderr=False, highlight=False)
-        self.file = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        self.file = open(folder / METRICS, "a", encoding="utf-8")  # closed in __exit__
         self.run = start_wandb(wandb, folder, settings, self.console)
 
     def __enter__(self) -> Monitor:
@@ -89,7 +91,7 @@ def start_wandb(section: WandbSection, folder: Path, settings: dict[str, Any], c
 
 
 def wandb_mode(section: WandbSection) -> WandbMode:
-    """"online" only where an account and the network are there; WANDB_MODE of the environment wins."""
+    """ "online" only where an account and the network are there; WANDB_MODE of the environment wins."""
     if not section.enabled:
         return "disabled"
     if section.mode != "auto":
@@ -97,7 +99,9 @@ def wandb_mode(section: WandbSection) -> WandbMode:
     asked = os.environ.get("WANDB_MODE")
     if asked in ("online", "offline", "disabled"):
         return cast(WandbMode, asked)
-    return "online" if has_wandb_account() and can_reach(os.environ.get("WANDB_BASE_URL", "api.wandb.ai")) else "offline"
+    return (
+        "online" if has_wandb_account() and can_reach(os.environ.get("WANDB_BASE_URL", "api.wandb.ai")) else "offline"
+    )
 
 
 def has_wandb_account() -> bool:

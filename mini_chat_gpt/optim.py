@@ -40,7 +40,11 @@ class Optimizer:
     def __init__(self, model: nn.Module, training: TrainingSection, phase: ScheduleFields) -> None:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
-        muon = [p for name, p in self.parameters.items() if is_block_matrix(name, p)] if training.optimizer == "muon" else []
+        muon = (
+            [p for name, p in self.parameters.items() if is_block_matrix(name, p)]
+            if training.optimizer == "muon"
+            else []
+        )
         by_muon = {id(parameter) for parameter in muon}
         rest = [p for p in self.parameters.values() if id(p) not in by_muon]
         groups = [

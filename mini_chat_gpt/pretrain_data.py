@@ -40,7 +40,9 @@ def find_text(path: Path | str, split: str) -> Path | None:
     """The file with the given split ("train" or "valid") of a folder, or of the folder that holds the file `path`."""
     path = Path(path)
     if not path.exists():
-        raise UserError(f"There is no text at {path}; `python prepare_sft_data.py` gets the stories, or name your own file.")
+        raise UserError(
+            f"There is no text at {path}; `python prepare_sft_data.py` gets the stories, or name your own file."
+        )
     if path.is_file():
         if split == "train":
             return path
@@ -50,7 +52,9 @@ def find_text(path: Path | str, split: str) -> Path | None:
         if (file := path / name.format(split=split)).is_file():
             return file
     if split == "train":
-        raise UserError(f"{path} holds no stories (looked for {FILE_NAMES[0].format(split=split)} and its kin); run prepare_sft_data.py.")
+        raise UserError(
+            f"{path} holds no stories (looked for {FILE_NAMES[0].format(split=split)} and its kin); run prepare_sft_data.py."
+        )
     return None
 
 
@@ -104,7 +108,9 @@ def _write_tokens(
             if console is not None and time.monotonic() - said > 5:
                 said = time.monotonic()
                 rate = characters / (said - started) / 1e6
-                console.print(f"tokenising {source.name}: {len(offsets) - 1:,} documents, {rate:.1f} MB/s", markup=False)
+                console.print(
+                    f"tokenising {source.name}: {len(offsets) - 1:,} documents, {rate:.1f} MB/s", markup=False
+                )
     if len(offsets) == 1:
         raise UserError(f"{source} holds no story; expected texts separated by lines of <|endoftext|>.")
     np.save(folder / "offsets.npy", np.array(offsets, dtype=np.int64))

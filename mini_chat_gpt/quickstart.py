@@ -32,7 +32,9 @@ SETTINGS = Path(str(files("mini_chat_gpt.data") / "quickstart.yaml"))
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="From sample stories to a model that answers, in minutes on a CPU.")
-    parser.add_argument("--config", default=SETTINGS, help="settings of all stages (default: the package's quickstart.yaml)")
+    parser.add_argument(
+        "--config", default=SETTINGS, help="settings of all stages (default: the package's quickstart.yaml)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
     parser.add_argument("--items", type=int, default=40, help="held-out prompts of each kind to score (default 40)")
     arguments = parser.parse_args(argv)

@@ -50,7 +50,7 @@ def execute(
 ) -> TrainResult:
     """Train `job` in its run folder, showing what is about to happen first and what came of it at the end."""
     folder = resume[0] if resume else free_run(save_dir)
-    precision = pick_precision(config.system.mixed_precision, model.device, model.config.n_embd)
+    precision = pick_precision(config.system.mixed_precision, model.device)
     compiled = should_compile(config.system.compile, model.device)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write_text(folder / "config.yaml", to_yaml(config))
@@ -63,7 +63,10 @@ def execute(
         started = time.monotonic()
         result = trainer.run()
     if result.interrupted:
-        out.print(f"Stopped at step {result.steps} of {trainer.total_steps}, saved. Go on with: {job.name}.resume_from={folder}", markup=False)
+        out.print(
+            f"Stopped at step {result.steps} of {trainer.total_steps}, saved. Go on with: {job.name}.resume_from={folder}",
+            markup=False,
+        )
     else:
         write_json(folder / RESULT, {"steps": result.steps, "train_loss": result.train_loss, **result.val_losses})
         out.print(f"Done in {clock(time.monotonic() - started)}: {folder}", markup=False)
@@ -71,7 +74,9 @@ def execute(
 
 
 def _announce(trainer: Trainer, model: GPT, precision: Precision, compiled: bool, out: Console) -> None:
-    per_step = f"{trainer.tokens_per_step:,} tokens" if trainer.tokens_per_step else f"{trainer.examples_per_step} examples"
+    per_step = (
+        f"{trainer.tokens_per_step:,} tokens" if trainer.tokens_per_step else f"{trainer.examples_per_step} examples"
+    )
     at = f", from step {trainer.progress.step}" if trainer.progress.step else ""
     out.print(
         f"{trainer.job.name}: {model.n_parameters() / 1e6:.2f} M parameters, {trainer.total_steps:,} steps{at} of {per_step}, "
@@ -103,7 +108,10 @@ def free_run(save_dir: Path | str) -> Path:
 
 
 def run_command(
-    argv: Sequence[str] | None, description: str, job: Callable[[Config], TrainResult], default_config: str = "sft_config.yaml"
+    argv: Sequence[str] | None,
+    description: str,
+    job: Callable[[Config], TrainResult],
+    default_config: str = "sft_config.yaml",
 ) -> int:
     """Command line of a training job: [--config FILE] [section.key=value ...]. Exit code 0, or 130 when interrupted."""
     parser = argparse.ArgumentParser(description=description)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 
 # A quotation ends with its paragraph at the latest: stories forget closing marks.
-_QUOTATION = re.compile(r'"[^"\n]*(?:"|$)|“[^”\n]*(?:”|$)|(?<![\w\'])[\'‘](?=[A-Z])[^\n\'‘’]*(?:[\'’][a-z]+[^\n\'‘’]*)*[.,!?][\'’](?!\w)', re.MULTILINE)
+_QUOTATION = re.compile(
+    r'"[^"\n]*(?:"|$)|“[^”\n]*(?:”|$)|(?<![\w\'])[\'‘](?=[A-Z])[^\n\'‘’]*(?:[\'’][a-z]+[^\n\'‘’]*)*[.,!?][\'’](?!\w)',
+    re.MULTILINE,
+)
 _SENTENCE_END = re.compile(r"[.!?…]+[\"”’')]*(?=\s)|\n")
 _ABBREVIATIONS = ("Mr.", "Mrs.", "Ms.", "Dr.", "St.")
 MASK = "\x01"
@@ -33,6 +36,28 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 def quotations(story: str) -> list[tuple[int, int]]:
     """(start, end) of quoted speech, with its quotation marks."""
     return [match.span() for match in _QUOTATION.finditer(story)]
+
+
+_SPOKEN = re.compile(r"[.,!?…—-][\"”’']?$")
+_ANY_QUOTE = re.compile(r"[\"“”]|(?<!\w)[‘'](?=[A-Z])")
+_REPORTED_SPEECH = re.compile(
+    r"\b(?:said|says?|asks?|asked|told|tells?|repl(?:y|ies|ied)|answers?|answered|talk\w*|spoke|speaks?|shout\w*|yell\w*"
+    r"|whisper\w*|exclaim\w*|chat\w*|convers\w*|explain\w*|call(?:s|ed) out|thank(?:s|ed)|apologi[sz]e\w*|agree[sd]?"
+    r"|promise\w*|scold\w*|beg(?:s|ged)|suggest\w*|invite\w*)\b"
+)
+
+
+def first_speech(story: str) -> tuple[int, int] | None:
+    """(start, end) of the first quotation that is spoken, which titles and words in quotation marks are not."""
+    for start, end in quotations(story):
+        if _SPOKEN.search(story, max(start, end - 3), end):
+            return start, end
+    return None
+
+
+def is_silent(story: str) -> bool:
+    """Whether nobody says anything at all, not even in the narrator's words ("Mom said no", "they talked")."""
+    return not _ANY_QUOTE.search(story) and not _REPORTED_SPEECH.search(story)
 
 
 def mask_speech(story: str) -> str:
@@ -92,7 +117,9 @@ def _as_moral(clause: str, pattern: re.Pattern[str]) -> str | None:
     clause = re.split(r",? and that (?:they|he|she)\b", clause)[0].replace(" and that ", " and ")
     if pattern is not _MORALS and _PARTICULAR.search(clause):
         return None
-    if pattern is _LEARNED and (not _GENERAL.search(clause) or re.match(r"(?:there|it|[A-Z][a-z]+)\b(?! is| are|'s)", clause)):
+    if pattern is _LEARNED and (
+        not _GENERAL.search(clause) or re.match(r"(?:there|it|[A-Z][a-z]+)\b(?! is| are|'s)", clause)
+    ):
         return None
     clause = _imperative(clause)
     if not 2 <= len(clause.split()) <= 40 or _NO_START.match(clause) or "â€" in clause:

@@ -16,10 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from mini_chat_gpt.story_records import FEATURES, FIELDS, StoryRecord, decode, no_story, open_text, parse_record, raw_records
+from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.story_records import (
+    ENDING_UNKNOWN,
+    FEATURES,
+    FIELDS,
+    StoryRecord,
+    decode,
+    no_story,
+    open_text,
+    parse_record,
+    raw_records,
+)
 
 # One bit per record for each field and each named feature, and one for bytes that are not UTF-8.
-BITS = {name: 1 << place for place, name in enumerate((*FIELDS, *FEATURES, "not UTF-8"))}
+BITS = {name: 1 << place for place, name in enumerate((*FIELDS, *FEATURES, ENDING_UNKNOWN, "not UTF-8"))}
 _VERSION = 1
 
 
@@ -60,13 +71,19 @@ class RecordIndex:
         return (self.bits & BITS[name]).astype(bool)
 
     def _read(self, offset: int, length: int) -> bytes:
-        if self._handle is None or self._handle[0] != os.getpid():
-            self._handle = os.getpid(), os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        if hasattr(os, "pread"):  # no shared file position, so threads can't disturb each other
-            return os.pread(self._handle[1], length, offset)
-        with open(self.path, "rb") as file:
-            file.seek(offset)
-            return file.read(length)
+        if hasattr(os, "pread"):  # no file position to share, so threads and forked processes can't disturb each other
+            if self._handle is None or self._handle[0] != os.getpid():
+                self._handle = os.getpid(), os.open(self.path, os.O_RDONLY)
+            data = os.pread(self._handle[1], length, offset)
+        else:
+            with open(self.path, "rb") as file:
+                file.seek(offset)
+                data = file.read(length)
+        if len(data) != length:
+            raise UserError(
+                f"{self.path} has become shorter since it was opened; leave it alone during a run and start again."
+            )
+        return data
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_handle": None}
@@ -126,10 +143,10 @@ def _bits(chunk: bytes, known_features: dict[bytes, int]) -> int | None:
         return None
     if found & _FEATURES_BIT:
         begin = lines.index(b"\nFeatures:") + len(b"\nFeatures:")
-        line = lines[begin : lines.find(b"\n", begin) % (len(lines) + 1)]  # to the end where no line follows
+        line = lines[begin:].split(b"\n", 1)[0]
         if line not in known_features:
             listed = {item.strip() for item in line.decode("utf-8", "replace").split(",")}
-            known_features[line] = sum(BITS[name] for name in FEATURES if name in listed)
+            known_features[line] = sum(BITS[name] for name in (*FEATURES, ENDING_UNKNOWN) if name in listed)
         found |= known_features[line]
     return found if lines.isascii() else found | _encoding_bit(lines)
 

@@ -24,7 +24,10 @@ _START = re.compile(r"^(?:(?:But|And|So|Then|Now|Soon|Today|Suddenly|However|One
 # Tom; Tom and Sue; Tom's mom; the cat; the big red bus
 _SUBJECTS = [
     re.compile(rf"^(?P<subject>{subject}) (?P<rest>.+)$")
-    for subject in (r"[A-Z][a-z]+(?: and [A-Z][a-z]+)?(?:'s [a-z]+)?", *(rf"[Tt]he(?: [a-z]+){{{n}}}" for n in (1, 2, 3)))
+    for subject in (
+        r"[A-Z][a-z]+(?: and [A-Z][a-z]+)?(?:'s [a-z]+)?",
+        *(rf"[Tt]he(?: [a-z]+){{{n}}}" for n in (1, 2, 3)),
+    )
 ]
 _TO_BE = re.compile(r"^(?P<verb>was|were|wasn't|weren't|is|are) (?P<what>.+)$")
 _MODAL = re.compile(r"^(?P<verb>could|couldn't|did|didn't)(?P<negation> not)? (?P<what>.+)$")
@@ -35,7 +38,35 @@ _ENTANGLED = re.compile(
     r"|not|only|just|all|mostly|partly|even|maybe|probably|once|there)\b",
     re.IGNORECASE,
 )
-_FUNCTION_WORDS = frozenset("of at in on to with from by for and or who that was were is are had did could would not then just only".split())
+_FUNCTION_WORDS = frozenset(
+    [
+        "of",
+        "at",
+        "in",
+        "on",
+        "to",
+        "with",
+        "from",
+        "by",
+        "for",
+        "and",
+        "or",
+        "who",
+        "that",
+        "was",
+        "were",
+        "is",
+        "are",
+        "had",
+        "did",
+        "could",
+        "would",
+        "not",
+        "then",
+        "just",
+        "only",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +124,11 @@ def _question(subject: str, rest: str) -> str | None:
     elif any(is_opener(word) for word in re.findall(r"[A-Z][a-z]+", subject)):
         return None
     if match := _TO_BE.match(rest):
-        return None if _ENTANGLED.search(match["what"].removeprefix("not ")) else f"Why {match['verb']} {subject} {match['what']}?"
+        return (
+            None
+            if _ENTANGLED.search(match["what"].removeprefix("not "))
+            else f"Why {match['verb']} {subject} {match['what']}?"
+        )
     if match := _MODAL.match(rest):
         negation = match["negation"] or ""
         return None if _ENTANGLED.search(match["what"]) else f"Why {match['verb']} {subject}{negation} {match['what']}?"

@@ -34,6 +34,8 @@ from mini_chat_gpt.errors import UserError
 SEPARATOR = b"<|endoftext|>"
 FIELDS = ("Features", "Words", "Summary", "Random sentence")
 FEATURES = ("Dialogue", "BadEnding", "MoralValue", "Twist", "Foreshadowing", "Conflict")
+ENDING_UNKNOWN = "EndingUnknown"
+"""In the Features of records made from plain stories: that BadEnding is missing says nothing about the ending."""
 FILE_NAMES = ("TinyStoriesInstruct-{split}.txt", "TinyStories-Instruct-{split}.txt")
 
 _FIELD_LINE = re.compile(rf"^({'|'.join(FIELDS)}|Story):[ \t]*", re.MULTILINE)
@@ -131,7 +133,9 @@ def open_text(path: Path) -> BinaryIO:
     try:
         file = open(path, "rb")
     except FileNotFoundError:
-        raise UserError(f"There is no file {path}; `python prepare_sft_data.py` gets the stories, or name your own file.") from None
+        raise UserError(
+            f"There is no file {path}; `python prepare_sft_data.py` gets the stories, or name your own file."
+        ) from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, where a file of stories is wanted; name the file in it.") from None
     except OSError as error:
@@ -143,18 +147,24 @@ def open_text(path: Path) -> BinaryIO:
     if b"\0" in head:
         file.close()
         line = head.count(b"\n", 0, head.index(b"\0")) + 1
-        raise UserError(f"{path} is not a text file in UTF-8 (line {line} holds a zero byte); unpack it, or save it as UTF-8.")
+        raise UserError(
+            f"{path} is not a text file in UTF-8 (line {line} holds a zero byte); unpack it, or save it as UTF-8."
+        )
     file.seek(3 if head.startswith(b"\xef\xbb\xbf") else 0)
     return file
 
 
 def _no_separator(path: Path, where: str) -> UserError:
-    return UserError(f"{path} is no file of stories: {where} holds no {SEPARATOR.decode()}; put that on a line of its own after each record.")
+    return UserError(
+        f"{path} is no file of stories: {where} holds no {SEPARATOR.decode()}; put that on a line of its own after each record."
+    )
 
 
 def no_story(path: Path) -> UserError:
     """What to say of a file whose records all lack their story."""
-    return UserError(f"Not one record of {path} has a story (the first should stand after a line `Story:`); check that it is a TinyStories-Instruct file.")
+    return UserError(
+        f"Not one record of {path} has a story after a line `Story:`; check that it is a TinyStories-Instruct file."
+    )
 
 
 def find_instruct_file(path: str | Path, split: str) -> Path:
@@ -165,20 +175,26 @@ def find_instruct_file(path: str | Path, split: str) -> Path:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"There is no {path}; `python prepare_sft_data.py` makes it, or set sft.dataset_path to your own data.")
+        raise UserError(
+            f"There is no {path}; `python prepare_sft_data.py` makes it, or set sft.dataset_path to your own data."
+        )
     if path.is_dir():
         for name in FILE_NAMES:
             if (file := path / name.format(split=split)).is_file():
                 return file
         wanted = " or ".join(name.format(split=split) for name in FILE_NAMES)
-        raise UserError(f"{path} holds no {wanted}; run `python prepare_sft_data.py`, or set sft.dataset_path to your own file.")
+        raise UserError(
+            f"{path} holds no {wanted}; run `python prepare_sft_data.py`, or set sft.dataset_path to your own file."
+        )
     other = "valid" if split == "train" else "train"
     name = path.name
     if split not in name:
         if other in name:
             name = split.join(name.rsplit(other, 1))
         elif split == "valid":
-            raise UserError(f"There is no validation file for {path}; name the two files something-train.txt and something-valid.txt.")
+            raise UserError(
+                f"There is no validation file for {path}; name the two files something-train.txt and something-valid.txt."
+            )
     if not (file := path.with_name(name)).is_file():
         raise UserError(f"There is no {file} beside {path.name}; both a train and a valid file are needed.")
     return file

@@ -283,7 +283,9 @@ class Trainer:
         self.val_losses = self.validate()
         value = self.val_losses["val_loss"]
         self._log(self.val_losses)
-        by_kind = "  ".join(f"{name.partition('/')[2]} {loss:.3f}" for name, loss in self.val_losses.items() if "/" in name)
+        by_kind = "  ".join(
+            f"{name.partition('/')[2]} {loss:.3f}" for name, loss in self.val_losses.items() if "/" in name
+        )
         self.monitor.message(f"step {self.progress.step}  validation loss {value:.4f}  {by_kind}".rstrip())
         if self.job.show is not None:
             text = self.job.show(self.model.eval())

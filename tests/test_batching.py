@@ -18,7 +18,9 @@ def examples(draw):
         trained[draw(st.integers(0, length - 2))] = True
         ids = draw(st.lists(st.integers(0, 99), min_size=length, max_size=length))
         kind = draw(st.sampled_from(["a", "b", "c"]))
-        made.append(Example(np.array(ids, np.int32), np.array([draw(st.booleans()), *trained]), draw(st.floats(0.1, 5)), kind))
+        made.append(
+            Example(np.array(ids, np.int32), np.array([draw(st.booleans()), *trained]), draw(st.floats(0.1, 5)), kind)
+        )
     return made
 
 
@@ -31,7 +33,13 @@ def test_each_target_is_predicted_from_the_token_before_it_in_its_own_example(ma
             if index:  # the first token of an example has nothing before it
                 want.append((start + index - 1, int(example.ids[index]), np.float32(example.weight), example.kind))
     got = list(
-        zip(batch.rows.tolist(), batch.targets.tolist(), batch.weights.numpy(), [batch.kind_names[k] for k in batch.kinds], strict=True)
+        zip(
+            batch.rows.tolist(),
+            batch.targets.tolist(),
+            batch.weights.numpy(),
+            [batch.kind_names[k] for k in batch.kinds],
+            strict=True,
+        )
     )
     assert got == want
 

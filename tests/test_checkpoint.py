@@ -24,7 +24,9 @@ def tokenizer():
 GPT2_LIKE = {"norm": "layernorm", "position": "learned", "activation": "gelu", "bias": True, "qkv_bias": True}
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False}, GPT2_LIKE, {"qk_norm": True}, {"windows": (3, None)}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_embeddings": False}, GPT2_LIKE, {"qk_norm": True}, {"windows": (3, None)}]
+)
 def test_a_loaded_model_gives_the_same_logits(tmp_path, tokenizer, changes):
     model = tiny_model(tokenizer.vocab_size, **changes)
     loaded, its_tokenizer = load_checkpoint(save_checkpoint(tmp_path / "m", model, tokenizer), device="cpu")
@@ -67,7 +69,9 @@ def test_a_damaged_checkpoint_is_named_and_the_newest_whole_one_used(tmp_path, t
 
 
 def test_a_half_written_checkpoint_is_never_seen(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(type(tokenizer), "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        type(tokenizer), "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(UserError, match="no space left on device"):
         save_checkpoint(tmp_path / "m", tiny_model(tokenizer.vocab_size), tokenizer)
     assert not list(tmp_path.iterdir())

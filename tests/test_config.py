@@ -22,7 +22,9 @@ def test_the_committed_yaml_means_the_defaults():
 
 
 def test_a_resolved_config_reads_back_as_itself(tmp_path):
-    config = load_config(None, ["model.preset=15m", "model.n_layer=3", "sft.learning_rate=3e-4", "data.shares={words: 2}"])
+    config = load_config(
+        None, ["model.preset=15m", "model.n_layer=3", "sft.learning_rate=3e-4", "data.shares={words: 2}"]
+    )
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
     assert load_config(path) == config

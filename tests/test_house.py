@@ -32,7 +32,11 @@ def imports_of(module: str) -> set[str]:
     }
     found = set()
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mini_chat_gpt") and id(node) not in typing_only:
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").startswith("mini_chat_gpt")
+            and id(node) not in typing_only
+        ):
             parts = (node.module or "").split(".")
             found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
     return found - {"data"}
@@ -59,7 +63,16 @@ def test_no_module_imports_itself_by_a_detour():
 
 
 def test_no_module_shadows_one_of_pythons_or_a_dependencys():
-    taken = set(sys.stdlib_module_names) | {"torch", "numpy", "tiktoken", "yaml", "wandb", "rich", "tokenizers", "transformers"}
+    taken = set(sys.stdlib_module_names) | {
+        "torch",
+        "numpy",
+        "tiktoken",
+        "yaml",
+        "wandb",
+        "rich",
+        "tokenizers",
+        "transformers",
+    }
     assert not set(MODULES) & taken
 
 

@@ -11,7 +11,10 @@ from rich.console import Console
 from mini_chat_gpt.config import WandbSection
 from mini_chat_gpt.monitor import Monitor, StepProgress, clock, wandb_mode
 
-METRICS = [{"sft/train_loss": 2.5, "sft/lr": 1e-5, "sft/tokens_per_second": 1234.5}, {"sft/train_loss": 2.25, "sft/val_loss": 3.5}]
+METRICS = [
+    {"sft/train_loss": 2.5, "sft/lr": 1e-5, "sft/tokens_per_second": 1234.5},
+    {"sft/train_loss": 2.25, "sft/val_loss": 3.5},
+]
 
 
 def leveldb_records(data: bytes) -> Iterator[bytes]:
@@ -40,7 +43,9 @@ def read_offline_run(folder: Path) -> list[dict[str, float]]:
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
-            rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+            rows.append(
+                {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            )
             rows[-1]["_step"] = record.history.step.num
     return rows
 

@@ -26,7 +26,7 @@ def make_trainer(folder, callbacks=(), tokenizer=TOKENIZER, validation=4, **sect
     job = Job("sft", config.sft, source, [source.example(i + 1000) for i in range(validation)])
     model = tiny_model(tokenizer.vocab_size)
     monitor = Monitor(folder, config.wandb, {}, Console(quiet=True))
-    precision = pick_precision(False, torch.device("cpu"), model.config.n_embd)
+    precision = pick_precision(False, torch.device("cpu"))
     return Trainer(job, model, tokenizer, config, folder, monitor, precision, False, callbacks)
 
 
@@ -86,7 +86,9 @@ def test_validation_counts_every_example_once_and_splits_by_kind(tmp_path):
     assert losses["val_loss"] == pytest.approx(overall, rel=1e-5)
 
 
-@pytest.mark.parametrize("sections", [{}, {"training": {"optimizer": "muon", "tokens_per_step": 60, "keep_checkpoints": 9}}])
+@pytest.mark.parametrize(
+    "sections", [{}, {"training": {"optimizer": "muon", "tokens_per_step": 60, "keep_checkpoints": 9}}]
+)
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, sections):
     whole = make_trainer(tmp_path / "whole", **sections)
     whole.run()
@@ -154,7 +156,9 @@ def test_a_step_in_tokens_takes_examples_until_its_budget_is_reached():
 
 def test_a_small_model_learns_what_it_is_shown(tmp_path):
     config = SFTSection(max_steps=150, learning_rate=1e-2, warmup_steps=5, eval_interval=150, save_interval=150)
-    trainer = make_trainer(tmp_path / "run", sft=config.model_dump(), training={"examples_per_step": 16, "batch_size": 16})
+    trainer = make_trainer(
+        tmp_path / "run", sft=config.model_dump(), training={"examples_per_step": 16, "batch_size": 16}
+    )
     before = trainer.validate()["val_loss"]
     result = trainer.run()
     assert before > 5

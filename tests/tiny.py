@@ -8,7 +8,11 @@ from mini_chat_gpt.config import Config, GPTConfig, parse_config
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
-TEXTS = ["Once upon a time there was a little cat named Tom.", "Sara had a red ball and she was happy.", "“Hi!” said Tom. 😀"]
+TEXTS = [
+    "Once upon a time there was a little cat named Tom.",
+    "Sara had a red ball and she was happy.",
+    "“Hi!” said Tom. 😀",
+]
 
 
 def tiny_tokenizer(vocab_size: int = 300) -> ChatTokenizer:

@@ -1,0 +1,280 @@
+"""TinyStories-Instruct for fine-tuning: records -> tasks -> conversations -> examples. `python -m mini_chat_gpt.sft_dataloader`.
+
+This is the door to what the rooms behind it do: `story_records` and `story_index` read files, `story_tasks` makes tasks,
+`task_fitting` shortens and renders them, `task_shares` balances them. Here they are put together into a stream in which
+example i depends on data, seed and i alone: each epoch takes every record once, in a new order, with one of its tasks.
+
+Run as a program it shows a few examples with the trained tokens marked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from mini_chat_gpt.batching import Example
+from mini_chat_gpt.entry import exit_with
+from mini_chat_gpt.errors import UserError, nearest
+from mini_chat_gpt.story_index import RecordIndex
+from mini_chat_gpt.story_records import StoryRecord, find_instruct_file, parse_record, read_records, stories
+from mini_chat_gpt.story_tasks import TASK_KINDS, YES_NO_KINDS, Task, categories, generate_tasks
+from mini_chat_gpt.task_fitting import Fitted, fit_task
+from mini_chat_gpt.task_shares import balanced_weights, realised_shares
+
+if TYPE_CHECKING:
+    from mini_chat_gpt.tokenizer import ChatTokenizer
+
+__all__ = [
+    "InstructSource", "RecordIndex", "StoryRecord", "Task", "find_instruct_file", "generate_tasks", "parse_record",
+    "read_records", "stories",
+]  # fmt: skip
+
+DEFAULT_SHARES = {
+    "words": 0.25, "summary": 0.15, "what_happened": 0.1, "moral": 0.1, "main_character": 0.15, "ending": 0.1, "dialogue": 0.1,
+    "why": 0.05,
+}  # fmt: skip
+"""Of the examples, by kind. Kinds that the data don't support fall away, the others grow in proportion."""
+DEFAULT_WEIGHTS = dict.fromkeys(DEFAULT_SHARES, 1.0) | {"words": 0.2}
+"""Loss weight per token: a story has thirty times as many tokens as a question's answer."""
+
+_SAMPLE = 1000  # records on which the shares are balanced
+_PROBES = 100  # other records tried for a slot whose own record gives nothing
+_FIXED = 2**32  # in the place of an epoch: the order in which held-out tasks are chosen
+
+
+class InstructSource:
+    """Examples by slot: `source.example(i)` for any i ≥ 0, of which `len(source)` make an epoch.
+
+    Implements the trainer's `ExampleSource`. `shares` and `weights` are by kind and override the defaults one by one;
+    `limit` takes the first so many records. `stats` counts what happened to the examples made so far in this process.
+    Raises UserError for a kind that doesn't exist and for data that support none of the kinds asked for.
+    """
+
+    def __init__(
+        self,
+        path_or_index: str | Path | RecordIndex,
+        tokenizer: ChatTokenizer,
+        seq_len: int,
+        seed: int,
+        shares: Mapping[str, float] | None = None,
+        weights: Mapping[str, float] | None = None,
+        system: str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self.index = path_or_index if isinstance(path_or_index, RecordIndex) else RecordIndex(path_or_index)
+        self.tokenizer, self.seq_len, self.seed, self.system = tokenizer, seq_len, seed, system
+        self.shares = _by_kind("data.shares", DEFAULT_SHARES, shares, otherwise=0.1)
+        self.weights = _by_kind("data.weights", DEFAULT_WEIGHTS, weights, otherwise=1.0)
+        self._length = min(limit or len(self.index), len(self.index))
+        self.stats: Counter[str] = Counter()
+        self._balance()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def example(self, slot: int) -> Example:
+        """The example of a slot: a pure function of data, seed and slot."""
+        epoch, place = divmod(slot, len(self))
+        number = int(_order(len(self), self.seed, epoch)[place])
+        for attempt in range(_PROBES):
+            fitted = self._draw(number, epoch, f"{self.seed}/{slot}/{attempt}")
+            if fitted is not None:
+                self.stats.update(examples=1, shortened=fitted.shortened, substituted=attempt > 0)
+                return fitted.example(self.weights[fitted.task.kind])
+            number = _number(f"{self.seed}/{slot}/{attempt}/other") % len(self)
+        raise UserError(
+            f"{self.index.path} gave no example of at most {self.seq_len} tokens from {_PROBES} records; "
+            "raise data.seq_len (the model's context limits it), or check data.shares."
+        )
+
+    def validation_examples(self, n: int) -> list[Example]:
+        """At most n examples, always the same, in the shares of training and with weight 1; no record twice for one kind."""
+        wanted = {category: max(1, round(n * share)) for category, share in self.realised.items() if share > 0}
+        return [fitted.example() for fitted in self._choose(wanted, most=max(5000, 10 * n))][:n]
+
+    def eval_tasks(self, kind: str, n: int) -> list[Task]:
+        """At most n tasks of one kind, always the same, from different records, as they fit the context.
+
+        Of a yes/no kind there are as many "yes" as "no", and so fewer than n where one of them is rare.
+        """
+        if kind not in YES_NO_KINDS:
+            return [fitted.task for fitted in self._choose({kind: n}, most=len(self))]
+        fitted = self._choose({f"{kind}/yes": (n + 1) // 2, f"{kind}/no": (n + 1) // 2}, most=len(self))
+        by_answer = [[one.task for one in fitted if one.task.answer == answer] for answer in ("yes", "no")]
+        if all(by_answer):
+            return [task for pair in zip(*by_answer, strict=False) for task in pair][:n]
+        return by_answer[0] + by_answer[1]
+
+    def show_tasks(self) -> list[Task]:
+        """One task of every kind that is trained, for sample replies."""
+        return [task for kind in self._kinds for task in self.eval_tasks(kind, 1)]
+
+    def _balance(self) -> None:
+        """Find the weights of the draw, `_chances`, and the shares that will come of them, `realised`, on a sample."""
+        rng = np.random.default_rng(_entropy(self.seed, _FIXED + 1))
+        sample = np.sort(rng.choice(len(self), min(_SAMPLE, len(self)), replace=False))
+        wanted = [kind for kind, share in self.shares.items() if share > 0]
+        names = categories()
+        supported = np.zeros((len(sample), len(names)), dtype=bool)
+        for row, number in enumerate(sample.tolist()):
+            for task in generate_tasks(self.index[number], self.seed, wanted):
+                supported[row, names.index(task.category)] = True
+        chances = balanced_weights(supported, names, self.shares)
+        if not chances.any():
+            raise UserError(
+                f"The records of {self.index.path} support none of the kinds {', '.join(wanted) or '(all have share 0)'}; "
+                "ask for others in data.shares, or check the file's fields."
+            )
+        self._chances = dict(zip(names, chances.tolist(), strict=True))
+        self.realised: dict[str, float] = dict(zip(names, realised_shares(supported, chances).tolist(), strict=True))
+        """Share of each category ("summary", "ending/no") that the stream will have."""
+        trained = {name.split("/")[0] for name, chance in self._chances.items() if chance > 0}
+        self._kinds = [kind for kind in TASK_KINDS if kind in trained]
+
+    def _draw(self, number: int, epoch: int, salt: str) -> Fitted | None:
+        """One of the record's tasks, drawn by weight; the next one drawn where the first doesn't fit."""
+        tasks = generate_tasks(self.index[number], _number(f"{self.seed}/{epoch}"), self._kinds)
+        # The largest u ** (1 / w) is task c with probability w_c / sum of w (Efraimidis and Spirakis, 2006).
+        keyed = []
+        for task in tasks:
+            if (chance := self._chances[task.category]) > 0:
+                keyed.append((np.log((_number(salt + task.category) + 1) / 2**64) / chance, task))
+        if not keyed:
+            self.stats["records without a task"] += 1
+        for _, task in sorted(keyed, key=lambda pair: pair[0], reverse=True):
+            if fitted := self._fit(task):
+                return fitted
+        return None
+
+    def _fit(self, task: Task) -> Fitted | None:
+        fitted = fit_task(task, self.tokenizer, self.seq_len, self.system)
+        if fitted is None:
+            self.stats[f"too long: {task.kind}"] += 1
+        return fitted
+
+    def _choose(self, wanted: Mapping[str, int], most: int) -> list[Fitted]:
+        """Tasks until `wanted` (category -> number) is met or `most` records were looked at, twice for what is rare.
+
+        A record gives its task of the category of which the largest part is still missing; the second round takes what
+        the first left, but no record twice for one kind.
+        """
+        missing = dict(wanted)
+        numbers = _order(len(self), self.seed, _FIXED)[:most]
+        used: set[tuple[int, str]] = set()
+        chosen: list[Fitted] = []
+        for _ in range(2):
+            for number in numbers.tolist():
+                kinds = {category.split("/")[0] for category, left in missing.items() if left > 0}
+                if not kinds:
+                    return chosen
+                tasks = generate_tasks(self.index[number], self.seed, [kind for kind in TASK_KINDS if kind in kinds])
+                tasks = [
+                    task for task in tasks if missing.get(task.category, 0) > 0 and (number, task.kind) not in used
+                ]
+                for task in sorted(
+                    tasks, key=lambda task: missing[task.category] / wanted[task.category], reverse=True
+                ):
+                    if fitted := fit_task(task, self.tokenizer, self.seq_len, self.system):
+                        chosen.append(fitted)
+                        missing[task.category] -= 1
+                        used.add((number, task.kind))
+                        break
+            if len(wanted) == 1:
+                break
+        return chosen
+
+
+def _by_kind(
+    key: str, defaults: Mapping[str, float], given: Mapping[str, float] | None, otherwise: float
+) -> dict[str, float]:
+    """The defaults with the given values put in. Raises UserError for an unknown kind or a negative value."""
+    given = given or {}
+    for kind, value in given.items():
+        if kind not in TASK_KINDS:
+            raise UserError(
+                f"{key} names the kind {kind!r}, but the kinds are {', '.join(TASK_KINDS)}{nearest(kind, TASK_KINDS)}."
+            )
+        if not value >= 0:
+            raise UserError(f"{key}.{kind} is {value}; it must be 0 or more.")
+    return {kind: float(given.get(kind, defaults.get(kind, otherwise))) for kind in TASK_KINDS}
+
+
+def _number(text: str) -> int:
+    """A number below 2**64 that any process makes of this text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _entropy(seed: int, epoch: int) -> list[int]:
+    return [seed % 2**64, epoch]
+
+
+@lru_cache(maxsize=4)
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of n records in an epoch."""
+    return np.random.default_rng(_entropy(seed, epoch)).permutation(n)
+
+
+def show_examples(source: InstructSource, n: int, console: Console) -> None:
+    """Print the first n examples; what is trained is green, and between [[ and ]] where there are no colours."""
+    for slot in range(n):
+        example = source.example(slot)
+        console.rule(
+            f"{example.kind}: {len(example.ids)} tokens, {example.n_trained} trained, weight {example.weight:g}",
+            style="dim",
+        )
+        text, begin = Text(), 0
+        for end in [*(np.flatnonzero(np.diff(example.trained)) + 1).tolist(), len(example.ids)]:
+            part = source.tokenizer.decode(example.ids[begin:end].tolist(), control=True)
+            if example.trained[begin]:
+                text.append(f"[[{part}]]", style="bold green")
+            else:
+                text.append(part)
+            begin = end
+        console.print(text)
+    console.rule(style="dim")
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in source.realised.items() if share > 0)
+    console.print(f"{len(source):,} records; shares of the stream: {shares}", markup=False, highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    from mini_chat_gpt.tokenizer import ChatTokenizer
+
+    parser = argparse.ArgumentParser(
+        prog="python -m mini_chat_gpt.sft_dataloader",
+        description="Show a few training examples, the trained tokens marked.",
+    )
+    parser.add_argument(
+        "path", nargs="?", default="./TinyStories", help="Instruct file, or folder with them (./TinyStories)"
+    )
+    parser.add_argument(
+        "--tokenizer", help="encoding name, .tiktoken file or folder; else a small one is trained on the spot"
+    )
+    parser.add_argument("--n", type=int, default=3, help="how many (3)")
+    parser.add_argument("--seq-len", type=int, default=1024, help="longest example in tokens (1024)")
+    parser.add_argument("--seed", type=int, default=1337, help="order, kinds and phrasings (1337)")
+    arguments = parser.parse_args(argv)
+    path = Path(arguments.path)
+    path = path if path.is_file() else find_instruct_file(path, "train")
+    if arguments.tokenizer:
+        tokenizer = ChatTokenizer.load(arguments.tokenizer)
+    else:
+        tokenizer = ChatTokenizer.train(islice(stories(path), 2000), 1024)
+    tokenizer.add_control_tokens()
+    source = InstructSource(path, tokenizer, arguments.seq_len, arguments.seed)
+    show_examples(source, arguments.n, Console())
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(main)

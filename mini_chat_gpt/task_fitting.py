@@ -1,0 +1,118 @@
+"""From a task to token ids that fit the context: a story that is too long loses text from its inside.
+
+    Instruction: The beginning of the story. ... The sentence that the answer rests on. ... The end.   ->   Whole answer.
+
+Header, instruction and answer survive in full, as do the story's first and last sentence and the one that the answer
+rests on. Where not even that fits, or where the story is itself the answer, there is no example.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mini_chat_gpt.batching import Example
+from mini_chat_gpt.chat_format import Message, render
+from mini_chat_gpt.story_facts import sentence_spans
+from mini_chat_gpt.story_tasks import Task
+
+if TYPE_CHECKING:
+    from mini_chat_gpt.tokenizer import ChatTokenizer
+
+GAP = " ... "
+_FEWEST_WORDS = 8  # a story of which less is left supports no answer
+_WORD = re.compile(r"\S+")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A task as it goes into the model: its ids, which of them are targets, and the task with the prompt as shortened."""
+
+    task: Task
+    ids: list[int]
+    trained: list[bool]
+    shortened: bool
+
+    def example(self, weight: float = 1.0) -> Example:
+        """For a batch; `weight` is the loss weight of each of its targets."""
+        return Example(np.array(self.ids, dtype=np.int32), np.array(self.trained, dtype=bool), weight, self.task.kind)
+
+
+def messages_of(task: Task, system: str | None = None) -> list[Message]:
+    """The task as a conversation."""
+    begin = [Message("system", system)] if system else []
+    return [*begin, Message("user", task.prompt), Message("assistant", task.target)]
+
+
+def fit_task(task: Task, tokenizer: ChatTokenizer, seq_len: int, system: str | None = None) -> Fitted | None:
+    """The task rendered to at most `seq_len` tokens, its story shortened if need be; None if it can't be."""
+    ids, trained = render(messages_of(task, system), tokenizer)
+    if len(ids) <= seq_len:
+        return Fitted(task, ids, trained, shortened=False)
+    if task.story_span is None:
+        return None
+    begin, end = task.story_span
+    without_story = replace(task, prompt=task.prompt[:begin] + "x" + task.prompt[end:])
+    n_around = len(render(messages_of(without_story, system), tokenizer)[0])
+    n_story = max(1, len(ids) - n_around)
+    budget = (end - begin) * (seq_len - n_around) // n_story  # characters, if all were as dense in tokens
+    while budget > 0 and (shorter := _shorten(task, budget)):
+        ids, trained = render(messages_of(shorter, system), tokenizer)
+        if len(ids) <= seq_len:
+            return Fitted(shorter, ids, trained, shortened=True)
+        assert shorter.story_span is not None
+        kept = shorter.story_span[1] - shorter.story_span[0]
+        budget = min(budget, kept) - max(4, kept * (len(ids) - seq_len) // max(1, len(ids) - n_around))
+    return None
+
+
+def _shorten(task: Task, budget: int) -> Task | None:
+    """The task with about `budget` characters of its story, cut between sentences if possible, else between words."""
+    assert task.story_span is not None
+    begin, end = task.story_span
+    story = task.prompt[begin:end]
+    needed = (task.evidence[0] - begin, task.evidence[1] - begin) if task.evidence else None
+    for units in (sentence_spans(story), [match.span() for match in _WORD.finditer(story)]):
+        kept = _keep(units, needed, budget)
+        if kept is not None:
+            text = GAP.join(story[first:last] for first, last in _runs(units, kept))
+            if len(text.split()) >= _FEWEST_WORDS:
+                prompt = task.prompt[:begin] + text + task.prompt[end:]
+                return replace(task, prompt=prompt, story_span=(begin, begin + len(text)), evidence=None)
+    return None
+
+
+def _keep(units: list[tuple[int, int]], needed: tuple[int, int] | None, budget: int) -> set[int] | None:
+    """Which units stay: the needed ones, first and last, and as many from both ends inwards as the budget allows."""
+    kept = {0, len(units) - 1}
+    if needed:
+        kept |= {number for number, (start, end) in enumerate(units) if start < needed[1] and end > needed[0]}
+    size = sum(units[number][1] - units[number][0] + 1 for number in kept) + len(GAP) * min(2, len(kept) - 1)
+    if size > budget:
+        return None
+    for step in range(1, len(units)):
+        for number in (step, len(units) - 1 - step):
+            cost = units[number][1] - units[number][0] + 1
+            if number not in kept:
+                if size + cost > budget:
+                    return kept
+                kept.add(number)
+                size += cost
+    return kept
+
+
+def _runs(units: list[tuple[int, int]], kept: set[int]) -> list[tuple[int, int]]:
+    """(start, end) of the stretches of neighbours among the kept units."""
+    runs: list[tuple[int, int]] = []
+    previous = -2
+    for number in sorted(kept):
+        start, end = units[number]
+        if number == previous + 1:
+            runs[-1] = (runs[-1][0], end)
+        else:
+            runs.append((start, end))
+        previous = number
+    return runs
