@@ -26,6 +26,13 @@ from mini_chat_gpt.story_records import FILE_NAMES
 SPLITS = ("train", "valid")
 SOURCE_FILE = "SOURCE.json"
 HASHED_UP_TO = 1 << 28  # bytes; hashing a bigger file takes longer than its hash is worth here
+SOURCE_WORDS = {
+    "public": "the public data set TinyStories-Instruct",
+    "sample": "the sample data set that comes with this project",
+    "own": "your own files",
+    "derived": "records derived from plain stories",
+    "unknown": "files of unknown origin",
+}
 LICENCES = {
     "public": "CDLA-Sharing-1.0 (https://cdla.dev/sharing-1-0/)",
     "sample": "MIT, like the code that generates it",
@@ -88,7 +95,9 @@ def read_source(folder: Path) -> dict[str, Any]:
         claimed = {name: facts["bytes"] for name, facts in source["files"].items()}
         kind = str(source["source"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} can't be understood; remove it, the data themselves are not touched by that.") from None
+        raise UserError(
+            f"{path} can't be understood; remove it, the data themselves are not touched by that."
+        ) from None
     for file in present_files(folder).values():
         if file.name not in claimed:
             return {"source": "unknown", "why": f"{SOURCE_FILE} says {kind}, but doesn't know {file.name}"}
@@ -132,7 +141,9 @@ def drafts(folder: Path) -> Iterator[Path]:
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
                 if (folder / file.name).exists():
-                    raise UserError(f"{folder / file.name} has appeared meanwhile and is not replaced; choose another --folder.")
+                    raise UserError(
+                        f"{folder / file.name} has appeared meanwhile and is not replaced; choose another --folder."
+                    )
             for file in files:
                 os.rename(file, folder / file.name)
         finally:

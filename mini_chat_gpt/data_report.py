@@ -9,31 +9,37 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from mini_chat_gpt.data_folder import SPLITS, double_files, present_files, read_source, size_text
+from mini_chat_gpt.data_folder import SOURCE_WORDS, double_files, present_files, read_source, size_text
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.monitor import StepProgress
-from mini_chat_gpt.sft_dataloader import CATEGORIES, InstructSource, RecordIndex, generate_tasks
+from mini_chat_gpt.sft_dataloader import InstructSource, RecordIndex, generate_tasks
 from mini_chat_gpt.story_records import FEATURES, FIELDS
-from mini_chat_gpt.story_tasks import TASK_KINDS
+from mini_chat_gpt.story_tasks import TASK_KINDS, categories
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
 LOOKED_AT = 20_000  # records
 PERCENTILES = (5, 25, 50, 75, 95, 99)
-_SEED = 0
+_SEED = 1337  # the default of system.seed
 _STAND_IN_SIZE, _STAND_IN_STORIES = 4096, 2000
 
 
 def report_folder(
-    folder: Path, tokenizer: ChatTokenizer | None = None, seq_len: int = 1024, full: bool = False, out: Console | None = None
+    folder: Path,
+    tokenizer: ChatTokenizer | None = None,
+    seq_len: int = 1024,
+    full: bool = False,
+    out: Console | None = None,
 ) -> dict[str, Any]:
     """Everything that is known about the folder's files, as plain values fit for JSON.
 
@@ -44,7 +50,7 @@ def report_folder(
     if not files:
         raise UserError(f"{folder} holds no data; `python prepare_sft_data.py --folder {folder}` gets some.")
     indices = {split: RecordIndex(file) for split, file in files.items()}
-    label = "as given"
+    label = "the given tokenizer"
     if tokenizer is None:
         tokenizer, label = _stand_in(next(iter(indices.values())))
     tokenizer.add_control_tokens()  # as fine-tuning will
@@ -65,7 +71,10 @@ def report_folder(
 def _stand_in(index: RecordIndex) -> tuple[ChatTokenizer, str]:
     texts = (index[int(number)].story for number in _spread(len(index), _STAND_IN_STORIES))
     tokenizer = ChatTokenizer.train(texts, _STAND_IN_SIZE)
-    label = f"stand-in: a byte-level BPE of {tokenizer.vocab_size:,} entries made from these stories"
+    label = (
+        f"a stand-in, a byte-level BPE of {tokenizer.vocab_size:,} entries made from these stories; "
+        "name the model's own by --tokenizer"
+    )
     return tokenizer, label
 
 
@@ -98,7 +107,7 @@ def _describe(
         "features": {name: int(index.has(name).sum()) for name in FEATURES},
         "looked_at": len(numbers),
         "other_features": {name: count for name, count in seen.features.most_common(20) if name not in FEATURES},
-        "tasks": {category: seen.tasks[category] for category in CATEGORIES},
+        "tasks": {category: seen.tasks[category] for category in categories()},
         "without_task": seen.without_task,
         "duplicates": len(hashes) - len(np.unique(hashes)),
         "story_words": _percentiles(seen.words),
@@ -164,7 +173,10 @@ def _spread(n: int, most: int) -> np.ndarray:
 
 def _percentiles(values: Iterable[int]) -> dict[str, float]:
     numbers = np.fromiter(values, dtype=np.int64)
-    shown = {f"p{q}": round(float(value), 1) for q, value in zip(PERCENTILES, np.percentile(numbers, PERCENTILES), strict=True)}
+    shown = {
+        f"p{q}": round(float(value), 1)
+        for q, value in zip(PERCENTILES, np.percentile(numbers, PERCENTILES), strict=True)
+    }
     return {"mean": round(float(numbers.mean()), 1), **shown, "max": float(numbers.max())}
 
 
@@ -186,104 +198,113 @@ def _watched(numbers: Iterable[int], title: str, out: Console | None) -> Iterabl
 
 def show_report(report: Mapping[str, Any], out: Console) -> None:
     """Print what `report_folder` found."""
-    files = report["files"]
-    splits = [split for split in SPLITS if split in files]
-    out.print(_records_table(report, splits))
-    out.print(_tasks_table(report, splits))
+    source = report["source"]
+    why = f" ({source['why']})" if "why" in source else ""
+    out.print(f"{report['folder']}: {SOURCE_WORDS[source['source']]}{why}", markup=False, soft_wrap=True)
+    for table in (_records_table(report), _tasks_table(report), _lengths_table(report)):
+        out.print()
+        out.print(table)
+    out.print()
     for line in findings(report):
         out.print(f"- {line}", markup=False, soft_wrap=True)
 
 
-def _records_table(report: Mapping[str, Any], splits: list[str]) -> Table:
+def _records_table(report: Mapping[str, Any]) -> Table:
     files = report["files"]
-    table = _table(f"Records in {report['folder']}", splits)
-
-    def row(name: str, values: Iterable[str]) -> None:
-        table.add_row(name, *values)
-
-    row("size", (size_text(files[split]["bytes"]) for split in splits))
-    row("records", (f"{files[split]['records']:,}" for split in splits))
+    table = _table("Records", *files)
+    table.add_row("size", *(size_text(facts["bytes"]) for facts in files.values()))
+    table.add_row("records", *(f"{facts['records']:,}" for facts in files.values()))
     for group in ("fields", "features"):
         table.add_section()
-        for name in files[splits[0]][group]:
-            row(name, (_part(files[split][group][name], files[split]["records"]) for split in splits))
+        for name in next(iter(files.values()))[group]:
+            table.add_row(name, *(_part(facts[group][name], facts["records"]) for facts in files.values()))
     table.add_section()
-    row("looked at for the rest", (_part(files[split]["looked_at"], files[split]["records"]) for split in splits))
-    for name in sorted({name for split in splits for name in files[split]["other_features"]}):
-        row(f"feature {name}", (_part(files[split]["other_features"].get(name, 0), files[split]["looked_at"]) for split in splits))
-    row("same story as before", (_part(files[split]["duplicates"], files[split]["looked_at"]) for split in splits))
-    for name, key in (("words of a story", "story_words"), ("characters of a story", "story_characters")):
-        row(f"{name}, {_PERCENTILES_SHOWN}", (_lengths(files[split][key]) for split in splits))
+    table.add_row("looked at for the rest", *(_part(facts["looked_at"], facts["records"]) for facts in files.values()))
+    for name in sorted({name for facts in files.values() for name in facts["other_features"]}):
+        shown = (_part(facts["other_features"].get(name, 0), facts["looked_at"]) for facts in files.values())
+        table.add_row(escape(name), *shown)
+    table.add_row(
+        "same story as another", *(_part(facts["duplicates"], facts["looked_at"]) for facts in files.values())
+    )
     return table
 
 
-def _tasks_table(report: Mapping[str, Any], splits: list[str]) -> Table:
+def _tasks_table(report: Mapping[str, Any]) -> Table:
+    """For each category the records that support it, for each kind its share of the examples that training draws."""
     files = report["files"]
-    table = _table("Tasks: records that support them / share of the examples drawn", splits)
-    for category in files[splits[0]]["tasks"]:
-        kind = category.split("/")[0]
+    table = _table("Tasks", *(title for split in files for title in (f"{split} records", "drawn")))
+    for category in categories():
+        kind, _, answer = category.partition("/")
         cells = []
-        for split in splits:
-            drawn = files[split]["examples"].get("kinds", {}).get(kind, {}).get("share", 0.0)
-            there = _part(files[split]["tasks"][category], files[split]["looked_at"])
-            cells.append(f"{there} / {'' if category.endswith('/no') else f'{drawn:.1%}':>5}")
+        for facts in files.values():
+            share = facts["examples"].get("kinds", {}).get(kind, {}).get("share", 0.0)
+            cells += [_part(facts["tasks"][category], facts["looked_at"]), "" if answer == "no" else f"{share:.1%}"]
         table.add_row(category, *cells)
-    made = [split for split in splits if "count" in files[split]["examples"]]
-    if made:
-        table.add_section()
-        examples = {split: files[split]["examples"] for split in made}
-        values = {split: _lengths(examples[split]["tokens"]) if split in made else "–" for split in splits}
-        table.add_row(f"tokens of an example, {_PERCENTILES_SHOWN}", *values.values())
-        values = {split: f"{examples[split]['trained_share']:.1%}" if split in made else "–" for split in splits}
-        table.add_row("of them trained", *values.values())
     return table
 
 
-_PERCENTILES_SHOWN = "5 / 50 / 95 / 99 % and most"
-
-
-def _lengths(lengths: Mapping[str, float]) -> str:
-    return " / ".join(f"{lengths[key]:.0f}" for key in ("p5", "p50", "p95", "p99")) + f"  {lengths['max']:.0f}"
+def _lengths_table(report: Mapping[str, Any]) -> Table:
+    table = _table("Lengths", *(f"{q} %" for q in PERCENTILES), "most")
+    for split, facts in report["files"].items():
+        rows = {"words of a story": facts["story_words"], "characters of a story": facts["story_characters"]}
+        if "tokens" in facts["examples"]:
+            rows["tokens of an example"] = facts["examples"]["tokens"]
+        for name, lengths in rows.items():
+            table.add_row(
+                f"{split}, {name}", *(f"{lengths[key]:,.0f}" for key in (*(f"p{q}" for q in PERCENTILES), "max"))
+            )
+    return table
 
 
 def _part(count: int, whole: int) -> str:
     return f"{count:,} ({count / whole:.1%})"
 
 
-def _table(title: str, splits: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
-    table.add_column("")
-    for split in splits:
-        table.add_column(split, justify="right")
+def _table(title: str, *columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(title)
+    for column in columns:
+        table.add_column(column, justify="right")
     return table
 
 
 def findings(report: Mapping[str, Any]) -> list[str]:
     """Sentences about what was left out and why, and what to know before training on it."""
-    said = []
-    for split, facts in report["files"].items():
-        examples, looked = facts["examples"], facts["looked_at"]
-        if facts["without_story"]:
-            said.append(f"{split}: {facts['without_story']:,} records have no story and are left out.")
-        if facts["not_utf8"]:
-            said.append(f"{split}: {facts['not_utf8']:,} records hold bytes that are not UTF-8; those are read as U+FFFD.")
-        if facts["without_task"]:
-            said.append(f"{split}: {facts['without_task']:,} of the {looked:,} records looked at support no task.")
-        if "impossible" in examples:
-            said.append(f"{split}: no examples can be made. {examples['impossible']}")
-            continue
-        if examples["shortened"]:
-            said.append(f"{split}: {examples['shortened']:,} of {examples['count']:,} examples have a story shortened inside.")
-        for kind, n in examples["too_long"].items():
-            said.append(f"{split}: {n:,} tasks of kind {kind} are dropped, longer than {report['seq_len']} tokens.")
-        if other := examples["taken_from_another_record"]:
-            said.append(f"{split}: {other:,} of {examples['count']:,} examples had to come from another record than their own.")
+    said = [line for split, facts in report["files"].items() for line in _left_out(split, facts, report["seq_len"])]
+    files = report["files"]
     if report["in_both_splits"] is not None:
-        train, valid = (report["files"][split]["looked_at"] for split in SPLITS)
-        said.append(f"{report['in_both_splits']:,} of {valid:,} valid stories are among {train:,} train stories too.")
-    partial = any(facts["looked_at"] < facts["records"] for facts in report["files"].values())
-    if partial:
-        said.append("Only a sample was looked at, so duplicates are more than were found; --full looks at every record.")
-    said.append(f"Tokens are those of this tokenizer ({report['tokenizer']['label']}).")
+        train, valid = files["train"]["looked_at"], files["valid"]["looked_at"]
+        said.append(f"{report['in_both_splits']:,} of {valid:,} valid stories stand among {train:,} train stories too.")
+    if any(facts["looked_at"] < facts["records"] for facts in files.values()):
+        said.append(
+            "Only a sample was looked at, so there may be more double stories than found; --full reads all records."
+        )
+    shares = [
+        f"{facts['examples']['trained_share']:.1%} of {split}"
+        for split, facts in files.items()
+        if "tokens" in facts["examples"]
+    ]
+    if shares:
+        said.append(f"Share of tokens that are trained (answers): {', '.join(shares)}.")
+    said.append(f"Tokens are counted with {report['tokenizer']['label']}.")
     said += [f"{file} is not used: the same split lies there under its other name." for file in report["unused_files"]]
     return said
+
+
+def _left_out(split: str, facts: Mapping[str, Any], seq_len: int) -> Iterator[str]:
+    examples = facts["examples"]
+    if facts["without_story"]:
+        yield f"{split}: {facts['without_story']:,} records have no story and are left out."
+    if facts["not_utf8"]:
+        yield f"{split}: {facts['not_utf8']:,} records hold bytes that are not UTF-8; they are read as U+FFFD."
+    if facts["without_task"]:
+        yield f"{split}: {facts['without_task']:,} of the {facts['looked_at']:,} records looked at support no task."
+    if "impossible" in examples:
+        yield f"{split}: no examples can be made: {examples['impossible']}"
+        return
+    if examples["shortened"]:
+        yield f"{split}: {examples['shortened']:,} of {examples['count']:,} examples lose text from inside their story to fit."
+    for kind, number in examples["too_long"].items():
+        yield f"{split}: {number:,} tasks of kind {kind} were dropped, longer than {seq_len} tokens (--seq-len)."
+    if other := examples["taken_from_another_record"]:
+        yield f"{split}: {other:,} of {examples['count']:,} records gave no example; another record took their turn."

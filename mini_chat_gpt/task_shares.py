@@ -72,7 +72,7 @@ def balanced_weights(supported: np.ndarray, names: Sequence[str], shares: Mappin
     before teaches nothing.
     """
     kinds = [name.split("/")[0] for name in names]
-    there: np.ndarray = np.asarray(supported).any(axis=0)
+    there = np.array(supported.any(axis=0), dtype=bool)
     wished = np.where(there, [shares.get(kind, 0.0) / kinds.count(kind) for kind in kinds], 0.0)
     answers = [
         [i for i, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds) if kinds.count(kind) > 1
