@@ -22,12 +22,13 @@ import torch
 class Example:
     """One rendered conversation or document.
 
-    ids: (n,) int32 token ids; trained: (n,) bool, True where the token is a target; weight: loss weight of its targets.
+    ids: (n,) int32 token ids; trained: (n,) bool, True where the token is a target; weight: loss weight of its
+    targets, one for all or (n,) one for each token.
     """
 
     ids: np.ndarray
     trained: np.ndarray
-    weight: float
+    weight: float | np.ndarray
     kind: str
 
     @property
@@ -69,6 +70,7 @@ def collate(examples: Sequence[Example]) -> Batch:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     rows: list[np.ndarray] = []
     targets: list[np.ndarray] = []
+    weights: list[np.ndarray] = []
     names = tuple(sorted({example.kind for example in examples}))
     for example, start in zip(examples, offsets, strict=False):
         at = np.flatnonzero(example.trained[1:])
@@ -76,6 +78,7 @@ def collate(examples: Sequence[Example]) -> Batch:
             raise ValueError(f"an example of kind {example.kind!r} has no trained token; it must not get into a batch")
         rows.append(at + start)
         targets.append(example.ids[1:][at])
+        weights.append(np.broadcast_to(np.float32(example.weight), len(example.ids))[1:][at])
     counts = [len(part) for part in rows]
     return Batch(
         ids=_tensor(np.concatenate([example.ids for example in examples])),
@@ -83,7 +86,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         offsets=tuple(int(offset) for offset in offsets),
         rows=_tensor(np.concatenate(rows)),
         targets=_tensor(np.concatenate(targets)),
-        weights=torch.from_numpy(np.repeat([example.weight for example in examples], counts).astype(np.float32)),
+        weights=torch.from_numpy(np.concatenate(weights)),
         kinds=_tensor(np.repeat([names.index(example.kind) for example in examples], counts)),
         kind_names=names,
     )

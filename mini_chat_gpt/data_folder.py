@@ -25,6 +25,7 @@ from mini_chat_gpt.story_records import FILE_NAMES
 
 SPLITS = ("train", "valid")
 SOURCE_FILE = "SOURCE.json"
+DRAFT = ".draft-"  # begins the name of a folder with files that are being written
 HASHED_UP_TO = 1 << 28  # bytes; hashing a bigger file takes longer than its hash is worth here
 SOURCE_WORDS = {
     "public": "the public data set TinyStories-Instruct",
@@ -48,7 +49,7 @@ def standard_name(split: str) -> str:
 
 def present_files(folder: Path) -> dict[str, Path]:
     """split -> its file, for the splits that are there; the spelling that training would take, if there are two."""
-    found = {}
+    found: dict[str, Path] = {}
     for split in SPLITS:
         for name in FILE_NAMES:
             if (file := folder / name.format(split=split)).exists():
@@ -63,14 +64,14 @@ def double_files(folder: Path) -> list[Path]:
     return [file for name in names if (file := folder / name).exists() and file not in used]
 
 
-def write_source(folder: Path, kind: str, files: Mapping[str, Mapping[str, Any]], **facts: Any) -> dict[str, Any]:
-    """Record that the folder's files are `kind` data; `files` has what else is known of each by name, as its url."""
+def write_source(folder: Path, kind: str, files: Mapping[str, Mapping[str, Any]], **facts: Any) -> None:
+    """Record that `files` of the folder (name -> what else is known of it, as its url) are `kind` data."""
     described = {}
-    for file in sorted(present_files(folder).values()):
-        size = file.stat().st_size
-        described[file.name] = {"bytes": size, **files.get(file.name, {})}
+    for name, known in files.items():
+        size = (folder / name).stat().st_size
+        described[name] = {"bytes": size, **known}
         if size <= HASHED_UP_TO:
-            described[file.name].setdefault("sha256", sha256_of(file))
+            described[name].setdefault("sha256", sha256_of(folder / name))
     source = {
         "source": kind,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -79,7 +80,6 @@ def write_source(folder: Path, kind: str, files: Mapping[str, Mapping[str, Any]]
         "files": described,
     }
     write_json(folder / SOURCE_FILE, source)
-    return source
 
 
 def read_source(folder: Path) -> dict[str, Any]:
@@ -128,26 +128,43 @@ def make_folder(folder: Path) -> None:
 def drafts(folder: Path) -> Iterator[Path]:
     """A temporary folder inside `folder`; when the block ends well, its files get their place there, else they vanish.
 
-    Raises UserError, before and after the block, rather than replace a file of the same name.
+    Only SOURCE.json, which comes last, replaces an older one. Raises UserError rather than replace anything else.
     """
     make_folder(folder)
-    draft = folder / f".draft.{uuid.uuid4().hex[:8]}.tmp"
+    draft = folder / f"{DRAFT}{uuid.uuid4().hex[:8]}"
     with readable_disk_errors(folder):
         try:
             draft.mkdir()
             yield draft
-            files = sorted(draft.iterdir())
+            files = sorted(draft.iterdir(), key=lambda file: (file.name == SOURCE_FILE, file.name))
             for file in files:
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
-                if (folder / file.name).exists():
+                if file.name != SOURCE_FILE and (folder / file.name).exists():
                     raise UserError(
-                        f"{folder / file.name} has appeared meanwhile and is not replaced; choose another --folder."
+                        f"{folder / file.name} is there already and is not replaced; name another --folder."
                     )
             for file in files:
-                os.rename(file, folder / file.name)
+                os.replace(file, folder / file.name)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def is_untouched_sample(folder: Path) -> bool:
+    """Whether the folder's data are the sample, byte for byte as it was written."""
+    source = read_source(folder)
+    return source["source"] == "sample" and all(
+        sha256_of(file) == source["files"][file.name].get("sha256") for file in present_files(folder).values()
+    )
+
+
+def remove_sample(folder: Path) -> None:
+    """Delete the sample, which can be written again at any time. The caller has made sure that it is one."""
+    with readable_disk_errors(folder):
+        for name in read_source(folder)["files"]:
+            (folder / name).unlink(missing_ok=True)
+            (folder / f"{name}.index.npz").unlink(missing_ok=True)
+        (folder / SOURCE_FILE).unlink()
 
 
 def size_text(size: float | None) -> str:

@@ -22,8 +22,13 @@ from email.message import Message
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as RichProgress
+
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.files import readable_disk_errors, sha256_of, write_json
+from mini_chat_gpt.monitor import clock
 
 BLOCK = 1 << 18
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers that another try may better
@@ -184,6 +189,53 @@ def _check(remote: Remote, part: Path) -> None:
         return
     _facts_path(part).unlink(missing_ok=True)
     raise UserError(f"{part} {wrong}: it was damaged on its way; run the same command to download it afresh.")
+
+
+class DownloadProgress:
+    """Shows how a download goes, with rate and time left: a bar in a terminal, else a line every few seconds.
+
+    Use as a context manager, and the object itself as `fetch`'s on_progress.
+    """
+
+    def __init__(
+        self, console: Console, name: str, total: int | None, done: int = 0, every_seconds: float = 10.0
+    ) -> None:
+        self.console, self.name, self.every = console, name, every_seconds
+        self.first, self.done = done, done
+        self.started = self.said = time.monotonic()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        self.bar = RichProgress(*columns, console=console, transient=True) if console.is_terminal else None
+        self.task = self.bar.add_task(name, total=total, completed=done) if self.bar else TaskID(0)
+
+    def __enter__(self) -> DownloadProgress:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """`done` of `total` bytes are here."""
+        if done < self.done:
+            self.console.print(f"{self.name}: the server sends it from the beginning again", markup=False)
+            self.first = 0
+        self.done = done
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, total=total)
+        elif (now := time.monotonic()) - self.said >= self.every:
+            self.said = now
+            rate = (done - self.first) / (now - self.started)
+            left = f", {clock((total - done) / rate)} left" if total and rate > 0 else ""
+            whole = f" of {total / 1e6:,.0f}" if total else ""
+            self.console.print(f"{self.name}: {done / 1e6:,.0f}{whole} MB, {rate / 1e6:.1f} MB/s{left}", markup=False)
 
 
 # What goes over the wire

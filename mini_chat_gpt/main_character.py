@@ -24,7 +24,10 @@ _LATEST = 2  # the main character is named in one of the first three sentences
 _WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*")
 _CAPITALISED = r"[A-Z][A-Za-z]*(?:-[A-Za-z]+)*"
 _RUN = re.compile(rf"\b{_CAPITALISED}(?:(?:(?<=\bMr|\bDr)\.|(?<=\bMrs)\.)? {_CAPITALISED})*")
-_INTRODUCED = re.compile(r"\b(?:named|called|name (?:was|is)) (?:Mrs?\. |Dr\. )?([A-Z][A-Za-z]+(?: [A-Z][a-z]+)*)")
+_INTRODUCED = re.compile(
+    r"(?<!city )(?<!town )(?<!village )(?<!country )(?<!place )(?<!island )(?<!planet )"
+    r"\b(?:named|called|name (?:was|is)) (?:Mrs?\. |Dr\. )?([A-Z][A-Za-z]+(?: [A-Z][a-z]+)*)"
+)
 _BEFORE_SENTENCE = frozenset(("", ".", "!", "?", "…", ":", MASK, "\n", '"', "“", "”", "‘", "'", "*", "("))
 _SECOND_OF_TWO = re.compile(r"[A-Z][a-z]*\.? and (?:[A-Z][a-z]*\.? )?$")
 _WITH_COMPANION = re.compile(r"(?:,? and|,) (?:(?:his|her|the|little) (?:[a-z]+ ){0,2})?([A-Z][a-z]+)")
@@ -104,11 +107,11 @@ def _without_openers(story: str, match: re.Match[str], introduced: set[str]) -> 
 
 def _is_name(word: str, story: str, introduced: set[str], inside: set[str]) -> bool:
     words, lower = _words(), word.lower()
-    if len(word) < 2 or lower in words["places"] or lower in words["kin"]:
+    if len(word) < 2 or lower in words["kin"]:
         return False
     if word in introduced:
         return True
-    if lower in words["calendar"]:
+    if lower in words["places"] or lower in words["calendar"]:
         return False
     # A word that the story also writes small is a thing or a kind, whatever it looks like elsewhere.
     return lower in words["names"] or (word in inside and not re.search(rf"\b{lower}\b", story))

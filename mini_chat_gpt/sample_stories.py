@@ -164,19 +164,24 @@ def required_words(story: Story, rng: Random) -> list[str]:
     return [chosen[part] for part in found] if len(set(chosen.values())) == len(found) else []
 
 
+def _stem(verb: str) -> str:
+    """What stands before -ing: hope -> hop, hop -> hopp, visit -> visit."""
+    if re.fullmatch(r"[^aeiou]*[aeiou][bdgklmnprt]", verb):  # one syllable that ends in vowel and consonant
+        return verb + verb[-1]
+    return verb.removesuffix("e")
+
+
 @lru_cache(maxsize=1)
 def known_words() -> dict[str, dict[str, str]]:
     """For verbs, nouns and adjectives: every form that counts, and its base form."""
     words = load_data("sample_words.yaml")
     verbs: dict[str, str] = {}
     for base in [*words["verbs"]["regular"], *(hobby for hobby in words["hobbies"] if " " not in hobby)]:
-        stem = base.removesuffix("e")
+        stem = _stem(base)
         past = f"{base[:-1]}ied" if re.search(r"[^aeiou]y$", base) else f"{stem}ed"
-        doubled = base + base[-1]
-        verbs |= dict.fromkeys([base, past, f"{doubled}ed", f"{base}s", f"{stem}ing", f"{doubled}ing"], base)
+        verbs |= dict.fromkeys([base, past, f"{base}s", f"{stem}ing"], base)
     for base, pasts in words["verbs"]["irregular"].items():
-        stem, doubled = base.removesuffix("e"), base + base[-1]
-        verbs |= dict.fromkeys([base, *pasts, f"{base}s", f"{stem}ing", f"{doubled}ing"], base)
+        verbs |= dict.fromkeys([base, *pasts, f"{base}s", f"{_stem(base)}ing"], base)
     groups = words["things"].values()
     nouns = {noun for group in groups for noun in group["nouns"] if " " not in noun}
     nouns |= {*words["nouns"], *words["animal_kinds"], *words["landmarks"]}

@@ -56,7 +56,8 @@ class InstructSource:
     """Examples by slot: `source.example(i)` for any i ≥ 0, of which `len(source)` make an epoch.
 
     Implements the trainer's `ExampleSource`. `shares` and `weights` are by kind and override the defaults one by one;
-    `limit` takes the first so many records. `stats` counts what happened to the examples made so far in this process.
+    `focus` is the loss weight of the tokens that first write a word which a story has to use; `limit` takes the first so many
+    records. `stats` counts what happened to the examples made so far in this process.
     Raises UserError for a kind that doesn't exist and for data that support none of the kinds asked for.
     """
 
@@ -70,11 +71,13 @@ class InstructSource:
         weights: Mapping[str, float] | None = None,
         system: str | None = None,
         limit: int | None = None,
+        focus: float = 1.0,
     ) -> None:
         self.index = path_or_index if isinstance(path_or_index, RecordIndex) else RecordIndex(path_or_index)
         self.tokenizer, self.seq_len, self.seed, self.system = tokenizer, seq_len, seed, system
         self.shares = _by_kind("data.shares", DEFAULT_SHARES, shares, otherwise=0.1)
         self.weights = _by_kind("data.weights", DEFAULT_WEIGHTS, weights, otherwise=1.0)
+        self.focus = focus
         self._length = min(limit or len(self.index), len(self.index))
         self.stats: Counter[str] = Counter()
         self._balance()
@@ -90,7 +93,7 @@ class InstructSource:
             fitted = self._draw(number, epoch, f"{self.seed}/{slot}/{attempt}")
             if fitted is not None:
                 self.stats.update(examples=1, shortened=fitted.shortened, substituted=attempt > 0)
-                return fitted.example(self.weights[fitted.task.kind])
+                return fitted.example(self.weights[fitted.task.kind], self.tokenizer, self.focus)
             number = _number(f"{self.seed}/{slot}/{attempt}/other") % len(self)
         raise UserError(
             f"{self.index.path} gave no example of at most {self.seq_len} tokens from {_PROBES} records; "
@@ -117,7 +120,7 @@ class InstructSource:
 
     def show_tasks(self) -> list[Task]:
         """One task of every kind that is trained, for sample replies."""
-        return [task for kind in self._kinds for task in self.eval_tasks(kind, 1)]
+        return [task for kind in self.kinds for task in self.eval_tasks(kind, 1)]
 
     def _balance(self) -> None:
         """Find the weights of the draw, `_chances`, and the shares that will come of them, `realised`, on a sample."""
@@ -139,11 +142,11 @@ class InstructSource:
         self.realised: dict[str, float] = dict(zip(names, realised_shares(supported, chances).tolist(), strict=True))
         """Share of each category ("summary", "ending/no") that the stream will have."""
         trained = {name.split("/")[0] for name, chance in self._chances.items() if chance > 0}
-        self._kinds = [kind for kind in TASK_KINDS if kind in trained]
+        self.kinds = [kind for kind in TASK_KINDS if kind in trained]
 
     def _draw(self, number: int, epoch: int, salt: str) -> Fitted | None:
         """One of the record's tasks, drawn by weight; the next one drawn where the first doesn't fit."""
-        tasks = generate_tasks(self.index[number], _number(f"{self.seed}/{epoch}"), self._kinds)
+        tasks = generate_tasks(self.index[number], _number(f"{self.seed}/{epoch}"), self.kinds)
         # The largest u ** (1 / w) is task c with probability w_c / sum of w (Efraimidis and Spirakis, 2006).
         keyed = []
         for task in tasks:
@@ -229,7 +232,7 @@ def show_examples(source: InstructSource, n: int, console: Console) -> None:
     for slot in range(n):
         example = source.example(slot)
         console.rule(
-            f"{example.kind}: {len(example.ids)} tokens, {example.n_trained} trained, weight {example.weight:g}",
+            f"{example.kind}: {len(example.ids)} tokens, {example.n_trained} trained, weight {np.mean(example.weight):.3g}",
             style="dim",
         )
         text, begin = Text(), 0

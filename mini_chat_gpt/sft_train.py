@@ -84,6 +84,7 @@ def make_sources(config: Config, tokenizer: ChatTokenizer, context: int) -> tupl
             weights=data.weights,
             system=data.system_message,
             limit=data.limit if file == files[0] else None,
+            focus=data.focus,
         )
         for file in files
     )

@@ -121,8 +121,9 @@ def _as_moral(clause: str, pattern: re.Pattern[str]) -> str | None:
         not _GENERAL.search(clause) or re.match(r"(?:there|it|[A-Z][a-z]+)\b(?! is| are|'s)", clause)
     ):
         return None
+    least = 1 if clause.startswith("to ") else 2
     clause = _imperative(clause)
-    if not 2 <= len(clause.split()) <= 40 or _NO_START.match(clause) or "â€" in clause:
+    if not least <= len(clause.split()) <= 40 or _NO_START.match(clause) or "â€" in clause:
         return None
     return clause[0].upper() + clause[1:] + "."
 

@@ -34,7 +34,7 @@ _MODAL = re.compile(r"^(?P<verb>could|couldn't|did|didn't)(?P<negation> not)? (?
 _PAST = re.compile(r"^(?P<verb>[a-z]+)(?P<what>(?: .+)?)$")
 # Words that tell of a second clause or of speech: what follows them may be what the reason is for.
 _ENTANGLED = re.compile(
-    r"\b(?:and|but|or|that|who|which|what|when|while|if|as|after|before|until|he|she|they|it|i|we|you|said|asked|told|thought"
+    r"\b(?:and|but|or|that|who|which|what|when|while|if|as|after|before|until|he|she|they|it(?! *$)|i|we|you(?! *$)|said|asked|told|thought"
     r"|not|only|just|all|mostly|partly|even|maybe|probably|once|there)\b",
     re.IGNORECASE,
 )
@@ -102,10 +102,10 @@ def stated_reasons(story: str) -> list[Reason]:
 
 
 def _reason(sentence: str, span: tuple[int, int]) -> Reason | None:
-    match = _REASON.match(sentence)
+    match = _REASON.match(_START.sub("", sentence))
     if match is None or MASK in sentence or len(re.findall(r"\b(?:because|so that)\b", sentence)) > 1:
         return None
-    effect, cause = _START.sub("", match["effect"]), match["cause"]
+    effect, cause = match["effect"], match["cause"]
     if not 2 <= len(cause.split()) <= 25 or len(effect.split()) > 15:
         return None
     for pattern in _SUBJECTS:

@@ -1,4 +1,4 @@
-"""TinyStories-Instruct files: from bytes on disk to records, one at a time or by number.
+"""TinyStories-Instruct files: from bytes on disk to records, one after the other.
 
     Features: Dialogue, BadEnding
     Words: quit, oak, gloomy
@@ -12,7 +12,8 @@ The rules, which hold for every part of a record:
 
 - Records are separated by `<|endoftext|>`; the last one may lack it. A field begins where a line begins with its name and
   a colon, and ends where a line begins with the name of another known field. Fields stand in any order, `Summary:` after
-  the story too, and any may be missing. Only the first line with a name counts: a second `Words:` is text.
+  the story too, and any may be missing. Only the first line with a name counts: a second `Words:` is text. The lists
+  (features, words) are one line each.
 - A text in which no line begins with `Story:` is a plain story, unless its first line names a field: then it is a record
   whose story is missing. Such a record is left out and counted; a file of nothing else is an error.
 - CRLF is read as LF, a leading byte order mark is dropped, all other characters stay as they are, mojibake included. A byte
@@ -73,7 +74,7 @@ def parse_record(text: str) -> StoryRecord:
 
 
 def _listed(text: str) -> tuple[str, ...]:
-    return tuple(item for part in text.split(",") if (item := part.strip()))
+    return tuple(item for part in text.split("\n", 1)[0].split(",") if (item := part.strip()))
 
 
 def decode(chunk: bytes) -> str:

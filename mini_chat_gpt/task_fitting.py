@@ -18,6 +18,7 @@ from mini_chat_gpt.batching import Example
 from mini_chat_gpt.chat_format import Message, render
 from mini_chat_gpt.story_facts import sentence_spans
 from mini_chat_gpt.story_tasks import Task
+from mini_chat_gpt.word_forms import first_use
 
 if TYPE_CHECKING:
     from mini_chat_gpt.tokenizer import ChatTokenizer
@@ -36,9 +37,13 @@ class Fitted:
     trained: list[bool]
     shortened: bool
 
-    def example(self, weight: float = 1.0) -> Example:
-        """For a batch; `weight` is the loss weight of each of its targets."""
-        return Example(np.array(self.ids, dtype=np.int32), np.array(self.trained, dtype=bool), weight, self.task.kind)
+    def example(self, weight: float = 1.0, tokenizer: ChatTokenizer | None = None, focus: float = 1.0) -> Example:
+        """For a batch; `weight` is the loss weight of each of its targets, `focus` that of the words it has to use."""
+        weights: float | np.ndarray = weight
+        if tokenizer is not None and self.task.required and focus != weight:
+            weights = np.full(len(self.ids), weight, dtype=np.float32)
+            weights[required_tokens(self, tokenizer)] = focus
+        return Example(np.array(self.ids, dtype=np.int32), np.array(self.trained, dtype=bool), weights, self.task.kind)
 
 
 def messages_of(task: Task, system: str | None = None) -> list[Message]:
@@ -67,6 +72,24 @@ def fit_task(task: Task, tokenizer: ChatTokenizer, seq_len: int, system: str | N
         kept = shorter.story_span[1] - shorter.story_span[0]
         budget = min(budget, kept) - max(4, kept * (len(ids) - seq_len) // max(1, len(ids) - n_around))
     return None
+
+
+def required_tokens(fitted: Fitted, tokenizer: ChatTokenizer) -> list[int]:
+    """Places in `fitted.ids` of the tokens that first write each required word, in whichever form.
+
+    These few decide whether a story uses its words; all other tokens of it only decide how well it is told.
+    """
+    task = fitted.task
+    spans = [span for word in task.required if (span := first_use(task.target, word))]
+    byte_spans = [(len(task.target[:start].encode()), len(task.target[:end].encode())) for start, end in spans]
+    first = len(fitted.ids) - 1 - len(tokenizer.encode(task.target))  # the reply stands before the token that ends it
+    places, begin = [], 0
+    for place in range(first, len(fitted.ids) - 1):
+        end = begin + len(tokenizer.decode_bytes([fitted.ids[place]], start=place == first))
+        if any(begin < stop and end > start for start, stop in byte_spans):
+            places.append(place)
+        begin = end
+    return places
 
 
 def _shorten(task: Task, budget: int) -> Task | None:

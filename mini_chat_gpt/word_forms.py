@@ -35,6 +35,13 @@ def uses(text: str, word: str) -> bool:
     return any(all(_same(found[place + i], part) for i, part in enumerate(wanted)) for place in places)
 
 
+def first_use(text: str, word: str) -> tuple[int, int] | None:
+    """(start, end) of the first word of `text` that is `word` in any form, None if there is none; see `uses`."""
+    wanted = words_of(word)
+    matches = (match for match in _WORD.finditer(text) if wanted and _same(match[0].lower(), wanted[0]))
+    return next((match.span() for match in matches), None)
+
+
 def _same(found: str, wanted: str) -> bool:
     return found == wanted or found in forms(wanted) or wanted in forms(found)
 

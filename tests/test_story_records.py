@@ -172,7 +172,7 @@ def test_genuine_records_are_read_whole(real_data):
     assert first.story.startswith("Sara and Ben were playing") and third.story.endswith("flying to their holiday.")
 
 
-def test_genuine_headers_give_their_last_summary_to_the_record_and_the_rest_of_the_fields(real_data):
+def test_genuine_headers_are_read_field_by_field(real_data):
     headers = json.loads((real_data / "tinystories" / "instruct-headers.json").read_text(encoding="utf-8"))
     records = [parse_record(header + STORY) for header in headers]
     assert all(record.story == STORY for record in records)
