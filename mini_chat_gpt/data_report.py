@@ -294,17 +294,21 @@ def findings(report: Mapping[str, Any]) -> list[str]:
 def _left_out(split: str, facts: Mapping[str, Any], seq_len: int) -> Iterator[str]:
     examples = facts["examples"]
     if facts["without_story"]:
-        yield f"{split}: {facts['without_story']:,} records have no story and are left out."
+        yield f"{split}: {_count(facts['without_story'], 'record')} without a story left out."
     if facts["not_utf8"]:
-        yield f"{split}: {facts['not_utf8']:,} records hold bytes that are not UTF-8; they are read as U+FFFD."
+        yield f"{split}: {_count(facts['not_utf8'], 'record')} with bytes that are not UTF-8, which are read as U+FFFD."
     if facts["without_task"]:
-        yield f"{split}: {facts['without_task']:,} of the {facts['looked_at']:,} records looked at support no task."
+        yield f"{split}: {_count(facts['without_task'], 'record')} of the {facts['looked_at']:,} looked at without any task."
     if "impossible" in examples:
         yield f"{split}: no examples can be made: {examples['impossible']}"
         return
     if examples["shortened"]:
-        yield f"{split}: {examples['shortened']:,} of {examples['count']:,} examples lose text from inside their story to fit."
+        yield f"{split}: {_count(examples['shortened'], 'example')} of {examples['count']:,} with text left out inside the story, to fit."
     for kind, number in examples["too_long"].items():
-        yield f"{split}: {number:,} tasks of kind {kind} were dropped, longer than {seq_len} tokens (--seq-len)."
+        yield f"{split}: {_count(number, 'task')} of kind {kind} dropped, longer than {seq_len} tokens (--seq-len)."
     if other := examples["taken_from_another_record"]:
-        yield f"{split}: {other:,} of {examples['count']:,} records gave no example; another record took their turn."
+        yield f"{split}: {_count(other, 'record')} of {examples['count']:,} without an example; others took their turn."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

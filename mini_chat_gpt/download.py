@@ -47,6 +47,9 @@ class Patience:
     """Before the second try; doubled before each further one, up to 16 times it."""
 
 
+PATIENCE = Patience()
+
+
 @dataclass(frozen=True)
 class Remote:
     """A file as its server describes it; None is what the server doesn't say."""
@@ -75,7 +78,7 @@ def part_path(target: Path) -> Path:
     return target.with_name(target.name + ".part")
 
 
-def look(url: str, patience: Patience = Patience()) -> Remote:
+def look(url: str, patience: Patience = PATIENCE) -> Remote:
     """Ask the server about a file without fetching it.
 
     Raises NoConnection when it can't be reached, UserError when it answers that there is no such file.
@@ -101,7 +104,7 @@ def usable_part(target: Path, remote: Remote) -> int:
     return size if same and (remote.size is None or size <= remote.size) else 0
 
 
-def fetch(remote: Remote, target: Path, patience: Patience = Patience(), on_progress: Progress | None = None) -> None:
+def fetch(remote: Remote, target: Path, patience: Patience = PATIENCE, on_progress: Progress | None = None) -> None:
     """Bring `remote` to `target`, which must not exist, going on from its .part if there is one.
 
     Raises UserError when the network or the disk gives out; the .part then keeps what has come, as it does when the

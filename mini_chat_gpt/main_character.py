@@ -5,7 +5,8 @@ somebody else comes near (two children who do everything together), if a mother 
 begins with someone or something that has no name and is about that. Quoted speech doesn't count.
 
 A name is a capitalised word that no list excludes (pronouns, days, places, "Mommy", words that open sentences), and that
-proves to be one: it is introduced ("a girl named ..."), stands capitalised inside a sentence, or is a known given name.
+proves to be one: it is introduced ("a girl named ..."), stands capitalised inside a sentence, begins several sentences, or
+is a known given name.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import yaml
 from mini_chat_gpt.story_facts import MASK, mask_speech, sentence_spans
 
 _LATEST = 2  # the main character is named in one of the first three sentences
+_OFTEN = 3  # an unknown word that begins so many sentences, and is never written small, is a name
 _WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*")
 _CAPITALISED = r"[A-Z][A-Za-z]*(?:-[A-Za-z]+)*"
 _RUN = re.compile(rf"\b{_CAPITALISED}(?:(?:(?<=\bMr|\bDr)\.|(?<=\bMrs)\.)? {_CAPITALISED})*")
@@ -75,12 +77,15 @@ def _tally(story: str, told: str) -> _Tally:
     introduced = {word for match in _INTRODUCED.finditer(story) for word in _WORD.findall(match[1])}
     titles, kin, tally = _words()["titles"], _words()["kin"], _Tally()
     inside: set[str] = set()
+    beginning: Counter[str] = Counter()
     runs: list[tuple[int, str, list[str]]] = []  # what the narrator says: (where, as written, its words)
     for match in _RUN.finditer(story):
         run, begins = _without_openers(story, match, introduced)
         inside.update(run[1:] if begins else run)
+        beginning.update(run[:1] if begins else [])
         if run and told[match.start()] != MASK:
             runs.append((match.start(), match[0][match[0].index(run[0]) :], run))
+    inside |= {word for word, times in beginning.items() if times >= _OFTEN}
     for start, written, run in runs:
         bare = [word for word in run if word in introduced or word.lower() not in titles]
         if len(run) == 1 and (not bare or bare[0].lower() in kin):

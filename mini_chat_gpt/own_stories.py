@@ -13,7 +13,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mini_chat_gpt.data_folder import SPLITS, drafts, require_space, size_text, standard_name, write_source
+from mini_chat_gpt.data_folder import (
+    SPLITS,
+    drafts,
+    present_files,
+    read_source,
+    require_space,
+    size_text,
+    standard_name,
+    write_source,
+)
 from mini_chat_gpt.derive import derive_records
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.monitor import StepProgress
@@ -55,7 +64,7 @@ def take_files(
         else:
             for split, file in files.items():
                 _take_whole(file, draft / standard_name(split), derive, out)
-        known = {standard_name(split): {"from": str(files.get(split, files["train"]))} for split in SPLITS}
+        known = {standard_name(split): _origin(files.get(split, files["train"])) for split in SPLITS}
         options = {"valid_fraction": valid_fraction} if len(files) == 1 else {}
         write_source(draft, "derived" if derive else "own", known, options=options)
     made = "Records made of" if derive else "Taken from"
@@ -65,6 +74,8 @@ def take_files(
 def _find_files(paths: Sequence[Path], derive: bool) -> dict[str, Path]:
     """split -> file; only "train" where one file is all there is."""
     if len(paths) == 2:
+        if all(path.exists() for path in paths) and paths[0].samefile(paths[1]):
+            raise UserError(f"{paths[0]} was given for both train and valid; name it once, and it is divided in two.")
         return dict(zip(SPLITS, paths, strict=True))
     path = paths[0]
     if path.is_dir() and not derive:  # with records and plain stories in one folder, the records are meant
@@ -72,8 +83,14 @@ def _find_files(paths: Sequence[Path], derive: bool) -> dict[str, Path]:
             found = {split: file for split in SPLITS if (file := path / name.format(split=split)).is_file()}
             if "train" in found:
                 return found
-    found = {split: file for split in SPLITS if (file := find_text(path, split)) is not None}
-    return found
+    texts = {split: find_text(path, split) for split in SPLITS}
+    return {split: file for split, file in texts.items() if file is not None}
+
+
+def _origin(file: Path) -> dict[str, str]:
+    """Where a file was taken from, and what it was there: a copy of derived records or of the sample stays known as such."""
+    there = read_source(file.parent)["source"] if file in present_files(file.parent).values() else "unknown"
+    return {"from": str(file)} | ({"there": there} if there != "unknown" else {})
 
 
 def _check(file: Path, derive: bool) -> None:

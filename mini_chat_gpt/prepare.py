@@ -30,7 +30,16 @@ from mini_chat_gpt.data_folder import (
     write_source,
 )
 from mini_chat_gpt.data_report import report_folder, show_report
-from mini_chat_gpt.download import DownloadProgress, NoConnection, Patience, fetch, look, part_path, usable_part
+from mini_chat_gpt.download import (
+    PATIENCE,
+    DownloadProgress,
+    NoConnection,
+    Patience,
+    fetch,
+    look,
+    part_path,
+    usable_part,
+)
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.own_stories import take_files
@@ -52,7 +61,7 @@ def prepare(
     derive: Sequence[Path | str] = (),
     valid_fraction: float = 0.02,
     replace_sample: bool = False,
-    patience: Patience = Patience(),
+    patience: Patience = PATIENCE,
     out: Console | None = None,
 ) -> None:
     """See to it that `folder` holds data.
@@ -203,6 +212,8 @@ def notes(report: dict[str, Any]) -> list[str]:
         said.append(
             f"This is the sample; `{command} --replace-sample` downloads the public data (2.7 GB) in its place."
         )
+    if kind == "derived":
+        said.append("Derived records have no summaries and leave open how a story ends: no tasks of these kinds.")
     if not any(count for facts in report["files"].values() for count in facts["fields"].values()):
         said.append(
             f"These are plain stories: `{COMMAND} --derive FILE --folder NEW` makes records with words and sentences of them."
@@ -267,9 +278,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None, patience: Patience = Patience()) -> int:
-    """Command line."""
-    options = _parser().parse_args(argv)
+def _check(options: argparse.Namespace) -> None:
+    """What argparse can't check."""
     if not 0 < options.valid_fraction < 1:
         raise UserError(f"--valid-fraction is {options.valid_fraction:g}; it must lie between 0 and 1, as 0.02 does.")
     if options.seq_len < 16:
@@ -279,6 +289,12 @@ def main(argv: Sequence[str] | None = None, patience: Patience = Patience()) -> 
             raise UserError(
                 f"--{name} takes one path, or two for train and valid; {len(getattr(options, name))} were given."
             )
+
+
+def main(argv: Sequence[str] | None = None, patience: Patience = PATIENCE) -> int:
+    """Command line."""
+    options = _parser().parse_args(argv)
+    _check(options)
     tokenizer = ChatTokenizer.load(options.tokenizer) if options.tokenizer else None
     out = Console(highlight=False, stderr=options.json)
     prepare(

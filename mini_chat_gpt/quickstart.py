@@ -19,7 +19,7 @@ from mini_chat_gpt.config import Config, load_config
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.evaluate import compare
 from mini_chat_gpt.monitor import clock
-from mini_chat_gpt.prepare import write_sample_folder
+from mini_chat_gpt.prepare import prepare
 from mini_chat_gpt.pretrain import pretrain
 from mini_chat_gpt.runs import console, is_finished
 from mini_chat_gpt.sft_dataloader import find_instruct_file
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_data(folder: Path, out: Console) -> None:
     """The sample data set, unless it is there."""
     if not (folder / "SOURCE.json").is_file():
-        write_sample_folder(folder, out)
+        prepare(folder, sample=True, out=out)
     out.print(f"Sample stories: {folder}", markup=False)
 
 

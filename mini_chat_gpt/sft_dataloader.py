@@ -254,7 +254,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mini_chat_gpt.tokenizer import ChatTokenizer
 
     parser = argparse.ArgumentParser(
-        prog="python -m mini_chat_gpt.sft_dataloader",
         description="Show a few training examples, the trained tokens marked.",
     )
     parser.add_argument(

@@ -82,14 +82,16 @@ def balanced_weights(supported: np.ndarray, names: Sequence[str], shares: Mappin
             wished[both] = 0.0
     wished /= max(wished.sum(), 1e-12)
     weights = solve_weights(supported, wished)
+    held = np.zeros(len(names), dtype=bool)
     for _ in range(4):  # holding one answer down moves the others a little
         realised = realised_shares(supported, weights)
-        uneven = [
-            both for both in answers if wished[both[0]] > 0 and realised[both].max() > 1.03 * realised[both].min()
-        ]
+        uneven = [both for both in answers if wished[both[0]] > 0 and realised[both].max() > 1.03 * realised[both].min()]
         if not uneven:
             break
         for both in uneven:
             wished[both] = realised[both].min()
+            held[both] = True
+        if (rest := wished[~held].sum()) > 0:
+            wished[~held] *= max(0.0, 1 - wished[held].sum()) / rest
         weights = solve_weights(supported, wished)
     return weights

@@ -1,119 +1,26 @@
-"""Downloads against a real HTTP server on this machine, which can be told to misbehave in the ways that servers do."""
+"""Downloads, resumed and broken in every way, against a real HTTP server on this machine."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+from file_server import CONTENT, FileServer, running
+from tiny_disk import enlarge, tiny_disk
 
 from mini_chat_gpt.download import NoConnection, Patience, fetch, look, part_path, usable_part
 from mini_chat_gpt.errors import UserError
 
-CONTENT = bytes(range(256)) * 4000  # 1,024,000 bytes, several blocks
 QUICK = Patience(connect=2.0, read=0.3, attempts=3, pause=0.0)
-
-
-class FileServer(ThreadingHTTPServer):
-    """Serves one content at every address; its attributes say how."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content = CONTENT
-        self.etag: str | None = '"v1"'
-        self.ranges = True
-        self.status: int | None = None  # answer everything with this
-        self.drop_after: list[int] = []  # bytes sent before the connection is closed, one entry used up per request
-        self.hang_after: list[int] = []  # likewise before it falls silent; the last entry is for all further requests
-        self.announced_extra = 0  # bytes promised beyond those sent
-        self.shift = 0  # start ranges so many bytes too late
-        self.link: str | None = None  # redirect /hub to /file with this X-Linked-ETag
-        self.hung = threading.Event()
-        self.requests: list[str | None] = []  # the Range header of each request for content
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/file"
-
-    def handle_error(self, *_: Any) -> None:
-        pass  # clients that hang up are part of the tests
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: FileServer
-
-    def do_GET(self) -> None:
-        server = self.server
-        self.close_connection = True
-        if self.path == "/hub":
-            self.send_response(302)
-            self.send_header("Location", "/file")
-            self.send_header("X-Linked-ETag", f'"{server.link}"')
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        asked = self.headers.get("Range")
-        if asked != "bytes=0-0":  # the question of `look`
-            server.requests.append(asked)
-        if server.status is not None:
-            self.send_error(server.status)
-            return
-        self.send_content(asked)
-
-    def send_content(self, asked: str | None) -> None:
-        server = self.server
-        body, total = server.content, len(server.content)
-        match = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "") if server.ranges else None
-        if match:
-            first, last = int(match[1]) + server.shift * (asked != "bytes=0-0"), int(match[2] or total - 1)
-            if first >= total:
-                self.send_error(416)
-                return
-            body = body[first : last + 1]
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{first + len(body) - 1}/{total + server.announced_extra}")
-        else:
-            self.send_response(200)
-        if server.etag:
-            self.send_header("ETag", server.etag)
-        self.send_header("Content-Length", str(len(body) + server.announced_extra))
-        self.end_headers()
-        if asked != "bytes=0-0":
-            self.send_body(body)
-
-    def send_body(self, body: bytes) -> None:
-        server = self.server
-        if server.drop_after:
-            body = body[: server.drop_after.pop(0)]
-        if not server.hang_after:
-            self.wfile.write(body)
-        else:
-            self.wfile.write(body[: server.hang_after[0]])
-            del server.hang_after[: len(server.hang_after) > 1]
-            server.hung.wait(10)
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture
 def server() -> Iterator[FileServer]:
-    with FileServer() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        yield running
-        running.hung.set()
-        running.shutdown()
-        thread.join()
+    with running() as server:
+        yield server
 
 
 @pytest.fixture
@@ -325,3 +232,19 @@ def test_a_second_download_of_the_same_part_is_refused(server: FileServer, targe
     fetch(look(server.url, QUICK), target, QUICK, start_another)
     assert len(messages) == 1
     assert target.read_bytes() == CONTENT
+
+
+def test_a_full_disk_keeps_the_part_and_the_download_goes_on_once_there_is_space(
+    server: FileServer, tmp_path: Path
+) -> None:
+    with tiny_disk(tmp_path / "disk", kilobytes=512) as disk:
+        target = disk / "stories.txt"
+        with pytest.raises(UserError, match="no space left"):
+            fetch(look(server.url, QUICK), target, QUICK)
+        assert not target.exists()
+        kept = part_path(target).stat().st_size
+        assert 0 < kept < len(CONTENT)
+        enlarge(disk, kilobytes=4096)
+        fetch(look(server.url, QUICK), target, QUICK)
+        assert server.requests[-1] == f"bytes={kept}-"
+        assert target.read_bytes() == CONTENT

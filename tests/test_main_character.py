@@ -30,6 +30,7 @@ def labelled_stories(folder, split: str) -> list[tuple[str, dict]]:
         ("Little Jack was sad. Little Jack cried. Then Little Jack slept.", "Little Jack"),
         ("There was a man named Mr. Hill. Mr. Hill had a shop. People liked Mr. Hill.", "Mr. Hill"),
         ('Sara met a boy. "Tom! Tom! Tom! Tom!" he cried. Sara laughed. Sara ran.', "Sara"),
+        ("Puku was a lamb. Puku met her cousin Tiki. Puku ran. Puku sat.", "Puku"),
         ("One day Will woke up. A bear named Will sang. Will danced.", "Will"),
     ],
 )

@@ -123,6 +123,10 @@ def test_morals_are_found_where_readers_of_real_stories_found_one(real_data):
 
 
 def test_morals_of_real_stories_are_clean_sentences(real_data):
-    morals = [found[0] for story in stories(real_data / "tinystories" / "stories-train.txt") if (found := stated_moral(story))]
+    morals = [
+        found[0] for story in stories(real_data / "tinystories" / "stories-train.txt") if (found := stated_moral(story))
+    ]
     assert len(morals) > 800
-    assert all(moral[0].isupper() and moral.endswith(".") and "\n" not in moral and '"' not in moral for moral in morals)
+    assert all(
+        moral[0].isupper() and moral.endswith(".") and "\n" not in moral and '"' not in moral for moral in morals
+    )

@@ -57,7 +57,18 @@ def test_records_with_bytes_that_are_not_utf8_are_marked(tmp_path):
 
 
 LINES = st.sampled_from(
-    ["", "Features: Twist", "Words: a", "Summary: b", "Random sentence: c", "Story:", "Story: x", "said: y", " Words: z", "é"]
+    [
+        "",
+        "Features: Twist",
+        "Words: a",
+        "Summary: b",
+        "Random sentence: c",
+        "Story:",
+        "Story: x",
+        "said: y",
+        " Words: z",
+        "é",
+    ]
 )
 
 
@@ -140,7 +151,9 @@ def test_a_file_without_any_story_is_a_mistake(tmp_path):
 
 def test_all_fields_have_their_own_bit():
     bits = list(story_index.BITS.values())
-    assert sum(bits) == 2 ** len(bits) - 1 and set(FIELDS) < set(story_index.BITS) and len(bits) <= 16
+    assert sum(bits) == 2 ** len(bits) - 1
+    assert set(FIELDS) < set(story_index.BITS)
+    assert len(bits) <= 16
 
 
 def test_an_index_of_real_stories_holds_them_all(real_data):

@@ -10,8 +10,16 @@ from mini_chat_gpt.story_records import stories
     ("sentence", "question", "answer"),
     [
         ("Tom was sad because he lost his ball.", "Why was Tom sad?", "Because he lost his ball."),
-        ("But the little cat ran home, because it was cold!", "Why did the little cat run home?", "Because it was cold."),
-        ("Tom and Sue were very happy because of the cake.", "Why were Tom and Sue very happy?", "Because of the cake."),
+        (
+            "But the little cat ran home, because it was cold!",
+            "Why did the little cat run home?",
+            "Because it was cold.",
+        ),
+        (
+            "Tom and Sue were very happy because of the cake.",
+            "Why were Tom and Sue very happy?",
+            "Because of the cake.",
+        ),
         ("Lily did not like it because it was sour.", "Why did Lily not like it?", "Because it was sour."),
         ("Tim couldn't sleep because it was loud.", "Why couldn't Tim sleep?", "Because it was loud."),
         ("Tim's mom had to go because it was late.", "Why did Tim's mom have to go?", "Because it was late."),
@@ -56,7 +64,9 @@ def test_base_forms_of_verbs_are_known():
 
 
 def test_real_stories_give_hundreds_of_reasons(real_data):
-    found = [reason for story in stories(real_data / "tinystories" / "stories-train.txt") for reason in stated_reasons(story)]
+    found = [
+        reason for story in stories(real_data / "tinystories" / "stories-train.txt") for reason in stated_reasons(story)
+    ]
     assert len(found) > 500
     assert all(reason.question.startswith("Why ") and reason.question.endswith("?") for reason in found)
     assert all(reason.answer.startswith(("Because ", "So that ")) and reason.answer.endswith(".") for reason in found)

@@ -24,11 +24,17 @@ def test_every_field_of_a_record_is_read():
         "Features: Dialogue, BadEnding\nWords: quit, oak, gloomy\nRandom sentence: It was cold.\n"
         f"Summary: Tom loses his cat.\nStory: \n\n{STORY}\n"
     )
-    expected = StoryRecord(("Dialogue", "BadEnding"), ("quit", "oak", "gloomy"), "Tom loses his cat.", "It was cold.", STORY)
+    expected = StoryRecord(
+        ("Dialogue", "BadEnding"), ("quit", "oak", "gloomy"), "Tom loses his cat.", "It was cold.", STORY
+    )
     assert parse_record(text) == expected
 
 
-@given(st.permutations(["Features: Twist", "Words: oak, quit", "Summary: A cat.", "Random sentence: Hi.", f"Story:\n{STORY}"]))
+@given(
+    st.permutations(
+        ["Features: Twist", "Words: oak, quit", "Summary: A cat.", "Random sentence: Hi.", f"Story:\n{STORY}"]
+    )
+)
 def test_fields_are_found_in_any_order_also_after_the_story(parts):
     assert parse_record("\n".join(parts)) == StoryRecord(("Twist",), ("oak", "quit"), "A cat.", "Hi.", STORY)
 
@@ -90,7 +96,9 @@ def test_blank_records_are_passed_over(tmp_path):
 
 
 def test_a_record_without_a_story_is_left_out(tmp_path):
-    assert list(stories(write(tmp_path, "Words: a\n<|endoftext|>\nStory:\n<|endoftext|>\nStory:\ntwo\n<|endoftext|>"))) == ["two"]
+    assert list(
+        stories(write(tmp_path, "Words: a\n<|endoftext|>\nStory:\n<|endoftext|>\nStory:\ntwo\n<|endoftext|>"))
+    ) == ["two"]
 
 
 def test_bytes_that_are_not_utf8_become_visible_marks(tmp_path):
@@ -152,7 +160,9 @@ def test_the_other_split_is_found_beside_a_file(tmp_path):
     assert find_instruct_file(valid, "train") == train
 
 
-@pytest.mark.parametrize(("name", "says"), [("my-train.txt", "There is no .*my-valid.txt"), ("my.txt", "no validation file")])
+@pytest.mark.parametrize(
+    ("name", "says"), [("my-train.txt", "There is no .*my-valid.txt"), ("my.txt", "no validation file")]
+)
 def test_a_missing_split_is_named(tmp_path, name, says):
     with pytest.raises(UserError, match=says):
         find_instruct_file(write(tmp_path, "x", name), "valid")
@@ -169,7 +179,8 @@ def test_genuine_records_are_read_whole(real_data):
     assert second.features == ("Dialogue", "BadEnding", "MoralValue")
     assert second.summary.endswith("The moral of the story is not to steal.")
     assert third.random_sentence == "They are very excited and want to fly too."
-    assert first.story.startswith("Sara and Ben were playing") and third.story.endswith("flying to their holiday.")
+    assert first.story.startswith("Sara and Ben were playing")
+    assert third.story.endswith("flying to their holiday.")
 
 
 def test_genuine_headers_are_read_field_by_field(real_data):

@@ -1,0 +1,169 @@
+"""The commands as a user types them, from data to a reply; and a user's mistakes: one sentence, exit code 2, nothing lost."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["model.preset=null", "model.n_layer=2", "model.n_embd=32", "model.n_head=2", "model.context_length=384"]
+BRIEF = ["system.device=cpu", "data.seq_len=384", "data.eval_examples=20", "system.threads=1"]
+
+
+def run(folder: Path, *command: str, code: int = 0, **environment: str) -> str:
+    """Run a command in `folder`, expect its exit code, give back all that it printed."""
+    program = [sys.executable, *command] if command[0].endswith(".py") else [sys.executable, "-m", "mini_chat_gpt.cli", *command]
+    environment = {**os.environ, "WANDB_MODE": "offline", "COLUMNS": "200", **environment}
+    done = subprocess.run(program, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
+    printed = done.stdout + done.stderr
+    assert done.returncode == code, printed
+    assert "Traceback" not in printed, printed
+    return printed
+
+
+def one_sentence(printed: str) -> str:
+    """The single line of a user's mistake."""
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder that looks like a clone, with the sample prepared and a small base model trained."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("mini_chat_gpt", "sft_config.yaml", "prepare_sft_data.py"):
+        (folder / name).symlink_to(ROOT / name)
+    printed = run(folder, "prepare_sft_data.py", "--sample")
+    assert "12,000" in printed
+    printed = run(folder, "pretrain", *SMALL, *BRIEF, "pretrain.tokenizer_vocab_size=500", "pretrain.max_steps=12",
+                  "pretrain.eval_interval=6", "pretrain.batch_size=8")  # fmt: skip
+    assert "Done in" in printed
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(home) -> Path:
+    printed = run(home, "mini_chat_gpt/sft_train.py", "--config", "sft_config.yaml", *BRIEF, "training.batch_size=16",
+                  "sft.max_steps=12", "sft.eval_interval=6", "sft.save_interval=6")  # fmt: skip
+    assert "Base model: runs/base" in printed
+    return home
+
+
+def test_fine_tuning_writes_a_run_that_can_be_looked_at(tuned):
+    folder = tuned / "runs" / "sft"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {"sft/train_loss", "sft/lr", "sft/tokens_per_second"} <= set().union(*lines)
+    assert [line["step"] for line in lines if "sft/val_loss" in line] == [6, 12]
+    assert "batch_size: 16" in (folder / "config.yaml").read_text()
+    assert "step 12" in (folder / "samples.txt").read_text()
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_a_prompt_is_answered(tuned):
+    printed = run(tuned, "mini_chat_gpt/sft_generate.py", "--checkpoint", "runs/sft", "--prompt", "Write a short story.",
+                  "--max-new-tokens", "20", "--seed", "1")  # fmt: skip
+    assert printed.strip()
+
+
+def test_models_are_scored_side_by_side(tuned):
+    printed = run(tuned, "evaluate", "--checkpoint", "runs/sft", "--against", "runs/base", "--n", "4", "--json", "out.json")
+    assert "main_character" in printed
+    results = json.loads((tuned / "out.json").read_text())
+    assert set(results) == {"runs/sft", "runs/base"}
+    assert results["runs/sft"]["results"]["dialogue"]["n"] == 4
+
+
+def test_a_second_run_leaves_the_first_alone(tuned):
+    before = {path: path.stat().st_mtime_ns for path in (tuned / "runs" / "sft").rglob("*")}
+    printed = run(tuned, "mini_chat_gpt/sft_train.py", *BRIEF, "sft.max_steps=2", "wandb.enabled=false")
+    assert "runs/sft-2" in printed
+    assert {path: path.stat().st_mtime_ns for path in (tuned / "runs" / "sft").rglob("*")} == before
+
+
+def test_an_interrupted_run_goes_on_and_ends_like_an_unbroken_one(tuned):
+    settings = [*BRIEF, "wandb.enabled=false", "sft.max_steps=40", "sft.eval_interval=20", "system.compile=false"]
+    run(tuned, "sft", *settings, "sft.save_dir=runs/whole")
+    command = [sys.executable, "-m", "mini_chat_gpt.cli", "sft", *settings, "sft.save_dir=runs/broken"]
+    process = subprocess.Popen(command, cwd=tuned, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics = tuned / "runs" / "broken" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.is_file() and metrics.read_text().count("\n") >= 5):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, printed
+    assert "sft.resume_from=runs/broken" in printed
+    run(tuned, "sft", *settings, "sft.resume_from=runs/broken")
+    whole, broken = ((tuned / "runs" / name / "step-0000040" / "model.safetensors").read_bytes() for name in ("whole", "broken"))
+    assert whole == broken
+
+
+def test_every_verb_has_help(home):
+    for verb in ("quickstart", "prepare", "inspect", "pretrain", "sft", "generate", "evaluate", "import", "config"):
+        assert "usage: mini-chat-gpt " + verb in run(home, verb, "--help")
+    assert "pretrain" in run(home, "--help")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["sft", "sft.learning_rat=1"], "did you mean 'learning_rate'"),
+        (["sft", "training.batch_size=many"], "training.batch_size"),
+        (["sft", "--config", "nothing.yaml"], "no config file nothing.yaml"),
+        (["sft", "sft.pretrained_checkpoint=nothing"], "no checkpoint at nothing"),
+        (["sft", "sft.pretrained_checkpoint=bad/text.txt"], "bad/text.txt"),
+        (["sft", "sft.resume_from=runs/nothing"], "runs/nothing"),
+        (["sft", "sft.dataset_path=nowhere"], "nowhere"),
+        (["sft", "sft.dataset_path=bad/empty-train.txt"], "bad/empty-train.txt"),
+        (["sft", "sft.dataset_path=bad/binary-train.txt"], "bad/binary-train.txt"),
+        (["sft", "sft.dataset_path=bad/unseparated-train.txt"], "endoftext"),
+        (["sft", "sft.dataset_path=bad/storyless-train.txt"], "story"),
+        (["sft", "data.seq_len=16"], "data.seq_len"),
+        (["sft", "data.shares={morals: 1}"], "did you mean 'moral'"),
+        (["sft", "system.device=cuda:7"], "system.device"),
+        (["pretrain", "pretrain.dataset_path=nowhere"], "no text at nowhere"),
+        (["pretrain", "pretrain.tokenizer=bad/text.txt"], "bad/text.txt"),
+        (["generate", "--checkpoint", "bad", "--prompt", "x"], "bad"),
+        (["generate", "--checkpoint", "runs/base", "--prompt", "x", "--temperature", "-1"], "temperature"),
+        (["evaluate", "--checkpoint", "runs/base", "--kinds", "songs"], "songs"),
+        (["import", "bad/text.txt", "out"], "bad/text.txt"),
+        (["chatt"], "no verb"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(home, command, words):
+    bad = home / "bad"
+    if not bad.exists():
+        bad.mkdir()
+        (bad / "text.txt").write_text("just text")
+        story = "Tom had a ball. He lost it. Then he found it again and was happy.\n"
+        contents = {"empty": b"", "binary": bytes(range(256)) * 40, "unseparated": story.encode() * 40,
+                    "storyless": b"Words: a, b\n<|endoftext|>\n" * 9}  # fmt: skip
+        for name, content in contents.items():
+            for split in ("train", "valid"):
+                (bad / f"{name}-{split}.txt").write_bytes(content)
+    before = {path for path in (home / "runs").rglob("*") if path.is_file()}
+    assert words in one_sentence(run(home, *command, code=2))
+    assert {path for path in (home / "runs").rglob("*") if path.is_file()} >= before
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="mounting a small disk needs root")
+def test_a_full_disk_ends_a_run_with_a_sentence_and_keeps_the_last_checkpoint(home):
+    disk = home / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("this system does not let a test mount a small disk")
+    try:
+        settings = ["sft.max_steps=40", "sft.save_interval=4", "training.keep_checkpoints=9", "wandb.enabled=false"]
+        printed = run(home, "sft", *BRIEF, *settings, "sft.save_dir=disk/sft", code=2)
+        assert "no space left" in one_sentence(printed)
+        steps = sorted(path.name for path in (disk / "sft").glob("step-*"))
+        assert steps
+        run(home, "generate", "--checkpoint", f"disk/sft/{steps[-1]}", "--prompt", "Hello", "--max-new-tokens", "5")
+        assert not list((disk / "sft").glob(".step-*"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

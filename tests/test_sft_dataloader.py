@@ -1,0 +1,275 @@
+"""The stream of training examples: a pure function of data, seed and slot, balanced, and never without a target."""
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from mini_chat_gpt import sft_dataloader
+from mini_chat_gpt.derive import derive_records
+from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.sft_dataloader import (
+    InstructSource,
+    RecordIndex,
+    generate_tasks,
+    parse_record,
+    read_records,
+    stories,
+)
+from mini_chat_gpt.tokenizer import ChatTokenizer
+
+NAMES = ["Tom", "Sue", "Ben", "Mia", "Sam", "Amy", "Max", "Lily"]
+
+
+def record_text(number: int) -> str:
+    """A made-up record; one in twelve ends badly, one in two has talk."""
+    name, thing = NAMES[number % 8], ["ball", "kite", "hat", "cup", "book"][number % 5]
+    features = [*(["Dialogue"] if number % 2 else []), "BadEnding" if number % 12 == 0 else "Twist"]
+    speech = f'"Where is my {thing}?" {name} said. ' if number % 2 else ""
+    return (
+        f"Features: {', '.join(features)}\nWords: {thing}, lose, find\nSummary: {name} looks for a {thing} number {number}.\n"
+        f"Story:\n\nOnce there was a child named {name}. {name} had {number} toys. {speech}"
+        f"{name} was sad because the {thing} was lost. Then {name} went home.\n<|endoftext|>\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "TinyStoriesInstruct-train.txt"
+    path.write_text("".join(record_text(number) for number in range(240)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(path):
+    tokenizer = ChatTokenizer.train(stories(path), 400)
+    tokenizer.add_control_tokens()
+    return tokenizer
+
+
+@pytest.fixture
+def source(path, tokenizer):
+    return InstructSource(path, tokenizer, seq_len=256, seed=1)
+
+
+def decoded(source, example) -> tuple[str, str]:
+    """(everything, the trained part) of an example as text."""
+    ids = example.ids.tolist()
+    trained = [id for id, target in zip(ids, example.trained, strict=True) if target]
+    return source.tokenizer.decode(ids, control=True), source.tokenizer.decode(trained, control=True)
+
+
+def same(one, other) -> bool:
+    return one.kind == other.kind and np.array_equal(one.weight, other.weight) and np.array_equal(one.ids, other.ids)
+
+
+def test_an_example_is_a_conversation_of_which_the_answer_is_trained(source):
+    everything, trained = decoded(source, source.example(0))
+    assert everything.startswith("<|user|>")
+    assert everything.endswith("<|assistant|>" + trained)
+    assert trained.endswith("<|endoftext|>")
+    assert len(trained) > len("<|endoftext|>")
+
+
+def test_ids_and_marks_have_the_types_of_a_batch(source):
+    example = source.example(0)
+    assert (example.ids.dtype, example.trained.dtype) == (np.int32, np.bool_)
+
+
+def test_a_slot_gives_the_same_example_whatever_came_before(path, tokenizer, source):
+    slots = [5, 700, 3, 241, 5]
+    first = [source.example(slot) for slot in slots]
+    fresh = InstructSource(path, tokenizer, seq_len=256, seed=1)
+    assert all(same(example, fresh.example(slot)) for slot, example in reversed(list(zip(slots, first, strict=True))))
+
+
+def test_a_pickled_source_goes_on_with_the_same_examples(source):
+    copy = pickle.loads(pickle.dumps(source))
+    assert all(same(source.example(slot), copy.example(slot)) for slot in range(5))
+
+
+def test_an_epoch_takes_every_record_once(source):
+    numbers = Counter(decoded(source, source.example(slot))[0].count(" toys.") for slot in range(len(source)))
+    assert numbers == {1: 240}
+    texts = {
+        text[text.index("Once there") : text.index(" toys.")]
+        for text in (decoded(source, source.example(i))[0] for i in range(240))
+    }
+    assert len(texts) == 240
+
+
+def test_the_next_epoch_has_another_order_and_other_wordings(source):
+    first, second = (
+        [decoded(source, source.example(slot + epoch * 240))[0] for slot in range(240)] for epoch in (0, 1)
+    )
+    assert sum(one == other for one, other in zip(first, second, strict=True)) < 10
+    assert len(set(first) & set(second)) < 120
+
+
+def test_another_seed_gives_another_stream(path, tokenizer, source):
+    other = InstructSource(path, tokenizer, seq_len=256, seed=2)
+    assert not all(same(source.example(slot), other.example(slot)) for slot in range(5))
+
+
+def test_limit_takes_the_first_records_only(path, tokenizer):
+    source = InstructSource(path, tokenizer, seq_len=256, seed=1, limit=10)
+    toys = {int(decoded(source, source.example(slot))[0].split(" toys.")[0].split()[-1]) for slot in range(30)}
+    assert len(source) == 10
+    assert toys == set(range(10))
+
+
+def test_kinds_come_in_the_wished_shares(path, tokenizer):
+    source = InstructSource(path, tokenizer, 256, 1, shares={"words": 3, "summary": 1, "what_happened": 0, "main_character": 0,
+                                                             "ending": 0, "dialogue": 0, "why": 0, "moral": 0})  # fmt: skip
+    kinds = Counter(source.example(slot).kind for slot in range(960))
+    assert kinds["words"] / 960 == pytest.approx(0.75, abs=0.05)
+    assert kinds["summary"] / 960 == pytest.approx(0.25, abs=0.05)
+
+
+def test_yes_and_no_are_equally_frequent_though_the_data_are_not(path, tokenizer):
+    source = InstructSource(path, tokenizer, 256, 1, shares={"ending": 0.1, "words": 0.9} | dict.fromkeys(
+        ["summary", "what_happened", "main_character", "dialogue", "why", "moral"], 0.0))  # fmt: skip
+    answers = Counter(decoded(source, e)[1][:3] for e in map(source.example, range(2400)) if e.kind == "ending")
+    assert answers["Yes"] / sum(answers.values()) == pytest.approx(0.5, abs=0.1)
+    assert sum(answers.values()) / 2400 == pytest.approx(0.1, abs=0.03)
+
+
+def test_realised_shares_are_told(source):
+    assert sum(source.realised.values()) == pytest.approx(1)
+    assert source.realised["moral"] == 0
+    assert source.realised["words"] > 0.2
+
+
+def test_loss_weights_go_by_kind(path, tokenizer):
+    source = InstructSource(path, tokenizer, 256, 1, weights={"words": 0.25, "summary": 2}, focus=0.25)
+    weights = {example.kind: example.weight for example in map(source.example, range(200))}
+    assert (weights["words"], weights["summary"], weights["ending"]) == (0.25, 2.0, 1.0)
+
+
+def test_the_words_that_a_story_has_to_use_weigh_more_than_the_rest_of_it(path, tokenizer):
+    source = InstructSource(path, tokenizer, 256, 1, weights={"words": 0.5}, focus=3.0)
+    example = next(e for e in map(source.example, range(200)) if e.kind == "words")
+    thing = source.tokenizer.decode(example.ids[example.weight == 3.0].tolist()).split()
+    assert set(example.weight.tolist()) == {0.5, 3.0}
+    assert thing[0] in decoded(source, example)[0].split("\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"shares": {"sumary": 1}}, "data.shares names the kind 'sumary'.*did you mean 'summary'"),
+        ({"weights": {"moral": -1}}, "data.weights.moral is -1"),
+        ({"shares": dict.fromkeys(sft_dataloader.DEFAULT_SHARES, 0)}, "support none of the kinds"),
+    ],
+)
+def test_a_wrong_share_or_weight_is_named(path, tokenizer, settings, says):
+    with pytest.raises(UserError, match=says):
+        InstructSource(path, tokenizer, 256, 1, **settings)
+
+
+def test_data_without_any_asked_kind_say_so(path, tokenizer):
+    with pytest.raises(UserError, match="support none of the kinds moral"):
+        InstructSource(path, tokenizer, 256, 1, shares=dict.fromkeys(sft_dataloader.DEFAULT_SHARES, 0) | {"moral": 1})
+
+
+def test_nothing_is_longer_than_the_context_and_what_was_dropped_is_counted(path, tokenizer):
+    source = InstructSource(path, tokenizer, seq_len=70, seed=1)
+    examples = [source.example(slot) for slot in range(240)]
+    assert max(len(example.ids) for example in examples) <= 70
+    assert all(example.n_trained > 0 for example in examples)
+    assert source.stats["examples"] == 240
+    assert source.stats["shortened"] > 0
+    assert source.stats["too long: words"] > 0
+
+
+def test_a_context_too_short_for_anything_is_a_mistake(path, tokenizer):
+    with pytest.raises(UserError, match=r"raise data\.seq_len"):
+        InstructSource(path, tokenizer, seq_len=16, seed=1).example(0)
+
+
+def test_a_record_that_gives_nothing_is_replaced_and_counted(tmp_path, tokenizer):
+    path = tmp_path / "x.txt"
+    path.write_text("A lone cat.<|endoftext|>" * 5 + record_text(7) * 5, encoding="utf-8")
+    source = InstructSource(
+        path, tokenizer, 256, 1, shares=dict.fromkeys(sft_dataloader.DEFAULT_SHARES, 0) | {"summary": 1}
+    )
+    assert [source.example(slot).kind for slot in range(10)] == ["summary"] * 10
+    assert source.stats["substituted"] == 5
+    assert source.stats["records without a task"] >= 5
+
+
+def test_a_system_message_opens_every_conversation(path, tokenizer):
+    source = InstructSource(path, tokenizer, 256, 1, system="You tell stories.")
+    assert decoded(source, source.example(3))[0].startswith("<|system|>You tell stories.<|user|>")
+
+
+def test_validation_is_a_fixed_balanced_list_with_weight_one(path, tokenizer, source):
+    examples = source.validation_examples(100)
+    again = InstructSource(path, tokenizer, seq_len=256, seed=1).validation_examples(100)
+    assert len(examples) == pytest.approx(100, abs=5)
+    assert all(same(one, other) for one, other in zip(examples, again, strict=True))
+    assert {example.weight for example in examples} == {1.0}
+    endings = Counter(decoded(source, example)[1][:3] for example in examples if example.kind == "ending")
+    assert endings["Yes"] == pytest.approx(endings["No,"], abs=1)
+
+
+def test_validation_asks_nothing_twice(source):
+    seen = Counter(
+        (e.kind, decoded(source, e)[0].split(" toys.")[0].split()[-1]) for e in source.validation_examples(400)
+    )
+    assert max(seen.values()) == 1
+
+
+def test_held_out_tasks_of_a_yes_no_kind_are_balanced(source):
+    tasks = source.eval_tasks("ending", 30)
+    assert Counter(task.answer for task in tasks) == {"yes": 15, "no": 15}
+    assert len(source.eval_tasks("ending", 100)) == 40  # only 20 records end badly
+
+
+def test_held_out_tasks_come_from_different_records(source):
+    tasks = source.eval_tasks("main_character", 50)
+    assert len({task.prompt for task in tasks}) == len(tasks) == 50
+
+
+def test_held_out_tasks_are_shortened_to_the_context(path, tokenizer):
+    tasks = InstructSource(path, tokenizer, seq_len=70, seed=1).eval_tasks("main_character", 50)
+    assert len(tasks) == 50
+    assert all(len(tokenizer.encode(task.prompt)) < 70 for task in tasks)
+
+
+def test_one_task_of_each_trained_kind_is_shown(source):
+    assert [task.kind for task in source.show_tasks()] == [
+        "summary", "what_happened", "main_character", "ending", "dialogue", "why", "words",
+    ]  # fmt: skip
+
+
+def test_derived_records_are_never_asked_for_their_ending(real_data, tmp_path, tokenizer):
+    path = tmp_path / "derived.txt"
+    texts = derive_records(stories(real_data / "tinystories" / "stories-valid.txt"))
+    path.write_text("".join(text + "\n<|endoftext|>\n" for text in texts), encoding="utf-8")
+    source = InstructSource(path, tokenizer, seq_len=512, seed=0)
+    assert len(source) == 843
+    assert {kind for kind, share in source.realised.items() if share > 0} == {
+        "moral", "main_character", "dialogue/yes", "dialogue/no", "why", "words",
+    }  # fmt: skip
+    assert source.realised["dialogue/yes"] == pytest.approx(source.realised["dialogue/no"], rel=0.1)
+
+
+def test_the_program_shows_examples_legibly_without_colours(path, capsys):
+    assert sft_dataloader.main([str(path), "--n", "2", "--seq-len", "300"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("[[") == out.count("<|endoftext|>]]") == 2
+    assert "<|user|>" in out
+    assert " trained, weight " in out
+    assert "240 records; shares of the stream" in out
+
+
+def test_the_program_finds_the_file_in_a_folder(path, capsys):
+    assert sft_dataloader.main([str(path.parent), "--n", "1"]) == 0
+
+
+def test_the_public_names_work_together(path):
+    record = next(read_records(path))
+    assert record == RecordIndex(path)[0] == parse_record(record_text(0))
+    assert {task.kind for task in generate_tasks(record, 0)} >= {"summary", "ending", "words"}
