@@ -52,7 +52,7 @@ def present_files(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for split in SPLITS:
         for name in FILE_NAMES:
-            if (file := folder / name.format(split=split)).exists():
+            if os.path.lexists(file := folder / name.format(split=split)):  # a dangling link is the user's too
                 found.setdefault(split, file)
     return found
 
@@ -140,7 +140,7 @@ def drafts(folder: Path) -> Iterator[Path]:
             for file in files:
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
-                if file.name != SOURCE_FILE and (folder / file.name).exists():
+                if file.name != SOURCE_FILE and os.path.lexists(folder / file.name):
                     raise UserError(
                         f"{folder / file.name} is there already and is not replaced; name another --folder."
                     )

@@ -110,7 +110,7 @@ def fetch(remote: Remote, target: Path, patience: Patience = PATIENCE, on_progre
     Raises UserError when the network or the disk gives out; the .part then keeps what has come, as it does when the
     process is interrupted or killed.
     """
-    if target.exists():
+    if os.path.lexists(target):
         raise UserError(f"{target} exists already and is not overwritten; move it away to download it again.")
     part = part_path(target)
     with readable_disk_errors(target), open(part, "ab", buffering=0) as file:

@@ -48,6 +48,7 @@ from mini_chat_gpt.story_records import FILE_NAMES
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
 PUBLIC_URL = "https://huggingface.co/datasets/roneneldan/TinyStoriesInstruct/resolve/main"
+SAMPLE_SIZE = 22_000_000  # bytes
 COMMAND = "python prepare_sft_data.py"
 
 
@@ -104,6 +105,7 @@ def write_sample_folder(folder: Path, out: Console) -> None:
     """Write the sample into a folder that holds no data yet. Raises UserError if it does."""
     folder = Path(folder)
     _refuse_to_replace(folder)
+    require_space(folder, SAMPLE_SIZE)
     with drafts(folder) as draft:
         names = [path.name for path in write_sample(draft)]
         write_source(draft, "sample", {name: {} for name in names}, options={"seed": 0})

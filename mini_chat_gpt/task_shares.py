@@ -85,7 +85,9 @@ def balanced_weights(supported: np.ndarray, names: Sequence[str], shares: Mappin
     held = np.zeros(len(names), dtype=bool)
     for _ in range(4):  # holding one answer down moves the others a little
         realised = realised_shares(supported, weights)
-        uneven = [both for both in answers if wished[both[0]] > 0 and realised[both].max() > 1.03 * realised[both].min()]
+        uneven = [
+            both for both in answers if wished[both[0]] > 0 and realised[both].max() > 1.03 * realised[both].min()
+        ]
         if not uneven:
             break
         for both in uneven:

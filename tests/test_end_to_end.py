@@ -18,7 +18,11 @@ BRIEF = ["system.device=cpu", "data.seq_len=384", "data.eval_examples=20", "syst
 
 def run(folder: Path, *command: str, code: int = 0, **environment: str) -> str:
     """Run a command in `folder`, expect its exit code, give back all that it printed."""
-    program = [sys.executable, *command] if command[0].endswith(".py") else [sys.executable, "-m", "mini_chat_gpt.cli", *command]
+    program = (
+        [sys.executable, *command]
+        if command[0].endswith(".py")
+        else [sys.executable, "-m", "mini_chat_gpt.cli", *command]
+    )
     environment = {**os.environ, "WANDB_MODE": "offline", "COLUMNS": "200", **environment}
     done = subprocess.run(program, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
     printed = done.stdout + done.stderr
@@ -72,7 +76,9 @@ def test_a_prompt_is_answered(tuned):
 
 
 def test_models_are_scored_side_by_side(tuned):
-    printed = run(tuned, "evaluate", "--checkpoint", "runs/sft", "--against", "runs/base", "--n", "4", "--json", "out.json")
+    printed = run(
+        tuned, "evaluate", "--checkpoint", "runs/sft", "--against", "runs/base", "--n", "4", "--json", "out.json"
+    )
     assert "main_character" in printed
     results = json.loads((tuned / "out.json").read_text())
     assert set(results) == {"runs/sft", "runs/base"}
@@ -99,7 +105,9 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_unbroken_one(tuned):
     assert process.returncode == 130, printed
     assert "sft.resume_from=runs/broken" in printed
     run(tuned, "sft", *settings, "sft.resume_from=runs/broken")
-    whole, broken = ((tuned / "runs" / name / "step-0000040" / "model.safetensors").read_bytes() for name in ("whole", "broken"))
+    whole, broken = (
+        (tuned / "runs" / name / "step-0000040" / "model.safetensors").read_bytes() for name in ("whole", "broken")
+    )
     assert whole == broken
 
 

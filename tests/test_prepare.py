@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ def quick_sample(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def server() -> Iterator[FileServer]:
     with running() as server:
-        server.files = {NAMES[0]: records("cat", 3000), NAMES[1]: records("dog", 40)}
+        server.files = {NAMES[0]: records("cat", 300), NAMES[1]: records("dog", 40)}
         yield server
 
 
@@ -150,7 +151,7 @@ def test_a_file_that_the_server_lacks_changes_nothing(folder: Path, server: File
 def test_too_little_space_is_said_before_anything_is_fetched(
     folder: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_folder.shutil, "disk_usage", lambda _: (10**6, 10**6 - 1000, 1000))
+    monkeypatch.setattr(data_folder.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match="its disk has 1 kB left"):
         run(folder, server=server)
     assert server.requests == []
@@ -199,6 +200,17 @@ def test_nothing_replaces_the_users_data(folder: Path, tmp_path: Path, option: s
     with pytest.raises(UserError, match="nothing is replaced"):
         run(folder, option, *([] if option == "--sample" else [tmp_path / "stories.txt"]))
     assert content(folder) == {VALID: records("cat", 5)}
+
+
+def test_a_link_to_data_that_are_away_is_not_replaced(folder: Path, tmp_path: Path, server: FileServer) -> None:
+    folder.mkdir()
+    (folder / TRAIN).symlink_to(tmp_path / "unplugged" / "train.txt")
+    with pytest.raises(UserError, match="There is no file"):
+        run(folder, server=server)
+    with pytest.raises(UserError):
+        run(folder, "--sample")
+    assert (folder / TRAIN).is_symlink()
+    assert server.names == []
 
 
 def test_replace_sample_does_not_touch_what_is_no_sample(folder: Path, server: FileServer) -> None:
