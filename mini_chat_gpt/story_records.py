@@ -1,11 +1,11 @@
 """TinyStories-Instruct files: from bytes on disk to records, one after the other.
 
     Features: Dialogue, BadEnding
-    Words: quit, oak, gloomy
-    Summary: Sara wants to go home.
+    Words: lend, kite, windy
+    Summary: Nora lends Max her kite.
     Story:
 
-    Sara and Ben were playing in the park. ...
+    Nora had a kite that she liked very much. ...
     <|endoftext|>
 
 The rules, which hold for every part of a record:
