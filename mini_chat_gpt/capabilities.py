@@ -5,7 +5,7 @@ All measures are shares from 0 to 1, means over tasks:
     main_character         accuracy   the reply names the right one (and no second one)
     ending, dialogue       accuracy   the reply begins with the right one of "yes" and "no"
     moral                  rouge_l    overlap with the target; exact: the same words, whatever the case and punctuation
-    summary, what_happened, why       rouge_l
+    summary, what_happened, why, quote  rouge_l
     words                  used       share of the required words that the story has, in whichever form; all_used: every one
     all of them            stops      the reply ended by itself
 
@@ -184,6 +184,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "summary": (FIRST_SENTENCE,),
     "what_happened": (FIRST_SENTENCE,),
     "why": (MOST_COMMON, Rule("the first sentence with “because”", _with_because)),
+    "quote": (FIRST_SENTENCE, _sentence(-1, "the last")),
     "words": (Rule("the story of another task", _somebody_elses),),
 }
 

@@ -19,7 +19,7 @@ from mini_chat_gpt.config import Config, load_config
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.evaluate import compare
 from mini_chat_gpt.monitor import clock
-from mini_chat_gpt.prepare import prepare
+from mini_chat_gpt.prepare import write_sample_folder
 from mini_chat_gpt.pretrain import pretrain
 from mini_chat_gpt.runs import console, is_finished
 from mini_chat_gpt.sft_dataloader import find_instruct_file
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
     parser.add_argument("--items", type=int, default=40, help="held-out prompts of each kind to score (default 40)")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.overrides)
     out, started = console(), time.monotonic()
     make_data(Path(config.sft.dataset_path), out)
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_data(folder: Path, out: Console) -> None:
     """The sample data set, unless it is there."""
     if not (folder / "SOURCE.json").is_file():
-        prepare(folder, sample=True, out=out)
+        write_sample_folder(folder, out)
     out.print(f"Sample stories: {folder}", markup=False)
 
 

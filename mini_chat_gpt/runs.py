@@ -117,6 +117,6 @@ def run_command(
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", help=f"YAML file with settings (default: {default_config} if it is there)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     path = arguments.config or (default_config if Path(default_config).is_file() else None)
     return 130 if job(load_config(path, arguments.overrides)).interrupted else 0

@@ -41,7 +41,7 @@ __all__ = [
 
 DEFAULT_SHARES = {
     "words": 0.25, "summary": 0.15, "what_happened": 0.1, "moral": 0.1, "main_character": 0.15, "ending": 0.1, "dialogue": 0.1,
-    "why": 0.05,
+    "why": 0.05, "quote": 0.0,
 }  # fmt: skip
 """Of the examples, by kind. Kinds that the data don't support fall away, the others grow in proportion."""
 DEFAULT_WEIGHTS = dict.fromkeys(DEFAULT_SHARES, 1.0) | {"words": 0.2}
@@ -56,7 +56,7 @@ class InstructSource:
     """Examples by slot: `source.example(i)` for any i ≥ 0, of which `len(source)` make an epoch.
 
     Implements the trainer's `ExampleSource`. `shares` and `weights` are by kind and override the defaults one by one;
-    `focus` is the loss weight of the tokens that first write a word which a story has to use; `limit` takes the first so many
+    `focus` is the loss weight of the tokens that write a word or sentence which a story has to use; `limit` takes the first so many
     records. `stats` counts what happened to the examples made so far in this process.
     Raises UserError for a kind that doesn't exist and for data that support none of the kinds asked for.
     """

@@ -7,12 +7,13 @@ asks only what the record answers beyond doubt, and gives None otherwise: a wron
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
 from mini_chat_gpt.main_character import main_character
-from mini_chat_gpt.story_facts import first_speech, is_silent, stated_moral
+from mini_chat_gpt.story_facts import first_speech, is_silent, sentence_spans, stated_moral
 from mini_chat_gpt.story_phrasing import Chooser, feature_list, story_prompt, writing_prompt
 from mini_chat_gpt.story_reasons import stated_reasons
 from mini_chat_gpt.story_records import ENDING_UNKNOWN, StoryRecord
@@ -35,6 +36,8 @@ class Task:
     """(start, end) of the part of the prompt that the answer rests on, which shortening must leave."""
     required: tuple[str, ...] = ()
     """Words that the answer has to use, in any of their forms."""
+    sentence: str | None = None
+    """A sentence that the answer has to contain."""
 
     @property
     def category(self) -> str:
@@ -160,6 +163,28 @@ def _why(record: StoryRecord, choose: Chooser) -> Task | None:
     return _about("why", record, choose, reason.answer, evidence=reason.span, question=reason.question)
 
 
+_LONG_WORD = re.compile(r"(?<![\w'’-])[a-z]{4,}(?![\w'’-])")
+_QUOTABLE = range(15, 161)  # characters
+
+
+@task_kind("quote")
+def _quote(record: StoryRecord, choose: Chooser) -> Task | None:
+    """Find the only sentence with a word. Every story has some: it is how a small model learns to look up and copy."""
+    story = record.story
+    counts = Counter(_LONG_WORD.findall(story.lower()))
+    found = [
+        (span, word)
+        for span in sentence_spans(story)
+        if span[1] - span[0] in _QUOTABLE
+        for word in _LONG_WORD.findall(story[slice(*span)])
+        if counts[word] == 1
+    ]
+    if not found:
+        return None
+    span, word = choose.one(found, "quote")
+    return _about("quote", record, choose, story[slice(*span)], evidence=span, word=word)
+
+
 @task_kind("words")
 def _words(record: StoryRecord, choose: Chooser) -> Task | None:
     """Write the story: with the given words, and in half of the cases each with a sentence, features, a summary to heed."""
@@ -179,4 +204,5 @@ def _words(record: StoryRecord, choose: Chooser) -> Task | None:
         name = choose.one(there, "without words")
         slots = {name: optional[name]}
     prompt = writing_prompt(choose, **slots)
-    return Task("words", prompt, record.story, None, ", ".join(record.words) or None, required=record.words)
+    answer = ", ".join(record.words) or None
+    return Task("words", prompt, record.story, None, answer, required=record.words, sentence=slots.get("sentence"))

@@ -38,9 +38,9 @@ class Fitted:
     shortened: bool
 
     def example(self, weight: float = 1.0, tokenizer: ChatTokenizer | None = None, focus: float = 1.0) -> Example:
-        """For a batch; `weight` is the loss weight of each of its targets, `focus` that of the words it has to use."""
+        """For a batch; `weight` is the loss weight of each of its targets, `focus` that of what it was asked to use."""
         weights: float | np.ndarray = weight
-        if tokenizer is not None and self.task.required and focus != weight:
+        if tokenizer is not None and (self.task.required or self.task.sentence) and focus != weight:
             weights = np.full(len(self.ids), weight, dtype=np.float32)
             weights[required_tokens(self, tokenizer)] = focus
         return Example(np.array(self.ids, dtype=np.int32), np.array(self.trained, dtype=bool), weights, self.task.kind)
@@ -75,12 +75,14 @@ def fit_task(task: Task, tokenizer: ChatTokenizer, seq_len: int, system: str | N
 
 
 def required_tokens(fitted: Fitted, tokenizer: ChatTokenizer) -> list[int]:
-    """Places in `fitted.ids` of the tokens that first write each required word, in whichever form.
+    """Places in `fitted.ids` of the tokens that first write each required word, in whichever form, or the given sentence.
 
-    These few decide whether a story uses its words; all other tokens of it only decide how well it is told.
+    These few decide whether a story heeds what was asked; all other tokens of it only decide how well it is told.
     """
     task = fitted.task
     spans = [span for word in task.required if (span := first_use(task.target, word))]
+    if task.sentence and (start := task.target.find(task.sentence)) >= 0:
+        spans.append((start, start + len(task.sentence)))
     byte_spans = [(len(task.target[:start].encode()), len(task.target[:end].encode())) for start, end in spans]
     first = len(fitted.ids) - 1 - len(tokenizer.encode(task.target))  # the reply stands before the token that ends it
     places, begin = [], 0

@@ -111,6 +111,15 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_unbroken_one(tuned):
     assert whole == broken
 
 
+def test_the_quickstart_goes_all_the_way_and_does_nothing_twice(tmp_path):
+    brief = ["pretrain.max_steps=4", "sft.max_steps=4", "--items", "2", "data.eval_examples=10"]
+    first = run(tmp_path, "quickstart", *brief)
+    assert "main_character" in first
+    assert "mini-chat-gpt generate --checkpoint runs/quickstart/sft" in first
+    again = run(tmp_path, "quickstart", *brief)
+    assert again.count("Finished before") == 2
+
+
 def test_every_verb_has_help(home):
     for verb in ("quickstart", "prepare", "inspect", "pretrain", "sft", "generate", "evaluate", "import", "config"):
         assert "usage: mini-chat-gpt " + verb in run(home, verb, "--help")

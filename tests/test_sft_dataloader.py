@@ -3,6 +3,8 @@
 import pickle
 from collections import Counter
 
+import re
+
 import numpy as np
 import pytest
 
@@ -230,6 +232,25 @@ def test_held_out_tasks_of_a_yes_no_kind_are_balanced(source):
 def test_held_out_tasks_come_from_different_records(source):
     tasks = source.eval_tasks("main_character", 50)
     assert len({task.prompt for task in tasks}) == len(tasks) == 50
+
+
+def test_what_a_story_must_use_carries_its_own_weight(path, tokenizer):
+    source = InstructSource(path, tokenizer, 1024, 1, shares={"words": 1.0}, weights={"words": 0.5}, focus=3.0)
+    seen = 0
+    for slot in range(60):
+        example = source.example(slot)
+        if example.kind != "words" or np.isscalar(example.weight):
+            continue
+        weights = np.asarray(example.weight)
+        assert set(weights[example.trained].tolist()) <= {0.5, 3.0}
+        prompt = tokenizer.decode(example.ids[~example.trained].tolist())
+        focused = tokenizer.decode(example.ids[weights == 3.0].tolist()).lower()
+        assert example.trained[weights == 3.0].all()
+        listed = re.search(r"words:? ([a-z]+), ([a-z]+), ([a-z]+)|words ([a-z]+), ([a-z]+), ([a-z]+)", prompt)
+        if listed:
+            seen += 1
+            assert any(word[:4] in focused for word in listed.groups() if word)
+    assert seen > 5
 
 
 def test_held_out_tasks_are_shortened_to_the_context(path, tokenizer):

@@ -21,11 +21,11 @@ def write(folder, content: str | bytes, name: str = "stories.txt"):
 
 def test_every_field_of_a_record_is_read():
     text = (
-        "Features: Dialogue, BadEnding\nWords: quit, oak, gloomy\nRandom sentence: It was cold.\n"
+        "Features: Dialogue, BadEnding\nWords: lend, kite, windy\nRandom sentence: It was cold.\n"
         f"Summary: Tom loses his cat.\nStory: \n\n{STORY}\n"
     )
     expected = StoryRecord(
-        ("Dialogue", "BadEnding"), ("quit", "oak", "gloomy"), "Tom loses his cat.", "It was cold.", STORY
+        ("Dialogue", "BadEnding"), ("lend", "kite", "windy"), "Tom loses his cat.", "It was cold.", STORY
     )
     assert parse_record(text) == expected
 

@@ -1,5 +1,6 @@
 """Tasks: right answers, every kind that the record supports and no other, the same everywhere for the same seed."""
 
+import re
 import os
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def test_the_documented_wording_of_writing_is_among_the_phrasings(wording):
 
 
 def test_every_kind_is_asked_in_several_ways_with_the_story_first_and_last():
-    for kind in set(TASK_KINDS) - {"words"}:
+    for kind in set(TASK_KINDS) - {"words", "quote"}:  # the word that a quote is asked by varies as well
         made = [task(kind, seed=seed) for seed in range(100)]
         assert len({one.prompt for one in made}) == len(phrasings()[kind]) >= 4
         assert any(one.story_span[0] == 0 for one in made)
@@ -104,8 +105,17 @@ def test_every_kind_is_asked_in_several_ways_with_the_story_first_and_last():
 
 
 def test_a_plain_story_supports_only_what_its_text_answers():
-    assert kinds_of(StoryRecord(story=STORY)) == {"main_character", "dialogue", "why"}
-    assert kinds_of(StoryRecord(story=QUIET)) == {"dialogue"}
+    assert kinds_of(StoryRecord(story=STORY)) == {"main_character", "dialogue", "why", "quote"}
+    assert kinds_of(StoryRecord(story=QUIET)) == {"dialogue", "quote"}
+
+
+def test_a_quoted_sentence_is_the_only_one_with_the_word():
+    for seed in range(30):
+        made = task("quote", seed=seed)
+        word = re.search(r'"([a-z]+)"', made.prompt.replace(STORY, ""))[1]
+        assert made.target in STORY
+        uses = re.compile(rf"\b{word}\b", re.IGNORECASE)
+        assert len(uses.findall(made.target)) == len(uses.findall(STORY)) == 1
 
 
 def test_a_moral_needs_its_label():
