@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -62,6 +63,12 @@ class Batch:
     @property
     def n_examples(self) -> int:
         return len(self.offsets) - 1
+
+
+@lru_cache(maxsize=4)
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of n items in an epoch: a permutation that depends on its arguments alone."""
+    return np.random.default_rng([seed % 2**64, epoch]).permutation(n)
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -130,3 +130,8 @@ def damage(folder: Path) -> str | None:
         if sha256_of(file) != facts["sha256"]:
             return f"the content of {name} has changed (its hash differs)"
     return None
+
+
+def user_cache() -> Path:
+    """Where what can be made again is kept when it can't lie beside its source; XDG_CACHE_HOME moves it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mini_chat_gpt"

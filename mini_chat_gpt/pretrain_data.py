@@ -14,15 +14,14 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from mini_chat_gpt.batching import Example
+from mini_chat_gpt.batching import Example, epoch_order
 from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.files import atomic_folder, write_json
+from mini_chat_gpt.files import atomic_folder, user_cache, write_json
 from mini_chat_gpt.sft_dataloader import stories
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
@@ -79,18 +78,13 @@ def tokenize_file(path: Path, tokenizer: ChatTokenizer, console: Console | None 
     stat = path.stat()
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{tokenizer.fingerprint()}"
     name = f".tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    for parent in (path.parent, _user_cache()):
+    for parent in (path.parent, user_cache()):
         if (parent / name).is_dir():
             return TokenFile(parent / name)
-    parent = path.parent if os.access(path.parent, os.W_OK) else _user_cache()
+    parent = path.parent if os.access(path.parent, os.W_OK) else user_cache()
     with atomic_folder(parent / name) as draft:
         _write_tokens(draft, stories(path), tokenizer, path, console)
     return TokenFile(parent / name)
-
-
-def _user_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mini_chat_gpt"
 
 
 def _write_tokens(
@@ -153,12 +147,6 @@ class DocumentSource:
     def first(self, count: int) -> list[Example]:
         """A fixed selection of at most `count` pieces, spread evenly, each once."""
         return [self.read(int(i)) for i in np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))]
-
-
-@lru_cache(maxsize=2)
-def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of n items in this epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 def split_documents(n: int) -> tuple[np.ndarray, np.ndarray]:

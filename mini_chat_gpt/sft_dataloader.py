@@ -13,7 +13,6 @@ import argparse
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from mini_chat_gpt.batching import Example
+from mini_chat_gpt.batching import Example, epoch_order
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError, nearest
 from mini_chat_gpt.story_index import RecordIndex
@@ -88,7 +87,7 @@ class InstructSource:
     def example(self, slot: int) -> Example:
         """The example of a slot: a pure function of data, seed and slot."""
         epoch, place = divmod(slot, len(self))
-        number = int(_order(len(self), self.seed, epoch)[place])
+        number = int(epoch_order(len(self), self.seed, epoch)[place])
         for attempt in range(_PROBES):
             fitted = self._draw(number, epoch, f"{self.seed}/{slot}/{attempt}")
             if fitted is not None:
@@ -124,7 +123,7 @@ class InstructSource:
 
     def _balance(self) -> None:
         """Find the weights of the draw, `_chances`, and the shares that will come of them, `realised`, on a sample."""
-        rng = np.random.default_rng(_entropy(self.seed, _FIXED + 1))
+        rng = np.random.default_rng([self.seed % 2**64, _FIXED + 1])
         sample = np.sort(rng.choice(len(self), min(_SAMPLE, len(self)), replace=False))
         wanted = [kind for kind, share in self.shares.items() if share > 0]
         names = categories()
@@ -172,7 +171,7 @@ class InstructSource:
         the first left, but no record twice for one kind.
         """
         missing = dict(wanted)
-        numbers = _order(len(self), self.seed, _FIXED)[:most]
+        numbers = epoch_order(len(self), self.seed, _FIXED)[:most]
         used: set[tuple[int, str]] = set()
         chosen: list[Fitted] = []
         for _ in range(2):
@@ -215,16 +214,6 @@ def _by_kind(
 def _number(text: str) -> int:
     """A number below 2**64 that any process makes of this text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-def _entropy(seed: int, epoch: int) -> list[int]:
-    return [seed % 2**64, epoch]
-
-
-@lru_cache(maxsize=4)
-def _order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of n records in an epoch."""
-    return np.random.default_rng(_entropy(seed, epoch)).permutation(n)
 
 
 def show_examples(source: InstructSource, n: int, console: Console) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.files import user_cache
 from mini_chat_gpt.story_records import (
     ENDING_UNKNOWN,
     FEATURES,
@@ -170,9 +171,8 @@ def _stamp(path: Path) -> list[str]:
 
 
 def _cache_places(path: Path) -> list[Path]:
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mini_chat_gpt"
     key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    return [path.with_name(path.name + ".index.npz"), user_cache / f"{path.name}.{key}.index.npz"]
+    return [path.with_name(path.name + ".index.npz"), user_cache() / f"{path.name}.{key}.index.npz"]
 
 
 def _load(path: Path, stamp: list[str]) -> dict[str, Any] | None:

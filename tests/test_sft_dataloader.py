@@ -1,9 +1,8 @@
 """The stream of training examples: a pure function of data, seed and slot, balanced, and never without a target."""
 
 import pickle
-from collections import Counter
-
 import re
+from collections import Counter
 
 import numpy as np
 import pytest

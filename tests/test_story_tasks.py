@@ -1,7 +1,7 @@
 """Tasks: right answers, every kind that the record supports and no other, the same everywhere for the same seed."""
 
-import re
 import os
+import re
 import subprocess
 import sys
 
