@@ -251,7 +251,7 @@ class SystemSection(Section):
     multi_gpu: bool = False
     """Use all GPUs of this machine: start with torchrun, which decides the number of processes."""
     compile: bool | Literal["auto"] = "auto"
-    """torch.compile: auto (on a GPU), true or false."""
+    """torch.compile: true, false, or auto (where it is known to pay, which so far is nowhere)."""
     mixed_precision: bool | Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto (true means the same): bf16 where the hardware is faster with it; false or fp32: float32."""
     seed: int = 1337

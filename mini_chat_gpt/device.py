@@ -69,15 +69,17 @@ def cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
-def should_compile(setting: bool | str, device: torch.device) -> bool:
-    """auto compiles on a GPU; on a CPU compilation takes longer than it saves in a short run."""
-    return setting is True or (setting == "auto" and device.type == "cuda")
+def should_compile(setting: bool | str) -> bool:
+    """Only when asked: auto compiles where that pays, and so far no machine is known where it does."""
+    return setting is True
 
 
 def set_up(system: SystemSection) -> torch.device:
     """Seed, threads and float32 product mode for this process; returns the device. Several processes are refused."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("Training in several processes is not there yet; start without torchrun.")
+    if system.multi_gpu:
+        raise UserError("system.multi_gpu: training on several GPUs is not there yet; set it to false.")
     if system.threads:
         torch.set_num_threads(system.threads)
     torch.manual_seed(system.seed)

@@ -51,7 +51,7 @@ def execute(
     """Train `job` in its run folder, showing what is about to happen first and what came of it at the end."""
     folder = resume[0] if resume else free_run(save_dir)
     precision = pick_precision(config.system.mixed_precision, model.device)
-    compiled = should_compile(config.system.compile, model.device)
+    compiled = should_compile(config.system.compile)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write_text(folder / "config.yaml", to_yaml(config))
     keep_metrics_until(folder, read_state(resume[1])["progress"]["step"] if resume else 0)
