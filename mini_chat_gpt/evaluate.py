@@ -52,18 +52,24 @@ def compare(
     fitting = load_checkpoint(models[0], "cpu")[1]
     tasks = held_out_tasks(file, fitting, context, n, seed, kinds)
     evaluations = {}
-    for path, (model, tokenizer) in zip(models, loaded, strict=True):
+    for name, (model, tokenizer) in zip(short_names(models), loaded, strict=True):
         started = time.monotonic()
-        with StepProgress(out, f"{path}: replies", 0, len(tasks)) as bar:
+        with StepProgress(out, f"{name}: replies", 0, len(tasks)) as bar:
 
             def show(done: int, bar: StepProgress = bar) -> None:
                 bar.update(done, "")
 
-            evaluations[str(path)] = evaluate(model, tokenizer, tasks, progress=show)
-        out.print(f"{path}: {len(tasks)} replies in {clock(time.monotonic() - started)}", markup=False)
+            evaluations[name] = evaluate(model, tokenizer, tasks, progress=show)
+        out.print(f"{name}: {len(tasks)} replies in {clock(time.monotonic() - started)}", markup=False)
     out.print(table(*(evaluation.results for evaluation in evaluations.values()), names=list(evaluations)))
     show_items(evaluations, examples, out)
     return evaluations
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of the paths where they tell the models apart, so that a table stays narrow; else the paths."""
+    names = [path.parent.name if path.name in ("best", "last") else path.name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
 def show_items(evaluations: dict[str, Evaluation], n: int, out: Console) -> None:

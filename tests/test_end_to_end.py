@@ -81,8 +81,8 @@ def test_models_are_scored_side_by_side(tuned):
     )
     assert "main_character" in printed
     results = json.loads((tuned / "out.json").read_text())
-    assert set(results) == {"runs/sft", "runs/base"}
-    assert results["runs/sft"]["results"]["dialogue"]["n"] == 4
+    assert set(results) == {"sft", "base"}
+    assert results["sft"]["results"]["dialogue"]["n"] == 4
 
 
 def test_a_second_run_leaves_the_first_alone(tuned):
