@@ -234,7 +234,7 @@ class DataSection(Section):
     weights: dict[str, float] | None = None
     """Loss weight of each task kind's tokens; null = the measured defaults."""
     focus: float = Field(3.0, ge=0)
-    """Loss weight of the tokens that first write each word, or the sentence, a story has to use; its others have its kind's."""
+    """Loss weight (at least) of the tokens that end a reply, or first write each word or the sentence a story has to use."""
     limit: int | None = Field(None, ge=1)
     """Use only the first so many records (null = all)."""
     system_message: str | None = None

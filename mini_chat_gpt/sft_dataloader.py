@@ -55,7 +55,7 @@ class InstructSource:
     """Examples by slot: `source.example(i)` for any i ≥ 0, of which `len(source)` make an epoch.
 
     Implements the trainer's `ExampleSource`. `shares` and `weights` are by kind and override the defaults one by one;
-    `focus` is the loss weight of the tokens that write a word or sentence which a story has to use; `limit` takes the first so many
+    `focus` is the loss weight of the tokens that end a reply or write what a story has to use; `limit` takes the first so many
     records. `stats` counts what happened to the examples made so far in this process.
     Raises UserError for a kind that doesn't exist and for data that support none of the kinds asked for.
     """
@@ -70,7 +70,7 @@ class InstructSource:
         weights: Mapping[str, float] | None = None,
         system: str | None = None,
         limit: int | None = None,
-        focus: float = 1.0,
+        focus: float = 0.0,
     ) -> None:
         self.index = path_or_index if isinstance(path_or_index, RecordIndex) else RecordIndex(path_or_index)
         self.tokenizer, self.seq_len, self.seed, self.system = tokenizer, seq_len, seed, system

@@ -37,12 +37,15 @@ class Fitted:
     trained: list[bool]
     shortened: bool
 
-    def example(self, weight: float = 1.0, tokenizer: ChatTokenizer | None = None, focus: float = 1.0) -> Example:
-        """For a batch; `weight` is the loss weight of each of its targets, `focus` that of what it was asked to use."""
-        weights: float | np.ndarray = weight
-        if tokenizer is not None and (self.task.required or self.task.sentence) and focus != weight:
-            weights = np.full(len(self.ids), weight, dtype=np.float32)
-            weights[required_tokens(self, tokenizer)] = focus
+    def example(self, weight: float = 1.0, tokenizer: ChatTokenizer | None = None, focus: float = 0.0) -> Example:
+        """For a batch; `weight` is the loss weight of each target, `focus` (if larger) that of the few that matter most.
+
+        Those are the token that ends the reply and, with a tokenizer to find them, what the reply was asked to use.
+        """
+        weights = np.full(len(self.ids), weight, dtype=np.float32)
+        if tokenizer is not None:
+            places = [len(self.ids) - 1, *required_tokens(self, tokenizer)]
+            weights[places] = max(weight, focus)
         return Example(np.array(self.ids, dtype=np.int32), np.array(self.trained, dtype=bool), weights, self.task.kind)
 
 
@@ -80,6 +83,8 @@ def required_tokens(fitted: Fitted, tokenizer: ChatTokenizer) -> list[int]:
     These few decide whether a story heeds what was asked; all other tokens of it only decide how well it is told.
     """
     task = fitted.task
+    if not task.required and not task.sentence:
+        return []
     spans = [span for word in task.required if (span := first_use(task.target, word))]
     if task.sentence and (start := task.target.find(task.sentence)) >= 0:
         spans.append((start, start + len(task.sentence)))
