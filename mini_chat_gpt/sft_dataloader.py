@@ -43,8 +43,11 @@ DEFAULT_SHARES = {
     "why": 0.05, "quote": 0.0,
 }  # fmt: skip
 """Of the examples, by kind. Kinds that the data don't support fall away, the others grow in proportion."""
-DEFAULT_WEIGHTS = dict.fromkeys(DEFAULT_SHARES, 1.0) | {"words": 0.2}
-"""Loss weight per token: a story has thirty times as many tokens as a question's answer."""
+DEFAULT_WEIGHTS = dict.fromkeys(DEFAULT_SHARES, 1.0) | {
+    "words": 0.3, "main_character": 3.0, "moral": 2.0, "ending": 2.0, "dialogue": 2.0,
+}  # fmt: skip
+"""Loss weight per token, found with stories260K (benchmarks/RESULTS.md): a story has thirty times as many tokens as a short
+answer, and with equal weights little else is learned."""
 
 _SAMPLE = 1000  # records on which the shares are balanced
 _PROBES = 100  # other records tried for a slot whose own record gives nothing
