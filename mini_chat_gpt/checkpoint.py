@@ -172,8 +172,13 @@ def find_checkpoint(path: Path | str, prefer: str = "best") -> Path:
         )
     if prefer == "last":
         return whole[-1]
-    scored = [(value, folder) for folder in whole if (value := validation_loss(folder)) is not None]
-    return min(scored, key=lambda pair: pair[0])[1] if scored else whole[-1]
+    return best_of(whole) or whole[-1]
+
+
+def best_of(folders: list[Path]) -> Path | None:
+    """The checkpoint with the lowest validation loss, None if none was evaluated."""
+    scored = [(value, folder) for folder in folders if (value := validation_loss(folder)) is not None]
+    return min(scored, key=lambda pair: pair[0])[1] if scored else None
 
 
 def validation_loss(folder: Path) -> float | None:
@@ -199,8 +204,7 @@ def newest_checkpoint(runs: Path | str = "runs", base: bool | None = None) -> Pa
 def prune(run: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints and the best one."""
     folders = steps_of(run)
-    scored = [(value, folder) for folder in folders if (value := validation_loss(folder)) is not None]
-    best = min(scored, key=lambda pair: pair[0])[1] if scored else None
+    best = best_of(folders)
     for folder in folders[:-keep]:
         if folder != best:
             # Renamed first, so that a half-deleted folder is never taken for a checkpoint.

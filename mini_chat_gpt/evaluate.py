@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -49,8 +50,7 @@ def compare(
     loaded = [load_checkpoint(path) for path in models]
     context = min(model.config.context_length for model, _ in loaded)
     # A tokenizer of its own, so that a base stays one: fitting needs the control tokens that chatting will add.
-    fitting = load_checkpoint(models[0], "cpu")[1]
-    tasks = held_out_tasks(file, fitting, context, n, seed, kinds)
+    tasks = held_out_tasks(file, copy.deepcopy(loaded[0][1]), context, n, seed, kinds)
     evaluations = {}
     for name, (model, tokenizer) in zip(short_names(models), loaded, strict=True):
         started = time.monotonic()

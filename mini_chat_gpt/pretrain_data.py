@@ -23,16 +23,11 @@ from mini_chat_gpt.batching import Example, epoch_order
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.files import atomic_folder, user_cache, write_json
 from mini_chat_gpt.sft_dataloader import stories
+from mini_chat_gpt.story_records import FILE_NAMES as INSTRUCT_NAMES
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
 # Names under which the public files are found, plain stories first. {split} is train or valid.
-FILE_NAMES = (
-    "TinyStoriesV2-GPT4-{split}.txt",
-    "TinyStories-{split}.txt",
-    "stories-{split}.txt",
-    "TinyStoriesInstruct-{split}.txt",
-    "TinyStories-Instruct-{split}.txt",
-)
+FILE_NAMES = ("TinyStoriesV2-GPT4-{split}.txt", "TinyStories-{split}.txt", "stories-{split}.txt", *INSTRUCT_NAMES)
 
 
 def find_text(path: Path | str, split: str) -> Path | None:

@@ -89,7 +89,7 @@ def required_tokens(fitted: Fitted, tokenizer: ChatTokenizer) -> list[int]:
     if task.sentence and (start := task.target.find(task.sentence)) >= 0:
         spans.append((start, start + len(task.sentence)))
     byte_spans = [(len(task.target[:start].encode()), len(task.target[:end].encode())) for start, end in spans]
-    first = len(fitted.ids) - 1 - len(tokenizer.encode(task.target))  # the reply stands before the token that ends it
+    first = fitted.trained.index(True)  # the reply, up to the token that ends it, is all that is trained
     places, begin = [], 0
     for place in range(first, len(fitted.ids) - 1):
         end = begin + len(tokenizer.decode_bytes([fitted.ids[place]], start=place == first))
