@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,9 +62,12 @@ def test_an_offline_wandb_run_holds_the_values_of_metrics_jsonl(tmp_path, no_acc
     with Monitor(tmp_path, WandbSection(), {"training": {"batch_size": 4}}, Console(quiet=True)) as monitor:
         for step, metrics in enumerate(METRICS, 1):
             monitor.log(step, metrics)
-    rows = read_offline_run(tmp_path)
+    rows, deadline = read_offline_run(tmp_path), time.monotonic() + 30
+    while len(rows) < len(METRICS) and time.monotonic() < deadline:  # wandb's own process may still be writing the file
+        time.sleep(0.1)
+        rows = read_offline_run(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert len(rows) == len(lines) == 2
+    assert len(rows) == len(lines) == 2, (rows, lines)
     for row, line, metrics in zip(rows, lines, METRICS, strict=True):
         assert {name: row[name] for name in metrics} == metrics == {name: line[name] for name in metrics}
         assert row["_step"] == line["step"]
