@@ -222,6 +222,21 @@ class TrainingSection(Section):
     """How many of the newest checkpoints stay, beside the best."""
 
 
+class Lesson(Section):
+    """Steps with easier examples; what isn't given is as in the data section and the phase's own settings."""
+
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    seq_len: int | None = Field(None, ge=16)
+    """Longest example in tokens."""
+    turns: int | None = Field(None, ge=1)
+    """Most questions about one story."""
+    shares: dict[str, float] | None = None
+    """Shares of the kinds that differ from data.shares."""
+    tokens_per_step: int | None = Field(None, ge=1)
+    """Tokens of an optimizer step."""
+
+
 class DataSection(Section):
     """What the examples look like."""
 
@@ -235,6 +250,10 @@ class DataSection(Section):
     """Loss weight of each task kind's tokens; null = the measured defaults."""
     focus: float = Field(3.0, ge=0)
     """Loss weight (at least) of the tokens that end a reply, or first write each word or the sentence a story has to use."""
+    turns: int = Field(4, ge=1)
+    """Most questions about one story in a training conversation; reading the story is most of the work."""
+    curriculum: list[Lesson] = Field(default_factory=list)
+    """Lessons before the others, easiest first, e.g. [{steps: 1000, seq_len: 96, shares: {quote: 4}}]; part of max_steps."""
     limit: int | None = Field(None, ge=1)
     """Use only the first so many records (null = all)."""
     system_message: str | None = None

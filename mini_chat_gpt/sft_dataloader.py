@@ -27,7 +27,7 @@ from mini_chat_gpt.errors import UserError, nearest
 from mini_chat_gpt.story_index import RecordIndex
 from mini_chat_gpt.story_records import StoryRecord, find_instruct_file, parse_record, read_records, stories
 from mini_chat_gpt.story_tasks import TASK_KINDS, YES_NO_KINDS, Task, categories, generate_tasks
-from mini_chat_gpt.task_fitting import Fitted, fit_task
+from mini_chat_gpt.task_fitting import Fitted, add_turns, fit_task
 from mini_chat_gpt.task_shares import balanced_weights, realised_shares
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class InstructSource:
     """Examples by slot: `source.example(i)` for any i ≥ 0, of which `len(source)` make an epoch.
 
     Implements the trainer's `ExampleSource`. `shares` and `weights` are by kind and override the defaults one by one;
-    `focus` is the loss weight of the tokens that end a reply or write what a story has to use; `limit` takes the first so many
-    records. `stats` counts what happened to the examples made so far in this process.
+    `focus` is the loss weight of the tokens that end a reply or write what a story has to use; a conversation has up to
+    `turns` questions about its story; `limit` takes the first so many records. `stats` counts what happened to the examples made so far in this process.
     Raises UserError for a kind that doesn't exist and for data that support none of the kinds asked for.
     """
 
@@ -74,12 +74,13 @@ class InstructSource:
         system: str | None = None,
         limit: int | None = None,
         focus: float = 0.0,
+        turns: int = 1,
     ) -> None:
         self.index = path_or_index if isinstance(path_or_index, RecordIndex) else RecordIndex(path_or_index)
         self.tokenizer, self.seq_len, self.seed, self.system = tokenizer, seq_len, seed, system
         self.shares = _by_kind("data.shares", DEFAULT_SHARES, shares, otherwise=0.1)
         self.weights = _by_kind("data.weights", DEFAULT_WEIGHTS, weights, otherwise=1.0)
-        self.focus = focus
+        self.focus, self.turns = focus, turns
         self._length = min(limit or len(self.index), len(self.index))
         self.stats: Counter[str] = Counter()
         self._balance()
@@ -94,8 +95,10 @@ class InstructSource:
         for attempt in range(_PROBES):
             fitted = self._draw(number, epoch, f"{self.seed}/{slot}/{attempt}")
             if fitted is not None:
-                self.stats.update(examples=1, shortened=fitted.shortened, substituted=attempt > 0)
-                return fitted.example(self.weights[fitted.task.kind], self.tokenizer, self.focus)
+                self.stats.update(
+                    examples=1, shortened=fitted.shortened, substituted=attempt > 0, turns=1 + len(fitted.later)
+                )
+                return fitted.example(self.weights, self.tokenizer, self.focus)
             number = _number(f"{self.seed}/{slot}/{attempt}/other") % len(self)
         raise UserError(
             f"{self.index.path} gave no example of at most {self.seq_len} tokens from {_PROBES} records; "
@@ -143,6 +146,9 @@ class InstructSource:
         self._chances = dict(zip(names, chances.tolist(), strict=True))
         self.realised: dict[str, float] = dict(zip(names, realised_shares(supported, chances).tolist(), strict=True))
         """Share of each category ("summary", "ending/no") that the stream will have."""
+        there = dict(zip(names, supported.sum(axis=0).tolist(), strict=True))
+        first = {name: share * len(sample) for name, share in self.realised.items()}
+        self._again = {name: _balancing_rate(name, there, first) for name in names}
         trained = {name.split("/")[0] for name, chance in self._chances.items() if chance > 0}
         self.kinds = [kind for kind in TASK_KINDS if kind in trained]
 
@@ -156,10 +162,16 @@ class InstructSource:
                 keyed.append((np.log((_number(salt + task.category) + 1) / 2**64) / chance, task))
         if not keyed:
             self.stats["records without a task"] += 1
-        for _, task in sorted(keyed, key=lambda pair: pair[0], reverse=True):
+        drawn = [task for _, task in sorted(keyed, key=lambda pair: pair[0], reverse=True)]
+        for task in drawn:
             if fitted := self._fit(task):
-                return fitted
+                later = (other for other in drawn if other is not task and self._asked_again(other, salt))
+                return add_turns(fitted, later, self.tokenizer, self.seq_len, self.turns)
         return None
+
+    def _asked_again(self, task: Task, salt: str) -> bool:
+        """Whether a question may follow another: always, but the commoner answer only as often as the rarer one."""
+        return _number(f"{salt}{task.category}/again") < self._again[task.category] * 2**64
 
     def _fit(self, task: Task) -> Fitted | None:
         fitted = fit_task(task, self.tokenizer, self.seq_len, self.system)
@@ -212,6 +224,18 @@ def _by_kind(
         if not value >= 0:
             raise UserError(f"{key}.{kind} is {value}; it must be 0 or more.")
     return {kind: float(given.get(kind, defaults.get(kind, otherwise))) for kind in TASK_KINDS}
+
+
+def _balancing_rate(category: str, there: Mapping[str, int], first: Mapping[str, float]) -> float:
+    """How often to ask it after other questions so that "yes" and "no" come equally often; 1 for other kinds.
+
+    `there` has the records that support each category, `first` those of them in which it is the first question.
+    """
+    kind, _, answer = category.partition("/")
+    if not answer:
+        return 1.0
+    wanted = min(there[f"{kind}/yes"], there[f"{kind}/no"])
+    return min(1.0, max(0.0, wanted - first[category]) / max(1e-9, there[category] - first[category]))
 
 
 def _number(text: str) -> int:

@@ -11,16 +11,16 @@ from rich.console import Console
 
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoint import load_checkpoint, load_model, newest_checkpoint
-from mini_chat_gpt.config import Config
+from mini_chat_gpt.config import Config, DataSection
 from mini_chat_gpt.device import set_up
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import generate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.runs import console, execute, resume_point, run_command
-from mini_chat_gpt.sft_dataloader import InstructSource, Task, find_instruct_file
+from mini_chat_gpt.sft_dataloader import InstructSource, RecordIndex, Task, find_instruct_file
 from mini_chat_gpt.tokenizer import ChatTokenizer
-from mini_chat_gpt.trainer import Callback, Job, TrainResult
+from mini_chat_gpt.trainer import Callback, Job, Stage, TrainResult
 
 
 def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
@@ -41,7 +41,7 @@ def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
         replies = generate(trained, tokenizer, [task.prompt for task in prompts], max_new_tokens=80, temperature=0.0)
         return "\n".join(sample_line(task, reply) for task, reply in zip(prompts, replies, strict=True))
 
-    job = Job("sft", section, source, validation, show)
+    job = Job("sft", section, source, validation, show, make_stages(source, config, model.config.context_length))
     return execute(job, model.to(device), tokenizer, config, section.save_dir, resume, out, callbacks)
 
 
@@ -72,23 +72,43 @@ def add_chat_tokens(model: GPT, tokenizer: ChatTokenizer) -> list[str]:
 
 def make_sources(config: Config, tokenizer: ChatTokenizer, context: int) -> tuple[InstructSource, InstructSource]:
     """Training and held-out examples of the Instruct files; nothing of the held-out file is ever trained on."""
-    data = config.data
-    files = [find_instruct_file(config.sft.dataset_path, split) for split in ("train", "valid")]
-    train_source, held_out = (
-        InstructSource(
-            file,
-            tokenizer,
-            seq_len=min(data.seq_len, context),
-            seed=config.system.seed,
-            shares=data.shares,
-            weights=data.weights,
-            system=data.system_message,
-            limit=data.limit if file == files[0] else None,
-            focus=data.focus,
-        )
-        for file in files
+    data, seed = config.data, config.system.seed
+    file, held_out = (find_instruct_file(config.sft.dataset_path, split) for split in ("train", "valid"))
+    all_records = data if file == held_out else data.model_copy(update={"limit": None})
+    return (
+        make_source(RecordIndex(file), data, tokenizer, context, seed),
+        make_source(RecordIndex(held_out), all_records, tokenizer, context, seed),
     )
-    return train_source, held_out
+
+
+def make_source(
+    index: RecordIndex, data: DataSection, tokenizer: ChatTokenizer, context: int, seed: int
+) -> InstructSource:
+    """Examples of one file, as the data section has them."""
+    return InstructSource(
+        index,
+        tokenizer,
+        seq_len=min(data.seq_len, context),
+        seed=seed,
+        shares=data.shares,
+        weights=data.weights,
+        system=data.system_message,
+        limit=data.limit,
+        focus=data.focus,
+        turns=data.turns,
+    )
+
+
+def make_stages(source: InstructSource, config: Config, context: int) -> list[Stage]:
+    """The lessons of data.curriculum, on the records of `source`."""
+    stages = []
+    for lesson in config.data.curriculum:
+        given = lesson.model_dump(include={"seq_len", "turns"}, exclude_none=True)
+        shares = (config.data.shares or {}) | (lesson.shares or {})
+        data = config.data.model_copy(update=given | {"shares": shares})
+        easier = make_source(source.index, data, source.tokenizer, context, config.system.seed)
+        stages.append(Stage(lesson.steps, easier, lesson.tokens_per_step))
+    return stages
 
 
 def sample_line(task: Task, reply: str) -> str:

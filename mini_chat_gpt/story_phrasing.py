@@ -58,6 +58,12 @@ def story_prompt(kind: str, story: str, choose: Chooser, **slots: str) -> tuple[
     return before + story + after, (len(before), len(before) + len(story))
 
 
+def follow_up_prompt(kind: str, choose: Chooser, **slots: str) -> str:
+    """The same question to a story that the conversation has shown already: one of the phrasings that stand behind it."""
+    behind = [after for before, after in (text.split("{story}") for text in phrasings()[kind]) if not before]
+    return choose.one(behind, f"{kind} again").format(**slots).strip()
+
+
 def writing_prompt(choose: Chooser, **slots: str) -> str:
     """A prompt that asks for a story; the slots (words, sentence, features, summary) are what the story has to heed."""
     wording = phrasings()["words"]

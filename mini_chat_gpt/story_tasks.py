@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from mini_chat_gpt.main_character import main_character
 from mini_chat_gpt.story_facts import first_speech, is_silent, sentence_spans, stated_moral
-from mini_chat_gpt.story_phrasing import Chooser, feature_list, story_prompt, writing_prompt
+from mini_chat_gpt.story_phrasing import Chooser, feature_list, follow_up_prompt, story_prompt, writing_prompt
 from mini_chat_gpt.story_reasons import stated_reasons
 from mini_chat_gpt.story_records import ENDING_UNKNOWN, StoryRecord
 
@@ -38,6 +38,8 @@ class Task:
     """Words that the answer has to use, in any of their forms."""
     sentence: str | None = None
     """A sentence that the answer has to contain."""
+    follow_up: str | None = None
+    """The same question for a conversation in which the story stands already; None where the task can't come later."""
 
     @property
     def category(self) -> str:
@@ -93,7 +95,7 @@ def _about(
     prompt, span = story_prompt(kind, record.story, choose, **slots)
     if evidence is not None:
         evidence = (span[0] + evidence[0], span[0] + evidence[1])
-    return Task(kind, prompt, target, span, answer, evidence)
+    return Task(kind, prompt, target, span, answer, evidence, follow_up=follow_up_prompt(kind, choose, **slots))
 
 
 @task_kind("summary")

@@ -9,6 +9,7 @@ rests on. Where not even that fits, or where the story is itself the answer, the
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -30,29 +31,69 @@ _WORD = re.compile(r"\S+")
 
 @dataclass(frozen=True)
 class Fitted:
-    """A task as it goes into the model: its ids, which of them are targets, and the task with the prompt as shortened."""
+    """A conversation as it goes into the model: a task, with the prompt as shortened, and the questions that follow it."""
 
     task: Task
     ids: list[int]
     trained: list[bool]
+    """Which of the ids are targets."""
     shortened: bool
+    later: tuple[Task, ...] = ()
+    """Further questions about the same story, one turn each."""
 
-    def example(self, weight: float = 1.0, tokenizer: ChatTokenizer | None = None, focus: float = 0.0) -> Example:
-        """For a batch; `weight` is the loss weight of each target, `focus` (if larger) that of the few that matter most.
+    def example(
+        self, weights: Mapping[str, float] | None = None, tokenizer: ChatTokenizer | None = None, focus: float = 0.0
+    ) -> Example:
+        """For a batch; `weights` has the loss weight of each kind's targets, `focus` (if larger) that of the few that
+        matter most.
 
-        Those are the token that ends the reply and, with a tokenizer to find them, what the reply was asked to use.
+        Those are the token that ends a reply and, with a tokenizer to find them, what the reply was asked to use.
         """
-        weights = np.full(len(self.ids), weight, dtype=np.float32)
-        if tokenizer is not None:
-            places = [len(self.ids) - 1, *required_tokens(self, tokenizer)]
-            weights[places] = max(weight, focus)
-        return Example(np.array(self.ids, dtype=np.int32), np.array(self.trained, dtype=bool), weights, self.task.kind)
+        per_token = np.ones(len(self.ids), dtype=np.float32)
+        for task, (start, end) in zip((self.task, *self.later), self.replies(), strict=True):
+            weight = weights[task.kind] if weights else 1.0
+            per_token[start:end] = weight
+            if tokenizer is not None:
+                places = [end - 1, *required_tokens(task, self.ids[start : end - 1], start, tokenizer)]
+                per_token[places] = max(weight, focus)
+        return Example(
+            np.array(self.ids, dtype=np.int32), np.array(self.trained, dtype=bool), per_token, self.task.kind
+        )
+
+    def replies(self) -> list[tuple[int, int]]:
+        """(start, end) of each reply in `ids`, with the token that ends it."""
+        edges = np.flatnonzero(np.diff([False, *self.trained, False])).tolist()
+        return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def messages_of(task: Task, system: str | None = None) -> list[Message]:
     """The task as a conversation."""
     begin = [Message("system", system)] if system else []
     return [*begin, Message("user", task.prompt), Message("assistant", task.target)]
+
+
+def add_turns(
+    fitted: Fitted, questions: Iterable[Task], tokenizer: ChatTokenizer, seq_len: int, n_turns: int
+) -> Fitted:
+    """The conversation with more questions about its story, as many as there is room for, `n_turns` turns in all.
+
+    No answer comes twice. A conversation whose story was shortened stays as it is: what a later answer rests on may be
+    missing.
+    """
+    ids, trained, later = list(fitted.ids), list(fitted.trained), list(fitted.later)
+    for task in () if fitted.shortened else questions:
+        if len(later) + 1 >= n_turns:
+            break
+        if task.follow_up is None or task.target in {other.target for other in (fitted.task, *later)}:
+            continue
+        turn = [Message("user", task.follow_up), Message("assistant", task.target)]
+        new_ids, new_trained = render(turn, tokenizer)
+        skipped = int(tokenizer.bos_id is not None)
+        if len(ids) + len(new_ids) - skipped <= seq_len:
+            ids += new_ids[skipped:]
+            trained += new_trained[skipped:]
+            later.append(task)
+    return replace(fitted, ids=ids, trained=trained, later=tuple(later))
 
 
 def fit_task(task: Task, tokenizer: ChatTokenizer, seq_len: int, system: str | None = None) -> Fitted | None:
@@ -77,23 +118,22 @@ def fit_task(task: Task, tokenizer: ChatTokenizer, seq_len: int, system: str | N
     return None
 
 
-def required_tokens(fitted: Fitted, tokenizer: ChatTokenizer) -> list[int]:
-    """Places in `fitted.ids` of the tokens that first write each required word, in whichever form, or the given sentence.
+def required_tokens(task: Task, reply: list[int], start: int, tokenizer: ChatTokenizer) -> list[int]:
+    """Places of the tokens that first write each required word, in whichever form, or the given sentence.
 
-    These few decide whether a story heeds what was asked; all other tokens of it only decide how well it is told.
+    `reply` are the ids of the task's target, `start` is the place of the first of them. These few decide whether a story
+    heeds what was asked; all other tokens of it only decide how well it is told.
     """
-    task = fitted.task
     if not task.required and not task.sentence:
         return []
     spans = [span for word in task.required if (span := first_use(task.target, word))]
-    if task.sentence and (start := task.target.find(task.sentence)) >= 0:
-        spans.append((start, start + len(task.sentence)))
-    byte_spans = [(len(task.target[:start].encode()), len(task.target[:end].encode())) for start, end in spans]
-    first = fitted.trained.index(True)  # the reply, up to the token that ends it, is all that is trained
+    if task.sentence and (found := task.target.find(task.sentence)) >= 0:
+        spans.append((found, found + len(task.sentence)))
+    byte_spans = [(len(task.target[:first].encode()), len(task.target[:end].encode())) for first, end in spans]
     places, begin = [], 0
-    for place in range(first, len(fitted.ids) - 1):
-        end = begin + len(tokenizer.decode_bytes([fitted.ids[place]], start=place == first))
-        if any(begin < stop and end > start for start, stop in byte_spans):
+    for place, token in enumerate(reply, start=start):
+        end = begin + len(tokenizer.decode_bytes([token], start=place == start))
+        if any(begin < stop and end > first for first, stop in byte_spans):
             places.append(place)
         begin = end
     return places

@@ -85,6 +85,16 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """The first steps of a run, with examples and a step size of their own."""
+
+    steps: int
+    source: ExampleSource
+    tokens_per_step: int | None = None
+    """As in the rest of the run, if not given."""
+
+
+@dataclass(frozen=True)
 class Job:
     """All that distinguishes one kind of training from another."""
 
@@ -94,6 +104,8 @@ class Job:
     validation: Sequence[Example]
     # Text to show at each evaluation, for example replies to a few held-out prompts.
     show: Callable[[GPT], str] | None = None
+    stages: Sequence[Stage] = ()
+    """What comes before `source`."""
 
 
 class SlotReader(torch.utils.data.Dataset[Example]):
@@ -170,10 +182,24 @@ class Trainer:
             if self.tokens_per_step:
                 probe = [len(self.job.source.example(slot).ids) for slot in range(min(256, len(self.job.source)))]
                 per_step = self.tokens_per_step / (sum(probe) / len(probe)) + 0.5  # a step ends above its budget
-            return max(1, round(slots / per_step))
+            return max(1, round(slots / per_step)) + sum(stage.steps for stage in self.job.stages)
         if phase.max_steps is None:
             raise UserError(f"{self.job.name}: give max_steps or epochs; both are null.")
+        if (easier := sum(stage.steps for stage in self.job.stages)) >= phase.max_steps:
+            raise UserError(
+                f"The lessons of data.curriculum have {easier:,} steps together, {self.job.name}.max_steps is "
+                f"{phase.max_steps:,}; it counts them in and must be larger."
+            )
         return phase.max_steps
+
+    def _now(self) -> tuple[ExampleSource, int | None]:
+        """Where the examples of the coming step are from, and how many tokens it has (None: a number of examples)."""
+        before = 0
+        for stage in self.job.stages:
+            before += stage.steps
+            if self.progress.step < before:
+                return stage.source, stage.tokens_per_step or self.tokens_per_step
+        return self.job.source, self.tokens_per_step
 
     def resume(self, checkpoint: Path) -> None:
         """Take optimizer and position from a checkpoint (the model's weights are loaded already)."""
@@ -183,13 +209,17 @@ class Trainer:
     def run(self) -> TrainResult:
         """Train to the end, or until asked to stop; the last state is always saved."""
         progress, window, last_loss = self.progress, Window(), float("nan")
-        stream = examples_from(self.job.source, progress.cursor, self.config.data.num_workers)
+        stream: Iterator[Example] = iter(())
+        streamed: ExampleSource | None = None
         log_every = 1 if self.total_steps <= 200 else 10
         bar = StepProgress(self.monitor.console, self.job.name, progress.step, self.total_steps)
         with _stop_signals(self), bar:
             while progress.step < self.total_steps and not self.stop_requested:
                 started = time.monotonic()
-                examples = step_examples(stream, self.examples_per_step, self.tokens_per_step)
+                source, tokens_per_step = self._now()
+                if source is not streamed:
+                    stream, streamed = examples_from(source, progress.cursor, self.config.data.num_workers), source
+                examples = step_examples(stream, self.examples_per_step, tokens_per_step)
                 loss, weight, norm = self.training_step(examples)
                 self._count(examples, loss, weight, time.monotonic() - started, window)
                 if progress.step % log_every == 0 or progress.step == self.total_steps:

@@ -144,7 +144,7 @@ def test_realised_shares_are_told(source):
 
 def test_loss_weights_go_by_kind(path, tokenizer):
     source = InstructSource(path, tokenizer, 256, 1, weights={"words": 0.25, "summary": 2, "ending": 1})
-    weights = {example.kind: set(example.weight.tolist()) for example in map(source.example, range(200))}
+    weights = {example.kind: set(example.weight[example.trained].tolist()) for example in map(source.example, range(200))}
     assert (weights["words"], weights["summary"], weights["ending"]) == ({0.25}, {2.0}, {1.0})
 
 
@@ -159,8 +159,63 @@ def test_the_words_that_a_story_has_to_use_weigh_more_than_the_rest_of_it(path, 
     source = InstructSource(path, tokenizer, 256, 1, weights={"words": 0.5}, focus=3.0)
     example = next(e for e in map(source.example, range(200)) if e.kind == "words")
     thing = source.tokenizer.decode(example.ids[example.weight == 3.0].tolist()).split()
-    assert set(example.weight.tolist()) == {0.5, 3.0}
+    assert set(example.weight[example.trained].tolist()) == {0.5, 3.0}
     assert thing[0] in decoded(source, example)[0].split("\n")[0]
+
+
+def conversations(path, tokenizer, n=200, **settings):
+    source = InstructSource(path, tokenizer, seq_len=settings.pop("seq_len", 512), seed=1, **settings)
+    return source, [source.example(slot) for slot in range(n)]
+
+
+def test_more_turns_ask_more_questions_about_the_story_that_was_shown_once(path, tokenizer):
+    source, examples = conversations(path, tokenizer, turns=4)
+    texts = [decoded(source, example)[0] for example in examples]
+    assert max(text.count("<|user|>") for text in texts) == 4
+    assert all(text.count("Once there was a child") == 1 for text in texts)
+    assert source.stats["turns"] == sum(text.count("<|user|>") for text in texts)
+
+
+def test_every_answer_of_a_conversation_is_trained_and_no_question_is(path, tokenizer):
+    source, examples = conversations(path, tokenizer, turns=4)
+    for example in examples:
+        everything, trained = decoded(source, example)
+        answers = [turn.split("<|assistant|>")[1] for turn in everything.split("<|user|>")[1:]]
+        assert trained == "".join(answers)
+        assert len(set(answers)) == len(answers)  # none could be had by looking at the one before
+
+
+def test_the_first_turn_does_not_depend_on_how_many_follow(path, tokenizer):
+    _, alone = conversations(path, tokenizer, turns=1)
+    _, together = conversations(path, tokenizer, turns=5)
+    assert all(np.array_equal(b.ids[: len(a.ids)], a.ids) for a, b in zip(alone, together, strict=True))
+
+
+def test_each_answer_of_a_conversation_has_the_weight_of_its_kind(path, tokenizer):
+    source, examples = conversations(path, tokenizer, turns=4, weights={"main_character": 7, "dialogue": 2})
+    for example in examples:
+        ids, weights = example.ids.tolist(), example.weight
+        for place in range(len(ids)):
+            rest = tokenizer.decode(ids[place : place + 8])
+            if example.trained[place] and rest.startswith("The main character is"):
+                assert weights[place] == 7
+            if example.trained[place] and rest.startswith("Yes, the characters"):
+                assert weights[place] == 2
+
+
+def test_questions_that_follow_are_balanced_between_yes_and_no(path, tokenizer):
+    source, examples = conversations(path, tokenizer, n=480, turns=6)
+    trained = [decoded(source, example)[1] for example in examples]
+    yes, no = (sum(text in answers for answers in trained) for text in ("Yes, the story has", "No, the story does"))
+    assert 0.7 < yes / no < 1.4  # the data have one bad ending in twelve
+
+
+def test_turns_are_added_while_there_is_room_and_not_to_a_shortened_story(path, tokenizer):
+    for seq_len in (64, 96, 160):
+        source, examples = conversations(path, tokenizer, seq_len=seq_len, turns=6)
+        assert all(len(example.ids) <= seq_len for example in examples)
+        texts = [decoded(source, example)[0] for example in examples]
+        assert all(text.count("<|user|>") == 1 for text in texts if " ... " in text)
 
 
 @pytest.mark.parametrize(

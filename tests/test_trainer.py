@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,18 +13,19 @@ from tiny import CountingSource, tiny_config, tiny_model, tiny_tokenizer
 from mini_chat_gpt.checkpoint import find_checkpoint, load_model, steps_of, validation_loss
 from mini_chat_gpt.config import SFTSection
 from mini_chat_gpt.device import pick_precision
+from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.monitor import Monitor, keep_metrics_until
-from mini_chat_gpt.trainer import Job, Trainer, examples_from, step_examples
+from mini_chat_gpt.trainer import Job, Stage, Trainer, examples_from, step_examples
 
 TOKENIZER = tiny_tokenizer()
 
 
-def make_trainer(folder, callbacks=(), tokenizer=TOKENIZER, validation=4, **sections) -> Trainer:
+def make_trainer(folder, callbacks=(), tokenizer=TOKENIZER, validation=4, stages=(), **sections) -> Trainer:
     sft = {"max_steps": 12, "eval_interval": 4, "save_interval": 3, "learning_rate": 1e-2, "warmup_steps": 2}
     config = tiny_config(**{"sft": sft, "training": {"batch_size": 4, "keep_checkpoints": 20}} | sections)
     folder.mkdir(exist_ok=True)
     source = CountingSource()
-    job = Job("sft", config.sft, source, [source.example(i + 1000) for i in range(validation)])
+    job = Job("sft", config.sft, source, [source.example(i + 1000) for i in range(validation)], stages=stages)
     model = tiny_model(tokenizer.vocab_size)
     monitor = Monitor(folder, config.wandb, {}, Console(quiet=True))
     precision = pick_precision(False, torch.device("cpu"))
@@ -104,6 +106,44 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, sections):
     assert again.progress.cursor == whole.progress.cursor
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
+
+
+class OneLetterSource(CountingSource):
+    """Examples that can be told from the others by their kind."""
+
+    def example(self, slot):
+        return replace(super().example(slot), kind="easy")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_stages_come_first_with_their_own_examples_and_step_size(tmp_path, workers):
+    stages = [Stage(3, OneLetterSource(), tokens_per_step=30), Stage(2, OneLetterSource())]
+    trainer = make_trainer(tmp_path / "run", stages=stages, data={"num_workers": workers})
+    taken, step = [], trainer.training_step
+    trainer.training_step = lambda examples: taken.append(examples) or step(examples)
+    trainer.run()
+    assert [{example.kind for example in examples} == {"easy"} for examples in taken] == [True] * 5 + [False] * 7
+    assert all(sum(len(example.ids) for example in examples) >= 30 for examples in taken[:3])
+    assert all(len(examples) == 4 for examples in taken[3:])
+    assert trainer.progress.cursor == sum(map(len, taken))  # no example slot is used twice or left out
+
+
+def test_a_run_stopped_between_stages_goes_on_where_it_was(tmp_path):
+    stages = [Stage(5, OneLetterSource(), tokens_per_step=30)]
+    whole = make_trainer(tmp_path / "whole", stages=stages)
+    whole.run()
+    for step in (3, 6):  # within the stage, and after it
+        again = make_trainer(tmp_path / f"again-{step}", stages=stages)
+        checkpoint = tmp_path / "whole" / f"step-{step:07d}"
+        again.model.load_state_dict(load_model(checkpoint).state_dict())
+        again.resume(checkpoint)
+        again.run()
+        assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_stages_that_are_longer_than_the_run_are_refused(tmp_path):
+    with pytest.raises(UserError, match="12 steps together, sft.max_steps is 12"):
+        make_trainer(tmp_path / "run", stages=[Stage(12, OneLetterSource())])
 
 
 def test_metrics_hold_what_was_optimised_and_no_line_twice_after_a_resume(tmp_path):
