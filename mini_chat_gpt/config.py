@@ -154,7 +154,9 @@ class ScheduleFields(Section):
     warmup_steps: int = Field(500, ge=0)
     """Steps of linear warm-up (a run that is not longer than this warms up over a tenth of its steps)."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Learning rate after warm-up: cosine, linear, constant, or wsd (constant, then linear over the last fifth)."""
+    """Learning rate after warm-up: cosine, linear, constant, or wsd (constant, then linear over the last decay_fraction)."""
+    decay_fraction: float = Field(0.2, gt=0, le=1)
+    """The part of the steps after warm-up in which wsd decays."""
     final_lr_fraction: float = Field(0.1, ge=0, le=1)
     """Learning rate at the end, as a fraction of the peak."""
     eval_interval: int = Field(500, ge=1)
@@ -233,6 +235,8 @@ class Lesson(Section):
     """Most questions about one story."""
     shares: dict[str, float] | None = None
     """Shares of the kinds that differ from data.shares."""
+    focus: float | None = Field(None, ge=0)
+    """Loss weight of the deciding tokens. Copying forms sooner without one."""
     tokens_per_step: int | None = Field(None, ge=1)
     """Tokens of an optimizer step."""
 
@@ -249,7 +253,7 @@ class DataSection(Section):
     weights: dict[str, float] | None = None
     """Loss weight of each task kind's tokens; null = the measured defaults."""
     focus: float = Field(3.0, ge=0)
-    """Loss weight (at least) of the tokens that end a reply, or first write each word or the sentence a story has to use."""
+    """Loss weight (at least) of the tokens that end a reply or decide whether it is right: "Yes", a name, a required word."""
     turns: int = Field(4, ge=1)
     """Most questions about one story in a training conversation; reading the story is most of the work."""
     curriculum: list[Lesson] = Field(default_factory=list)
@@ -435,4 +439,6 @@ def to_yaml(config: Config | None = None) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, Section):
+        return value.model_dump(exclude_none=True)
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,14 +110,22 @@ class InstructSource:
         wanted = {category: max(1, round(n * share)) for category, share in self.realised.items() if share > 0}
         return [fitted.example() for fitted in self._choose(wanted, most=max(5000, 10 * n))][:n]
 
-    def eval_tasks(self, kind: str, n: int) -> list[Task]:
+    def eval_tasks(
+        self,
+        kind: str,
+        n: int,
+        among: Sequence[int] | np.ndarray | None = None,
+        only: Callable[[Task], bool] | None = None,
+    ) -> list[Task]:
         """At most n tasks of one kind, always the same, from different records, as they fit the context.
 
-        Of a yes/no kind there are as many "yes" as "no", and so fewer than n where one of them is rare.
+        Of a yes/no kind there are as many "yes" as "no", and so fewer than n where one of them is rare. `among` are the
+        numbers of the records to take them from (default: all), `only` says which tasks will do.
         """
         if kind not in YES_NO_KINDS:
-            return [fitted.task for fitted in self._choose({kind: n}, most=len(self))]
-        fitted = self._choose({f"{kind}/yes": (n + 1) // 2, f"{kind}/no": (n + 1) // 2}, most=len(self))
+            return [fitted.task for fitted in self._choose({kind: n}, len(self), among, only)]
+        half = (n + 1) // 2
+        fitted = self._choose({f"{kind}/yes": half, f"{kind}/no": half}, len(self), among, only)
         by_answer = [[one.task for one in fitted if one.task.answer == answer] for answer in ("yes", "no")]
         if all(by_answer):
             return [task for pair in zip(*by_answer, strict=False) for task in pair][:n]
@@ -179,14 +187,21 @@ class InstructSource:
             self.stats[f"too long: {task.kind}"] += 1
         return fitted
 
-    def _choose(self, wanted: Mapping[str, int], most: int) -> list[Fitted]:
+    def _choose(
+        self,
+        wanted: Mapping[str, int],
+        most: int,
+        among: Sequence[int] | np.ndarray | None = None,
+        only: Callable[[Task], bool] | None = None,
+    ) -> list[Fitted]:
         """Tasks until `wanted` (category -> number) is met or `most` records were looked at, twice for what is rare.
 
         A record gives its task of the category of which the largest part is still missing; the second round takes what
         the first left, but no record twice for one kind.
         """
         missing = dict(wanted)
-        numbers = epoch_order(len(self), self.seed, _FIXED)[:most]
+        numbers = epoch_order(len(self), self.seed, _FIXED)
+        numbers = (numbers if among is None else numbers[np.isin(numbers, among)])[:most]
         used: set[tuple[int, str]] = set()
         chosen: list[Fitted] = []
         for _ in range(2):
@@ -196,7 +211,11 @@ class InstructSource:
                     return chosen
                 tasks = generate_tasks(self.index[number], self.seed, [kind for kind in TASK_KINDS if kind in kinds])
                 tasks = [
-                    task for task in tasks if missing.get(task.category, 0) > 0 and (number, task.kind) not in used
+                    task
+                    for task in tasks
+                    if missing.get(task.category, 0) > 0
+                    and (number, task.kind) not in used
+                    and (only is None or only(task))
                 ]
                 for task in sorted(
                     tasks, key=lambda task: missing[task.category] / wanted[task.category], reverse=True

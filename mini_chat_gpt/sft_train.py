@@ -103,7 +103,7 @@ def make_stages(source: InstructSource, config: Config, context: int) -> list[St
     """The lessons of data.curriculum, on the records of `source`."""
     stages = []
     for lesson in config.data.curriculum:
-        given = lesson.model_dump(include={"seq_len", "turns"}, exclude_none=True)
+        given = lesson.model_dump(include={"seq_len", "turns", "focus"}, exclude_none=True)
         shares = (config.data.shares or {}) | (lesson.shares or {})
         data = config.data.model_copy(update=given | {"shares": shares})
         easier = make_source(source.index, data, source.tokenizer, context, config.system.seed)

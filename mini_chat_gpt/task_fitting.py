@@ -18,7 +18,7 @@ import numpy as np
 from mini_chat_gpt.batching import Example
 from mini_chat_gpt.chat_format import Message, render
 from mini_chat_gpt.story_facts import sentence_spans
-from mini_chat_gpt.story_tasks import Task
+from mini_chat_gpt.story_tasks import YES_NO_KINDS, Task
 from mini_chat_gpt.word_forms import first_use
 
 if TYPE_CHECKING:
@@ -47,14 +47,14 @@ class Fitted:
         """For a batch; `weights` has the loss weight of each kind's targets, `focus` (if larger) that of the few that
         matter most.
 
-        Those are the token that ends a reply and, with a tokenizer to find them, what the reply was asked to use.
+        Those are the token that ends a reply and, with a tokenizer to find them, those that decide whether it is right.
         """
         per_token = np.ones(len(self.ids), dtype=np.float32)
         for task, (start, end) in zip((self.task, *self.later), self.replies(), strict=True):
             weight = weights[task.kind] if weights else 1.0
             per_token[start:end] = weight
             if tokenizer is not None:
-                places = [end - 1, *required_tokens(task, self.ids[start : end - 1], start, tokenizer)]
+                places = [end - 1, *deciding_tokens(task, self.ids[start : end - 1], start, tokenizer)]
                 per_token[places] = max(weight, focus)
         return Example(
             np.array(self.ids, dtype=np.int32), np.array(self.trained, dtype=bool), per_token, self.task.kind
@@ -118,17 +118,22 @@ def fit_task(task: Task, tokenizer: ChatTokenizer, seq_len: int, system: str | N
     return None
 
 
-def required_tokens(task: Task, reply: list[int], start: int, tokenizer: ChatTokenizer) -> list[int]:
-    """Places of the tokens that first write each required word, in whichever form, or the given sentence.
+def deciding_tokens(task: Task, reply: list[int], start: int, tokenizer: ChatTokenizer) -> list[int]:
+    """Places of the few tokens that decide whether a reply is right, all others only say it well.
 
-    `reply` are the ids of the task's target, `start` is the place of the first of them. These few decide whether a story
-    heeds what was asked; all other tokens of it only decide how well it is told.
+    In a story they are what first writes each required word, in whichever form, or the given sentence; in an answer about
+    a story its first word ("Yes", or where the copying begins) and the name asked for. `reply` are the ids of the task's
+    target, `start` is the place of the first of them.
     """
-    if not task.required and not task.sentence:
-        return []
     spans = [span for word in task.required if (span := first_use(task.target, word))]
     if task.sentence and (found := task.target.find(task.sentence)) >= 0:
         spans.append((found, found + len(task.sentence)))
+    if task.story_span is not None:
+        spans.append((0, len(task.target.split(maxsplit=1)[0])))
+        if task.kind not in YES_NO_KINDS and task.answer and (found := task.target.find(task.answer)) >= 0:
+            spans.append((found, found + len(task.answer)))
+    if not spans:
+        return []
     byte_spans = [(len(task.target[:first].encode()), len(task.target[:end].encode())) for first, end in spans]
     places, begin = [], 0
     for place, token in enumerate(reply, start=start):

@@ -261,7 +261,12 @@ class Trainer:
         """The coming step's learning rate as a fraction of the peak."""
         phase = self.job.phase
         return lr_fraction(
-            self.progress.step, self.total_steps, phase.warmup_steps, phase.schedule, phase.final_lr_fraction
+            self.progress.step,
+            self.total_steps,
+            phase.warmup_steps,
+            phase.schedule,
+            phase.final_lr_fraction,
+            phase.decay_fraction,
         )
 
     def _forward(self, batch: Batch) -> LossSums:

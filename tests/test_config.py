@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mini_chat_gpt.config import PRESETS, Config, GPTConfig, ModelSection, load_config, to_yaml
+from mini_chat_gpt.config import PRESETS, Config, GPTConfig, ModelSection, load_config, parse_config, to_yaml
 from mini_chat_gpt.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -102,3 +102,11 @@ def test_every_setting_is_described():
         for name, field in type(section).model_fields.items():
             assert field.description, f"{type(section).__name__}.{name} has no description"
     assert yaml.safe_load(to_yaml()).keys() == Config.model_fields.keys()
+
+
+def test_lessons_of_a_curriculum_survive_being_written_and_read():
+    text = "data: {curriculum: [{steps: 5, seq_len: 96, shares: {quote: 4}}, {steps: 3, turns: 2}]}"
+    config = parse_config(yaml.safe_load(text), "the test")
+    again = parse_config(yaml.safe_load(to_yaml(config)), "the test")
+    assert again == config
+    assert (again.data.curriculum[0].seq_len, again.data.curriculum[1].turns) == (96, 2)

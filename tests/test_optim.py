@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mini_chat_gpt.config import GPTConfig, SFTSection, TrainingSection
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.optim import Optimizer, clip_gradients, is_block_matrix, lr_fraction
+from mini_chat_gpt.optim import Muon, Optimizer, clip_gradients, is_block_matrix, lr_fraction, orthogonalized
 
 CONFIG = GPTConfig(vocab_size=50, n_layer=2, n_head=2, n_embd=16, context_length=16)
 
@@ -27,6 +27,8 @@ def test_schedules_have_their_textbook_values():
     assert lr_fraction(25, 100, 0, "linear", 0.0) == pytest.approx(0.75)
     assert lr_fraction(79, 100, 0, "wsd", 0.0) == 1
     assert lr_fraction(90, 100, 0, "wsd", 0.0) == pytest.approx(0.5)
+    assert lr_fraction(40, 100, 0, "wsd", 0.0, decay=0.6) == 1
+    assert lr_fraction(70, 100, 0, "wsd", 0.0, decay=0.6) == pytest.approx(0.5)
 
 
 def build(optimizer: str, **changes) -> tuple[GPT, Optimizer]:
@@ -91,3 +93,34 @@ def test_clipping_scales_the_joint_norm_and_reports_the_norm_before():
     weights[0].grad = torch.full((3,), 2.0)
     clip_gradients(weights, 0.0)
     assert torch.equal(weights[0].grad, torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize("stack_elements", [2**23, 200])
+def test_muon_equals_pytorchs(monkeypatch, stack_elements):
+    monkeypatch.setattr("mini_chat_gpt.optim.STACK_ELEMENTS", stack_elements)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 8), (8, 20), (20, 8), (8, 8), (5, 7)]
+    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    optimizers = [Muon(ours, lr=0.1, weight_decay=0.1), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1)]
+    for _ in range(4):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0.02)  # the iteration runs in bfloat16 in both
+
+
+def test_an_orthogonalized_update_moves_every_direction_alike():
+    values = torch.linalg.svdvals(orthogonalized(torch.randn(3, 16, 40)).float())
+    assert values.min() > 0.5
+    assert values.max() < 1.5
+
+
+def test_a_matrix_without_gradient_stays_as_it_is():
+    still, moved = torch.nn.Parameter(torch.ones(4, 4)), torch.nn.Parameter(torch.ones(4, 4))
+    moved.grad = torch.eye(4)
+    Muon([still, moved], lr=0.1).step()
+    assert torch.equal(still, torch.ones(4, 4))
+    assert not torch.equal(moved, torch.ones(4, 4))

@@ -144,7 +144,9 @@ def test_realised_shares_are_told(source):
 
 def test_loss_weights_go_by_kind(path, tokenizer):
     source = InstructSource(path, tokenizer, 256, 1, weights={"words": 0.25, "summary": 2, "ending": 1})
-    weights = {example.kind: set(example.weight[example.trained].tolist()) for example in map(source.example, range(200))}
+    weights = {
+        example.kind: set(example.weight[example.trained].tolist()) for example in map(source.example, range(200))
+    }
     assert (weights["words"], weights["summary"], weights["ending"]) == ({0.25}, {2.0}, {1.0})
 
 
@@ -153,6 +155,16 @@ def test_the_end_of_every_reply_carries_at_least_the_focus_weight(path, tokenize
     for example in map(source.example, range(100)):
         assert example.ids[-1] == tokenizer.end_id
         assert example.weight[-1] == (5.0 if example.kind == "summary" else 3.0)
+
+
+def test_the_first_word_of_an_answer_and_the_name_it_gives_carry_the_focus_weight(path, tokenizer):
+    source = InstructSource(path, tokenizer, 256, 1, weights={"ending": 1, "main_character": 1}, focus=3.0)
+    heavy = {}
+    for example in map(source.example, range(200)):
+        ids = np.array(example.ids)[example.trained & (np.array(example.weight) == 3.0)]
+        heavy[example.kind] = tokenizer.decode(ids.tolist())
+    assert heavy["ending"] in ("Yes", "No", "Yes,", "No,")
+    assert heavy["main_character"].startswith("The") and heavy["main_character"].split()[-1].strip(".") in NAMES
 
 
 def test_the_words_that_a_story_has_to_use_weigh_more_than_the_rest_of_it(path, tokenizer):

@@ -118,6 +118,17 @@ def test_a_quoted_sentence_is_the_only_one_with_the_word():
         assert len(uses.findall(made.target)) == len(uses.findall(STORY)) == 1
 
 
+def test_a_question_that_follows_is_the_same_without_the_story():
+    for seed in range(20):
+        for made in generate_tasks(RECORD, seed):
+            if made.story_span is None:
+                assert made.follow_up is None
+            else:
+                assert made.follow_up
+                assert STORY not in made.follow_up
+    assert task("why").follow_up.endswith("Why was Tom sad?")
+
+
 def test_a_moral_needs_its_label():
     assert "moral" not in kinds_of(StoryRecord(features=("Dialogue",), story=STORY))
 

@@ -1,0 +1,100 @@
+"""Draws the README's pictures from a finished quickstart: `python docs/pictures.py [runs/quickstart]`.
+
+`loss.svg` is drawn from the metrics of both runs; `chat.svg` is what a real terminal (tmux, 80 columns) shows after the
+lines of `CHAT` have been typed into `mini-chat-gpt chat`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from rich.console import Console
+from rich.text import Text
+
+HERE = Path(__file__).parent
+COLUMNS, ROWS = 80, 40
+STORY = (
+    "Once there was a small fox named Pip. Pip lived in a cozy cave near the river. One morning, Pip found a silver bell "
+    'in the grass. Pip was happy because the bell made a lovely sound. But a bird named Lulu was sad. "That is my bell," '
+    "said Lulu. Pip gave it back, and they became friends. The moral of the story is that sharing makes two friends happy."
+)
+CHAT = [
+    f"{STORY} Who is the main character of this story?",
+    "Why was Pip happy?",
+    "What is the moral of this story?",
+    "Use the words boat, river, happy in a short story.",
+    "/tokens",
+]
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def draw_losses(runs: Path) -> None:
+    """Training loss of the base and the fine-tuning, and the validation losses of the kinds over the latter."""
+    plt.rcParams["svg.hashsalt"] = "mini_chat_gpt"  # the same picture for the same numbers
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(1, 2))
+    for axes, run, prefix, title in ((left, "base", "pretrain", "base model"), (right, "sft", "sft", "fine-tuning")):
+        lines = metrics(runs / run)
+        train = [
+            (line[f"{prefix}/tokens"] / 1e6, line[f"{prefix}/train_loss"])
+            for line in lines
+            if f"{prefix}/train_loss" in line
+        ]
+        axes.plot(*zip(*train, strict=True), color="0.75", linewidth=0.8, label="training")
+        tokens = {line["step"]: line[f"{prefix}/tokens"] / 1e6 for line in lines if f"{prefix}/tokens" in line}
+        evaluations = [line for line in lines if f"{prefix}/val_loss" in line]
+        for name in sorted({name for line in evaluations for name in line if name.startswith(f"{prefix}/val_loss")}):
+            points = [(tokens[line["step"]], line[name]) for line in evaluations if name in line]
+            label = name.partition("val_loss")[2].lstrip("/").replace("_", " ") or "held out, all"
+            axes.plot(*zip(*points, strict=True), marker=".", linewidth=2.2 if "all" in label else 1.1, label=label)
+        axes.set(title=title, xlabel="million tokens", ylabel="loss, nats a token", ylim=(0, 5))
+        axes.legend(fontsize=7, ncols=2, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(HERE / "loss.svg", metadata={"Date": None})
+
+
+def tmux(*words: str) -> str:
+    return subprocess.run(["tmux", *words], check=True, capture_output=True, text=True).stdout
+
+
+def capture_chat(model: Path) -> None:
+    """Type into a real chat and draw what its terminal shows."""
+    session = "mini-chat-gpt-picture"
+    command = f"mini-chat-gpt chat --checkpoint {model} --temperature 0"
+    tmux("new-session", "-d", "-s", session, "-x", str(COLUMNS), "-y", str(ROWS), command)
+    try:
+        wait_until_quiet(session)
+        for line in CHAT:
+            tmux("send-keys", "-t", session, "-l", line)
+            tmux("send-keys", "-t", session, "Enter")
+            wait_until_quiet(session)
+        shown = tmux("capture-pane", "-t", session, "-p", "-e", "-S", "-200").rstrip()
+    finally:
+        tmux("kill-session", "-t", session)
+    console = Console(record=True, width=COLUMNS, file=open("/dev/null", "w", encoding="utf-8"), force_terminal=True)
+    console.print(Text.from_ansi(shown))
+    console.save_svg(str(HERE / "chat.svg"), title="mini-chat-gpt chat")
+
+
+def wait_until_quiet(session: str, seconds: float = 4.0) -> None:
+    """Until the screen hasn't changed for so long."""
+    before, since = "", time.monotonic()
+    while time.monotonic() - since < seconds:
+        time.sleep(0.3)
+        shown = tmux("capture-pane", "-t", session, "-p")
+        if shown != before or not shown.strip():
+            before, since = shown, time.monotonic()
+
+
+if __name__ == "__main__":
+    runs = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart")
+    draw_losses(runs)
+    capture_chat(runs / "sft")
