@@ -7,6 +7,7 @@ with H a multiple of Hkv (grouped-query attention, Ainslie et al. 2023, arXiv:23
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -108,6 +109,13 @@ class KVCache:
         self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
         self.lengths = [self.lengths[row] for row in rows]
 
+    def part(self, start: int, stop: int) -> KVCache:
+        """Rows start..stop−1 as a cache of their own on the same memory; it counts for itself how far they are filled."""
+        part = copy(self)
+        part.keys, part.values = self.keys[:, start:stop], self.values[:, start:stop]
+        part.lengths = self.lengths[start:stop]
+        return part
+
     def truncate(self, row: int, length: int) -> None:
         """Forget what stands in `row` from `length` on."""
         self.lengths[row] = min(self.lengths[row], length)
@@ -119,10 +127,12 @@ class Cached:
 
     cache: KVCache
     starts: tuple[int, ...]  # filled length of each row before the new tokens
+    table: torch.Tensor = field(repr=False)  # the same as (B, 1) on the cache's device, made once for all layers
 
     @classmethod
     def after(cls, cache: KVCache) -> Cached:
-        return cls(cache, tuple(cache.lengths))
+        starts = tuple(cache.lengths)
+        return cls(cache, starts, torch.tensor(starts, device=cache.keys.device)[:, None])
 
 
 Layout = Causal | Flat | Cached
@@ -230,25 +240,28 @@ def _cached(
     if filled > cache.max_length:
         raise ValueError(f"the cache holds {cache.max_length} tokens, {filled} are needed")
     keys, values = cache.keys[layer], cache.values[layer]
-    for row, start in enumerate(starts) if len(set(starts)) > 1 else [(slice(None), starts[0])]:
-        keys[row, ..., start : start + n_new, :] = k[row]
-        values[row, ..., start : start + n_new, :] = v[row]
+    if len(set(starts)) == 1:
+        keys[:, :, starts[0] : filled], values[:, :, starts[0] : filled] = k, v
+    else:
+        rows = torch.arange(len(starts), device=keys.device)[:, None]
+        places = layout.table + torch.arange(n_new, device=keys.device)  # (B, T)
+        keys[rows, :, places] = k.transpose(1, 2).to(keys.dtype)  # (B, T, Hkv, D)
+        values[rows, :, places] = v.transpose(1, 2).to(values.dtype)
     first = max(0, min(starts) + 1 - window) if window else 0  # keys that no query can reach any more
     keys, values = keys[:, :, first:filled], values[:, :, first:filled]
-    mask = _cached_mask(starts, n_new, first, filled, window, q.device)
+    mask = _cached_mask(layout, n_new, first, filled, window)
     return _sdpa(q, keys.to(q.dtype), values.to(q.dtype), mask, scale)
 
 
-def _cached_mask(
-    starts: tuple[int, ...], n_new: int, first: int, filled: int, window: int | None, device: torch.device
-) -> torch.Tensor | str | None:
+def _cached_mask(layout: Cached, n_new: int, first: int, filled: int, window: int | None) -> torch.Tensor | str | None:
     """(B, 1, n_new, filled − first) bool, or a shortcut where every row is alike."""
+    starts, device = layout.starts, layout.table.device
     alike = len(set(starts)) == 1
     if alike and n_new == 1:
         return None  # `first` has already cut away what a window hides
     if alike and starts[0] == 0 and (window is None or window >= n_new):
         return "causal"
-    queries = torch.tensor(starts, device=device)[:, None, None] + torch.arange(n_new, device=device)[None, :, None]
+    queries = layout.table[:, :, None] + torch.arange(n_new, device=device)[None, :, None]
     keys = torch.arange(first, filled, device=device)[None, None, :]
     visible = (keys <= queries) if window is None else (keys <= queries) & (keys > queries - window)
     return visible[:, None]

@@ -16,6 +16,7 @@ VERBS = {
     "inspect": ("sft_dataloader", "show training examples, trained tokens coloured"),
     "pretrain": ("pretrain", "train a base model on plain text"),
     "sft": ("sft_train", "fine-tune a base model to answer"),
+    "chat": ("chat", "chat with a model in the terminal, or over a pipe"),
     "generate": ("sft_generate", "reply to a prompt"),
     "evaluate": ("evaluate", "score replies to held-out tasks, of one model or of several side by side"),
     "import": ("interop", "turn a llama2.c or nanoGPT model into a checkpoint folder"),

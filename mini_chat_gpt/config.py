@@ -227,8 +227,8 @@ class TrainingSection(Section):
 class Lesson(Section):
     """Steps with easier examples; what isn't given is as in the data section and the phase's own settings."""
 
-    steps: int = Field(ge=1)
-    """Optimizer steps."""
+    share: float = Field(gt=0, lt=1)
+    """Its part of the run's optimizer steps."""
     seq_len: int | None = Field(None, ge=16)
     """Longest example in tokens."""
     turns: int | None = Field(None, ge=1)
@@ -257,7 +257,7 @@ class DataSection(Section):
     turns: int = Field(4, ge=1)
     """Most questions about one story in a training conversation; reading the story is most of the work."""
     curriculum: list[Lesson] = Field(default_factory=list)
-    """Lessons before the others, easiest first, e.g. [{steps: 1000, seq_len: 96, shares: {quote: 4}}]; part of max_steps."""
+    """Lessons before the others, easiest first, e.g. [{share: 0.2, seq_len: 96, shares: {quote: 4}}]; share: of the run's steps."""
     limit: int | None = Field(None, ge=1)
     """Use only the first so many records (null = all)."""
     system_message: str | None = None

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 
 from mini_chat_gpt.errors import UserError
 
 
 def exit_with(main: Callable[[], int]) -> None:
     """Run a command and leave with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal that has no emoji gets a question mark, not a traceback
+            stream.reconfigure(errors="replace")
     try:
         code = main()
         sys.stdout.flush()

@@ -1,69 +1,173 @@
-"""Scores of one or more models on held-out tasks, side by side. `mini-chat-gpt evaluate --checkpoint A [--against B ...]`."""
+"""The capability test at work, for one model or several side by side. `mini-chat-gpt evaluate --checkpoint A [--against B ...]`.
+
+`sft_generate.py --test` is the same for one model.
+"""
 
 from __future__ import annotations
 
 import argparse
-import copy
+import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
-from mini_chat_gpt.capabilities import Evaluation, evaluate, table
+from mini_chat_gpt.capabilities import GREEDY, Evaluation, evaluate
 from mini_chat_gpt.checkpoint import load_checkpoint
 from mini_chat_gpt.entry import exit_with
-from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.errors import UserError, nearest
 from mini_chat_gpt.files import write_json
+from mini_chat_gpt.held_out import find_held_out, held_out_tasks
+from mini_chat_gpt.model import GPT
 from mini_chat_gpt.monitor import StepProgress, clock
 from mini_chat_gpt.runs import console
-from mini_chat_gpt.sft_dataloader import InstructSource, Task, find_instruct_file
-from mini_chat_gpt.story_tasks import TASK_KINDS
+from mini_chat_gpt.sampling import Sampling
+from mini_chat_gpt.scoreboard import show_examples, show_table
+from mini_chat_gpt.story_tasks import TASK_KINDS, Task
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
 
-def held_out_tasks(
-    file: Path, tokenizer: ChatTokenizer, context: int, n: int, seed: int, kinds: Sequence[str] | None = None
-) -> list[Task]:
-    """At most n tasks of each kind (default: of every kind the file supports), fitted to the context."""
-    tokenizer.add_control_tokens()
-    source = InstructSource(file, tokenizer, context, seed)
-    return [task for kind in kinds or source.kinds for task in source.eval_tasks(kind, n)]
+@dataclass(frozen=True)
+class EvalOptions:
+    """Which tasks are put to the models, and what is shown and written. Raises UserError for a value that makes no sense."""
+
+    n: int = 100  # tasks of each kind and group
+    kinds: tuple[str, ...] = ()  # none: every kind that the data support
+    seed: int = 1337  # which tasks are taken
+    examples: int = 1  # replies of each kind that are shown
+    batch_size: int | None = None  # prompts at a time; None: as many as pays
+    json: Path | None = None  # file for results and replies
+
+    def __post_init__(self) -> None:
+        least = {"n": 1, "seed": 0, "examples": 0, "batch_size": 1}
+        for name, value in least.items():
+            given = getattr(self, name)
+            if given is not None and given < value:
+                raise UserError(f"--{name.replace('_', '-')} is {given}; it must be {value} or more.")
+        for kind in self.kinds:
+            if kind not in TASK_KINDS:
+                kinds = ", ".join(TASK_KINDS)
+                raise UserError(
+                    f"--kinds: {kind!r} is no kind of task{nearest(kind, TASK_KINDS)}; the kinds are {kinds}."
+                )
+        if self.json is not None and not _can_be_written(self.json):
+            raise UserError(f"--json: {self.json} can't be written; name a file in a folder that you may write to.")
+
+
+def _can_be_written(file: Path) -> bool:
+    there = next(place for place in file.absolute().parents if place.exists())
+    return not file.is_dir() and there.is_dir() and os.access(there, os.W_OK)
+
+
+def add_options(parser: argparse._ActionsContainer, seed: bool = True) -> None:
+    """The options of a test; those that aren't given stay None. Without `seed` where the parser has one already."""
+    kept = EvalOptions()
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="folder or file of Instruct records (default: the run's valid split, or the sample's)",
+    )
+    parser.add_argument("--n", type=int, metavar="N", help=f"tasks of each kind, and group of plots ({kept.n})")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help=f"these of {', '.join(TASK_KINDS)} (default: what is taught by default)",
+    )
+    parser.add_argument("--examples", type=int, metavar="N", help=f"replies of each kind to show ({kept.examples})")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="prompts at a time (default: as many as pays)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write results and every reply to this file")
+    if seed:
+        parser.add_argument("--seed", type=int, metavar="N", help=f"which tasks are taken ({kept.seed})")
+
+
+def options_of(arguments: argparse.Namespace) -> EvalOptions:
+    """The options that were given, the defaults for the rest. Kinds may be parted by commas too."""
+    given = {field.name: getattr(arguments, field.name) for field in fields(EvalOptions)}
+    if given["kinds"] is not None:
+        given["kinds"] = tuple(kind for part in given["kinds"] for kind in part.split(",") if kind)
+    return EvalOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 def compare(
     models: Sequence[Path],
-    file: Path,
-    n: int,
+    data: Path | str | None,
+    options: EvalOptions,
     out: Console,
-    seed: int = 1337,
-    kinds: Sequence[str] | None = None,
-    examples: int = 1,
+    sampling: Sampling = GREEDY,
+    device: str = "auto",
 ) -> dict[str, Evaluation]:
-    """Let every model reply greedily to the same tasks; print the table and a few replies; returns evaluations by model.
+    """Put the same tasks to every model; print replies and the table, write the JSON; returns evaluations by model.
 
-    The tasks are fitted to the smallest context, so that all models see the same text.
+    The tasks fit every model's context, so that all see the same text. `data` as in `find_held_out`.
     """
-    loaded = [load_checkpoint(path) for path in models]
-    context = min(model.config.context_length for model, _ in loaded)
-    # A tokenizer of its own, so that a base stays one: fitting needs the control tokens that chatting will add.
-    tasks = held_out_tasks(file, copy.deepcopy(loaded[0][1]), context, n, seed, kinds)
-    evaluations = {}
-    for name, (model, tokenizer) in zip(short_names(models), loaded, strict=True):
-        started = time.monotonic()
-        with StepProgress(out, f"{name}: replies", 0, len(tasks)) as bar:
-
-            def show(done: int, bar: StepProgress = bar) -> None:
-                bar.update(done, "")
-
-            evaluations[name] = evaluate(model, tokenizer, tasks, progress=show)
-        out.print(f"{name}: {len(tasks)} replies in {clock(time.monotonic() - started)}", markup=False)
-    out.print(table(*(evaluation.results for evaluation in evaluations.values()), names=list(evaluations)))
-    show_items(evaluations, examples, out)
+    loaded = dict(zip(short_names(models), (load_checkpoint(path, device) for path in models), strict=True))
+    file, why = find_held_out(data, models)
+    tasks = held_out_tasks(file, [*loaded.values()], options.n, options.seed, options.kinds)
+    found = {task.kind for ours in tasks.values() for task in ours}
+    out.print(f"Held-out tasks: {file}\n({why})", markup=False, soft_wrap=True)
+    if missing := [kind for kind in options.kinds if kind not in found]:
+        out.print(f"None of them there: {', '.join(missing)}", markup=False, soft_wrap=True)
+    evaluations = {
+        name: _run(name, model, tokenizer, tasks, sampling, options.batch_size, out)
+        for name, (model, tokenizer) in loaded.items()
+    }
+    show_examples(evaluations, options.examples, out)
+    out.rule(style="dim")
+    show_table(evaluations, out)
+    if options.json is not None:
+        facts = {"data": str(file), "n": options.n, "seed": options.seed}
+        by_name = {
+            name: {"checkpoint": str(path), **evaluation.as_json()}
+            for path, (name, evaluation) in zip(models, evaluations.items(), strict=True)
+        }
+        write_json(options.json, facts | {"models": by_name})
+        out.print(f"Written: {options.json}", markup=False, soft_wrap=True)
     return evaluations
+
+
+def _run(
+    name: str,
+    model: GPT,
+    tokenizer: ChatTokenizer,
+    tasks: Mapping[str, Sequence[Task]],
+    sampling: Sampling,
+    batch_size: int | None,
+    out: Console,
+) -> Evaluation:
+    """Evaluate one model behind a progress bar."""
+    ours = [task for group in tasks.values() for task in group]
+    work = _work_done(ours)
+    started = time.monotonic()
+    with StepProgress(out, name, 0, len(ours)) as bar:
+
+        def show(done: int) -> None:
+            rate = done / max(time.monotonic() - started, 1e-9)
+            bar.update(done, f"{rate:.3g} replies/s", share=work[done])
+
+        evaluation = evaluate(model, tokenizer, tasks, sampling, batch_size, progress=show)
+    seconds = time.monotonic() - started
+    rate = len(ours) / max(seconds, 1e-9)
+    text = f"{name}: {len(ours)} replies in {clock(seconds)} ({rate:.3g} a second)"
+    text += "" if tokenizer.chat_format is not None else "; without a chat format it goes on from the prompt"
+    out.print(text, markup=False, soft_wrap=True)
+    return evaluation
+
+
+def _work_done(tasks: Sequence[Task]) -> list[float]:
+    """Share of the work after each number of tasks, kind after kind: a token written costs about four that are read."""
+    costs = [0.0]
+    for kind in dict.fromkeys(task.kind for task in tasks):
+        of_kind = [len(task.prompt) + 4 * len(task.target) for task in tasks if task.kind == kind]
+        costs += [sum(of_kind) / len(of_kind)] * len(of_kind)
+    total = sum(costs)
+    shares, done = [], 0.0
+    for cost in costs:
+        done += cost
+        shares.append(done / total)
+    return shares
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -72,48 +176,23 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
-def show_items(evaluations: dict[str, Evaluation], n: int, out: Console) -> None:
-    """The first n prompts of each kind with what was expected and what each model replied."""
-    per_model = {name: _by_kind(evaluation) for name, evaluation in evaluations.items()}
-    for kind, items in next(iter(per_model.values())).items():
-        for number, item in enumerate(items[:n]):
-            out.rule(kind, style="dim")
-            out.print(Text(item.task.prompt, style="dim"))
-            out.print(Text(f"expected: {item.task.target}", style="green"))
-            for name, by_kind in per_model.items():
-                reply = by_kind[kind][number]
-                scores = ", ".join(f"{measure} {value:.2f}" for measure, value in reply.scores.items())
-                out.print(Text.assemble((f"{name} ({scores}): ", "bold"), reply.reply.strip()))
-
-
-def _by_kind(evaluation: Evaluation) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for item in evaluation.items:
-        found.setdefault(item.task.kind, []).append(item)
-    return found
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Score greedy replies to held-out tasks.")
-    parser.add_argument("--checkpoint", required=True, help="checkpoint or run folder, llama2.c .bin, nanoGPT ckpt.pt")
-    parser.add_argument("--against", nargs="+", default=[], help="other models to put beside it, for example its base")
-    parser.add_argument("--data", default="./TinyStories", help="folder with Instruct files, or one (./TinyStories)")
-    parser.add_argument("--n", type=int, default=100, help="tasks of each kind (100)")
-    parser.add_argument("--kinds", nargs="+", help=f"only these of {', '.join(TASK_KINDS)}")
-    parser.add_argument("--examples", type=int, default=1, help="replies of each kind to show (1)")
-    parser.add_argument("--seed", type=int, default=1337, help="which tasks are taken (1337)")
-    parser.add_argument("--json", type=Path, help="write results and every reply to this file")
-    arguments = parser.parse_args(argv)
-    if unknown := set(arguments.kinds or ()) - set(TASK_KINDS):
-        raise UserError(f"--kinds: {', '.join(sorted(unknown))} is unknown; the kinds are {', '.join(TASK_KINDS)}.")
-    file = find_instruct_file(arguments.data, "valid")
-    models = [Path(arguments.checkpoint), *map(Path, arguments.against)]
-    evaluations = compare(
-        models, file, arguments.n, console(), arguments.seed, arguments.kinds, examples=arguments.examples
+    parser = argparse.ArgumentParser(description="Score greedy replies to held-out tasks of every kind.")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="checkpoint or run folder, llama2.c .bin, nanoGPT ckpt.pt",
     )
-    if arguments.json:
-        write_json(arguments.json, {name: asdict(evaluation) for name, evaluation in evaluations.items()})
+    parser.add_argument(
+        "--against", nargs="+", default=[], metavar="PATH", help="other models to put beside it, for example its base"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (auto)")
+    add_options(parser)
+    arguments = parser.parse_args(argv)
+    models = [Path(arguments.checkpoint), *map(Path, arguments.against)]
+    compare(models, arguments.data, options_of(arguments), console(), device=arguments.device)
     return 0
 
 

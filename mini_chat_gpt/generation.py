@@ -43,6 +43,10 @@ System = str | _System | None
 # which costs more than to carry a few of them along.
 FULL_ENOUGH = 0.75
 
+# Prompts are read this many tokens at a time. On a CPU what a layer works on then stays in the processor's cache: a sixth
+# faster for a model of 1 M parameters.
+READ_AT_ONCE_ON_CPU, READ_AT_ONCE = 1024, 16384
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -102,7 +106,7 @@ def generate_replies(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
     encoded = _encode_prompts(model, tokenizer, prompts, system)
-    seed = _concrete(sampling.seed)
+    seed = concrete_seed(sampling.seed)
     replies: dict[int, Reply] = {}
     # Prompts of similar length go together, the longest first: least padding, and memory runs out at once or never.
     order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]))
@@ -140,12 +144,12 @@ def stream(
     """
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     [ids] = _encode_prompts(model, tokenizer, [prompt], system)
-    steps = decode(model, tokenizer, [ids], sampling, random_streams(_concrete(sampling.seed), [0]))
+    steps = decode(model, tokenizer, [ids], sampling, random_streams(concrete_seed(sampling.seed), [0]))
     return _pieces(tokenizer, ids, steps)
 
 
 def _pieces(tokenizer: ChatTokenizer, prompt: list[int], steps: Iterator[Step]) -> Generator[str, None, Reply]:
-    decoder = tokenizer.stream_decoder(start=_begins_text(tokenizer, prompt))
+    decoder = tokenizer.stream_decoder(start=begins_text(tokenizer, prompt))
     ids: list[int] = []
     finish: FinishReason | None = None
     for _, token_id, finish in steps:
@@ -213,7 +217,7 @@ def decode(
     never = forbidden(tokenizer, model.config.vocab_size).to(device)
     seen = _seen(tokenizer, prompts, model.config.vocab_size).to(device) if sampling.repetition_penalty != 1 else None
     fresh = [list(prompt[length:]) for prompt, length in zip(prompts, cache.lengths, strict=True)]
-    logits = model.next_logits(_right_padded(fresh).to(device), cache, [len(ids) for ids in fresh])
+    logits = _read(model, fresh, cache)
     rows, ended, n_new = list(range(len(prompts))), set[int](), 0
     while True:
         uniforms = _uniforms(streams, rows) if sampling.temperature != 0 else None
@@ -242,6 +246,19 @@ def decode(
         logits = model.next_logits(ids[:, None], cache, [int(row not in ended) for row in rows])
 
 
+def _read(model: GPT, prompts: Sequence[Sequence[int]], cache: KVCache) -> torch.Tensor:
+    """Read prompts into the cache, some rows at a time; returns the logits (B, V) after the last token of each."""
+    at_once = READ_AT_ONCE_ON_CPU if model.device.type == "cpu" else READ_AT_ONCE
+    n_rows = max(1, at_once // max(map(len, prompts)))
+    logits, lengths = [], []
+    for start in range(0, len(prompts), n_rows):
+        some, part = prompts[start : start + n_rows], cache.part(start, start + n_rows)
+        logits.append(model.next_logits(_right_padded(some).to(model.device), part, [len(ids) for ids in some]))
+        lengths += part.lengths
+    cache.lengths = lengths
+    return torch.cat(logits)
+
+
 def forbidden(tokenizer: ChatTokenizer, table_size: int) -> torch.Tensor:
     """(table_size,) bool: ids that are never sampled, control tokens that don't stop and padding rows of the table."""
     if tokenizer.vocab_size > table_size:
@@ -265,7 +282,8 @@ def _uniforms(streams: Sequence[np.random.Generator], rows: Sequence[int]) -> to
     return torch.from_numpy(np.array([streams[row].random(dtype=np.float32) for row in rows]))
 
 
-def _concrete(seed: int | None) -> int:
+def concrete_seed(seed: int | None) -> int:
+    """The seed, or for None another one each time."""
     return int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
 
 
@@ -286,11 +304,11 @@ def _right_padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
     return padded
 
 
-def _begins_text(tokenizer: ChatTokenizer, prompt: Sequence[int]) -> bool:
+def begins_text(tokenizer: ChatTokenizer, prompt: Sequence[int]) -> bool:
     """Whether a reply begins a text of its own, as after a control token, or goes on in the middle of one."""
     return prompt[-1] in tokenizer.control.values()
 
 
 def _reply(tokenizer: ChatTokenizer, prompt: Sequence[int], ids: list[int], finish: FinishReason) -> Reply:
-    text = tokenizer.decode(ids, start=_begins_text(tokenizer, prompt))
+    text = tokenizer.decode(ids, start=begins_text(tokenizer, prompt))
     return Reply(text, tuple(ids), finish, len(prompt))

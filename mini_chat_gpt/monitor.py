@@ -147,10 +147,14 @@ class StepProgress:
         if self.bar is not None:
             self.bar.stop()
 
-    def update(self, done: int, facts: str) -> None:
-        """`done` of `total` steps are finished; `facts` says how it goes."""
+    def update(self, done: int, facts: str, share: float | None = None) -> None:
+        """`done` of `total` steps are finished; `facts` says how it goes.
+
+        Where steps differ in size, `share` says how much of the work that is, from 0 to 1, for a better time left.
+        """
         now = time.monotonic()
-        left = (now - self.started) / max(1, done - self.first) * (self.total - done)
+        part = share if share is not None else (done - self.first) / max(1, self.total - self.first)
+        left = (now - self.started) * (1 - part) / part if part else 0.0
         text = f"{done}/{self.total}  {facts}  {clock(left)} left"
         if self.bar is not None:
             self.bar.update(self.task, completed=done, facts=text)

@@ -17,12 +17,11 @@ from rich.console import Console
 from mini_chat_gpt.checkpoint import steps_of
 from mini_chat_gpt.config import Config, load_config
 from mini_chat_gpt.entry import exit_with
-from mini_chat_gpt.evaluate import compare
+from mini_chat_gpt.evaluate import EvalOptions, compare
 from mini_chat_gpt.monitor import clock
 from mini_chat_gpt.prepare import write_sample_folder
 from mini_chat_gpt.pretrain import pretrain
 from mini_chat_gpt.runs import console, is_finished
-from mini_chat_gpt.sft_dataloader import find_instruct_file
 from mini_chat_gpt.sft_train import train
 from mini_chat_gpt.trainer import TrainResult
 
@@ -46,11 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
     base, tuned = Path(config.pretrain.save_dir), Path(config.sft.save_dir)
     out.rule("Base and tuned model on prompts that training never saw")
-    valid = find_instruct_file(config.sft.dataset_path, "valid")
-    compare([base, tuned], valid, arguments.items, out, seed=config.system.seed)
-    out.print(f"\nAll of it took {clock(time.monotonic() - started)}. Ask it something yourself:", markup=False)
-    request = "Write a short story that uses all of these words: dog, park, happy"
-    out.print(f'  mini-chat-gpt generate --checkpoint {tuned} --prompt "{request}"', markup=False, soft_wrap=True)
+    compare([base, tuned], config.sft.dataset_path, EvalOptions(n=arguments.items, seed=config.system.seed), out)
+    out.print(f"\nAll of it took {clock(time.monotonic() - started)}. Now chat with it:", markup=False)
+    out.print(f"  mini-chat-gpt chat --checkpoint {tuned}", markup=False, soft_wrap=True)
     return 0
 
 

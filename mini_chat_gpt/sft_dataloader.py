@@ -58,8 +58,9 @@ class InstructSource:
     """Examples by slot: `source.example(i)` for any i ≥ 0, of which `len(source)` make an epoch.
 
     Implements the trainer's `ExampleSource`. `shares` and `weights` are by kind and override the defaults one by one;
-    `focus` is the loss weight of the tokens that end a reply or write what a story has to use; a conversation has up to
-    `turns` questions about its story; `limit` takes the first so many records. `stats` counts what happened to the examples made so far in this process.
+    `focus` is the loss weight of the tokens that end a reply or decide whether it is right; a conversation has up to
+    `turns` questions about its story; `limit` takes the first so many records. `stats` counts what happened to the
+    examples made so far in this process.
     Raises UserError for a kind that doesn't exist and for data that support none of the kinds asked for.
     """
 

@@ -1,4 +1,5 @@
 """Reply to a prompt: `python mini_chat_gpt/sft_generate.py --checkpoint PATH --prompt TEXT` (`mini-chat-gpt generate`).
+With `--interactive` instead of a prompt: a chat. With `--test`: the capability test.
 
 The reply is streamed to standard output and nothing else goes there; what is worth knowing goes to standard error.
 """
@@ -9,18 +10,26 @@ import argparse
 import sys
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from io import TextIOWrapper
 from pathlib import Path
 
+from mini_chat_gpt.capabilities import GREEDY, test_sft_capabilities
 from mini_chat_gpt.checkpoint import load_checkpoint, newest_checkpoint
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.evaluate import EvalOptions, compare
+from mini_chat_gpt.evaluate import add_options as add_test_options
+from mini_chat_gpt.evaluate import options_of as test_options_of
 from mini_chat_gpt.generation import USE_FORMAT_DEFAULT, FinishReason, Reply, stream
 from mini_chat_gpt.model import GPT
+from mini_chat_gpt.runs import console
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
+__all__ = ["main", "test_sft_capabilities"]
+
+TEST_OPTIONS = ("data", *(field.name for field in fields(EvalOptions) if field.name != "seed"))
 HOW_IT_ENDED: dict[FinishReason, str] = {
     "stop": "",
     "length": "; cut off there, --max-new-tokens allows more",
@@ -40,9 +49,12 @@ def make_parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="what to reply to; - reads it from standard input")
     what.add_argument("--prompt-file", metavar="FILE", help="the same from a file, for a whole story")
+    what.add_argument("--interactive", action="store_true", help="chat, as `mini-chat-gpt chat` does")
+    what.add_argument("--test", action="store_true", help="the capability test: held-out tasks of every kind, scored")
     parser.add_argument("--system", metavar="TEXT", help='system message, "" for none (default: as in training)')
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
     add_sampling_options(parser)
+    add_test_options(parser.add_argument_group("capability test (--test)"), seed=False)
     return parser
 
 
@@ -67,19 +79,25 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same reply")
 
 
-def sampling_of(arguments: argparse.Namespace) -> Sampling:
-    """The settings that were given, the defaults for the rest."""
+def sampling_of(arguments: argparse.Namespace, kept: Sampling = Sampling()) -> Sampling:  # noqa: B008 (frozen)
+    """The settings that were given, those of `kept` for the rest."""
     given = {field.name: getattr(arguments, field.name) for field in fields(Sampling)}
-    return Sampling(**{name: value for name, value in given.items() if value is not None})
+    return replace(kept, **{name: value for name, value in given.items() if value is not None})
 
 
-def open_model(path: str | None, device: str) -> tuple[GPT, ChatTokenizer]:
-    """The model that was named, or the newest under runs/; says on standard error which it is."""
+def find_model(path: str | None) -> Path:
+    """The model that was named, or the newest under runs/."""
     found = Path(path) if path is not None else newest_checkpoint()
     if found is None:
         raise UserError(
             "There is no model under runs/; `mini-chat-gpt quickstart` makes one, or name yours: --checkpoint PATH."
         )
+    return found
+
+
+def open_model(path: str | None, device: str) -> tuple[GPT, ChatTokenizer]:
+    """The model that `find_model` finds; says on standard error which it is."""
+    found = find_model(path)
     model, tokenizer = load_checkpoint(found, device)
     kind = (
         "" if tokenizer.chat_format is not None else ", a base model without a chat format: it goes on from the prompt"
@@ -114,12 +132,32 @@ def show(pieces: Generator[str, None, Reply]) -> Reply:
             return reply
 
 
+def run_test(arguments: argparse.Namespace) -> int:
+    """The capability test, greedy unless sampling options say otherwise."""
+    if arguments.system is not None:
+        raise UserError(
+            "--system doesn't go with --test; the test takes the system message that the model learned with."
+        )
+    options, sampling = test_options_of(arguments), sampling_of(arguments, GREEDY)
+    compare([find_model(arguments.checkpoint)], arguments.data, options, console(), sampling, arguments.device)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     arguments = make_parser().parse_args(argv)
-    sampling, prompt = sampling_of(arguments), read_prompt(arguments)  # mistakes show before the model is loaded
+    if arguments.test:
+        return run_test(arguments)
+    if given := [name for name in TEST_OPTIONS if getattr(arguments, name) is not None]:
+        raise UserError(f"--{given[0].replace('_', '-')} goes with --test only; add --test, or leave it out.")
+    sampling = sampling_of(arguments)  # mistakes show before the model is loaded
+    prompt = "" if arguments.interactive else read_prompt(arguments)
     model, tokenizer = open_model(arguments.checkpoint, arguments.device)
     system = USE_FORMAT_DEFAULT if arguments.system is None else arguments.system or None
+    if arguments.interactive:
+        from mini_chat_gpt.chat import chat  # which itself takes its options from here
+
+        return chat(model, tokenizer, sampling, system)
     if isinstance(sys.stdout, TextIOWrapper):  # a terminal that has no emoji gets a question mark, not a traceback
         sys.stdout.reconfigure(errors="replace")
     started = time.monotonic()

@@ -100,14 +100,18 @@ def make_source(
 
 
 def make_stages(source: InstructSource, config: Config, context: int) -> list[Stage]:
-    """The lessons of data.curriculum, on the records of `source`."""
+    """The lessons of data.curriculum, on the records of `source`. Raises UserError where they leave nothing to the rest."""
+    if (together := sum(lesson.share for lesson in config.data.curriculum)) >= 1:
+        raise UserError(
+            f"The lessons of data.curriculum have {together:.2f} of the run's steps together; give them less than 1."
+        )
     stages = []
     for lesson in config.data.curriculum:
         given = lesson.model_dump(include={"seq_len", "turns", "focus"}, exclude_none=True)
         shares = (config.data.shares or {}) | (lesson.shares or {})
         data = config.data.model_copy(update=given | {"shares": shares})
         easier = make_source(source.index, data, source.tokenizer, context, config.system.seed)
-        stages.append(Stage(lesson.steps, easier, lesson.tokens_per_step))
+        stages.append(Stage(lesson.share, easier, lesson.tokens_per_step))
     return stages
 
 

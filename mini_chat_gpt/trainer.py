@@ -86,9 +86,9 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Stage:
-    """The first steps of a run, with examples and a step size of their own."""
+    """The first part of a run, with examples and a step size of its own."""
 
-    steps: int
+    share: float  # of the run's steps
     source: ExampleSource
     tokens_per_step: int | None = None
     """As in the rest of the run, if not given."""
@@ -182,22 +182,17 @@ class Trainer:
             if self.tokens_per_step:
                 probe = [len(self.job.source.example(slot).ids) for slot in range(min(256, len(self.job.source)))]
                 per_step = self.tokens_per_step / (sum(probe) / len(probe)) + 0.5  # a step ends above its budget
-            return max(1, round(slots / per_step)) + sum(stage.steps for stage in self.job.stages)
+            return max(1, round(slots / per_step))
         if phase.max_steps is None:
             raise UserError(f"{self.job.name}: give max_steps or epochs; both are null.")
-        if (easier := sum(stage.steps for stage in self.job.stages)) >= phase.max_steps:
-            raise UserError(
-                f"The lessons of data.curriculum have {easier:,} steps together, {self.job.name}.max_steps is "
-                f"{phase.max_steps:,}; it counts them in and must be larger."
-            )
         return phase.max_steps
 
     def _now(self) -> tuple[ExampleSource, int | None]:
         """Where the examples of the coming step are from, and how many tokens it has (None: a number of examples)."""
-        before = 0
+        before = 0.0
         for stage in self.job.stages:
-            before += stage.steps
-            if self.progress.step < before:
+            before += stage.share
+            if self.progress.step < round(before * self.total_steps):
                 return stage.source, stage.tokens_per_step or self.tokens_per_step
         return self.job.source, self.tokens_per_step
 

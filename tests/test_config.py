@@ -105,7 +105,7 @@ def test_every_setting_is_described():
 
 
 def test_lessons_of_a_curriculum_survive_being_written_and_read():
-    text = "data: {curriculum: [{steps: 5, seq_len: 96, shares: {quote: 4}}, {steps: 3, turns: 2}]}"
+    text = "data: {curriculum: [{share: 0.5, seq_len: 96, shares: {quote: 4}}, {share: 0.2, turns: 2}]}"
     config = parse_config(yaml.safe_load(text), "the test")
     again = parse_config(yaml.safe_load(to_yaml(config)), "the test")
     assert again == config

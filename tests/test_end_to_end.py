@@ -80,9 +80,16 @@ def test_models_are_scored_side_by_side(tuned):
         tuned, "evaluate", "--checkpoint", "runs/sft", "--against", "runs/base", "--n", "4", "--json", "out.json"
     )
     assert "main_character" in printed
-    results = json.loads((tuned / "out.json").read_text())
-    assert set(results) == {"sft", "base"}
-    assert results["sft"]["results"]["dialogue"]["n"] == 4
+    models = json.loads((tuned / "out.json").read_text())["models"]
+    assert set(models) == {"sft", "base"}
+    assert models["sft"]["groups"]["unseen"]["dialogue"]["n"] == 4
+
+
+def test_what_a_model_can_do_is_tested(tuned):
+    command = ["mini_chat_gpt/sft_generate.py", "--checkpoint", "runs/sft", "--test", "--n", "2"]
+    printed = run(tuned, *command, "--kinds", "main_character", "moral")
+    assert "plots never seen" in printed
+    assert "trivial" in printed
 
 
 def test_a_second_run_leaves_the_first_alone(tuned):
@@ -115,7 +122,7 @@ def test_the_quickstart_goes_all_the_way_and_does_nothing_twice(tmp_path):
     brief = ["pretrain.max_steps=4", "sft.max_steps=4", "--items", "2", "data.eval_examples=10"]
     first = run(tmp_path, "quickstart", *brief)
     assert "main_character" in first
-    assert "mini-chat-gpt generate --checkpoint runs/quickstart/sft" in first
+    assert "mini-chat-gpt chat --checkpoint runs/quickstart/sft" in first
     again = run(tmp_path, "quickstart", *brief)
     assert again.count("Finished before") == 2
 

@@ -102,6 +102,15 @@ def uncached_argmax(model: GPT, tokenizer: ChatTokenizer, ids: list[int], n: int
 # What is generated
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 10_000])
+@pytest.mark.parametrize("window", [None, 3])
+def test_how_many_tokens_are_read_at_a_time_makes_no_difference(base, monkeypatch, at_once, window):
+    monkeypatch.setattr("mini_chat_gpt.generation.READ_AT_ONCE_ON_CPU", at_once)
+    model = lively(base, windows=[window, None])
+    alone = [generate_replies(model, base, [prompt], GREEDY)[0] for prompt in PROMPTS]
+    assert generate_replies(model, base, PROMPTS, GREEDY) == alone
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_greedy_replies_equal_an_uncached_argmax_loop(base, seed):
     model = lively(base, seed=seed)

@@ -17,8 +17,9 @@ FLOORS = {
     2: "batching story_records story_index story_facts story_phrasing story_reasons main_character story_tasks task_shares "
     "task_fitting sft_dataloader derive sample_stories sample_plots data_folder pretrain_data hf_llama interop "
     "interop_llama2c interop_nanogpt checkpoint",
-    3: "sampling generation trainer runs capabilities download own_stories data_report prepare",
-    4: "cli config_command pretrain sft_train sft_generate evaluate quickstart",
+    3: "chat_session chat_commands chat_input chat_terminal sampling generation trainer runs scoring held_out "
+    "capabilities scoreboard download own_stories data_report prepare",
+    4: "cli config_command pretrain sft_train sft_generate chat evaluate quickstart",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -104,5 +104,12 @@ def test_progress_without_a_terminal_is_plain_lines_with_the_time_left(capsys):
     assert lines[1] == "sft 10/10  loss 0.500  0:00 left"
 
 
+def test_where_steps_differ_in_size_the_time_left_follows_the_work(monkeypatch, capsys):
+    seconds = iter([100.0, 110.0])
+    monkeypatch.setattr("mini_chat_gpt.monitor.time.monotonic", lambda: next(seconds))
+    StepProgress(Console(force_terminal=False, width=80), "sft", 0, 10, every_seconds=0).update(9, "", share=0.1)
+    assert capsys.readouterr().out.rstrip().endswith("1:30 left")
+
+
 def test_times_are_written_as_on_a_clock():
     assert [clock(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]

@@ -164,7 +164,8 @@ def test_the_first_word_of_an_answer_and_the_name_it_gives_carry_the_focus_weigh
         ids = np.array(example.ids)[example.trained & (np.array(example.weight) == 3.0)]
         heavy[example.kind] = tokenizer.decode(ids.tolist())
     assert heavy["ending"] in ("Yes", "No", "Yes,", "No,")
-    assert heavy["main_character"].startswith("The") and heavy["main_character"].split()[-1].strip(".") in NAMES
+    assert heavy["main_character"].startswith("The")
+    assert heavy["main_character"].split()[-1].strip(".") in NAMES
 
 
 def test_the_words_that_a_story_has_to_use_weigh_more_than_the_rest_of_it(path, tokenizer):
@@ -204,7 +205,7 @@ def test_the_first_turn_does_not_depend_on_how_many_follow(path, tokenizer):
 
 
 def test_each_answer_of_a_conversation_has_the_weight_of_its_kind(path, tokenizer):
-    source, examples = conversations(path, tokenizer, turns=4, weights={"main_character": 7, "dialogue": 2})
+    _, examples = conversations(path, tokenizer, turns=4, weights={"main_character": 7, "dialogue": 2})
     for example in examples:
         ids, weights = example.ids.tolist(), example.weight
         for place in range(len(ids)):

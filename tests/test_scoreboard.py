@@ -1,0 +1,169 @@
+"""What a terminal shows of evaluations: it has to be right, and readable at 80 columns and without colour."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from mini_chat_gpt.capabilities import Evaluation, Item, summarise
+from mini_chat_gpt.scoreboard import clean, marked, shortened_prompt, show_examples, show_table
+from mini_chat_gpt.scoring import score
+from mini_chat_gpt.story_tasks import TASK_KINDS, Task
+
+STORY = "Tom was sad. He cried because he lost his red ball. The moral is to share."
+
+
+def about(kind: str, target: str, answer: str | None = None, story: str = STORY) -> Task:
+    prompt = f"A question?\n\n{story}"
+    return Task(kind, prompt, target, (13, len(prompt)), answer)
+
+
+def evaluation(*replies: tuple[Task, str], group: str = "", finish="stop") -> Evaluation:
+    items = [Item(task, reply, finish, score(task, reply), group) for task, reply in replies]
+    return Evaluation(summarise(items), items, {group: summarise(items)} if group else {})
+
+
+def in_both_groups(*replies: tuple[Task, str]) -> Evaluation:
+    parts = [evaluation(*replies, group=group) for group in ("seen", "unseen")]
+    items = [item for part in parts for item in part.items]
+    return Evaluation(summarise(items), items, {name: table for part in parts for name, table in part.groups.items()})
+
+
+def printed(show, *given, width: int = 80) -> str:
+    out = Console(width=width, file=io.StringIO(), color_system=None)
+    show(*given, out)
+    text = out.file.getvalue()
+    assert max(map(len, text.splitlines()), default=0) <= width
+    return text
+
+
+def rows(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+ENDING = about("ending", "Yes, the story has a happy ending.", "yes")
+MORAL = about("moral", "Share your toys.")
+WORDS = Task("words", "Write a story with run, oak", "Tom ran to the oak.", None, required=("run", "oak"))
+
+
+# The table
+
+
+def test_the_table_has_each_measure_beside_the_trivial_rules():
+    text = printed(show_table, {"sft": evaluation((ENDING, "Yes."), (ENDING, "No."), (MORAL, "Share toys!"))})
+    assert ["ending", "right", "2", "50.0", "100.0"] in rows(text)
+    assert ["moral", "exact", "1", "0.0", "100.0"] in rows(text)
+    assert ["ROUGE-L", "80.0", "100.0"] in rows(text)
+    assert ["moral", "stops", "100.0"] in rows(text)
+    assert "always “Yes” (ending)" in text
+    assert "verbatim" not in text
+
+
+def test_two_models_and_two_groups_stand_side_by_side_in_80_columns():
+    base, tuned = in_both_groups((ENDING, ""), (WORDS, "")), in_both_groups((ENDING, "Yes."), (WORDS, "Tom ran."))
+    text = printed(show_table, {"base": base, "tuned": tuned})
+    assert ["ending", "right", "1", "0.0", "100.0", "100.0", "1", "0.0", "100.0", "100.0"] in rows(text)
+    assert ["words", "words", "used", "1", "0.0", "50.0", "100.0", "1", "0.0", "50.0", "100.0"] in rows(text)
+    (line,) = [line for line in text.splitlines() if "plots seen in training" in line]
+    assert "plots never seen" in line
+
+
+def test_a_single_models_table_is_as_narrow_whatever_its_name():
+    tables = [printed(show_table, {name: in_both_groups((ENDING, "Yes."))}) for name in ("a" * 40, "b")]
+    assert tables[0] == tables[1]
+
+
+def test_groups_stand_under_each_other_where_there_is_no_room():
+    one = in_both_groups((ENDING, "Yes."))
+    text = printed(show_table, {"a-model-with-a-long-name": one, "base": one}, width=60)
+    assert rows(text).count(["ending", "right", "1", "100.0", "100.0", "100.0"]) == 2
+    assert "…ith-a-long-name" in text
+    assert text.index("plots seen in training") < text.index("plots never seen")
+
+
+def test_a_kind_that_one_group_lacks_leaves_its_numbers_empty():
+    both = in_both_groups((ENDING, "Yes."))
+    moral = evaluation((MORAL, "Share your toys."), group="unseen")
+    items = [*both.items, *moral.items]
+    unseen = [item for item in items if item.group == "unseen"]
+    text = printed(
+        show_table, {"sft": Evaluation(summarise(items), items, both.groups | {"unseen": summarise(unseen)})}
+    )
+    assert ["moral", "exact", "1", "100.0", "100.0"] in rows(text)
+
+
+# Replies
+
+
+@pytest.mark.parametrize(
+    ("reply", "shown", "lacks"),
+    [
+        ("Tom found a red ball.", "Tom found a red ball.", ""),
+        ("tom Found a RED ball", "tom Found a RED ball", ""),
+        ("Sue found a very red ball.", "[Sue] found a [very] red ball.", "missing: tom"),
+        ("Tom found.", "Tom found.", "missing: a, red, ball"),
+        ("No idea", "[No idea]", "missing: all of it"),
+        ("", "", "missing: all of it"),
+    ],
+)
+def test_what_is_wrong_stands_in_brackets_and_what_is_missing_is_listed(reply, shown, lacks):
+    text, said = marked(about("summary", "Tom found a red ball."), reply)
+    assert (text.plain, said) == (shown, lacks)
+
+
+def test_of_a_story_the_required_words_are_listed_as_they_are_used():
+    text, said = marked(WORDS, "Sue ran away.")
+    assert (text.plain, said) == ("Sue ran away.", "used: run (“ran”); missing: oak")
+    assert [(span.start, span.end) for span in text.spans] == [(4, 7)]
+
+
+def test_an_example_says_what_was_asked_expected_and_replied():
+    text = printed(show_examples, {"sft": evaluation((MORAL, "Share the toys."))}, 1)
+    assert "moral: 0 of 1 fully right; one that is not" in text
+    assert ["prompt", "A", "question?", *f"«{STORY}»".split()][:6] in [line[:6] for line in rows(text)]
+    assert ["expected", "Share", "your", "toys."] in rows(text)
+    assert ["sft", "Share", "[the]", "toys."] in rows(text)
+    assert ["wrong;", "missing:", "your"] in rows(text)
+
+
+def test_an_example_is_one_that_went_wrong_if_there_is_one():
+    replies = [(MORAL, "Share your toys."), (about("moral", "Be kind."), "Be [bold]kind!"), (MORAL, "Share.")]
+    text = printed(show_examples, {"sft": evaluation(*replies)}, 1)
+    assert "moral: 1 of 3 fully right; one that is not" in text
+    assert "Be [[bold]kind!]" in text
+    assert text.count("prompt") == 1
+    assert "one that is ──" in printed(show_examples, {"sft": evaluation(*replies)}, 3)
+    assert printed(show_examples, {"sft": evaluation(*replies)}, 0) == ""
+
+
+def test_every_models_reply_to_the_same_prompt_is_shown():
+    two = {"base": evaluation((ENDING, ""), finish="length"), "tuned": evaluation((ENDING, "Yes, it has."))}
+    text = printed(show_examples, two, 1)
+    assert ["base", "(nothing)"] in rows(text)
+    assert ["wrong;", "it", "did", "not", "stop", "by", "itself"] in rows(text)
+    assert "tuned" in text
+
+
+@pytest.mark.parametrize("kind", TASK_KINDS)
+@pytest.mark.parametrize("reply", ["", "\x1b[2J\a\r\n\t…", "a " * 3000, "[/bold] [red", "😀" * 200])
+def test_whatever_a_model_says_of_any_kind_can_be_shown(kind, reply):
+    required = ("cat", "dog") if kind in ("words", "sentence") else ()
+    task = Task(
+        kind, f"A question? {STORY}", "Yes.", None if required else (12, 12 + len(STORY)), "yes", required=required
+    )
+    text = printed(show_examples, {"sft": evaluation((task, reply))}, 1) + printed(
+        show_table, {"sft": evaluation((task, reply))}
+    )
+    assert not set("\x1b\a\r\t") & set(text)
+    assert len(text.splitlines()) < 40
+
+
+def test_of_a_prompts_story_the_beginning_and_the_end_are_shown():
+    prompt = shortened_prompt(about("summary", "…", story=" ".join(f"w{number}" for number in range(100))))
+    assert prompt.startswith("A question? «w0 w1 ")
+    assert prompt.endswith("w13 … (78 words) … w92 w93 w94 w95 w96 w97 w98 w99»")
+    assert shortened_prompt(about("summary", "…")) == f"A question? «{STORY}»"
+
+
+def test_a_text_is_shown_on_one_line_without_control_characters():
+    assert clean("a\n\nb\x1b[31m\u202e  😀") == "a b\ufffd[31m\ufffd 😀"
