@@ -83,8 +83,9 @@ def _reset(session: ChatSession, _: str) -> Outcome:
 
 
 def _retry(session: ChatSession, _: str) -> Outcome:
-    note = ""
-    if session.sampling.temperature == 0:
+    note, last = "", session.asked
+    more_room = last is not None and last.finish_reason == "context"  # then the reply may go on for longer
+    if session.sampling.temperature == 0 and not more_room:
         note = "The temperature is 0, so the reply is always the same; /temp 0.7 lets it vary."
     return Outcome(note=note, reply=session.retry)
 
