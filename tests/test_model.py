@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_model
 
 from mini_chat_gpt.batching import Example, collate
 from mini_chat_gpt.config import GPTConfig, ModelSection
@@ -198,3 +199,18 @@ def test_new_rows_of_the_table_are_the_mean_of_the_old_ones():
 def test_more_tokens_than_the_context_is_an_error_that_names_both_numbers():
     with pytest.raises(ValueError, match="65 tokens do not fit into the context of 64"):
         build(small())(torch.zeros(1, 65, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("context", [5, 16, 100])
+def test_filling_a_row_up_changes_no_loss_and_no_gradient(monkeypatch, context):
+    example = Example(np.arange(5, dtype=np.int32), np.array([False, True, True, False, True]), 2.0, "a")
+    batch = collate([example] * 3)
+    results = []
+    for multiple in (1, 64):
+        monkeypatch.setattr("mini_chat_gpt.model.ROUND_TO", multiple)
+        model = tiny_model(50, context_length=context)
+        sums = model(batch)
+        sums.weighted_sum.backward()
+        results.append((sums.weighted_sum, sums.losses, *(p.grad for p in model.parameters())))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
