@@ -27,6 +27,7 @@ CHAT = [
     f"{STORY} Who is the main character of this story?",
     "Why was Pip happy?",
     "What is the moral of this story?",
+    "/reset",
     "Use the words boat, river, happy in a short story.",
     "/tokens",
 ]
