@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -80,7 +81,7 @@ def capture_chat(model: Path) -> None:
         shown = tmux("capture-pane", "-t", session, "-p", "-e", "-S", "-200").rstrip()
     finally:
         tmux("kill-session", "-t", session)
-    console = Console(record=True, width=COLUMNS, file=open("/dev/null", "w", encoding="utf-8"), force_terminal=True)
+    console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
     console.print(Text.from_ansi(shown))
     console.save_svg(str(HERE / "chat.svg"), title="mini-chat-gpt chat")
 

@@ -6,19 +6,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from io import TextIOWrapper
 
 from mini_chat_gpt.chat_commands import COMMANDS, as_message, is_command, run_command
 from mini_chat_gpt.chat_session import ChatSession, Turn
 from mini_chat_gpt.chat_terminal import Front, Plain, Terminal, has_comforts
-from mini_chat_gpt.entry import exit_with
+from mini_chat_gpt.entry import exit_with, forgive_odd_characters
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import USE_FORMAT_DEFAULT, System
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.sampling import Sampling
-from mini_chat_gpt.sft_generate import add_sampling_options, open_model, sampling_of
+from mini_chat_gpt.sft_generate import add_model_options, add_sampling_options, open_model, sampling_of, system_of
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
 HOW_IT_ENDED = {
@@ -45,9 +43,7 @@ def chat(
     `system` is the system message: the chat format's default, a text, or None for none. Raises UserError as
     `ChatSession` does, and for the first mistake where standard input is not a terminal.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a terminal that has no emoji gets a question mark, not a traceback
-            stream.reconfigure(errors="replace")
+    forgive_odd_characters()
     session = ChatSession(model, tokenizer, sampling, system)
     hint = "Begin a text (/help)" if session.is_base else "Send a message (/help)"
     commands = {f"/{name}": command.what for name, command in COMMANDS.items()}
@@ -149,11 +145,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=PIPED + "\ncommands:\n" + command_list(),
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32),
     )
-    parser.add_argument(
-        "--checkpoint", metavar="PATH", help="checkpoint or run folder, or a model file (default: newest under runs/)"
-    )
-    parser.add_argument("--system", metavar="TEXT", help='system message, "" for none (default: as in training)')
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    add_model_options(parser)
     add_sampling_options(parser)
     return parser
 
@@ -169,8 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     sampling = sampling_of(arguments)  # mistakes show before the model is loaded
     model, tokenizer = open_model(arguments.checkpoint, arguments.device)
-    system = USE_FORMAT_DEFAULT if arguments.system is None else arguments.system or None
-    return chat(model, tokenizer, sampling, system)
+    return chat(model, tokenizer, sampling, system_of(arguments))
 
 
 if __name__ == "__main__":

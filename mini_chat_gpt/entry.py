@@ -10,11 +10,16 @@ from io import TextIOWrapper
 from mini_chat_gpt.errors import UserError
 
 
+def forgive_odd_characters() -> None:
+    """A terminal that has no emoji gets a question mark from now on, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def exit_with(main: Callable[[], int]) -> None:
     """Run a command and leave with its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a terminal that has no emoji gets a question mark, not a traceback
-            stream.reconfigure(errors="replace")
+    forgive_odd_characters()
     try:
         code = main()
         sys.stdout.flush()

@@ -62,7 +62,10 @@ class Muon(torch.optim.Optimizer):
 
     def _nesterov(self, p: nn.Parameter, momentum: float) -> torch.Tensor:
         assert p.grad is not None
-        buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p.grad))
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p.grad)
+        buffer: torch.Tensor = state["momentum_buffer"]
         buffer.lerp_(p.grad, 1 - momentum)
         return p.grad.lerp(buffer, momentum)
 

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, fields, replace
-from io import TextIOWrapper
 from pathlib import Path
 
 from mini_chat_gpt.capabilities import GREEDY, test_sft_capabilities
@@ -21,7 +20,7 @@ from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.evaluate import EvalOptions, compare
 from mini_chat_gpt.evaluate import add_options as add_test_options
 from mini_chat_gpt.evaluate import options_of as test_options_of
-from mini_chat_gpt.generation import USE_FORMAT_DEFAULT, FinishReason, Reply, stream
+from mini_chat_gpt.generation import USE_FORMAT_DEFAULT, FinishReason, Reply, System, stream
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.runs import console
 from mini_chat_gpt.sampling import Sampling
@@ -43,19 +42,29 @@ def make_parser() -> argparse.ArgumentParser:
         description="Reply to a prompt. A base model without a chat format goes on from it instead.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
     )
-    parser.add_argument(
-        "--checkpoint", metavar="PATH", help="checkpoint or run folder, or a model file (default: newest under runs/)"
-    )
+    add_model_options(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="what to reply to; - reads it from standard input")
     what.add_argument("--prompt-file", metavar="FILE", help="the same from a file, for a whole story")
     what.add_argument("--interactive", action="store_true", help="chat, as `mini-chat-gpt chat` does")
     what.add_argument("--test", action="store_true", help="the capability test: held-out tasks of every kind, scored")
-    parser.add_argument("--system", metavar="TEXT", help='system message, "" for none (default: as in training)')
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
     add_sampling_options(parser)
     add_test_options(parser.add_argument_group("capability test (--test)"), seed=False)
     return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model talks, where, and what it is told before all else."""
+    parser.add_argument(
+        "--checkpoint", metavar="PATH", help="checkpoint or run folder, or a model file (default: newest under runs/)"
+    )
+    parser.add_argument("--system", metavar="TEXT", help='system message, "" for none (default: as in training)')
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+
+
+def system_of(arguments: argparse.Namespace) -> System:
+    """The system message that was given, None for none, or the format's own."""
+    return USE_FORMAT_DEFAULT if arguments.system is None else arguments.system or None
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -153,13 +162,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     sampling = sampling_of(arguments)  # mistakes show before the model is loaded
     prompt = "" if arguments.interactive else read_prompt(arguments)
     model, tokenizer = open_model(arguments.checkpoint, arguments.device)
-    system = USE_FORMAT_DEFAULT if arguments.system is None else arguments.system or None
+    system = system_of(arguments)
     if arguments.interactive:
         from mini_chat_gpt.chat import chat  # which itself takes its options from here
 
         return chat(model, tokenizer, sampling, system)
-    if isinstance(sys.stdout, TextIOWrapper):  # a terminal that has no emoji gets a question mark, not a traceback
-        sys.stdout.reconfigure(errors="replace")
     started = time.monotonic()
     reply = show(stream(model, tokenizer, prompt, system=system, **asdict(sampling)))
     seconds = max(time.monotonic() - started, 1e-9)

@@ -60,8 +60,13 @@ def story_prompt(kind: str, story: str, choose: Chooser, **slots: str) -> tuple[
 
 def follow_up_prompt(kind: str, choose: Chooser, **slots: str) -> str:
     """The same question to a story that the conversation has shown already: one of the phrasings that stand behind it."""
-    behind = [after for before, after in (text.split("{story}") for text in phrasings()[kind]) if not before]
-    return choose.one(behind, f"{kind} again").format(**slots).strip()
+    return choose.one(_behind_story(kind), f"{kind} again").format(**slots).strip()
+
+
+@lru_cache
+def _behind_story(kind: str) -> list[str]:
+    parts = (text.split("{story}") for text in phrasings()[kind])
+    return [after for before, after in parts if not before]
 
 
 def writing_prompt(choose: Chooser, **slots: str) -> str:

@@ -80,8 +80,10 @@ def add_turns(
     No answer comes twice. A conversation whose story was shortened stays as it is: what a later answer rests on may be
     missing.
     """
+    if fitted.shortened:
+        return fitted
     ids, trained, later = list(fitted.ids), list(fitted.trained), list(fitted.later)
-    for task in () if fitted.shortened else questions:
+    for task in questions:
         if len(later) + 1 >= n_turns:
             break
         if task.follow_up is None or task.target in {other.target for other in (fitted.task, *later)}:

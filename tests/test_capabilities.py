@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from tiny import tiny_model, tiny_tokenizer
+from tiny import STORIES, about, tiny_model, tiny_tokenizer, writing
 
 from mini_chat_gpt import capabilities
 from mini_chat_gpt.capabilities import capability_test, evaluate, rows_at_once
@@ -17,24 +17,9 @@ from mini_chat_gpt.sample_stories import write_sample
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.sft_dataloader import stories
 from mini_chat_gpt.sft_generate import test_sft_capabilities
-from mini_chat_gpt.story_tasks import Task
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
 MODEL = tiny_model(300)
-STORIES = [
-    "Tom was sad. He cried because he lost his red ball. The moral is to share.",
-    "Sue had a cat. She was glad because the cat purred. Be kind to animals.",
-    "Tom ran. He fell because he did not look. Look where you go.",
-]
-
-
-def about(kind: str, target: str, answer: str | None = None, story: str = STORIES[0]) -> Task:
-    prompt = f"A question? {story}"
-    return Task(kind, prompt, target, (12, len(prompt)), answer)
-
-
-def writing(*required: str, target: str = "A story.") -> Task:
-    return Task("words", f"Write a story with {', '.join(required)}", target, None, required=required)
 
 
 @pytest.fixture

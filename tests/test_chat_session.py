@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokenizer
+from tiny import lively_model, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.chat_format import ChatFormat, Message, render
 from mini_chat_gpt.chat_session import ChatSession, Turn
@@ -32,12 +32,7 @@ def base() -> ChatTokenizer:
 
 
 def lively(tokenizer: ChatTokenizer, seed: int = 0, **changes) -> GPT:
-    """Random weights far from the initialisation, so that its replies vary."""
-    model = tiny_model(tokenizer.vocab_size, seed, **{"context_length": 256} | changes).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.15)
-    return model
+    return lively_model(tokenizer.vocab_size, seed, **{"context_length": 256} | changes)
 
 
 class Scripted(GPT):

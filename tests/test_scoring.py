@@ -3,6 +3,7 @@
 from statistics import fmean
 
 import pytest
+from tiny import STORIES, about, writing
 
 from mini_chat_gpt import scoring
 from mini_chat_gpt.sample_stories import write_sample
@@ -18,21 +19,6 @@ from mini_chat_gpt.scoring import (
 )
 from mini_chat_gpt.sft_dataloader import generate_tasks, read_records
 from mini_chat_gpt.story_tasks import TASK_KINDS, YES_NO_KINDS, Task
-
-STORIES = [
-    "Tom was sad. He cried because he lost his red ball. The moral is to share.",
-    "Sue had a cat. She was glad because the cat purred. Be kind to animals.",
-    "Tom ran. He fell because he did not look. Look where you go.",
-]
-
-
-def about(kind: str, target: str, answer: str | None = None, story: str = STORIES[0]) -> Task:
-    prompt = f"A question? {story}"
-    return Task(kind, prompt, target, (12, len(prompt)), answer)
-
-
-def writing(*required: str, target: str = "A story.") -> Task:
-    return Task("words", f"Write a story with {', '.join(required)}", target, None, required=required)
 
 
 def character(name: str) -> Task:

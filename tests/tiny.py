@@ -6,6 +6,7 @@ import torch
 from mini_chat_gpt.batching import Example
 from mini_chat_gpt.config import Config, GPTConfig, parse_config
 from mini_chat_gpt.model import GPT
+from mini_chat_gpt.story_tasks import Task
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
 TEXTS = [
@@ -13,6 +14,21 @@ TEXTS = [
     "Sara had a red ball and she was happy.",
     "“Hi!” said Tom. 😀",
 ]
+
+STORIES = [
+    "Tom was sad. He cried because he lost his red ball. The moral is to share.",
+    "Sue had a cat. She was glad because the cat purred. Be kind to animals.",
+    "Tom ran. He fell because he did not look. Look where you go.",
+]
+
+
+def about(kind: str, target: str, answer: str | None = None, story: str = STORIES[0]) -> Task:
+    prompt = f"A question? {story}"
+    return Task(kind, prompt, target, (12, len(prompt)), answer)
+
+
+def writing(*required: str, target: str = "A story.") -> Task:
+    return Task("words", f"Write a story with {', '.join(required)}", target, None, required=required)
 
 
 def tiny_tokenizer(vocab_size: int = 300) -> ChatTokenizer:
@@ -23,6 +39,15 @@ def tiny_model(vocab_size: int, seed: int = 0, **changes) -> GPT:
     torch.manual_seed(seed)
     fields = {"n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 32, "context_length": 64}
     return GPT(GPTConfig(vocab_size=vocab_size, **fields | changes))
+
+
+def lively_model(vocab_size: int, seed: int = 0, **changes) -> GPT:
+    """Random weights far from the initialisation, so that its replies vary."""
+    model = tiny_model(vocab_size, seed, **changes).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+    return model
 
 
 def tiny_config(**sections) -> Config:
