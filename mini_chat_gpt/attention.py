@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -183,47 +184,59 @@ def _flat(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Flat, scale: float | None, window: int | None
 ) -> torch.Tensor:
     """Group by group; padding stands behind each example, where the causal mask hides it by itself."""
-    product = _bf16_products if q.device.type == "cpu" and q.dtype == torch.bfloat16 else _sdpa
+    product = _bf16_products if q.device.type == "cpu" and q.dtype == torch.bfloat16 else _sdpa_heads_first
+    sizes = [group.stop - group.start for group in layout.groups]
     outs = []
-    for group in layout.groups:
-        gq, gk, gv = (_pad(part[0, :, group.start : group.stop], group) for part in (q, k, v))
-        out = product(gq, gk, gv, _causal_mask(group.longest, window, q.device), scale)  # (N, H, longest, D)
-        out = out.transpose(1, 2).reshape(group.n * group.longest, out.shape[1], out.shape[3])
-        outs.append(out if group.slots is None else out.index_select(0, group.slots))
-    return torch.cat(outs).transpose(0, 1).unsqueeze(0)  # (1, H, T, D)
+    for group, *parts in zip(layout.groups, *(part[0].split(sizes, dim=1) for part in (q, k, v)), strict=True):
+        gq, gk, gv = (_pad(part, group) for part in parts)
+        out = product(gq, gk, gv, _causal_mask(group.longest, window, q.device), scale).flatten(1, 2)
+        outs.append(out if group.slots is None else out.index_select(1, group.slots))
+    return torch.cat(outs, dim=1).unsqueeze(0)  # (1, H, T, D)
 
 
 def _pad(part: torch.Tensor, group: Group) -> torch.Tensor:
-    """(H, T of the group, D) -> (N, H, longest, D), zeros where an example is shorter."""
+    """(H, T of the group, D) -> (H, N, longest, D), zeros where an example is shorter."""
     n_head, _, head_dim = part.shape
-    tokens = part.transpose(0, 1)  # (T, H, D)
     if group.slots is not None:
-        tokens = tokens.new_zeros(group.n * group.longest, n_head, head_dim).index_copy(0, group.slots, tokens)
-    return tokens.reshape(group.n, group.longest, n_head, head_dim).transpose(1, 2)
+        part = part.new_zeros(n_head, group.n * group.longest, head_dim).index_copy(1, group.slots, part)
+    return part.view(n_head, group.n, group.longest, head_dim)
+
+
+def _sdpa_heads_first(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | str, scale: float | None
+) -> torch.Tensor:
+    return _sdpa(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), mask, scale).transpose(0, 1)
 
 
 def _bf16_products(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | str, scale: float | None
 ) -> torch.Tensor:
-    """Attention as two plain products. On a CPU PyTorch's fused kernel is slower in bf16 than in float32; this is twice as fast.
+    """Attention as two plain products, (H, N, T, D) all through.
 
-    Heads that share keys and values are laid under each other as one taller product.
+    On a CPU PyTorch's fused kernel is slower in bf16 than in float32; this is twice as fast. Heads that share keys and
+    values are laid under each other as one taller product.
     """
-    n, n_head, length, size = q.shape
-    n_kv = k.shape[1]
-    queries = q.reshape(n * n_kv, n_head // n_kv * length, size)
-    keys, values = k.reshape(n * n_kv, length, size), v.reshape(n * n_kv, length, size)
-    if isinstance(mask, str):
-        mask = _lower_triangle(length, q.device)
-    bias = torch.zeros(length, length, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf"))
+    n_head, n, length, size = q.shape
+    n_kv = k.shape[0]
+    times = n_head // n_kv
+    queries = q.view(n_kv, times, n, length, size).transpose(1, 2).reshape(n_kv * n, times * length, size)
+    keys, values = k.reshape(n_kv * n, length, size), v.reshape(n_kv * n, length, size)
+    bias = _causal_bias(length, q.device) if isinstance(mask, str) else _bias(mask)
     scale = scale if scale is not None else size**-0.5
     with torch.autocast(q.device.type, enabled=False):
-        scores = torch.baddbmm(bias.repeat(n_head // n_kv, 1), queries, keys.transpose(1, 2), alpha=scale)
-        return torch.bmm(scores.softmax(dim=-1), values).view(n, n_head, length, size)
+        scores = torch.baddbmm(bias.repeat(times, 1) if times > 1 else bias, queries, keys.mT, alpha=scale)
+        out = torch.bmm(scores.softmax(dim=-1), values)
+    return out.view(n_kv, n, times, length, size).transpose(1, 2).reshape(n_head, n, length, size)
 
 
-def _lower_triangle(length: int, device: torch.device) -> torch.Tensor:
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+def _bias(mask: torch.Tensor) -> torch.Tensor:
+    """bf16: 0 where the bool mask allows a look, −inf elsewhere."""
+    return torch.zeros(mask.shape, dtype=torch.bfloat16, device=mask.device).masked_fill(~mask, float("-inf"))
+
+
+@lru_cache(maxsize=32)  # lengths are rounded, so that few are ever needed
+def _causal_bias(length: int, device: torch.device) -> torch.Tensor:
+    return _bias(torch.ones(length, length, dtype=torch.bool, device=device).tril())
 
 
 def _cached(

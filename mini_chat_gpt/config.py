@@ -237,6 +237,8 @@ class Lesson(Section):
     """Shares of the kinds that differ from data.shares."""
     focus: float | None = Field(None, ge=0)
     """Loss weight of the deciding tokens. Copying forms sooner without one."""
+    prompt_weight: float | None = Field(None, ge=0)
+    """Loss weight of what isn't the assistant's."""
     tokens_per_step: int | None = Field(None, ge=1)
     """Tokens of an optimizer step."""
 
@@ -254,6 +256,8 @@ class DataSection(Section):
     """Loss weight of each task kind's tokens; null = the measured defaults."""
     focus: float = Field(3.0, ge=0)
     """Loss weight (at least) of the tokens that end a reply or decide whether it is right: "Yes", a name, a required word."""
+    prompt_weight: float = Field(0.0, ge=0)
+    """Loss weight of what isn't the assistant's: 0 masks it (label -100); a little lets a small model learn from the stories it reads."""
     turns: int = Field(4, ge=1)
     """Most questions about one story in a training conversation; reading the story is most of the work."""
     curriculum: list[Lesson] = Field(default_factory=list)

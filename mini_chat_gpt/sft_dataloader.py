@@ -58,9 +58,9 @@ class InstructSource:
     """Examples by slot: `source.example(i)` for any i ≥ 0, of which `len(source)` make an epoch.
 
     Implements the trainer's `ExampleSource`. `shares` and `weights` are by kind and override the defaults one by one;
-    `focus` is the loss weight of the tokens that end a reply or decide whether it is right; a conversation has up to
-    `turns` questions about its story; `limit` takes the first so many records. `stats` counts what happened to the
-    examples made so far in this process.
+    `focus` is the loss weight of the tokens that end a reply or decide whether it is right, `prompt_weight` that of all
+    that isn't the assistant's; a conversation has up to `turns` questions about its story; `limit` takes the first so
+    many records. `stats` counts what happened to the examples made so far in this process.
     Raises UserError for a kind that doesn't exist and for data that support none of the kinds asked for.
     """
 
@@ -75,13 +75,14 @@ class InstructSource:
         system: str | None = None,
         limit: int | None = None,
         focus: float = 0.0,
+        prompt_weight: float = 0.0,
         turns: int = 1,
     ) -> None:
         self.index = path_or_index if isinstance(path_or_index, RecordIndex) else RecordIndex(path_or_index)
         self.tokenizer, self.seq_len, self.seed, self.system = tokenizer, seq_len, seed, system
         self.shares = _by_kind("data.shares", DEFAULT_SHARES, shares, otherwise=0.1)
         self.weights = _by_kind("data.weights", DEFAULT_WEIGHTS, weights, otherwise=1.0)
-        self.focus, self.turns = focus, turns
+        self.focus, self.prompt_weight, self.turns = focus, prompt_weight, turns
         self._length = min(limit or len(self.index), len(self.index))
         self.stats: Counter[str] = Counter()
         self._balance()
@@ -99,7 +100,7 @@ class InstructSource:
                 self.stats.update(
                     examples=1, shortened=fitted.shortened, substituted=attempt > 0, turns=1 + len(fitted.later)
                 )
-                return fitted.example(self.weights, self.tokenizer, self.focus)
+                return fitted.example(self.weights, self.tokenizer, self.focus, self.prompt_weight)
             number = _number(f"{self.seed}/{slot}/{attempt}/other") % len(self)
         raise UserError(
             f"{self.index.path} gave no example of at most {self.seq_len} tokens from {_PROBES} records; "
@@ -163,7 +164,8 @@ class InstructSource:
 
     def _draw(self, number: int, epoch: int, salt: str) -> Fitted | None:
         """One of the record's tasks, drawn by weight; the next one drawn where the first doesn't fit."""
-        tasks = generate_tasks(self.index[number], _number(f"{self.seed}/{epoch}"), self.kinds)
+        record = self.index[number]
+        tasks = generate_tasks(record, _number(f"{self.seed}/{epoch}"), self.kinds)
         # The largest u ** (1 / w) is task c with probability w_c / sum of w (Efraimidis and Spirakis, 2006).
         keyed = []
         for task in tasks:
@@ -173,8 +175,11 @@ class InstructSource:
             self.stats["records without a task"] += 1
         drawn = [task for _, task in sorted(keyed, key=lambda pair: pair[0], reverse=True)]
         for task in drawn:
+            if self.turns > 1 and not task.asks_first:
+                # Later questions all come behind the story: the first one practises, more often, to come before it.
+                task = generate_tasks(record, _number(f"{self.seed}/{epoch}/again"), [task.kind])[0]
             if fitted := self._fit(task):
-                later = (other for other in drawn if other is not task and self._asked_again(other, salt))
+                later = (other for other in drawn if other.kind != task.kind and self._asked_again(other, salt))
                 return add_turns(fitted, later, self.tokenizer, self.seq_len, self.turns)
         return None
 

@@ -42,6 +42,11 @@ class Task:
     """The same question for a conversation in which the story stands already; None where the task can't come later."""
 
     @property
+    def asks_first(self) -> bool:
+        """Whether the prompt's question (or whatever else it asks for) comes before its story, if it has one."""
+        return self.story_span is None or not self.prompt[self.story_span[1] :]
+
+    @property
     def category(self) -> str:
         """The kind, divided by answer for yes/no questions ("ending/no"), so that both answers can be balanced."""
         return f"{self.kind}/{self.answer}" if self.kind in YES_NO_KINDS else self.kind

@@ -42,23 +42,27 @@ class Fitted:
     """Further questions about the same story, one turn each."""
 
     def example(
-        self, weights: Mapping[str, float] | None = None, tokenizer: ChatTokenizer | None = None, focus: float = 0.0
+        self,
+        weights: Mapping[str, float] | None = None,
+        tokenizer: ChatTokenizer | None = None,
+        focus: float = 0.0,
+        prompt_weight: float = 0.0,
     ) -> Example:
         """For a batch; `weights` has the loss weight of each kind's targets, `focus` (if larger) that of the few that
         matter most.
 
         Those are the token that ends a reply and, with a tokenizer to find them, those that decide whether it is right.
+        With a `prompt_weight` all else is trained too (Shi et al. 2024, "Instruction Tuning With Loss Over Instructions").
         """
-        per_token = np.ones(len(self.ids), dtype=np.float32)
+        per_token = np.full(len(self.ids), prompt_weight, dtype=np.float32)
         for task, (start, end) in zip((self.task, *self.later), self.replies(), strict=True):
             weight = weights[task.kind] if weights else 1.0
             per_token[start:end] = weight
             if tokenizer is not None:
                 places = [end - 1, *deciding_tokens(task, self.ids[start : end - 1], start, tokenizer)]
                 per_token[places] = max(weight, focus)
-        return Example(
-            np.array(self.ids, dtype=np.int32), np.array(self.trained, dtype=bool), per_token, self.task.kind
-        )
+        trained = np.array(self.trained, dtype=bool) | (prompt_weight > 0)
+        return Example(np.array(self.ids, dtype=np.int32), trained, per_token, self.task.kind)
 
     def replies(self) -> list[tuple[int, int]]:
         """(start, end) of each reply in `ids`, with the token that ends it."""

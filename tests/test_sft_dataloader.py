@@ -189,6 +189,30 @@ def test_more_turns_ask_more_questions_about_the_story_that_was_shown_once(path,
     assert source.stats["turns"] == sum(text.count("<|user|>") for text in texts)
 
 
+def test_a_prompt_weight_trains_the_rest_and_leaves_the_answers_as_they_are(path, tokenizer):
+    _, masked = conversations(path, tokenizer, turns=3, focus=3.0)
+    source, examples = conversations(path, tokenizer, turns=3, focus=3.0, prompt_weight=0.25)
+    for example, plain in zip(examples, masked, strict=True):
+        assert example.ids.tolist() == plain.ids.tolist()
+        assert example.trained.all()
+        assert (example.weight[~plain.trained] == 0.25).all()
+        assert (example.weight[plain.trained] == plain.weight[plain.trained]).all()
+    assert not all(example.trained.all() for example in source.validation_examples(20))
+
+
+def test_the_first_question_of_several_comes_more_often_before_the_story(path, tokenizer):
+    def before(turns: int) -> float:
+        _, examples = conversations(path, tokenizer, n=400, turns=turns, shares={"words": 0})
+        texts = [tokenizer.decode(example.ids.tolist(), control=True) for example in examples]
+        prompts = [text.split("<|user|>")[1].split("<|assistant|>")[0] for text in texts]
+        return sum("?" in prompt.split("Once")[0] or "." in prompt.split("Once")[0] for prompt in prompts) / len(
+            prompts
+        )
+
+    assert before(turns=1) == pytest.approx(0.5, abs=0.1)
+    assert before(turns=2) == pytest.approx(0.75, abs=0.1)
+
+
 def test_every_answer_of_a_conversation_is_trained_and_no_question_is(path, tokenizer):
     source, examples = conversations(path, tokenizer, turns=4)
     for example in examples:
@@ -199,7 +223,7 @@ def test_every_answer_of_a_conversation_is_trained_and_no_question_is(path, toke
 
 
 def test_the_first_turn_does_not_depend_on_how_many_follow(path, tokenizer):
-    _, alone = conversations(path, tokenizer, turns=1)
+    _, alone = conversations(path, tokenizer, turns=2)
     _, together = conversations(path, tokenizer, turns=5)
     assert all(np.array_equal(b.ids[: len(a.ids)], a.ids) for a, b in zip(alone, together, strict=True))
 
@@ -285,7 +309,7 @@ def test_validation_is_a_fixed_balanced_list_with_weight_one(path, tokenizer, so
     again = InstructSource(path, tokenizer, seq_len=256, seed=1).validation_examples(100)
     assert len(examples) == pytest.approx(100, abs=5)
     assert all(same(one, other) for one, other in zip(examples, again, strict=True))
-    assert all((example.weight == 1.0).all() for example in examples)
+    assert all((example.weight[example.trained] == 1.0).all() for example in examples)
     endings = Counter(decoded(source, example)[1][:3] for example in examples if example.kind == "ending")
     assert endings["Yes"] == pytest.approx(endings["No,"], abs=1)
 
