@@ -241,6 +241,8 @@ class Lesson(Section):
     """Loss weight of what isn't the assistant's."""
     tokens_per_step: int | None = Field(None, ge=1)
     """Tokens of an optimizer step."""
+    weight_decay: float | None = Field(None, ge=0)
+    """Weight decay. Copying forms sooner with a high one, which would hold stories back later."""
 
 
 class DataSection(Section):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 import torch.nn as nn
+from torch.optim.optimizer import ParamsT
 
 from mini_chat_gpt.config import ScheduleFields, TrainingSection
 
@@ -41,9 +42,7 @@ class Muon(torch.optim.Optimizer):
     step is many small products, and a third of their time is saved.
     """
 
-    def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.1, momentum: float = 0.95
-    ) -> None:
+    def __init__(self, params: ParamsT, lr: float, weight_decay: float = 0.1, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -111,26 +110,33 @@ class Optimizer:
         by_muon = {id(parameter) for parameter in muon}
         rest = [p for p in self.parameters.values() if id(p) not in by_muon]
         groups = [
-            {"params": [p for p in rest if p.dim() >= 2], "weight_decay": training.weight_decay},
-            {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+            {"params": [p for p in rest if p.dim() >= 2], "decays": True},
+            {"params": [p for p in rest if p.dim() < 2], "decays": False},
         ]
         self.members: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(
                 [group for group in groups if group["params"]],
                 lr=phase.learning_rate,
                 betas=(training.beta1, training.beta2),
+                weight_decay=0.0,
                 fused=True,
             )
         ]
         if muon:
-            self.members.append(Muon(muon, lr=phase.muon_lr, weight_decay=training.weight_decay))
+            self.members.append(Muon([{"params": muon, "decays": True}], lr=phase.muon_lr))
+        self.weight_decay = training.weight_decay
         self.peaks = [phase.learning_rate, phase.muon_lr][: len(self.members)]
 
-    def step(self, fraction: float) -> None:
-        """Update with `fraction` of the peak learning rates and clear the gradients."""
+    def step(self, fraction: float, weight_decay: float | None = None) -> None:
+        """Update with `fraction` of the peak learning rates and clear the gradients.
+
+        `weight_decay` (default: the config's) is that of the matrices; vectors have none.
+        """
+        decay = self.weight_decay if weight_decay is None else weight_decay
         for member, peak in zip(self.members, self.peaks, strict=True):
             for group in member.param_groups:
                 group["lr"] = peak * fraction
+                group["weight_decay"] = decay if group["decays"] else 0.0
             member.step()
         self.zero_grad()
 

@@ -112,7 +112,7 @@ def make_stages(source: InstructSource, config: Config, context: int) -> list[St
         shares = (config.data.shares or {}) | (lesson.shares or {})
         data = config.data.model_copy(update=given | {"shares": shares})
         easier = make_source(source.index, data, source.tokenizer, context, config.system.seed)
-        stages.append(Stage(lesson.share, easier, lesson.tokens_per_step))
+        stages.append(Stage(lesson.share, easier, lesson.tokens_per_step, lesson.weight_decay))
     return stages
 
 

@@ -86,12 +86,12 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Stage:
-    """The first part of a run, with examples and a step size of its own."""
+    """A part of a run, with examples of its own; what isn't given is as in the rest of it."""
 
     share: float  # of the run's steps
     source: ExampleSource
     tokens_per_step: int | None = None
-    """As in the rest of the run, if not given."""
+    weight_decay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -187,14 +187,15 @@ class Trainer:
             raise UserError(f"{self.job.name}: give max_steps or epochs; both are null.")
         return phase.max_steps
 
-    def _now(self) -> tuple[ExampleSource, int | None]:
-        """Where the examples of the coming step are from, and how many tokens it has (None: a number of examples)."""
+    @property
+    def stage(self) -> Stage:
+        """The part of the run that the coming step belongs to: one of the job's stages, or the rest."""
         before = 0.0
         for stage in self.job.stages:
             before += stage.share
             if self.progress.step < round(before * self.total_steps):
-                return stage.source, stage.tokens_per_step or self.tokens_per_step
-        return self.job.source, self.tokens_per_step
+                return stage
+        return Stage(1 - before, self.job.source)
 
     def resume(self, checkpoint: Path) -> None:
         """Take optimizer and position from a checkpoint (the model's weights are loaded already)."""
@@ -211,10 +212,12 @@ class Trainer:
         with _stop_signals(self), bar:
             while progress.step < self.total_steps and not self.stop_requested:
                 started = time.monotonic()
-                source, tokens_per_step = self._now()
-                if source is not streamed:
-                    stream, streamed = examples_from(source, progress.cursor, self.config.data.num_workers), source
-                examples = step_examples(stream, self.examples_per_step, tokens_per_step)
+                stage = self.stage
+                if stage.source is not streamed:
+                    streamed = stage.source
+                    stream = examples_from(streamed, progress.cursor, self.config.data.num_workers)
+                tokens = stage.tokens_per_step or self.tokens_per_step
+                examples = step_examples(stream, self.examples_per_step, tokens)
                 loss, weight, norm = self.training_step(examples)
                 self._count(examples, loss, weight, time.monotonic() - started, window)
                 if progress.step % log_every == 0 or progress.step == self.total_steps:
@@ -248,7 +251,7 @@ class Trainer:
                 f"step {self.progress.step + 1}: loss {float(loss)} and gradient norm {float(norm)} are not finite; "
                 "lower the learning rate or set system.mixed_precision=fp32."
             )
-        self.optimizer.step(self.lr_fraction)
+        self.optimizer.step(self.lr_fraction, self.stage.weight_decay)
         return float(loss), total, float(norm)
 
     @property

@@ -70,6 +70,25 @@ def test_weight_decay_shrinks_matrices_and_leaves_vectors(kind):
         assert torch.equal(parameter, before[name]) == (parameter.dim() < 2), name
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_step_can_have_a_weight_decay_of_its_own(kind):
+    model, optimizer = build(kind, weight_decay=0.0)
+    matrix, vector = model.layers[0].self_attn.q_proj.weight, model.norm.weight
+
+    def size_after(*arguments) -> float:
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step(1.0, *arguments)
+        return matrix.norm().item()
+
+    before = matrix.norm().item()
+    assert size_after() == before
+    decayed = size_after(0.5)
+    assert decayed == pytest.approx(before * (1 - 0.5 * optimizer.members[-1].param_groups[0]["lr"]))
+    assert size_after() == decayed  # only that step
+    assert torch.equal(vector, torch.ones_like(vector))
+
+
 def test_muon_takes_the_matrices_of_blocks_and_nothing_else():
     model, optimizer = build("muon")
     by_muon = {id(p) for group in optimizer.members[1].param_groups for p in group["params"]}

@@ -34,7 +34,7 @@ def make_trainer(folder, callbacks=(), tokenizer=TOKENIZER, validation=4, stages
 def gradients_of(trainer: Trainer, examples) -> dict[str, torch.Tensor]:
     captured = {}
 
-    def capture(_fraction):
+    def capture(_fraction, _weight_decay):
         captured.update({name: p.grad.clone() for name, p in trainer.model.named_parameters()})
 
     trainer.optimizer.step = capture
@@ -116,14 +116,17 @@ class OneLetterSource(CountingSource):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_stages_come_first_with_their_own_examples_and_step_size(tmp_path, workers):
-    stages = [Stage(0.25, OneLetterSource(), tokens_per_step=30), Stage(1 / 6, OneLetterSource())]
+    stages = [Stage(0.25, OneLetterSource(), tokens_per_step=30), Stage(1 / 6, OneLetterSource(), weight_decay=0.3)]
     trainer = make_trainer(tmp_path / "run", stages=stages, data={"num_workers": workers})
     taken, step = [], trainer.training_step
+    decays, update = [], trainer.optimizer.step
     trainer.training_step = lambda examples: taken.append(examples) or step(examples)
+    trainer.optimizer.step = lambda fraction, decay: decays.append(decay) or update(fraction, decay)
     trainer.run()
     assert [{example.kind for example in examples} == {"easy"} for examples in taken] == [True] * 5 + [False] * 7
     assert all(sum(len(example.ids) for example in examples) >= 30 for examples in taken[:3])
     assert all(len(examples) == 4 for examples in taken[3:])
+    assert decays == [None] * 3 + [0.3] * 2 + [None] * 7
     assert trainer.progress.cursor == sum(map(len, taken))  # no example slot is used twice or left out
 
 
