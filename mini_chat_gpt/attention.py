@@ -139,8 +139,6 @@ class Cached:
 Layout = Causal | Flat | Cached
 
 
-# Layouts are Python objects that differ from batch to batch: compiled code would be made anew for each of them.
-@torch.compiler.disable
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -26,7 +26,7 @@ from mini_chat_gpt.device import pick_device
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.files import atomic_folder, damage
 from mini_chat_gpt.hf_llama import from_hf_state, to_hf_config, to_hf_state, why_not_llama
-from mini_chat_gpt.model import GPT
+from mini_chat_gpt.model import GPT, model_of
 from mini_chat_gpt.optim import Optimizer
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
@@ -95,17 +95,9 @@ def load_model(folder: Path) -> GPT:
     meta = read_meta(folder)
     try:
         config = GPTConfig(**meta["gpt_config"])
-        tensors = from_hf_state(load_file(folder / "model.safetensors"), config)
-        with torch.device("meta"):  # shapes only: no time for a random initialisation that is thrown away
-            model = GPT(config)
-        model.load_state_dict(tensors, strict=True, assign=True)
+        return model_of(config, from_hf_state(load_file(folder / "model.safetensors"), config))
     except (KeyError, ValueError, RuntimeError, OSError) as error:
         raise UserError(f"{folder} holds no model that can be read: {str(error).splitlines()[0]}") from None
-    if config.tie_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
-    if model.rotary is not None:
-        model.rotary.reset_tables()
-    return model
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

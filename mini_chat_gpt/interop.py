@@ -7,17 +7,15 @@ file is run. Which format a file has is told from its content, not from its name
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 
-from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.interop_llama2c import read_llama2c
 from mini_chat_gpt.interop_nanogpt import read_nanogpt
-from mini_chat_gpt.model import GPT
+from mini_chat_gpt.model import GPT, model_of
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
 IMPORTABLE = "a llama2.c .bin or nanoGPT's ckpt.pt"
@@ -46,7 +44,7 @@ def import_model(source: Path | str, tokenizer: str | Path | None = None) -> tup
         first = error.errors()[0]
         what = "".join(f"{part}: " for part in first["loc"]) + first["msg"].removeprefix("Value error, ")
         raise UserError(f"{source} describes no possible model ({what}); give {IMPORTABLE}.") from None
-    return build(config, state), matching
+    return model_of(config, state).eval(), matching
 
 
 def is_pickle(start: bytes) -> bool:
@@ -55,19 +53,6 @@ def is_pickle(start: bytes) -> bool:
     A llama2.c file may begin with 0x80, 0x02 too (width 640), but then a zero byte follows, which is no opcode.
     """
     return len(start) > 2 and start[0] == 0x80 and start[1] in range(2, 6) and start[2] != 0
-
-
-def build(config: GPTConfig, state: Mapping[str, torch.Tensor]) -> GPT:
-    """The model with these very tensors as its parameters; nothing is initialised first."""
-    with torch.device("meta"):
-        model = GPT(config)
-    head = {"lm_head.weight": state["embed_tokens.weight"]} if config.tie_embeddings else {}
-    model.load_state_dict({**state, **head}, strict=True, assign=True)
-    if config.tie_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
-    if model.rotary is not None:
-        model.rotary.reset_tables()
-    return model.eval()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

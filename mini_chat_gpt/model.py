@@ -9,17 +9,19 @@ may look at which is the layout's business (`attention.py`).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from mini_chat_gpt.attention import Cached, Causal, Flat, KVCache, Layout, attention
 from mini_chat_gpt.config import PRESETS, GPTConfig
 from mini_chat_gpt.loss import LossSums, cross_entropy_sums
 
-__all__ = ["GPT", "PRESETS", "FlatBatch", "GPTConfig"]
+__all__ = ["GPT", "PRESETS", "FlatBatch", "GPTConfig", "model_of"]
 
 
 class FlatBatch(Protocol):
@@ -68,13 +70,8 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.config = config
-        self.reset_tables()
-
-    def reset_tables(self) -> None:
-        """(Re)compute the tables, (context, D/2) each; needed after a model was laid out without memory."""
-        frequencies = rope_frequencies(self.config)  # (D/2,)
-        angles = torch.arange(self.config.context_length, dtype=torch.float32)[:, None] * frequencies[None, :]
+        frequencies = rope_frequencies(config)  # (D/2,)
+        angles = torch.arange(config.context_length, dtype=torch.float32)[:, None] * frequencies[None, :]
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
@@ -110,11 +107,11 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class Attention(nn.Module):
-    """Projections and heads; the product itself is `attention(q, k, v, layout)`."""
+    """Projections and heads; `product` is `attention(q, k, v, layout)`, or what stands for it."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.product = layer, attention
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.kv_heads, config.head_size
         self.scale = config.attention_scale
         self.window = config.windows[layer] if config.windows else None
@@ -135,7 +132,7 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        out = attention(q, k, v, layout, layer=self.layer, scale=self.scale, window=self.window)
+        out = self.product(q, k, v, layout, layer=self.layer, scale=self.scale, window=self.window)
         return self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
 
 
@@ -314,3 +311,29 @@ class GPT(nn.Module):
 
     def _tables(self) -> list[nn.Module]:
         return [self.embed_tokens] if self.config.tie_embeddings else [self.embed_tokens, self.lm_head]
+
+
+def model_of(config: GPTConfig, state: Mapping[str, torch.Tensor]) -> GPT:
+    """The model with these very tensors as its parameters; nothing is initialised first. A tied head need not be given.
+
+    Raises RuntimeError for tensors that don't fit the config.
+    """
+    with _Uninitialised():
+        model = GPT(config)
+    head = {"lm_head.weight": state["embed_tokens.weight"]} if config.tie_embeddings else {}
+    model.load_state_dict({**state, **head}, strict=True, assign=True)
+    if config.tie_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+    return model
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves parameters as they were allocated. (On the "meta" device PyTorch would first import a second's worth of itself.)"""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)

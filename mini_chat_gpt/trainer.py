@@ -20,13 +20,14 @@ from typing import Any, Protocol
 import torch
 import torch.nn as nn
 
+from mini_chat_gpt.attention import attention
 from mini_chat_gpt.batching import Batch, Example, micro_batches
 from mini_chat_gpt.checkpoint import load_optimizer, prune, read_state, save_checkpoint
 from mini_chat_gpt.config import Config, ScheduleFields
 from mini_chat_gpt.device import Precision
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.loss import LossSums
-from mini_chat_gpt.model import GPT
+from mini_chat_gpt.model import GPT, Attention
 from mini_chat_gpt.monitor import Monitor, StepProgress
 from mini_chat_gpt.optim import Optimizer, clip_gradients, lr_fraction
 from mini_chat_gpt.tokenizer import ChatTokenizer
@@ -146,6 +147,17 @@ def step_examples(stream: Iterator[Example], examples: int, tokens: int | None) 
     return taken
 
 
+def compile_model(model: GPT) -> nn.Module:
+    """The model compiled for any length, but for its attention.
+
+    Layouts are Python objects that differ from batch to batch: compiled code would be made anew for each of them.
+    """
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.product = torch.compiler.disable(attention)
+    return torch.compile(model, dynamic=True)  # type: ignore[return-value]
+
+
 class Trainer:
     """Runs a job: steps, evaluations, checkpoints. Build it, then call `run`."""
 
@@ -163,7 +175,7 @@ class Trainer:
     ) -> None:
         self.job, self.model, self.tokenizer, self.config = job, model, tokenizer, config
         self.folder, self.monitor, self.precision, self.callbacks = folder, monitor, precision, callbacks
-        self.net: nn.Module = torch.compile(model, dynamic=True) if compiled else model  # type: ignore[assignment]
+        self.net: nn.Module = compile_model(model) if compiled else model
         self.optimizer = Optimizer(model, config.training, job.phase)
         self.progress = Progress()
         phase, training = job.phase, config.training
