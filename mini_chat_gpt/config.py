@@ -257,7 +257,7 @@ class DataSection(Section):
     weights: dict[str, float] | None = None
     """Loss weight of each task kind's tokens; null = the measured defaults."""
     focus: float = Field(3.0, ge=0)
-    """Loss weight (at least) of the tokens that end a reply or decide whether it is right: "Yes", a name, a required word."""
+    """Loss weight (at least) of tokens that end a reply or decide whether it is right; a factor on it for "Yes" and "No"."""
     prompt_weight: float = Field(0.0, ge=0)
     """Loss weight of what isn't the assistant's: 0 masks it (label -100); a little lets a small model learn from the stories it reads."""
     turns: int = Field(4, ge=1)

@@ -59,8 +59,10 @@ class Fitted:
             weight = weights[task.kind] if weights else 1.0
             per_token[start:end] = weight
             if tokenizer is not None:
-                places = [end - 1, *deciding_tokens(task, self.ids[start : end - 1], start, tokenizer)]
-                per_token[places] = max(weight, focus)
+                deciding = deciding_tokens(task, self.ids[start : end - 1], start, tokenizer)
+                # All that a yes-or-no answer has to say is in its first word.
+                per_token[deciding] = max(weight, focus * weight if task.kind in YES_NO_KINDS else focus)
+                per_token[end - 1] = max(weight, focus)
         trained = np.array(self.trained, dtype=bool) | (prompt_weight > 0)
         return Example(np.array(self.ids, dtype=np.int32), trained, per_token, self.task.kind)
 

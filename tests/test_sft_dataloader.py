@@ -168,6 +168,16 @@ def test_the_first_word_of_an_answer_and_the_name_it_gives_carry_the_focus_weigh
     assert heavy["main_character"].split()[-1].strip(".") in NAMES
 
 
+def test_the_one_word_that_decides_a_yes_or_no_answer_carries_both_weights(path, tokenizer):
+    source = InstructSource(path, tokenizer, 256, 1, weights={"ending": 2, "summary": 2}, focus=3.0)
+    found = {}
+    for example in map(source.example, range(200)):
+        weights = example.weight[example.trained].tolist()
+        found[example.kind] = (weights[0], weights[-2], weights[-1])
+    assert found["ending"] == (6.0, 2.0, 3.0)
+    assert found["summary"] == (3.0, 2.0, 3.0)
+
+
 def test_the_words_that_a_story_has_to_use_weigh_more_than_the_rest_of_it(path, tokenizer):
     source = InstructSource(path, tokenizer, 256, 1, weights={"words": 0.5}, focus=3.0)
     example = next(e for e in map(source.example, range(200)) if e.kind == "words")
