@@ -5,6 +5,7 @@ A score is a number from 0 to 1; the first one of a kind is its main measure.
     main_character         accuracy   the reply names the right one (and no second one)
     ending, dialogue       accuracy   the reply begins with the right one of "yes" and "no"
     moral, quote           exact      the words of the target, whatever the case and punctuation; rouge_l; verbatim: to the letter
+    copyedit               verbatim
     why                    rouge_l    overlap with the target; exact
     summary, what_happened rouge_l
     words                  used       share of the required words that the story has, in whichever form; all_used: every one
@@ -52,6 +53,10 @@ def _the_same(task: Task, reply: str) -> Scores:
     return {"exact": float(exact), **_overlap(task, reply), "verbatim": float(verbatim)}
 
 
+def _to_the_letter(task: Task, reply: str) -> Scores:
+    return {"verbatim": float(exact_match(task.target, reply))}
+
+
 def _why(task: Task, reply: str) -> Scores:
     return _overlap(task, reply) | {"exact": float(normalised_match(task.target, reply))}
 
@@ -80,6 +85,7 @@ SCORERS: dict[str, Callable[[Task, str], Scores]] = {
     "dialogue": _yes_no,
     "moral": _the_same,
     "quote": _the_same,
+    "copyedit": _to_the_letter,
     "why": _why,
     "words": _words,
 }
@@ -196,6 +202,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "what_happened": (FIRST_SENTENCE,),
     "why": (MOST_COMMON, Rule("the first sentence with “because”", _with_because)),
     "quote": (FIRST_SENTENCE, _sentence(-1, "the last")),
+    "copyedit": (Rule("the words as they are", lambda tasks: [_story(task) for task in tasks]),),
     "words": (Rule("the story of another task", _somebody_elses),),
 }
 

@@ -40,7 +40,7 @@ __all__ = [
 
 DEFAULT_SHARES = {
     "words": 0.25, "summary": 0.15, "what_happened": 0.1, "moral": 0.1, "main_character": 0.15, "ending": 0.1, "dialogue": 0.1,
-    "why": 0.05, "quote": 0.0,
+    "why": 0.05, "quote": 0.0, "copyedit": 0.0,
 }  # fmt: skip
 """Of the examples, by kind. Kinds that the data don't support fall away, the others grow in proportion."""
 DEFAULT_WEIGHTS = dict.fromkeys(DEFAULT_SHARES, 1.0) | {

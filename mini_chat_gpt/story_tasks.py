@@ -192,6 +192,26 @@ def _quote(record: StoryRecord, choose: Chooser) -> Task | None:
     return _about("quote", record, choose, story[slice(*span)], evidence=span, word=word)
 
 
+_LATER_WORD = re.compile(r"(?<= )[a-z]{2,}(?= )")
+
+
+@task_kind("copyedit")
+def _copyedit(record: StoryRecord, choose: Chooser) -> Task | None:
+    """Give words the capital and the period of a sentence: " stay" and "Stay" are different tokens, and a small model that
+    has never written the second one can't answer with it.
+    """
+    story = record.story
+    sentences = [story[slice(*span)] for span in sentence_spans(story) if span[1] - span[0] in _QUOTABLE]
+    plain = [sentence for sentence in sentences if sentence.endswith(".") and not set(sentence) & set('"“”:;')]
+    rests = [sentence[match.start() : -1] for sentence in plain for match in _LATER_WORD.finditer(sentence)]
+    rests = [rest for rest in rests if len(rest.split()) >= 3]
+    if not rests:
+        return None
+    rest = choose.one(rests, "copyedit")
+    prompt, span = story_prompt("copyedit", rest, choose)
+    return Task("copyedit", prompt, f"{rest[0].upper()}{rest[1:]}.", span, evidence=span, follow_up=prompt)
+
+
 @task_kind("words")
 def _words(record: StoryRecord, choose: Chooser) -> Task | None:
     """Write the story: with the given words, and in half of the cases each with a sentence, features, a summary to heed."""

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from mini_chat_gpt.scoring import score
 from mini_chat_gpt.story_phrasing import phrasings
 from mini_chat_gpt.story_records import ENDING_UNKNOWN, StoryRecord, read_records
 from mini_chat_gpt.story_tasks import TASK_KINDS, YES_NO_KINDS, Task, categories, generate_tasks, task_kind
@@ -54,7 +55,7 @@ def test_each_kind_has_its_answer(kind, target, answer):
     assert (task(kind).target, task(kind).answer) == (target, answer)
 
 
-@pytest.mark.parametrize("kind", sorted(set(TASK_KINDS) - {"words"}))
+@pytest.mark.parametrize("kind", sorted(set(TASK_KINDS) - {"words", "copyedit"}))
 def test_the_story_lies_where_the_task_says(kind):
     for seed in range(20):
         made = task(kind, seed=seed)
@@ -97,7 +98,7 @@ def test_the_documented_wording_of_writing_is_among_the_phrasings(wording):
 
 
 def test_every_kind_is_asked_in_several_ways_with_the_story_first_and_last():
-    for kind in set(TASK_KINDS) - {"words", "quote"}:  # the word that a quote is asked by varies as well
+    for kind in set(TASK_KINDS) - {"words", "quote", "copyedit"}:  # what the last two ask about varies as well
         made = [task(kind, seed=seed) for seed in range(100)]
         assert len({one.prompt for one in made}) == len(phrasings()[kind]) >= 4
         assert any(one.story_span[0] == 0 for one in made)
@@ -105,8 +106,8 @@ def test_every_kind_is_asked_in_several_ways_with_the_story_first_and_last():
 
 
 def test_a_plain_story_supports_only_what_its_text_answers():
-    assert kinds_of(StoryRecord(story=STORY)) == {"main_character", "dialogue", "why", "quote"}
-    assert kinds_of(StoryRecord(story=QUIET)) == {"dialogue", "quote"}
+    assert kinds_of(StoryRecord(story=STORY)) == {"main_character", "dialogue", "why", "quote", "copyedit"}
+    assert kinds_of(StoryRecord(story=QUIET)) == {"dialogue", "quote", "copyedit"}
 
 
 def test_a_quoted_sentence_is_the_only_one_with_the_word():
@@ -116,6 +117,21 @@ def test_a_quoted_sentence_is_the_only_one_with_the_word():
         assert made.target in STORY
         uses = re.compile(rf"\b{word}\b", re.IGNORECASE)
         assert len(uses.findall(made.target)) == len(uses.findall(STORY)) == 1
+
+
+def test_copyediting_gives_words_of_the_story_a_capital_and_a_period():
+    seen = set()
+    for seed in range(50):
+        made = task("copyedit", seed=seed)
+        given = made.prompt[slice(*made.story_span)]
+        assert f" {given}." in STORY
+        assert given[0].islower()
+        assert made.target == f"{given[0].upper()}{given[1:]}."
+        assert made.follow_up == made.prompt
+        assert score(made, made.target) == {"verbatim": 1.0}
+        assert score(made, given) == {"verbatim": 0.0}
+        seen.add(given)
+    assert len(seen) > 5
 
 
 def test_a_question_that_follows_is_the_same_without_the_story():
