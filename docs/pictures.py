@@ -1,7 +1,7 @@
 """Draws the README's pictures from a finished quickstart: `python docs/pictures.py [runs/quickstart]`.
 
 `loss.svg` is drawn from the metrics of both runs; `chat.svg` is what a real terminal (tmux, 80 columns) shows after the
-lines of `CHAT` have been typed into `mini-chat-gpt chat`.
+lines of `chat_lines` have been typed into `mini-chat-gpt chat`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,30 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.text import Text
 
+from mini_chat_gpt.sft_dataloader import read_records
+
 HERE = Path(__file__).parent
-COLUMNS, ROWS = 80, 40
-STORY = (
-    "Once there was a small fox named Pip. Pip lived in a cozy cave near the river. One morning, Pip found a silver bell "
-    'in the grass. Pip was happy because the bell made a lovely sound. But a bird named Lulu was sad. "That is my bell," '
-    "said Lulu. Pip gave it back, and they became friends. The moral of the story is that sharing makes two friends happy."
-)
-CHAT = [
-    f"{STORY} Who is the main character of this story?",
-    "Why was Pip happy?",
-    "What is the moral of this story?",
-    "/reset",
-    "Use the words boat, river, happy in a short story.",
-    "/tokens",
-]
+COLUMNS, ROWS = 80, 48
+
+
+def chat_lines(data: Path) -> list[str]:
+    """What to type: questions about the first held-out story that states a moral and has a plot training never shows."""
+    lines = (data / "TinyStoriesInstruct-valid.answers.jsonl").read_text(encoding="utf-8").splitlines()
+    records = read_records(data / "TinyStoriesInstruct-valid.txt")
+    known, record = next(
+        (known, record)
+        for known, record in zip(map(json.loads, lines), records, strict=True)
+        if known["moral"] and not known["seen"]
+    )
+    return [
+        f"{' '.join(record.story.split())} Who is the main character of this story?",
+        known["why"][0]["question"],
+        "What is the moral of this story?",
+        "Does this story have a happy ending?",
+        "/reset",
+        "Use the words boat, river, happy in a short story.",
+        "/tokens",
+    ]
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
@@ -55,7 +64,8 @@ def draw_losses(runs: Path) -> None:
         for name in sorted({name for line in evaluations for name in line if name.startswith(f"{prefix}/val_loss")}):
             points = [(tokens[line["step"]], line[name]) for line in evaluations if name in line]
             label = name.partition("val_loss")[2].lstrip("/").replace("_", " ") or "held out, all"
-            axes.plot(*zip(*points, strict=True), marker=".", linewidth=2.2 if "all" in label else 1.1, label=label)
+            style = {"linewidth": 2.2, "color": "black"} if "all" in label else {"linewidth": 1.1}
+            axes.plot(*zip(*points, strict=True), marker=".", label=label, **style)
         axes.set(title=title, xlabel="million tokens", ylabel="loss, nats a token", ylim=(0, 5))
         axes.legend(fontsize=7, ncols=2, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
@@ -67,14 +77,14 @@ def tmux(*words: str) -> str:
     return subprocess.run(["tmux", *words], check=True, capture_output=True, text=True).stdout
 
 
-def capture_chat(model: Path) -> None:
+def capture_chat(model: Path, lines: list[str]) -> None:
     """Type into a real chat and draw what its terminal shows."""
     session = "mini-chat-gpt-picture"
     command = f"mini-chat-gpt chat --checkpoint {model} --temperature 0"
     tmux("new-session", "-d", "-s", session, "-x", str(COLUMNS), "-y", str(ROWS), command)
     try:
         wait_until_quiet(session)
-        for line in CHAT:
+        for line in lines:
             tmux("send-keys", "-t", session, "-l", line)
             tmux("send-keys", "-t", session, "Enter")
             wait_until_quiet(session)
@@ -99,4 +109,4 @@ def wait_until_quiet(session: str, seconds: float = 4.0) -> None:
 if __name__ == "__main__":
     runs = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart")
     draw_losses(runs)
-    capture_chat(runs / "sft")
+    capture_chat(runs / "sft", chat_lines(runs / "data"))
