@@ -17,7 +17,7 @@ from rich.console import Console
 from mini_chat_gpt.capabilities import GREEDY, Evaluation, evaluate
 from mini_chat_gpt.checkpoint import load_checkpoint
 from mini_chat_gpt.entry import exit_with
-from mini_chat_gpt.errors import UserError, nearest
+from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.files import write_json
 from mini_chat_gpt.held_out import find_held_out, held_out_tasks
 from mini_chat_gpt.model import GPT
@@ -25,7 +25,7 @@ from mini_chat_gpt.monitor import StepProgress, clock
 from mini_chat_gpt.runs import console
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.scoreboard import show_examples, show_table
-from mini_chat_gpt.story_tasks import TASK_KINDS, Task
+from mini_chat_gpt.story_tasks import TASK_KINDS, Task, check_kinds
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
 
@@ -46,12 +46,7 @@ class EvalOptions:
             given = getattr(self, name)
             if given is not None and given < value:
                 raise UserError(f"--{name.replace('_', '-')} is {given}; it must be {value} or more.")
-        for kind in self.kinds:
-            if kind not in TASK_KINDS:
-                kinds = ", ".join(TASK_KINDS)
-                raise UserError(
-                    f"--kinds: {kind!r} is no kind of task{nearest(kind, TASK_KINDS)}; the kinds are {kinds}."
-                )
+        check_kinds(self.kinds, "--kinds")
         if self.json is not None and not _can_be_written(self.json):
             raise UserError(f"--json: {self.json} can't be written; name a file in a folder that you may write to.")
 

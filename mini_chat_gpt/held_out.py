@@ -17,13 +17,13 @@ import yaml
 
 from mini_chat_gpt import sample_plots, sample_stories
 from mini_chat_gpt.chat_format import ChatFormat
-from mini_chat_gpt.errors import UserError, nearest
+from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.files import user_cache
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.sample_stories import ANSWERS_NAME, FILE_NAME, write_sample
 from mini_chat_gpt.scoring import score
 from mini_chat_gpt.sft_dataloader import InstructSource, find_instruct_file
-from mini_chat_gpt.story_tasks import TASK_KINDS, Task
+from mini_chat_gpt.story_tasks import Task, check_kinds
 from mini_chat_gpt.task_fitting import fit_task
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
@@ -99,10 +99,7 @@ def held_out_tasks(
     to measure by are chosen, always the same for a file, seed and context. Data without groups are one that is called "".
     Raises UserError where there is not one task, and for a kind that doesn't exist.
     """
-    for kind in kinds or ():
-        if kind not in TASK_KINDS:
-            hint = nearest(kind, TASK_KINDS)
-            raise UserError(f"There are no tasks of the kind {kind!r}{hint}; the kinds are {', '.join(TASK_KINDS)}.")
+    check_kinds(kinds or (), "kinds")
     contexts = [_context(model, tokenizer) for model, tokenizer in models]
     tightest = min(contexts, key=lambda context: context[1])
     source = InstructSource(file, tightest[0], tightest[1], seed, system=tightest[2])

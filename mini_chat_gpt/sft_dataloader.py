@@ -23,10 +23,10 @@ from rich.text import Text
 
 from mini_chat_gpt.batching import Example, epoch_order
 from mini_chat_gpt.entry import exit_with
-from mini_chat_gpt.errors import UserError, nearest
+from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.story_index import RecordIndex
 from mini_chat_gpt.story_records import StoryRecord, find_instruct_file, parse_record, read_records, stories
-from mini_chat_gpt.story_tasks import TASK_KINDS, YES_NO_KINDS, Task, categories, generate_tasks
+from mini_chat_gpt.story_tasks import TASK_KINDS, YES_NO_KINDS, Task, categories, check_kinds, generate_tasks
 from mini_chat_gpt.task_fitting import Fitted, add_turns, fit_task
 from mini_chat_gpt.task_shares import balanced_weights, realised_shares
 
@@ -241,11 +241,8 @@ def _by_kind(
 ) -> dict[str, float]:
     """The defaults with the given values put in. Raises UserError for an unknown kind or a negative value."""
     given = given or {}
+    check_kinds(given, key)
     for kind, value in given.items():
-        if kind not in TASK_KINDS:
-            raise UserError(
-                f"{key} names the kind {kind!r}, but the kinds are {', '.join(TASK_KINDS)}{nearest(kind, TASK_KINDS)}."
-            )
         if not value >= 0:
             raise UserError(f"{key}.{kind} is {value}; it must be 0 or more.")
     return {kind: float(given.get(kind, defaults.get(kind, otherwise))) for kind in TASK_KINDS}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from mini_chat_gpt.errors import UserError, nearest
 from mini_chat_gpt.main_character import main_character
 from mini_chat_gpt.story_facts import first_speech, is_silent, sentence_spans, stated_moral
 from mini_chat_gpt.story_phrasing import Chooser, feature_list, follow_up_prompt, story_prompt, writing_prompt
@@ -67,6 +68,15 @@ def task_kind(name: str, yes_no: bool = False) -> Callable[[TaskMaker], TaskMake
         return maker
 
     return register
+
+
+def check_kinds(kinds: Iterable[str], where: str) -> None:
+    """Raise UserError for a kind that doesn't exist; `where` is who named it ("--kinds", "data.shares")."""
+    for kind in kinds:
+        if kind not in TASK_KINDS:
+            raise UserError(
+                f"{where}: {kind!r} is no kind of task{nearest(kind, TASK_KINDS)}; the kinds are {', '.join(TASK_KINDS)}."
+            )
 
 
 def categories() -> list[str]:

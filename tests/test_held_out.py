@@ -159,7 +159,7 @@ def test_a_base_tokenizer_stays_as_it_is(sample, tokenizer):
 
 
 def test_a_kind_that_does_not_exist_is_named_with_the_nearest(sample, tokenizer):
-    with pytest.raises(UserError, match="'morals'; did you mean 'moral'"):
+    with pytest.raises(UserError, match="'morals' is no kind of task; did you mean 'moral'"):
         held_out_tasks(sample / VALID, [(tiny_model(tokenizer.vocab_size), tokenizer)], n=1, kinds=["morals"])
 
 

@@ -268,7 +268,7 @@ def test_turns_are_added_while_there_is_room_and_not_to_a_shortened_story(path, 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"shares": {"sumary": 1}}, "data.shares names the kind 'sumary'.*did you mean 'summary'"),
+        ({"shares": {"sumary": 1}}, "data.shares: 'sumary' is no kind of task.*did you mean 'summary'"),
         ({"weights": {"moral": -1}}, "data.weights.moral is -1"),
         ({"shares": dict.fromkeys(sft_dataloader.DEFAULT_SHARES, 0)}, "support none of the kinds"),
     ],
