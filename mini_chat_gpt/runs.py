@@ -77,9 +77,9 @@ def _announce(trainer: Trainer, model: GPT, precision: Precision, compiled: bool
     per_step = (
         f"{trainer.tokens_per_step:,} tokens" if trainer.tokens_per_step else f"{trainer.examples_per_step} examples"
     )
-    at = f", from step {trainer.progress.step}" if trainer.progress.step else ""
+    at = f", going on from step {trainer.progress.step:,}" if trainer.progress.step else ""
     out.print(
-        f"{trainer.job.name}: {model.n_parameters() / 1e6:.2f} M parameters, {trainer.total_steps:,} steps{at} of {per_step}, "
+        f"{trainer.job.name}: {model.n_parameters() / 1e6:.2f} M parameters, {trainer.total_steps:,} steps of {per_step}{at}, "
         f"{len(trainer.job.source):,} examples an epoch, {len(trainer.job.validation)} for validation\n"
         f"on {model.device}, {precision.reason}{', compiled' if compiled else ''}; run folder {trainer.folder}",
         markup=False,
