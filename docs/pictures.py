@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.text import Text
 
+from mini_chat_gpt.sample_stories import ANSWERS_NAME, FILE_NAME
 from mini_chat_gpt.sft_dataloader import read_records
 
 HERE = Path(__file__).parent
@@ -25,8 +26,8 @@ COLUMNS, ROWS = 80, 48
 
 def chat_lines(data: Path) -> list[str]:
     """What to type: questions about the first held-out story that states a moral and has a plot training never shows."""
-    lines = (data / "TinyStoriesInstruct-valid.answers.jsonl").read_text(encoding="utf-8").splitlines()
-    records = read_records(data / "TinyStoriesInstruct-valid.txt")
+    file, answers = (data / name.format(split="valid") for name in (FILE_NAME, ANSWERS_NAME))
+    lines, records = answers.read_text(encoding="utf-8").splitlines(), read_records(file)
     known, record = next(
         (known, record)
         for known, record in zip(map(json.loads, lines), records, strict=True)

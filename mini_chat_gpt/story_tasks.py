@@ -184,6 +184,12 @@ _LONG_WORD = re.compile(r"(?<![\w'’-])[a-z]{4,}(?![\w'’-])")
 _QUOTABLE = range(15, 161)  # characters
 
 
+@lru_cache(maxsize=64)  # several questions about one story follow each other
+def _quotable(story: str) -> tuple[Span, ...]:
+    """The story's sentences that are neither too short nor too long to be copied."""
+    return tuple(span for span in sentence_spans(story) if span[1] - span[0] in _QUOTABLE)
+
+
 @task_kind("quote")
 def _quote(record: StoryRecord, choose: Chooser) -> Task | None:
     """Find the only sentence with a word. Every story has some: it is how a small model learns to look up and copy."""
@@ -191,8 +197,7 @@ def _quote(record: StoryRecord, choose: Chooser) -> Task | None:
     counts = Counter(_LONG_WORD.findall(story.lower()))
     found = [
         (span, word)
-        for span in sentence_spans(story)
-        if span[1] - span[0] in _QUOTABLE
+        for span in _quotable(story)
         for word in _LONG_WORD.findall(story[slice(*span)])
         if counts[word] == 1
     ]
@@ -210,8 +215,7 @@ def _copyedit(record: StoryRecord, choose: Chooser) -> Task | None:
     """Give words the capital and the period of a sentence: " stay" and "Stay" are different tokens, and a small model that
     has never written the second one can't answer with it.
     """
-    story = record.story
-    sentences = [story[slice(*span)] for span in sentence_spans(story) if span[1] - span[0] in _QUOTABLE]
+    sentences = [record.story[slice(*span)] for span in _quotable(record.story)]
     plain = [sentence for sentence in sentences if sentence.endswith(".") and not set(sentence) & set('"“”:;')]
     rests = [sentence[match.start() : -1] for sentence in plain for match in _LATER_WORD.finditer(sentence)]
     rests = [rest for rest in rests if len(rest.split()) >= 3]

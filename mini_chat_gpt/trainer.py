@@ -152,9 +152,10 @@ def compile_model(model: GPT) -> nn.Module:
 
     Layouts are Python objects that differ from batch to batch: compiled code would be made anew for each of them.
     """
+    eager = torch.compiler.disable(attention)
     for module in model.modules():
         if isinstance(module, Attention):
-            module.product = torch.compiler.disable(attention)
+            module.product = eager
     return torch.compile(model, dynamic=True)  # type: ignore[return-value]
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mini_chat_gpt.sample_stories import write_sample
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
@@ -13,3 +15,11 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("MINI_CHAT_GPT_DATA does not name a folder with real material; this test needs it")
     return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory) -> Path:
+    """A folder with a small sample: 20 records to train on, 60 held out. To be read only."""
+    folder = tmp_path_factory.mktemp("sample")
+    write_sample(folder, n_train=20, n_valid=60)
+    return folder

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 from tiny import STORIES, about, tiny_model, tiny_tokenizer, writing
@@ -13,7 +12,6 @@ from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import Reply
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.sample_stories import write_sample
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.sft_dataloader import stories
 from mini_chat_gpt.sft_generate import test_sft_capabilities
@@ -127,13 +125,6 @@ def test_a_model_with_a_large_cache_replies_to_fewer_prompts_at_a_time():
 
 
 # As it is called from Python
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("sample")
-    write_sample(folder, n_train=0, n_valid=60)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,6 @@ TRAIN, VALID = "TinyStoriesInstruct-train.txt", "TinyStoriesInstruct-valid.txt"
 
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("sample")
-    write_sample(folder, n_train=20, n_valid=60)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def tokenizer(sample) -> ChatTokenizer:
     return ChatTokenizer.train(stories(sample / VALID), 600)
 
