@@ -1,4 +1,4 @@
-"""One typed object for all settings: read from YAML, overridden by `a.b=c`, validated once, passed in.
+"""One typed object for all settings, made at the edge (`settings_file.py`), validated once, passed in.
 
 The docstring under each field is its only description: the comments of `sft_config.yaml` and the command line's help are
 generated from it (`mini-chat-gpt config`). Nothing deep inside reads an environment variable or `sys.argv`.
@@ -7,20 +7,34 @@ generated from it (`mini-chat-gpt config`). Nothing deep inside reads an environ
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from mini_chat_gpt.errors import UserError, nearest
+from mini_chat_gpt.errors import nearest
 
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are mistakes, docstrings are descriptions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def seconds_in(duration: str) -> float:
+    """ "2h", "90m", "45s", "1h30m" or "90" (seconds) in seconds. Raises ValueError for anything else, and for nothing at all."""
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", duration.strip())
+    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
+    if (total := 3600 * hours + 60 * minutes + seconds) <= 0:
+        raise ValueError(f"{duration!r} is no length of time; write for example 2h, 90m, 1h30m or 45s")
+    return total
+
+
+def _is_duration(given: str) -> str:
+    seconds_in(given)
+    return given
+
+
+Duration = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_is_duration)]
 
 
 class GPTConfig(Section):
@@ -163,6 +177,10 @@ class ScheduleFields(Section):
     """Steps between evaluations."""
     save_interval: int = Field(1000, ge=1)
     """Steps between checkpoints."""
+    patience: int | None = Field(None, ge=1)
+    """Evaluations in a row without a better validation loss after which the run ends (null: it goes to its end)."""
+    prompts: list[str] = Field(default_factory=list)
+    """Prompts of your own, replied to at each evaluation beside the held-out ones."""
     batch_size: int | None = Field(None, ge=1)
     """Overrides training.batch_size for this phase (null: don't)."""
     examples_per_step: int | None = Field(None, ge=1)
@@ -181,7 +199,7 @@ class SFTSection(ScheduleFields):
     save_dir: str = "runs/sft"
     """Run folder. One that already holds a run is left alone: the next free name (runs/sft-2, …) is taken."""
     resume_from: str | None = None
-    """Run or checkpoint folder to go on from (null = start anew)."""
+    """Run or checkpoint folder to go on from; auto = save_dir's newest run that isn't finished (null = start anew)."""
 
 
 class PretrainSection(ScheduleFields):
@@ -198,7 +216,7 @@ class PretrainSection(ScheduleFields):
     save_dir: str = "runs/base"
     """Run folder; one that already holds a run is left alone and the next free name taken."""
     resume_from: str | None = None
-    """Run or checkpoint folder to go on from (null = start anew)."""
+    """Run or checkpoint folder to go on from; auto = save_dir's newest run that isn't finished (null = start anew)."""
 
 
 class TrainingSection(Section):
@@ -206,6 +224,8 @@ class TrainingSection(Section):
 
     batch_size: int = Field(4, ge=1)
     """Examples per micro-batch of one process: what is in memory at a time."""
+    batch_tokens: int | None = Field(None, ge=1)
+    """Most tokens per micro-batch of one process (null = any number); an example that is longer stands alone."""
     examples_per_step: int | None = Field(None, ge=1)
     """Examples per optimizer step over all processes; accumulation follows (null = batch_size)."""
     tokens_per_step: int | None = Field(None, ge=1)
@@ -220,8 +240,18 @@ class TrainingSection(Section):
     """AdamW's decay of the mean of squared gradients."""
     grad_clip: float = Field(1.0, ge=0)
     """Largest norm of the gradient (0 = no clipping)."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then evaluated and saved as the model (null = none)."""
+    activation_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    max_accidents: int = Field(5, ge=1)
+    """Steps in a row with a non-finite loss or gradient (none of them changes the weights) after which the run ends."""
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the newest checkpoints stay, beside the best."""
+    time_limit: Duration | None = None
+    """Save and leave after this time, for example 2h or 90m (--time-limit); the run can go on later."""
+    time_budget: Duration | None = None
+    """Time a few steps first, then set the number of steps so that the run ends after about this time (--time-budget)."""
 
 
 class Lesson(Section):
@@ -278,11 +308,13 @@ class SystemSection(Section):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     multi_gpu: bool = False
-    """Use all GPUs of this machine: start with torchrun, which decides the number of processes."""
+    """Insist on several processes: without torchrun, which decides how many, the line to type is printed."""
+    fsdp: bool = False
+    """Shard weights, gradients and optimizer over torchrun's processes (FSDP2), for models that don't fit on one GPU."""
     compile: bool | Literal["auto"] = "auto"
-    """torch.compile: true, false, or auto (where it is known to pay, which so far is nowhere)."""
+    """torch.compile: true, false, or auto (on a GPU where the run is long enough to pay for it)."""
     mixed_precision: bool | Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """auto (true means the same): bf16 where the hardware is faster with it; false or fp32: float32."""
+    """auto (true means the same): bf16 where the hardware is faster with it, fp16 on older GPUs; false or fp32: float32."""
     seed: int = 1337
     """Seed of weights, data order, phrasings and sampling."""
     threads: int | None = Field(None, ge=1)
@@ -319,132 +351,3 @@ class Config(Section):
     """The machine."""
     wandb: WandbSection = WandbSection()
     """Monitoring at wandb.ai; metrics.jsonl in the run folder is always written."""
-
-
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file (null = defaults), apply `section.key=value` overrides, validate.
-
-    Raises UserError naming every wrong key or value, with the nearest valid key or the allowed values.
-    """
-    values: dict[str, Any] = {}
-    source = "the command line"
-    if path is not None:
-        source = str(path)
-        values = _read_yaml(Path(path))
-    for override in overrides:
-        _apply_override(values, override)
-    return parse_config(values, source)
-
-
-def parse_config(values: dict[str, Any], source: str) -> Config:
-    """Validate a nested dict. Every problem is named at once, with its key."""
-    try:
-        return Config(**values)
-    except ValidationError as error:
-        problems = "; ".join(_explain(item) for item in error.errors())
-        raise UserError(f"{source}: {problems}") from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise UserError(
-            f"There is no config file {path}; `mini-chat-gpt config > {path}` writes the default one."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The config file {path} can't be read: {error}.") from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        at = f"{path}, line {where.line + 1}" if where else str(path)
-        raise UserError(f"{at}: not valid YAML ({getattr(error, 'problem', error)}).") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{path}: expected sections such as `sft:` with keys under them, found {type(values).__name__}."
-        )
-    return values
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-5 as a string; here it is a number, as everybody means it."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*(?:[eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d+|\.(?:inf|nan))$", re.X),
-    list("-+0123456789."),
-)
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise UserError(
-            f"{override!r} is not an override; write section.key=value, for example training.batch_size=16."
-        )
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise UserError(f"{override!r}: the value is not valid YAML; put quotes around it.") from None
-    place = values
-    for part in parts[:-1]:
-        child = place.get(part)
-        place[part] = child = {} if child is None else child
-        if not isinstance(child, dict):
-            raise UserError(f"{override!r}: {part} is not a section; write section.key=value.")
-        place = child
-    place[parts[-1]] = value
-
-
-def _explain(item: Any) -> str:
-    """One problem of pydantic's list in words: the key, what is wrong, what would be right."""
-    path = [str(part) for part in item["loc"]]
-    key = ".".join(path)
-    if item["type"] == "extra_forbidden":
-        owner = _section_at(path[:-1])
-        return f"{key} is not a setting{nearest(path[-1], owner)} (known here: {', '.join(owner)})"
-    message = item["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    return f"{key}: {message}, not {item['input']!r}" if item["type"] != "value_error" else f"{key}: {message}"
-
-
-def _section_at(path: Sequence[str]) -> list[str]:
-    section: Any = Config
-    for part in path:
-        section = section.model_fields[part].annotation
-    return list(section.model_fields)
-
-
-def to_yaml(config: Config | None = None) -> str:
-    """The settings as a commented YAML file; without an argument, the committed `sft_config.yaml`."""
-    lines = [
-        "# Settings of a run. Every value here is the default; override any on the command line: training.batch_size=16",
-        "# Made by `mini-chat-gpt config` from the settings' own descriptions.",
-    ]
-    for name, section in (config or Config()).__dict__.items():
-        lines += ["", f"# {Config.model_fields[name].description}", f"{name}:"]
-        default_model = config is None and name == "model"
-        for key, field in type(section).model_fields.items():
-            value = getattr(section, key)
-            if name == "model" and key == "preset":
-                continue
-            shown = yaml.safe_dump(_plain(value), default_flow_style=True, width=1000).strip().removesuffix("\n...")
-            # A preset decides the shape; the fields it stands for are shown, but left to it.
-            lines += [f"  # {field.description}", f"  {'# ' if default_model else ''}{key}: {shown}"]
-        if name == "model":
-            at = len(lines) - 2 * (len(type(section).model_fields) - 1)
-            preset = [
-                "  # " + str(ModelSection.model_fields["preset"].description),
-                f"  preset: {section.preset or 'null'}",
-            ]
-            lines[at:at] = preset
-    return "\n".join(lines) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Section):
-        return value.model_dump(exclude_none=True)
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

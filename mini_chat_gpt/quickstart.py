@@ -15,13 +15,14 @@ from pathlib import Path
 from rich.console import Console
 
 from mini_chat_gpt.checkpoint import steps_of
-from mini_chat_gpt.config import Config, load_config
+from mini_chat_gpt.config import Config
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.evaluate import EvalOptions, compare
 from mini_chat_gpt.monitor import clock
 from mini_chat_gpt.prepare import write_sample_folder
 from mini_chat_gpt.pretrain import pretrain
 from mini_chat_gpt.runs import console, is_finished
+from mini_chat_gpt.settings_file import load_config
 from mini_chat_gpt.sft_train import train
 from mini_chat_gpt.trainer import TrainResult
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from rich.console import Console
 
 from mini_chat_gpt.checkpoint import find_checkpoint, is_checkpoint, read_state, steps_of
-from mini_chat_gpt.config import Config, load_config, to_yaml
+from mini_chat_gpt.config import Config
 from mini_chat_gpt.device import Precision, pick_precision, should_compile
 from mini_chat_gpt.files import atomic_write_text, write_json
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.monitor import Monitor, clock, keep_metrics_until
+from mini_chat_gpt.settings_file import load_config, to_yaml
 from mini_chat_gpt.tokenizer import ChatTokenizer
 from mini_chat_gpt.trainer import Callback, Job, Trainer, TrainResult
 

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mini_chat_gpt"
 
 FLOORS = {
-    0: "errors config encoders tiktoken_files tokenizer tokenizer_export chat_format loss optim device files monitor entry "
+    0: "errors config settings_file encoders tiktoken_files tokenizer tokenizer_export chat_format loss optim device files monitor entry "
     "word_forms",
     1: "attention model",
     2: "batching story_records story_index story_facts story_phrasing story_reasons main_character story_tasks task_shares "

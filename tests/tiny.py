@@ -4,8 +4,9 @@ import numpy as np
 import torch
 
 from mini_chat_gpt.batching import Example
-from mini_chat_gpt.config import Config, GPTConfig, parse_config
+from mini_chat_gpt.config import Config, GPTConfig
 from mini_chat_gpt.model import GPT
+from mini_chat_gpt.settings_file import parse_config
 from mini_chat_gpt.story_tasks import Task
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
