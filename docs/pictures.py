@@ -13,10 +13,11 @@ import time
 from io import StringIO
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib
 from rich.console import Console
 from rich.text import Text
 
+from mini_chat_gpt.loss_curves import draw_figure, read_curves
 from mini_chat_gpt.sample_stories import ANSWERS_NAME, FILE_NAME
 from mini_chat_gpt.sft_dataloader import read_records
 
@@ -44,34 +45,12 @@ def chat_lines(data: Path) -> list[str]:
     ]
 
 
-def metrics(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 def draw_losses(runs: Path) -> None:
-    """Training loss of the base and the fine-tuning, and the validation losses of the kinds over the latter."""
-    plt.rcParams["svg.hashsalt"] = "mini_chat_gpt"  # the same picture for the same numbers
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(1, 2))
-    for axes, run, prefix, title in ((left, "base", "pretrain", "base model"), (right, "sft", "sft", "fine-tuning")):
-        lines = metrics(runs / run)
-        train = [
-            (line[f"{prefix}/tokens"] / 1e6, line[f"{prefix}/train_loss"])
-            for line in lines
-            if f"{prefix}/train_loss" in line
-        ]
-        axes.plot(*zip(*train, strict=True), color="0.75", linewidth=0.8, label="training")
-        tokens = {line["step"]: line[f"{prefix}/tokens"] / 1e6 for line in lines if f"{prefix}/tokens" in line}
-        evaluations = [line for line in lines if f"{prefix}/val_loss" in line]
-        for name in sorted({name for line in evaluations for name in line if name.startswith(f"{prefix}/val_loss")}):
-            points = [(tokens[line["step"]], line[name]) for line in evaluations if name in line]
-            label = name.partition("val_loss")[2].lstrip("/").replace("_", " ") or "held out, all"
-            style = {"linewidth": 2.2, "color": "black"} if "all" in label else {"linewidth": 1.1}
-            axes.plot(*zip(*points, strict=True), marker=".", label=label, **style)
-        axes.set(title=title, xlabel="million tokens", ylabel="loss, nats a token", ylim=(0, 5))
-        axes.legend(fontsize=7, ncols=2, frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(HERE / "loss.svg", metadata={"Date": None})
+    """What each run draws of itself, side by side."""
+    figure = draw_figure({"base model": read_curves(runs / "base"), "fine-tuning": read_curves(runs / "sft")})
+    figure.set_size_inches(12.5, 4)  # or the letters get too small on a page
+    with matplotlib.rc_context({"svg.hashsalt": "mini_chat_gpt"}):  # the same picture for the same numbers
+        figure.savefig(HERE / "loss.svg", metadata={"Date": None})
 
 
 def tmux(*words: str) -> str:

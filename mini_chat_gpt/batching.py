@@ -103,10 +103,29 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def micro_batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
+def micro_batches(examples: Sequence[Example], batch_size: int, batch_tokens: int | None = None) -> list[Batch]:
     """Split one step's examples into batches of at most `batch_size`, alike in length so that attention wastes little.
 
-    The order within a step changes neither loss nor gradient: both are sums over the step divided by its token count.
+    With `batch_tokens` a batch has at most so many tokens as well; an example longer than that is a batch of its own. The
+    order within a step changes neither loss nor gradient: both are sums over the step divided by its token count.
     """
-    by_length = sorted(examples, key=lambda example: len(example.ids), reverse=True)
-    return [collate(by_length[start : start + batch_size]) for start in range(0, len(by_length), batch_size)]
+    batches: list[list[Example]] = []
+    tokens = 0
+    for example in sorted(examples, key=lambda example: len(example.ids), reverse=True):
+        tokens += len(example.ids)
+        full = not batches or len(batches[-1]) == batch_size or (batch_tokens is not None and tokens > batch_tokens)
+        if full:
+            batches.append([])
+            tokens = len(example.ids)
+        batches[-1].append(example)
+    return [collate(batch) for batch in batches]
+
+
+def blank_batch() -> Batch:
+    """Two tokens and no target: a loss of zero that is still connected to every weight.
+
+    For a rank that has no example left while others still have: what they do together, it must do too.
+    """
+    nothing = torch.zeros(0, dtype=torch.int64)
+    two = torch.zeros(2, dtype=torch.int64)
+    return Batch(two, torch.arange(2), (0, 2), nothing, nothing, torch.zeros(0), nothing, ())

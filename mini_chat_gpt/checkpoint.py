@@ -6,68 +6,163 @@ unpickled. A folder appears under its name only when it is complete, and its man
     config.json model.safetensors tokenizer.json …   what `transformers` reads
     mini_chat_gpt.json                               our GPTConfig and facts about the run
     optimizer.safetensors training_state.json        to go on training
+    raw_weights.safetensors                          the weights being trained, where the model is their average
     manifest.json                                    sizes and hashes
+
+A run whose model is in shards (FSDP2) writes folders model/, optimizer/ and raw_weights/ instead of these files, see sharding.py.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import threading
+import time
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.device import pick_device
+from mini_chat_gpt.distributed import ALONE, World, in_shards
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.files import atomic_folder, damage
 from mini_chat_gpt.hf_llama import from_hf_state, to_hf_config, to_hf_state, why_not_llama
 from mini_chat_gpt.model import GPT, model_of
-from mini_chat_gpt.optim import Optimizer
+from mini_chat_gpt.sharding import Like, read_file, read_shards, shards_of, write_together
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
-META = "mini_chat_gpt.json"
+META, MODEL, OPTIMIZER = "mini_chat_gpt.json", "model.safetensors", "optimizer.safetensors"
+STATE = "training_state.json"
+RAW = "raw_weights.safetensors"
 FORMAT = 1
 
 
-def save_checkpoint(
-    folder: Path | str,
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything a checkpoint folder will hold, copied off the model, so that training can go on while it is written."""
+
+    model_config: GPTConfig
+    tokenizer: ChatTokenizer
+    tensors: dict[str, dict[str, torch.Tensor]]  # by file: model.safetensors, optimizer.safetensors, …
+    info: dict[str, Any]  # where it comes from
+    state: dict[str, Any] | None  # what a resume needs beside tensors
+
+    def write(self, folder: Path | str, world: World = ALONE) -> Path:
+        """Write the folder, whole or not at all. Raises UserError if it exists or the disk refuses.
+
+        Of a model in shards all processes of `world` have a snapshot, and write it together.
+        """
+        folder = Path(folder)
+        if world.size > 1:
+            write_together(folder, self.tensors, self._write_rest, world)
+            return folder
+        with atomic_folder(folder) as draft:
+            for name, tensors in self.tensors.items():
+                _write_tensors(draft / name, tensors)
+            self._write_rest(draft)
+        return folder
+
+    def _write_rest(self, draft: Path) -> None:
+        """All but the tensors."""
+        config = self.model_config
+        if why_not_llama(config) is None:
+            hf_config = to_hf_config(config, self.tokenizer)
+        else:  # a name that `transformers` doesn't know, so that it says so instead of loading something else
+            hf_config = {"model_type": "mini_chat_gpt", "vocab_size": config.vocab_size}
+        self.tokenizer.save(draft)
+        _write_json(draft / "config.json", hf_config)
+        meta = {"format": FORMAT, "gpt_config": config.model_dump(), "info": self.info}
+        if any(in_shards(tensor) for tensors in self.tensors.values() for tensor in tensors.values()):
+            meta["sharded"] = True
+        _write_json(draft / META, meta)
+        if self.state is not None:
+            _write_json(draft / STATE, self.state)
+
+
+def take_snapshot(
     model: GPT,
     tokenizer: ChatTokenizer,
     info: dict[str, Any] | None = None,
-    optimizer: Optimizer | None = None,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     state: dict[str, Any] | None = None,
-) -> Path:
-    """Write a new checkpoint folder, whole or not at all. `info` says where it comes from; `state` is what a resume needs.
+) -> Snapshot:
+    """Copies of the model's weights and of further `tensors` (by file name), as they are now."""
+    weights = to_hf_state(_copied(model.state_dict()), model.config)
+    files = {MODEL: weights} | {name: _copied(those) for name, those in (tensors or {}).items()}
+    return Snapshot(model.config, tokenizer, files, info or {}, state)
 
-    Raises UserError if the folder exists or the disk refuses.
+
+def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """On the CPU, contiguous, and nobody else's."""
+    return {
+        name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+        for name, tensor in tensors.items()
+    }
+
+
+def save_checkpoint(
+    folder: Path | str, model: GPT, tokenizer: ChatTokenizer, info: dict[str, Any] | None = None
+) -> Path:
+    """Write a model and its tokenizer into a new folder. Raises UserError if the folder exists or the disk refuses."""
+    return take_snapshot(model, tokenizer, info).write(folder)
+
+
+class CheckpointWriter:
+    """Writes snapshots behind training's back, one at a time, and deletes the checkpoints of the run that need not stay.
+
+    Of a model in shards each process has a writer, in a world `apart`: what these say to each other may not come between
+    what training says.
     """
-    folder = Path(folder)
-    config = model.config
-    if why_not_llama(config) is None:
-        hf_config = to_hf_config(config, tokenizer)
-    else:  # a name that `transformers` doesn't know, so that it says so instead of loading something else
-        hf_config = {"model_type": "mini_chat_gpt", "vocab_size": config.vocab_size}
-    with atomic_folder(folder) as draft:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        _write_tensors(draft / "model.safetensors", to_hf_state(weights, config))
-        tokenizer.save(draft)
-        _write_json(draft / "config.json", hf_config)
-        _write_json(draft / META, {"format": FORMAT, "gpt_config": config.model_dump(), "info": info or {}})
-        if optimizer is not None:
-            moments = {name: tensor.detach().cpu().contiguous() for name, tensor in optimizer.state_tensors().items()}
-            _write_tensors(draft / "optimizer.safetensors", moments)
-        if state is not None:
-            _write_json(draft / "training_state.json", state)
-    return folder
+
+    def __init__(self, run: Path, keep: int, world: World = ALONE) -> None:
+        self.run, self.keep, self.world = run, keep, world
+        self.seconds = 0.0  # that the last one took
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def write(self, name: str, snapshot: Snapshot) -> None:
+        """Begin to write the run's checkpoint `name`, once the one before is done. Raises what went wrong with that one."""
+        self.wait()
+        # A daemon: a second Ctrl-C leaves at once, and a checkpoint half written is never seen.
+        self._thread = threading.Thread(target=self._write, args=(name, snapshot), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written any more. Raises UserError if the disk refused."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _write(self, name: str, snapshot: Snapshot) -> None:
+        started = time.monotonic()
+        try:
+            snapshot.write(self.run / name, self.world)
+            if self.world.is_main:
+                prune(self.run, self.keep)
+        except BaseException as error:
+            self._failure = error
+        self.seconds = time.monotonic() - started
 
 
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    path.write_bytes(to_bytes(tensors, metadata={"format": "pt"}))
+    """As safetensors, straight from the tensors' memory. Raises OSError, as any other way of writing does."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        code = re.search(r"code: (\d+)", str(error))  # "IoError(Os { code: 28, … })"
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error)) from None
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -95,8 +190,8 @@ def load_model(folder: Path) -> GPT:
     meta = read_meta(folder)
     try:
         config = GPTConfig(**meta["gpt_config"])
-        return model_of(config, from_hf_state(load_file(folder / "model.safetensors"), config))
-    except (KeyError, ValueError, RuntimeError, OSError) as error:
+        return model_of(config, from_hf_state(_read(folder, MODEL), config))
+    except (KeyError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise UserError(f"{folder} holds no model that can be read: {str(error).splitlines()[0]}") from None
 
 
@@ -114,22 +209,31 @@ def read_meta(folder: Path) -> dict[str, Any]:
 def read_state(folder: Path) -> dict[str, Any]:
     """What a resume needs to know. Raises UserError for a checkpoint that holds a model only."""
     try:
-        return json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
+        return json.loads((folder / STATE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} holds a model but no training state, so training can't go on from it.") from None
 
 
-def load_optimizer(folder: Path, optimizer: Optimizer) -> None:
-    """Put a checkpoint's moments back into an optimizer of the same kind over the same parameters."""
+def read_tensors(folder: Path, name: str, like: Like = lambda _: None) -> dict[str, torch.Tensor]:
+    """The tensors of one file of a checkpoint, on the CPU; in shards where `like` gives a tensor in shards for the name.
+
+    Raises UserError if it can't be read.
+    """
     try:
-        optimizer.load_state_tensors(load_file(folder / "optimizer.safetensors"))
-    except (KeyError, OSError) as error:
-        raise UserError(f"{folder}: the optimizer's state does not fit this run ({error}).") from None
+        return _read(folder, name, like)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{folder / name} can't be read ({error}), so training can't go on from there.") from None
+
+
+def _read(folder: Path, name: str, like: Like = lambda _: None) -> dict[str, torch.Tensor]:
+    if read_meta(folder).get("sharded"):
+        return read_shards(shards_of(folder, name), like)
+    return read_file(folder / name, like)
 
 
 def steps_of(run: Path) -> list[Path]:
     """The run's checkpoint folders, oldest first."""
-    return sorted(folder for folder in run.glob("step-*") if folder.is_dir())
+    return sorted(folder for folder in run.glob("step-*") if folder.is_dir() and folder.name[5:].isdigit())
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -203,3 +307,23 @@ def prune(run: Path, keep: int) -> None:
             doomed = folder.with_name(f".{folder.name}.old")
             folder.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sweep(run: Path) -> None:
+    """Delete what a killed process left of checkpoints that it was writing or deleting. Nobody else may be training here."""
+    for pattern in (".step-*.tmp", ".step-*.old"):
+        for leftover in run.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def set_aside(run: Path, step: int) -> list[Path]:
+    """Rename the run's checkpoints of later steps, so that a run going on from `step` meets none of them; returns them."""
+    moved = []
+    for folder in steps_of(run):
+        if int(folder.name.removeprefix("step-")) > step:
+            name, number = f"set-aside-{folder.name}", 1
+            while (aside := folder.with_name(name)).exists():
+                number += 1
+                name = f"set-aside-{folder.name}-{number}"
+            moved.append(folder.rename(aside))
+    return moved

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from mini_chat_gpt.config import SystemSection
+from mini_chat_gpt.distributed import ALONE, World
 from mini_chat_gpt.errors import UserError
 
 
@@ -20,11 +21,17 @@ class Precision:
     dtype: torch.dtype
     reason: str
 
+    @property
+    def needs_loss_scale(self) -> bool:
+        """Whether small gradients would vanish in this dtype."""
+        return self.dtype == torch.float16
+
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Context in which products run in `dtype`; nothing at all for float32."""
         if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(device.type, dtype=self.dtype)
+        # A pass uses each weight once: a cache would only keep the 16-bit copies of all of them until its end.
+        return torch.autocast(device.type, dtype=self.dtype, cache_enabled=False)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -90,17 +97,12 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
 
 
-def set_up(system: SystemSection) -> torch.device:
-    """Seed, threads and float32 product mode for this process; returns the device. Several processes are refused."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("Training in several processes is not there yet; start without torchrun.")
-    if system.multi_gpu:
-        raise UserError("system.multi_gpu: training on several GPUs is not there yet; set it to false.")
+def set_up(system: SystemSection, world: World = ALONE) -> None:
+    """Seed, threads and float32 product mode for this process."""
     if system.threads:
         torch.set_num_threads(system.threads)
+    elif world.launch is not None:  # torchrun would leave each process a single one
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
     keep_freed_memory()
     torch.manual_seed(system.seed)
-    device = pick_device(system.device)
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-    return device
+    torch.backends.cuda.matmul.allow_tf32 = True

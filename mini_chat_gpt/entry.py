@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from io import TextIOWrapper
 
@@ -17,6 +18,18 @@ def forgive_odd_characters() -> None:
             stream.reconfigure(errors="replace")
 
 
+def _rank_that_speaks() -> str:
+    """Nothing, or "[rank 1] " among several processes under torchrun, of which only one needs to say what all have met.
+
+    The others wait a little: torchrun ends them as soon as rank 0 has failed.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    time.sleep(3)
+    return f"[rank {rank}] "
+
+
 def exit_with(main: Callable[[], int]) -> None:
     """Run a command and leave with its exit code."""
     forgive_odd_characters()
@@ -24,7 +37,7 @@ def exit_with(main: Callable[[], int]) -> None:
         code = main()
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{_rank_that_speaks()}error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

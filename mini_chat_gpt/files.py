@@ -63,17 +63,28 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     if path.exists():
         raise UserError(f"{path} exists already and is not overwritten; choose another name or move it away.")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    draft = draft_of(path)
     with readable_disk_errors(path):
         try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            write_manifest(temporary)
-            sync_folder(temporary)
-            os.rename(temporary, path)
-            sync_folder(path.parent)
+            draft.mkdir(parents=True)
+            yield draft
+            complete(draft, path)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def draft_of(path: Path) -> Path:
+    """A name beside `path` to write under."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def complete(draft: Path, path: Path) -> None:
+    """Give a filled folder its manifest and its real name."""
+    write_manifest(draft)
+    for folder in (*(part for part in draft.rglob("*") if part.is_dir()), draft):
+        sync_folder(folder)
+    os.rename(draft, path)
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -104,11 +115,11 @@ def _digest(file: Any) -> str:
 
 
 def write_manifest(folder: Path) -> None:
-    """Record size and hash of each file of `folder` in its manifest.json."""
+    """Record size and hash of each file of `folder`, and of the folders in it, in its manifest.json."""
     files = {
-        file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)}
-        for file in sorted(folder.iterdir())
-        if file.is_file() and file.name != MANIFEST
+        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of(file)}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file != folder / MANIFEST
     }
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
 

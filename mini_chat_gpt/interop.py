@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -55,10 +56,30 @@ def is_pickle(start: bytes) -> bool:
     return len(start) > 2 and start[0] == 0x80 and start[1] in range(2, 6) and start[2] != 0
 
 
+def _read_elsewhere(source: Path, tokenizer: str | None) -> tuple[GPT, ChatTokenizer, dict[str, Any]]:
+    return *import_model(source, tokenizer), {"job": "import", "source": str(source)}
+
+
+def _read_checkpoint(source: Path, tokenizer: str | None) -> tuple[GPT, ChatTokenizer, dict[str, Any]]:
+    from mini_chat_gpt.checkpoint import find_checkpoint, load_model, read_meta
+
+    if tokenizer is not None:
+        raise UserError(f"{source} is a folder with a tokenizer of its own; leave --tokenizer out.")
+    folder = find_checkpoint(source)
+    return load_model(folder), ChatTokenizer.load(folder), read_meta(folder)["info"] | {"source": str(folder)}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """`mini-chat-gpt import SRC DST [--tokenizer T]`: write a model from elsewhere as a checkpoint folder."""
-    parser = argparse.ArgumentParser(description="Turn a llama2.c or nanoGPT model into a checkpoint folder.")
-    parser.add_argument("source", metavar="SRC", type=Path, help="llama2.c's .bin or nanoGPT's ckpt.pt")
+    """`mini-chat-gpt import SRC DST [--tokenizer T]`: write a model from elsewhere as a checkpoint folder.
+
+    A checkpoint or run folder of ours is taken as well: one in shards becomes one that `transformers` loads.
+    """
+    parser = argparse.ArgumentParser(
+        description="Turn a llama2.c or nanoGPT model, or a checkpoint in shards, into an ordinary checkpoint folder."
+    )
+    parser.add_argument(
+        "source", metavar="SRC", type=Path, help="llama2.c's .bin, nanoGPT's ckpt.pt, or a checkpoint or run folder"
+    )
     parser.add_argument("folder", metavar="DST", type=Path, help="the checkpoint folder to write; must not exist yet")
     parser.add_argument(
         "--tokenizer",
@@ -69,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from mini_chat_gpt.checkpoint import save_checkpoint
 
-    model, tokenizer = import_model(arguments.source, arguments.tokenizer)
-    info = {"job": "import", "source": str(arguments.source)}
+    read = _read_checkpoint if arguments.source.is_dir() else _read_elsewhere
+    model, tokenizer, info = read(arguments.source, arguments.tokenizer)
     save_checkpoint(arguments.folder, model, tokenizer, info=info)
     config = model.config
     padding = config.vocab_size - tokenizer.vocab_size

@@ -16,12 +16,16 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from mini_chat_gpt.attention import Cached, Causal, Flat, KVCache, Layout, attention
 from mini_chat_gpt.config import PRESETS, GPTConfig
 from mini_chat_gpt.loss import LossSums, cross_entropy_sums
 
 __all__ = ["GPT", "PRESETS", "FlatBatch", "GPTConfig", "model_of"]
+
+Rope = tuple[torch.Tensor, torch.Tensor]  # cos, sin (B, 1, T, D/2)
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q (B, H, T, D); k, v (B, Hkv, T, D)
 
 
 class FlatBatch(Protocol):
@@ -107,11 +111,11 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class Attention(nn.Module):
-    """Projections and heads; `product` is `attention(q, k, v, layout)`, or what stands for it."""
+    """Projections into heads, the product between them (`attention`), and the projection back."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.product = layer, attention
+        self.layer = layer
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.kv_heads, config.head_size
         self.scale = config.attention_scale
         self.window = config.windows[layer] if config.windows else None
@@ -123,7 +127,8 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None, layout: Layout) -> torch.Tensor:
+    def heads(self, x: torch.Tensor, rope: Rope | None) -> Heads:
+        """Queries (B, H, T, D), keys and values (B, Hkv, T, D) of x (B, T, C)."""
         b, t, _ = x.shape
         q = self.q_proj(x).view(b, t, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
         k = self.k_proj(x).view(b, t, self.n_kv_head, self.head_dim).transpose(1, 2)  # (B, Hkv, T, D)
@@ -132,8 +137,14 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        out = self.product(q, k, v, layout, layer=self.layer, scale=self.scale, window=self.window)
-        return self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
+        return q, k, v
+
+    def product(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout) -> torch.Tensor:
+        return attention(q, k, v, layout, layer=self.layer, scale=self.scale, window=self.window)
+
+    def merged(self, heads: torch.Tensor) -> torch.Tensor:
+        """(B, H, T, D) -> (B, T, C)"""
+        return self.o_proj(heads.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -165,7 +176,11 @@ def activate(x: torch.Tensor, name: str) -> torch.Tensor:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    What looks at one token alone stands apart from the product in which tokens look at each other: only the latter
+    knows the layout, so that the former can be compiled once for all batches (compiling.py).
+    """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -174,8 +189,15 @@ class Block(nn.Module):
         self.post_attention_layernorm = make_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None, layout: Layout) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, layout)
+    def forward(self, x: torch.Tensor, rope: Rope | None, layout: Layout) -> torch.Tensor:
+        q, k, v = self.before_product(x, rope)
+        return self.after_product(x, self.self_attn.product(q, k, v, layout))
+
+    def before_product(self, x: torch.Tensor, rope: Rope | None) -> Heads:
+        return self.self_attn.heads(self.input_layernorm(x), rope)
+
+    def after_product(self, x: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+        x = x + self.self_attn.merged(heads)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -203,6 +225,8 @@ class GPT(nn.Module):
         if config.vocab_size < 1:
             raise ValueError("GPTConfig.vocab_size must be set to the tokenizer's size before a model is built")
         self.config = config
+        self.activation_checkpointing = False
+        """Keep only what enters each block in training, and compute the rest again for the backward pass."""
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
         self.embed_positions = (
             nn.Embedding(config.context_length, config.n_embd) if config.position == "learned" else None
@@ -258,8 +282,12 @@ class GPT(nn.Module):
         offsets = (*batch.offsets, *filled)
         layout = Flat.from_offsets(offsets, ids.device)
         hidden = self.hidden(ids[None], positions[None], layout)[0]  # (T, C)
-        sums = cross_entropy_sums(hidden[rows], self.lm_head.weight, targets, weights)
+        sums = self.head_sums(hidden[rows], targets, weights)
         return LossSums(sums.weighted_sum, sums.losses[:n_rows])
+
+    def head_sums(self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> LossSums:
+        """The loss of the states (R, C) that predict `targets` (R,)."""
+        return cross_entropy_sums(hidden, self.lm_head.weight, targets, weights)
 
     def next_logits(self, ids: torch.Tensor, cache: KVCache, n_tokens: list[int]) -> torch.Tensor:
         """Read new tokens into the cache and predict the one that follows.
@@ -284,8 +312,9 @@ class GPT(nn.Module):
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions)
         rope = self.rotary(positions) if self.rotary is not None else None
+        recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.layers:
-            x = block(x, rope, layout)
+            x = checkpoint(block, x, rope, layout, use_reentrant=False) if recompute else block(x, rope, layout)
         return self.norm(x)
 
     def resize_vocabulary(self, vocab_size: int) -> None:

@@ -1,166 +1,281 @@
-"""What a run tells the outside: metrics.jsonl always, wandb where wanted, and a line or bar in the terminal.
+"""What a run tells the outside: metrics.jsonl always, wandb where wanted, and a display or lines in the terminal.
 
-Metrics go to both places with the same names and values. wandb never asks a question: without an account or a network
-the run is kept offline in the run folder (`wandb sync` sends it later).
+Metrics go to both places with the same names and values. Where several processes train, one of them speaks and the
+others' monitors are silent.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import socket
-import sys
+import secrets
+import string
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, NamedTuple, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.errors import LiveError
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from mini_chat_gpt.config import WandbSection
+from mini_chat_gpt.files import atomic_write_text
+from mini_chat_gpt.wandb_run import start_wandb
 
 METRICS = "metrics.jsonl"
-WandbMode = Literal["online", "offline", "disabled"]
 
 
 class Monitor:
-    """Records metrics of one run and shows its progress. Use as a context manager."""
+    """Records metrics of one run and shows its progress. Use as a context manager.
+
+    run_id    the run's id at wandb; given again when the run is continued (`new_run_id` makes one)
+    active    False for all processes but one: nothing is written, printed or sent
+    """
 
     def __init__(
-        self, folder: Path, wandb: WandbSection, settings: dict[str, Any], console: Console | None = None
+        self,
+        folder: Path,
+        wandb: WandbSection,
+        settings: dict[str, Any],
+        console: Console | None = None,
+        run_id: str | None = None,
+        active: bool = True,
     ) -> None:
-        self.console = console or Console(stderr=False, highlight=False)
-        self.file = open(folder / METRICS, "a", encoding="utf-8")  # closed in __exit__
-        self.run = start_wandb(wandb, folder, settings, self.console)
+        self.console = (console or Console(highlight=False)) if active else Console(quiet=True)
+        self._wandb = (
+            start_wandb(wandb, folder, settings, self.console, run_id, read_metrics(folder)) if active else None
+        )
+        self._file = _open_to_append(folder / METRICS) if active else None  # closed in __exit__
 
     def __enter__(self) -> Monitor:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        self.file.close()
-        if self.run is not None:
-            self.run.finish(exit_code=0 if kind is None else 1)
+        if self._file is not None:
+            self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish(failed=kind is not None)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record metrics of an optimizer step (counted from 1)."""
-        self.file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | metrics) + "\n")
-        self.file.flush()
-        if self.run is not None:
-            self.run.log(metrics, step=step)
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | metrics) + "\n")
+            self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log(step, metrics)
 
     def message(self, text: str) -> None:
-        """A line above the progress bar. `text` is shown as it is, brackets and all."""
-        self.console.print(text, markup=False)
+        """A line above the progress display. `text` is shown as it is, brackets and all."""
+        self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)  # in a file a line stays one
+
+
+def new_run_id() -> str:
+    """An id for a run that may be continued, of the form that wandb makes itself. No seed determines it."""
+    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+
+
+# metrics.jsonl
+
+
+def read_metrics(folder: Path) -> Iterator[dict[str, float]]:
+    """The lines of a run's metrics.jsonl, {"step", "time", name: value, …}; none where there is no file.
+
+    A killed process leaves half a line, which is passed over.
+    """
+    return (row for _, row in _whole_lines(folder / METRICS))
 
 
 def keep_metrics_until(folder: Path, step: int) -> None:
-    """Before going on from `step`, drop the lines a killed run wrote after its last checkpoint."""
+    """Before going on from `step`, drop the lines a killed run wrote after its last checkpoint.
+
+    The file is replaced as a whole: a kill on the way leaves the old one. Raises UserError if the disk refuses.
+    """
     path = folder / METRICS
+    if path.is_file():
+        atomic_write_text(path, "".join(f"{line}\n" for line, row in _whole_lines(path) if row["step"] <= step))
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """Lines that hold metrics of a step, as text and as read."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue  # a line cut off by the kill
-    path.write_text("".join(kept), encoding="utf-8")
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield line.rstrip("\n"), row
 
 
-def start_wandb(section: WandbSection, folder: Path, settings: dict[str, Any], console: Console) -> Any:
-    """A wandb run, or None when it is switched off or can't be had; never a question, never a failure of training."""
-    mode = wandb_mode(section)
-    if mode == "disabled":
-        return None
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
-
-    options: dict[str, Any] = {
-        "project": section.project,
-        "name": section.name or folder.name,
-        "dir": str(folder),
-        "config": settings,
-        "settings": wandb.Settings(init_timeout=20, silent=True, console="off"),
-    }
-    try:
-        return wandb.init(mode=mode, **options)
-    except Exception as error:  # monitoring must not end a training run, whatever goes wrong inside it
-        console.print(f"wandb: {mode} did not work ({type(error).__name__}); keeping metrics.jsonl only.", markup=False)
-        return None
+def _open_to_append(path: Path) -> TextIO:
+    """The file, ready for a new line: half a line that a killed process left gets its end."""
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+    return open(path, "a", encoding="utf-8")
 
 
-def wandb_mode(section: WandbSection) -> WandbMode:
-    """ "online" only where an account and the network are there; WANDB_MODE of the environment wins."""
-    if not section.enabled:
-        return "disabled"
-    if section.mode != "auto":
-        return section.mode
-    asked = os.environ.get("WANDB_MODE")
-    if asked in ("online", "offline", "disabled"):
-        return cast(WandbMode, asked)
-    return (
-        "online" if has_wandb_account() and can_reach(os.environ.get("WANDB_BASE_URL", "api.wandb.ai")) else "offline"
-    )
+# The terminal
 
 
-def has_wandb_account() -> bool:
-    """Whether an API key is set up, without importing wandb."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    try:
-        return "wandb" in netrc.read_text(encoding="utf-8")
-    except OSError:
-        return False
+class Fact(NamedTuple):
+    """A number on display, with the words around it."""
+
+    before: str
+    value: str
+    after: str = ""
+
+    def __str__(self) -> str:
+        return self.before + self.value + self.after
 
 
-def can_reach(address: str, seconds: float = 3.0) -> bool:
-    host = address.split("://")[-1].split("/")[0]
-    name, _, port = host.partition(":")
-    try:
-        with socket.create_connection((name, int(port or 443)), timeout=seconds):
-            return True
-    except (OSError, ValueError):
-        return False
+@dataclass(frozen=True)
+class Status:
+    """How training goes."""
+
+    loss: float  # the one that is optimised, over the last lines of metrics
+    smoothed_loss: float
+    grad_norm: float  # before clipping
+    learning_rate: float
+    tokens_per_second: float  # all tokens that the model reads
+    trained_per_second: float  # those that are targets
+    memory: int  # bytes; 0 where it isn't known
+
+    def facts(self) -> list[Fact]:
+        """What there is to show, most important first."""
+        facts = [
+            Fact("loss ", f"{self.loss:.3f}"),
+            Fact("smoothed ", f"{self.smoothed_loss:.3f}"),
+            Fact("gradient norm ", f"{self.grad_norm:.2f}" if self.grad_norm < 1000 else f"{self.grad_norm:.1e}"),
+            Fact("learning rate ", f"{self.learning_rate:.1e}"),
+            Fact("", _rate(self.tokens_per_second), " tokens/s"),
+            Fact("", _rate(self.trained_per_second), " trained/s"),
+        ]
+        return [*facts, Fact("memory ", size(self.memory))] if self.memory else facts
+
+
+class _Shown(NamedTuple):
+    """What the display knows; replaced as a whole, because a thread of its own draws it."""
+
+    done: int
+    facts: list[Fact]
+    left: float | None  # seconds
+    at: float  # when that was so
 
 
 class StepProgress:
-    """Progress over a known number of steps: a bar in a terminal, else a line every few seconds."""
+    """Progress over a known number of steps: a live display in a terminal, else a line every few seconds.
+
+    The display fits any width: beneath the bar stand the facts, in as many lines as they need. That of a training run
+    (facts given as a `Status`) stays when it ends, other displays vanish.
+    """
 
     def __init__(self, console: Console, title: str, done: int, total: int, every_seconds: float = 10.0) -> None:
         self.console, self.title, self.total = console, title, total
         self.first, self.started, self.every = done, time.monotonic(), every_seconds
         self.last_line = self.started
-        self.bar: Progress | None = None
-        if console.is_terminal and sys.stdout.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[facts]}"))
-            self.bar = Progress(*columns, console=console, transient=True)
-            self.task = self.bar.add_task(title, total=total, completed=done, facts="")
+        self.ended = False
+        self.shown = _Shown(done, [], None, self.started)
+        self.live: Live | None = None
+        if console.is_interactive and console.file.isatty() and not console.quiet:  # a dumb terminal isn't interactive
+            self.live = Live(console=console, get_renderable=self._draw, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> StepProgress:
-        if self.bar is not None:
-            self.bar.start()
+        if self.live is not None:
+            try:
+                self.live.start()
+            except LiveError:  # another display is up, and this version of rich has only one at a time
+                self.live = None
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        self.ended = True
+        if self.live is not None:
+            self.live.stop()
 
-    def update(self, done: int, facts: str, share: float | None = None) -> None:
-        """`done` of `total` steps are finished; `facts` says how it goes.
+    def update(self, done: int, facts: str | Status, share: float | None = None) -> None:
+        """`done` of `total` steps are finished; `facts` say how it goes.
 
         Where steps differ in size, `share` says how much of the work that is, from 0 to 1, for a better time left.
         """
         now = time.monotonic()
         part = share if share is not None else (done - self.first) / max(1, self.total - self.first)
-        left = (now - self.started) * (1 - part) / part if part else 0.0
-        text = f"{done}/{self.total}  {facts}  {clock(left)} left"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=done, facts=text)
+        left = (now - self.started) * (1 - part) / part if part else None
+        listed = facts.facts() if isinstance(facts, Status) else [Fact("", facts)] if facts else []
+        self.shown = _Shown(done, listed, left, now)
+        if self.live is not None:
+            self.live.transient = not isinstance(facts, Status)
         elif now - self.last_line >= self.every or done == self.total:
             self.last_line = now
-            self.console.print(f"{self.title} {text}", markup=False, soft_wrap=True)
+            words = [f"{self.title} {done}/{self.total}", *map(str, listed)]
+            words += [f"{clock(left)} left"] if left is not None else []
+            self.console.print("  ".join(words), markup=False, highlight=False, soft_wrap=True)
+
+    def _draw(self) -> RenderableType:
+        """The display at the console's present width."""
+        shown, width = self.shown, self.console.width
+        count = f"{shown.done:,}/{self.total:,}"
+        if self.ended:
+            count += f"  in {clock(shown.at - self.started)}"
+        elif shown.left is not None:
+            count += f"  {clock(max(0.0, shown.left - (time.monotonic() - shown.at)))} left"
+        room = width - cell_len(self.title) - len(count) - 2
+        if room < 4:
+            head: RenderableType = Text(f"{self.title} {count}", no_wrap=True, overflow="ellipsis")
+        else:
+            head = Table.grid(padding=(0, 1))
+            head.add_row(Text(self.title), ProgressBar(max(1, self.total), shown.done, width=min(room, 60)), count)
+        return Group(head, *_in_lines(shown.facts, width, "" if self.console.no_color else "dim"))
+
+
+def _in_lines(facts: Sequence[Fact], width: int, style: str) -> list[Text]:
+    """The facts in as few lines as hold them, of lengths as even as can be; a fact wider than a line is cut.
+
+    `style` is that of the words around the numbers.
+    """
+    lengths = [cell_len(str(fact)) for fact in facts]
+    numbers = _line_numbers(lengths, width)
+    for narrower in range(width - 1, max(lengths, default=width), -1):
+        if (tried := _line_numbers(lengths, narrower))[-1] > numbers[-1]:
+            break
+        numbers = tried
+    lines = [Text(no_wrap=True, overflow="ellipsis") for _ in range(numbers[-1] + 1 if facts else 0)]
+    for fact, number in zip(facts, numbers, strict=True):
+        lines[number].append("  " if len(lines[number]) else "")
+        lines[number].append(fact.before, style).append(fact.value).append(fact.after, style)
+    return lines
+
+
+def _line_numbers(lengths: Sequence[int], width: int) -> list[int]:
+    """In which line each of the facts stands, of which each begins a new one where it would not fit."""
+    numbers: list[int] = []
+    used = number = 0
+    for length in lengths:
+        if used and used + 2 + length > width:
+            used, number = 0, number + 1
+        used += length + (2 if used else 0)
+        numbers.append(number)
+    return numbers
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if math.isfinite(per_second) else "?"
+
+
+def size(n_bytes: int) -> str:
+    """1230000000 → "1.23 GB", 45000000 → "45 MB"."""
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
 def clock(seconds: float) -> str:

@@ -7,13 +7,14 @@ Weight decay acts on matrices only. With Muon, the matrices inside the blocks ge
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn as nn
 from torch.optim.optimizer import ParamsT
 
 from mini_chat_gpt.config import ScheduleFields, TrainingSection
+from mini_chat_gpt.distributed import in_shards, own_part
 
 
 def lr_fraction(step: int, total: int, warmup: int, schedule: str, final: float, decay: float = 0.2) -> float:
@@ -51,35 +52,66 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for together in _stacks([p for p in group["params"] if p.grad is not None]):
                 updates = [self._nesterov(p, group["momentum"]) for p in together]
-                # A tall matrix goes in lying down: the iteration multiplies by the shorter side.
-                lying = torch.stack([update if update.shape[0] <= update.shape[1] else update.T for update in updates])
-                for p, update in zip(together, orthogonalized(lying), strict=True):
+                made_alike = _made_alike_in_shards if in_shards(together[0]) else _made_alike
+                for p, update in zip(together, made_alike(updates, together[0]), strict=True):
                     rows, columns = p.shape
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    rate = group["lr"] * math.sqrt(max(1, rows / columns))
-                    p.add_(update if rows <= columns else update.T, alpha=-rate)
+                    weight = own_part(p)
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(update, alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
 
     def _nesterov(self, p: nn.Parameter, momentum: float) -> torch.Tensor:
+        """The update before it is orthogonalised; of a matrix in shards the own rows."""
         assert p.grad is not None
         state = self.state[p]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p.grad)
-        buffer: torch.Tensor = state["momentum_buffer"]
-        buffer.lerp_(p.grad, 1 - momentum)
-        return p.grad.lerp(buffer, momentum)
+        gradient, buffer = own_part(p.grad), own_part(state["momentum_buffer"])
+        buffer.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(buffer, momentum)
 
 
 def _stacks(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Matrices of one shape, lying down or standing, as many together as keep the stack small."""
+    """Matrices of one shape, lying down or standing, as many together as keep the stack small.
+
+    In shards they must all lie or all stand, and each process will have so many to do.
+    """
     by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
     for p in parameters:
-        by_shape.setdefault(tuple(sorted(p.shape)), []).append(p)
-    for (short, long), alike in by_shape.items():
-        size = max(1, STACK_ELEMENTS // (short * long))
+        by_shape.setdefault(tuple(p.shape) if in_shards(p) else tuple(sorted(p.shape)), []).append(p)
+    for shape, alike in by_shape.items():
+        processes = alike[0].device_mesh.size() if in_shards(alike[0]) else 1  # type: ignore[attr-defined]
+        size = max(1, STACK_ELEMENTS // math.prod(shape)) * processes
         yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
 STACK_ELEMENTS = 2**23  # 16 MiB in bf16
+
+
+def _made_alike(updates: Sequence[torch.Tensor], _matrix: torch.Tensor) -> list[torch.Tensor]:
+    """Each update orthogonalised. A tall one goes in lying down: the iteration multiplies by the shorter side."""
+    tall = [update.shape[0] > update.shape[1] for update in updates]
+    lying = torch.stack([update.T if is_tall else update for update, is_tall in zip(updates, tall, strict=True)])
+    return [update.T if is_tall else update for update, is_tall in zip(orthogonalized(lying), tall, strict=True)]
+
+
+def _made_alike_in_shards(updates: Sequence[torch.Tensor], matrix: torch.Tensor) -> list[torch.Tensor]:
+    """The same for matrices in shards like `matrix`: own rows of each in, own rows of each out.
+
+    The processes exchange rows of all for all of some, so that each has its part of the work, and back again.
+    """
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh, shape = matrix.device_mesh, torch.Size((len(updates), *matrix.shape))  # type: ignore[attr-defined]
+    stride = torch.empty(shape, device="meta").stride()
+
+    def exchanged(part: torch.Tensor, have: Shard, want: Shard) -> torch.Tensor:
+        whole = DTensor.from_local(part.contiguous(), mesh, [have], run_check=False, shape=shape, stride=stride)
+        return whole.redistribute(placements=[want]).to_local()
+
+    some = exchanged(torch.stack(list(updates)).bfloat16(), Shard(1), Shard(0))
+    is_tall = shape[1] > shape[2]
+    done = orthogonalized(some.mT if is_tall else some) if len(some) else some
+    return list(exchanged(done.mT if is_tall and len(some) else done, Shard(0), Shard(1)).unbind())
 
 
 def orthogonalized(x: torch.Tensor) -> torch.Tensor:
@@ -149,6 +181,11 @@ class Optimizer:
         for member in self.members:
             member.zero_grad(set_to_none=True)
 
+    def forget(self) -> None:
+        """Be as before the first step."""
+        for member in self.members:
+            member.state.clear()
+
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """All state as flat tensors: "layers.0.mlp.up_proj.weight/exp_avg" → tensor."""
         return {
@@ -157,6 +194,10 @@ class Optimizer:
             for parameter, state in member.state.items()
             for key, value in state.items()
         }
+
+    def parameter_of(self, key: str) -> nn.Parameter | None:
+        """The parameter that a state tensor of this name belongs to."""
+        return self.parameters.get(key.rpartition("/")[0])
 
     def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put back what `state_tensors` gave, exactly. Raises KeyError for a parameter that does not exist."""
@@ -175,5 +216,9 @@ def is_block_matrix(name: str, parameter: torch.Tensor) -> bool:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> torch.Tensor:
-    """Scale the gradients to a joint norm of at most `limit` (0: leave them); returns the norm before."""
-    return nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else math.inf)
+    """Scale the gradients to a joint norm of at most `limit` (0: leave them); returns the norm before.
+
+    Of gradients in shards it is the norm over all processes, and all of them call this together.
+    """
+    norm = nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else math.inf)
+    return norm.full_tensor() if in_shards(norm) else norm  # type: ignore[attr-defined]

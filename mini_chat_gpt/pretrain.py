@@ -10,38 +10,46 @@ from rich.console import Console
 
 from mini_chat_gpt.checkpoint import load_model
 from mini_chat_gpt.config import Config
-from mini_chat_gpt.device import set_up
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.generation import generate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.pretrain_data import DocumentSource, find_text, sample_texts, split_documents, tokenize_file
-from mini_chat_gpt.runs import console, execute, resume_point, run_command
+from mini_chat_gpt.runs import Prepared, Start, begin, execute, run_command
 from mini_chat_gpt.sft_dataloader import stories
 from mini_chat_gpt.tokenizer import ChatTokenizer
 from mini_chat_gpt.trainer import Callback, Job, TrainResult
 
 
 def pretrain(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
-    """Train a base model as the config's `pretrain`, `model` and `training` sections say."""
-    out = console()
-    device = set_up(config.system)
-    section = config.pretrain
+    """Train a base model as the config's `pretrain`, `model` and `training` sections say.
+
+    `callbacks` are called on rank 0 with (trainer, step, metrics) whenever metrics are recorded.
+    """
+    start = begin(config, config.pretrain)
+    return execute(prepare(config, start), config, start, callbacks)
+
+
+def prepare(config: Config, start: Start) -> Prepared:
+    """Tokenizer, model and documents."""
+    section, world = config.pretrain, start.world
     text = find_text(section.dataset_path, "train")
     assert text is not None  # find_text raises for a missing train split
-    resume = resume_point(section.resume_from)
-    if resume:
-        tokenizer, model = ChatTokenizer.load(resume[1]), load_model(resume[1])
+    if checkpoint := start.place.checkpoint:
+        tokenizer, model = ChatTokenizer.load(checkpoint), load_model(checkpoint)
     else:
-        tokenizer = make_tokenizer(config, text, out)
+        tokenizer = world.share(lambda: make_tokenizer(config, text, start.out))
         model = GPT(config.model.gpt_config(tokenizer.vocab_size))
-    source, validation = make_sources(config, text, tokenizer, model.config.context_length, out)
+    with world.first_on_each_machine():  # the first use of a file tokenises it
+        source, validation = make_sources(config, text, tokenizer, model.config.context_length, start.out)
+    beginnings = [*section.prompts, "Once upon a time"]
 
     def show(trained: GPT) -> str:
-        beginning = "Once upon a time"
-        return "  " + beginning + generate(trained, tokenizer, [beginning], max_new_tokens=60, temperature=0.0)[0]
+        texts = generate(trained, tokenizer, beginnings, max_new_tokens=60, temperature=0.0)
+        return "\n".join(f"  {beginning}{text}" for beginning, text in zip(beginnings, texts, strict=True))
 
-    job = Job("pretrain", section, source, validation.first(config.data.eval_examples), show)
-    return execute(job, model.to(device), tokenizer, config, section.save_dir, resume, out, callbacks)
+    documents = validation.first(config.data.eval_examples)
+    files = [path for path in (text, find_text(section.dataset_path, "valid")) if path]
+    return Prepared(Job("pretrain", section, source, documents, show, files=files), model, tokenizer)
 
 
 def make_tokenizer(config: Config, text: Path, out: Console) -> ChatTokenizer:
@@ -79,7 +87,7 @@ def make_sources(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    return run_command(argv, "Pretrain a base model on plain text.", pretrain)
+    return run_command(argv, "Pretrain a base model on plain text.", pretrain, "pretrain")
 
 
 if __name__ == "__main__":

@@ -77,8 +77,12 @@ def tokenize_file(path: Path, tokenizer: ChatTokenizer, console: Console | None 
         if (parent / name).is_dir():
             return TokenFile(parent / name)
     parent = path.parent if os.access(path.parent, os.W_OK) else user_cache()
-    with atomic_folder(parent / name) as draft:
-        _write_tokens(draft, stories(path), tokenizer, path, console)
+    try:
+        with atomic_folder(parent / name) as draft:
+            _write_tokens(draft, stories(path), tokenizer, path, console)
+    except UserError:
+        if not (parent / name).is_dir():  # another process may have made the same meanwhile
+            raise
     return TokenFile(parent / name)
 
 

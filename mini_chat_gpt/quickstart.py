@@ -21,7 +21,8 @@ from mini_chat_gpt.evaluate import EvalOptions, compare
 from mini_chat_gpt.monitor import clock
 from mini_chat_gpt.prepare import write_sample_folder
 from mini_chat_gpt.pretrain import pretrain
-from mini_chat_gpt.runs import console, is_finished
+from mini_chat_gpt.run_place import is_finished
+from mini_chat_gpt.runs import console
 from mini_chat_gpt.settings_file import load_config
 from mini_chat_gpt.sft_train import train
 from mini_chat_gpt.trainer import TrainResult
@@ -69,7 +70,7 @@ def run_stage(title: str, job: Callable[[Config], TrainResult], stage: str, conf
     if steps_of(folder):
         resumed = getattr(config, stage).model_copy(update={"resume_from": str(folder)})
         config = config.model_copy(update={stage: resumed})
-    return job(config).interrupted
+    return bool(job(config).stopped)
 
 
 if __name__ == "__main__":

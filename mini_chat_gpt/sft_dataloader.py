@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from mini_chat_gpt.batch_text import headline, marked_parts
 from mini_chat_gpt.batching import Example, epoch_order
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
@@ -269,18 +270,10 @@ def show_examples(source: InstructSource, n: int, console: Console) -> None:
     """Print the first n examples; what is trained is green, and between [[ and ]] where there are no colours."""
     for slot in range(n):
         example = source.example(slot)
-        console.rule(
-            f"{example.kind}: {len(example.ids)} tokens, {example.n_trained} trained, weight {np.mean(example.weight):.3g}",
-            style="dim",
-        )
-        text, begin = Text(), 0
-        for end in [*(np.flatnonzero(np.diff(example.trained)) + 1).tolist(), len(example.ids)]:
-            part = source.tokenizer.decode(example.ids[begin:end].tolist(), control=True)
-            if example.trained[begin]:
-                text.append(f"[[{part}]]", style="bold green")
-            else:
-                text.append(part)
-            begin = end
+        console.rule(headline(example), style="dim")
+        text = Text()
+        for part, trained in marked_parts(example, source.tokenizer):
+            text.append(f"[[{part}]]" if trained else part, style="bold green" if trained else None)
         console.print(text)
     console.rule(style="dim")
     shares = ", ".join(f"{name} {share:.0%}" for name, share in source.realised.items() if share > 0)

@@ -7,47 +7,58 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoint import load_checkpoint, load_model, newest_checkpoint
 from mini_chat_gpt.config import Config, DataSection
-from mini_chat_gpt.device import set_up
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import generate
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.runs import console, execute, resume_point, run_command
+from mini_chat_gpt.runs import Prepared, Start, begin, execute, run_command
 from mini_chat_gpt.sft_dataloader import InstructSource, RecordIndex, Task, find_instruct_file
 from mini_chat_gpt.tokenizer import ChatTokenizer
 from mini_chat_gpt.trainer import Callback, Job, Stage, TrainResult
 
 
 def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
-    """Fine-tune as the config's `sft`, `data` and `training` sections say; returns where the run lies and its losses."""
-    out = console()
-    device = set_up(config.system)
-    section = config.sft
-    resume = resume_point(section.resume_from)
-    if resume:
-        model, tokenizer = load_model(resume[1]), ChatTokenizer.load(resume[1])
+    """Fine-tune as the config's `sft`, `data` and `training` sections say; returns where the run lies and its losses.
+
+    `callbacks` are called on rank 0 with (trainer, step, metrics) whenever metrics are recorded.
+    """
+    start = begin(config, config.sft)
+    return execute(prepare(config, start), config, start, callbacks)
+
+
+def prepare(config: Config, start: Start) -> Prepared:
+    """Base model, examples and sample prompts."""
+    if checkpoint := start.place.checkpoint:
+        model, tokenizer = load_model(checkpoint), ChatTokenizer.load(checkpoint)
     else:
-        model, tokenizer = load_base(config, out)
-    source, held_out = make_sources(config, tokenizer, model.config.context_length)
-    validation = held_out.validation_examples(config.data.eval_examples)
-    prompts = held_out.show_tasks()
+        model, tokenizer = load_base(config, start)
+    context = model.config.context_length
+    with start.world.first_on_each_machine():  # the first use of a file indexes it
+        source, held_out = make_sources(config, tokenizer, context)
+    tasks = held_out.show_tasks()
+    prompts = [*config.sft.prompts, *(task.prompt for task in tasks)]
 
     def show(trained: GPT) -> str:
-        replies = generate(trained, tokenizer, [task.prompt for task in prompts], max_new_tokens=80, temperature=0.0)
-        return "\n".join(sample_line(task, reply) for task, reply in zip(prompts, replies, strict=True))
+        replies = generate(trained, tokenizer, prompts, max_new_tokens=80, temperature=0.0)
+        own = len(config.sft.prompts)
+        lines = [
+            f"  {_short(prompt, 80)} → {_short(reply, 160)}"
+            for prompt, reply in zip(prompts[:own], replies, strict=False)
+        ]
+        return "\n".join(lines + [sample_line(task, reply) for task, reply in zip(tasks, replies[own:], strict=True)])
 
-    job = Job("sft", section, source, validation, show, make_stages(source, config, model.config.context_length))
-    return execute(job, model.to(device), tokenizer, config, section.save_dir, resume, out, callbacks)
+    validation = held_out.validation_examples(config.data.eval_examples)
+    stages = make_stages(source, config, context)
+    files = (source.index.path, held_out.index.path)
+    return Prepared(Job("sft", config.sft, source, validation, show, stages, files), model, tokenizer)
 
 
-def load_base(config: Config, out: Console) -> tuple[GPT, ChatTokenizer]:
+def load_base(config: Config, start: Start) -> tuple[GPT, ChatTokenizer]:
     """The base model, made ready for the chat format."""
-    path = config.sft.pretrained_checkpoint or newest_checkpoint(base=True)
+    path = config.sft.pretrained_checkpoint or start.world.share(lambda: newest_checkpoint(base=True))
     if path is None:
         raise UserError(
             "There is no base model under runs/ to fine-tune; make one with `mini-chat-gpt pretrain`, "
@@ -56,7 +67,9 @@ def load_base(config: Config, out: Console) -> tuple[GPT, ChatTokenizer]:
     model, tokenizer = load_checkpoint(path, "cpu")
     added = add_chat_tokens(model, tokenizer)
     tokenizer.chat_format = ChatFormat(default_system=config.data.system_message)
-    out.print(f"Base model: {path}" + (f"; added control tokens {', '.join(added)}" if added else ""), markup=False)
+    start.out.print(
+        f"Base model: {path}" + (f"; added control tokens {', '.join(added)}" if added else ""), markup=False
+    )
     return model.train(), tokenizer
 
 
@@ -128,7 +141,7 @@ def _short(text: str, width: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    return run_command(argv, "Fine-tune a base model on TinyStories-Instruct tasks.", train)
+    return run_command(argv, "Fine-tune a base model on TinyStories-Instruct tasks.", train, "sft")
 
 
 if __name__ == "__main__":

@@ -1,58 +1,38 @@
-"""Training: one optimizer step for pretraining and fine-tuning alike, and the loop around it.
+"""Training: the loop around the step of `engine.py`, for pretraining and fine-tuning alike.
 
-The step's loss is Σ w·loss / Σ w over *all* its trained tokens, counted before the first backward; never a mean of means,
-so that the size of a micro-batch changes nothing. The examples of a step depend on the seed and the cursor alone, and
-the cursor in a checkpoint is that of the examples consumed: a resumed run equals an unbroken one.
+The examples of a step depend on the seed and the cursor alone, and the cursor in a checkpoint is that of the examples
+consumed: a resumed run equals an unbroken one, on a CPU to the bit.
 """
 
 from __future__ import annotations
 
-import signal
-import threading
+import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
-import torch
-import torch.nn as nn
-
-from mini_chat_gpt.attention import attention
-from mini_chat_gpt.batching import Batch, Example, micro_batches
-from mini_chat_gpt.checkpoint import load_optimizer, prune, read_state, save_checkpoint
-from mini_chat_gpt.config import Config, ScheduleFields
-from mini_chat_gpt.device import Precision
+from mini_chat_gpt.batch_text import describe
+from mini_chat_gpt.batching import Example
+from mini_chat_gpt.checkpoint import CheckpointWriter
+from mini_chat_gpt.config import Config, ScheduleFields, seconds_in
+from mini_chat_gpt.distributed import ALONE
+from mini_chat_gpt.engine import Engine, StepReport
 from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.loss import LossSums
-from mini_chat_gpt.model import GPT, Attention
-from mini_chat_gpt.monitor import Monitor, StepProgress
-from mini_chat_gpt.optim import Optimizer, clip_gradients, lr_fraction
+from mini_chat_gpt.example_stream import ExampleSource, StepReader
+from mini_chat_gpt.files import atomic_write_text
+from mini_chat_gpt.memory_use import in_use
+from mini_chat_gpt.model import GPT
+from mini_chat_gpt.monitor import Monitor, Status, StepProgress
+from mini_chat_gpt.optim import lr_fraction
+from mini_chat_gpt.run_state import read_run_state, run_snapshot
+from mini_chat_gpt.stopping import REASONS, StopRequest
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
 Metrics = dict[str, float]
 Callback = Callable[["Trainer", int, Metrics], None]
-
-
-class ExampleSource(Protocol):
-    """Examples by slot: `example(i)` is a pure function of i, for any i ≥ 0; `len` is one epoch."""
-
-    def __len__(self) -> int: ...
-    def example(self, slot: int) -> Example: ...
-
-
-@dataclass
-class Progress:
-    """Where a run stands; saved with every checkpoint."""
-
-    step: int = 0  # optimizer steps done
-    cursor: int = 0  # example slots consumed
-    tokens: int = 0  # tokens the model has read
-    trained_tokens: int = 0  # of them, targets
-    seconds: float = 0.0  # spent in steps
-    best_val_loss: float | None = None
+SMOOTHING = 0.02
+"""Share of the newest loss in the smoothed one."""
 
 
 @dataclass
@@ -62,15 +42,33 @@ class Window:
     loss_sum: float = 0.0
     weight: float = 0.0
     tokens: int = 0
+    trained_tokens: int = 0
     seconds: float = 0.0
 
     @property
     def loss(self) -> float:
         return self.loss_sum / self.weight if self.weight else float("nan")
 
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
+    def per_second(self, tokens: int) -> float:
+        return tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    step: int = 0  # optimizer steps done, accidents included
+    cursor: int = 0  # example slots consumed
+    tokens: int = 0  # tokens the model has read
+    trained_tokens: int = 0  # of them, targets
+    seconds: float = 0.0  # spent in steps
+    smoothed_loss: float | None = None
+    best_val_loss: float | None = None
+    evaluations_since_best: int = 0
+    accidents: int = 0  # steps with a loss or gradient that wasn't finite
+    accidents_in_a_row: int = 0
+    planned_steps: int | None = None  # what a time budget came to
+    window: Window = field(default_factory=Window)
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class TrainResult:
     train_loss: float  # over the last lines of metrics
     val_losses: Metrics = field(default_factory=dict)  # "val_loss" and "val_loss/KIND" of the last evaluation
     seconds: float = 0.0
-    interrupted: bool = False
+    stopped: str = ""  # "SIGINT", "SIGTERM" or "time limit" where the run did not come to its end
 
 
 @dataclass(frozen=True)
@@ -107,85 +105,38 @@ class Job:
     show: Callable[[GPT], str] | None = None
     stages: Sequence[Stage] = ()
     """What comes before `source`."""
-
-
-class SlotReader(torch.utils.data.Dataset[Example]):
-    """A source as a PyTorch dataset, so that worker processes can prepare examples in order."""
-
-    def __init__(self, source: ExampleSource) -> None:
-        self.source = source
-
-    def __getitem__(self, slot: int) -> Example:
-        return self.source.example(slot)
-
-
-def examples_from(source: ExampleSource, cursor: int, workers: int) -> Iterator[Example]:
-    """The stream of examples from slot `cursor` on, endless; `workers` processes prepare ahead, the order is the same."""
-    if workers == 0:
-        while True:
-            yield source.example(cursor)
-            cursor += 1
-    slots = range(cursor, 2**62)
-    loader = torch.utils.data.DataLoader(
-        SlotReader(source), batch_sampler=_chunks(slots, 32), num_workers=workers, collate_fn=list, prefetch_factor=4
-    )
-    for examples in loader:
-        yield from examples
-
-
-def _chunks(slots: range, size: int) -> Any:
-    return (slots[start : start + size] for start in range(0, len(slots) // size * size, size))
-
-
-def step_examples(stream: Iterator[Example], examples: int, tokens: int | None) -> list[Example]:
-    """The examples of one optimizer step: a fixed number, or as many as reach `tokens`."""
-    if tokens is None:
-        return [next(stream) for _ in range(examples)]
-    taken: list[Example] = []
-    while sum(len(example.ids) for example in taken) < tokens:
-        taken.append(next(stream))
-    return taken
-
-
-def compile_model(model: GPT) -> nn.Module:
-    """The model compiled for any length, but for its attention.
-
-    Layouts are Python objects that differ from batch to batch: compiled code would be made anew for each of them.
-    """
-    eager = torch.compiler.disable(attention)
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.product = eager
-    return torch.compile(model, dynamic=True)  # type: ignore[return-value]
+    files: Sequence[Path] = ()
+    """The text that it is trained on."""
 
 
 class Trainer:
-    """Runs a job: steps, evaluations, checkpoints. Build it, then call `run`."""
+    """Runs a job: steps, evaluations, checkpoints. Build it, then call `run`. Every rank has one and does the same."""
 
     def __init__(
         self,
         job: Job,
-        model: GPT,
+        engine: Engine,
         tokenizer: ChatTokenizer,
         config: Config,
         folder: Path,
         monitor: Monitor,
-        precision: Precision,
-        compiled: bool = False,
         callbacks: Sequence[Callback] = (),
+        started: float | None = None,
     ) -> None:
-        self.job, self.model, self.tokenizer, self.config = job, model, tokenizer, config
-        self.folder, self.monitor, self.precision, self.callbacks = folder, monitor, precision, callbacks
-        self.net: nn.Module = compile_model(model) if compiled else model
-        self.optimizer = Optimizer(model, config.training, job.phase)
+        self.job, self.engine, self.tokenizer, self.config = job, engine, tokenizer, config
+        self.folder, self.monitor, self.callbacks = folder, monitor, callbacks
+        self.world, self.model = engine.world, engine.model
         self.progress = Progress()
         phase, training = job.phase, config.training
-        self.batch_size = phase.batch_size or training.batch_size
         self.tokens_per_step = phase.tokens_per_step or (None if phase.examples_per_step else training.tokens_per_step)
-        self.examples_per_step = phase.examples_per_step or training.examples_per_step or self.batch_size
+        self.examples_per_step = phase.examples_per_step or training.examples_per_step or engine.batch_size
         self.total_steps = self._count_steps()
         self.val_losses: Metrics = {}
-        self.stop_requested = False
+        writers = self.world.apart() if engine.sharded else ALONE
+        self.writer = CheckpointWriter(folder, training.keep_checkpoints, writers)
+        limit = (started or time.monotonic()) + seconds_in(training.time_limit) if training.time_limit else None
+        self.stop = StopRequest(monitor.message, limit)
+        self.stopped = ""  # what all ranks have agreed on
 
     def _count_steps(self) -> int:
         phase = self.job.phase
@@ -200,72 +151,67 @@ class Trainer:
             raise UserError(f"{self.job.name}: give max_steps or epochs; both are null.")
         return phase.max_steps
 
-    @property
-    def stage(self) -> Stage:
-        """The part of the run that the coming step belongs to: one of the job's stages, or the rest."""
+    def stage_at(self, step: int) -> Stage:
+        """The part of the run that step `step` (from 0) belongs to: one of the job's stages, or the rest."""
         before = 0.0
         for stage in self.job.stages:
             before += stage.share
-            if self.progress.step < round(before * self.total_steps):
+            if step < round(before * self.total_steps):
                 return stage
         return Stage(1 - before, self.job.source)
 
+    def plan(self, steps: int) -> None:
+        """Fix the number of steps, for a resumed run as well."""
+        self.total_steps = self.progress.planned_steps = steps
+
+    def reader(self, stage: Stage) -> StepReader:
+        """Of the stage's examples, from the present position on."""
+        return StepReader(stage.source, self.progress.cursor, self.config.data.num_workers, self.world)
+
+    def read_step(self, reader: StepReader, stage: Stage) -> tuple[list[Example], int]:
+        """(this rank's examples of the coming step, slots it takes)."""
+        return reader.step(self.examples_per_step, stage.tokens_per_step or self.tokens_per_step)
+
     def resume(self, checkpoint: Path) -> None:
-        """Take optimizer and position from a checkpoint (the model's weights are loaded already)."""
-        self.progress = Progress(**read_state(checkpoint)["progress"])
-        load_optimizer(checkpoint, self.optimizer)
+        """Take everything but the model's own file from a checkpoint: position, optimizer, averages, loss scale."""
+        facts = read_run_state(checkpoint, self.engine)["progress"]
+        self.progress = Progress(**facts | {"window": Window(**facts["window"])})
+        self.total_steps = self.progress.planned_steps or self.total_steps
 
     def run(self) -> TrainResult:
         """Train to the end, or until asked to stop; the last state is always saved."""
-        progress, window, last_loss = self.progress, Window(), float("nan")
-        stream: Iterator[Example] = iter(())
-        streamed: ExampleSource | None = None
-        log_every = 1 if self.total_steps <= 200 else 10
+        progress, last_loss = self.progress, float("nan")
+        reader = stage = None
         bar = StepProgress(self.monitor.console, self.job.name, progress.step, self.total_steps)
-        with _stop_signals(self), bar:
-            while progress.step < self.total_steps and not self.stop_requested:
+        with self.stop.on_signals(), bar:
+            while progress.step < self.total_steps and not self.stopped and not self._out_of_patience():
                 started = time.monotonic()
-                stage = self.stage
-                if stage.source is not streamed:
-                    streamed = stage.source
-                    stream = examples_from(streamed, progress.cursor, self.config.data.num_workers)
-                tokens = stage.tokens_per_step or self.tokens_per_step
-                examples = step_examples(stream, self.examples_per_step, tokens)
-                loss, weight, norm = self.training_step(examples)
-                self._count(examples, loss, weight, time.monotonic() - started, window)
-                if progress.step % log_every == 0 or progress.step == self.total_steps:
-                    last_loss = window.loss
-                    self._log_window(window, norm)
-                    bar.update(progress.step, f"loss {last_loss:.3f}  {window.tokens_per_second:,.0f} tokens/s")
-                    window = Window()
+                coming = self.stage_at(progress.step)
+                if reader is None or coming != stage:
+                    self.writer.wait()  # worker processes are forked, which a thread at work would not survive
+                    stage, reader = coming, self.reader(coming)
+                examples, slots = self.read_step(reader, coming)
+                if progress.step == 0:
+                    self._write_first_batch(examples)
+                self.stop.check_time(2 * self._seconds_a_step() + 2 * self.writer.seconds)
+                report = self.engine.step(
+                    examples, self.lr_fraction, coming.weight_decay, progress.step, self.stop.number
+                )
+                self._count(report, slots, time.monotonic() - started)
+                self._look_at(report, examples)
+                if progress.step % self._log_every == 0 or progress.step == self.total_steps or self.stopped:
+                    last_loss = progress.window.loss
+                    bar.update(progress.step, self._log_window(report))
                 self._milestones()
-        return TrainResult(
-            folder=self.folder,
-            steps=progress.step,
-            train_loss=last_loss,
-            val_losses=self.val_losses,
-            seconds=progress.seconds,
-            interrupted=self.stop_requested,
-        )
+        self.writer.wait()
+        return TrainResult(self.folder, progress.step, last_loss, self.val_losses, progress.seconds, self.stopped)
 
-    def training_step(self, examples: Sequence[Example]) -> tuple[float, float, float]:
-        """One optimizer step on these examples: (loss, Σ w, gradient norm)."""
-        self.net.train()
-        batches = micro_batches(examples, self.batch_size)
-        total = sum(float(batch.weights.sum()) for batch in batches)  # before the first backward
-        loss = torch.zeros((), device=self.model.device)
-        for batch in batches:
-            sums = self._forward(batch)
-            (sums.weighted_sum / total).backward()
-            loss += sums.weighted_sum.detach() / total
-        norm = clip_gradients(self.model.parameters(), self.config.training.grad_clip)
-        if not torch.isfinite(norm):
-            raise UserError(
-                f"step {self.progress.step + 1}: loss {float(loss)} and gradient norm {float(norm)} are not finite; "
-                "lower the learning rate or set system.mixed_precision=fp32."
-            )
-        self.optimizer.step(self.lr_fraction, self.stage.weight_decay)
-        return float(loss), total, float(norm)
+    @property
+    def _log_every(self) -> int:
+        return 1 if self.total_steps <= 200 else 10
+
+    def _seconds_a_step(self) -> float:
+        return self.progress.seconds / self.progress.step if self.progress.step else 0.0
 
     @property
     def lr_fraction(self) -> float:
@@ -280,119 +226,150 @@ class Trainer:
             phase.decay_fraction,
         )
 
-    def _forward(self, batch: Batch) -> LossSums:
-        with self.precision.autocast(self.model.device):
-            return self.net(batch.to(self.model.device))
-
-    def _count(self, examples: Sequence[Example], loss: float, weight: float, seconds: float, window: Window) -> None:
-        tokens = sum(len(example.ids) for example in examples)
-        window.loss_sum += loss * weight
-        window.weight += weight
-        window.tokens += tokens
+    def _count(self, report: StepReport, slots: int, seconds: float) -> None:
+        progress, window = self.progress, self.progress.window
+        progress.step += 1
+        progress.cursor += slots
+        progress.tokens += report.tokens
+        progress.trained_tokens += report.trained_tokens
+        progress.seconds += seconds
+        window.tokens += report.tokens
+        window.trained_tokens += report.trained_tokens
         window.seconds += seconds
-        self.progress.step += 1
-        self.progress.cursor += len(examples)
-        self.progress.tokens += tokens
-        self.progress.trained_tokens += sum(example.n_trained for example in examples)
-        self.progress.seconds += seconds
+        if report.outcome != "accident":
+            window.loss_sum += report.loss * report.weight
+            window.weight += report.weight
+            before = progress.smoothed_loss
+            progress.smoothed_loss = report.loss if before is None else before + SMOOTHING * (report.loss - before)
+        self.stopped = REASONS[report.stop]
 
-    def _log_window(self, window: Window, norm: float) -> None:
+    def _look_at(self, report: StepReport, examples: Sequence[Example]) -> None:
+        """Count accidents in a row, keep the examples that gave them, and end the run when there are too many."""
+        progress = self.progress
+        if report.outcome != "accident":
+            progress.accidents_in_a_row = 0
+            return
+        progress.accidents += 1
+        progress.accidents_in_a_row += 1
+        what = f"step {progress.step}: loss {report.loss}, gradient norm {report.norm}"
+        place = self.folder / "accidents" / f"step-{progress.step:07d}-rank-{self.world.rank}.txt"
+        if report.guilty:
+            atomic_write_text(place, describe(examples, self.tokenizer, what))
+        self.monitor.message(
+            f"{what}: not finite, the weights are left as they were; its examples are in {place.parent}"
+        )
+        if progress.accidents_in_a_row >= self.config.training.max_accidents:
+            self.writer.wait()
+            raise UserError(
+                f"{what}: {progress.accidents_in_a_row} steps in a row were not finite, and the run ends. The examples are in "
+                f"{place.parent}; lower {self.job.name}.learning_rate, or set system.mixed_precision=fp32, and go on with "
+                f"{self.job.name}.resume_from={self.folder}."
+            )
+
+    def _write_first_batch(self, examples: Sequence[Example]) -> None:
+        if self.world.is_main:
+            atomic_write_text(
+                self.folder / "first_batch.txt", describe(examples, self.tokenizer, "the first step's examples")
+            )
+
+    def _log_window(self, report: StepReport) -> Status:
+        progress, window = self.progress, self.progress.window
+        status = Status(
+            loss=window.loss,
+            smoothed_loss=progress.smoothed_loss if progress.smoothed_loss is not None else float("nan"),
+            grad_norm=report.norm,
+            learning_rate=self.engine.optimizer.learning_rate,
+            tokens_per_second=window.per_second(window.tokens),
+            trained_per_second=window.per_second(window.trained_tokens),
+            memory=in_use(self.model.device),
+        )
         self._log(
             {
-                "train_loss": window.loss,
-                "lr": self.optimizer.learning_rate,
-                "grad_norm": norm,
-                "tokens_per_second": window.tokens_per_second,
-                "tokens": self.progress.tokens,
-                "trained_tokens": self.progress.trained_tokens,
+                "train_loss": status.loss,
+                "smoothed_loss": status.smoothed_loss,
+                "lr": status.learning_rate,
+                "grad_norm": status.grad_norm,
+                "tokens_per_second": status.tokens_per_second,
+                "trained_tokens_per_second": status.trained_per_second,
+                "memory_bytes": status.memory,
+                "tokens": progress.tokens,
+                "trained_tokens": progress.trained_tokens,
+                "accidents": progress.accidents,
             }
         )
+        progress.window = Window()
+        return status
 
     def _log(self, values: Metrics) -> None:
-        metrics = {f"{self.job.name}/{name}": value for name, value in values.items()}
+        metrics = {f"{self.job.name}/{name}": value for name, value in values.items() if math.isfinite(value)}
         self.monitor.log(self.progress.step, metrics)
-        for callback in self.callbacks:
-            callback(self, self.progress.step, metrics)
+        if self.world.is_main:
+            for callback in self.callbacks:
+                callback(self, self.progress.step, metrics)
 
     def _milestones(self) -> None:
         """Evaluate and save when it is due. A new best is saved whether or not a save is due."""
         step, phase = self.progress.step, self.job.phase
-        last = step == self.total_steps or self.stop_requested
         best = False
         if self.job.validation and (step % phase.eval_interval == 0 or step == self.total_steps):
             best = self._evaluate_and_log()
+        last = step == self.total_steps or self.stopped or self._out_of_patience()
         if best or last or step % phase.save_interval == 0:
             self.save()
 
+    def _out_of_patience(self) -> bool:
+        patience = self.job.phase.patience
+        return patience is not None and self.progress.evaluations_since_best >= patience
+
     def _evaluate_and_log(self) -> bool:
-        """Validation losses and sample replies; returns whether this is the best so far."""
-        self.val_losses = self.validate()
+        """Validation losses and sample replies, of the averaged weights if there are any; whether this is the best so far."""
+        with self.engine.averaged():
+            self.val_losses = self.validate()
+            text = self.replies()
         value = self.val_losses["val_loss"]
         self._log(self.val_losses)
         by_kind = "  ".join(
             f"{name.partition('/')[2]} {loss:.3f}" for name, loss in self.val_losses.items() if "/" in name
         )
         self.monitor.message(f"step {self.progress.step}  validation loss {value:.4f}  {by_kind}".rstrip())
-        if self.job.show is not None:
-            text = self.job.show(self.model.eval())
+        if text:
             self.monitor.message(text)
             with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
                 file.write(f"=== step {self.progress.step}\n{text}\n")
         best = self.progress.best_val_loss is None or value < self.progress.best_val_loss
         if best:
             self.progress.best_val_loss = value
+        self.progress.evaluations_since_best = 0 if best else self.progress.evaluations_since_best + 1
         return best
 
-    @torch.no_grad()
+    def replies(self) -> str:
+        """What the job shows; of a model in shards all ranks compute it together, else the first one alone."""
+        if self.job.show is None or not (self.world.is_main or self.engine.sharded):
+            return ""
+        text = self.job.show(self.model.eval())
+        return text if self.world.is_main else ""
+
     def validate(self) -> Metrics:
         """Unweighted token mean over the fixed validation set, overall and by kind, each example exactly once."""
-        self.model.eval()
-        sums: dict[str, float] = defaultdict(float)
-        counts: dict[str, int] = defaultdict(int)
-        for batch in micro_batches(self.job.validation, max(8, self.batch_size)):
-            losses = self._forward(batch).losses.double().cpu()
-            for index, kind in enumerate(batch.kind_names):
-                of_kind = losses[batch.kinds == index]
-                sums[kind] += float(of_kind.sum())
-                counts[kind] += len(of_kind)
-        overall = {"val_loss": sum(sums.values()) / sum(counts.values())}
+        sums = self.engine.evaluate(self.job.validation)
+        overall = {"val_loss": sum(loss for loss, _ in sums.values()) / sum(count for _, count in sums.values())}
         if len(sums) == 1:
             return overall
-        return overall | {f"val_loss/{kind}": sums[kind] / counts[kind] for kind in sorted(sums)}
+        return overall | {f"val_loss/{kind}": loss / count for kind, (loss, count) in sums.items()}
 
     def save(self) -> None:
-        """Write this step's checkpoint and delete those that need not stay."""
-        folder = self.folder / f"step-{self.progress.step:07d}"
-        if folder.exists():
+        """Copy this step's state and have it written as a checkpoint; those that need not stay are deleted after it."""
+        name = f"step-{self.progress.step:07d}"
+        self.writer.wait()
+        if self.world.share((self.folder / name).exists):
             return
         info = {"job": self.job.name, "step": self.progress.step, "trained_tokens": self.progress.trained_tokens}
         info |= {"val_loss": self.val_losses.get("val_loss") if self._evaluated_now() else None}
-        state = {"progress": asdict(self.progress), "total_steps": self.total_steps}
-        save_checkpoint(folder, self.model, self.tokenizer, info, self.optimizer, state)
-        prune(self.folder, self.config.training.keep_checkpoints)
+        snapshot = run_snapshot(self.engine, self.tokenizer, info, asdict(self.progress))
+        if self.world.is_main or self.engine.sharded:
+            self.writer.write(name, snapshot)
 
     def _evaluated_now(self) -> bool:
         """Whether `val_losses` belongs to the present weights."""
         step = self.progress.step
         return bool(self.val_losses) and (step % self.job.phase.eval_interval == 0 or step == self.total_steps)
-
-
-@contextmanager
-def _stop_signals(trainer: Trainer) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run after the current step, with a checkpoint; a second SIGINT leaves at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _: object) -> None:
-        if trainer.stop_requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        trainer.stop_requested = True
-        trainer.monitor.message("Stopping after this step and saving; Ctrl-C again leaves at once.")
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -10,39 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-SMALL = ["model.preset=null", "model.n_layer=2", "model.n_embd=32", "model.n_head=2", "model.context_length=384"]
-BRIEF = ["system.device=cpu", "data.seq_len=384", "data.eval_examples=20", "system.threads=1"]
-
-
-def run(folder: Path, *command: str, code: int = 0, **environment: str) -> str:
-    """Run a command in `folder`, expect its exit code, give back all that it printed."""
-    program = (
-        [sys.executable, *command]
-        if command[0].endswith(".py")
-        else [sys.executable, "-m", "mini_chat_gpt.cli", *command]
-    )
-    environment = {**os.environ, "WANDB_MODE": "offline", "COLUMNS": "200", **environment}
-    done = subprocess.run(program, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
-    printed = done.stdout + done.stderr
-    assert done.returncode == code, printed
-    assert "Traceback" not in printed, printed
-    return printed
-
-
-def one_sentence(printed: str) -> str:
-    """The single line of a user's mistake."""
-    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
-    return line
+from commands import BRIEF, SMALL, make_clone, one_sentence, run
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """A folder that looks like a clone, with the sample prepared and a small base model trained."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in ("mini_chat_gpt", "sft_config.yaml", "prepare_sft_data.py"):
-        (folder / name).symlink_to(ROOT / name)
+    folder = make_clone(tmp_path_factory.mktemp("clone"))
     printed = run(folder, "prepare_sft_data.py", "--sample")
     assert "12,000" in printed
     printed = run(folder, "pretrain", *SMALL, *BRIEF, "pretrain.tokenizer_vocab_size=500", "pretrain.max_steps=12",

@@ -1,4 +1,4 @@
-"""One step is a true token mean; a resumed run equals an unbroken one; what is logged is what happened."""
+"""A resumed run equals an unbroken one; what is logged is what happened."""
 
 import json
 import os
@@ -7,14 +7,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mini_chat_gpt.batch_text import read_ids
 from rich.console import Console
+from safetensors import SafetensorError
 from tiny import CountingSource, tiny_config, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.checkpoint import find_checkpoint, load_model, steps_of, validation_loss
 from mini_chat_gpt.config import SFTSection
 from mini_chat_gpt.device import pick_precision
+from mini_chat_gpt.engine import Engine
+from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.monitor import Monitor, keep_metrics_until
-from mini_chat_gpt.trainer import Job, Stage, Trainer, examples_from, step_examples
+from mini_chat_gpt.run_state import run_snapshot
+from mini_chat_gpt.time_plan import time_run
+from mini_chat_gpt.trainer import Job, Stage, Trainer
 
 TOKENIZER = tiny_tokenizer()
 
@@ -27,68 +33,24 @@ def make_trainer(folder, callbacks=(), tokenizer=TOKENIZER, validation=4, stages
     job = Job("sft", config.sft, source, [source.example(i + 1000) for i in range(validation)], stages=stages)
     model = tiny_model(tokenizer.vocab_size)
     monitor = Monitor(folder, config.wandb, {}, Console(quiet=True))
-    precision = pick_precision(False, torch.device("cpu"))
-    return Trainer(job, model, tokenizer, config, folder, monitor, precision, False, callbacks)
+    engine = Engine(model, config, job.phase, pick_precision(config.system.mixed_precision, torch.device("cpu")))
+    return Trainer(job, engine, tokenizer, config, folder, monitor, callbacks)
 
 
-def gradients_of(trainer: Trainer, examples) -> dict[str, torch.Tensor]:
-    captured = {}
-
-    def capture(_fraction, _weight_decay):
-        captured.update({name: p.grad.clone() for name, p in trainer.model.named_parameters()})
-
-    trainer.optimizer.step = capture
-    captured["loss"] = torch.tensor(trainer.training_step(examples)[0])
-    return captured
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_size_of_a_micro_batch_changes_neither_loss_nor_gradient(tmp_path, optimizer):
-    examples = [CountingSource().example(i) for i in range(8)]
-    results = []
-    for size in (8, 3, 1):
-        training = {"batch_size": size, "examples_per_step": 8, "optimizer": optimizer, "grad_clip": 0.0}
-        results.append(gradients_of(make_trainer(tmp_path / str(size), training=training), examples))
-    for other in results[1:]:
-        for name, gradient in results[0].items():
-            torch.testing.assert_close(gradient, other[name], rtol=1e-5, atol=1e-7)
-
-
-def test_the_loss_is_the_weighted_mean_over_tokens_computed_plainly(tmp_path):
-    trainer = make_trainer(tmp_path / "run", training={"batch_size": 3, "examples_per_step": 8})
-    examples = [CountingSource().example(i) for i in range(8)]
-    top = bottom = 0.0
-    for example in examples:
-        ids = torch.from_numpy(example.ids).long()
-        with torch.no_grad():
-            losses = torch.nn.functional.cross_entropy(trainer.model(ids[None])[0, :-1], ids[1:], reduction="none")
-        trained = torch.from_numpy(example.trained[1:])
-        top += example.weight * losses[trained].sum().item()
-        bottom += example.weight * int(trained.sum())
-    loss, weight, _ = trainer.training_step(examples)
-    assert weight == pytest.approx(bottom)
-    assert loss == pytest.approx(top / bottom, rel=1e-5)
-
-
-def test_validation_counts_every_example_once_and_splits_by_kind(tmp_path):
-    trainer = make_trainer(tmp_path / "run", validation=37)
-    losses = trainer.validate()
-    sums = {"a": [0.0, 0], "b": [0.0, 0]}
-    for example in trainer.job.validation:
-        ids = torch.from_numpy(example.ids).long()
-        with torch.no_grad():
-            each = torch.nn.functional.cross_entropy(trainer.model(ids[None])[0, :-1], ids[1:], reduction="none")
-        trained = torch.from_numpy(example.trained[1:])
-        sums[example.kind][0] += each[trained].sum().item()
-        sums[example.kind][1] += int(trained.sum())
-    for kind, (total, count) in sums.items():
-        assert losses[f"val_loss/{kind}"] == pytest.approx(total / count, rel=1e-5)
-    overall = sum(s for s, _ in sums.values()) / sum(c for _, c in sums.values())
-    assert losses["val_loss"] == pytest.approx(overall, rel=1e-5)
+def go_on(trainer: Trainer, checkpoint) -> Trainer:
+    """The trainer as a resumed run has it."""
+    trainer.model.load_state_dict(load_model(checkpoint).state_dict())
+    trainer.resume(checkpoint)
+    return trainer
 
 
 @pytest.mark.parametrize(
-    "sections", [{}, {"training": {"optimizer": "muon", "tokens_per_step": 60, "keep_checkpoints": 9}}]
+    "sections",
+    [
+        {},
+        {"training": {"optimizer": "muon", "tokens_per_step": 60, "keep_checkpoints": 9, "ema": 0.9}},
+        {"system": {"mixed_precision": "fp16", "device": "cpu"}, "data": {"num_workers": 1}},
+    ],
 )
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, sections):
     whole = make_trainer(tmp_path / "whole", **sections)
@@ -98,13 +60,15 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, sections):
     for later in steps_of(tmp_path / "broken"):
         if later > checkpoint:
             later.rename(tmp_path / f"gone-{later.name}")
-    again = make_trainer(tmp_path / "broken", **sections)
-    again.model.load_state_dict(load_model(checkpoint).state_dict())
-    again.resume(checkpoint)
+    again = go_on(make_trainer(tmp_path / "broken", **sections), checkpoint)
     again.run()
-    assert again.progress.cursor == whole.progress.cursor
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, again.model.state_dict()[name]), name
+    assert replace(again.progress, seconds=0.0) == replace(whole.progress, seconds=0.0)
+    assert again.engine.loss_scale == whole.engine.loss_scale
+    states = [run_snapshot(trainer.engine, TOKENIZER, {}, {}).tensors for trainer in (whole, again)]
+    assert states[0].keys() == states[1].keys()
+    for file, tensors in states[0].items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, states[1][file][name]), f"{file}: {name}"
 
 
 class OneLetterSource(CountingSource):
@@ -118,10 +82,14 @@ class OneLetterSource(CountingSource):
 def test_stages_come_first_with_their_own_examples_and_step_size(tmp_path, workers):
     stages = [Stage(0.25, OneLetterSource(), tokens_per_step=30), Stage(1 / 6, OneLetterSource(), weight_decay=0.3)]
     trainer = make_trainer(tmp_path / "run", stages=stages, data={"num_workers": workers})
-    taken, step = [], trainer.training_step
-    decays, update = [], trainer.optimizer.step
-    trainer.training_step = lambda examples: taken.append(examples) or step(examples)
-    trainer.optimizer.step = lambda fraction, decay: decays.append(decay) or update(fraction, decay)
+    taken, decays, step = [], [], trainer.engine.step
+
+    def watched(examples, fraction, decay, *others):
+        taken.append(examples)
+        decays.append(decay)
+        return step(examples, fraction, decay, *others)
+
+    trainer.engine.step = watched
     trainer.run()
     assert [{example.kind for example in examples} == {"easy"} for examples in taken] == [True] * 5 + [False] * 7
     assert all(sum(len(example.ids) for example in examples) >= 30 for examples in taken[:3])
@@ -135,10 +103,7 @@ def test_a_run_stopped_between_stages_goes_on_where_it_was(tmp_path):
     whole = make_trainer(tmp_path / "whole", stages=stages)
     whole.run()
     for step in (3, 6):  # within the stage, and after it
-        again = make_trainer(tmp_path / f"again-{step}", stages=stages)
-        checkpoint = tmp_path / "whole" / f"step-{step:07d}"
-        again.model.load_state_dict(load_model(checkpoint).state_dict())
-        again.resume(checkpoint)
+        again = go_on(make_trainer(tmp_path / f"again-{step}", stages=stages), tmp_path / "whole" / f"step-{step:07d}")
         again.run()
         assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
 
@@ -172,23 +137,9 @@ def test_an_interrupt_saves_the_step_it_stopped_at(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     result = make_trainer(tmp_path / "run", callbacks=[interrupt]).run()
-    assert result.interrupted
+    assert result.stopped == "SIGINT"
     assert steps_of(tmp_path / "run")[-1].name == f"step-{result.steps:07d}"
     assert result.steps in (5, 6)
-
-
-def test_worker_processes_give_the_same_examples_in_the_same_order():
-    source = CountingSource()
-    inline, workers = (examples_from(source, 7, workers=n) for n in (0, 2))
-    for _ in range(100):
-        assert next(inline).ids.tolist() == next(workers).ids.tolist()
-
-
-def test_a_step_in_tokens_takes_examples_until_its_budget_is_reached():
-    stream = examples_from(CountingSource(), 0, 0)
-    taken = step_examples(stream, 4, tokens=100)
-    lengths = [len(example.ids) for example in taken]
-    assert sum(lengths) >= 100 > sum(lengths[:-1])
 
 
 def test_a_small_model_learns_what_it_is_shown(tmp_path):
@@ -200,3 +151,97 @@ def test_a_small_model_learns_what_it_is_shown(tmp_path):
     result = trainer.run()
     assert before > 5
     assert result.val_losses["val_loss"] < 0.5
+
+
+class PoisonedSource(CountingSource):
+    """From slot 12 on, examples whose loss is not a number."""
+
+    def __init__(self, first: int = 12, last: int = 10**9) -> None:
+        super().__init__()
+        self.first, self.last = first, last
+
+    def example(self, slot):
+        example = super().example(slot)
+        return replace(example, weight=float("nan")) if self.first <= slot <= self.last else example
+
+
+def test_accidents_in_a_row_end_the_run_and_their_examples_are_kept(tmp_path):
+    sft = {"max_steps": 12, "eval_interval": 12, "save_interval": 3}
+    training = {"batch_size": 4, "max_accidents": 3, "keep_checkpoints": 9}
+    trainer = make_trainer(tmp_path / "run", sft=sft, training=training)
+    trainer.job = replace(trainer.job, source=PoisonedSource())
+    with pytest.raises(UserError, match=r"step 6: loss nan.*3 steps in a row were not finite") as raised:
+        trainer.run()
+    assert str(tmp_path / "run" / "accidents") in str(raised.value)
+    texts = sorted((tmp_path / "run" / "accidents").iterdir())
+    assert [text.name for text in texts] == [f"step-000000{step}-rank-0.txt" for step in (4, 5, 6)]
+    expected = [trainer.job.source.example(slot).ids.tolist() for slot in range(12, 16)]
+    assert sorted(read_ids(texts[0].read_text())) == sorted(expected)
+    assert steps_of(tmp_path / "run")[-1].name == "step-0000003"
+
+
+def test_a_single_accident_is_counted_and_the_run_goes_on(tmp_path):
+    trainer = make_trainer(tmp_path / "run")
+    trainer.job = replace(trainer.job, source=PoisonedSource(12, 12))
+    assert trainer.run().steps == 12
+    assert trainer.progress.accidents == 1
+    assert trainer.progress.accidents_in_a_row == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["sft/accidents"] for line in lines if "sft/accidents" in line] == [0] * 3 + [1] * 9
+
+
+def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
+    sft = {"max_steps": 100, "eval_interval": 2, "save_interval": 50, "patience": 2}
+    trainer = make_trainer(tmp_path / "run", sft=sft)
+    losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
+    trainer.validate = lambda: {"val_loss": next(losses)}
+    result = trainer.run()
+    assert result.steps == 8
+    assert not result.stopped
+    assert find_checkpoint(tmp_path / "run").name == "step-0000004"
+    assert find_checkpoint(tmp_path / "run" / "last").name == "step-0000008"
+
+
+def test_a_time_limit_saves_and_leaves(tmp_path):
+    trainer = make_trainer(tmp_path / "run", training={"batch_size": 4, "time_limit": "0.001s"})
+    result = trainer.run()
+    assert result.stopped == "time limit"
+    assert steps_of(tmp_path / "run")[-1].name == f"step-{result.steps:07d}"
+
+
+def test_averaged_weights_are_what_is_evaluated_and_saved(tmp_path):
+    trainer = make_trainer(tmp_path / "run", training={"batch_size": 4, "ema": 0.9})
+    result = trainer.run()
+    saved = load_model(steps_of(tmp_path / "run")[-1])
+    for name, average in trainer.engine.average.averages.items():
+        assert torch.equal(saved.state_dict()[name], average)
+    assert any(not torch.equal(p, saved.state_dict()[name]) for name, p in trainer.model.named_parameters())
+    trainer.model.load_state_dict(saved.state_dict())
+    assert trainer.validate()["val_loss"] == pytest.approx(result.val_losses["val_loss"])
+
+
+def test_what_the_disk_refuses_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path / "run")
+    monkeypatch.setattr(
+        "mini_chat_gpt.checkpoint.save_file",
+        lambda *_, **__: (_ for _ in ()).throw(SafetensorError("IoError(Os { code: 28, kind: StorageFull })")),
+    )
+    with pytest.raises(UserError, match="no space left on device"):
+        trainer.run()
+    assert not list((tmp_path / "run").glob("*step-*"))
+
+
+def test_planning_by_time_leaves_no_trace(tmp_path):
+    trainer, fresh = (make_trainer(tmp_path / name, training={"batch_size": 4, "ema": 0.9}) for name in "ab")
+    plan = time_run(trainer, seconds=0.1)
+    assert plan.step > 0
+    assert plan.steps_in(plan.evaluation + 50 * plan.step, eval_interval=1000) in (49, 50)
+    for ours, theirs in zip(trainer.model.parameters(), fresh.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    for one in (trainer, fresh):
+        one.plan(7)
+        one.run()
+    for ours, theirs in zip(trainer.model.parameters(), fresh.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    again = go_on(make_trainer(tmp_path / "a"), tmp_path / "a" / "step-0000006")
+    assert again.total_steps == 7

@@ -1,0 +1,130 @@
+"""torch.compile for a GPT: once for all lengths and all layers, and only where it works and pays back.
+
+What looks at one token alone is compiled: a block up to its attention product, a block after it, and the loss. They see
+tensors of which a single size changes from batch to batch, and that size is marked; so each of the three is compiled once
+for training and once for evaluation, whatever the batches and however many layers. The product itself stays as it is: its
+layouts are Python objects that differ from batch to batch, and its kernels are fused already.
+
+PyTorch's compiler takes seconds to import: nothing here touches it before it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from types import MethodType
+
+import torch
+
+from mini_chat_gpt.attention import Flat, Layout
+from mini_chat_gpt.loss import LossSums
+from mini_chat_gpt.model import GPT, Block, Rope
+
+# Compiling takes half a minute where nothing is cached yet. A step of a small model on a GPU is mostly the launching of small
+# kernels, of which compiled code has half as many.
+STEPS_TO_PAY_BACK = 500
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Whether to compile, and why, in words for the run's first lines."""
+
+    on: bool
+    reason: str
+
+
+def choose_compiling(setting: bool | str, device: torch.device, steps: int) -> Choice:
+    """Resolve system.compile for a run of so many steps. Raises nothing: what cannot compile runs as it is, and says why."""
+    if setting is False:
+        return Choice(False, "not compiled: as configured")
+    if setting == "auto" and device.type != "cuda":
+        return Choice(False, f"not compiled: on a {device.type} that seldom pays back (system.compile=true does it)")
+    if setting == "auto" and steps < STEPS_TO_PAY_BACK:
+        return Choice(False, f"not compiled: {steps} steps are too few to pay for it")
+    obstacle = trial(device)
+    if obstacle is not None:
+        return Choice(False, f"not compiled: {obstacle}")
+    return Choice(True, "compiled: as configured" if setting is True else "compiled: the run is long enough to pay for it")
+
+
+def trial(device: torch.device) -> str | None:
+    """Compile a line of code and run it on `device`: None if that works, otherwise what is missing and what to do."""
+    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+        return "the environment variable TORCH_COMPILE_DISABLE forbids it"
+    try:
+        import torch._inductor.cpp_builder
+
+        if device.type == "cpu":  # what an earlier run left in the cache would hide that the compiler is gone
+            torch._inductor.cpp_builder.get_cpp_compiler()
+        x = torch.arange(64.0, device=device)
+        if not torch.equal(torch.compile(_a_line_of_code)(x), _a_line_of_code(x)):
+            return "compiled code gives other numbers than it should"
+    except Exception as error:  # whatever it is, the run can do without
+        return explain(error)
+    return None
+
+
+def _a_line_of_code(x: torch.Tensor) -> torch.Tensor:
+    return x * 2 + 1
+
+
+# What a failure's text contains: what is the matter, and the remedy.
+OBSTACLES = {
+    "Python.h": "Python's headers are missing (Python.h); install python3-dev or your system's like",
+    "Failed to find C compiler": "Triton finds no C compiler; install gcc or clang",
+    "TritonMissing": "Triton is not installed; `pip install triton`",
+    "GPUTooOldForTriton": "this GPU is too old for Triton, which wants compute capability 7.0",
+    "InvalidCxxCompiler": "no C++ compiler is found ({cxx}); install g++ or clang, or name one in CXX",
+    "CppCompileError": "the C++ compiler ({cxx}) does not work; install g++ or clang, or name one in CXX",
+}
+
+
+def explain(error: Exception) -> str:
+    """One sentence for what the trial stumbled over."""
+    text = f"{type(error).__name__}: {error}"
+    cxx = os.environ.get("CXX", "g++")
+    for sign, sentence in OBSTACLES.items():
+        if sign in text:
+            return sentence.format(cxx=cxx)
+    first_line = next(line.strip() for line in text.splitlines() if line.strip())
+    return f"a trial failed ({first_line[:200]})"
+
+
+def compile_model(model: GPT, backend: str = "inductor") -> None:
+    """Let the model run compiled code from its next flat batch on, in place; its weights, names and results stay.
+
+    It makes no difference whether DDP or FSDP2 have wrapped it. Generation runs as ever: a token at a time and batches of
+    every size want other code. `backend` is torch.compile's ("aot_eager" traces the same graphs and needs no compiler).
+    """
+    import torch._dynamo
+
+    # Gradients leave our pieces layer by layer already; they need no cutting up for DDP's buckets.
+    torch._dynamo.config.optimize_ddp = False
+    before, after, loss = (
+        torch.compile(function, backend=backend)
+        for function in (Block.before_product, Block.after_product, GPT.head_sums)
+    )
+
+    def forward(block: Block, x: torch.Tensor, rope: Rope | None, layout: Layout) -> torch.Tensor:
+        if not isinstance(layout, Flat):
+            return Block.forward(block, x, rope, layout)
+        q, k, v = before(block, any_size(x, 1), rope and (any_size(rope[0], 2), any_size(rope[1], 2)))
+        return after(block, x, any_size(block.self_attn.product(q, k, v, layout), 2))
+
+    def head_sums(model: GPT, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> LossSums:
+        if not len(targets):  # no size like any other
+            return GPT.head_sums(model, hidden, targets, weights)
+        return loss(model, any_size(hidden, 0), any_size(targets, 0), any_size(weights, 0))
+
+    # Bound methods, so that a deep copy of the model has them bound to itself.
+    model.head_sums = MethodType(head_sums, model)  # type: ignore[method-assign]
+    for block in model.layers:
+        block.forward = MethodType(forward, block)
+
+
+def any_size(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+    """Marked so that code compiled for it takes any size of `dim`, also where that equals another size by chance."""
+    import torch._dynamo
+
+    torch._dynamo.maybe_mark_dynamic(tensor, dim)
+    return tensor

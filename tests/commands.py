@@ -1,0 +1,53 @@
+"""Commands as a user types them, run in a folder that looks like a clone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tiny import STORIES
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["model.preset=null", "model.n_layer=2", "model.n_embd=32", "model.n_head=2", "model.context_length=384"]
+BRIEF = ["system.device=cpu", "data.seq_len=384", "data.eval_examples=20", "system.threads=1"]
+TORCHRUN = ["-m", "torch.distributed.run"]
+
+
+def program(*command: str) -> list[str]:
+    """A verb, a file of the clone, or Python's own options, as a command line."""
+    own = command[0].endswith(".py") or command[0] == "-m"
+    return [sys.executable, *command] if own else [sys.executable, "-m", "mini_chat_gpt.cli", *command]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return {**os.environ, "WANDB_MODE": "offline", "COLUMNS": "200", **changes}
+
+
+def run(folder: Path, *command: str, code: int = 0, **changes: str) -> str:
+    """Run a command in `folder`, expect its exit code, give back all that it printed."""
+    done = subprocess.run(
+        program(*command), cwd=folder, capture_output=True, text=True, env=environment(**changes), timeout=300
+    )
+    printed = done.stdout + done.stderr
+    assert done.returncode == code, printed
+    assert "Traceback" not in printed, printed
+    return printed
+
+
+def one_sentence(printed: str) -> str:
+    """The single line of a user's mistake."""
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def make_clone(folder: Path) -> Path:
+    for name in ("mini_chat_gpt", "sft_config.yaml", "prepare_sft_data.py"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def write_stories(folder: Path, n: int = 120) -> Path:
+    """A text to pretrain on."""
+    text = folder / "stories-train.txt"
+    text.write_text("\n<|endoftext|>\n".join(f"{STORIES[i % 3]} It was day {i}." for i in range(n)), encoding="utf-8")
+    return text

@@ -1,0 +1,250 @@
+"""What two processes do for test_sharding.py, in one call of torchrun: everything in shards beside the same unsharded.
+
+    torchrun --nproc_per_node=2 tests/sharded.py FOLDER
+
+Both ways of training run side by side on the same examples; how far apart they are goes into FOLDER/found.json.
+"""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import torch
+from commands import SMALL, write_stories
+from safetensors.torch import save_file
+from tiny import CountingSource, lively_model, tiny_config, tiny_tokenizer
+
+from mini_chat_gpt import optim, pretrain
+from mini_chat_gpt.checkpoint import CheckpointWriter, load_model
+from mini_chat_gpt.device import pick_precision
+from mini_chat_gpt.distributed import World, join, own_part
+from mini_chat_gpt.engine import Engine
+from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.generation import generate
+from mini_chat_gpt.model import GPT
+from mini_chat_gpt.run_state import read_run_state, run_snapshot
+
+SHAPE = {"n_layer": 3, "intermediate_size": 81}  # rows that two processes can't share alike
+STEP = 3  # at which the checkpoints are written
+SETTINGS = [
+    *SMALL, "model.context_length=64", "data.seq_len=64", "data.eval_examples=4", "system.device=cpu", "system.threads=1",
+    "system.fsdp=true", "pretrain.tokenizer_vocab_size=300", "pretrain.max_steps=4", "pretrain.save_interval=1",
+    "pretrain.eval_interval=2", "training.keep_checkpoints=2", "training.ema=0.5", "wandb.enabled=false",
+]  # fmt: skip
+Tensors = dict[str, torch.Tensor]
+
+
+def make_engine(world: World, sharded: bool, model: GPT | None = None, **training) -> Engine:
+    config = tiny_config(
+        training={"batch_size": 2, "ema": 0.9} | training,
+        system={"fsdp": sharded, "device": "cpu", "mixed_precision": False},
+        sft={"learning_rate": 1e-2},
+    )
+    model = model or lively_model(301, **SHAPE)
+    engine = Engine(model, config, config.sft, pick_precision(False, torch.device("cpu")), world)
+    engine.model.activation_checkpointing = sharded and "muon" in training.values()
+    return engine
+
+
+def own_examples(world: World, step: int) -> list:
+    """This process's examples of a step: as many as the other's, fewer micro-batches than it, or none."""
+    examples = [CountingSource().example(8 * step + i) for i in range(8)]
+    return [
+        examples[world.rank :: 2],
+        examples[:7] if world.is_main else examples[7:],
+        examples if world.is_main else [],
+    ][step % 3]
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def difference(ours: Tensors, theirs: Tensors) -> float:
+    """Largest difference of any tensor, relative to its largest value."""
+    assert set(ours) == set(theirs)
+    pairs = [(whole(ours[name]).detach().double(), theirs[name].detach().double()) for name in ours]
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs)
+
+
+def gradients(engine: Engine, examples: list) -> Tensors:
+    loss = sum(engine.world.sum([engine.accumulate(examples).own_loss]))
+    found = {name: whole(p.grad).clone() for name, p in engine.model.named_parameters()}
+    engine.optimizer.zero_grad()
+    return found | {"loss": torch.tensor(loss)}
+
+
+def state_of(engine: Engine) -> Tensors:
+    """All that a resume must bring back, whole."""
+    parts = {
+        "weights": dict(engine.model.named_parameters()),
+        "averages": engine.average.averages,
+        "optimizer": engine.optimizer.state_tensors(),
+    }
+    return {f"{part}/{name}": whole(t).detach().clone() for part, those in parts.items() for name, t in those.items()}
+
+
+def same(ours: Tensors, theirs: Tensors) -> bool:
+    return set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def compare(world: World, optimizer: str) -> tuple[dict, Engine, Engine]:
+    """Some steps in shards and with DDP."""
+    ours, theirs = (make_engine(world, sharded, optimizer=optimizer) for sharded in (True, False))
+    tokenizer = tiny_tokenizer()
+
+    def replies(engine: Engine) -> list[str]:
+        with engine.averaged():
+            return generate(engine.model.eval(), tokenizer, ["Once", "Tom was sad."], 12, temperature=0.0)
+
+    found = {
+        "replies": replies(ours) == replies(theirs),
+        "gradient": max(
+            difference(*(gradients(engine, own_examples(world, step)) for engine in (ours, theirs)))
+            for step in range(3)
+        ),
+        "loss": 0.0,
+        "norm": 0.0,
+    }
+    for step in range(STEP):
+        one, other = (engine.step(own_examples(world, step), 1.0, 0.1, step) for engine in (ours, theirs))
+        found["loss"] = max(found["loss"], abs(one.loss / other.loss - 1))
+        found["norm"] = max(found["norm"], abs(one.norm / other.norm - 1))
+    found["state"] = difference(state_of(ours), state_of(theirs))
+    held_out = [CountingSource().example(i) for i in range(11)]
+    sums = []
+    for engine in (ours, theirs):
+        with engine.averaged():
+            sums.append(engine.evaluate(held_out))
+    found["evaluation"] = max(abs(sums[0][kind][0] / sums[1][kind][0] - 1) for kind in sums[1])
+    found["replies"] &= replies(ours) == replies(theirs)
+    found["tied"] = ours.model.lm_head.weight is ours.model.embed_tokens.weight
+    whole_size = sum(tensor.numel() for tensor in theirs.optimizer.state_tensors().values())
+    found["own part"] = sum(own_part(t).numel() for t in ours.optimizer.state_tensors().values()) / whole_size
+    return found, ours, theirs
+
+
+def save_and_resume(world: World, folder: Path, ours: Engine, theirs: Engine) -> dict:
+    """Checkpoints in shards and whole, and each resumed both ways in two processes."""
+    tokenizer, name, optimizer = (
+        tiny_tokenizer(),
+        f"step-{STEP:07d}",
+        "muon" if len(ours.optimizer.members) > 1 else "adamw",
+    )
+    reference = state_of(ours)
+    writer = CheckpointWriter(folder / "sharded", 3, world.apart())
+    writer.write(name, run_snapshot(ours, tokenizer, {"job": "sft", "step": STEP}, {"step": STEP}))
+    ours.step(own_examples(world, STEP), 1.0, 0.1, STEP)  # meanwhile
+    writer.wait()
+    if world.is_main:
+        save_file(reference, folder / "reference.safetensors")
+        run_snapshot(theirs, tokenizer, {"job": "sft", "step": STEP}, {"step": STEP}).write(folder / "whole" / name)
+    world.gather([])
+
+    def resumed(kind: str, sharded: bool) -> Engine:
+        engine = make_engine(world, sharded, load_model(folder / kind / name), optimizer=optimizer)
+        state = read_run_state(folder / kind / name, engine)
+        assert state == {"progress": {"step": STEP}, "averaged_steps": STEP}, state
+        return engine
+
+    again = resumed("sharded", True)
+    found = {
+        "shards to shards": same(state_of(again), reference),
+        "shards to whole": same(state_of(resumed("sharded", False)), reference),
+        "whole to shards": same(state_of(resumed("whole", True)), state_of(theirs)),
+    }
+    again.step(own_examples(world, STEP), 1.0, 0.1, STEP)
+    return found | {"goes on": same(state_of(again), state_of(ours))}
+
+
+def muon_parity(world: World) -> dict:
+    """Muon on matrices in shards and on whole ones, given the very same gradients; stacks small and large."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh, found = init_device_mesh("cpu", (world.size,)), {}
+
+    def parameter(tensor: torch.Tensor, sharded: bool) -> torch.nn.Parameter:
+        part = distribute_tensor(tensor, mesh, [Shard(0)], src_data_rank=None) if sharded else tensor.clone()
+        return torch.nn.Parameter(part)
+
+    for elements in (2**23, 200):
+        optim.STACK_ELEMENTS = elements
+        generator = torch.Generator().manual_seed(0)
+        starts = [
+            torch.randn(shape, generator=generator)
+            for shape in [(8, 8), (9, 20), (20, 9), (8, 8), (1, 5), (8, 8), (9, 20)]
+        ]
+        ours, theirs = ([parameter(start, sharded) for start in starts] for sharded in (True, False))
+        members = [optim.Muon(those, lr=0.1, weight_decay=0.1) for those in (ours, theirs)]
+        for _ in range(3):
+            for one, other in zip(ours, theirs, strict=True):
+                other.grad = torch.randn(other.shape, generator=generator)
+                one.grad = distribute_tensor(other.grad, mesh, [Shard(0)], src_data_rank=None)
+            for member in members:
+                member.step()
+        pairs = zip(ours, theirs, strict=True)
+        found[str(elements)] = max(float((whole(one) - other).abs().max()) for one, other in pairs)
+    optim.STACK_ELEMENTS = 2**23
+    return found
+
+
+def accident(world: World, engine: Engine) -> dict:
+    """A gradient that isn't finite on one process alone."""
+    before = state_of(engine)
+    engine.accumulate(own_examples(world, 0))
+    if not world.is_main:
+        own_part(engine.model.layers[0].mlp.up_proj.weight.grad)[0, 0] = math.nan
+    norm = optim.clip_gradients(engine.model.parameters(), 1.0)
+    outcome = engine._update(float(norm), 1.0, 1.0, None)
+    told = world.sum([outcome == "accident" and type(norm) is torch.Tensor])
+    return {"told": told, "nothing changed": same(state_of(engine), before)}
+
+
+def full_disk(world: World, folder: Path, engine: Engine) -> dict:
+    """The disk of one process refuses."""
+
+    def refuse(_):
+        raise OSError(28, os.strerror(28))
+
+    writer, fsync = CheckpointWriter(folder / "full", 3, world.apart()), os.fsync
+    snapshot = run_snapshot(engine, tiny_tokenizer(), {}, {"step": 1})
+    if not world.is_main:
+        os.fsync = refuse
+    told = ""
+    try:
+        writer.write("step-0000001", snapshot)
+        writer.wait()
+    except UserError as error:
+        told = str(error)
+    os.fsync = fsync
+    both = world.sum(["no space left on device" in told])
+    return {"told": both, "left": [path.name for path in (folder / "full").glob("*")]}
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    world = join("cpu")
+    found = {}
+    for optimizer in ("adamw", "muon"):
+        place = folder / optimizer
+        place.mkdir(exist_ok=True)
+        found[optimizer], ours, theirs = compare(world, optimizer)
+        found[optimizer] |= save_and_resume(world, place, ours, theirs)
+    found |= {
+        "accident": accident(world, ours),
+        "full disk": full_disk(world, folder, ours),
+        "muon alone": muon_parity(world),
+    }
+    if world.is_main:
+        (folder / "found.json").write_text(json.dumps(found, indent=1))
+        write_stories(folder)
+    world.gather([])
+    pretrain.main([*SETTINGS, f"pretrain.dataset_path={folder}/stories-train.txt", f"pretrain.save_dir={folder}/run"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""A run that is killed again and again, at any instant, ends with the weights of one that never was, bit for bit.
+
+The processes are forked from one that has imported everything, so that a start costs a second and many kills can be tried.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from commands import SMALL, environment, write_stories
+
+NURSERY = """
+# Forks a training process for each line "KIND NUMBER|ARGUMENTS…" and says its process number, then its end.
+# KIND "" trains; "before"/"after" kill the process at its NUMBER-th rename; "deleting" in the middle of deleting a folder.
+import os, shutil, signal, sys
+import torch.utils.data, mini_chat_gpt.loss_curves
+from mini_chat_gpt.pretrain import main
+from mini_chat_gpt.entry import exit_with
+
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+
+def sabotage(kind, number):
+    count, rename, rmdir = [0], os.rename, os.rmdir
+    def watched(*args, **more):
+        count[0] += 1
+        if kind == "before" and count[0] == number: die()
+        rename(*args, **more)
+        if kind == "after" and count[0] == number: die()
+    def watched_rmdir(*args, **more):
+        count[0] += 1
+        if count[0] == number: die()
+        rmdir(*args, **more)
+    if kind == "deleting": os.rmdir = watched_rmdir  # the last act of deleting a checkpoint's folder
+    else: os.rename = watched
+
+for line in sys.stdin:
+    (kind, number), *arguments = [part.split(" ") if i == 0 else part for i, part in enumerate(line.rstrip("\\n").split("|"))]
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1); os.dup2(log, 2)
+        if kind: sabotage(kind, int(number))
+        exit_with(lambda: main(arguments))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+STEPS = 120
+SETTINGS = [
+    *SMALL, "model.context_length=64", "data.seq_len=64", "data.eval_examples=8", "data.num_workers=1", "system.threads=2",
+    "system.device=cpu", "system.compile=false", "training.optimizer=muon", "training.ema=0.95", "training.batch_size=4",
+    "training.keep_checkpoints=2", "pretrain.tokenizer_vocab_size=300", "pretrain.dataset_path=stories-train.txt",
+    f"pretrain.max_steps={STEPS}", "pretrain.save_interval=2", "pretrain.eval_interval=30", "wandb.enabled=false",
+    "pretrain.resume_from=auto",
+]  # fmt: skip
+
+
+class Nursery:
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-c", NURSERY]
+        self.process = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+        )
+
+    def start(self, arguments: list[str], kind: str = "", number: int = 0) -> int:
+        print("|".join([f"{kind} {number}", *arguments]), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def exit_code(self) -> int:
+        return int(self.process.stdout.readline())
+
+
+def leftovers(run: Path) -> str:
+    """What the run was doing to its checkpoints when it was killed."""
+    names = [path.name for path in run.glob(".step-*")]
+    if any(name.endswith(".tmp") for name in names):
+        return "while saving"
+    return "while deleting" if names else "in between"
+
+
+def state_of(checkpoint: Path) -> dict:
+    """Everything in a checkpoint but the time it took."""
+    files = {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.name != "manifest.json"}
+    state = json.loads(files["training_state.json"])
+    del state["progress"]["seconds"], state["progress"]["window"]["seconds"]
+    return files | {"training_state.json": state}
+
+
+@pytest.fixture
+def nursery(tmp_path):
+    write_stories(tmp_path)
+    nursery = Nursery(tmp_path)
+    yield nursery
+    nursery.process.kill()
+    nursery.process.communicate()
+
+
+def test_twenty_kills_at_any_instant_change_nothing(tmp_path, nursery):
+    nursery.start([*SETTINGS, "pretrain.save_dir=whole"])
+    assert nursery.exit_code() == 0, (tmp_path / "log.txt").read_text()
+    broken = [*SETTINGS, "pretrain.save_dir=broken"]
+    rng, seen = random.Random(7), Counter()
+    sabotaged = [("before", 1), ("before", 4), ("after", 1), ("after", 4), ("deleting", 1), ("deleting", 3)]
+    for kind, number in sabotaged:  # in the middle of a rename or of a rotation
+        nursery.start(broken, kind, number)
+        assert nursery.exit_code() == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
+        seen[f"{kind} rename" if kind != "deleting" else kind] += 1
+    for number in range(20):
+        child = nursery.start(broken)
+        time.sleep(rng.uniform(0.3, 1.3))
+        deadline = time.monotonic() + 5
+        while number % 2 and not list((tmp_path / "broken").glob(".step-*")) and time.monotonic() < deadline:
+            pass  # every other one in the middle of saving or deleting
+        os.kill(child, signal.SIGKILL)
+        assert nursery.exit_code() == -signal.SIGKILL, f"the run ended before its kills: {seen}"
+        seen[leftovers(tmp_path / "broken")] += 1
+    nursery.start(broken)
+    assert nursery.exit_code() == 0, (tmp_path / "log.txt").read_text()
+    print(dict(seen))
+    assert state_of(tmp_path / "whole" / f"step-{STEPS:07d}") == state_of(tmp_path / "broken" / f"step-{STEPS:07d}")
+    assert not list((tmp_path / "broken").glob(".step-*"))
+    assert not list((tmp_path / "broken").glob("set-aside-*"))
+    metrics = [
+        [
+            {name: value for name, value in json.loads(line).items() if not TIMED & set(name.split("/"))}
+            for line in lines
+        ]
+        for lines in ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "broken"))
+    ]
+    assert metrics[0] == metrics[1]
+
+
+TIMED = {"time", "tokens_per_second", "trained_tokens_per_second", "memory_bytes"}
