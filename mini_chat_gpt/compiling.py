@@ -11,6 +11,9 @@ PyTorch's compiler takes seconds to import: nothing here touches it before it is
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import sysconfig
 from dataclasses import dataclass
 from types import MethodType
 
@@ -20,8 +23,9 @@ from mini_chat_gpt.attention import Flat, Layout
 from mini_chat_gpt.loss import LossSums
 from mini_chat_gpt.model import GPT, Block, Rope
 
-# Compiling takes half a minute where nothing is cached yet. A step of a small model on a GPU is mostly the launching of small
-# kernels, of which compiled code has half as many.
+# On a GPU, whose small kernels cost more to launch than to run, compiling takes about half a minute and this many steps are a
+# guess. On a CPU (two cores, AVX-512-bf16, 1 to 30 million parameters; benchmarks/compiling.py) a step is 1.05 to 1.2 times
+# faster for 30 to 60 s of compiling: it pays back after ten minutes of training, or after one where the cache is warm.
 STEPS_TO_PAY_BACK = 500
 
 
@@ -52,13 +56,11 @@ def trial(device: torch.device) -> str | None:
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
         return "the environment variable TORCH_COMPILE_DISABLE forbids it"
     try:
-        import torch._inductor.cpp_builder
-
-        if device.type == "cpu":  # what an earlier run left in the cache would hide that the compiler is gone
-            torch._inductor.cpp_builder.get_cpp_compiler()
+        if device.type == "cpu":
+            check_compiler()
         x = torch.arange(64.0, device=device)
         if not torch.equal(torch.compile(_a_line_of_code)(x), _a_line_of_code(x)):
-            return "compiled code gives other numbers than it should"
+            return "in a trial, compiled code gave other numbers than it should"
     except Exception as error:  # whatever it is, the run can do without
         return explain(error)
     return None
@@ -68,24 +70,38 @@ def _a_line_of_code(x: torch.Tensor) -> torch.Tensor:
     return x * 2 + 1
 
 
+def check_compiler() -> None:
+    """Raises an exception that tells what the C++ compiler lacks.
+
+    PyTorch itself may say no more than "list index out of range" about a broken one, and nothing about a missing one as
+    long as all that it wants is in its cache.
+    """
+    import torch._inductor.cpp_builder
+
+    compiler = torch._inductor.cpp_builder.get_cpp_compiler()
+    if sys.platform != "win32":
+        command = [compiler, "-x", "c++", "-fsyntax-only", f"-I{sysconfig.get_path('include')}", "-"]
+        done = subprocess.run(command, input="#include <Python.h>\n", capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{compiler}: {done.stderr}")
+
+
 # What a failure's text contains: what is the matter, and the remedy.
 OBSTACLES = {
-    "Python.h": "Python's headers are missing (Python.h); install python3-dev or your system's like",
-    "Failed to find C compiler": "Triton finds no C compiler; install gcc or clang",
-    "TritonMissing": "Triton is not installed; `pip install triton`",
-    "GPUTooOldForTriton": "this GPU is too old for Triton, which wants compute capability 7.0",
-    "InvalidCxxCompiler": "no C++ compiler is found ({cxx}); install g++ or clang, or name one in CXX",
-    "CppCompileError": "the C++ compiler ({cxx}) does not work; install g++ or clang, or name one in CXX",
+    "Python.h": "Python's headers are missing (Python.h); install python3-dev, or what your system calls it",
+    "InvalidCxxCompiler": "no C++ compiler is found; install g++ or clang, or name one in the environment variable CXX",
+    "Failed to find C compiler": "Triton finds no C compiler; install gcc, or name one in the environment variable CC",
+    "TritonMissing": "Triton is missing; pip install triton (on Windows triton-windows)",
+    "GPUTooOldForTriton": "this GPU is older than Triton can use (compute capability 7.0)",
 }
 
 
 def explain(error: Exception) -> str:
     """One sentence for what the trial stumbled over."""
     text = f"{type(error).__name__}: {error}"
-    cxx = os.environ.get("CXX", "g++")
     for sign, sentence in OBSTACLES.items():
         if sign in text:
-            return sentence.format(cxx=cxx)
+            return sentence
     first_line = next(line.strip() for line in text.splitlines() if line.strip())
     return f"a trial failed ({first_line[:200]})"
 
@@ -93,17 +109,16 @@ def explain(error: Exception) -> str:
 def compile_model(model: GPT, backend: str = "inductor") -> None:
     """Let the model run compiled code from its next flat batch on, in place; its weights, names and results stay.
 
-    It makes no difference whether DDP or FSDP2 have wrapped it. Generation runs as ever: a token at a time and batches of
-    every size want other code. `backend` is torch.compile's ("aot_eager" traces the same graphs and needs no compiler).
+    It makes no difference whether DDP or FSDP2 have wrapped it already. Generation runs as ever: a token at a time and
+    batches of every size would want other code. `backend` is torch.compile's ("aot_eager" needs no compiler).
     """
     import torch._dynamo
 
     # Gradients leave our pieces layer by layer already; they need no cutting up for DDP's buckets.
     torch._dynamo.config.optimize_ddp = False
-    before, after, loss = (
-        torch.compile(function, backend=backend)
-        for function in (Block.before_product, Block.after_product, GPT.head_sums)
-    )
+    before = torch.compile(Block.before_product, backend=backend)
+    after = torch.compile(Block.after_product, backend=backend)
+    loss = torch.compile(GPT.head_sums, backend=backend)
 
     def forward(block: Block, x: torch.Tensor, rope: Rope | None, layout: Layout) -> torch.Tensor:
         if not isinstance(layout, Flat):
@@ -112,11 +127,11 @@ def compile_model(model: GPT, backend: str = "inductor") -> None:
         return after(block, x, any_size(block.self_attn.product(q, k, v, layout), 2))
 
     def head_sums(model: GPT, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> LossSums:
-        if not len(targets):  # no size like any other
+        if not len(targets):  # code for any size means any but 0 and 1
             return GPT.head_sums(model, hidden, targets, weights)
         return loss(model, any_size(hidden, 0), any_size(targets, 0), any_size(weights, 0))
 
-    # Bound methods, so that a deep copy of the model has them bound to itself.
+    # Bound methods: in a deep copy of the model they are bound to the copy.
     model.head_sums = MethodType(head_sums, model)  # type: ignore[method-assign]
     for block in model.layers:
         block.forward = MethodType(forward, block)

@@ -1,9 +1,10 @@
-"""The machine: which device, which precision, whether to compile, and the reason for each choice in words."""
+"""The machine: which device, which precision, and the reason for each choice in words."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -52,34 +53,59 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_precision(setting: bool | str, device: torch.device) -> Precision:
-    """Resolve system.mixed_precision for this device."""
+    """Resolve system.mixed_precision for this device. Raises UserError if it can't do what is asked for."""
     if setting in (False, "fp32"):
         return Precision(torch.float32, "float32: as configured")
-    if setting == "bf16":
-        return Precision(torch.bfloat16, "bf16: as configured")
-    if setting == "fp16":
-        raise UserError(
-            "system.mixed_precision: fp16 needs a gradient scaler, which is not there yet; write bf16 or fp32."
-        )
+    if setting in ("bf16", "fp16"):
+        return _as_configured(str(setting), device)
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Precision(torch.bfloat16, "bf16: the GPU has it")
-        return Precision(torch.float32, "float32: the GPU has no bf16")
+        return _for_gpu(device)
     if device.type == "cpu" and cpu_has_bf16():
         # Measured with AVX-512-bf16 on models 64 to 256 wide: steps are 1.1 to 1.7 times faster, most with long examples.
         return Precision(torch.bfloat16, "bf16: this processor multiplies it faster than float32")
+    if device.type == "mps":  # half precision works there, but nobody has measured it or looked at its losses with this code
+        return Precision(torch.float32, "float32: half precision is untried on Apple's GPUs")
     return Precision(torch.float32, "float32: no fast bf16 here")
 
 
+def _as_configured(name: str, device: torch.device) -> Precision:
+    if name == "bf16" and device.type == "cuda" and not _gpu_has_bf16(device):  # PyTorch would emulate it, very slowly
+        raise UserError(
+            f"system.mixed_precision: bf16 was asked for, but {torch.cuda.get_device_name(device)} does not have it; "
+            "write auto, fp16 or fp32."
+        )
+    dtype = torch.bfloat16 if name == "bf16" else torch.float16
+    try:
+        square = torch.ones(16, 16, dtype=dtype, device=device)
+        square @ square
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise UserError(
+            f"system.mixed_precision: {name} was asked for, but {device} can't multiply it ({error}); write auto or fp32."
+        ) from None
+    return Precision(dtype, "bf16: as configured" if name == "bf16" else "float16 with a loss scale: as configured")
+
+
+def _for_gpu(device: torch.device) -> Precision:
+    if _gpu_has_bf16(device):
+        return Precision(torch.bfloat16, "bf16: the GPU has it")
+    if torch.cuda.get_device_capability(device) >= (7, 0):  # Volta: the first with tensor cores, which multiply float16
+        return Precision(torch.float16, "float16 with a loss scale: the GPU has no bf16")
+    return Precision(torch.float32, "float32: the GPU has neither bf16 nor fast float16")
+
+
+def _gpu_has_bf16(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bf16 matrices in hardware (AVX-512-bf16 or AMX)."""
+    """Whether this processor multiplies bf16 matrices in hardware (AVX-512-bf16, AMX, or Arm's with oneDNN)."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
-
-
-def should_compile(setting: bool | str) -> bool:
-    """Only when asked: auto compiles where that pays, and so far no machine is known where it does."""
-    return setting is True
+    if any(getattr(torch.cpu, check, lambda: False)() for check in checks):
+        return True
+    if platform.machine().lower() not in ("aarch64", "arm64") or not torch.backends.mkldnn.is_available():
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def keep_freed_memory() -> None:

@@ -73,7 +73,7 @@ class LossScale:
 
 
 class Engine:
-    """A model with its optimizer, spread over the processes of `world`."""
+    """A model with its optimizer, spread over the processes of `world`, on `device` (default: where the model is)."""
 
     def __init__(
         self,
@@ -148,12 +148,12 @@ class Engine:
         """Gradients of Σ w·loss / `weight`; returns this rank's part of that loss."""
         self.net.train()
         # DDP and FSDP2 take the mean over ranks; the sum is what is meant.
-        factor = self.world.size * (self.loss_scale.value if self.loss_scale else 1.0) / weight
+        factor = self.world.size * (self.loss_scale.value if self.loss_scale else 1.0)
         loss = torch.zeros((), device=self.model.device)
         for number, batch in enumerate(batches, 1):
             with self._synchronised(number == len(batches)):
                 sums = self._forward(self.net, batch)
-                (sums.weighted_sum * factor).backward()
+                (sums.weighted_sum / weight * factor).backward()
             loss += sums.weighted_sum.detach() / weight
         return float(loss)
 

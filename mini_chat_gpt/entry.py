@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from io import TextIOWrapper
+from typing import Any
 
 from mini_chat_gpt.errors import UserError
 
@@ -16,6 +18,12 @@ def forgive_odd_characters() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_where: Any, **_more: Any) -> None:
+    """What is meant for users is said as a sentence; which line of a library complains is for developers (python -W)."""
+    if category is UserWarning:
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def _rank_that_speaks() -> str:
@@ -33,6 +41,7 @@ def _rank_that_speaks() -> str:
 def exit_with(main: Callable[[], int]) -> None:
     """Run a command and leave with its exit code."""
     forgive_odd_characters()
+    warnings.showwarning = _show_warning
     try:
         code = main()
         sys.stdout.flush()

@@ -52,8 +52,9 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for together in _stacks([p for p in group["params"] if p.grad is not None]):
                 updates = [self._nesterov(p, group["momentum"]) for p in together]
-                made_alike = _made_alike_in_shards if in_shards(together[0]) else _made_alike
-                for p, update in zip(together, made_alike(updates, together[0]), strict=True):
+                sharded = in_shards(together[0])
+                updates = _made_alike_in_shards(updates, together[0]) if sharded else _made_alike(updates)
+                for p, update in zip(together, updates, strict=True):
                     rows, columns = p.shape
                     weight = own_part(p)
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
@@ -87,7 +88,7 @@ def _stacks(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 STACK_ELEMENTS = 2**23  # 16 MiB in bf16
 
 
-def _made_alike(updates: Sequence[torch.Tensor], _matrix: torch.Tensor) -> list[torch.Tensor]:
+def _made_alike(updates: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Each update orthogonalised. A tall one goes in lying down: the iteration multiplies by the shorter side."""
     tall = [update.shape[0] > update.shape[1] for update in updates]
     lying = torch.stack([update.T if is_tall else update for update, is_tall in zip(updates, tall, strict=True)])
@@ -101,17 +102,16 @@ def _made_alike_in_shards(updates: Sequence[torch.Tensor], matrix: torch.Tensor)
     """
     from torch.distributed.tensor import DTensor, Shard
 
-    mesh, shape = matrix.device_mesh, torch.Size((len(updates), *matrix.shape))  # type: ignore[attr-defined]
-    stride = torch.empty(shape, device="meta").stride()
+    mesh, (rows, columns) = matrix.device_mesh, matrix.shape  # type: ignore[attr-defined]
+    shape, stride = torch.Size((len(updates), rows, columns)), (rows * columns, columns, 1)
 
     def exchanged(part: torch.Tensor, have: Shard, want: Shard) -> torch.Tensor:
         whole = DTensor.from_local(part.contiguous(), mesh, [have], run_check=False, shape=shape, stride=stride)
         return whole.redistribute(placements=[want]).to_local()
 
     some = exchanged(torch.stack(list(updates)).bfloat16(), Shard(1), Shard(0))
-    is_tall = shape[1] > shape[2]
-    done = orthogonalized(some.mT if is_tall else some) if len(some) else some
-    return list(exchanged(done.mT if is_tall and len(some) else done, Shard(0), Shard(1)).unbind())
+    done = torch.stack(_made_alike(some.unbind())) if len(some) else some
+    return list(exchanged(done, Shard(0), Shard(1)).unbind())
 
 
 def orthogonalized(x: torch.Tensor) -> torch.Tensor:

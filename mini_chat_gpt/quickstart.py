@@ -16,7 +16,9 @@ from rich.console import Console
 
 from mini_chat_gpt.checkpoint import steps_of
 from mini_chat_gpt.config import Config
+from mini_chat_gpt.distributed import under_torchrun
 from mini_chat_gpt.entry import exit_with
+from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.evaluate import EvalOptions, compare
 from mini_chat_gpt.monitor import clock
 from mini_chat_gpt.prepare import write_sample_folder
@@ -40,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--items", type=int, default=40, help="held-out prompts of each kind to score (default 40)")
     arguments = parser.parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.overrides)
+    if under_torchrun():
+        raise UserError("quickstart is for one process; start it without torchrun.")
     out, started = console(), time.monotonic()
     make_data(Path(config.sft.dataset_path), out)
     for title, job, stage in (("Base model", pretrain, "pretrain"), ("Fine-tuning", train, "sft")):

@@ -79,6 +79,9 @@ def write_together(
         with readable_disk_errors(folder):
             for name, tensors in files.items():
                 writer = HuggingFaceStorageWriter(str(shards_of(draft, name)), save_distributed=True)
+                writer.per_thread_copy_ahead = (
+                    0  # all is on the CPU already; a GPU's stream would be the first GPU's here
+                )
                 try:
                     save(tensors, storage_writer=writer, process_group=world.group)
                 except CheckpointException as error:

@@ -54,10 +54,9 @@ def time_run(trainer: Trainer, seconds: float) -> TimePlan:
 def _step_seconds(trainer: Trainer, stage: Stage, seconds: float) -> float:
     """Median over a few steps, the reading of their examples included."""
     reader, world = trainer.reader(stage), trainer.world
-    begun, times = time.monotonic(), []
-    while len(times) < WARM_UP + LEAST or (
-        len(times) < WARM_UP + MOST and not world.share(lambda: time.monotonic() - begun > seconds)
-    ):
+    times: list[float] = []
+    end = time.monotonic() + seconds
+    while len(times) < WARM_UP + LEAST or (len(times) < WARM_UP + MOST and world.share(lambda: time.monotonic() < end)):
         started = time.monotonic()
         examples, _ = trainer.read_step(reader, stage)
         trainer.engine.step(examples, lr_fraction=1e-3)

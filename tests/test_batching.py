@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import tiny_model
 
-from mini_chat_gpt.batching import Example, collate, micro_batches
+from mini_chat_gpt.batching import Example, blank_batch, collate, micro_batches
 
 
 @st.composite
@@ -66,3 +67,20 @@ def test_an_example_without_a_target_is_refused():
     only_first = Example(np.arange(3, dtype=np.int32), np.array([True, False, False]), 1.0, "x")
     with pytest.raises(ValueError, match="no trained token"):
         collate([only_first])
+
+
+def test_a_batch_without_targets_gives_a_zero_that_reaches_every_weight():
+    model = tiny_model(64)
+    loss = model(blank_batch()).weighted_sum
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+@given(examples(), st.integers(1, 4), st.integers(1, 40))
+def test_micro_batches_keep_within_their_limits_and_lose_nothing(made, size, tokens):
+    batches = micro_batches(made, size, tokens)
+    assert all(batch.n_examples <= size for batch in batches)
+    assert all(batch.n_tokens <= tokens or batch.n_examples == 1 for batch in batches)
+    assert sum(batch.n_examples for batch in batches) == len(made)
+    assert sum(batch.n_tokens for batch in batches) == sum(len(example.ids) for example in made)

@@ -52,6 +52,15 @@ def test_damage_is_named(tmp_path, harm, words):
     assert words in damage(folder)
 
 
+def test_files_in_folders_of_a_folder_belong_to_it(tmp_path):
+    with atomic_folder(tmp_path / "x") as draft:
+        (draft / "part").mkdir()
+        (draft / "part" / "a.txt").write_text("hello")
+    assert damage(tmp_path / "x") is None
+    (tmp_path / "x" / "part" / "a.txt").unlink()
+    assert damage(tmp_path / "x") == "part/a.txt is missing"
+
+
 def test_a_text_that_can_not_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     atomic_write_text(path, "old")

@@ -11,14 +11,15 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mini_chat_gpt"
 
 FLOORS = {
-    0: "errors config settings_file encoders tiktoken_files tokenizer tokenizer_export chat_format loss optim device files monitor entry "
-    "word_forms wandb_run memory_use distributed weight_average stopping",
+    0: "errors config settings_file encoders tiktoken_files tokenizer tokenizer_export chat_format loss optim device "
+    "files monitor entry word_forms wandb_run memory_use distributed weight_average stopping",
     1: "attention model compiling",
-    2: "batching batch_text story_records story_index story_facts story_phrasing story_reasons main_character story_tasks task_shares "
-    "task_fitting sft_dataloader example_stream derive sample_stories sample_plots data_folder pretrain_data hf_llama interop "
-    "interop_llama2c interop_nanogpt checkpoint sharding",
-    3: "chat_session chat_commands chat_input chat_terminal sampling generation engine run_state run_place trainer time_plan runs scoring held_out "
-    "run_facts loss_curves capabilities scoreboard download own_stories data_report prepare",
+    2: "batching batch_text story_records story_index story_facts story_phrasing story_reasons main_character "
+    "story_tasks task_shares task_fitting sft_dataloader example_stream derive sample_stories sample_plots "
+    "data_folder pretrain_data hf_llama interop interop_llama2c interop_nanogpt checkpoint sharding",
+    3: "chat_session chat_commands chat_input chat_terminal sampling generation engine run_state run_place trainer "
+    "time_plan runs scoring held_out run_facts loss_curves capabilities scoreboard download own_stories "
+    "data_report prepare",
     4: "cli config_command pretrain sft_train sft_generate chat evaluate quickstart selfcheck",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -145,3 +146,40 @@ def test_without_torchrun_the_line_to_type_is_printed(clone):
     assert "torchrun --nproc_per_node=2 mini_chat_gpt/pretrain.py system.multi_gpu=true" in printed
     printed = run(clone, "sft", "system.fsdp=true", code=2)
     assert "torchrun --nproc_per_node=2 -m mini_chat_gpt.cli sft system.fsdp=true" in printed
+
+
+@pytest.mark.slow
+def test_of_two_machines_one_is_lost_and_comes_back(clone, pair):
+    """Two agents with one process each, as on two machines; one is killed with all that it started."""
+    port = free_port()
+    arguments = ["--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv_backend=c10d", "--rdzv_id=two-machines",
+                 f"--rdzv_endpoint=localhost:{port}", "--local-addr=localhost"]  # fmt: skip
+    command = program(*TORCHRUN, *arguments, "mini_chat_gpt/pretrain.py", *SETTINGS, "pretrain.save_dir=machines",
+                      "pretrain.save_interval=4")  # fmt: skip
+
+    def start() -> subprocess.Popen:
+        log = open(clone / "machines.log", "a")
+        # Without this PyTorch 2.13's torchrun lets no machine back in: it waits for an address that nobody gives again.
+        variables = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+        return subprocess.Popen(command, cwd=clone, env=variables, stdout=log, stderr=subprocess.STDOUT)
+
+    first = start()
+    time.sleep(3)  # so that it keeps the meeting point
+    second = start()
+    wait_for(lambda: list((clone / "machines").glob("step-*")))
+    workers = workers_of(second.pid)
+    for process in (second.pid, *workers):
+        os.kill(process, signal.SIGKILL)
+    again = start()
+    codes = [agent.wait(timeout=200) for agent in (first, again)]
+    printed = (clone / "machines.log").read_text()
+    assert codes == [0, 0], printed
+    assert "going on from step" in printed
+    ours, theirs = (weights(folder / "step-0000024") for folder in (clone / "machines", pair))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
