@@ -67,7 +67,10 @@ def measure(preset: str, precision: str, threads: int, device_name: str, steps: 
     seconds(compiled, batch), compiled.evaluate(batch)
     found = {"precision": plain.precision.reason, "compile": first - (time.perf_counter() - started)}
     if steps:
-        pairs = [(seconds(plain, made), seconds(compiled, made)) for made in ([example() for _ in range(16)] for _ in range(steps))]
+        pairs = [
+            (seconds(plain, made), seconds(compiled, made))
+            for made in ([example() for _ in range(16)] for _ in range(steps))
+        ]
         found |= {
             "plain": statistics.median(one for one, _ in pairs),
             "compiled": statistics.median(other for _, other in pairs),
@@ -88,7 +91,9 @@ def main() -> None:
     if args.child:
         print(json.dumps(measure(*json.loads(args.child))))
         return
-    print(f"{'preset':7}{'precision':11}{'plain s/step':>13}{'compiled':>10}{'gain':>7}{'cold s':>8}{'warm s':>8}  pays back after")
+    print(
+        f"{'preset':7}{'precision':11}{'plain s/step':>13}{'compiled':>10}{'gain':>7}{'cold s':>8}{'warm s':>8}  pays back after"
+    )
     for preset in args.presets:
         for precision in args.precisions:
             with tempfile.TemporaryDirectory() as cache:

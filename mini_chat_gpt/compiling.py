@@ -48,7 +48,9 @@ def choose_compiling(setting: bool | str, device: torch.device, steps: int) -> C
     obstacle = trial(device)
     if obstacle is not None:
         return Choice(False, f"not compiled: {obstacle}")
-    return Choice(True, "compiled: as configured" if setting is True else "compiled: the run is long enough to pay for it")
+    return Choice(
+        True, "compiled: as configured" if setting is True else "compiled: the run is long enough to pay for it"
+    )
 
 
 def trial(device: torch.device) -> str | None:

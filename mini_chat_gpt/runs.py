@@ -240,7 +240,8 @@ def run_command(
     launch = distributed.launch_of(os.environ) if distributed.under_torchrun() else None
     going_on = run_to_go_on(getattr(config, section), launch)
     if arguments.config is None and going_on is not None and (going_on / "config.yaml").is_file():
-        config = load_config(going_on / "config.yaml", overrides)
+        # Its settings are the run's, but for what was meant for one start of it.
+        config = load_config(going_on / "config.yaml", ["training.time_limit=null", *overrides])
     result = job(config)
     distributed.leave()
     if result.stopped == "time limit" and launch is not None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -85,11 +86,27 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_unbroken_one(tuned):
     printed = process.communicate(timeout=120)[0]
     assert process.returncode == 130, printed
     assert "sft.resume_from=runs/broken" in printed
-    run(tuned, "sft", *settings, "sft.resume_from=runs/broken")
+    run(tuned, "sft", "sft.resume_from=runs/broken")  # the run's own settings are found in its folder
     whole, broken = (
         (tuned / "runs" / name / "step-0000040" / "model.safetensors").read_bytes() for name in ("whole", "broken")
     )
     assert whole == broken
+
+
+def test_a_time_limit_ends_a_run_that_goes_on_by_itself_later(tuned):
+    settings = [*BRIEF, "wandb.enabled=false", "sft.max_steps=6", "sft.eval_interval=3", "sft.save_dir=runs/limited"]
+    printed = run(tuned, "sft", *settings, "--time-limit", "1s", code=75)
+    assert "Stopped (time limit) at step 1 of 6" in printed
+    printed = run(tuned, "sft", *settings, "sft.resume_from=auto")
+    assert "going on from step 1" in printed
+    assert (tuned / "runs" / "limited" / "result.json").exists()
+
+
+def test_a_time_budget_sets_the_number_of_steps(tuned):
+    settings = [*BRIEF, "wandb.enabled=false", "sft.save_dir=runs/budgeted", "--time-budget", "15s"]
+    (steps,) = re.findall(r"([\d,]+) steps fit", run(tuned, "sft", *settings))
+    result = json.loads((tuned / "runs" / "budgeted" / "result.json").read_text())
+    assert result["steps"] == int(steps.replace(",", ""))
 
 
 def test_the_quickstart_goes_all_the_way_and_does_nothing_twice(tmp_path):
@@ -102,7 +119,18 @@ def test_the_quickstart_goes_all_the_way_and_does_nothing_twice(tmp_path):
 
 
 def test_every_verb_has_help(home):
-    for verb in ("quickstart", "prepare", "inspect", "pretrain", "sft", "generate", "evaluate", "import", "config"):
+    for verb in (
+        "quickstart",
+        "prepare",
+        "inspect",
+        "pretrain",
+        "sft",
+        "generate",
+        "evaluate",
+        "import",
+        "config",
+        "selfcheck",
+    ):
         assert "usage: mini-chat-gpt " + verb in run(home, verb, "--help")
     assert "pretrain" in run(home, "--help")
 
@@ -130,6 +158,8 @@ def test_every_verb_has_help(home):
         (["generate", "--checkpoint", "runs/base", "--prompt", "x", "--temperature", "-1"], "temperature"),
         (["evaluate", "--checkpoint", "runs/base", "--kinds", "songs"], "songs"),
         (["import", "bad/text.txt", "out"], "bad/text.txt"),
+        (["sft", "--time-limit", "soon"], "training.time_limit"),
+        (["selfcheck", "--checkpoint", "nothing"], "no checkpoint at nothing"),
         (["chatt"], "no verb"),
     ],
 )

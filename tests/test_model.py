@@ -214,3 +214,59 @@ def test_filling_a_row_up_changes_no_loss_and_no_gradient(monkeypatch, context):
         results.append((sums.weighted_sum, sums.losses, *(p.grad for p in model.parameters())))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def checkpointed_pair(**changes) -> tuple[GPT, GPT]:
+    """The same model twice in training; the second keeps only what enters its blocks."""
+    plain, frugal = (tiny_model(97, n_layer=4, **changes).train() for _ in range(2))
+    frugal.activation_checkpointing = True
+    return plain, frugal
+
+
+def saved_bytes(model: GPT) -> int:
+    """What autograd keeps for the backward pass, weights apart."""
+    kept = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    batch = collate(examples(model.config, lengths=(60,) * 8))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        sums = model(batch)
+    del sums
+    return sum(size for storage, size in kept.items() if storage not in weights)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_activations_computed_again_give_the_same_loss_and_gradients_bit_for_bit(dropout):
+    results = []
+    for model in checkpointed_pair():
+        for block in model.layers:
+            block.mlp = torch.nn.Sequential(block.mlp, torch.nn.Dropout(dropout))
+        torch.manual_seed(1)
+        sums = model(collate(examples(model.config)))
+        torch.rand(7)  # what draws random numbers between the two passes must not matter
+        sums.weighted_sum.backward()
+        results.append((sums.weighted_sum, sums.losses, *(p.grad for p in model.parameters())))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_activations_computed_again_are_not_kept():
+    plain, frugal = checkpointed_pair()
+    t, c, layers = 512, plain.config.n_embd, plain.config.n_layer
+    entering_the_blocks = layers * t * c * 4  # kept by other means than autograd's
+    assert saved_bytes(frugal) + entering_the_blocks < 0.4 * saved_bytes(plain)
+
+
+def test_nothing_is_computed_again_in_evaluation():
+    _, model = checkpointed_pair()
+    calls = []
+    model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    batch = collate(examples(model.config))
+    model.eval()(batch).weighted_sum.backward()
+    assert len(calls) == 1
+    model.train()(batch).weighted_sum.backward()
+    assert len(calls) == 3
