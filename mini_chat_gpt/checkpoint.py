@@ -44,6 +44,7 @@ META, MODEL, OPTIMIZER = "mini_chat_gpt.json", "model.safetensors", "optimizer.s
 STATE = "training_state.json"
 RAW = "raw_weights.safetensors"
 FORMAT = 1
+ASIDE = "set-aside-"
 
 
 @dataclass(frozen=True)
@@ -286,8 +287,8 @@ def newest_checkpoint(runs: Path | str = "runs", base: bool | None = None) -> Pa
     """The most recently written checkpoint or run under `runs`; with `base` only plain-text (or only chat) models."""
     found = []
     for meta in Path(runs).rglob(META):
-        if any(part.startswith(".") for part in meta.parts):
-            continue  # being written, or being deleted
+        if any(part.startswith((".", ASIDE)) for part in meta.parts):
+            continue  # being written, being deleted, or of a branch that was left
         job = read_meta(meta.parent)["info"].get("job")
         if base is None or base == (job != "sft"):
             found.append((meta.stat().st_mtime, meta.parent))
@@ -321,9 +322,9 @@ def set_aside(run: Path, step: int) -> list[Path]:
     moved = []
     for folder in steps_of(run):
         if int(folder.name.removeprefix("step-")) > step:
-            name, number = f"set-aside-{folder.name}", 1
+            name, number = f"{ASIDE}{folder.name}", 1
             while (aside := folder.with_name(name)).exists():
                 number += 1
-                name = f"set-aside-{folder.name}-{number}"
+                name = f"{ASIDE}{folder.name}-{number}"
             moved.append(folder.rename(aside))
     return moved

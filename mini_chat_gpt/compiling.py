@@ -23,9 +23,9 @@ from mini_chat_gpt.attention import Flat, Layout
 from mini_chat_gpt.loss import LossSums
 from mini_chat_gpt.model import GPT, Block, Rope
 
-# On a GPU, whose small kernels cost more to launch than to run, compiling takes about half a minute and this many steps are a
-# guess. On a CPU (two cores, AVX-512-bf16, 1 to 30 million parameters; benchmarks/compiling.py) a step is 1.05 to 1.2 times
-# faster for 30 to 60 s of compiling: it pays back after ten minutes of training, or after one where the cache is warm.
+# For a GPU a guess: its small kernels cost more to launch than to run, and compiled code has fewer of them. On a CPU (a core
+# with AVX-512-bf16, 1 to 30 million parameters; benchmarks/compiling.py) a step is 1.03 to 1.2 times faster, which pays for
+# the 30 to 65 s of compiling after 7 to 20 minutes of training, or for 4 to 7 s with a warm cache after one or two.
 STEPS_TO_PAY_BACK = 500
 
 

@@ -149,10 +149,8 @@ class LiveTensors(TorchDispatchMode):
 class _MallInfo(ctypes.Structure):
     """struct mallinfo2 of <malloc.h>, in bytes."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-    ]
+    NAMES = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = [(name, ctypes.c_size_t) for name in NAMES]
 
 
 def heap_bytes() -> tuple[int, int] | None:
@@ -169,12 +167,12 @@ def heap_bytes() -> tuple[int, int] | None:
 class ShadowHeap:
     """Blocks of this process's heap in place of tensors. Only where `heap_bytes` can tell.
 
-    `kernel_bytes` is what the heap holds for each prepared kernel, which is not given back.
+    `kernel_bytes` is what the heap holds for each prepared kernel; up to `most_kernels` are kept.
     """
 
-    def __init__(self, kernel_bytes: int = 0) -> None:
+    def __init__(self, kernel_bytes: int = 0, most_kernels: int = 0) -> None:
         self.taken = 0  # bytes that live
-        self._half_kernel = kernel_bytes // 2
+        self._half_kernel, self._most_kernels = kernel_bytes // 2, most_kernels
         self._kernels: list[torch.UntypedStorage] = []
         self._size, self._in_use = self._look()
 
@@ -190,7 +188,7 @@ class ShadowHeap:
 
     def keep_kernel(self) -> None:
         """Take what a newly prepared kernel takes; it comes in two large pieces."""
-        if self._half_kernel:
+        if self._half_kernel and len(self._kernels) < 2 * self._most_kernels:
             self._kernels += [torch.UntypedStorage(self._half_kernel), torch.UntypedStorage(self._half_kernel)]
 
     def grown(self) -> int:

@@ -107,11 +107,11 @@ def _execute(prepared: Prepared, config: Config, start: Start, callbacks: Sequen
         trainer = Trainer(job, engine, prepared.tokenizer, config, folder, monitor, callbacks, start.time)
         if checkpoint is not None:
             trainer.resume(checkpoint)
-        elif config.training.time_budget:
-            _plan(trainer, seconds_in(config.training.time_budget), start)
         compiling = choose_compiling(config.system.compile, start.device, trainer.total_steps - trainer.progress.step)
         if compiling.on:
             compile_model(engine.model)
+        if checkpoint is None and config.training.time_budget:
+            _plan(trainer, seconds_in(config.training.time_budget), start)
         _announce(trainer, [precision.reason, compiling.reason, _company(engine)], out)
         result = trainer.run()
     if world.is_main:

@@ -29,7 +29,8 @@ def home(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def tuned(home) -> Path:
     printed = run(home, "mini_chat_gpt/sft_train.py", "--config", "sft_config.yaml", *BRIEF, "training.batch_size=16",
-                  "sft.max_steps=12", "sft.eval_interval=6", "sft.save_interval=6")  # fmt: skip
+                  "sft.max_steps=12", "sft.eval_interval=6", "sft.save_interval=6",
+                  "sft.prompts=[Where is Tom?]")  # fmt: skip
     assert "Base model: runs/base" in printed
     return home
 
@@ -40,7 +41,13 @@ def test_fine_tuning_writes_a_run_that_can_be_looked_at(tuned):
     assert {"sft/train_loss", "sft/lr", "sft/tokens_per_second"} <= set().union(*lines)
     assert [line["step"] for line in lines if "sft/val_loss" in line] == [6, 12]
     assert "batch_size: 16" in (folder / "config.yaml").read_text()
-    assert "step 12" in (folder / "samples.txt").read_text()
+    samples = (folder / "samples.txt").read_text()
+    assert "step 12" in samples
+    assert "Where is Tom? →" in samples
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "[[" in (folder / "first_batch.txt").read_text()
+    facts = json.loads((folder / "run.json").read_text())["began"]
+    assert {"torch", "python"} <= set(str(facts).replace("'", " ").split())
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
 
 

@@ -1,0 +1,149 @@
+"""Memory as planned and as measured: `python benchmarks/memory_plan.py [--steps 20] [--only 30m]`.
+
+For each setting the plan is made (mini_chat_gpt/memory_plan.py), then another process trains on the same examples and tells
+the most memory it ever had. Prints one line each: predicted, measured, ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import mini_chat_gpt.runs  # noqa: F401  (what a real run has loaded)
+from mini_chat_gpt.batching import Example
+from mini_chat_gpt.checkpoint import CheckpointWriter
+from mini_chat_gpt.config import PRESETS, Config, GPTConfig
+from mini_chat_gpt.device import Precision, set_up
+from mini_chat_gpt.engine import Engine
+from mini_chat_gpt.memory_plan import MemoryPlan, plan_memory
+from mini_chat_gpt.memory_use import peak
+from mini_chat_gpt.model import GPT
+from mini_chat_gpt.run_state import run_snapshot
+from mini_chat_gpt.settings_file import parse_config
+from mini_chat_gpt.tokenizer import ChatTokenizer
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the table."""
+
+    preset: str
+    vocab_size: int
+    dtype: str
+    optimizer: str = "adamw"
+    ema: bool = False
+    checkpointing: bool = False
+    batch_size: int = 4
+    longest: int = 512
+
+    def __str__(self) -> str:
+        parts = [self.preset, f"{self.vocab_size:,}", self.dtype, self.optimizer, f"{self.batch_size}x{self.longest}"]
+        return " ".join([*parts, *["ema"] * self.ema, *["checkpointing"] * self.checkpointing])
+
+    def gpt_config(self) -> GPTConfig:
+        return GPTConfig(**PRESETS[self.preset] | {"vocab_size": self.vocab_size})
+
+    def config(self) -> Config:
+        training = {
+            "batch_size": self.batch_size,
+            "examples_per_step": 2 * self.batch_size,
+            "optimizer": self.optimizer,
+        }
+        training |= {"ema": 0.99 if self.ema else None, "activation_checkpointing": self.checkpointing}
+        return parse_config({"training": training, "system": {"threads": 1}, "wandb": {"enabled": False}}, "benchmark")
+
+
+def settings() -> Iterator[Setting]:
+    """Every size with every choice at least once, not every combination."""
+    for preset in ("1m", "15m", "30m"):
+        for vocab_size in (4096, 50304):
+            yield Setting(preset, vocab_size, "float32")
+            yield Setting(preset, vocab_size, "bfloat16")
+            yield Setting(preset, vocab_size, "float32", "muon", ema=True)
+            yield Setting(preset, vocab_size, "bfloat16", "muon", ema=True, checkpointing=True)
+    yield Setting("30m", 4096, "float32", checkpointing=True, batch_size=16)
+    yield Setting("30m", 4096, "bfloat16", batch_size=16, longest=256)
+
+
+def steps_of(setting: Setting, n: int) -> list[list[Example]]:
+    """Examples from a third of the longest to the longest, the last two fifths of each trained."""
+    rng, made = np.random.default_rng(0), []
+    for _ in range(n):
+        lengths = rng.integers(setting.longest // 3, setting.longest + 1, 2 * setting.batch_size)
+        made.append(
+            [Example(np.zeros(n, dtype=np.int32), np.arange(n) >= 0.6 * n, 1.0, "x") for n in map(int, lengths)]
+        )
+    return made
+
+
+def measure(setting: Setting, n_steps: int) -> int:
+    """Train in this process, with an evaluation and a checkpoint on the way; the most bytes it ever had."""
+    config = setting.config()
+    set_up(config.system)
+    engine = Engine(
+        GPT(setting.gpt_config()), config, config.sft, Precision(getattr(torch, setting.dtype), ""), device=device()
+    )
+    engine.model.activation_checkpointing = setting.checkpointing
+    steps = steps_of(setting, n_steps)
+    with tempfile.TemporaryDirectory() as folder:
+        writer = CheckpointWriter(Path(folder), keep=1)
+        for number, step in enumerate(steps):
+            engine.step(step, number=number)
+            if number in (n_steps // 3, 2 * n_steps // 3):
+                with engine.averaged():
+                    engine.evaluate(steps[0][: max(8, setting.batch_size)])
+                tokenizer = ChatTokenizer.train(iter(["Once upon a time there was a cat."] * 20), 300)
+                writer.write(f"step-{number:07d}", run_snapshot(engine, tokenizer, {}, {}))
+        writer.wait()
+    return peak(device())
+
+
+def predict(setting: Setting, n_steps: int) -> MemoryPlan:
+    config, steps = setting.config(), steps_of(setting, n_steps)
+    validation = steps[0][: max(8, setting.batch_size)]
+    dtype = getattr(torch, setting.dtype)
+    return plan_memory(setting.gpt_config(), steps, config, config.sft, device(), dtype, validation)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Memory as planned and as measured.")
+    parser.add_argument("--steps", type=int, default=20, help="steps to train")
+    parser.add_argument("--only", default="", help="settings whose line contains this")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(measure(Setting(**json.loads(arguments.measure)), arguments.steps))
+        return
+    print(f"{'setting':<46} predicted  measured   ratio   planned in")
+    for setting in settings():
+        if arguments.only not in str(setting):
+            continue
+        started = time.monotonic()
+        plan = predict(setting, arguments.steps)
+        seconds = time.monotonic() - started
+        command = [sys.executable, __file__, "--steps", str(arguments.steps), "--measure", json.dumps(asdict(setting))]
+        measured = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        ratio = plan.total / measured
+        print(
+            f"{setting!s:<46} {plan.total >> 20:>5} MiB {measured >> 20:>6} MiB {ratio:>7.2f} {seconds:>8.0f} s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
