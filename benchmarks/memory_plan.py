@@ -15,13 +15,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 import mini_chat_gpt.runs  # noqa: F401  (what a real run has loaded)
 from mini_chat_gpt.batching import Example
-from mini_chat_gpt.checkpoint import CheckpointWriter
 from mini_chat_gpt.config import PRESETS, Config, GPTConfig
 from mini_chat_gpt.device import Precision, set_up
 from mini_chat_gpt.engine import Engine
@@ -87,7 +88,10 @@ def steps_of(setting: Setting, n: int) -> list[list[Example]]:
 
 
 def measure(setting: Setting, n_steps: int) -> int:
-    """Train in this process, with an evaluation and a checkpoint on the way; the most bytes it ever had."""
+    """Train in this process, with evaluations and checkpoints on the way; the most bytes it ever had.
+
+    The disk is a slow one: the copy that is being written lives until the next step is done.
+    """
     config = setting.config()
     set_up(config.system)
     engine = Engine(
@@ -95,16 +99,18 @@ def measure(setting: Setting, n_steps: int) -> int:
     )
     engine.model.activation_checkpointing = setting.checkpointing
     steps = steps_of(setting, n_steps)
-    with tempfile.TemporaryDirectory() as folder:
-        writer = CheckpointWriter(Path(folder), keep=1)
-        for number, step in enumerate(steps):
-            engine.step(step, number=number)
-            if number in (n_steps // 3, 2 * n_steps // 3):
-                with engine.averaged():
-                    engine.evaluate(steps[0][: max(8, setting.batch_size)])
-                tokenizer = ChatTokenizer.train(iter(["Once upon a time there was a cat."] * 20), 300)
-                writer.write(f"step-{number:07d}", run_snapshot(engine, tokenizer, {}, {}))
-        writer.wait()
+    snapshot = None
+    for number, step in enumerate(steps):
+        engine.step(step, number=number)
+        snapshot = None
+        if number in (n_steps // 3, 2 * n_steps // 3):
+            with engine.averaged():
+                engine.evaluate(steps[0][: max(8, setting.batch_size)])
+            snapshot = run_snapshot(engine, cast(ChatTokenizer, None), {}, {})
+            with tempfile.TemporaryDirectory() as folder:
+                for name, tensors in snapshot.tensors.items():
+                    save_file(tensors, Path(folder) / name)
+    del snapshot
     return peak(device())
 
 

@@ -101,7 +101,7 @@ def plan_memory(
         "steps": [[pack(example) for micro in step for example in micro.examples] for step in rehearsed],
         "validation": [pack(example) for example in _longest(validation, max(8, batch_size))],
         "imports": list(imports),
-        "shapes": [len(_shapes(measures)), len(_shapes(rehearsed))],
+        "kernels": len(_shapes(measures)) / len(_shapes(rehearsed)),
         "others": [[size, [pack(e) for e in _largest(steps, size, config)]] for size in batch_sizes],
     }
     found = _in_another_process(request)

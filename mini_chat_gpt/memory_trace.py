@@ -143,7 +143,7 @@ class LiveTensors(TorchDispatchMode):
         if product not in self.products:
             self.products.add(product)
             if self.heap is not None:
-                self.heap.keep_kernel()
+                self.heap.keep_kernels()
 
 
 class _MallInfo(ctypes.Structure):
@@ -167,13 +167,15 @@ def heap_bytes() -> tuple[int, int] | None:
 class ShadowHeap:
     """Blocks of this process's heap in place of tensors. Only where `heap_bytes` can tell.
 
-    `kernel_bytes` is what the heap holds for each prepared kernel; up to `most_kernels` are kept.
+    `kernel_bytes` is what the heap holds for a kernel that was prepared for a shape, and `kernels` how many are kept for each
+    new shape that `keep_kernels` is told of (more than one where it stands for others that aren't seen here), `most_kernels` in all.
     """
 
-    def __init__(self, kernel_bytes: int = 0, most_kernels: int = 0) -> None:
-        self.taken = 0  # bytes that live
-        self._half_kernel, self._most_kernels = kernel_bytes // 2, most_kernels
-        self._kernels: list[torch.UntypedStorage] = []
+    def __init__(self, kernel_bytes: int = 0, kernels: float = 1.0, most_kernels: int = 1024) -> None:
+        self.taken = 0  # bytes in blocks that live
+        self.kept = 0  # bytes in kernels
+        self._most_kept = kernel_bytes * most_kernels
+        self._kernel_bytes, self._kernels, self._due = kernel_bytes, kernels, 0.0
         self._size, self._in_use = self._look()
 
     def _look(self) -> tuple[int, int]:
@@ -186,13 +188,22 @@ class ShadowHeap:
         self.taken += size
         return torch.UntypedStorage(size)
 
-    def keep_kernel(self) -> None:
-        """Take what a newly prepared kernel takes; it comes in two large pieces."""
-        if self._half_kernel and len(self._kernels) < 2 * self._most_kernels:
-            self._kernels += [torch.UntypedStorage(self._half_kernel), torch.UntypedStorage(self._half_kernel)]
+    def keep_kernels(self) -> None:
+        """Take what the kernels for a new shape take, for good: of each two large pieces that begin with a page, as code does."""
+        self._due += self._kernels
+        while self._due >= 1 and self.kept < self._most_kept:
+            self._due -= 1
+            for _ in range(2):
+                _get_pages(self._kernel_bytes // 2)
+            self.kept += self._kernel_bytes
 
     def grown(self) -> int:
         """Bytes by which the heap has grown for these blocks, without what this process itself has taken meanwhile."""
         size, in_use = self._look()
-        itself = in_use - self._in_use - self.taken - len(self._kernels) * self._half_kernel
+        itself = in_use - self._in_use - self.taken - self.kept
         return size - self._size - max(0, itself)
+
+
+def _get_pages(size: int) -> None:
+    place = ctypes.c_void_p()
+    ctypes.CDLL(None).posix_memalign(ctypes.byref(place), ctypes.c_size_t(4096), ctypes.c_size_t(size))

@@ -134,7 +134,8 @@ def rehearse(
     if not on_cpu and not (device.type == "cuda" and torch.cuda.is_available()):
         place = torch.device("cpu")
         attention._bf16_products = attention._sdpa_heads_first  # as on a GPU
-    heap = ShadowHeap(machine.kernel_on_heap, kernels_kept()) if on_cpu and heap_bytes() is not None else None
+    with_heap = on_cpu and heap_bytes() is not None
+    heap = ShadowHeap(machine.kernel_on_heap, request["kernels"], kernels_kept()) if with_heap else None
     live = LiveTensors(place.type, heap, round_to=1 if on_cpu else 512)
     gpt_config = GPTConfig(**request["gpt_config"])
     live.logits_width = gpt_config.vocab_size
@@ -149,7 +150,7 @@ def rehearse(
             parameter.register_post_accumulate_grad_hook(lambda parameter: live.name("gradients", [parameter.grad]))
         go_through(engine, live, request)
         found: dict[str, Any] = {part: live.at_peak.get(part, 0) for part in PARTS}
-        found |= kernels_and_gaps(live, machine, request["shapes"]) if on_cpu else {"host": found.pop("snapshot")}
+        found |= kernels_and_gaps(live, machine) if on_cpu else {"host": found.pop("snapshot")}
         live.heap = None
         sizes = {size: peak_with(engine, live, size, examples) for size, examples in request["others"]}
     return found | {"baseline": machine.baseline, "live_by_batch_size": sizes}
@@ -172,14 +173,12 @@ def go_through(engine: Engine, live: LiveTensors, request: dict[str, Any]) -> No
     del snapshot
 
 
-def kernels_and_gaps(live: LiveTensors, machine: Machine, shapes: list[int]) -> dict[str, int]:
-    """What resident memory has beside tensors. `shapes`: how many the run has, and how many of them were gone through."""
-    seen, most = len(live.products), kernels_kept()
-    expected = min(most, seen * shapes[0] // max(1, shapes[1]))
-    gaps = 0
-    if live.heap is not None:
-        gaps = max(0, live.heap.grown() - live.peak - min(seen, most) * machine.kernel_on_heap)
-    return {"gaps": gaps, "kernels": expected * (machine.kernel_on_heap + machine.kernel_beside)}
+def kernels_and_gaps(live: LiveTensors, machine: Machine) -> dict[str, int]:
+    """What resident memory has beside tensors."""
+    if live.heap is None:
+        return {"kernels": len(live.products) * machine.kernel_beside}
+    beside = live.heap.kept // max(1, machine.kernel_on_heap) * machine.kernel_beside
+    return {"kernels": live.heap.kept + beside, "gaps": max(0, live.heap.grown() - live.peak - live.heap.kept)}
 
 
 def peak_with(engine: Engine, live: LiveTensors, batch_size: int, examples: list[Packed]) -> int:
