@@ -20,6 +20,7 @@ VERBS = {
     "generate": ("sft_generate", "reply to a prompt"),
     "evaluate": ("evaluate", "score replies to held-out tasks, of one model or of several side by side"),
     "import": ("interop", "turn a llama2.c or nanoGPT model into a checkpoint folder"),
+    "doctor": ("doctor", "check the machine, predict memory and time of a run"),
     "selfcheck": ("selfcheck", "check that batches, processes and caches change nothing, in a minute"),
     "config": ("config_command", "print all settings with their descriptions"),
 }

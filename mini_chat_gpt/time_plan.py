@@ -44,7 +44,7 @@ class TimePlan:
 def time_run(trainer: Trainer, seconds: float) -> TimePlan:
     """Time steps of every stage and an evaluation, for about `seconds` in all. Only before the first step."""
     started = time.monotonic()
-    stages = [*trainer.job.stages, Stage(1 - sum(stage.share for stage in trainer.job.stages), trainer.job.source)]
+    stages = trainer.stages()
     with _as_it_was(trainer.engine):
         step = sum(stage.share * _step_seconds(trainer, stage, seconds / (len(stages) + 1)) for stage in stages)
         evaluation = _evaluation_seconds(trainer)

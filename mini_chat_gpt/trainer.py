@@ -151,14 +151,20 @@ class Trainer:
             raise UserError(f"{self.job.name}: give max_steps or epochs; both are null.")
         return phase.max_steps
 
+    def stages(self) -> list[Stage]:
+        """The parts of the run, in order: those of the job, and the rest."""
+        rest = 1 - sum(stage.share for stage in self.job.stages)
+        return [*self.job.stages, Stage(rest, self.job.source)]
+
     def stage_at(self, step: int) -> Stage:
-        """The part of the run that step `step` (from 0) belongs to: one of the job's stages, or the rest."""
+        """The part of the run that step `step` (from 0) belongs to."""
+        *first, rest = self.stages()
         before = 0.0
-        for stage in self.job.stages:
+        for stage in first:
             before += stage.share
             if step < round(before * self.total_steps):
                 return stage
-        return Stage(1 - before, self.job.source)
+        return rest
 
     def plan(self, steps: int) -> None:
         """Fix the number of steps, for a resumed run as well."""

@@ -18,9 +18,9 @@ FLOORS = {
     "story_tasks task_shares task_fitting sft_dataloader example_stream derive sample_stories sample_plots "
     "data_folder pretrain_data hf_llama interop interop_llama2c interop_nanogpt checkpoint sharding",
     3: "chat_session chat_commands chat_input chat_terminal sampling generation engine run_state run_place trainer "
-    "time_plan runs scoring held_out run_facts loss_curves capabilities scoreboard download own_stories "
-    "data_report prepare",
-    4: "cli config_command pretrain sft_train sft_generate chat evaluate quickstart selfcheck",
+    "time_plan runs scoring held_out memory_trace rehearsal memory_plan machine_checks run_facts loss_curves "
+    "capabilities scoreboard download own_stories data_report prepare",
+    4: "cli config_command pretrain sft_train sft_generate chat evaluate quickstart selfcheck doctor",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
