@@ -5,8 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from tiny import CountingSource, tiny_config, tiny_model
+from torch.nn.parallel import DistributedDataParallel
 
+from mini_chat_gpt.batching import micro_batches
 from mini_chat_gpt.device import Precision, pick_precision
 from mini_chat_gpt.engine import Engine, LossScale
 
@@ -126,3 +129,26 @@ def test_random_numbers_of_a_step_depend_on_its_number_alone():
             engine.step(EXAMPLES, number=number)
         drawn.append(torch.rand(3).tolist())
     assert drawn[0] == drawn[1]
+
+
+def test_gradients_travel_between_processes_once_a_step(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        engine = make_engine(batch_size=2, grad_clip=0.0)
+        plain = gradients(engine)
+        engine.net, travels = DistributedDataParallel(engine.model), []
+
+        def count(_state, bucket):
+            travels.append(bucket.index())
+            future = torch.futures.Future()
+            future.set_result(bucket.buffer())
+            return future
+
+        engine.net.register_comm_hook(None, count)
+        engine.optimizer.zero_grad()
+        for name, gradient in gradients(engine).items():
+            torch.testing.assert_close(gradient, plain[name])
+        assert len(micro_batches(EXAMPLES, 2)) == 4
+        assert travels == sorted(set(travels))  # every bucket once
+    finally:
+        dist.destroy_process_group()
