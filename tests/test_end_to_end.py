@@ -30,7 +30,7 @@ def home(tmp_path_factory) -> Path:
 def tuned(home) -> Path:
     printed = run(home, "mini_chat_gpt/sft_train.py", "--config", "sft_config.yaml", *BRIEF, "training.batch_size=16",
                   "sft.max_steps=12", "sft.eval_interval=6", "sft.save_interval=6",
-                  "sft.prompts=[Where is Tom?]")  # fmt: skip
+                  'sft.prompts=["Where is Tom?"]')  # fmt: skip
     assert "Base model: runs/base" in printed
     return home
 
