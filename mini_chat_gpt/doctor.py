@@ -7,11 +7,13 @@ and times a few of the run's own steps. Nothing is written to a run folder.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -58,16 +60,18 @@ class Patient:
         return round(statistics.mean(len(step) for step in self.steps))
 
     def plan(self) -> MemoryPlan:
-        return plan_memory(*self._arguments(), validation=self.trainer.job.validation, other=self.data_bytes)
+        return plan_memory(*self._arguments(), **self._circumstances())
 
-    def largest(self, fits: int) -> int:
-        return largest_batch(
-            *self._arguments(), fits=fits, validation=self.trainer.job.validation, other=self.data_bytes
-        )[0]
+    def largest(self, fits: int, planned: MemoryPlan) -> int:
+        return largest_batch(*self._arguments(), fits=fits, first=planned, **self._circumstances())[0]
 
     def _arguments(self) -> tuple[GPTConfig, Steps, Config, ScheduleFields, torch.device, torch.dtype]:
         job, model = self.trainer.job, self.trainer.model
         return model.config, self.steps, self.config, job.phase, self.device, self.precision.dtype
+
+    def _circumstances(self) -> dict[str, Any]:
+        imports = ["mini_chat_gpt.runs", *(["wandb"] if self.config.wandb.enabled else [])]
+        return {"validation": self.trainer.job.validation, "imports": imports, "other": self.data_bytes}
 
 
 def admit(config: Config, job: str) -> Patient:
@@ -138,6 +142,16 @@ def memory_finding(plan: MemoryPlan, free: int | None) -> Finding:
     return Finding("ok", "memory", f"{size(plan.total)} needed, {size(free)} free")
 
 
+def gaps_advice(plan: MemoryPlan) -> str | None:
+    """How to have fewer gaps between tensors, where they matter (measured: benchmarks/RESULTS.md)."""
+    if plan.gaps < 0.15 * plan.total or "tcache_count" in os.environ.get("GLIBC_TUNABLES", ""):
+        return None
+    return (
+        f"{size(plan.gaps)} are gaps between tensors that the C library can't use again; there are fewer, at the same speed, "
+        "with GLIBC_TUNABLES=glibc.malloc.tcache_count=0 before the command."
+    )
+
+
 def time_words(trainer: Trainer, plan: TimePlan) -> str:
     """The whole run's time."""
     phase = trainer.job.phase
@@ -149,9 +163,9 @@ def time_words(trainer: Trainer, plan: TimePlan) -> str:
     )
 
 
-def proposals(patient: Patient, free: int | None, out: Console) -> None:
+def proposals(patient: Patient, plan: MemoryPlan, free: int | None, out: Console) -> None:
     """Time micro-batches of several sizes that fit, the same examples in each step, and name the fastest."""
-    largest = patient.largest(int(SHARE * free)) if free is not None else patient.trainer.engine.batch_size
+    largest = patient.largest(int(SHARE * free), plan) if free is not None else patient.trainer.engine.batch_size
     ways = splits(patient.examples_per_step, max(1, largest))[:5]
     engine, whole = patient.trainer.engine, patient.examples_per_step
     configured, present = engine.batch_size, min(engine.batch_size, whole)
@@ -208,22 +222,20 @@ def examine(config: Config, job: str, out: Console) -> int:
     )
     plan, free = patient.plan(), free_memory(patient.device)
     findings.append(
-        disk_finding(
-            Path(section.save_dir), plan.weights * 2 + plan.optimizer + plan.ema, config.training.keep_checkpoints
-        )
+        disk_finding(Path(section.save_dir), plan.weights + plan.optimizer + plan.ema, config.training.keep_checkpoints)
     )
     findings.append(memory_finding(plan, free))
     show(findings, out)
     out.print()
     out.print(memory_table(plan, free))
-    for note in plan.notes:
+    for note in [*plan.notes, *filter(None, [gaps_advice(plan)])]:
         out.print(note, markup=False)
     if any(finding.level == "error" for finding in findings):
         return 2
     out.print()
     out.print(time_words(trainer, time_run(trainer, seconds=10.0)), markup=False)
     out.print()
-    proposals(patient, free, out)
+    proposals(patient, plan, free, out)
     return 0
 
 

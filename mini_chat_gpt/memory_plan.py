@@ -28,8 +28,10 @@ from mini_chat_gpt.model import ROUND_TO
 from mini_chat_gpt.rehearsal import PARTS, pack
 
 Steps = Sequence[Sequence[Example]]
-MICRO_BATCHES = 3
-"""of a step that are gone through; the largest are among them."""
+WORK = {"cpu": 300, "others": 100}
+"""Attention products to go through: groups of examples times layers. On a CPU more, since there gaps build up."""
+MOST_OF_A_STEP = 3
+"""Micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class MemoryPlan:
     other: int = 0  # what the caller says is there besides: tokenizer, data
     host: int = 0  # not in the total: the snapshot of a model that is trained on a GPU
     notes: tuple[str, ...] = ()  # what the prediction could not take into account here
-    live_by_batch_size: dict[int, int] = field(default_factory=dict)  # most bytes in tensors, without a snapshot
+    live_by_batch_size: dict[int, int] = field(default_factory=dict)  # of two sizes: most bytes in tensors of a micro-batch
 
     @property
     def tensors(self) -> int:
@@ -77,21 +79,20 @@ def plan_memory(
     validation: Sequence[Example] = (),
     imports: Sequence[str] = ("mini_chat_gpt.runs",),
     other: int = 0,
-    batch_sizes: Sequence[int] = (),
 ) -> MemoryPlan:
-    """What training with `config` takes at most, in bytes; a few seconds, and no more memory than an idle process.
+    """What training with `config` takes at most, in bytes. Takes some seconds, and little more memory than an idle process.
 
     steps       the examples of some optimizer steps, as the trainer reads them; the largest micro-batch decides, so give many
     dtype       of the matrix products (`Precision.dtype`)
     imports     modules that the real process will have loaded
     other       bytes that it holds besides: tokenizer, index of the data, examples
-    batch_sizes for these the bytes in tensors are found as well (`live_by_batch_size`)
 
     Raises RuntimeError with its last words if the other process fails.
     """
     batch_size = phase.batch_size or config.training.batch_size
     measures = [_measure(step, batch_size, config.training.batch_tokens) for step in steps]
-    rehearsed = _worth_rehearsing(measures)
+    work = WORK.get(torch.device(device).type, WORK["others"])
+    rehearsed = _worth_rehearsing(measures, work / gpt_config.n_layer)
     request = {
         "gpt_config": gpt_config.model_dump(),
         "config": config.model_dump(),
@@ -102,7 +103,7 @@ def plan_memory(
         "validation": [pack(example) for example in _longest(validation, max(8, batch_size))],
         "imports": list(imports),
         "kernels": len(_shapes(measures)) / len(_shapes(rehearsed)),
-        "others": [[size, [pack(e) for e in _largest(steps, size, config)]] for size in batch_sizes],
+        "others": [[size, [pack(e) for e in _largest(steps, size, config)]] for size in (batch_size, _another(batch_size))],
     }
     found = _in_another_process(request)
     sizes = {int(size): live for size, live in found.pop("live_by_batch_size").items()}
@@ -117,20 +118,20 @@ def largest_batch(
     device: torch.device | str,
     dtype: torch.dtype,
     fits: int,
+    first: MemoryPlan | None = None,
     **more: Any,
 ) -> tuple[int, MemoryPlan]:
     """(most examples per micro-batch with which training stays within `fits` bytes, its plan); 0 if not even one does.
 
-    Never more than a step has. Where to look next is estimated from two sizes; the size found is planned for itself. `more`
-    goes to `plan_memory`.
+    Never more than a step has. Where to look next is estimated from two sizes; the size found is planned for itself. `first`
+    is the plan for the configured size, if that is there already; `more` goes to `plan_memory`.
     """
     fitting, too_large = 0, max(len(step) for step in steps) + 1
     size = min(too_large - 1, phase.batch_size or config.training.batch_size)
     best = None
     while True:
-        probe = size // 2 or 2
         sized = phase.model_copy(update={"batch_size": size})
-        plan = plan_memory(gpt_config, steps, config, sized, device, dtype, batch_sizes=(size, probe), **more)
+        plan, first = first or plan_memory(gpt_config, steps, config, sized, device, dtype, **more), None
         if plan.total <= fits:
             fitting, best = size, plan
         else:
@@ -162,7 +163,12 @@ def splits(examples_per_step: int, largest: int) -> list[Split]:
     return found
 
 
-# Which examples to run through
+# Which examples to go through
+
+
+def _another(batch_size: int) -> int:
+    """A second size, from which is seen what an example takes."""
+    return batch_size // 2 or 2
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,10 @@ class _Micro:
 
     batch: Batch
     examples: list[Example]
+
+    @property
+    def groups(self) -> int:
+        return len(Flat.from_offsets(self.batch.offsets).groups)
 
     @property
     def shapes(self) -> set[tuple[object, ...]]:
@@ -187,8 +197,11 @@ def _measure(step: Sequence[Example], batch_size: int, batch_tokens: int | None)
     return [_Micro(batch, [next(in_order) for _ in range(batch.n_examples)]) for batch in batches]
 
 
-def _worth_rehearsing(steps: Sequence[list[_Micro]]) -> list[list[_Micro]]:
-    """Two steps as they come, then those with most targets and most tokens in a micro-batch; of each a few micro-batches."""
+def _worth_rehearsing(steps: Sequence[list[_Micro]], most_groups: float) -> list[list[_Micro]]:
+    """Some steps as they come, as far as `most_groups` allow, then those with most targets and most tokens in a micro-batch.
+
+    Of each a few micro-batches; the largest are always among them.
+    """
 
     def tokens(number: int) -> int:
         return max(micro.batch.n_tokens for micro in steps[number])
@@ -197,14 +210,26 @@ def _worth_rehearsing(steps: Sequence[list[_Micro]]) -> list[list[_Micro]]:
         return max(len(micro.batch.rows) for micro in steps[number])
 
     numbers = range(len(steps))
-    chosen = dict.fromkeys([*numbers[:2], max(numbers, key=targets), max(numbers, key=tokens)])
-    return [_few_of(steps[number]) for number in chosen]
+    largest = list(dict.fromkeys([max(numbers, key=targets), max(numbers, key=tokens)]))
+    chosen = [_few_of(steps[number], most_groups / len(largest)) for number in largest]
+    before: list[list[_Micro]] = []
+    left = most_groups - sum(micro.groups for step in chosen for micro in step)
+    for number in numbers:
+        step = _few_of(steps[number], left)
+        left -= sum(micro.groups for micro in step)
+        if left < 0:
+            break
+        if number not in largest:
+            before.append(step)
+    return before + chosen
 
 
-def _few_of(step: list[_Micro]) -> list[_Micro]:
-    """The first micro-batch, which has the longest examples, the one with most targets, and others as they come."""
+def _few_of(step: list[_Micro], most_groups: float) -> list[_Micro]:
+    """The first micro-batch, which has the longest examples, the one with most targets, and others while they are few."""
     most_targets = max(range(len(step)), key=lambda number: len(step[number].batch.rows))
-    chosen = list(dict.fromkeys([0, most_targets, *range(len(step))]))[:MICRO_BATCHES]
+    chosen = list(dict.fromkeys([0, most_targets, *range(len(step))]))[:MOST_OF_A_STEP]
+    while len(chosen) > 2 - (most_targets == 0) and sum(step[number].groups for number in chosen) > most_groups:
+        chosen.pop()
     return [step[number] for number in sorted(chosen)]
 
 

@@ -164,18 +164,33 @@ def heap_bytes() -> tuple[int, int] | None:
     return info.arena, info.uordblks
 
 
+class Kernels:
+    """Matrix products of ever new shapes. For each a CPU may prepare a kernel and keep it, as it does in training."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.number = 0
+        self._matrix = torch.ones(2**13, 32, dtype=dtype)
+
+    def prepare(self) -> None:
+        """One more; what it gives is small, but for the kernel that makes no difference."""
+        self.number = min(self.number + 1, len(self._matrix))
+        self._matrix[: self.number] @ self._matrix[:32]
+
+
 class ShadowHeap:
     """Blocks of this process's heap in place of tensors. Only where `heap_bytes` can tell.
 
-    `kernel_bytes` is what the heap holds for a kernel that was prepared for a shape, and `kernels` how many are kept for each
-    new shape that `keep_kernels` is told of (more than one where it stands for others that aren't seen here), `most_kernels` in all.
+    For each new shape that `keep_kernels` is told of, `per_shape` kernels are really prepared: more than one where it stands for
+    others that aren't seen here. Where they come to lie decides which gaps can be used again. Up to `most` of them are kept,
+    and each takes `kernel_bytes` of the heap.
     """
 
-    def __init__(self, kernel_bytes: int = 0, kernels: float = 1.0, most_kernels: int = 1024) -> None:
+    def __init__(self, kernels: Kernels, kernel_bytes: int, per_shape: float = 1.0, most: int = 1024) -> None:
         self.taken = 0  # bytes in blocks that live
         self.kept = 0  # bytes in kernels
-        self._most_kept = kernel_bytes * most_kernels
-        self._kernel_bytes, self._kernels, self._due = kernel_bytes, kernels, 0.0
+        self.refused = False  # whether the system would not promise a block; `grown` says nothing then
+        self._kernels, self._kernel_bytes, self._per_shape, self._most = kernels, kernel_bytes, per_shape, most
+        self._due = 0.0
         self._size, self._in_use = self._look()
 
     def _look(self) -> tuple[int, int]:
@@ -183,30 +198,25 @@ class ShadowHeap:
         assert told is not None, "the caller has asked whether the C library can tell"
         return told
 
-    def take(self, size: int) -> torch.UntypedStorage:
-        """A block as a tensor of this size would get it, but never touched. Raises RuntimeError if the system gives none."""
+    def take(self, size: int) -> torch.UntypedStorage | None:
+        """A block as a tensor of this size would get it, but never touched; None once the system has refused one."""
         self.taken += size
-        return torch.UntypedStorage(size)
+        try:
+            return None if self.refused else torch.UntypedStorage(size)
+        except RuntimeError:  # not enough memory, were the block used
+            self.refused = True
+            return None
 
     def keep_kernels(self) -> None:
-        """Take what the kernels for a new shape take, for good: of each two large pieces that begin with a page, as code does."""
-        self._due += self._kernels
-        while self._due >= 1 and self.kept < self._most_kept:
+        """Prepare the kernels for a new shape."""
+        self._due += self._per_shape
+        while self._due >= 1:
             self._due -= 1
-            _get_kernel(self._kernel_bytes)
-            self.kept += self._kernel_bytes
+            self._kernels.prepare()
+            self.kept = min(self.kept + self._kernel_bytes, self._most * self._kernel_bytes)
 
     def grown(self) -> int:
-        """Bytes by which the heap has grown for these blocks, without what this process itself has taken meanwhile."""
+        """Bytes by which the heap has grown for blocks and kernels, without what this process itself has taken meanwhile."""
         size, in_use = self._look()
         itself = in_use - self._in_use - self.taken - self.kept
         return size - self._size - max(0, itself)
-
-
-_N=[300]
-_A=torch.ones(5000,32,dtype=torch.bfloat16)
-from torch.utils._python_dispatch import _disable_current_modes
-def _get_kernel(size: int) -> None:
-    with _disable_current_modes():
-        _N[0]+=1
-        _A[:_N[0]]@_A[:32]

@@ -22,7 +22,7 @@ from mini_chat_gpt.batching import Example
 from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields, SFTSection
 from mini_chat_gpt.device import Precision, keep_freed_memory
 from mini_chat_gpt.engine import Engine
-from mini_chat_gpt.memory_trace import LiveTensors, ShadowHeap, heap_bytes
+from mini_chat_gpt.memory_trace import Kernels, LiveTensors, ShadowHeap, heap_bytes
 from mini_chat_gpt.memory_use import in_use
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.run_state import run_snapshot
@@ -30,6 +30,9 @@ from mini_chat_gpt.tokenizer import ChatTokenizer
 
 PARTS = ("weights", "gradients", "optimizer", "ema", "activations", "logits", "snapshot")
 """What tensors are for."""
+
+TRIED = 24
+"""Kernels from which is learned what one takes."""
 
 Packed = list[Any]
 
@@ -51,6 +54,7 @@ class Machine:
     """What training takes here whatever is trained, in bytes."""
 
     baseline: int = 0
+    kernels: Kernels | None = None
     kernel_on_heap: int = 0  # for each kernel that is prepared for a shape, and kept
     kernel_beside: int = 0
     note: str | None = None  # what could not be found out
@@ -72,7 +76,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     keep_freed_memory()
     precision = Precision(getattr(torch, request["dtype"]), "as given")
     machine = look_at_machine(config, precision, device)
-    return rehearse(request, config, device, precision, machine) | {"notes": [machine.note] if machine.note else []}
+    found = rehearse(request, config, device, precision, machine)
+    return found | {"notes": [note for note in (machine.note, found.pop("note", None)) if note]}
 
 
 # The machine
@@ -93,19 +98,18 @@ def look_at_machine(config: Config, precision: Precision, device: torch.device) 
 def look_at_cpu(config: Config, precision: Precision) -> Machine:
     """Resident memory after a tiny step, and what each kernel adds that is prepared for another shape."""
     tiny_step(config, Precision(torch.float32, ""), torch.device("cpu"))
-    matrix = torch.ones(256, 256, dtype=precision.dtype)
-    for rows in (8, 24):  # the first ones bring in the library
-        matrix[:rows] @ matrix
+    kernels = Kernels(precision.dtype)
+    for _ in range(8):  # the first ones bring in the library
+        kernels.prepare()
     resident, before = in_use("cpu"), heap_bytes()
-    tried = range(40, 240, 8)
-    for rows in tried:
-        matrix[:rows] @ matrix
+    for _ in range(TRIED):
+        kernels.prepare()
     added, after = in_use("cpu") - resident, heap_bytes()
     if before is None or after is None:
         note = "this C library does not tell about its heap: gaps between tensors are not foreseen"
-        return Machine(resident, 0, max(0, added) // len(tried), note)
+        return Machine(resident, None, 0, max(0, added) // TRIED, note)
     on_heap, heap_grown = max(0, after[1] - before[1]), after[0] - before[0]
-    return Machine(resident, on_heap // len(tried), max(0, added - heap_grown) // len(tried))
+    return Machine(resident, kernels, on_heap // TRIED, max(0, added - heap_grown) // TRIED)
 
 
 def tiny_step(config: Config, precision: Precision, device: torch.device) -> None:
@@ -134,8 +138,9 @@ def rehearse(
     if not on_cpu and not (device.type == "cuda" and torch.cuda.is_available()):
         place = torch.device("cpu")
         attention._bf16_products = attention._sdpa_heads_first  # as on a GPU
-    with_heap = on_cpu and heap_bytes() is not None
-    heap = ShadowHeap(machine.kernel_on_heap, request["kernels"], kernels_kept()) if with_heap else None
+    heap = None
+    if machine.kernels is not None:
+        heap = ShadowHeap(machine.kernels, machine.kernel_on_heap, request["kernels"], kernels_kept())
     live = LiveTensors(place.type, heap, round_to=1 if on_cpu else 512)
     gpt_config = GPTConfig(**request["gpt_config"])
     live.logits_width = gpt_config.vocab_size
@@ -148,16 +153,16 @@ def rehearse(
         model.activation_checkpointing = config.training.activation_checkpointing
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(lambda parameter: live.name("gradients", [parameter.grad]))
-        go_through(engine, live, request)
-        found: dict[str, Any] = {part: live.at_peak.get(part, 0) for part in PARTS}
-        found |= kernels_and_gaps(live, machine) if on_cpu else {"host": found.pop("snapshot")}
+        copied = go_through(engine, live, request)
+        found: dict[str, Any] = {part: live.at_peak.get(part, 0) for part in PARTS} | {"baseline": machine.baseline}
+        found |= kernels_and_gaps(live, machine) if on_cpu else {"host": copied, "snapshot": 0}
         live.heap = None
-        sizes = {size: peak_with(engine, live, size, examples) for size, examples in request["others"]}
-    return found | {"baseline": machine.baseline, "live_by_batch_size": sizes}
+        found["live_by_batch_size"] = {size: peak_with(engine, live, size, those) for size, those in request["others"]}
+    return found
 
 
-def go_through(engine: Engine, live: LiveTensors, request: dict[str, Any]) -> None:
-    """Steps, an evaluation, and a step while a checkpoint is being written."""
+def go_through(engine: Engine, live: LiveTensors, request: dict[str, Any]) -> int:
+    """Steps, an evaluation, and a step while a checkpoint is being written; returns the bytes that are copied for it."""
     steps = [[unpack(packed) for packed in step] for step in request["steps"]]
     engine.step(steps[0])
     live.name("optimizer", list(engine.optimizer.state_tensors().values()))
@@ -170,15 +175,18 @@ def go_through(engine: Engine, live: LiveTensors, request: dict[str, Any]) -> No
     with live.calling("snapshot"):
         snapshot = run_snapshot(engine, cast(ChatTokenizer, None), {}, {})
     engine.step(steps[-1])
-    del snapshot
+    return sum(tensor.nbytes for tensors in snapshot.tensors.values() for tensor in tensors.values())
 
 
-def kernels_and_gaps(live: LiveTensors, machine: Machine) -> dict[str, int]:
+def kernels_and_gaps(live: LiveTensors, machine: Machine) -> dict[str, Any]:
     """What resident memory has beside tensors."""
     if live.heap is None:
         return {"kernels": len(live.products) * machine.kernel_beside}
-    beside = live.heap.kept // max(1, machine.kernel_on_heap) * machine.kernel_beside
-    return {"kernels": live.heap.kept + beside, "gaps": max(0, live.heap.grown() - live.peak - live.heap.kept)}
+    kept, peak = live.heap.kept, live.peak
+    found = {"kernels": kept + kept // max(1, machine.kernel_on_heap) * machine.kernel_beside}
+    if live.heap.refused:
+        return found | {"note": "the system promises no such amount of memory: gaps between tensors are not foreseen"}
+    return found | {"gaps": max(0, live.heap.grown() - peak - kept)}
 
 
 def peak_with(engine: Engine, live: LiveTensors, batch_size: int, examples: list[Packed]) -> int:

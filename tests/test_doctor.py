@@ -3,7 +3,7 @@
 import pytest
 from commands import BRIEF, SMALL, make_clone, run, write_stories
 
-from mini_chat_gpt.doctor import memory_finding
+from mini_chat_gpt.doctor import gaps_advice, memory_finding
 from mini_chat_gpt.memory_plan import MemoryPlan
 
 
@@ -41,3 +41,11 @@ def test_a_run_that_needs_more_than_is_free_says_what_to_lower():
     assert memory_finding(plan, free=2**30).level == "error"
     assert "lower training.batch_size" in memory_finding(plan, free=2**30).what
     assert memory_finding(plan, free=2**33).level == "ok"
+
+
+def test_many_gaps_come_with_advice_unless_it_is_followed_already(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert gaps_advice(MemoryPlan(logits=100, gaps=10)) is None
+    assert "tcache_count=0" in gaps_advice(MemoryPlan(logits=100, gaps=50))
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
+    assert gaps_advice(MemoryPlan(logits=100, gaps=50)) is None
