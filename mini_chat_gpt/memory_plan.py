@@ -51,7 +51,9 @@ class MemoryPlan:
     other: int = 0  # what the caller says is there besides: tokenizer, data
     host: int = 0  # not in the total: the snapshot of a model that is trained on a GPU
     notes: tuple[str, ...] = ()  # what the prediction could not take into account here
-    live_by_batch_size: dict[int, int] = field(default_factory=dict)  # of two sizes: most bytes in tensors of a micro-batch
+    live_by_batch_size: dict[int, int] = field(
+        default_factory=dict
+    )  # of two sizes: most bytes in tensors of a micro-batch
 
     @property
     def tensors(self) -> int:
@@ -103,7 +105,9 @@ def plan_memory(
         "validation": [pack(example) for example in _longest(validation, max(8, batch_size))],
         "imports": list(imports),
         "kernels": len(_shapes(measures)) / len(_shapes(rehearsed)),
-        "others": [[size, [pack(e) for e in _largest(steps, size, config)]] for size in (batch_size, _another(batch_size))],
+        "others": [
+            [size, [pack(e) for e in _largest(steps, size, config)]] for size in (batch_size, _another(batch_size))
+        ],
     }
     found = _in_another_process(request)
     sizes = {int(size): live for size, live in found.pop("live_by_batch_size").items()}
