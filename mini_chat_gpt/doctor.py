@@ -27,11 +27,11 @@ from mini_chat_gpt.distributed import ALONE
 from mini_chat_gpt.engine import Engine
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.machine_checks import Finding, disk_finding, free_memory, machine_findings, size
+from mini_chat_gpt.machine_checks import Finding, disk_finding, free_memory, machine_findings
 from mini_chat_gpt.memory_plan import MemoryPlan, Steps, largest_batch, plan_memory, splits
 from mini_chat_gpt.memory_use import in_use
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.monitor import Monitor, clock
+from mini_chat_gpt.monitor import Monitor, clock, size
 from mini_chat_gpt.run_place import Place
 from mini_chat_gpt.runs import Prepared, Start
 from mini_chat_gpt.settings_file import load_config
@@ -124,7 +124,7 @@ def memory_table(plan: MemoryPlan, free: int | None) -> Table:
         "kernels and gaps": plan.kernels + plan.gaps, "Python and PyTorch": plan.baseline, "tokenizer and data": plan.other,
     }  # fmt: skip
     for name, n_bytes in rows.items():
-        if n_bytes >= 2**19:
+        if n_bytes >= 5e5:
             table.add_row(name, size(n_bytes))
     table.add_row("[bold]together[/]", f"[bold]{size(plan.total)}[/]", end_section=True)
     if free is not None:

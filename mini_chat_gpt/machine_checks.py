@@ -17,9 +17,8 @@ from mini_chat_gpt.compiling import choose_compiling
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.device import pick_device, pick_precision
 from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.monitor import size
 from mini_chat_gpt.wandb_run import wandb_mode
-
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,6 @@ class Finding:
     level: Literal["ok", "note", "error"]
     about: str
     what: str
-
-
-def size(n_bytes: float) -> str:
-    """1536 MiB → "1.5 GB"."""
-    return f"{n_bytes / 2**30:.1f} GB" if n_bytes >= 2**30 else f"{n_bytes / MIB:.0f} MB"
 
 
 def machine_findings(config: Config, steps: int) -> Iterator[Finding]:

@@ -273,7 +273,7 @@ def _rate(per_second: float) -> str:
     return f"{per_second:,.0f}" if math.isfinite(per_second) else "?"
 
 
-def size(n_bytes: int) -> str:
+def size(n_bytes: float) -> str:
     """1230000000 → "1.23 GB", 45000000 → "45 MB"."""
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 

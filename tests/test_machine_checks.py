@@ -14,7 +14,6 @@ from mini_chat_gpt.machine_checks import (
     free_memory,
     machine_findings,
     other_torch_processes,
-    size,
 )
 
 
@@ -55,8 +54,3 @@ def test_another_process_that_computes_is_seen():
         assert other.stdout.readline() == "on\n"
         assert any(any("torch" in name for name in other_torch_processes()) for _ in range(200))
         other.kill()
-
-
-@pytest.mark.parametrize(("n_bytes", "words"), [(3 * 2**20, "3 MB"), (1536 * 2**20, "1.5 GB")])
-def test_sizes_are_read_at_a_glance(n_bytes, words):
-    assert size(n_bytes) == words
