@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mini_chat_gpt.batch_text import read_ids
 from rich.console import Console
 from safetensors import SafetensorError
 from tiny import CountingSource, tiny_config, tiny_model, tiny_tokenizer
 
+from mini_chat_gpt.batch_text import read_ids
 from mini_chat_gpt.checkpoint import find_checkpoint, load_model, steps_of, validation_loss
 from mini_chat_gpt.config import SFTSection
 from mini_chat_gpt.device import pick_precision
