@@ -1,5 +1,6 @@
 """What is recorded survives a kill, what is shown fits the place where it is shown."""
 
+import contextlib
 import io
 import json
 import math
@@ -266,11 +267,22 @@ def test_a_terminal_that_can_only_print_gets_plain_lines(terminal):
 
 @pytest.fixture
 def console_at_terminal():
-    """A console at a pseudo-terminal, and what it shows when it is read."""
+    """A console at a pseudo-terminal, and what it has shown by the time it is closed."""
     openpty = getattr(os, "openpty", None) or pytest.skip("pseudo-terminals are a matter of Unix")
     master, slave = openpty()
-    with open(slave, "w", encoding="utf-8") as out:
-        yield Console(file=out, width=80, force_terminal=True), lambda: os.read(master, 1 << 16).decode()
+    out = open(slave, "w", encoding="utf-8")
+
+    def read() -> str:
+        """Everything: the terminal passes writes on in its own time, so only its end says that no more will come."""
+        out.close()
+        chunks = []
+        with contextlib.suppress(OSError):  # the end, as Linux tells it
+            while chunk := os.read(master, 1 << 16):
+                chunks.append(chunk)
+        return b"".join(chunks).decode()
+
+    yield Console(file=out, width=80, force_terminal=True), read
+    out.close()
     os.close(master)
 
 
