@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from mini_chat_gpt.attention import KVCache
+from mini_chat_gpt.cached_attention import KVCache
 from mini_chat_gpt.chat_format import Message, render
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.model import GPT

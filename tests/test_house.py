@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "mini_chat_gpt"
 FLOORS = {
     0: "errors config settings_file encoders tiktoken_files tokenizer tokenizer_export chat_format loss optim device "
     "files monitor entry word_forms wandb_run memory_use distributed weight_average stopping",
-    1: "attention model compiling",
+    1: "products flat_attention cached_attention attention model compiling decoding_weights decoding_model",
     2: "batching batch_text story_records story_index story_facts story_phrasing story_reasons main_character "
     "story_tasks task_shares task_fitting sft_dataloader example_stream derive sample_stories sample_plots "
     "data_folder pretrain_data hf_llama interop interop_llama2c interop_nanogpt checkpoint sharding",

@@ -1,0 +1,126 @@
+"""Attention over examples that lie end to end in one row: what training, validation and scoring use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
+
+import torch
+
+from mini_chat_gpt.products import causal_mask, sdpa
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring examples of similar length, padded to the longest of them for the attention product alone."""
+
+    start: int  # first token of the group in the flat row
+    stop: int
+    n: int  # examples
+    longest: int
+    slots: torch.Tensor | None  # where each token goes in the padded (n · longest) table; None: nothing to pad
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Examples end to end in a single row (B = 1); token t sees the tokens of its own example up to itself.
+
+    offsets (0, 2, 5):   1 . . . .
+                         1 1 . . .
+                         . . 1 . .
+                         . . 1 1 .
+                         . . 1 1 1
+    """
+
+    offsets: tuple[int, ...]
+    longest: int
+    groups: tuple[Group, ...] = field(repr=False)  # computed once a batch, shared by all layers
+
+    @classmethod
+    def from_offsets(cls, offsets: tuple[int, ...], device: torch.device | str = "cpu") -> Flat:
+        lengths = [stop - start for start, stop in pairwise(offsets)]
+        groups, first = [], 0
+        for last in range(1, len(lengths) + 1):
+            together = lengths[first : last + 1]
+            alike = min(together) >= LEAST_FILL * max(together) and len(together) * max(together) <= MOST_TOKENS
+            if last == len(lengths) or not alike:
+                groups.append(_group(offsets[first], lengths[first:last], device))
+                first = last
+        return cls(offsets, max(lengths), tuple(groups))
+
+
+# Examples are padded together while the shortest has this part of the longest one's length and they stay small: fewer
+# calls against wasted work and products that no longer fit the cache. Measured on a CPU with examples of 60-500 tokens.
+LEAST_FILL = 0.8
+MOST_TOKENS = 1024
+ROUND_TO = 32  # lengths are rounded up to this, so that kernels prepared for one shape serve again
+
+
+def _group(start: int, lengths: list[int], device: torch.device | str) -> Group:
+    n, total = len(lengths), sum(lengths)
+    longest = -(-max(lengths) // ROUND_TO) * ROUND_TO
+    slots = None
+    if n * longest != total:
+        table = torch.arange(n * longest).view(n, longest)
+        slots = table[torch.arange(longest) < torch.tensor(lengths)[:, None]].to(device)
+    return Group(start, start + total, n, longest, slots)
+
+
+def flat(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Flat, scale: float | None, window: int | None
+) -> torch.Tensor:
+    """Group by group; padding stands behind each example, where the causal mask hides it by itself."""
+    product = _bf16_products if q.device.type == "cpu" and q.dtype == torch.bfloat16 else _sdpa_heads_first
+    sizes = [group.stop - group.start for group in layout.groups]
+    outs = []
+    for group, *parts in zip(layout.groups, *(part[0].split(sizes, dim=1) for part in (q, k, v)), strict=True):
+        gq, gk, gv = (_pad(part, group) for part in parts)
+        out = product(gq, gk, gv, causal_mask(group.longest, window, q.device), scale).flatten(1, 2)
+        outs.append(out if group.slots is None else out.index_select(1, group.slots))
+    return torch.cat(outs, dim=1).unsqueeze(0)  # (1, H, T, D)
+
+
+def _pad(part: torch.Tensor, group: Group) -> torch.Tensor:
+    """(H, T of the group, D) -> (H, N, longest, D), zeros where an example is shorter."""
+    n_head, _, head_dim = part.shape
+    if group.slots is not None:
+        part = part.new_zeros(n_head, group.n * group.longest, head_dim).index_copy(1, group.slots, part)
+    return part.view(n_head, group.n, group.longest, head_dim)
+
+
+def _sdpa_heads_first(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | str, scale: float | None
+) -> torch.Tensor:
+    return sdpa(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), mask, scale).transpose(0, 1)
+
+
+def _bf16_products(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | str, scale: float | None
+) -> torch.Tensor:
+    """Attention as two plain products, (H, N, T, D) all through.
+
+    On a CPU PyTorch's fused kernel is slower in bf16 than in float32; this is twice as fast. Heads that share keys and
+    values are laid under each other as one taller product.
+    """
+    n_head, n, length, size = q.shape
+    n_kv = k.shape[0]
+    times = n_head // n_kv
+    queries = q.view(n_kv, times, n, length, size).transpose(1, 2).reshape(n_kv * n, times * length, size)
+    keys, values = k.reshape(n_kv * n, length, size), v.reshape(n_kv * n, length, size)
+    bias = _causal_bias(length, q.device) if isinstance(mask, str) else _bias(mask)
+    scale = scale if scale is not None else size**-0.5
+    with torch.autocast(q.device.type, enabled=False):
+        scores = torch.baddbmm(bias.repeat(times, 1) if times > 1 else bias, queries, keys.mT, alpha=scale)
+        out = torch.bmm(scores.softmax(dim=-1), values)
+    return out.view(n_kv, n, times, length, size).transpose(1, 2).reshape(n_head, n, length, size)
+
+
+def _bias(mask: torch.Tensor) -> torch.Tensor:
+    """bf16: 0 where the bool mask allows a look, −inf elsewhere."""
+    return torch.zeros(mask.shape, dtype=torch.bfloat16, device=mask.device).masked_fill(~mask, float("-inf"))
+
+
+@lru_cache(maxsize=32)  # lengths are rounded, so that few are ever needed
+def _causal_bias(length: int, device: torch.device) -> torch.Tensor:
+    return _bias(torch.ones(length, length, dtype=torch.bool, device=device).tril())
