@@ -122,14 +122,21 @@ def compile_model(model: GPT, backend: str = "inductor") -> None:
     after = torch.compile(Block.after_product, backend=backend)
     loss = torch.compile(GPT.head_sums, backend=backend)
 
-    def forward(block: Block, x: torch.Tensor, rope: Rope | None, layout: Layout) -> torch.Tensor:
+    def forward(
+        block: Block, x: torch.Tensor, rope: Rope | None, layout: Layout, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if not isinstance(layout, Flat):
-            return Block.forward(block, x, rope, layout)
+            return Block.forward(block, x, rope, layout, rows)
         q, k, v = before(block, any_size(x, 1), rope and (any_size(rope[0], 2), any_size(rope[1], 2)))
-        return after(block, x, any_size(block.self_attn.product(q, k, v, layout), 2))
+        heads = block.self_attn.product(q, k, v, layout)
+        if rows is not None:
+            x, heads = x.index_select(1, rows), heads.index_select(2, rows)
+        if heads.shape[2] < 2:  # code for any size means any but 0 and 1
+            return Block.after_product(block, x, heads)
+        return after(block, any_size(x, 1), any_size(heads, 2))
 
     def head_sums(model: GPT, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> LossSums:
-        if not len(targets):  # code for any size means any but 0 and 1
+        if len(targets) < 2:
             return GPT.head_sums(model, hidden, targets, weights)
         return loss(model, any_size(hidden, 0), any_size(targets, 0), any_size(weights, 0))
 

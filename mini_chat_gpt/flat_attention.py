@@ -1,13 +1,17 @@
-"""Attention over examples that lie end to end in one row: what training, validation and scoring use."""
+"""Attention over examples that lie end to end in one row: what training, validation and scoring use.
+
+For the product between tokens, and for that alone, neighbouring examples of similar length are laid under each other in a
+table and padded to the longest of them. Which kernel then multiplies is a matter of device and precision.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import pairwise
 
 import torch
 
+from mini_chat_gpt.blocked_products import blocked_products
 from mini_chat_gpt.products import causal_mask, sdpa
 
 
@@ -71,12 +75,14 @@ def flat(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Flat, scale: float | None, window: int | None
 ) -> torch.Tensor:
     """Group by group; padding stands behind each example, where the causal mask hides it by itself."""
-    product = _bf16_products if q.device.type == "cpu" and q.dtype == torch.bfloat16 else _sdpa_heads_first
+    scale = scale if scale is not None else q.shape[-1] ** -0.5
     sizes = [group.stop - group.start for group in layout.groups]
     outs = []
     for group, *parts in zip(layout.groups, *(part[0].split(sizes, dim=1) for part in (q, k, v)), strict=True):
         gq, gk, gv = (_pad(part, group) for part in parts)
-        out = product(gq, gk, gv, causal_mask(group.longest, window, q.device), scale).flatten(1, 2)
+        mask = causal_mask(group.longest, window, q.device)
+        product = _in_blocks if _blocks_are_faster(q, group) else _sdpa_heads_first
+        out = product(gq, gk, gv, mask, scale).flatten(1, 2)
         outs.append(out if group.slots is None else out.index_select(1, group.slots))
     return torch.cat(outs, dim=1).unsqueeze(0)  # (1, H, T, D)
 
@@ -89,38 +95,28 @@ def _pad(part: torch.Tensor, group: Group) -> torch.Tensor:
     return part.view(n_head, group.n, group.longest, head_dim)
 
 
+# On a CPU plain products are faster than PyTorch's fused kernel, but they keep what is quadratic in the length.
+LONGEST_IN_BLOCKS = 1024
+
+
+def _blocks_are_faster(q: torch.Tensor, group: Group) -> bool:
+    on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float32)
+    return on_cpu and group.longest <= LONGEST_IN_BLOCKS
+
+
 def _sdpa_heads_first(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | str, scale: float | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | str, scale: float
 ) -> torch.Tensor:
     return sdpa(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), mask, scale).transpose(0, 1)
 
 
-def _bf16_products(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | str, scale: float | None
+def _in_blocks(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | str, scale: float
 ) -> torch.Tensor:
-    """Attention as two plain products, (H, N, T, D) all through.
-
-    On a CPU PyTorch's fused kernel is slower in bf16 than in float32; this is twice as fast. Heads that share keys and
-    values are laid under each other as one taller product.
-    """
-    n_head, n, length, size = q.shape
-    n_kv = k.shape[0]
-    times = n_head // n_kv
-    queries = q.view(n_kv, times, n, length, size).transpose(1, 2).reshape(n_kv * n, times * length, size)
-    keys, values = k.reshape(n_kv * n, length, size), v.reshape(n_kv * n, length, size)
-    bias = _causal_bias(length, q.device) if isinstance(mask, str) else _bias(mask)
-    scale = scale if scale is not None else size**-0.5
-    with torch.autocast(q.device.type, enabled=False):
-        scores = torch.baddbmm(bias.repeat(times, 1) if times > 1 else bias, queries, keys.mT, alpha=scale)
-        out = torch.bmm(scores.softmax(dim=-1), values)
-    return out.view(n_kv, n, times, length, size).transpose(1, 2).reshape(n_head, n, length, size)
-
-
-def _bias(mask: torch.Tensor) -> torch.Tensor:
-    """bf16: 0 where the bool mask allows a look, −inf elsewhere."""
-    return torch.zeros(mask.shape, dtype=torch.bfloat16, device=mask.device).masked_fill(~mask, float("-inf"))
-
-
-@lru_cache(maxsize=32)  # lengths are rounded, so that few are ever needed
-def _causal_bias(length: int, device: torch.device) -> torch.Tensor:
-    return _bias(torch.ones(length, length, dtype=torch.bool, device=device).tril())
+    """(H, N, T, D) all through. Heads that share keys and values go together."""
+    (n_head, n, length, size), n_kv = q.shape, k.shape[0]
+    queries = q.view(n_kv, n_head // n_kv, n, length, size).transpose(1, 2)  # (Hkv, N, times, T, D)
+    out = blocked_products(
+        queries.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), None if isinstance(mask, str) else mask, scale
+    )
+    return out.view(n_kv, n, n_head // n_kv, length, size).transpose(1, 2).flatten(0, 1)

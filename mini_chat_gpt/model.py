@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from mini_chat_gpt import derivatives
 from mini_chat_gpt.attention import Cached, Causal, Flat, KVCache, Layout, attention
 from mini_chat_gpt.config import PRESETS, GPTConfig
 from mini_chat_gpt.loss import LossSums, cross_entropy_sums
@@ -54,7 +55,17 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+        """In autocast's precision, where that is on: what comes out of a norm goes into products."""
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        if _by_hand(x):
+            return derivatives.rms_norm(x, self.weight, self.eps, dtype)
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps).to(dtype)
+
+
+def _by_hand(x: torch.Tensor) -> bool:
+    """Whether derivatives.py is faster: when training on a CPU, without a compiler, which would see to it."""
+    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
@@ -106,6 +117,8 @@ def rope_frequencies(config: GPTConfig) -> torch.Tensor:
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn each pair (x1, x2) of the head's two halves. x (B, H, T, D); cos, sin (B, 1, T, D/2)."""
+    if _by_hand(x):
+        return derivatives.rotate(x, cos, sin)
     x1, x2 = x.chunk(2, dim=-1)
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)
 
@@ -189,9 +202,15 @@ class Block(nn.Module):
         self.post_attention_layernorm = make_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: torch.Tensor, rope: Rope | None, layout: Layout) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, rope: Rope | None, layout: Layout, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x (B, T, C) -> (B, T, C), or with `rows` (R,) only those of the tokens, (B, R, C)."""
         q, k, v = self.before_product(x, rope)
-        return self.after_product(x, self.self_attn.product(q, k, v, layout))
+        heads = self.self_attn.product(q, k, v, layout)
+        if rows is not None:
+            x, heads = x.index_select(1, rows), heads.index_select(2, rows)
+        return self.after_product(x, heads)
 
     def before_product(self, x: torch.Tensor, rope: Rope | None) -> Heads:
         return self.self_attn.heads(self.input_layernorm(x), rope)
@@ -281,8 +300,8 @@ class GPT(nn.Module):
         filled = (*range(n_tokens + longest, len(ids), longest), len(ids)) if len(ids) > n_tokens else ()
         offsets = (*batch.offsets, *filled)
         layout = Flat.from_offsets(offsets, ids.device)
-        hidden = self.hidden(ids[None], positions[None], layout)[0]  # (T, C)
-        sums = self.head_sums(hidden[rows], targets, weights)
+        hidden = self.hidden(ids[None], positions[None], layout, rows)[0]  # (R, C)
+        sums = self.head_sums(hidden, targets, weights)
         return LossSums(sums.weighted_sum, sums.losses[:n_rows])
 
     def head_sums(self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> LossSums:
@@ -303,8 +322,13 @@ class GPT(nn.Module):
         last = torch.tensor(n_tokens, device=ids.device) - 1
         return self.lm_head(hidden[torch.arange(len(ids), device=ids.device), last])
 
-    def hidden(self, ids: torch.Tensor, positions: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Final, normalised states (B, T, C) for ids and positions (B, T)."""
+    def hidden(
+        self, ids: torch.Tensor, positions: torch.Tensor, layout: Layout, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Final, normalised states (B, T, C) for ids and positions (B, T), or with `rows` (R,) only theirs, (B, R, C).
+
+        All tokens are looked at up to the last block; there only those that something is predicted from go on.
+        """
         longest = layout.longest if isinstance(layout, Flat) else ids.shape[1]
         if longest > self.config.context_length:
             raise ValueError(f"{longest} tokens do not fit into the context of {self.config.context_length}")
@@ -313,8 +337,12 @@ class GPT(nn.Module):
             x = x + self.embed_positions(positions)
         rope = self.rotary(positions) if self.rotary is not None else None
         recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
-        for block in self.layers:
-            x = checkpoint(block, x, rope, layout, use_reentrant=False) if recompute else block(x, rope, layout)
+        for number, block in enumerate(self.layers, 1):
+            wanted = rows if number == len(self.layers) else None
+            if recompute:
+                x = checkpoint(block, x, rope, layout, wanted, use_reentrant=False)
+            else:
+                x = block(x, rope, layout, wanted)
         return self.norm(x)
 
     def resize_vocabulary(self, vocab_size: int) -> None:

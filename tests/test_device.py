@@ -1,11 +1,12 @@
 """Which device and which precision, and why; GPUs that this machine hasn't are played."""
 
+import gc
 from contextlib import nullcontext
 
 import pytest
 import torch
 
-from mini_chat_gpt.device import cpu_has_bf16, pick_device, pick_precision
+from mini_chat_gpt.device import cpu_has_bf16, long_lived, pick_device, pick_precision
 from mini_chat_gpt.errors import UserError
 
 CPU, GPU, APPLE = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
@@ -121,3 +122,10 @@ def test_a_device_that_is_not_there_is_an_error_that_says_what_to_write(monkeypa
     with pytest.raises(UserError, match=message):
         pick_device(name)
     assert pick_device("auto") == CPU
+
+
+def test_what_exists_is_left_to_live_while_training_and_is_garbage_again_afterwards():
+    before = gc.get_freeze_count()
+    with long_lived():
+        assert gc.get_freeze_count() > before
+    assert gc.get_freeze_count() == 0

@@ -1,0 +1,117 @@
+"""What is written out by hand against what autograd makes of the plain formulas."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mini_chat_gpt import blocked_products as blocks
+from mini_chat_gpt.derivatives import rms_norm, rotate
+from mini_chat_gpt.loss import IGNORE_INDEX, cross_entropy_sums
+
+
+def results(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    """What a function gives, and the gradients of a random projection of it."""
+    inputs = tuple(each.detach().clone().requires_grad_() for each in inputs)
+    out = function(*inputs)
+    projection = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    out.backward(projection)
+    return [out.detach(), *(each.grad for each in inputs)]
+
+
+def assert_alike(ours, theirs, bound):
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        assert not one.numel() or (one - other).abs().max() <= bound * other.abs().max()
+
+
+def test_the_norm_is_pytorchs():
+    x, weight = torch.randn(2, 5, 24), torch.randn(24)
+    assert_alike(
+        results(lambda x, w: rms_norm(x, w, 1e-5, torch.float32), x, weight),
+        results(lambda x, w: F.rms_norm(x, (24,), w, 1e-5), x, weight),
+        1e-6,
+    )
+
+
+def test_the_norm_gives_its_result_in_the_precision_asked_for_and_gradients_in_that_of_the_input():
+    out, d_x, d_weight = results(lambda x, w: rms_norm(x, w, 1e-5, torch.bfloat16), torch.randn(3, 8), torch.ones(8))
+    assert (out.dtype, d_x.dtype, d_weight.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+
+
+def test_the_norm_of_nothing_but_zeros_has_finite_gradients():
+    _, d_x, _ = results(lambda x, w: rms_norm(x, w, 1e-5, torch.float32), torch.zeros(2, 8), torch.ones(8))
+    assert d_x.isfinite().all()
+
+
+def test_the_rotation_is_that_of_the_plain_formula():
+    x, angles = torch.randn(1, 3, 7, 8), torch.randn(1, 1, 7, 4)
+    cos, sin = angles.cos(), angles.sin()
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        x1, x2 = x.chunk(2, dim=-1)
+        return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+
+    assert_alike(results(lambda x: rotate(x, cos, sin), x), results(plain, x), 1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 31, 64, 100])
+@pytest.mark.parametrize("times", [1, 3], ids=["a head each", "three heads share keys"])
+@pytest.mark.parametrize("window", [None, 5])
+def test_attention_in_blocks_is_pytorchs(monkeypatch, length, times, window):
+    monkeypatch.setattr(blocks, "BLOCK", 32)
+    q, k, v = torch.randn(2, times, length, 8), torch.randn(2, length, 8), torch.randn(2, length, 8)
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    visible = (distance >= 0) & (distance < (window or length))
+
+    def theirs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k[:, None], v[:, None], visible, scale=0.3)
+
+    mask = None if window is None else visible
+    ours = results(lambda q, k, v: blocks.blocked_products(q, k, v, mask, 0.3), q, k, v)
+    assert_alike(ours, results(theirs, q, k, v), 1e-5)
+
+
+def plain_cross_entropy(hidden, head, targets, weights):
+    losses = F.cross_entropy(F.linear(hidden, head).float(), targets, ignore_index=IGNORE_INDEX, reduction="none")
+    return (losses * weights).sum()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 50])
+def test_the_loss_is_pytorchs(rows):
+    hidden, head = torch.randn(rows, 16), torch.randn(40_000, 16)
+    targets, weights = torch.randint(0, 40_000, (rows,)), torch.rand(rows)
+    targets[::7] = IGNORE_INDEX
+    ours = results(lambda h, w: cross_entropy_sums(h, w, targets, weights).weighted_sum, hidden, head)
+    theirs = results(lambda h, w: plain_cross_entropy(h, w, targets, weights), hidden, head)
+    assert_alike(ours, theirs, 1e-5)
+
+
+def test_in_bf16_gradients_of_the_loss_are_as_near_to_float32_as_those_of_the_plain_formula():
+    hidden, head = torch.randn(64, 32), torch.randn(500, 32)
+    targets, weights = torch.randint(0, 500, (64,)), torch.rand(64)
+    exact = results(lambda h, w: plain_cross_entropy(h, w, targets, weights), hidden, head)
+
+    def in_bf16(function):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return results(lambda h, w: function(h, w, targets, weights), hidden, head)
+
+    ours, plain = in_bf16(lambda *args: cross_entropy_sums(*args).weighted_sum), in_bf16(plain_cross_entropy)
+    for one, other, right in zip(ours, plain, exact, strict=True):
+        assert (one - right).norm() <= 1.25 * (other - right).norm() + 1e-6 * right.norm()
+
+
+def test_a_target_that_is_as_good_as_certain_keeps_its_small_gradient_in_bf16():
+    """p rounds to 1 in bf16, but its distance from 1 doesn't round to 0."""
+    hidden = torch.tensor([[1.0]]).requires_grad_()
+    head = torch.tensor([[7.0], [0.0]]).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cross_entropy_sums(hidden, head, torch.tensor([0]), torch.ones(1)).weighted_sum.backward()
+    p = torch.sigmoid(torch.tensor(7.0))
+    assert torch.allclose(head.grad[0], p - 1, rtol=0.01)
+
+
+def test_a_second_backward_pass_is_refused():
+    sums = cross_entropy_sums(torch.randn(2, 4).requires_grad_(), torch.randn(9, 4), torch.tensor([1, 2]), torch.ones(2))
+    sums.weighted_sum.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute it again"):
+        sums.weighted_sum.backward()
