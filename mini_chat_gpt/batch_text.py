@@ -10,7 +10,7 @@
     trained: [[45, 143]]
     weight: 0.3
 
-Between [[ and ]] stands what is trained. Text is indented and its control characters are written out (\\r as \\x0d), so that
+Of conversations that share their beginning, a line "branches: [120, 151]" says where in ids each goes on. Between [[ and ]] stands what is trained. Text is indented and its control characters are written out (\\r as \\x0d), so that
 none of it can be taken for a line of numbers, and a terminal that shows the file stays as it is.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _INDENT = "  "
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")  # all but \n; the last two break lines as well
-_HEAD = re.compile(r"== \d+\. (?P<kind>.*): [\d,]+ tokens, [\d,]+ trained, weight \S+")
+_HEAD = re.compile(r"== \d+\. (?P<kind>.*): [\d,]+ tokens, [\d,]+ trained, weight [^\s,]+(, .*)?")
 
 
 def describe(examples: Sequence[Example], tokenizer: ChatTokenizer, title: str) -> str:
@@ -50,9 +50,10 @@ def describe(examples: Sequence[Example], tokenizer: ChatTokenizer, title: str) 
 
 def headline(example: Example) -> str:
     """What an example is, in a line: "words: 143 tokens, 98 trained, weight 0.3" (the mean, where tokens differ)."""
+    several = f", {example.n_conversations} conversations that share their beginning" if example.branches else ""
     return (
         f"{_one_line(example.kind)}: {len(example.ids):,} tokens, {example.n_trained:,} trained, "
-        f"weight {np.mean(example.weight):.3g}"
+        f"weight {np.mean(example.weight):.3g}{several}"
     )
 
 
@@ -91,11 +92,11 @@ def read_examples(text: str) -> list[Example]:
         found = {}
         for inner in lines:
             name, colon, value = inner.partition(": ")
-            if colon and name in ("ids", "trained", "weight"):
+            if colon and name in ("ids", "trained", "branches", "weight"):
                 found[name] = _parsed(inner, value)
             if name == "weight":
                 break
-        if set(found) != {"ids", "trained", "weight"}:
+        if set(found) - {"branches"} != {"ids", "trained", "weight"}:
             raise UserError(f"{line!r}: its lines of ids, trained and weight are not all there; take a whole file.")
         examples.append(_example(head["kind"], **found))
     return examples
@@ -113,16 +114,19 @@ def _numbers(example: Example) -> dict[str, Any]:
     return {
         "ids": example.ids.tolist(),
         "trained": edges.reshape(-1, 2).tolist(),
+        **({"branches": list(example.branches)} if example.branches else {}),
         "weight": weight.tolist() if isinstance(weight, np.ndarray) else float(weight),
     }
 
 
-def _example(kind: str, ids: list[int], trained: list[list[int]], weight: float | list[float]) -> Example:
+def _example(
+    kind: str, ids: list[int], trained: list[list[int]], weight: float | list[float], branches: Sequence[int] = ()
+) -> Example:
     is_trained = np.zeros(len(ids), dtype=bool)
     for begin, end in trained:
         is_trained[begin:end] = True
     weights = np.array(weight, dtype=np.float32) if isinstance(weight, list) else weight
-    return Example(np.array(ids, dtype=np.int32), is_trained, weights, kind)
+    return Example(np.array(ids, dtype=np.int32), is_trained, weights, kind, tuple(branches))
 
 
 def _parsed(line: str, value: str) -> Any:

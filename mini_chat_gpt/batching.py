@@ -7,6 +7,12 @@ trained token, and a target is always predicted from the row before it *in the s
     positions   0  1  2 |  0  1  2  3
     trained     .  .  x |  .  x  x  x
     rows          1     |  3  4  5           the rows that predict; targets = a2, b1, b2, b3
+
+Conversations that begin alike may share what they have in common, as branches of one example (`share_beginning`): it is
+computed once, each branch goes on from its end and sees it and itself. Losses and gradients are those of separate examples.
+
+    ids        a0 a1 a2 b3 b4 c3             two conversations, a0 a1 a2 b3 b4 and a0 a1 a2 c3; branches (3, 5)
+    positions   0  1  2  3  4  3
 """
 
 from __future__ import annotations
@@ -24,18 +30,70 @@ class Example:
     """One rendered conversation or document.
 
     ids: (n,) int32 token ids; trained: (n,) bool, True where the token is a target; weight: loss weight of its
-    targets, one for all or (n,) one for each token.
+    targets, one for all or (n,) one for each token. Of several conversations that share their beginning, `branches`
+    says where in ids each of them goes on.
     """
 
     ids: np.ndarray
     trained: np.ndarray
     weight: float | np.ndarray
     kind: str
+    branches: tuple[int, ...] = ()
 
     @property
     def n_trained(self) -> int:
         """Targets in this example: trained tokens that have a token before them."""
         return int(self.trained[1:].sum())
+
+    @property
+    def n_conversations(self) -> int:
+        return max(1, len(self.branches))
+
+    def positions(self) -> np.ndarray:
+        """(n,) how many tokens stand before each in its conversation."""
+        positions = np.arange(len(self.ids))
+        for start in self.branches:
+            positions[start:] = np.arange(self.branches[0], self.branches[0] + len(self.ids) - start)
+        return positions
+
+    def predicting(self) -> np.ndarray:
+        """(n,) the place of the token before each in its conversation, from which it is predicted; −1 before the first."""
+        before = np.arange(-1, len(self.ids) - 1)
+        for start in self.branches:
+            before[start] = self.branches[0] - 1
+        return before
+
+
+def share_beginning(examples: Sequence[Example]) -> Example:
+    """One example of conversations that begin alike: what their ids have in common is read once.
+
+    A target that is shared weighs as much as all of them together. Each conversation keeps a token of its own at least.
+    Raises ValueError where not even the first token is the same.
+    """
+    if len(examples) == 1:
+        return examples[0]
+    shortest = min(len(example.ids) for example in examples)
+    first = examples[0].ids[:shortest]
+    alike = np.logical_and.reduce([example.ids[:shortest] == first for example in examples])
+    common = shortest - 1 if alike.all() else min(shortest - 1, int(alike.argmin()))
+    if not common:
+        raise ValueError("conversations that share nothing can't be branches of one example")
+    per_token = [np.broadcast_to(np.float32(example.weight), len(example.ids)) for example in examples]
+    weighed = [weight * example.trained for weight, example in zip(per_token, examples, strict=True)]
+    own = [weight[common:] for weight in per_token]
+    lengths = [len(weight) for weight in own]
+    return Example(
+        ids=np.concatenate([examples[0].ids[:common], *(example.ids[common:] for example in examples)]),
+        trained=np.concatenate(
+            [
+                np.logical_or.reduce([example.trained[:common] for example in examples]),
+                *(example.trained[common:] for example in examples),
+            ]
+        ),
+        weight=np.concatenate([np.sum([weight[:common] for weight in weighed], axis=0, dtype=np.float32), *own]),
+        kind=examples[0].kind,
+        branches=tuple((common + np.cumsum([0, *lengths[:-1]])).tolist()),
+    )
 
 
 @dataclass(frozen=True)
@@ -50,6 +108,7 @@ class Batch:
     weights: torch.Tensor  # (R,) float32
     kinds: torch.Tensor  # (R,) int64, index into kind_names
     kind_names: tuple[str, ...]
+    branches: tuple[tuple[int, ...], ...] = ()  # N times `Example.branches`; () where no example has any
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device; `offsets` stay in Python, kernels choose their own form."""
@@ -63,6 +122,10 @@ class Batch:
     @property
     def n_examples(self) -> int:
         return len(self.offsets) - 1
+
+    @property
+    def n_conversations(self) -> int:
+        return sum(max(1, len(branches)) for branches in self.branches) or self.n_examples
 
 
 @lru_cache(maxsize=4)
@@ -83,19 +146,20 @@ def collate(examples: Sequence[Example]) -> Batch:
         at = np.flatnonzero(example.trained[1:])
         if not len(at):
             raise ValueError(f"an example of kind {example.kind!r} has no trained token; it must not get into a batch")
-        rows.append(at + start)
+        rows.append(example.predicting()[1:][at] + start)
         targets.append(example.ids[1:][at])
         weights.append(np.broadcast_to(np.float32(example.weight), len(example.ids))[1:][at])
     counts = [len(part) for part in rows]
     return Batch(
         ids=_tensor(np.concatenate([example.ids for example in examples])),
-        positions=_tensor(np.concatenate([np.arange(length) for length in lengths])),
+        positions=_tensor(np.concatenate([example.positions() for example in examples])),
         offsets=tuple(int(offset) for offset in offsets),
         rows=_tensor(np.concatenate(rows)),
         targets=_tensor(np.concatenate(targets)),
         weights=torch.from_numpy(np.concatenate(weights)),
         kinds=_tensor(np.repeat([names.index(example.kind) for example in examples], counts)),
         kind_names=names,
+        branches=tuple(example.branches for example in examples) if any(e.branches for e in examples) else (),
     )
 
 

@@ -21,8 +21,8 @@ def blocked_products(
 ) -> torch.Tensor:
     """softmax(q·kᵀ·scale)·v, where a query sees the keys up to its own place.
 
-    q (G, times, T, D); k, v (G, T, D): `times` heads of queries share keys and values. `mask` (T, T) bool, True where a look is
-    allowed, hides more than what comes later. Returns (G, times, T, D).
+    q (G, times, T, D); k, v (G, T, D): `times` heads of queries share keys and values. `mask` hides more than what comes later:
+    bool, True where a look is allowed, (T, T) or (N, 1, T, T) with G a multiple of N. Returns (G, times, T, D).
     """
     with torch.autocast(q.device.type, enabled=False):
         return _Products.apply(q, k, v, mask, scale)
@@ -70,7 +70,9 @@ def _blocks(length: int) -> list[tuple[int, int]]:
 def _hide(scores: torch.Tensor, mask: torch.Tensor | None, start: int, stop: int) -> None:
     """−inf where queries start..stop−1 may not look; scores (G, times, stop − start, stop)."""
     if mask is not None:
-        scores.masked_fill_(~mask[start:stop, :stop], float("-inf"))
+        scores.view(-1, *mask.shape[:1] * (mask.dim() == 4), *scores.shape[1:]).masked_fill_(
+            ~mask[..., start:stop, :stop], float("-inf")
+        )
     later = torch.ones(stop - start, stop - start, dtype=torch.bool, device=scores.device).triu(1)
     scores[..., start:].masked_fill_(later, float("-inf"))
 

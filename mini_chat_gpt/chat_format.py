@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mini_chat_gpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,25 +58,40 @@ def render(
     No system message is added here; see `ChatFormat`. Raises `UserError` where the roles are out of order or a message
     has no text, and where the tokenizer lacks the control tokens.
     """
-    check_messages(messages, add_generation_prompt)
-    ids: list[int] = []
-    trained: list[bool] = []
-
-    def append(new_ids: list[int], is_target: bool = False) -> None:
-        ids.extend(new_ids)
-        trained.extend([is_target] * len(new_ids))
-
-    if tokenizer.bos_id is not None:
-        append([tokenizer.bos_id])
-    for message in messages:
-        is_target = message.role == "assistant" and message.train
-        append([_role_id(tokenizer, message.role)])
-        append(tokenizer.encode(message.content), is_target)
-        if message.role == "assistant":
-            append([tokenizer.end_id], is_target)
-    if add_generation_prompt:
-        append([_role_id(tokenizer, "assistant")])
+    ids, targets = _rendered(messages, tokenizer, add_generation_prompt)
+    trained = [False] * len(ids)
+    for start, end in targets:
+        trained[start:end] = [True] * (end - start)
     return ids, trained
+
+
+def render_arrays(messages: Sequence[Message], tokenizer: ChatTokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """`render` as (n,) int32 and (n,) bool, for training."""
+    ids, targets = _rendered(messages, tokenizer)
+    trained = np.zeros(len(ids), dtype=bool)
+    for start, end in targets:
+        trained[start:end] = True
+    return np.array(ids, dtype=np.int32), trained
+
+
+def _rendered(
+    messages: Sequence[Message], tokenizer: ChatTokenizer, add_generation_prompt: bool = False
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The ids, and the (start, end) of each stretch of targets."""
+    check_messages(messages, add_generation_prompt)
+    ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    targets = []
+    for message in messages:
+        ids.append(_role_id(tokenizer, message.role))
+        start = len(ids)
+        ids += tokenizer.encode(message.content)
+        if message.role == "assistant":
+            ids.append(tokenizer.end_id)
+            if message.train:
+                targets.append((start, len(ids)))
+    if add_generation_prompt:
+        ids.append(_role_id(tokenizer, "assistant"))
+    return ids, targets
 
 
 def check_messages(messages: Sequence[Message], add_generation_prompt: bool = False) -> None:

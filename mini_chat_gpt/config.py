@@ -263,6 +263,8 @@ class Lesson(Section):
     """Longest example in tokens."""
     turns: int | None = Field(None, ge=1)
     """Most questions about one story."""
+    branches: int | None = Field(None, ge=1)
+    """Most conversations that share the reading of a story."""
     shares: dict[str, float] | None = None
     """Shares of the kinds that differ from data.shares."""
     focus: float | None = Field(None, ge=0)
@@ -280,8 +282,8 @@ class DataSection(Section):
 
     seq_len: int = Field(1024, ge=16)
     """Longest example in tokens; never more than the model's context. Longer stories lose text from their middle."""
-    num_workers: int = Field(0, ge=0)
-    """Processes that prepare examples (0 = in the training process)."""
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that prepare examples ahead (0: the training process makes them in between; auto: 1 where a core is left for it)."""
     shares: dict[str, float] | None = None
     """Share of each task kind among the examples, e.g. {summary: 2, moral: 1}; null = the measured defaults."""
     weights: dict[str, float] | None = None
@@ -292,6 +294,8 @@ class DataSection(Section):
     """Loss weight of what isn't the assistant's: 0 masks it (label -100); a little lets a small model learn from the stories it reads."""
     turns: int = Field(4, ge=1)
     """Most questions about one story in a training conversation; reading the story is most of the work."""
+    branches: int = Field(1, ge=1)
+    """Most conversations of their own about one story that share its reading: computed once, where the story comes before the question."""
     curriculum: list[Lesson] = Field(default_factory=list)
     """Lessons before the others, easiest first, e.g. [{share: 0.2, seq_len: 96, shares: {quote: 4}}]; share: of the run's steps."""
     limit: int | None = Field(None, ge=1)

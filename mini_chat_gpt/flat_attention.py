@@ -6,6 +6,7 @@ table and padded to the longest of them. Which kernel then multiplies is a matte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -24,6 +25,17 @@ class Group:
     n: int  # examples
     longest: int
     slots: torch.Tensor | None  # where each token goes in the padded (n · longest) table; None: nothing to pad
+    positions: torch.Tensor | None = None  # (n, longest), in the conversation; None: none of them has branches
+    visible: torch.Tensor | None = None  # (n, longest, longest) bool, likewise: which keys each query may look at
+
+    def mask(self, window: int | None, device: torch.device) -> torch.Tensor | str:
+        """What a kernel is told: "causal", or which keys are visible, (longest, longest) or (n, 1, longest, longest)."""
+        if self.visible is None or self.positions is None:
+            return causal_mask(self.longest, window, device)
+        visible = self.visible
+        if window is not None:
+            visible = visible & (self.positions[:, :, None] - self.positions[:, None, :] < window)
+        return visible[:, None]
 
 
 @dataclass(frozen=True)
@@ -35,23 +47,38 @@ class Flat:
                          . . 1 . .
                          . . 1 1 .
                          . . 1 1 1
+
+    Where an example has branches, conversations that share their beginning, a token of a branch doesn't see the others.
+
+    offsets (0, 5):      1 . . . .
+    branches ((2, 3),):  1 1 . . .
+                         1 1 1 . .
+                         1 1 . 1 .
+                         1 1 . 1 1
     """
 
     offsets: tuple[int, ...]
-    longest: int
+    longest: int  # tokens of the longest conversation
     groups: tuple[Group, ...] = field(repr=False)  # computed once a batch, shared by all layers
 
     @classmethod
-    def from_offsets(cls, offsets: tuple[int, ...], device: torch.device | str = "cpu") -> Flat:
+    def from_offsets(
+        cls,
+        offsets: tuple[int, ...],
+        device: torch.device | str = "cpu",
+        branches: Sequence[tuple[int, ...]] = (),
+    ) -> Flat:
+        """`branches` has for each example where in it each branch begins; those missing at the end have none."""
         lengths = [stop - start for start, stop in pairwise(offsets)]
+        branches = [*branches, *[()] * (len(lengths) - len(branches))]
         groups, first = [], 0
         for last in range(1, len(lengths) + 1):
             together = lengths[first : last + 1]
             alike = min(together) >= LEAST_FILL * max(together) and len(together) * max(together) <= MOST_TOKENS
             if last == len(lengths) or not alike:
-                groups.append(_group(offsets[first], lengths[first:last], device))
+                groups.append(_group(offsets[first], lengths[first:last], branches[first:last], device))
                 first = last
-        return cls(offsets, max(lengths), tuple(groups))
+        return cls(offsets, max(map(_longest_conversation, lengths, branches)), tuple(groups))
 
 
 # Examples are padded together while the shortest has this part of the longest one's length and they stay small: fewer
@@ -61,14 +88,30 @@ MOST_TOKENS = 1024
 ROUND_TO = 32  # lengths are rounded up to this, so that kernels prepared for one shape serve again
 
 
-def _group(start: int, lengths: list[int], device: torch.device | str) -> Group:
+def _longest_conversation(length: int, branches: tuple[int, ...]) -> int:
+    if not branches:
+        return length
+    return branches[0] + max(stop - start for start, stop in pairwise((*branches, length)))
+
+
+def _group(
+    start: int, lengths: list[int], branches: Sequence[tuple[int, ...]], device: torch.device | str
+) -> Group:
     n, total = len(lengths), sum(lengths)
     longest = -(-max(lengths) // ROUND_TO) * ROUND_TO
     slots = None
     if n * longest != total:
         table = torch.arange(n * longest).view(n, longest)
         slots = table[torch.arange(longest) < torch.tensor(lengths)[:, None]].to(device)
-    return Group(start, start + total, n, longest, slots)
+    if not any(branches):
+        return Group(start, start + total, n, longest, slots)
+    positions = torch.arange(longest).repeat(n, 1)
+    visible = torch.ones(longest, longest, dtype=torch.bool).tril().repeat(n, 1, 1)
+    for row, begins in enumerate(branches):
+        for begin in begins:
+            positions[row, begin:] = torch.arange(begins[0], begins[0] + longest - begin)
+            visible[row, begin:, begins[0] : begin] = False  # of the branches before it a branch sees nothing
+    return Group(start, start + total, n, longest, slots, positions.to(device), visible.to(device))
 
 
 def flat(
@@ -80,7 +123,7 @@ def flat(
     outs = []
     for group, *parts in zip(layout.groups, *(part[0].split(sizes, dim=1) for part in (q, k, v)), strict=True):
         gq, gk, gv = (_pad(part, group) for part in parts)
-        mask = causal_mask(group.longest, window, q.device)
+        mask = group.mask(window, q.device)
         product = _in_blocks if _blocks_are_faster(q, group) else _sdpa_heads_first
         out = product(gq, gk, gv, mask, scale).flatten(1, 2)
         outs.append(out if group.slots is None else out.index_select(1, group.slots))

@@ -25,10 +25,11 @@ _LATEST = 2  # the main character is named in one of the first three sentences
 _OFTEN = 3  # an unknown word that begins so many sentences, and is never written small, is a name
 _WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*")
 _CAPITALISED = r"[A-Z][A-Za-z]*(?:-[A-Za-z]+)*"
-_RUN = re.compile(rf"\b{_CAPITALISED}(?:(?:(?<=\bMr|\bDr)\.|(?<=\bMrs)\.)? {_CAPITALISED})*")
+_RUN = re.compile(rf"[A-Z](?<=\b.)[A-Za-z]*(?:-[A-Za-z]+)*(?:(?:(?<=\bMr|\bDr)\.|(?<=\bMrs)\.)? {_CAPITALISED})*")
 _INTRODUCED = re.compile(
-    r"(?<!city )(?<!town )(?<!village )(?<!country )(?<!place )(?<!island )(?<!planet )"
-    r"\b(?:named|called|name (?:was|is)) (?:Mrs?\. |Dr\. )?([A-Z][A-Za-z]+(?: [A-Z][a-z]+)*)"
+    r"[nc](?=amed |alled |ame )(?<=\b.)"
+    r"(?<!city .)(?<!town .)(?<!village .)(?<!country .)(?<!place .)(?<!island .)(?<!planet .)"
+    r"(?:(?<=n)amed|(?<=c)alled|(?<=n)ame (?:was|is)) (?:Mrs?\. |Dr\. )?([A-Z][A-Za-z]+(?: [A-Z][a-z]+)*)"
 )
 _BEFORE_SENTENCE = frozenset(("", ".", "!", "?", "…", ":", MASK, "\n", '"', "“", "”", "‘", "'", "*", "("))
 _SECOND_OF_TWO = re.compile(r"[A-Z][a-z]*\.? and (?:[A-Z][a-z]*\.? )?$")
@@ -75,36 +76,44 @@ def main_character(story: str) -> str | None:
 
 def _tally(story: str, told: str) -> _Tally:
     introduced = {word for match in _INTRODUCED.finditer(story) for word in _WORD.findall(match[1])}
-    titles, kin, tally = _words()["titles"], _words()["kin"], _Tally()
+    titles, kin, openers, tally = _words()["titles"], _words()["kin"], _words()["openers"], _Tally()
     inside: set[str] = set()
-    beginning: Counter[str] = Counter()
+    beginning: dict[str, int] = {}
     runs: list[tuple[int, str, list[str]]] = []  # what the narrator says: (where, as written, its words)
     for match in _RUN.finditer(story):
-        run, begins = _without_openers(story, match, introduced)
+        written, start = match[0], match.start()
+        if written.lower() in openers and written not in introduced:  # half of all
+            continue
+        run, begins = _without_openers(story, written, start, introduced)
+        if not run:
+            continue
+        if begins:
+            beginning[run[0]] = beginning.get(run[0], 0) + 1
         inside.update(run[1:] if begins else run)
-        beginning.update(run[:1] if begins else [])
-        if run and told[match.start()] != MASK:
-            runs.append((match.start(), match[0][match[0].index(run[0]) :], run))
+        if told[start] != MASK:
+            runs.append((start, written[written.index(run[0]) :], run))
     inside |= {word for word, times in beginning.items() if times >= _OFTEN}
+    others: set[str] = set()  # words that are no names
     for start, written, run in runs:
-        bare = [word for word in run if word in introduced or word.lower() not in titles]
-        if len(run) == 1 and (not bare or bare[0].lower() in kin):
+        name = next((word for word in run if word in introduced or word.lower() not in titles), None)
+        if len(run) == 1 and (name is None or name.lower() in kin):
             tally.kin[run[0].lower()] += 1
-        elif bare and (bare[0] in tally.count or _is_name(bare[0], story, introduced, inside)):
-            name = bare[0]
+        elif name is not None and name not in others:
+            if name not in tally.count:
+                if not _is_name(name, story, introduced, inside):
+                    others.add(name)
+                    continue
+                tally.first[name], tally.forms[name] = start, Counter()
             tally.count[name] += 1
-            tally.first.setdefault(name, start)
-            tally.forms.setdefault(name, Counter())[written] += 1
+            tally.forms[name][written] += 1
     return tally
 
 
-def _without_openers(story: str, match: re.Match[str], introduced: set[str]) -> tuple[list[str], bool]:
+def _without_openers(story: str, written: str, start: int, introduced: set[str]) -> tuple[list[str], bool]:
     """The words of a capitalised run without a leading "Then" or "One", and whether they begin the sentence."""
     openers = _words()["openers"]
-    if match[0].lower() in openers and match[0] not in introduced:
-        return [], False
-    run = _WORD.findall(match[0])
-    begins = story[max(0, match.start() - 3) : match.start()].rstrip(" ")[-1:] in _BEFORE_SENTENCE
+    run = _WORD.findall(written)
+    begins = story[max(0, start - 3) : start].rstrip(" ")[-1:] in _BEFORE_SENTENCE
     while run and run[0].lower() in openers and run[0] not in introduced:
         run, begins = run[1:], False
     return run, begins
@@ -119,7 +128,7 @@ def _is_name(word: str, story: str, introduced: set[str], inside: set[str]) -> b
     if lower in words["places"] or lower in words["calendar"]:
         return False
     # A word that the story also writes small is a thing or a kind, whatever it looks like elsewhere.
-    return lower in words["names"] or (word in inside and not re.search(rf"\b{lower}\b", story))
+    return lower in words["names"] or (word in inside and find_word(story, lower) is None)
 
 
 def _sentence_at(spans: list[tuple[int, int]], at: int) -> int:
@@ -159,7 +168,23 @@ def _as_written(name: str, tally: _Tally, story: str) -> str | None:
     if sum(form != name for form in forms) > 1:
         return None
     form = forms.most_common(1)[0][0]
-    return name if form != name and re.search(rf"\b(?:named|called|name was) {name}\b", story) else form
+    introduced = any(find_word(story, f"{how} {name}") for how in ("named", "called", "name was"))
+    return name if form != name and introduced else form
+
+
+def find_word(text: str, word: str) -> tuple[int, int] | None:
+    """(start, end) of the first place where `word` stands by itself, not inside a longer one; None if there is none."""
+    start = text.find(word)
+    while start >= 0:
+        end = start + len(word)
+        if not _in_a_word(text[start - 1 : start]) and not _in_a_word(text[end : end + 1]):
+            return start, end
+        start = text.find(word, start + 1)
+    return None
+
+
+def _in_a_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
 
 
 def is_opener(word: str) -> bool:

@@ -39,6 +39,8 @@ class FlatBatch(Protocol):
     @property
     def offsets(self) -> tuple[int, ...]: ...
     @property
+    def branches(self) -> tuple[tuple[int, ...], ...]: ...
+    @property
     def rows(self) -> torch.Tensor: ...  # (R,)
     @property
     def targets(self) -> torch.Tensor: ...  # (R,)
@@ -299,7 +301,7 @@ class GPT(nn.Module):
         longest = self.config.context_length
         filled = (*range(n_tokens + longest, len(ids), longest), len(ids)) if len(ids) > n_tokens else ()
         offsets = (*batch.offsets, *filled)
-        layout = Flat.from_offsets(offsets, ids.device)
+        layout = Flat.from_offsets(offsets, ids.device, batch.branches)
         hidden = self.hidden(ids[None], positions[None], layout, rows)[0]  # (R, C)
         sums = self.head_sums(hidden, targets, weights)
         return LossSums(sums.weighted_sum, sums.losses[:n_rows])

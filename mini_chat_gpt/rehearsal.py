@@ -39,14 +39,14 @@ Packed = list[Any]
 
 def pack(example: Example) -> Packed:
     """Length and targets, all that memory depends on, for JSON."""
-    return [len(example.ids), np.packbits(example.trained).tobytes().hex()]
+    return [len(example.ids), np.packbits(example.trained).tobytes().hex(), example.branches]
 
 
 def unpack(packed: Packed) -> Example:
     """An example of that length with those targets."""
-    length, trained = packed
+    length, trained, branches = packed
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(trained), dtype=np.uint8), count=length)
-    return Example(np.zeros(length, dtype=np.int32), bits.astype(bool), 1.0, "")
+    return Example(np.zeros(length, dtype=np.int32), bits.astype(bool), 1.0, "", tuple(branches))
 
 
 @dataclass(frozen=True)

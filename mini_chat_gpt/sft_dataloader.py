@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +23,14 @@ from rich.console import Console
 from rich.text import Text
 
 from mini_chat_gpt.batch_text import headline, marked_parts
-from mini_chat_gpt.batching import Example, epoch_order
+from mini_chat_gpt.batching import Example, epoch_order, share_beginning
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.story_index import RecordIndex
+from mini_chat_gpt.story_phrasing import Chooser
 from mini_chat_gpt.story_records import StoryRecord, find_instruct_file, parse_record, read_records, stories
 from mini_chat_gpt.story_tasks import TASK_KINDS, YES_NO_KINDS, Task, categories, check_kinds, generate_tasks
-from mini_chat_gpt.task_fitting import Fitted, add_turns, fit_task
+from mini_chat_gpt.task_fitting import Fitted, add_turns, behind_story, fit_task
 from mini_chat_gpt.task_shares import balanced_weights, realised_shares
 
 if TYPE_CHECKING:
@@ -60,8 +62,8 @@ class InstructSource:
 
     Implements the trainer's `ExampleSource`. `shares` and `weights` are by kind and override the defaults one by one;
     `focus` is the loss weight of the tokens that end a reply or decide whether it is right, `prompt_weight` that of all
-    that isn't the assistant's; a conversation has up to `turns` questions about its story; `limit` takes the first so
-    many records. `stats` counts what happened to the examples made so far in this process.
+    that isn't the assistant's; a conversation has up to `turns` questions about its story, and up to `branches`
+    conversations that begin with a story share its reading; `limit` takes the first so many records. `stats` counts what happened to the examples made so far in this process.
     Raises UserError for a kind that doesn't exist and for data that support none of the kinds asked for.
     """
 
@@ -78,12 +80,13 @@ class InstructSource:
         focus: float = 0.0,
         prompt_weight: float = 0.0,
         turns: int = 1,
+        branches: int = 1,
     ) -> None:
         self.index = path_or_index if isinstance(path_or_index, RecordIndex) else RecordIndex(path_or_index)
         self.tokenizer, self.seq_len, self.seed, self.system = tokenizer, seq_len, seed, system
         self.shares = _by_kind("data.shares", DEFAULT_SHARES, shares, otherwise=0.1)
         self.weights = _by_kind("data.weights", DEFAULT_WEIGHTS, weights, otherwise=1.0)
-        self.focus, self.prompt_weight, self.turns = focus, prompt_weight, turns
+        self.focus, self.prompt_weight, self.turns, self.branches = focus, prompt_weight, turns, branches
         self._length = min(limit or len(self.index), len(self.index))
         self.stats: Counter[str] = Counter()
         self._balance()
@@ -96,12 +99,14 @@ class InstructSource:
         epoch, place = divmod(slot, len(self))
         number = int(epoch_order(len(self), self.seed, epoch)[place])
         for attempt in range(_PROBES):
-            fitted = self._draw(number, epoch, f"{self.seed}/{slot}/{attempt}")
-            if fitted is not None:
+            if drawn := self._draw(number, epoch, f"{self.seed}/{slot}/{attempt}"):
+                turns = sum(1 + len(fitted.later) for fitted in drawn)
                 self.stats.update(
-                    examples=1, shortened=fitted.shortened, substituted=attempt > 0, turns=1 + len(fitted.later)
+                    examples=1, conversations=len(drawn), shortened=drawn[0].shortened, substituted=attempt > 0, turns=turns
                 )
-                return fitted.example(self.weights, self.tokenizer, self.focus, self.prompt_weight)
+                return share_beginning(
+                    [each.example(self.weights, self.tokenizer, self.focus, self.prompt_weight) for each in drawn]
+                )
             number = _number(f"{self.seed}/{slot}/{attempt}/other") % len(self)
         raise UserError(
             f"{self.index.path} gave no example of at most {self.seq_len} tokens from {_PROBES} records; "
@@ -163,26 +168,56 @@ class InstructSource:
         trained = {name.split("/")[0] for name, chance in self._chances.items() if chance > 0}
         self.kinds = [kind for kind in TASK_KINDS if kind in trained]
 
-    def _draw(self, number: int, epoch: int, salt: str) -> Fitted | None:
-        """One of the record's tasks, drawn by weight; the next one drawn where the first doesn't fit."""
+    def _draw(self, number: int, epoch: int, salt: str) -> list[Fitted]:
+        """One of the record's tasks, drawn by weight, the next one drawn where the first doesn't fit; and its branches."""
         record = self.index[number]
-        tasks = generate_tasks(record, _number(f"{self.seed}/{epoch}"), self.kinds)
-        # The largest u ** (1 / w) is task c with probability w_c / sum of w (Efraimidis and Spirakis, 2006).
-        keyed = []
-        for task in tasks:
-            if (chance := self._chances[task.category]) > 0:
-                keyed.append((np.log((_number(salt + task.category) + 1) / 2**64) / chance, task))
-        if not keyed:
-            self.stats["records without a task"] += 1
-        drawn = [task for _, task in sorted(keyed, key=lambda pair: pair[0], reverse=True)]
-        for task in drawn:
+        coming, tried = self._drawn(record, _number(f"{self.seed}/{epoch}"), salt), []
+        for task in coming:
+            tried.append(task)
             if self.turns > 1 and not task.asks_first:
                 # Later questions all come behind the story: the first one practises, more often, to come before it.
                 task = generate_tasks(record, _number(f"{self.seed}/{epoch}/again"), [task.kind])[0]
             if fitted := self._fit(task):
-                later = (other for other in drawn if other.kind != task.kind and self._asked_again(other, salt))
-                return add_turns(fitted, later, self.tokenizer, self.seq_len, self.turns)
-        return None
+                kind, others = task.kind, chain(tried, coming)
+                later = (other for other in others if other.kind != kind and self._asked_again(other, salt))
+                fitted = add_turns(fitted, later, self.tokenizer, self.seq_len, self.turns)
+                return [fitted, *self._branches(fitted, later)]
+        if not tried:
+            self.stats["records without a task"] += 1
+        return []
+
+    def _branches(self, fitted: Fitted, questions: Iterable[Task]) -> Iterator[Fitted]:
+        """Conversations about the same story that go on from it with other questions, as many as there are to be."""
+        if self.branches == 1 or fitted.shortened:  # what another answer rests on may be missing
+            return
+        left, asked = self.branches - 1, {task.target for task in (fitted.task, *fitted.later)}
+        for question in questions:
+            if question.target in asked or (behind := behind_story(question, fitted)) is None:
+                continue
+            branch = fit_task(behind, self.tokenizer, self.seq_len, self.system)
+            if branch is not None and not branch.shortened:
+                asked.add(question.target)
+                yield branch
+                left -= 1
+                if not left:  # before another question is made that nobody would ask
+                    return
+
+    def _drawn(self, record: StoryRecord, seed: int, salt: str) -> Iterator[Task]:
+        """The record's tasks in the order in which they are drawn by weight, each made only when it is asked for."""
+        # The largest u ** (1 / w) is task c with probability w_c / sum of w (Efraimidis and Spirakis, 2006).
+        keys = {
+            category: math.log((_number(salt + category) + 1) / 2**64) / chance
+            for category, chance in self._chances.items()
+            if chance > 0
+        }
+        choose, made = Chooser(record, seed), dict[str, Task | None]()
+        for category in sorted(keys, key=keys.__getitem__, reverse=True):
+            kind = category.split("/")[0]
+            if kind not in made:
+                made[kind] = TASK_KINDS[kind](record, choose)
+            task = made[kind]
+            if task is not None and task.category == category:
+                yield task
 
     def _asked_again(self, task: Task, salt: str) -> bool:
         """Whether a question may follow another: always, but the commoner answer only as often as the rarer one."""

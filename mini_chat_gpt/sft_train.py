@@ -110,6 +110,7 @@ def make_source(
         focus=data.focus,
         prompt_weight=data.prompt_weight,
         turns=data.turns,
+        branches=data.branches,
     )
 
 
@@ -121,7 +122,7 @@ def make_stages(source: InstructSource, config: Config, context: int) -> list[St
         )
     stages = []
     for lesson in config.data.curriculum:
-        given = lesson.model_dump(include={"seq_len", "turns", "focus", "prompt_weight"}, exclude_none=True)
+        given = lesson.model_dump(include={"seq_len", "turns", "branches", "focus", "prompt_weight"}, exclude_none=True)
         shares = (config.data.shares or {}) | (lesson.shares or {})
         data = config.data.model_copy(update=given | {"shares": shares})
         easier = make_source(source.index, data, source.tokenizer, context, config.system.seed)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mini_chat_gpt.errors import UserError, nearest
-from mini_chat_gpt.main_character import main_character
+from mini_chat_gpt.main_character import find_word, main_character
 from mini_chat_gpt.story_facts import first_speech, is_silent, sentence_spans, stated_moral
 from mini_chat_gpt.story_phrasing import Chooser, feature_list, follow_up_prompt, story_prompt, writing_prompt
 from mini_chat_gpt.story_reasons import stated_reasons
@@ -140,8 +140,7 @@ def _main_character(record: StoryRecord, choose: Chooser) -> Task | None:
     name = _main_character_of(record.story)
     if name is None:
         return None
-    mention = re.search(rf"\b{re.escape(name)}\b", record.story)
-    evidence = mention.span() if mention else None
+    evidence = find_word(record.story, name)
     return _about("main_character", record, choose, f"The main character is {name}.", name, evidence)
 
 
@@ -195,12 +194,8 @@ def _quote(record: StoryRecord, choose: Chooser) -> Task | None:
     """Find the only sentence with a word. Every story has some: it is how a small model learns to look up and copy."""
     story = record.story
     counts = Counter(_LONG_WORD.findall(story.lower()))
-    found = [
-        (span, word)
-        for span in _quotable(story)
-        for word in _LONG_WORD.findall(story[slice(*span)])
-        if counts[word] == 1
-    ]
+    once = {word for word, times in counts.items() if times == 1}
+    found = [(span, word) for span in _quotable(story) for word in _LONG_WORD.findall(story, *span) if word in once]
     if not found:
         return None
     span, word = choose.one(found, "quote")
@@ -208,6 +203,12 @@ def _quote(record: StoryRecord, choose: Chooser) -> Task | None:
 
 
 _LATER_WORD = re.compile(r"(?<= )[a-z]{2,}(?= )")
+_OTHER_SIGNS = re.compile(r'["“”:;]')
+
+
+def _third_last_word_end(text: str) -> int:
+    parts = text.rsplit(maxsplit=2)
+    return len(parts[0]) if len(parts) == 3 else 0
 
 
 @task_kind("copyedit")
@@ -216,12 +217,16 @@ def _copyedit(record: StoryRecord, choose: Chooser) -> Task | None:
     has never written the second one can't answer with it.
     """
     sentences = [record.story[slice(*span)] for span in _quotable(record.story)]
-    plain = [sentence for sentence in sentences if sentence.endswith(".") and not set(sentence) & set('"“”:;')]
-    rests = [sentence[match.start() : -1] for sentence in plain for match in _LATER_WORD.finditer(sentence)]
-    rests = [rest for rest in rests if len(rest.split()) >= 3]
-    if not rests:
+    plain = [sentence[:-1] for sentence in sentences if sentence.endswith(".") and not _OTHER_SIGNS.search(sentence)]
+    starts = [
+        (match.start(), sentence)
+        for sentence in plain
+        for match in _LATER_WORD.finditer(sentence, 0, _third_last_word_end(sentence) + 1)
+    ]
+    if not starts:
         return None
-    rest = choose.one(rests, "copyedit")
+    start, sentence = choose.one(starts, "copyedit")
+    rest = sentence[start:]
     prompt, span = story_prompt("copyedit", rest, choose)
     return Task("copyedit", prompt, f"{rest[0].upper()}{rest[1:]}.", span, evidence=span, follow_up=prompt)
 

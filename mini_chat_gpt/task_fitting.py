@@ -9,14 +9,16 @@ rests on. Where not even that fits, or where the story is itself the answer, the
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mini_chat_gpt.batching import Example
-from mini_chat_gpt.chat_format import Message, render
+from mini_chat_gpt.chat_format import Message, render_arrays
 from mini_chat_gpt.story_facts import sentence_spans
 from mini_chat_gpt.story_tasks import YES_NO_KINDS, Task
 from mini_chat_gpt.word_forms import first_use
@@ -34,9 +36,10 @@ class Fitted:
     """A conversation as it goes into the model: a task, with the prompt as shortened, and the questions that follow it."""
 
     task: Task
-    ids: list[int]
-    trained: list[bool]
-    """Which of the ids are targets."""
+    ids: np.ndarray
+    """(n,) int32"""
+    trained: np.ndarray
+    """(n,) bool: which of the ids are targets."""
     shortened: bool
     later: tuple[Task, ...] = ()
     """Further questions about the same story, one turn each."""
@@ -59,17 +62,17 @@ class Fitted:
             weight = weights[task.kind] if weights else 1.0
             per_token[start:end] = weight
             if tokenizer is not None:
-                deciding = deciding_tokens(task, self.ids[start : end - 1], start, tokenizer)
                 # All that a yes-or-no answer has to say is in its first word.
-                per_token[deciding] = max(weight, focus * weight if task.kind in YES_NO_KINDS else focus)
+                most = max(weight, focus * weight if task.kind in YES_NO_KINDS else focus)
+                for first, stop in deciding_tokens(task, self.ids[start : end - 1], tokenizer):
+                    per_token[start + first : start + stop] = most
                 per_token[end - 1] = max(weight, focus)
-        trained = np.array(self.trained, dtype=bool) | (prompt_weight > 0)
-        return Example(np.array(self.ids, dtype=np.int32), trained, per_token, self.task.kind)
+        return Example(self.ids, self.trained | (prompt_weight > 0), per_token, self.task.kind)
 
     def replies(self) -> list[tuple[int, int]]:
         """(start, end) of each reply in `ids`, with the token that ends it."""
-        edges = np.flatnonzero(np.diff([False, *self.trained, False])).tolist()
-        return list(zip(edges[::2], edges[1::2], strict=True))
+        edges = np.flatnonzero(self.trained[1:] != self.trained[:-1]) + 1  # the first token is none, the last one is
+        return list(zip(edges[::2].tolist(), [*edges[1::2].tolist(), len(self.ids)], strict=True))
 
 
 def messages_of(task: Task, system: str | None = None) -> list[Message]:
@@ -88,36 +91,55 @@ def add_turns(
     """
     if fitted.shortened:
         return fitted
-    ids, trained, later = list(fitted.ids), list(fitted.trained), list(fitted.later)
+    ids, trained, later, size = [fitted.ids], [fitted.trained], list(fitted.later), len(fitted.ids)
+    if len(later) + 1 >= n_turns:
+        return fitted
     for task in questions:
-        if len(later) + 1 >= n_turns:
-            break
         if task.follow_up is None or task.target in {other.target for other in (fitted.task, *later)}:
             continue
         turn = [Message("user", task.follow_up), Message("assistant", task.target)]
-        new_ids, new_trained = render(turn, tokenizer)
+        new_ids, new_trained = render_arrays(turn, tokenizer)
         skipped = int(tokenizer.bos_id is not None)
-        if len(ids) + len(new_ids) - skipped <= seq_len:
-            ids += new_ids[skipped:]
-            trained += new_trained[skipped:]
+        if size + len(new_ids) - skipped <= seq_len:
+            ids.append(new_ids[skipped:])
+            trained.append(new_trained[skipped:])
             later.append(task)
-    return replace(fitted, ids=ids, trained=trained, later=tuple(later))
+            size += len(new_ids) - skipped
+            if len(later) + 1 >= n_turns:  # before another question is made that nobody would ask
+                break
+    return replace(fitted, ids=np.concatenate(ids), trained=np.concatenate(trained), later=tuple(later))
+
+
+def behind_story(task: Task, fitted: Fitted) -> Task | None:
+    """The task with its question after the story, put as in a conversation that `fitted` begins with; None where it can't be.
+
+    Conversations about one story that begin with it can share its reading.
+    """
+    first = fitted.task
+    if task.follow_up is None or task.story_span is None or first.story_span is None or first.story_span[0]:
+        return None
+    story = first.prompt[: first.story_span[1]]
+    moved = task.story_span[0]
+    evidence = (task.evidence[0] - moved, task.evidence[1] - moved) if task.evidence else None
+    return replace(
+        task, prompt=f"{story}\n\n{task.follow_up}", story_span=first.story_span, evidence=evidence
+    )
 
 
 def fit_task(task: Task, tokenizer: ChatTokenizer, seq_len: int, system: str | None = None) -> Fitted | None:
     """The task rendered to at most `seq_len` tokens, its story shortened if need be; None if it can't be."""
-    ids, trained = render(messages_of(task, system), tokenizer)
+    ids, trained = render_arrays(messages_of(task, system), tokenizer)
     if len(ids) <= seq_len:
         return Fitted(task, ids, trained, shortened=False)
     if task.story_span is None:
         return None
     begin, end = task.story_span
     without_story = replace(task, prompt=task.prompt[:begin] + "x" + task.prompt[end:])
-    n_around = len(render(messages_of(without_story, system), tokenizer)[0])
+    n_around = len(render_arrays(messages_of(without_story, system), tokenizer)[0])
     n_story = max(1, len(ids) - n_around)
     budget = (end - begin) * (seq_len - n_around) // n_story  # characters, if all were as dense in tokens
     while budget > 0 and (shorter := _shorten(task, budget)):
-        ids, trained = render(messages_of(shorter, system), tokenizer)
+        ids, trained = render_arrays(messages_of(shorter, system), tokenizer)
         if len(ids) <= seq_len:
             return Fitted(shorter, ids, trained, shortened=True)
         assert shorter.story_span is not None
@@ -126,12 +148,12 @@ def fit_task(task: Task, tokenizer: ChatTokenizer, seq_len: int, system: str | N
     return None
 
 
-def deciding_tokens(task: Task, reply: list[int], start: int, tokenizer: ChatTokenizer) -> list[int]:
-    """Places of the few tokens that decide whether a reply is right, all others only say it well.
+def deciding_tokens(task: Task, reply: np.ndarray, tokenizer: ChatTokenizer) -> list[tuple[int, int]]:
+    """(start, end) of the few tokens that decide whether a reply is right, all others only say it well.
 
     In a story they are what first writes each required word, in whichever form, or the given sentence; in an answer about
     a story its first word ("Yes", or where the copying begins) and the name asked for. `reply` are the ids of the task's
-    target, `start` is the place of the first of them.
+    target.
     """
     spans = [span for word in task.required if (span := first_use(task.target, word))]
     if task.sentence and (found := task.target.find(task.sentence)) >= 0:
@@ -142,14 +164,12 @@ def deciding_tokens(task: Task, reply: list[int], start: int, tokenizer: ChatTok
             spans.append((found, found + len(task.answer)))
     if not spans:
         return []
-    byte_spans = [(len(task.target[:first].encode()), len(task.target[:end].encode())) for first, end in spans]
-    places, begin = [], 0
-    for place, token in enumerate(reply, start=start):
-        end = begin + len(tokenizer.decode_bytes([token], start=place == start))
-        if any(begin < stop and end > first for first, stop in byte_spans):
-            places.append(place)
-        begin = end
-    return places
+    if not task.target.isascii():  # a token's place is known in bytes
+        spans = [(len(task.target[:first].encode()), len(task.target[:end].encode())) for first, end in spans]
+    places = list(
+        accumulate(tokenizer.byte_lengths(reply).tolist(), initial=0)
+    )  # token i is bytes places[i] to places[i + 1]
+    return [(bisect_right(places, first, lo=1) - 1, bisect_left(places, end, hi=len(reply))) for first, end in spans]
 
 
 def _shorten(task: Task, budget: int) -> Task | None:

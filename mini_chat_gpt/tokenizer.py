@@ -17,9 +17,12 @@ import codecs
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import cached_property
 from operator import index
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mini_chat_gpt import tiktoken_files
 from mini_chat_gpt.chat_format import ChatFormat
@@ -174,6 +177,17 @@ class ChatTokenizer:
         if start and self.encoder.adds_leading_space:
             piece = piece.removeprefix(b" ")
         return piece, False
+
+    def byte_lengths(self, ids: np.ndarray, start: bool = True) -> np.ndarray:
+        """(n,) int64, the number of bytes that each of the ids (n,) adds to `decode_bytes`; for ids of ordinary text."""
+        lengths = self._piece_lengths[ids]
+        if start and self.encoder.adds_leading_space and len(ids):
+            lengths[0] = len(self.decode_bytes(ids[:1]))
+        return lengths
+
+    @cached_property
+    def _piece_lengths(self) -> np.ndarray:
+        return np.array([0 if piece is None else len(piece) for piece in self.encoder.pieces])
 
     # Making, saving, loading
 

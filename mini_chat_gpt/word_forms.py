@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from importlib.resources import files
+from itertools import islice
 
 import yaml
 
@@ -38,8 +39,18 @@ def uses(text: str, word: str) -> bool:
 def first_use(text: str, word: str) -> tuple[int, int] | None:
     """(start, end) of the first word of `text` that is `word` in any form, None if there is none; see `uses`."""
     wanted = words_of(word)
-    matches = (match for match in _WORD.finditer(text) if wanted and _same(match[0].lower(), wanted[0]))
-    return next((match.span() for match in matches), None)
+    if not wanted:
+        return None
+    words = _in_small_letters(text)
+    found = next((word for word in dict.fromkeys(words) if _same(word, wanted[0])), None)
+    if found is None:
+        return None
+    return next(islice(_WORD.finditer(text), words.index(found), None)).span()
+
+
+@lru_cache(maxsize=8)  # several words are looked for in one text
+def _in_small_letters(text: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(text)]
 
 
 def _same(found: str, wanted: str) -> bool:
@@ -49,7 +60,7 @@ def _same(found: str, wanted: str) -> bool:
 IRREGULAR = ("verbs", "also_regular", "nouns", "adjectives")
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 15)
 def forms(word: str) -> frozenset[str]:
     """Every form of a word in its base form: plural, past, -ing, -er, -est, -ly and the irregular ones, and itself."""
     table, word = _table(), word.lower()

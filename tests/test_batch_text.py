@@ -39,7 +39,8 @@ def examples(draw) -> Example:
     each = st.lists(weights, min_size=len(ids), max_size=len(ids)).map(
         lambda values: np.array(values, dtype=np.float32)
     )
-    return Example(np.array(ids, dtype=np.int32), np.array(trained), draw(weights | each), kind)
+    branches = tuple(sorted(draw(st.sets(st.integers(1, len(ids) - 1), min_size=2)))) if len(ids) > 9 else ()
+    return Example(np.array(ids, dtype=np.int32), np.array(trained), draw(weights | each), kind, branches)
 
 
 def assert_same(one: Example, other: Example) -> None:

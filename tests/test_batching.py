@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_model
 
-from mini_chat_gpt.batching import Example, blank_batch, collate, micro_batches
+from mini_chat_gpt.batching import Example, blank_batch, collate, micro_batches, share_beginning
 
 
 @st.composite
@@ -84,3 +84,53 @@ def test_micro_batches_keep_within_their_limits_and_lose_nothing(made, size, tok
     assert all(batch.n_tokens <= tokens or batch.n_examples == 1 for batch in batches)
     assert sum(batch.n_examples for batch in batches) == len(made)
     assert sum(batch.n_tokens for batch in batches) == sum(len(example.ids) for example in made)
+
+
+@st.composite
+def conversations_that_begin_alike(draw):
+    beginning = draw(st.lists(st.integers(0, 9), min_size=1, max_size=6))
+    made = []
+    for _ in range(draw(st.integers(1, 4))):
+        ids = beginning + draw(st.lists(st.integers(0, 9), min_size=1, max_size=5))
+        trained = draw(st.lists(st.booleans(), min_size=len(ids) - 1, max_size=len(ids) - 1))
+        trained[-1] = True
+        weight = np.array(draw(st.lists(st.floats(0.5, 3), min_size=len(ids), max_size=len(ids))), np.float32)
+        made.append(Example(np.array(ids, np.int32), np.array([False, *trained]), weight, "x"))
+    return made
+
+
+def weight_by_history(batch):
+    """(tokens before, target) -> Σ weight, following each target back through its own conversation."""
+    found = {}
+    for row, target, weight in zip(batch.rows.tolist(), batch.targets.tolist(), batch.weights.tolist(), strict=True):
+        example = next(n for n in range(batch.n_examples) if row < batch.offsets[n + 1])
+        start, branches = batch.offsets[example], batch.branches[example] if batch.branches else ()
+        place = row - start
+        branch = max((begin for begin in branches if begin <= place), default=None)
+        own = range(place + 1) if branch is None else [*range(branches[0]), *range(branch, place + 1)]
+        history = tuple(batch.ids[start + i].item() for i in own)
+        assert batch.positions[start : start + place + 1][list(own)].tolist() == list(range(len(history)))
+        found[history, target] = found.get((history, target), 0) + weight
+    return found
+
+
+@given(conversations_that_begin_alike())
+def test_a_shared_beginning_leaves_each_target_its_history_and_all_its_weight(made):
+    shared = collate([share_beginning(made)])
+    assert weight_by_history(shared) == pytest.approx(weight_by_history(collate(made)))
+    assert shared.n_conversations == len(made)
+
+
+@given(conversations_that_begin_alike())
+def test_what_is_shared_is_read_once(made):
+    common = min(len(example.ids) for example in made) - 1
+    while any((example.ids[:common] != made[0].ids[:common]).any() for example in made):
+        common -= 1
+    expected = common + sum(len(example.ids) - common for example in made)
+    assert len(share_beginning(made).ids) == (expected if len(made) > 1 else len(made[0].ids))
+
+
+def test_conversations_that_share_nothing_are_refused():
+    made = [Example(np.array([first, 5], np.int32), np.array([False, True]), 1.0, "x") for first in (1, 2)]
+    with pytest.raises(ValueError, match="share nothing"):
+        share_beginning(made)

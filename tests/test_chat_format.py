@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizer_samples import any_text, hugging_face, tokenizer_of
 
-from mini_chat_gpt.chat_format import ChatFormat, Message, render
+from mini_chat_gpt.chat_format import ChatFormat, Message, render, render_arrays
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
@@ -58,6 +58,15 @@ def test_trained_are_the_replies_and_the_tokens_that_end_them(kind):
     assert len(ids) == len(trained)
     targets = [token_id for token_id, is_target in zip(ids, trained, strict=True) if is_target]
     assert tokenizer.decode(targets, control=True) == "A little girl.\n<|endoftext|>It's Tim's.<|endoftext|>"
+
+
+@both_kinds
+def test_arrays_hold_what_the_lists_hold(kind):
+    tokenizer = chat_tokenizer(kind)
+    for chat in (CHAT, CHAT[:2], [*CHAT[:2], Message("assistant", CHAT[2].content, train=False), *CHAT[3:]]):
+        ids, trained = render_arrays(chat, tokenizer)
+        assert (ids.dtype, trained.dtype) == ("int32", "bool")
+        assert (ids.tolist(), trained.tolist()) == render(chat, tokenizer)
 
 
 @both_kinds

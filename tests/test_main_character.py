@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mini_chat_gpt.main_character import main_character
+from mini_chat_gpt.main_character import find_word, main_character
 from mini_chat_gpt.story_records import stories
 
 LABELS = json.loads((Path(__file__).parent / "data" / "story_labels.json").read_text(encoding="utf-8"))["labels"]
@@ -77,3 +77,11 @@ def test_two_heroes_who_share_a_story_are_left_alone(real_data):
         if label["name"] is None and label["acceptable"]
     ]
     assert pairs.count(None) >= 0.9 * len(pairs)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [("Tom ran.", (0, 3)), ("Tommy saw Tom", (10, 13)), ("atom, Tom's", (6, 9)), ("Tommy", None), ("Tom_1 ÉTom", None)],
+)
+def test_a_word_is_found_only_where_it_stands_by_itself(text, place):
+    assert find_word(text, "Tom") == place

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from mini_chat_gpt.batching import Example, collate
+from mini_chat_gpt.batching import Example, collate, share_beginning
 from mini_chat_gpt.config import GPTConfig, ModelSection
 from mini_chat_gpt.model import GPT
 
@@ -97,6 +97,39 @@ def test_a_flat_batch_gives_the_losses_of_its_examples_one_by_one(name):
     apart = [model(collate([example])) for example in made]
     torch.testing.assert_close(together.losses, torch.cat([sums.losses for sums in apart]), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(together.weighted_sum, sum(sums.weighted_sum for sums in apart), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_conversations_that_share_their_beginning_give_the_loss_and_gradients_of_separate_ones(name):
+    model = build(VARIANTS[name])
+    rng, families = np.random.default_rng(3), []
+    for lengths in ((9, 3, 5, 1), (4, 20), (30, 2, 2)):  # of the beginning, and of what comes after it in each
+        beginning = rng.integers(0, model.config.vocab_size, lengths[0])
+        family = []
+        for length in lengths[1:]:
+            ids = np.concatenate([beginning, rng.integers(0, model.config.vocab_size, length)]).astype(np.int32)
+            trained = rng.random(len(ids)) < 0.5
+            trained[-1] = True
+            family.append(Example(ids, trained, rng.random(len(ids)).astype(np.float32) + 0.5, "x"))
+        families.append(family)
+    alone = examples(model.config)[0]
+    found = []
+    for batch in ([*map(share_beginning, families), alone], [*sum(families, []), alone]):
+        model.zero_grad()
+        loss = model(collate(batch)).weighted_sum
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+    for shared, separate in zip(*found, strict=True):
+        assert (shared - separate).abs().max() <= 1e-5 * separate.abs().max() + 1e-6
+
+
+def test_a_context_holds_the_longest_conversation_not_all_that_share_their_beginning():
+    model = tiny_model(64)
+    length = model.config.context_length
+    ids = np.zeros(length, dtype=np.int32)
+    other = np.concatenate([ids[:-3], [1, 2, 3]]).astype(np.int32)
+    family = [Example(each, np.arange(length) == length - 1, 1.0, "x") for each in (ids, other)]
+    assert model(collate([share_beginning(family)])).weighted_sum.isfinite()
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -3,6 +3,7 @@
 import pickle
 import re
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -402,3 +403,40 @@ def test_the_public_names_work_together(path):
     record = next(read_records(path))
     assert record == RecordIndex(path)[0] == parse_record(record_text(0))
     assert {task.kind for task in generate_tasks(record, 0)} >= {"summary", "ending", "words"}
+
+
+def each_conversation(example) -> list[list[int]]:
+    ids, edges = example.ids.tolist(), [*example.branches, len(example.ids)]
+    beginning = ids[: edges[0]]
+    return [beginning + ids[start:end] for start, end in pairwise(edges)] or [ids]
+
+
+def test_branches_are_whole_conversations_about_the_story_they_share(path, tokenizer):
+    source = InstructSource(path, tokenizer, seq_len=256, seed=1, turns=1, branches=4)
+    several = [example for example in map(source.example, range(100)) if example.branches]
+    assert len(several) > 20
+    for example in several:
+        texts = [tokenizer.decode(ids, control=True) for ids in each_conversation(example)]
+        stories_shown = {text.removeprefix("<|user|>").split("\n\n")[0] for text in texts}
+        assert len(stories_shown) == 1
+        assert all(text.count("<|user|>") == 1 and text.endswith("<|endoftext|>") for text in texts)
+        assert len({text.split("<|assistant|>")[1] for text in texts}) == len(texts) <= 4
+
+
+def test_the_first_conversation_does_not_depend_on_how_many_branch_off(path, tokenizer):
+    alone, shared = (InstructSource(path, tokenizer, seq_len=256, seed=1, branches=n) for n in (1, 3))
+    for slot in range(50):
+        assert each_conversation(shared.example(slot))[0] == alone.example(slot).ids.tolist()
+
+
+def test_what_asks_before_it_shows_the_story_has_no_branches(path, tokenizer):
+    source = InstructSource(path, tokenizer, seq_len=256, seed=1, turns=1, branches=4)
+    for example in map(source.example, range(60)):
+        first_words = decoded(source, example)[0].removeprefix("<|user|>").split()[:2]
+        assert (first_words == ["Once", "there"]) >= bool(example.branches)
+
+
+def test_branches_are_counted(path, tokenizer):
+    source = InstructSource(path, tokenizer, seq_len=256, seed=1, branches=4)
+    made = [source.example(slot) for slot in range(60)]
+    assert source.stats["conversations"] == sum(example.n_conversations for example in made) > 60

@@ -196,6 +196,16 @@ def test_no_text_whatsoever_yields_a_control_token(kind, text):
 
 
 @both_kinds
+@given(text=any_text)
+def test_lengths_in_bytes_are_those_of_the_decoded_tokens(kind, text):
+    tokenizer = tokenizer_of(kind)
+    ids = tokenizer.encode(text)
+    for start in (True, False):
+        parts = [tokenizer.decode_bytes([token_id], start=start and not i) for i, token_id in enumerate(ids)]
+        assert tokenizer.byte_lengths(np.array(ids, dtype=np.int32), start).tolist() == [len(part) for part in parts]
+
+
+@both_kinds
 def test_lone_surrogates_become_replacement_characters(kind):
     tokenizer = tokenizer_of(kind)
     assert tokenizer.decode(tokenizer.encode("a\ud800b \udfff")) == "a\ufffdb \ufffd"
