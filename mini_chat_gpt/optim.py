@@ -7,11 +7,12 @@ Weight decay acts on matrices only. With Muon, the matrices inside the blocks ge
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
-from torch.optim.optimizer import ParamsT
 
 from mini_chat_gpt.config import ScheduleFields, TrainingSection
 from mini_chat_gpt.distributed import in_shards, own_part
@@ -36,18 +37,78 @@ def lr_fraction(step: int, total: int, warmup: int, schedule: str, final: float,
     return 1.0
 
 
-class Muon(torch.optim.Optimizer):
+class Member:
+    """Parameters in groups, {"params", "lr", "weight_decay", …}, and the state of each.
+
+    (`torch.optim.Optimizer` would be its base, but imports PyTorch's compiler when it is made: a second of every start.)
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], **defaults: float) -> None:
+        self.param_groups = [defaults | group for group in groups]
+        self.state: defaultdict[nn.Parameter, dict[str, torch.Tensor]] = defaultdict(dict)
+
+    def zero_grad(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def step(self) -> None:
+        """Update all parameters that have a gradient."""
+        raise NotImplementedError
+
+
+class AdamW(Member):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101), all parameters in PyTorch's fused kernel."""
+
+    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
+        super().__init__(groups, lr=lr, weight_decay=0.0)
+        self.betas = betas
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update all parameters that have a gradient."""
+        for group in self.param_groups:
+            moved = [p for p in group["params"] if p.grad is not None]
+            for p in moved:
+                if not self.state[p]:
+                    self.state[p] = {
+                        "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                        "exp_avg": torch.zeros_like(p),
+                        "exp_avg_sq": torch.zeros_like(p),
+                    }
+            of_all = {name: [self.state[p][name] for p in moved] for name in ("step", "exp_avg", "exp_avg_sq")}
+            torch._foreach_add_(of_all["step"], 1)
+            torch._fused_adamw_(
+                moved,
+                [p.grad for p in moved],
+                of_all["exp_avg"],
+                of_all["exp_avg_sq"],
+                [],
+                of_all["step"],
+                lr=group["lr"],
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                weight_decay=group["weight_decay"],
+                eps=1e-8,
+                amsgrad=False,
+                maximize=False,
+            )
+
+
+class Muon(Member):
     """Momentum whose singular values are all made about 1, so that every direction of a matrix moves alike.
 
     Equals `torch.optim.Muon`, but matrices of one shape go through the iteration together as one stack: a small model's
     step is many small products, and a third of their time is saved.
     """
 
-    def __init__(self, params: ParamsT, lr: float, weight_decay: float = 0.1, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+    def __init__(
+        self, groups: Sequence[dict[str, Any]], lr: float, weight_decay: float = 0.1, momentum: float = 0.95
+    ) -> None:
+        super().__init__(groups, lr=lr, weight_decay=weight_decay, momentum=momentum)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Update all matrices that have a gradient."""
         for group in self.param_groups:
             for together in _stacks([p for p in group["params"] if p.grad is not None]):
@@ -145,13 +206,11 @@ class Optimizer:
             {"params": [p for p in rest if p.dim() >= 2], "decays": True},
             {"params": [p for p in rest if p.dim() < 2], "decays": False},
         ]
-        self.members: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
+        self.members: list[Member] = [
+            AdamW(
                 [group for group in groups if group["params"]],
                 lr=phase.learning_rate,
                 betas=(training.beta1, training.beta2),
-                weight_decay=0.0,
-                fused=True,
             )
         ]
         if muon:
@@ -179,7 +238,7 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         for member in self.members:
-            member.zero_grad(set_to_none=True)
+            member.zero_grad()
 
     def forget(self) -> None:
         """Be as before the first step."""

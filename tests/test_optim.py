@@ -1,5 +1,8 @@
 """Schedules as pure functions, decay on matrices only, state that can be put back exactly."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 
 from mini_chat_gpt.config import GPTConfig, SFTSection, TrainingSection
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.optim import Muon, Optimizer, clip_gradients, is_block_matrix, lr_fraction, orthogonalized
+from mini_chat_gpt.optim import AdamW, Muon, Optimizer, clip_gradients, is_block_matrix, lr_fraction, orthogonalized
 
 CONFIG = GPTConfig(vocab_size=50, n_layer=2, n_head=2, n_embd=16, context_length=16)
 
@@ -42,6 +45,34 @@ def train(model: GPT, optimizer: Optimizer, steps: range) -> None:
         ids = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(step))
         torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
         optimizer.step(1.0)
+
+
+def test_adamw_is_pytorchs():
+    ours, theirs = (
+        [torch.nn.Parameter(torch.randn(5, 3, generator=torch.Generator().manual_seed(i))) for i in range(2)]
+        for _ in range(2)
+    )
+    mine = AdamW([{"params": ours, "weight_decay": 0.1}], lr=0.01, betas=(0.9, 0.95))
+    reference = torch.optim.AdamW(theirs, lr=0.01, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    for step in range(5):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(5, 3, generator=torch.Generator().manual_seed(10 + step))
+            other.grad = one.grad.clone()
+        mine.step(), reference.step()
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one, other)
+        assert all(torch.equal(value, reference.state[other][name]) for name, value in mine.state[one].items())
+
+
+def test_making_an_optimizer_does_not_import_pytorchs_compiler():
+    code = (
+        "import sys, torch; from mini_chat_gpt.model import GPT; from mini_chat_gpt.config import GPTConfig, SFTSection, TrainingSection;"
+        "from mini_chat_gpt.optim import Optimizer; model = GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=8, context_length=8));"
+        "model(torch.zeros(1, 2, dtype=torch.long)).sum().backward();"
+        "Optimizer(model, TrainingSection(optimizer='muon'), SFTSection()).step(1.0); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
@@ -120,7 +151,10 @@ def test_muon_equals_pytorchs(monkeypatch, stack_elements):
     generator = torch.Generator().manual_seed(0)
     shapes = [(8, 8), (8, 20), (20, 8), (8, 8), (5, 7)]
     ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
-    optimizers = [Muon(ours, lr=0.1, weight_decay=0.1), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1)]
+    optimizers = [
+        Muon([{"params": ours}], lr=0.1, weight_decay=0.1),
+        torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1),
+    ]
     for _ in range(4):
         for one, other in zip(ours, theirs, strict=True):
             one.grad = torch.randn(one.shape, generator=generator)
@@ -140,6 +174,6 @@ def test_an_orthogonalized_update_moves_every_direction_alike():
 def test_a_matrix_without_gradient_stays_as_it_is():
     still, moved = torch.nn.Parameter(torch.ones(4, 4)), torch.nn.Parameter(torch.ones(4, 4))
     moved.grad = torch.eye(4)
-    Muon([still, moved], lr=0.1).step()
+    Muon([{"params": [still, moved]}], lr=0.1).step()
     assert torch.equal(still, torch.ones(4, 4))
     assert not torch.equal(moved, torch.ones(4, 4))
