@@ -99,7 +99,9 @@ def main() -> None:
                 rates.append((len(separate) / slow, len(separate) / fast))
                 tokens.append(sum(len(e.ids) for e in separate) / sum(len(e.ids) for e in family))
     one_by_one, shared = (statistics.median(column) for column in zip(*rates, strict=True))
-    print(f"{arguments.tasks} conversations a story, {engine.precision.reason.split(':')[0]}, {arguments.threads} thread(s)")
+    print(
+        f"{arguments.tasks} conversations a story, {engine.precision.reason.split(':')[0]}, {arguments.threads} thread(s)"
+    )
     print(f"one by one {one_by_one:.1f} conversations/s, shared {shared:.1f}: {statistics.median(ratios):.2f} times")
     print(f"tokens to read: {statistics.median(tokens):.2f} times fewer (the limit)")
 

@@ -10,8 +10,9 @@
     trained: [[45, 143]]
     weight: 0.3
 
-Of conversations that share their beginning, a line "branches: [120, 151]" says where in ids each goes on. Between [[ and ]] stands what is trained. Text is indented and its control characters are written out (\\r as \\x0d), so that
-none of it can be taken for a line of numbers, and a terminal that shows the file stays as it is.
+Of conversations that share their beginning, a line "branches: [120, 151]" says where in ids each goes on. Between [[ and ]]
+stands what is trained. Text is indented and its control characters are written out (\\r as \\x0d), so that none of it can be
+taken for a line of numbers, and a terminal that shows the file stays as it is.
 """
 
 from __future__ import annotations

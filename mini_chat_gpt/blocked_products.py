@@ -7,60 +7,55 @@ causal mask would hide is never computed; the probabilities are kept for the bac
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch.autograd.function import once_differentiable
 
 BLOCK = 128
 """Queries at a time: smaller ones waste less on what is hidden, larger ones multiply faster."""
 
 
 def blocked_products(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
-) -> torch.Tensor:
-    """softmax(q·kᵀ·scale)·v, where a query sees the keys up to its own place.
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """O = P·V with P = softmax(Q·Kᵀ), where a query sees the keys up to its own place; and P, block by block.
 
-    q (G, times, T, D); k, v (G, T, D): `times` heads of queries share keys and values. `mask` hides more than what comes later:
-    bool, True where a look is allowed, (T, T) or (N, 1, T, T) with G a multiple of N. Returns (G, times, T, D).
+    q (G, times, T, D), scaled already; k, v (G, T, D): `times` heads of queries share keys and values. `mask` hides more than what
+    comes later: bool, True where a look is allowed, (T, T) or (N, 1, T, T) with G a multiple of N. O is (G, times, T, D).
     """
-    with torch.autocast(q.device.type, enabled=False):
-        return _Products.apply(q, k, v, mask, scale)
+    out, kept = torch.empty_like(q, memory_format=torch.contiguous_format), []
+    for start, stop in _blocks(q.shape[2]):
+        queries = q[:, :, start:stop].flatten(1, 2)  # (G, times · block, D)
+        scores = torch.bmm(queries, k[:, :stop].mT).view(len(q), -1, stop - start, stop)
+        _hide(scores, mask, start, stop)
+        probabilities = scores.softmax(dim=-1).flatten(1, 2)
+        out[:, :, start:stop] = torch.bmm(probabilities, v[:, :stop]).view(len(q), -1, stop - start, v.shape[-1])
+        kept.append(probabilities)
+    return out, kept
 
 
-class _Products(torch.autograd.Function):
-    """P = softmax(Q·Kᵀ·scale), O = P·V; backward dV = PᵀdO, dS = P∘(dP − rowsum(dP∘P)) with dP = dO·Vᵀ, dQ = dS·K, dK = dSᵀQ."""
+def blocked_gradients(
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kept: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """dV = PᵀdO, dS = P∘(dP − rowsum(dP∘P)) with dP = dO·Vᵀ, dQ = dS·K, dK = dSᵀQ; `kept` is what the forward pass gave."""
+    dq, dk, dv = torch.empty_like(q), torch.zeros(0), torch.zeros(0)
+    # From the last block to the first: the last one's keys are all there are, the others add to a part of them.
+    for number, ((start, stop), p) in enumerate(zip(reversed(_blocks(q.shape[2])), reversed(kept), strict=True)):
+        queries, d_out = q[:, :, start:stop].flatten(1, 2), grad[:, :, start:stop].flatten(1, 2)
+        dp = torch.bmm(d_out, v[:, :stop].mT)
+        ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
+        dq[:, :, start:stop] = torch.bmm(ds, k[:, :stop]).view(len(q), -1, stop - start, q.shape[-1])
+        if number == 0:
+            dk, dv = torch.bmm(ds.mT, queries), torch.bmm(p.mT, d_out)
+        else:
+            dk[:, :stop] += torch.bmm(ds.mT, queries)
+            dv[:, :stop] += torch.bmm(p.mT, d_out)
+    return dq, dk, dv
 
-    @staticmethod
-    def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
-    ) -> torch.Tensor:
-        q = q * scale
-        out, kept = torch.empty_like(q, memory_format=torch.contiguous_format), []
-        for start, stop in _blocks(q.shape[2]):
-            queries = q[:, :, start:stop].flatten(1, 2)  # (G, times · block, D)
-            scores = torch.bmm(queries, k[:, :stop].mT).view(len(q), -1, stop - start, stop)
-            _hide(scores, mask, start, stop)
-            probabilities = scores.softmax(dim=-1).flatten(1, 2)
-            out[:, :, start:stop] = torch.bmm(probabilities, v[:, :stop]).view(len(q), -1, stop - start, v.shape[-1])
-            kept.append(probabilities)
-        ctx.save_for_backward(q, k, v, *kept)
-        ctx.scale = scale
-        return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, *kept = ctx.saved_tensors
-        dq, dk, dv = torch.empty_like(q), None, None
-        # From the last block to the first: the last one's keys are all there are, the others add to a part of them.
-        for (start, stop), p in zip(reversed(_blocks(q.shape[2])), reversed(kept), strict=True):
-            queries, d_out = q[:, :, start:stop].flatten(1, 2), grad[:, :, start:stop].flatten(1, 2)
-            dp = torch.bmm(d_out, v[:, :stop].mT)
-            ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
-            dq[:, :, start:stop] = torch.bmm(ds, k[:, :stop]).view(len(q), -1, stop - start, q.shape[-1])
-            dk, dv = _added(dk, torch.bmm(ds.mT, queries)), _added(dv, torch.bmm(p.mT, d_out))
-        return dq.mul_(ctx.scale), dk, dv, None, None
+def n_blocks(length: int) -> int:
+    """How many tensors of probabilities there are for so many queries."""
+    return len(_blocks(length))
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
@@ -75,10 +70,3 @@ def _hide(scores: torch.Tensor, mask: torch.Tensor | None, start: int, stop: int
         )
     later = torch.ones(stop - start, stop - start, dtype=torch.bool, device=scores.device).triu(1)
     scores[..., start:].masked_fill_(later, float("-inf"))
-
-
-def _added(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
-    if total is None:
-        return part
-    total[:, : part.shape[1]] += part
-    return total

@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from mini_chat_gpt.products import causal_products, sdpa
@@ -28,13 +29,27 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         # Keys and values of a layer under each other, so that both are written at once.
-        self.table = torch.zeros(n_layer, batch_size, 2 * n_kv_head, max_length, head_dim, device=device, dtype=dtype)
+        shape = (n_layer, batch_size, 2 * n_kv_head, max_length, head_dim)
+        if torch.device(device).type == "cpu" and dtype == torch.float32:
+            self.table = torch.from_numpy(np.zeros(shape, dtype=np.float32))  # what isn't filled takes no memory
+        else:
+            self.table = torch.zeros(shape, device=device, dtype=dtype)
         self.n_kv_head, self.max_length = n_kv_head, max_length
         self.lengths = [0] * batch_size
 
     @property
     def device(self) -> torch.device:
         return self.table.device
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """(n_layer, B, Hkv, max_length, D)"""
+        return self.table[:, :, : self.n_kv_head]
+
+    @property
+    def values(self) -> torch.Tensor:
+        """(n_layer, B, Hkv, max_length, D)"""
+        return self.table[:, :, self.n_kv_head :]
 
     def advance(self, n_tokens: list[int]) -> None:
         """Count `n_tokens[b]` new tokens of row b as filled; what lies beyond (padding of a prefill) is overwritten next."""
@@ -63,7 +78,9 @@ class Cached:
     cache: KVCache
     starts: tuple[int, ...]  # filled length of each row before the new tokens
     table: torch.Tensor = field(repr=False)  # the same as (B, 1) on the cache's device, made once for all layers
-    masks: dict[object, torch.Tensor] = field(default_factory=dict, repr=False)  # likewise, by window and number of tokens
+    masks: dict[object, torch.Tensor] = field(
+        default_factory=dict, repr=False
+    )  # likewise, by window and number of tokens
 
     @classmethod
     def after(cls, cache: KVCache) -> Cached:

@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.generation import FinishReason, generate_replies
+from mini_chat_gpt.generation import FinishReason, Model, generate_replies
 from mini_chat_gpt.held_out import find_held_out, held_out_tasks
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.sampling import Sampling
@@ -111,7 +111,7 @@ def capability_test(
 
 
 def evaluate(
-    model: GPT,
+    model: Model,
     tokenizer: ChatTokenizer,
     tasks: Sequence[Task] | Mapping[str, Sequence[Task]],
     sampling: Sampling = GREEDY,
@@ -139,7 +139,7 @@ def evaluate(
 
 
 def _evaluate_kind(
-    model: GPT,
+    model: Model,
     tokenizer: ChatTokenizer,
     tasks: Sequence[tuple[Task, str]],
     sampling: Sampling,
@@ -157,10 +157,10 @@ def _evaluate_kind(
     ]
 
 
-def rows_at_once(model: GPT) -> int:
+def rows_at_once(model: Model) -> int:
     """How many prompts to reply to at a time: no more than pays, and than there is room for their keys and values."""
     config = model.config
-    per_token = 2 * config.n_layer * config.kv_heads * config.head_size * model.embed_tokens.weight.element_size()
+    per_token = model.make_cache(1, 1).table.nbytes
     return max(1, min(MOST_ROWS, MOST_CACHE // (per_token * config.context_length)))
 
 

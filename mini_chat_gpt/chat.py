@@ -13,8 +13,7 @@ from mini_chat_gpt.chat_session import ChatSession, Turn
 from mini_chat_gpt.chat_terminal import Front, Plain, Terminal, has_comforts
 from mini_chat_gpt.entry import exit_with, forgive_odd_characters
 from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.generation import USE_FORMAT_DEFAULT, System
-from mini_chat_gpt.model import GPT
+from mini_chat_gpt.generation import USE_FORMAT_DEFAULT, Model, System
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.sft_generate import add_model_options, add_sampling_options, open_model, sampling_of, system_of
 from mini_chat_gpt.tokenizer import ChatTokenizer
@@ -33,7 +32,7 @@ with exit code 2.
 
 
 def chat(
-    model: GPT,
+    model: Model,
     tokenizer: ChatTokenizer,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
     system: System = USE_FORMAT_DEFAULT,
@@ -160,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     arguments = make_parser().parse_args(argv)
     sampling = sampling_of(arguments)  # mistakes show before the model is loaded
-    model, tokenizer = open_model(arguments.checkpoint, arguments.device)
+    model, tokenizer = open_model(arguments.checkpoint, arguments.device, arguments.weights)
     return chat(model, tokenizer, sampling, system_of(arguments))
 
 

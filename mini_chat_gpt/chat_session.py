@@ -32,14 +32,15 @@ from mini_chat_gpt.files import write_json
 from mini_chat_gpt.generation import (
     USE_FORMAT_DEFAULT,
     FinishReason,
+    Model,
     System,
     begins_text,
     concrete_seed,
     decode,
+    decoding_form,
     prompt_ids,
     random_streams,
 )
-from mini_chat_gpt.model import GPT
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.tokenizer import ChatTokenizer, well_formed
 
@@ -94,7 +95,7 @@ class ChatSession:
 
     def __init__(
         self,
-        model: GPT,
+        model: Model,
         tokenizer: ChatTokenizer,
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         system: System = USE_FORMAT_DEFAULT,
@@ -105,6 +106,7 @@ class ChatSession:
         self.asked: Turn | None = None
         self.files: set[Path] = set()
         self.system: str | None = None
+        self._reader: Model | None = None  # the model in the form that generates fastest, made for the first reply
         self._cache = model.make_cache(1)
         self._ids: list[int] = []  # what the cache holds, and maybe a token more
         self.set_system(system if isinstance(system, str) or system is None else self.default_system)
@@ -244,7 +246,8 @@ class ChatSession:
         decoder = self.tokenizer.stream_decoder(start=begins_text(self.tokenizer, ids))
         turn.n_read = len(ids) - self._keep_common(ids)
         streams = random_streams(concrete_seed(self.sampling.seed), [turn.attempt])
-        for _, token_id, finish in decode(self.model, self.tokenizer, [ids], self.sampling, streams, self._cache):
+        self._reader = reader = self._reader or decoding_form(self.model)
+        for _, token_id, finish in decode(reader, self.tokenizer, [ids], self.sampling, streams, self._cache):
             turn.seconds = time.monotonic() - started
             if finish != "stop":
                 turn.ids.append(token_id)

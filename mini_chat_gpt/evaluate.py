@@ -14,13 +14,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mini_chat_gpt.capabilities import GREEDY, Evaluation, evaluate
+from mini_chat_gpt.capabilities import GREEDY, MOST_ROWS, Evaluation, evaluate
 from mini_chat_gpt.checkpoint import load_checkpoint
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.files import write_json
+from mini_chat_gpt.generation import Model, WeightsOption, decoding_form
 from mini_chat_gpt.held_out import find_held_out, held_out_tasks
-from mini_chat_gpt.model import GPT
 from mini_chat_gpt.monitor import StepProgress, clock
 from mini_chat_gpt.runs import console
 from mini_chat_gpt.sampling import Sampling
@@ -78,6 +78,16 @@ def add_options(parser: argparse._ActionsContainer, seed: bool = True) -> None:
         parser.add_argument("--seed", type=int, metavar="N", help=f"which tasks are taken ({kept.seed})")
 
 
+def add_weights_option(parser: argparse.ArgumentParser) -> None:
+    """In which form the models' weights are read."""
+    parser.add_argument(
+        "--weights",
+        choices=("auto", "float32", "bf16", "int8"),
+        default="auto",
+        help="on a CPU: auto and float32 are exact, bf16 and int8 faster and nearly so (default: auto)",
+    )
+
+
 def options_of(arguments: argparse.Namespace) -> EvalOptions:
     """The options that were given, the defaults for the rest. Kinds may be parted by commas too."""
     given = {field.name: getattr(arguments, field.name) for field in fields(EvalOptions)}
@@ -93,6 +103,7 @@ def compare(
     out: Console,
     sampling: Sampling = GREEDY,
     device: str = "auto",
+    weights: WeightsOption = "auto",
 ) -> dict[str, Evaluation]:
     """Put the same tasks to every model; print replies and the table, write the JSON; returns evaluations by model.
 
@@ -105,9 +116,13 @@ def compare(
     out.print(f"Held-out tasks: {file}\n({why})", markup=False, soft_wrap=True)
     if missing := [kind for kind in options.kinds if kind not in found]:
         out.print(f"None of them there: {', '.join(missing)}", markup=False, soft_wrap=True)
-    evaluations = {
-        name: _run(name, model, tokenizer, tasks, sampling, options.batch_size, out)
+    forms = {
+        name: (decoding_form(model, MOST_ROWS, weights=weights), tokenizer)
         for name, (model, tokenizer) in loaded.items()
+    }
+    evaluations = {
+        name: _run(name, form, tokenizer, tasks, sampling, options.batch_size, out)
+        for name, (form, tokenizer) in forms.items()
     }
     show_examples(evaluations, options.examples, out)
     out.rule(style="dim")
@@ -125,7 +140,7 @@ def compare(
 
 def _run(
     name: str,
-    model: GPT,
+    model: Model,
     tokenizer: ChatTokenizer,
     tasks: Mapping[str, Sequence[Task]],
     sampling: Sampling,
@@ -184,10 +199,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--against", nargs="+", default=[], metavar="PATH", help="other models to put beside it, for example its base"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (auto)")
+    add_weights_option(parser)
     add_options(parser)
     arguments = parser.parse_args(argv)
     models = [Path(arguments.checkpoint), *map(Path, arguments.against)]
-    compare(models, arguments.data, options_of(arguments), console(), device=arguments.device)
+    options = options_of(arguments)
+    compare(models, arguments.data, options, console(), device=arguments.device, weights=arguments.weights)
     return 0
 
 

@@ -6,6 +6,8 @@ ranks, the size of a micro-batch or the worker processes: so a run may go on wit
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Iterator
@@ -50,6 +52,19 @@ def examples_from(source: ExampleSource, slots: range, workers: int) -> Iterator
     )
     for examples in loader:
         yield from examples
+
+
+def count_workers(setting: int | str, world: World = ALONE) -> int:
+    """What data.num_workers comes to in each process of the run.
+
+    "auto" is one where the process has two cores or more: with a small model, or a GPU, a step takes hardly longer than making its
+    examples. Where a worker can't be forked it would have to import everything anew and be given a copy of the data: none then.
+    """
+    if isinstance(setting, int):
+        return setting
+    forks = multiprocessing.get_all_start_methods()[0] == "fork"  # the first one is the default
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if forks and cores // world.local_size >= 2 else 0
 
 
 def _chunks(slots: range, size: int) -> Any:

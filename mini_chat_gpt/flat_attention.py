@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
-from mini_chat_gpt.blocked_products import blocked_products
+from mini_chat_gpt.blocked_products import blocked_gradients, blocked_products, n_blocks
 from mini_chat_gpt.products import causal_mask, sdpa
 
 
@@ -27,6 +29,19 @@ class Group:
     slots: torch.Tensor | None  # where each token goes in the padded (n · longest) table; None: nothing to pad
     positions: torch.Tensor | None = None  # (n, longest), in the conversation; None: none of them has branches
     visible: torch.Tensor | None = None  # (n, longest, longest) bool, likewise: which keys each query may look at
+
+    def laid_out(self, row: torch.Tensor) -> torch.Tensor:
+        """(H, T, D) of the whole row -> (H, n, longest, D) of this group, zeros where an example is shorter."""
+        n_head, _, size = row.shape
+        part = row[:, self.start : self.stop]
+        if self.slots is not None:
+            part = part.new_zeros(n_head, self.n * self.longest, size).index_copy(1, self.slots, part)
+        return part.reshape(n_head, self.n, self.longest, size)
+
+    def taken_back(self, table: torch.Tensor) -> torch.Tensor:
+        """(H, n, longest, D) -> (H, T, D) of this group's part of the row."""
+        part = table.flatten(1, 2)
+        return part if self.slots is None else part.index_select(1, self.slots)
 
     def mask(self, window: int | None, device: torch.device) -> torch.Tensor | str:
         """What a kernel is told: "causal", or which keys are visible, (longest, longest) or (n, 1, longest, longest)."""
@@ -94,9 +109,7 @@ def _longest_conversation(length: int, branches: tuple[int, ...]) -> int:
     return branches[0] + max(stop - start for start, stop in pairwise((*branches, length)))
 
 
-def _group(
-    start: int, lengths: list[int], branches: Sequence[tuple[int, ...]], device: torch.device | str
-) -> Group:
+def _group(start: int, lengths: list[int], branches: Sequence[tuple[int, ...]], device: torch.device | str) -> Group:
     n, total = len(lengths), sum(lengths)
     longest = -(-max(lengths) // ROUND_TO) * ROUND_TO
     slots = None
@@ -117,49 +130,78 @@ def _group(
 def flat(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Flat, scale: float | None, window: int | None
 ) -> torch.Tensor:
-    """Group by group; padding stands behind each example, where the causal mask hides it by itself."""
+    """q (1, H, T, D); k, v (1, Hkv, T, D) -> (1, H, T, D), group by group.
+
+    Padding stands behind each example, where the causal mask hides it by itself.
+    """
     scale = scale if scale is not None else q.shape[-1] ** -0.5
-    sizes = [group.stop - group.start for group in layout.groups]
+    if blocks_are_faster(q, layout):
+        return _InBlocks.apply(q[0], k[0], v[0], layout, scale, window).unsqueeze(0)
     outs = []
-    for group, *parts in zip(layout.groups, *(part[0].split(sizes, dim=1) for part in (q, k, v)), strict=True):
-        gq, gk, gv = (_pad(part, group) for part in parts)
-        mask = group.mask(window, q.device)
-        product = _in_blocks if _blocks_are_faster(q, group) else _sdpa_heads_first
-        out = product(gq, gk, gv, mask, scale).flatten(1, 2)
-        outs.append(out if group.slots is None else out.index_select(1, group.slots))
-    return torch.cat(outs, dim=1).unsqueeze(0)  # (1, H, T, D)
-
-
-def _pad(part: torch.Tensor, group: Group) -> torch.Tensor:
-    """(H, T of the group, D) -> (H, N, longest, D), zeros where an example is shorter."""
-    n_head, _, head_dim = part.shape
-    if group.slots is not None:
-        part = part.new_zeros(n_head, group.n * group.longest, head_dim).index_copy(1, group.slots, part)
-    return part.view(n_head, group.n, group.longest, head_dim)
+    for group in layout.groups:
+        gq, gk, gv = (group.laid_out(part[0]).transpose(0, 1) for part in (q, k, v))  # (N, H, T, D)
+        out = sdpa(gq, gk, gv, group.mask(window, q.device), scale)
+        outs.append(group.taken_back(out.transpose(0, 1)))
+    return torch.cat(outs, dim=1).unsqueeze(0)
 
 
 # On a CPU plain products are faster than PyTorch's fused kernel, but they keep what is quadratic in the length.
 LONGEST_IN_BLOCKS = 1024
 
 
-def _blocks_are_faster(q: torch.Tensor, group: Group) -> bool:
+def blocks_are_faster(q: torch.Tensor, layout: Flat) -> bool:
     on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float32)
-    return on_cpu and group.longest <= LONGEST_IN_BLOCKS
+    return on_cpu and max(group.longest for group in layout.groups) <= LONGEST_IN_BLOCKS
 
 
-def _sdpa_heads_first(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | str, scale: float
-) -> torch.Tensor:
-    return sdpa(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), mask, scale).transpose(0, 1)
+class _InBlocks(torch.autograd.Function):
+    """All groups as one operation, of which the derivative is written out: q (H, T, D); k, v (Hkv, T, D) -> (H, T, D)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Flat, scale: float, window: int | None
+    ) -> torch.Tensor:
+        out, kept = _row_like(q), []
+        for group in layout.groups:
+            mask = group.mask(window, q.device)
+            queries, keys, values = (_by_kv_head(group.laid_out(part), len(k)) for part in (q, k, v))
+            tables = queries * scale, keys[:, 0], values[:, 0]
+            product, probabilities = blocked_products(*tables, None if isinstance(mask, str) else mask)
+            out[:, group.start : group.stop] = group.taken_back(_by_head(product, len(k)))
+            kept += [*tables, *probabilities]
+        ctx.save_for_backward(*kept)
+        ctx.layout, ctx.scale, ctx.n_kv = layout, scale, len(k)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        kept = iter(ctx.saved_tensors)
+        grads = [_row_like(grad), *(_row_like(grad[: ctx.n_kv]) for _ in "kv")]
+        for group in ctx.layout.groups:
+            q, k, v = islice(kept, 3)
+            probabilities = list(islice(kept, n_blocks(group.longest)))
+            d_out = _by_kv_head(group.laid_out(grad), ctx.n_kv)
+            dq, dk, dv = blocked_gradients(d_out, q, k, v, probabilities)
+            parts = [_by_head(part, ctx.n_kv) for part in (dq.mul_(ctx.scale), dk[:, None], dv[:, None])]
+            for whole, part in zip(grads, parts, strict=True):
+                whole[:, group.start : group.stop] = group.taken_back(part)
+        return *grads, None, None, None
 
 
-def _in_blocks(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | str, scale: float
-) -> torch.Tensor:
-    """(H, N, T, D) all through. Heads that share keys and values go together."""
-    (n_head, n, length, size), n_kv = q.shape, k.shape[0]
-    queries = q.view(n_kv, n_head // n_kv, n, length, size).transpose(1, 2)  # (Hkv, N, times, T, D)
-    out = blocked_products(
-        queries.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), None if isinstance(mask, str) else mask, scale
-    )
-    return out.view(n_kv, n, n_head // n_kv, length, size).transpose(1, 2).flatten(0, 1)
+def _row_like(heads: torch.Tensor) -> torch.Tensor:
+    """(H, T, D) that lies in memory as what goes into products with weights does: token by token."""
+    n_head, n_tokens, size = heads.shape
+    return heads.new_empty(n_tokens, n_head, size).transpose(0, 1)
+
+
+def _by_kv_head(table: torch.Tensor, n_kv: int) -> torch.Tensor:
+    """(H, N, T, D) -> (Hkv · N, H / Hkv, T, D): the heads that share keys and values together."""
+    n_head, n, length, size = table.shape
+    return table.view(n_kv, n_head // n_kv, n, length, size).transpose(1, 2).reshape(n_kv * n, -1, length, size)
+
+
+def _by_head(table: torch.Tensor, n_kv: int) -> torch.Tensor:
+    """(Hkv · N, H / Hkv, T, D) -> (H, N, T, D)."""
+    _, times, length, size = table.shape
+    return table.view(n_kv, -1, times, length, size).transpose(1, 2).reshape(n_kv * times, -1, length, size)

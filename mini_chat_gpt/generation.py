@@ -9,6 +9,8 @@ One decoding loop (`decode`) serves both. What it promises:
   chats a role token is a stop id and so ends the reply; llama2.c's BOS, which separates its documents, likewise.)
 - A chat model gets its prompt in the chat format, with the system message that it was trained with; a base model goes
   on from the prompt as the beginning of a document.
+- On a CPU the model is read in the form that is fastest there (`decoding_form`), with the same replies. A `DecodingModel`
+  with 16- or 8-bit weights can be given in the model's place wherever one is asked for here.
 """
 
 from __future__ import annotations
@@ -23,13 +25,18 @@ import torch
 
 from mini_chat_gpt.cached_attention import KVCache
 from mini_chat_gpt.chat_format import Message, render
+from mini_chat_gpt.decoding_model import DecodingModel, can_decode
+from mini_chat_gpt.decoding_weights import FEW_ROWS, Weights
 from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.lookup import LookupReader, can_look_up
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.sampling import NEVER, Sampling, next_ids
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
 FinishReason = Literal["stop", "length", "context"]
 Prompt = str | Sequence[Message]
+Model = GPT | DecodingModel
+WeightsOption = Weights | Literal["auto"]
 
 
 class _System(Enum):
@@ -46,6 +53,9 @@ FULL_ENOUGH = 0.75
 # Prompts are read this many tokens at a time. On a CPU what a layer works on then stays in the processor's cache: a sixth
 # faster for a model of 1 M parameters.
 READ_AT_ONCE_ON_CPU, READ_AT_ONCE = 1024, 16384
+
+# Packing a model's weights for few rows takes as long as it then saves in some 100 tokens.
+WORTH_PACKING = 100
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Step(NamedTuple):
 
 
 def generate(
-    model: GPT,
+    model: Model,
     tokenizer: ChatTokenizer,
     prompts: Sequence[Prompt],
     max_new_tokens: int = 256,
@@ -86,7 +96,7 @@ def generate(
 
 
 def generate_replies(
-    model: GPT,
+    model: Model,
     tokenizer: ChatTokenizer,
     prompts: Sequence[Prompt],
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
@@ -106,6 +116,7 @@ def generate_replies(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
     encoded = _encode_prompts(model, tokenizer, prompts, system)
+    model = decoding_form(model, min(batch_size, len(prompts)), sampling.max_new_tokens)
     seed = concrete_seed(sampling.seed)
     replies: dict[int, Reply] = {}
     # Prompts of similar length go together, the longest first: least padding, and memory runs out at once or never.
@@ -125,7 +136,7 @@ def generate_replies(
 
 
 def stream(
-    model: GPT,
+    model: Model,
     tokenizer: ChatTokenizer,
     prompt: Prompt,
     max_new_tokens: int = 256,
@@ -144,6 +155,7 @@ def stream(
     """
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     [ids] = _encode_prompts(model, tokenizer, [prompt], system)
+    model = decoding_form(model, 1, max_new_tokens)
     steps = decode(model, tokenizer, [ids], sampling, random_streams(concrete_seed(sampling.seed), [0]))
     return _pieces(tokenizer, ids, steps)
 
@@ -180,7 +192,9 @@ def prompt_ids(tokenizer: ChatTokenizer, prompt: Prompt, system: System = USE_FO
     return render(messages, tokenizer, add_generation_prompt=True)[0]
 
 
-def _encode_prompts(model: GPT, tokenizer: ChatTokenizer, prompts: Sequence[Prompt], system: System) -> list[list[int]]:
+def _encode_prompts(
+    model: Model, tokenizer: ChatTokenizer, prompts: Sequence[Prompt], system: System
+) -> list[list[int]]:
     if isinstance(prompts, str) or any(isinstance(prompt, Message) for prompt in prompts):
         raise UserError("prompts must be a list of prompts; put a single text or conversation into a list: [prompt].")
     if not prompts:
@@ -197,31 +211,50 @@ def _encode_prompts(model: GPT, tokenizer: ChatTokenizer, prompts: Sequence[Prom
     return encoded
 
 
+def decoding_form(model: Model, n_rows: int = 1, n_new: int | None = None, weights: WeightsOption = "auto") -> Model:
+    """The form in which to read this model for replies of up to `n_new` tokens (None: many), `n_rows` at a time.
+
+    "auto" keeps float32 weights, and what can't be put into another form (a model on a GPU, or in 16 bits) as it is. Raises
+    UserError for other weights where that is so.
+    """
+    if isinstance(model, DecodingModel):
+        return model
+    if weights == "auto":
+        worth_packing = n_rows <= FEW_ROWS and (n_new is None or n_new >= WORTH_PACKING)
+        return DecodingModel(model, "float32", few_rows=worth_packing) if can_decode(model) else model
+    return DecodingModel(model, weights)
+
+
 @torch.inference_mode()
 def decode(
-    model: GPT,
+    model: Model,
     tokenizer: ChatTokenizer,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     streams: Sequence[np.random.Generator],
     cache: KVCache | None = None,
+    lookup: bool = True,
 ) -> Iterator[Step]:
     """The decoding loop: read the prompts (ids), then one token after another for each row until all have ended.
 
     A `cache` that holds the beginnings of these prompts already (`cache.lengths[row]` tokens of each, at least one less
-    than all) is gone on from; nothing is read twice. Of several rows, those that have ended leave it.
+    than all) is gone on from; nothing is read twice. Of several rows, those that have ended leave it. A single row of a
+    `DecodingModel` is read ahead where that pays (lookup.py), unless `lookup` is False.
     """
     cache = cache or model.make_cache(len(prompts), max(map(len, prompts)) + sampling.max_new_tokens)
     context, stop_ids, device = model.config.context_length, tokenizer.stop_ids, model.device
     limits = [min(sampling.max_new_tokens, context - len(prompt)) for prompt in prompts]
-    never = forbidden(tokenizer, model.config.vocab_size).to(device)
+    never = forbidden(tokenizer, model.config.vocab_size).nonzero().flatten().to(device)
     seen = _seen(tokenizer, prompts, model.config.vocab_size).to(device) if sampling.repetition_penalty != 1 else None
     fresh = [list(prompt[length:]) for prompt, length in zip(prompts, cache.lengths, strict=True)]
     logits = _read(model, fresh, cache)
+    reader: Model | LookupReader = model
+    if lookup and len(prompts) == 1 and isinstance(model, DecodingModel) and can_look_up(model) and seen is None:
+        reader = LookupReader(model, prompts[0], never)
     rows, ended, n_new = list(range(len(prompts))), set[int](), 0
     while True:
         uniforms = _uniforms(streams, rows) if sampling.temperature != 0 else None
-        ids = next_ids(logits.masked_fill(never, NEVER), sampling, seen, uniforms)
+        ids = next_ids(logits.index_fill_(1, never, NEVER), sampling, seen, uniforms)
         n_new += 1
         for row, token_id in zip(rows, ids.tolist(), strict=True):
             if row in ended:
@@ -243,10 +276,10 @@ def decode(
             seen = seen[places] if seen is not None else None
         if seen is not None:
             seen.scatter_(1, ids[:, None], True)
-        logits = model.next_logits(ids[:, None], cache, [int(row not in ended) for row in rows])
+        logits = reader.next_logits(ids[:, None], cache, [int(row not in ended) for row in rows])
 
 
-def _read(model: GPT, prompts: Sequence[Sequence[int]], cache: KVCache) -> torch.Tensor:
+def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache) -> torch.Tensor:
     """Read prompts into the cache, some rows at a time; returns the logits (B, V) after the last token of each."""
     at_once = READ_AT_ONCE_ON_CPU if model.device.type == "cpu" else READ_AT_ONCE
     n_rows = max(1, at_once // max(map(len, prompts)))

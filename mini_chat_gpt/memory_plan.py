@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from mini_chat_gpt.flat_attention import Flat
 from mini_chat_gpt.batching import Batch, Example, micro_batches
 from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields
+from mini_chat_gpt.flat_attention import Flat
 from mini_chat_gpt.model import ROUND_TO
 from mini_chat_gpt.rehearsal import PARTS, pack
 

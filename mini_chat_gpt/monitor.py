@@ -30,6 +30,8 @@ from mini_chat_gpt.files import atomic_write_text
 from mini_chat_gpt.wandb_run import start_wandb
 
 METRICS = "metrics.jsonl"
+WORTH_SAYING = 0.02
+"""Share of the time spent in waiting for data above which the display tells it."""
 
 
 class Monitor:
@@ -151,6 +153,7 @@ class Status:
     tokens_per_second: float  # all tokens that the model reads
     trained_per_second: float  # those that are targets
     memory: int  # bytes; 0 where it isn't known
+    data_wait_share: float = 0.0  # of the time, in which the step waits for its examples
 
     def facts(self) -> list[Fact]:
         """What there is to show, most important first."""
@@ -162,7 +165,11 @@ class Status:
             Fact("", _rate(self.tokens_per_second), " tokens/s"),
             Fact("", _rate(self.trained_per_second), " trained/s"),
         ]
-        return [*facts, Fact("memory ", size(self.memory))] if self.memory else facts
+        if self.memory:
+            facts.append(Fact("memory ", size(self.memory)))
+        if self.data_wait_share > WORTH_SAYING:
+            facts.append(Fact("waiting for data ", f"{self.data_wait_share:.0%}"))
+        return facts
 
 
 class _Shown(NamedTuple):

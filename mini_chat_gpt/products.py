@@ -40,16 +40,15 @@ def causal_products(
     b, n_head, length, size = q.shape
     n_kv, older = k.shape[1], k.shape[2] - length
     times = n_head // n_kv
-    q = q.reshape(b * n_kv, times, length, size)
+    q = (q * (scale if scale is not None else size**-0.5)).reshape(b * n_kv, times, length, size)
     k, v = k.reshape(b * n_kv, -1, size), v.reshape(b * n_kv, -1, size)
-    scale = scale if scale is not None else size**-0.5
     at_once, outs = QUERIES_AT_ONCE.get(q.dtype, 128), []
     for begin in range(0, length, at_once):
         end = min(begin + at_once, length)
         first = max(0, older + begin + 1 - window) if window else 0
         queries = q[:, :, begin:end].reshape(b * n_kv, -1, size)
         keys, values = k[:, first : older + end], v[:, first : older + end]
-        scores = torch.baddbmm(k.new_zeros(1), queries, keys.mT, beta=0, alpha=scale).unflatten(1, (times, -1))
+        scores = torch.bmm(queries, keys.mT).unflatten(1, (times, -1))
         hidden = _hidden_keys(end - begin, keys.shape[1], window)
         scores[..., -hidden.shape[1] :] += hidden.to(scores.dtype)
         outs.append(torch.bmm(scores.softmax(dim=-1).flatten(1, 2), values).unflatten(1, (times, -1)))

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from mini_chat_gpt import flat_attention
+from mini_chat_gpt import model as gpt_model
 from mini_chat_gpt.batching import Example
 from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields, SFTSection
 from mini_chat_gpt.device import Precision, keep_freed_memory
@@ -137,7 +138,8 @@ def rehearse(
     on_cpu, place = device.type == "cpu", device
     if not on_cpu and not (device.type == "cuda" and torch.cuda.is_available()):
         place = torch.device("cpu")
-        flat_attention._bf16_products = flat_attention._sdpa_heads_first  # as on a GPU
+        for module, name in ((flat_attention, "blocks_are_faster"), (gpt_model, "by_hand")):
+            setattr(module, name, lambda *_: False)  # as on a GPU
     heap = None
     if machine.kernels is not None:
         heap = ShadowHeap(machine.kernels, machine.kernel_on_heap, request["kernels"], kernels_kept())

@@ -63,7 +63,8 @@ class InstructSource:
     Implements the trainer's `ExampleSource`. `shares` and `weights` are by kind and override the defaults one by one;
     `focus` is the loss weight of the tokens that end a reply or decide whether it is right, `prompt_weight` that of all
     that isn't the assistant's; a conversation has up to `turns` questions about its story, and up to `branches`
-    conversations that begin with a story share its reading; `limit` takes the first so many records. `stats` counts what happened to the examples made so far in this process.
+    conversations that begin with a story share its reading; `limit` takes the first so many records. `stats` counts what
+    happened to the examples made so far in this process.
     Raises UserError for a kind that doesn't exist and for data that support none of the kinds asked for.
     """
 
@@ -102,7 +103,11 @@ class InstructSource:
             if drawn := self._draw(number, epoch, f"{self.seed}/{slot}/{attempt}"):
                 turns = sum(1 + len(fitted.later) for fitted in drawn)
                 self.stats.update(
-                    examples=1, conversations=len(drawn), shortened=drawn[0].shortened, substituted=attempt > 0, turns=turns
+                    examples=1,
+                    conversations=len(drawn),
+                    shortened=drawn[0].shortened,
+                    substituted=attempt > 0,
+                    turns=turns,
                 )
                 return share_beginning(
                     [each.example(self.weights, self.tokenizer, self.focus, self.prompt_weight) for each in drawn]

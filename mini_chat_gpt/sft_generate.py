@@ -17,11 +17,19 @@ from mini_chat_gpt.capabilities import GREEDY, test_sft_capabilities
 from mini_chat_gpt.checkpoint import load_checkpoint, newest_checkpoint
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.evaluate import EvalOptions, compare
+from mini_chat_gpt.evaluate import EvalOptions, add_weights_option, compare
 from mini_chat_gpt.evaluate import add_options as add_test_options
 from mini_chat_gpt.evaluate import options_of as test_options_of
-from mini_chat_gpt.generation import USE_FORMAT_DEFAULT, FinishReason, Reply, System, stream
-from mini_chat_gpt.model import GPT
+from mini_chat_gpt.generation import (
+    USE_FORMAT_DEFAULT,
+    FinishReason,
+    Model,
+    Reply,
+    System,
+    WeightsOption,
+    decoding_form,
+    stream,
+)
 from mini_chat_gpt.runs import console
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.tokenizer import ChatTokenizer
@@ -60,6 +68,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--system", metavar="TEXT", help='system message, "" for none (default: as in training)')
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    add_weights_option(parser)
 
 
 def system_of(arguments: argparse.Namespace) -> System:
@@ -104,15 +113,15 @@ def find_model(path: str | None) -> Path:
     return found
 
 
-def open_model(path: str | None, device: str) -> tuple[GPT, ChatTokenizer]:
-    """The model that `find_model` finds; says on standard error which it is."""
+def open_model(path: str | None, device: str, weights: WeightsOption) -> tuple[Model, ChatTokenizer]:
+    """The model that `find_model` finds, its weights in the form asked for; says on standard error which it is."""
     found = find_model(path)
     model, tokenizer = load_checkpoint(found, device)
     kind = (
         "" if tokenizer.chat_format is not None else ", a base model without a chat format: it goes on from the prompt"
     )
     print(f"{found}: {model.n_parameters() / 1e6:.2f} M parameters on {model.device}{kind}", file=sys.stderr)
-    return model, tokenizer
+    return (model if weights == "auto" else decoding_form(model, weights=weights)), tokenizer
 
 
 def read_prompt(arguments: argparse.Namespace) -> str:
@@ -148,7 +157,8 @@ def run_test(arguments: argparse.Namespace) -> int:
             "--system doesn't go with --test; the test takes the system message that the model learned with."
         )
     options, sampling = test_options_of(arguments), sampling_of(arguments, GREEDY)
-    compare([find_model(arguments.checkpoint)], arguments.data, options, console(), sampling, arguments.device)
+    models = [find_model(arguments.checkpoint)]
+    compare(models, arguments.data, options, console(), sampling, arguments.device, arguments.weights)
     return 0
 
 
@@ -161,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--{given[0].replace('_', '-')} goes with --test only; add --test, or leave it out.")
     sampling = sampling_of(arguments)  # mistakes show before the model is loaded
     prompt = "" if arguments.interactive else read_prompt(arguments)
-    model, tokenizer = open_model(arguments.checkpoint, arguments.device)
+    model, tokenizer = open_model(arguments.checkpoint, arguments.device, arguments.weights)
     system = system_of(arguments)
     if arguments.interactive:
         from mini_chat_gpt.chat import chat  # which itself takes its options from here

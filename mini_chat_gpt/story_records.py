@@ -110,23 +110,34 @@ def stories(path: str | Path) -> Iterator[str]:
 
 def raw_records(path: Path) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of everything between separators that is not blank, unparsed. Raises UserError as read_records does."""
+    for offset, text, end in whole_records(path):
+        for part in text[:end].split(SEPARATOR):
+            if part and not part.isspace():
+                yield offset, part
+            offset += len(part) + len(SEPARATOR)
+
+
+def whole_records(path: Path) -> Iterator[tuple[int, bytes, int]]:
+    """(offset, text, end) for one piece of the file after another: text[:end] begins behind a separator and ends with one.
+
+    Only the last piece of a file may lack it. Behind `end` there may be more. Raises UserError as read_records does.
+    """
     with open_text(path) as file:
         offset = file.tell()
         carry, separated = b"", False
         while block := file.read(_BLOCK):
-            parts = (carry + block).split(SEPARATOR)
-            separated |= len(parts) > 1
-            if len(parts[-1]) > _LONGEST_RECORD:
-                raise _no_separator(path, f"{len(parts[-1]) >> 20} MiB from byte {offset}")
-            carry = parts.pop()
-            for part in parts:
-                if part and not part.isspace():
-                    yield offset, part
-                offset += len(part) + len(SEPARATOR)
+            text = carry + block
+            if (separator := text.rfind(SEPARATOR)) >= 0:
+                end, separated = separator + len(SEPARATOR), True
+                yield offset, text, end
+                offset, text = offset + end, text[end:]
+            if len(text) > _LONGEST_RECORD:
+                raise _no_separator(path, f"{len(text) >> 20} MiB from byte {offset}")
+            carry = text
         if not separated:
             raise _no_separator(path, "it")
-        if carry and not carry.isspace():
-            yield offset, carry
+        if carry:
+            yield offset, carry, len(carry)
 
 
 def open_text(path: Path) -> BinaryIO:

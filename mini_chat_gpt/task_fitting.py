@@ -121,9 +121,7 @@ def behind_story(task: Task, fitted: Fitted) -> Task | None:
     story = first.prompt[: first.story_span[1]]
     moved = task.story_span[0]
     evidence = (task.evidence[0] - moved, task.evidence[1] - moved) if task.evidence else None
-    return replace(
-        task, prompt=f"{story}\n\n{task.follow_up}", story_span=first.story_span, evidence=evidence
-    )
+    return replace(task, prompt=f"{story}\n\n{task.follow_up}", story_span=first.story_span, evidence=evidence)
 
 
 def fit_task(task: Task, tokenizer: ChatTokenizer, seq_len: int, system: str | None = None) -> Fitted | None:

@@ -16,10 +16,11 @@ from mini_chat_gpt.batch_text import describe
 from mini_chat_gpt.batching import Example
 from mini_chat_gpt.checkpoint import CheckpointWriter
 from mini_chat_gpt.config import Config, ScheduleFields, seconds_in
+from mini_chat_gpt.device import long_lived
 from mini_chat_gpt.distributed import ALONE
 from mini_chat_gpt.engine import Engine, StepReport
 from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.example_stream import ExampleSource, StepReader
+from mini_chat_gpt.example_stream import ExampleSource, StepReader, count_workers
 from mini_chat_gpt.files import atomic_write_text
 from mini_chat_gpt.memory_use import in_use
 from mini_chat_gpt.model import GPT
@@ -44,6 +45,7 @@ class Window:
     tokens: int = 0
     trained_tokens: int = 0
     seconds: float = 0.0
+    waiting: float = 0.0  # of those seconds, for the step's examples
 
     @property
     def loss(self) -> float:
@@ -172,7 +174,8 @@ class Trainer:
 
     def reader(self, stage: Stage) -> StepReader:
         """Of the stage's examples, from the present position on."""
-        return StepReader(stage.source, self.progress.cursor, self.config.data.num_workers, self.world)
+        workers = count_workers(self.config.data.num_workers, self.world)
+        return StepReader(stage.source, self.progress.cursor, workers, self.world)
 
     def read_step(self, reader: StepReader, stage: Stage) -> tuple[list[Example], int]:
         """(this rank's examples of the coming step, slots it takes)."""
@@ -189,14 +192,16 @@ class Trainer:
         progress, last_loss = self.progress, float("nan")
         reader = stage = None
         bar = StepProgress(self.monitor.console, self.job.name, progress.step, self.total_steps)
-        with self.stop.on_signals(), bar:
+        with self.stop.on_signals(), long_lived(), bar:
             while progress.step < self.total_steps and not self.stopped and not self._out_of_patience():
                 started = time.monotonic()
                 coming = self.stage_at(progress.step)
                 if reader is None or coming != stage:
                     self.writer.wait()  # worker processes are forked, which a thread at work would not survive
                     stage, reader = coming, self.reader(coming)
+                read_from = time.monotonic()
                 examples, slots = self.read_step(reader, coming)
+                self.progress.window.waiting += time.monotonic() - read_from
                 if progress.step == 0:
                     self._write_first_batch(examples)
                 self.stop.check_time(2 * self._seconds_a_step() + 2 * self.writer.seconds)
@@ -288,6 +293,7 @@ class Trainer:
             tokens_per_second=window.per_second(window.tokens),
             trained_per_second=window.per_second(window.trained_tokens),
             memory=in_use(self.model.device),
+            data_wait_share=window.waiting / window.seconds if window.seconds else 0.0,
         )
         self._log(
             {
@@ -297,6 +303,7 @@ class Trainer:
                 "grad_norm": status.grad_norm,
                 "tokens_per_second": status.tokens_per_second,
                 "trained_tokens_per_second": status.trained_per_second,
+                "data_wait_share": status.data_wait_share,
                 "memory_bytes": status.memory,
                 "tokens": progress.tokens,
                 "trained_tokens": progress.trained_tokens,

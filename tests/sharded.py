@@ -104,18 +104,18 @@ def compare(world: World, optimizer: str) -> tuple[dict, Engine, Engine]:
         ours.loss_scale = LossScale() if step == 1 else None
         both = [gradients(engine, own_examples(world, step)) for engine in (ours, theirs)]
         found["gradient"] = max(found["gradient"], difference(*both))
-    for step in range(STEP):
-        one, other = (engine.step(own_examples(world, step), 1.0, 0.1, step) for engine in (ours, theirs))
-        found["loss"] = max(found["loss"], abs(one.loss / other.loss - 1))
-        if step == 0:  # later ones belong to weights that Muon has rounded to 16 bits on the way
-            found["norm"] = abs(one.norm / other.norm - 1)
-    found["state"] = difference(state_of(ours), state_of(theirs))
     held_out = [CountingSource().example(i) for i in range(11)]
     sums = []
     for engine in (ours, theirs):
         with engine.averaged():
             sums.append(engine.evaluate(held_out))
     found["evaluation"] = max(abs(sums[0][kind][0] / sums[1][kind][0] - 1) for kind in sums[1])
+    for step in range(STEP):
+        one, other = (engine.step(own_examples(world, step), 1.0, 0.1, step) for engine in (ours, theirs))
+        found["loss"] = max(found["loss"], abs(one.loss / other.loss - 1))
+        if step == 0:  # later ones belong to weights that Muon has rounded to 16 bits on the way
+            found["norm"] = abs(one.norm / other.norm - 1)
+    found["state"] = difference(state_of(ours), state_of(theirs))
     found["replies"] &= replies(ours) == replies(theirs)
     found["tied"] = ours.model.lm_head.weight is ours.model.embed_tokens.weight
     whole_size = sum(tensor.numel() for tensor in theirs.optimizer.state_tensors().values())

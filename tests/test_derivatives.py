@@ -1,11 +1,14 @@
 """What is written out by hand against what autograd makes of the plain formulas."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mini_chat_gpt import blocked_products as blocks
+from mini_chat_gpt import blocked_products
 from mini_chat_gpt.derivatives import rms_norm, rotate
+from mini_chat_gpt.flat_attention import Flat, blocks_are_faster, flat
 from mini_chat_gpt.loss import IGNORE_INDEX, cross_entropy_sums
 
 
@@ -20,7 +23,7 @@ def results(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
 
 def assert_alike(ours, theirs, bound):
     for one, other in zip(ours, theirs, strict=True):
-        assert one.dtype == other.dtype and one.shape == other.shape
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
         assert not one.numel() or (one - other).abs().max() <= bound * other.abs().max()
 
 
@@ -54,21 +57,28 @@ def test_the_rotation_is_that_of_the_plain_formula():
     assert_alike(results(lambda x: rotate(x, cos, sin), x), results(plain, x), 1e-6)
 
 
-@pytest.mark.parametrize("length", [1, 31, 64, 100])
-@pytest.mark.parametrize("times", [1, 3], ids=["a head each", "three heads share keys"])
+@pytest.mark.parametrize("lengths", [[1], [31], [64, 60], [100, 40, 37, 1]])
+@pytest.mark.parametrize("n_head", [2, 6], ids=["a head each", "three heads share keys"])
 @pytest.mark.parametrize("window", [None, 5])
-def test_attention_in_blocks_is_pytorchs(monkeypatch, length, times, window):
-    monkeypatch.setattr(blocks, "BLOCK", 32)
-    q, k, v = torch.randn(2, times, length, 8), torch.randn(2, length, 8), torch.randn(2, length, 8)
-    distance = torch.arange(length)[:, None] - torch.arange(length)
-    visible = (distance >= 0) & (distance < (window or length))
+def test_attention_in_blocks_is_pytorchs(monkeypatch, lengths, n_head, window):
+    monkeypatch.setattr(blocked_products, "BLOCK", 32)
+    total = sum(lengths)
+    q, k, v = torch.randn(1, n_head, total, 8), torch.randn(1, 2, total, 8), torch.randn(1, 2, total, 8)
+    example = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    distance = torch.arange(total)[:, None] - torch.arange(total)
+    visible = (distance >= 0) & (distance < (window or total)) & (example[:, None] == example)
 
     def theirs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return F.scaled_dot_product_attention(q, k[:, None], v[:, None], visible, scale=0.3)
+        return F.scaled_dot_product_attention(q, k, v, visible, scale=0.3, enable_gqa=True)
 
-    mask = None if window is None else visible
-    ours = results(lambda q, k, v: blocks.blocked_products(q, k, v, mask, 0.3), q, k, v)
-    assert_alike(ours, results(theirs, q, k, v), 1e-5)
+    layout = Flat.from_offsets(tuple(accumulate(lengths, initial=0)))
+    assert blocks_are_faster(q, layout)
+    assert_alike(results(lambda *qkv: flat(*qkv, layout, 0.3, window), q, k, v), results(theirs, q, k, v), 1e-5)
+
+
+def test_attention_over_long_examples_keeps_nothing_quadratic():
+    q = torch.randn(1, 1, 1030, 8)
+    assert not blocks_are_faster(q, Flat.from_offsets((0, 1030)))
 
 
 def plain_cross_entropy(hidden, head, targets, weights):
@@ -111,7 +121,9 @@ def test_a_target_that_is_as_good_as_certain_keeps_its_small_gradient_in_bf16():
 
 
 def test_a_second_backward_pass_is_refused():
-    sums = cross_entropy_sums(torch.randn(2, 4).requires_grad_(), torch.randn(9, 4), torch.tensor([1, 2]), torch.ones(2))
+    sums = cross_entropy_sums(
+        torch.randn(2, 4).requires_grad_(), torch.randn(9, 4), torch.tensor([1, 2]), torch.ones(2)
+    )
     sums.weighted_sum.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="compute it again"):
         sums.weighted_sum.backward()

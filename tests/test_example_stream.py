@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import CountingSource
 
 from mini_chat_gpt.distributed import World
-from mini_chat_gpt.example_stream import StepReader, examples_from
+from mini_chat_gpt.example_stream import StepReader, count_workers, examples_from
 
 
 @dataclass(frozen=True)
@@ -78,3 +78,18 @@ def test_a_step_in_tokens_takes_examples_until_its_budget_is_reached():
     lengths = [len(example.ids) for example in taken]
     assert slots == len(lengths)
     assert sum(lengths) >= 100 > sum(lengths[:-1])
+
+
+@pytest.mark.parametrize(
+    ("setting", "cores", "ranks", "workers"),
+    [(0, 8, 1, 0), (3, 1, 1, 3), ("auto", 1, 1, 0), ("auto", 2, 1, 1), ("auto", 2, 2, 0), ("auto", 8, 4, 1)],
+)
+def test_a_worker_is_the_default_where_each_rank_has_a_core_for_it(monkeypatch, setting, cores, ranks, workers):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["fork", "spawn"])
+    assert count_workers(setting, World(0, ranks, 0, ranks)) == workers
+
+
+def test_without_fork_no_worker_is_the_default(monkeypatch):
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn", "fork"])
+    assert count_workers("auto") == 0

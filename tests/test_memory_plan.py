@@ -103,7 +103,7 @@ def test_parts_add_up_to_the_total(plain):
 def test_averaged_weights_and_recomputed_activations_show(plain):
     other = plan_of(ema=0.9, activation_checkpointing=True)
     assert other.ema == 4 * GPT(TINY).n_parameters()
-    assert other.activations < 0.7 * plain.activations
+    assert other.activations < 0.8 * plain.activations
 
 
 def test_a_gpu_is_planned_for_where_there_is_none(plain):

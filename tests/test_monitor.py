@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -170,6 +171,12 @@ def test_where_steps_differ_in_size_the_time_left_follows_the_work(monkeypatch, 
     monkeypatch.setattr("mini_chat_gpt.monitor.time.monotonic", lambda: next(seconds))
     StepProgress(Console(force_terminal=False, width=80), "sft", 0, 10, every_seconds=0).update(9, "", share=0.1)
     assert capsys.readouterr().out.rstrip().endswith("1:30 left")
+
+
+@pytest.mark.parametrize(("share", "shown"), [(0.0, []), (0.02, []), (0.25, ["waiting for data 25%"])])
+def test_waiting_for_data_is_shown_when_it_costs_something(share, shown):
+    facts = [str(fact) for fact in replace(STATUS, data_wait_share=share).facts()]
+    assert [fact for fact in facts if "waiting" in fact] == shown
 
 
 def test_numbers_that_are_not_finite_can_be_shown():

@@ -10,6 +10,8 @@ from tiny import tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoint import load_checkpoint, save_checkpoint
+from mini_chat_gpt.decoding_model import DecodingModel
+from mini_chat_gpt.decoding_weights import has_packed_products
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import generate
 from mini_chat_gpt.sft_generate import main
@@ -38,6 +40,28 @@ def with_stdin(monkeypatch, data: bytes) -> None:
 def test_standard_output_is_the_reply_and_nothing_else(checkpoint, capsys):
     assert run(checkpoint, "--prompt", "Hi 😀", "--seed", "3", "--max-new-tokens", "12") == 0
     assert capsys.readouterr().out == reply(checkpoint, "Hi 😀", seed=3, max_new_tokens=12) + "\n"
+
+
+@pytest.mark.parametrize("weights", ["auto", "float32"])
+def test_exact_weights_change_no_reply(checkpoint, capsys, weights):
+    assert run(checkpoint, "--prompt", "Hi", "--seed", "3", "--max-new-tokens", "12", "--weights", weights) == 0
+    assert capsys.readouterr().out == reply(checkpoint, "Hi", seed=3, max_new_tokens=12) + "\n"
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_replies_come_from_the_weights_that_were_asked_for(checkpoint, monkeypatch, weights):
+    if not has_packed_products():
+        pytest.skip("this PyTorch or processor has no FBGEMM")
+    read: list[str] = []
+    whole = DecodingModel.next_logits
+
+    def noted(form, *arguments):
+        read.append(form.weights)
+        return whole(form, *arguments)
+
+    monkeypatch.setattr(DecodingModel, "next_logits", noted)
+    assert run(checkpoint, "--prompt", "Hi", "--max-new-tokens", "3", "--weights", weights) == 0
+    assert set(read) == {weights}
 
 
 def test_every_sampling_option_reaches_the_reply(checkpoint, capsys):

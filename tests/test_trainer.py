@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -69,6 +70,33 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, sections):
     for file, tensors in states[0].items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, states[1][file][name]), f"{file}: {name}"
+
+
+def test_a_checkpoint_from_before_waiting_was_counted_can_be_continued(tmp_path):
+    make_trainer(tmp_path / "run").run()
+    checkpoint = tmp_path / "run" / "step-0000006"
+    state = json.loads((checkpoint / "training_state.json").read_text())
+    del state["progress"]["window"]["waiting"]
+    (checkpoint / "training_state.json").write_text(json.dumps(state))
+    assert go_on(make_trainer(tmp_path / "run"), checkpoint).progress.step == 6
+
+
+class SlowSource(CountingSource):
+    """Examples that take longer to make than a step takes."""
+
+    def example(self, slot):
+        time.sleep(0.05)
+        return super().example(slot)
+
+
+def test_the_share_of_waiting_for_examples_is_recorded(tmp_path):
+    trainer = make_trainer(tmp_path / "run")
+    trainer.job = replace(trainer.job, source=SlowSource())
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    shares = [line["sft/data_wait_share"] for line in lines if "sft/train_loss" in line]
+    assert len(shares) == 12
+    assert all(0 < share <= 1 for share in shares)
 
 
 class OneLetterSource(CountingSource):

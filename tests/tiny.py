@@ -52,7 +52,8 @@ def lively_model(vocab_size: int, seed: int = 0, **changes) -> GPT:
 
 
 def tiny_config(**sections) -> Config:
-    quiet = {"wandb": {"enabled": False}, "system": {"mixed_precision": False, "device": "cpu", "compile": False}}
+    system = {"mixed_precision": False, "device": "cpu", "compile": False}
+    quiet = {"wandb": {"enabled": False}, "system": system, "data": {"num_workers": 0}}
     return parse_config(quiet | sections, "the test")
 
 

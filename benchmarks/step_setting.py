@@ -1,0 +1,127 @@
+"""What all contestants of training_step.py are given: one model, one stream of batches, and the work a step needs.
+
+Examples are random tokens, because a step takes as long whatever they say. The trained ones stand at an example's end,
+where an answer stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A Llama-like model and its examples."""
+
+    vocab_size: int = 50257
+    trained: float = 0.1  # share of an example's tokens
+    n_layer: int = 8
+    n_embd: int = 384
+    n_head: int = 6
+    context_length: int = 1024
+    batch_size: int = 8  # examples of an optimizer step
+    shortest: int = 100  # tokens
+    longest: int = 400
+    threads: int = 1
+    learning_rate: float = 2e-5
+
+    @property
+    def table(self) -> int:
+        """Rows of the embedding: the vocabulary filled up to a multiple of 64, for all contestants alike."""
+        return -(-self.vocab_size // 64) * 64
+
+    @property
+    def mlp_size(self) -> int:
+        return -(-8 * self.n_embd // 3 // 16) * 16
+
+    def model_fields(self) -> dict[str, Any]:
+        """For `GPTConfig`."""
+        return {
+            "vocab_size": self.table,
+            "context_length": self.context_length,
+            "n_layer": self.n_layer,
+            "n_head": self.n_head,
+            "n_embd": self.n_embd,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One example: ids (n,) and trained (n,), both of the first token on."""
+
+    ids: np.ndarray
+    trained: np.ndarray
+
+
+def batches(setting: Setting) -> Iterator[list[Item]]:
+    """Batch after batch without end, the same for everybody."""
+    number = 0
+    while True:
+        yield batch(setting, number)
+        number += 1
+
+
+def batch(setting: Setting, number: int) -> list[Item]:
+    rng = np.random.default_rng([7, number])
+    items = []
+    for _ in range(setting.batch_size):
+        n = int(rng.integers(setting.shortest, setting.longest + 1))
+        ids = rng.integers(0, setting.vocab_size, n).astype(np.int64)
+        items.append(Item(ids, np.arange(n) >= n - max(1, round(setting.trained * n))))
+    return items
+
+
+def n_tokens(items: list[Item]) -> int:
+    return sum(len(item.ids) for item in items)
+
+
+def n_trained(items: list[Item]) -> int:
+    return sum(int(item.trained[1:].sum()) for item in items)
+
+
+def needed_flops(setting: Setting, items: list[Item], skip_in_last: bool = True) -> float:
+    """Floating point operations that one step on these examples can't do without, two for a multiply and add.
+
+    Three times the forward pass, since a product y = x·W is followed by one for the gradient of x and one for that of W:
+
+    - every block: q, k, v, o (4 C²) and the MLP (3 C·M) for each token; q·kᵀ and its product with v for the pairs that
+      causality allows, n (n + 1) / 2 of an example of n tokens, C each;
+    - in the last block only the rows from which something is predicted need q, o, the MLP, and their pairs; k and v all do
+      (`skip_in_last=False` counts that block like the others);
+    - the head (C·V) only for those rows, V being the vocabulary without what fills the table up.
+
+    Norms, rotary positions, softmax, the embedding and the optimizer aren't counted.
+    """
+    width, hidden = setting.n_embd, setting.mlp_size
+    forward = 0.0
+    for item in items:
+        n = len(item.ids)
+        rows = np.flatnonzero(item.trained[1:])  # row i predicts token i + 1 and sees i + 1 tokens
+        block = n * (4 * width**2 + 3 * width * hidden) + 2 * width * n * (n + 1) / 2
+        last = block
+        if skip_in_last:
+            last = n * 2 * width**2 + len(rows) * (2 * width**2 + 3 * width * hidden)
+            last += 2 * width * float((rows + 1).sum())
+        forward += 2 * ((setting.n_layer - 1) * block + last + len(rows) * width * setting.vocab_size)
+    return 3 * forward
+
+
+def write_checkpoint(setting: Setting, folder: Path) -> Path:
+    """The model everybody starts from, as our checkpoint, which `transformers` loads as it is."""
+    import torch
+
+    from mini_chat_gpt.checkpoint import save_checkpoint
+    from mini_chat_gpt.model import GPT, GPTConfig
+    from mini_chat_gpt.tokenizer import ChatTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = ChatTokenizer.train(["Once upon a time there was a small model."] * 4, vocab_size=300)
+    return save_checkpoint(folder, GPT(GPTConfig(**setting.model_fields())), tokenizer)
