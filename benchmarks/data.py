@@ -189,13 +189,15 @@ FIRST_BATCH = """
 import json, sys, time
 born = float(sys.argv[1])
 began = time.time()
-import torch
-torch_there = time.time()
-from pathlib import Path
-from mini_chat_gpt.batching import collate
-from mini_chat_gpt.sft_dataloader import InstructSource
-from mini_chat_gpt.story_index import RecordIndex
-from mini_chat_gpt.tokenizer import ChatTokenizer
+from mini_chat_gpt.entry import importing
+with importing():  # as the command does
+    import torch
+    torch_there = time.time()
+    from pathlib import Path
+    from mini_chat_gpt.batching import collate
+    from mini_chat_gpt.sft_dataloader import InstructSource
+    from mini_chat_gpt.story_index import RecordIndex
+    from mini_chat_gpt.tokenizer import ChatTokenizer
 ours_there = time.time()
 tokenizer = ChatTokenizer.load(sys.argv[3])
 tokenizer_there = time.time()

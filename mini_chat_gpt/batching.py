@@ -113,7 +113,10 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device; `offsets` stay in Python, kernels choose their own form."""
         fields = ("ids", "positions", "rows", "targets", "weights", "kinds")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in fields})
+        tensors = {name: getattr(self, name) for name in fields}
+        if torch.device(device).type == "cuda":  # from pinned memory the copy runs beside what the GPU is at
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
     @property
     def n_tokens(self) -> int:

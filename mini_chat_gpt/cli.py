@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from mini_chat_gpt.entry import exit_with
+from mini_chat_gpt.entry import exit_with, importing
 from mini_chat_gpt.errors import UserError, nearest
 
 # verb: (module with `main(argv) -> exit code`, what it does)
@@ -42,7 +42,8 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(
             f"{argv[0]!r} is no verb of mini-chat-gpt{nearest(argv[0], VERBS)}; the verbs are {', '.join(VERBS)}."
         )
-    module = import_module(f"mini_chat_gpt.{VERBS[argv[0]][0]}")
+    with importing():
+        module = import_module(f"mini_chat_gpt.{VERBS[argv[0]][0]}")
     sys.argv[0] = f"mini-chat-gpt {argv[0]}"  # the name argparse shows
     return int(module.main(argv[1:]))
 

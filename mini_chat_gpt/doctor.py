@@ -110,8 +110,11 @@ def first_steps(trainer: Trainer) -> list[list[Example]]:
     """The examples of the run's first steps, of every stage some."""
     stages = trainer.stages()
     each = max(2, LOOKED_AT // len(stages))
-    readers = [(trainer.reader(stage), stage) for stage in stages]
-    return [trainer.read_step(reader, stage)[0] for reader, stage in readers for _ in range(each)]
+    steps = []
+    for stage in stages:
+        with trainer.reader(stage) as reader:
+            steps += [trainer.read_step(reader, stage)[0] for _ in range(each)]
+    return steps
 
 
 def memory_table(plan: MemoryPlan, free: int | None) -> Table:

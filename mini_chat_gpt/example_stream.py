@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from itertools import islice
 from typing import Any, Protocol
 
@@ -37,7 +37,7 @@ class SlotReader(torch.utils.data.Dataset[Example]):
         return self.source.example(slot)
 
 
-def examples_from(source: ExampleSource, slots: range, workers: int) -> Iterator[Example]:
+def examples_from(source: ExampleSource, slots: range, workers: int) -> Generator[Example, None, None]:
     """The examples of these slots, in order; `workers` processes prepare them ahead."""
     if workers == 0:
         yield from map(source.example, slots)
@@ -50,8 +50,14 @@ def examples_from(source: ExampleSource, slots: range, workers: int) -> Iterator
         prefetch_factor=4,
         worker_init_fn=_leave_signals_to_the_trainer,
     )
-    for examples in loader:
-        yield from examples
+    batches = iter(loader)
+    try:
+        for examples in batches:
+            yield from examples
+    finally:
+        # PyTorch does it when nothing refers to them any more; after an error its traceback does, to the end of the program,
+        # which would then wait for workers that have been told to ignore signals.
+        batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def count_workers(setting: int | str, world: World = ALONE) -> int:
@@ -81,7 +87,7 @@ AHEAD = 8  # examples of each rank whose lengths the ranks tell each other at a 
 
 
 class StepReader:
-    """Reads a source step by step from slot `cursor` on."""
+    """Reads a source step by step from slot `cursor` on. Use as a context manager: its worker processes end with it."""
 
     def __init__(self, source: ExampleSource, cursor: int, workers: int = 0, world: World = ALONE) -> None:
         self.cursor, self.world = cursor, world
@@ -90,6 +96,12 @@ class StepReader:
         self._read: deque[Example] = deque()  # own examples whose length had to be known
         self._lengths: deque[int] = deque()  # of everybody's examples from `cursor` on, as far as they are known
         self._known = cursor  # the first slot whose length isn't
+
+    def __enter__(self) -> StepReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._examples.close()
 
     def step(self, examples: int, tokens: int | None) -> tuple[list[Example], int]:
         """(this rank's examples of the coming step, number of slots it takes): `examples`, or as many as reach `tokens`."""

@@ -7,9 +7,10 @@ table and padded to the longest of them. Which kernel then multiplies is a matte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -73,27 +74,44 @@ class Flat:
     """
 
     offsets: tuple[int, ...]
-    longest: int  # tokens of the longest conversation
-    groups: tuple[Group, ...] = field(repr=False)  # computed once a batch, shared by all layers
+    device: torch.device | str = "cpu"
+    branches: tuple[tuple[int, ...], ...] = ()
+    """For each example where in it each branch begins; those missing at the end have none."""
 
-    @classmethod
-    def from_offsets(
-        cls,
-        offsets: tuple[int, ...],
-        device: torch.device | str = "cpu",
-        branches: Sequence[tuple[int, ...]] = (),
-    ) -> Flat:
-        """`branches` has for each example where in it each branch begins; those missing at the end have none."""
-        lengths = [stop - start for start, stop in pairwise(offsets)]
-        branches = [*branches, *[()] * (len(lengths) - len(branches))]
-        groups, first = [], 0
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest conversation."""
+        return max(map(_longest_conversation, self._lengths, self._branches))
+
+    # The rest is made at its first use and shared by all layers.
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The examples as tables."""
+        lengths, groups, first = self._lengths, [], 0
         for last in range(1, len(lengths) + 1):
             together = lengths[first : last + 1]
             alike = min(together) >= LEAST_FILL * max(together) and len(together) * max(together) <= MOST_TOKENS
             if last == len(lengths) or not alike:
-                groups.append(_group(offsets[first], lengths[first:last], branches[first:last], device))
+                groups.append(_group(self.offsets[first], lengths[first:last], self._branches[first:last], self.device))
                 first = last
-        return cls(offsets, max(map(_longest_conversation, lengths, branches)), tuple(groups))
+        return tuple(groups)
+
+    @cached_property
+    def edges(self) -> torch.Tensor:
+        """The offsets, (N + 1,) int32 on the device."""
+        edges = torch.tensor(self.offsets, dtype=torch.int32)
+        return (
+            edges.pin_memory().to(self.device, non_blocking=True) if torch.device(self.device).type == "cuda" else edges
+        )
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        return [stop - start for start, stop in pairwise(self.offsets)]
+
+    @cached_property
+    def _branches(self) -> list[tuple[int, ...]]:
+        return [*self.branches, *[()] * (len(self._lengths) - len(self.branches))]
 
 
 # Examples are padded together while the shortest has this part of the longest one's length and they stay small: fewer
@@ -135,6 +153,8 @@ def flat(
     Padding stands behind each example, where the causal mask hides it by itself.
     """
     scale = scale if scale is not None else q.shape[-1] ** -0.5
+    if flash_can(q, layout):
+        return _by_flash(q, k, v, layout, scale, window)
     if blocks_are_faster(q, layout):
         return _InBlocks.apply(q[0], k[0], v[0], layout, scale, window).unsqueeze(0)
     outs = []
@@ -143,6 +163,36 @@ def flat(
         out = sdpa(gq, gk, gv, group.mask(window, q.device), scale)
         outs.append(group.taken_back(out.transpose(0, 1)))
     return torch.cat(outs, dim=1).unsqueeze(0)
+
+
+def flash_can(q: torch.Tensor, layout: Flat) -> bool:
+    """Whether PyTorch's flash kernel takes the row as it is: on a GPU from Ampere on, in 16 bits, without branches."""
+    if q.device.type != "cuda" or q.dtype == torch.float32 or any(layout.branches):
+        return False
+    return torch.cuda.get_device_capability(q.device) >= (8, 0) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+
+
+def _by_flash(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Flat, scale: float, window: int | None
+) -> torch.Tensor:
+    """Nothing is padded: the kernel is told where examples begin (Dao 2023, arXiv:2307.08691)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest = -(-layout.longest // ROUND_TO) * ROUND_TO
+    queries, keys, values = (part[0].transpose(0, 1) for part in (q, k, v))  # (T, H, D)
+    out = varlen_attn(
+        queries,
+        keys,
+        values,
+        layout.edges,
+        layout.edges,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),  # keys before a query, and after it
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return cast(torch.Tensor, out).transpose(0, 1).unsqueeze(0)
 
 
 # On a CPU plain products are faster than PyTorch's fused kernel, but they keep what is quadratic in the length.

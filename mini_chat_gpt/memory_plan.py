@@ -184,12 +184,12 @@ class _Micro:
 
     @property
     def groups(self) -> int:
-        return len(Flat.from_offsets(self.batch.offsets).groups)
+        return len(Flat(self.batch.offsets).groups)
 
     @property
     def shapes(self) -> set[tuple[object, ...]]:
         """What the shapes of its matrix products depend on."""
-        groups = Flat.from_offsets(self.batch.offsets).groups
+        groups = Flat(self.batch.offsets).groups
         sizes = {("tokens", -(-self.batch.n_tokens // ROUND_TO)), ("rows", -(-len(self.batch.rows) // ROUND_TO))}
         return sizes | {("group", group.n, group.longest) for group in groups}
 

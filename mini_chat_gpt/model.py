@@ -301,7 +301,7 @@ class GPT(nn.Module):
         longest = self.config.context_length
         filled = (*range(n_tokens + longest, len(ids), longest), len(ids)) if len(ids) > n_tokens else ()
         offsets = (*batch.offsets, *filled)
-        layout = Flat.from_offsets(offsets, ids.device, batch.branches)
+        layout = Flat(offsets, ids.device, batch.branches)
         hidden = self.hidden(ids[None], positions[None], layout, rows)[0]  # (R, C)
         sums = self.head_sums(hidden, targets, weights)
         return LossSums(sums.weighted_sum, sums.losses[:n_rows])

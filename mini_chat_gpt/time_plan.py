@@ -53,14 +53,18 @@ def time_run(trainer: Trainer, seconds: float) -> TimePlan:
 
 def _step_seconds(trainer: Trainer, stage: Stage, seconds: float) -> float:
     """Median over a few steps, the reading of their examples included."""
-    reader, world = trainer.reader(stage), trainer.world
-    times: list[float] = []
+    world, times = trainer.world, list[float]()
     end = time.monotonic() + seconds
-    while len(times) < WARM_UP + LEAST or (len(times) < WARM_UP + MOST and world.share(lambda: time.monotonic() < end)):
-        started = time.monotonic()
-        examples, _ = trainer.read_step(reader, stage)
-        trainer.engine.step(examples, lr_fraction=1e-3)
-        times.append(time.monotonic() - started)
+
+    def go_on() -> bool:
+        return len(times) < WARM_UP + LEAST or world.share(lambda: time.monotonic() < end)
+
+    with trainer.reader(stage) as reader:
+        while len(times) < WARM_UP + MOST and go_on():
+            started = time.monotonic()
+            examples, _ = trainer.read_step(reader, stage)
+            trainer.engine.step(examples, lr_fraction=1e-3)
+            times.append(time.monotonic() - started)
     return statistics.median(times[WARM_UP:])
 
 

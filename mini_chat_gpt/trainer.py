@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -192,13 +193,14 @@ class Trainer:
         progress, last_loss = self.progress, float("nan")
         reader = stage = None
         bar = StepProgress(self.monitor.console, self.job.name, progress.step, self.total_steps)
-        with self.stop.on_signals(), long_lived(), bar:
+        with self.stop.on_signals(), long_lived(), bar, ExitStack() as readers:
             while progress.step < self.total_steps and not self.stopped and not self._out_of_patience():
                 started = time.monotonic()
                 coming = self.stage_at(progress.step)
                 if reader is None or coming != stage:
                     self.writer.wait()  # worker processes are forked, which a thread at work would not survive
-                    stage, reader = coming, self.reader(coming)
+                    readers.close()
+                    stage, reader = coming, readers.enter_context(self.reader(coming))
                 read_from = time.monotonic()
                 examples, slots = self.read_step(reader, coming)
                 self.progress.window.waiting += time.monotonic() - read_from

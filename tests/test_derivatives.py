@@ -1,12 +1,12 @@
 """What is written out by hand against what autograd makes of the plain formulas."""
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mini_chat_gpt import blocked_products
+from mini_chat_gpt import blocked_products, flat_attention
 from mini_chat_gpt.derivatives import rms_norm, rotate
 from mini_chat_gpt.flat_attention import Flat, blocks_are_faster, flat
 from mini_chat_gpt.loss import IGNORE_INDEX, cross_entropy_sums
@@ -71,14 +71,40 @@ def test_attention_in_blocks_is_pytorchs(monkeypatch, lengths, n_head, window):
     def theirs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return F.scaled_dot_product_attention(q, k, v, visible, scale=0.3, enable_gqa=True)
 
-    layout = Flat.from_offsets(tuple(accumulate(lengths, initial=0)))
+    layout = Flat(tuple(accumulate(lengths, initial=0)))
     assert blocks_are_faster(q, layout)
     assert_alike(results(lambda *qkv: flat(*qkv, layout, 0.3, window), q, k, v), results(theirs, q, k, v), 1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_flash_kernel_is_told_the_same_as_the_others(monkeypatch, window):
+    """What would run on a GPU, with a plain kernel in place of PyTorch's."""
+
+    def plain(q, k, v, edges, key_edges, longest, longest_key, scale, window_size, enable_gqa):
+        assert edges.dtype == torch.int32
+        assert longest == longest_key >= edges.diff().max()
+        outs = []
+        for start, stop in pairwise(edges.tolist()):
+            behind = torch.arange(stop - start)[:, None] - torch.arange(stop - start)
+            seen = (behind >= -window_size[1]) & ((behind <= window_size[0]) | (window_size[0] < 0))
+            parts = (part[start:stop].transpose(0, 1) for part in (q, k, v))
+            outs.append(
+                F.scaled_dot_product_attention(*parts, seen, scale=scale, enable_gqa=enable_gqa).transpose(0, 1)
+            )
+        assert torch.equal(edges, key_edges)
+        return torch.cat(outs)
+
+    q, k, v = torch.randn(1, 6, 40, 8), torch.randn(1, 2, 40, 8), torch.randn(1, 2, 40, 8)
+    layout = Flat((0, 7, 31, 40))
+    expected = flat(q, k, v, layout, 0.3, window)
+    monkeypatch.setattr(flat_attention, "flash_can", lambda *_: True)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", plain)
+    torch.testing.assert_close(flat(q, k, v, layout, 0.3, window), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_attention_over_long_examples_keeps_nothing_quadratic():
     q = torch.randn(1, 1, 1030, 8)
-    assert not blocks_are_faster(q, Flat.from_offsets((0, 1030)))
+    assert not blocks_are_faster(q, Flat((0, 1030)))
 
 
 def plain_cross_entropy(hidden, head, targets, weights):

@@ -1,5 +1,6 @@
 """The examples of a step are the same however many ranks read them, and no example is read by two."""
 
+import multiprocessing
 import threading
 from dataclasses import dataclass
 
@@ -93,3 +94,18 @@ def test_a_worker_is_the_default_where_each_rank_has_a_core_for_it(monkeypatch, 
 def test_without_fork_no_worker_is_the_default(monkeypatch):
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn", "fork"])
     assert count_workers("auto") == 0
+
+
+class Broken(CountingSource):
+    def example(self, slot):
+        raise ValueError(f"slot {slot}")
+
+
+@pytest.mark.parametrize("source", [CountingSource(), Broken()], ids=["in the program", "in a worker"])
+def test_after_an_error_no_worker_is_left_though_the_error_remembers_everything(source):
+    """The program would wait for it at its end, and a worker takes no signals."""
+    with pytest.raises(ValueError, match="slot") as error, StepReader(source, 0, workers=1) as reader:
+        reader.step(3, None)
+        raise ValueError("slots are fine")
+    assert error.tb is not None
+    assert not multiprocessing.active_children()
