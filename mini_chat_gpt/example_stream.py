@@ -18,6 +18,7 @@ import torch
 
 from mini_chat_gpt.batching import Example
 from mini_chat_gpt.distributed import ALONE, World
+from mini_chat_gpt.errors import UserError
 
 
 class ExampleSource(Protocol):
@@ -27,14 +28,17 @@ class ExampleSource(Protocol):
     def example(self, slot: int) -> Example: ...
 
 
-class SlotReader(torch.utils.data.Dataset[Example]):
+class SlotReader(torch.utils.data.Dataset["Example | UserError"]):
     """A source as a PyTorch dataset, so that worker processes can prepare examples in order."""
 
     def __init__(self, source: ExampleSource) -> None:
         self.source = source
 
-    def __getitem__(self, slot: int) -> Example:
-        return self.source.example(slot)
+    def __getitem__(self, slot: int) -> Example | UserError:
+        try:
+            return self.source.example(slot)
+        except UserError as error:  # raised there, it would arrive with a traceback for a text
+            return error
 
 
 def examples_from(source: ExampleSource, slots: range, workers: int) -> Generator[Example, None, None]:
@@ -53,7 +57,10 @@ def examples_from(source: ExampleSource, slots: range, workers: int) -> Generato
     batches = iter(loader)
     try:
         for examples in batches:
-            yield from examples
+            for example in examples:
+                if isinstance(example, UserError):
+                    raise example
+                yield example
     finally:
         # PyTorch does it when nothing refers to them any more; after an error its traceback does, to the end of the program,
         # which would then wait for workers that have been told to ignore signals.
