@@ -102,7 +102,7 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_unbroken_one(tuned):
 
 def test_a_time_limit_ends_a_run_that_goes_on_by_itself_later(tuned):
     settings = [*BRIEF, "wandb.enabled=false", "sft.max_steps=6", "sft.eval_interval=3", "sft.save_dir=runs/limited"]
-    printed = run(tuned, "sft", *settings, "--time-limit", "1s", code=75)
+    printed = run(tuned, "sft", *settings, "--time-limit", "0.01s", code=75)
     assert "Stopped (time limit) at step 1 of 6" in printed
     printed = run(tuned, "sft", *settings, "sft.resume_from=auto")
     assert "going on from step 1" in printed
