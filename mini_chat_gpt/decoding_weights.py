@@ -32,9 +32,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]  # (R, K) -> (R, N), float32; b
 FEW_ROWS = 8  # so many rows or fewer are faster with two halves (float32)
 VERY_FEW_ROWS = 4  # so many or fewer are faster with PyTorch's own kernel for small 8-bit matrices (int8)
 MANY_ROWS = 32  # more rows than that are faster in bfloat16 products (bf16)
-SMALL = (
-    2**19
-)  # a matrix of so many weights or fewer is read faster by PyTorch's own 8-bit kernel than by FBGEMM's (int8)
+SMALL = 2**19  # matrices of so many weights or fewer are read faster by PyTorch's own kernel than by FBGEMM's (int8)
 LARGEST_HALF = 65504.0
 
 

@@ -23,9 +23,7 @@ from mini_chat_gpt.decoding_model import DecodingModel
 from mini_chat_gpt.sampling import NEVER
 
 MATCH = 3  # so many tokens must have stood before
-LONGEST = (
-    7  # guessed at most: with the token before them what the packed products take at little more than one row's time
-)
+LONGEST = 7  # guessed at most: with the token before, what packed products take in little more than one row's time
 SHORTEST = 3
 # Far above what rounding does to a logit (3e-5 on trained models), far below what most decisions depend on (1 in 1,000 is
 # nearer).
@@ -55,9 +53,8 @@ class LookupReader:
         for end in range(MATCH, len(self.ids)):
             self._followed[tuple(self.ids[end - MATCH : end])] = end
         self._guess: list[int] = []  # not yet confirmed
-        self._known = torch.empty(
-            0
-        )  # (1 + n guessed, V): logits after the token read with the guess, and after each of it
+        # (1 + n guessed, V): logits after the token read with the guess, and after each of it.
+        self._known = torch.empty(0)
         self._served = 0  # of these
         self._exact = len(self.ids)  # the cache is to here as the plain loop would have left it
         self._share, self._last_guess = FIRST_SHARE, len(self.ids)
