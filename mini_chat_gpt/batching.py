@@ -24,6 +24,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from mini_chat_gpt.flat_attention import positions_of
+
 
 @dataclass(frozen=True)
 class Example:
@@ -51,10 +53,7 @@ class Example:
 
     def positions(self) -> np.ndarray:
         """(n,) how many tokens stand before each in its conversation."""
-        positions = np.arange(len(self.ids))
-        for start in self.branches:
-            positions[start:] = np.arange(self.branches[0], self.branches[0] + len(self.ids) - start)
-        return positions
+        return positions_of(len(self.ids), self.branches).numpy()
 
     def predicting(self) -> np.ndarray:
         """(n,) the place of the token before each in its conversation, from which it is predicted; −1 before the first."""
@@ -79,7 +78,7 @@ def share_beginning(examples: Sequence[Example]) -> Example:
     if not common:
         raise ValueError("conversations that share nothing can't be branches of one example")
     per_token = [np.broadcast_to(np.float32(example.weight), len(example.ids)) for example in examples]
-    weighed = [weight * example.trained for weight, example in zip(per_token, examples, strict=True)]
+    shared = [weight[:common] * e.trained[:common] for weight, e in zip(per_token, examples, strict=True)]
     own = [weight[common:] for weight in per_token]
     lengths = [len(weight) for weight in own]
     return Example(
@@ -90,7 +89,7 @@ def share_beginning(examples: Sequence[Example]) -> Example:
                 *(example.trained[common:] for example in examples),
             ]
         ),
-        weight=np.concatenate([np.sum([weight[:common] for weight in weighed], axis=0, dtype=np.float32), *own]),
+        weight=np.concatenate([np.sum(shared, axis=0, dtype=np.float32), *own]),
         kind=examples[0].kind,
         branches=tuple((common + np.cumsum([0, *lengths[:-1]])).tolist()),
     )
@@ -125,10 +124,6 @@ class Batch:
     @property
     def n_examples(self) -> int:
         return len(self.offsets) - 1
-
-    @property
-    def n_conversations(self) -> int:
-        return sum(max(1, len(branches)) for branches in self.branches) or self.n_examples
 
 
 @lru_cache(maxsize=4)

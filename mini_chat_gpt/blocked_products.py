@@ -8,6 +8,7 @@ causal mask would hide is never computed; the probabilities are kept for the bac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
@@ -68,5 +69,10 @@ def _hide(scores: torch.Tensor, mask: torch.Tensor | None, start: int, stop: int
         scores.view(-1, *mask.shape[:1] * (mask.dim() == 4), *scores.shape[1:]).masked_fill_(
             ~mask[..., start:stop, :stop], float("-inf")
         )
-    later = torch.ones(stop - start, stop - start, dtype=torch.bool, device=scores.device).triu(1)
-    scores[..., start:].masked_fill_(later, float("-inf"))
+    scores[..., start:].masked_fill_(_later(stop - start, scores.device), float("-inf"))
+
+
+@lru_cache(maxsize=32)  # lengths are rounded, so that few are ever needed
+def _later(length: int, device: torch.device) -> torch.Tensor:
+    """(length, length) bool: which keys of a block come after each of its queries."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)

@@ -128,9 +128,7 @@ def compile_model(model: GPT, backend: str = "inductor") -> None:
         if not isinstance(layout, Flat):
             return Block.forward(block, x, rope, layout, rows)
         q, k, v = before(block, any_size(x, 1), rope and (any_size(rope[0], 2), any_size(rope[1], 2)))
-        heads = block.self_attn.product(q, k, v, layout)
-        if rows is not None:
-            x, heads = x.index_select(1, rows), heads.index_select(2, rows)
+        x, heads = block.product(x, q, k, v, layout, rows)
         if heads.shape[2] < 2:  # code for any size means any but 0 and 1
             return Block.after_product(block, x, heads)
         return after(block, any_size(x, 1), any_size(heads, 2))

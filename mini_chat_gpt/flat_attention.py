@@ -121,6 +121,14 @@ MOST_TOKENS = 1024
 ROUND_TO = 32  # lengths are rounded up to this, so that kernels prepared for one shape serve again
 
 
+def positions_of(length: int, branches: tuple[int, ...]) -> torch.Tensor:
+    """(length,) how many tokens stand before each token of an example in its conversation."""
+    positions = torch.arange(length)
+    for begin in branches:
+        positions[begin:] = torch.arange(branches[0], branches[0] + length - begin)
+    return positions
+
+
 def _longest_conversation(length: int, branches: tuple[int, ...]) -> int:
     if not branches:
         return length
@@ -136,11 +144,10 @@ def _group(start: int, lengths: list[int], branches: Sequence[tuple[int, ...]], 
         slots = table[torch.arange(longest) < torch.tensor(lengths)[:, None]].to(device)
     if not any(branches):
         return Group(start, start + total, n, longest, slots)
-    positions = torch.arange(longest).repeat(n, 1)
+    positions = torch.stack([positions_of(longest, begins) for begins in branches])
     visible = torch.ones(longest, longest, dtype=torch.bool).tril().repeat(n, 1, 1)
     for row, begins in enumerate(branches):
         for begin in begins:
-            positions[row, begin:] = torch.arange(begins[0], begins[0] + longest - begin)
             visible[row, begin:, begins[0] : begin] = False  # of the branches before it a branch sees nothing
     return Group(start, start + total, n, longest, slots, positions.to(device), visible.to(device))
 

@@ -209,10 +209,20 @@ class Block(nn.Module):
     ) -> torch.Tensor:
         """x (B, T, C) -> (B, T, C), or with `rows` (R,) only those of the tokens, (B, R, C)."""
         q, k, v = self.before_product(x, rope)
+        return self.after_product(*self.product(x, q, k, v, layout, rows))
+
+    def product(
+        self,
+        x: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layout: Layout,
+        rows: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x and the heads of the tokens that go on."""
         heads = self.self_attn.product(q, k, v, layout)
-        if rows is not None:
-            x, heads = x.index_select(1, rows), heads.index_select(2, rows)
-        return self.after_product(x, heads)
+        return (x, heads) if rows is None else (x.index_select(1, rows), heads.index_select(2, rows))
 
     def before_product(self, x: torch.Tensor, rope: Rope | None) -> Heads:
         return self.self_attn.heads(self.input_layernorm(x), rope)

@@ -123,9 +123,8 @@ def _field_lines(letters: np.ndarray, newlines: np.ndarray) -> tuple[np.ndarray,
 
 def _begins_with(letters: np.ndarray, places: np.ndarray, text: bytes) -> np.ndarray:
     """Which of the places (k,), as numbers into them, have this text."""
-    words: np.ndarray = np.ndarray(
-        len(letters) - _WORD + 1, dtype=np.uint64, buffer=letters, strides=(1,)
-    )  # from every byte
+    # A word from every byte on.
+    words: np.ndarray = np.ndarray(len(letters) - _WORD + 1, dtype=np.uint64, buffer=letters, strides=(1,))
     here = np.arange(len(places))
     for start in range(0, len(text), _WORD):
         part = text[start : start + _WORD]

@@ -164,9 +164,8 @@ def deciding_tokens(task: Task, reply: np.ndarray, tokenizer: ChatTokenizer) -> 
         return []
     if not task.target.isascii():  # a token's place is known in bytes
         spans = [(len(task.target[:first].encode()), len(task.target[:end].encode())) for first, end in spans]
-    places = list(
-        accumulate(tokenizer.byte_lengths(reply).tolist(), initial=0)
-    )  # token i is bytes places[i] to places[i + 1]
+    # Token i is bytes places[i] to places[i + 1].
+    places = list(accumulate(tokenizer.byte_lengths(reply).tolist(), initial=0))
     return [(bisect_right(places, first, lo=1) - 1, bisect_left(places, end, hi=len(reply))) for first, end in spans]
 
 

@@ -116,8 +116,8 @@ def weight_by_history(batch):
 
 @given(conversations_that_begin_alike())
 def test_a_shared_beginning_leaves_each_target_its_history_and_all_its_weight(made):
-    shared = collate([share_beginning(made)])
-    assert weight_by_history(shared) == pytest.approx(weight_by_history(collate(made)))
+    shared = share_beginning(made)
+    assert weight_by_history(collate([shared])) == pytest.approx(weight_by_history(collate(made)))
     assert shared.n_conversations == len(made)
 
 
