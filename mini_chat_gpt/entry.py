@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
@@ -10,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
-from typing import Any
+from typing import Any, NoReturn
 
 from mini_chat_gpt.errors import UserError
 
@@ -72,4 +73,18 @@ def exit_with(main: Callable[[], int]) -> None:
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process; one among several without taking Python apart first.
+
+    A thread of gloo may let go of its last tensor a little later than `wait` has returned, and needs Python for that. Where
+    Python is ending already the thread is torn down in the midst of it, and the process, whose work is done, with SIGABRT.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and "torch" in sys.modules:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

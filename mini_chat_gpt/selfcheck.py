@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -160,8 +161,10 @@ def ranks_gradient(argv: Sequence[str]) -> Tensors:
         command = [sys.executable, *torchrun, "-m", "mini_chat_gpt.selfcheck", *argv, "--ranks-to", str(file)]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "rror" in line] or ["nothing was said"]
-            raise UserError(f"Two processes can't work together here: {lines[0].strip()}")
+            said = re.findall(r"^.*(?:\berror|Error|exitcode ?): .*$", done.stderr, re.MULTILINE) or [
+                "nothing was said"
+            ]
+            raise UserError(f"Two processes can't work together here: {said[0].strip()}")
         return load_file(file)
 
 

@@ -21,6 +21,7 @@ from mini_chat_gpt.checkpoint import CheckpointWriter, load_model
 from mini_chat_gpt.device import pick_precision
 from mini_chat_gpt.distributed import World, join, own_part
 from mini_chat_gpt.engine import Engine, LossScale
+from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import generate
 from mini_chat_gpt.model import GPT
@@ -221,7 +222,7 @@ def full_disk(world: World, folder: Path, engine: Engine) -> dict:
     return {"told": both, "left": [path.name for path in (folder / "full").glob("*")]}
 
 
-def main() -> None:
+def main() -> int:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     world = join("cpu")
@@ -240,8 +241,10 @@ def main() -> None:
         (folder / "found.json").write_text(json.dumps(found, indent=1))
         write_stories(folder)
     world.gather([])
-    pretrain.main([*SETTINGS, f"pretrain.dataset_path={folder}/stories-train.txt", f"pretrain.save_dir={folder}/run"])
+    return pretrain.main(
+        [*SETTINGS, f"pretrain.dataset_path={folder}/stories-train.txt", f"pretrain.save_dir={folder}/run"]
+    )
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)
