@@ -69,10 +69,10 @@ def _hide(scores: torch.Tensor, mask: torch.Tensor | None, start: int, stop: int
         scores.view(-1, *mask.shape[:1] * (mask.dim() == 4), *scores.shape[1:]).masked_fill_(
             ~mask[..., start:stop, :stop], float("-inf")
         )
-    scores[..., start:].masked_fill_(_later(stop - start, scores.device), float("-inf"))
+    scores[..., start:] += _later(stop - start, scores.dtype, scores.device)
 
 
 @lru_cache(maxsize=32)  # lengths are rounded, so that few are ever needed
-def _later(length: int, device: torch.device) -> torch.Tensor:
-    """(length, length) bool: which keys of a block come after each of its queries."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+def _later(length: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(length, length): −inf for the keys of a block that come after each of its queries, else 0. Adding is faster than filling."""
+    return torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu(1)

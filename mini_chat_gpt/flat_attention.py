@@ -13,6 +13,7 @@ from itertools import islice, pairwise
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from mini_chat_gpt.blocked_products import blocked_gradients, blocked_products, n_blocks
@@ -27,7 +28,7 @@ class Group:
     stop: int
     n: int  # examples
     longest: int
-    slots: torch.Tensor | None  # where each token goes in the padded (n · longest) table; None: nothing to pad
+    slots: torch.Tensor | None  # where each token goes in the padded (n · longest) table; None: one after the other
     positions: torch.Tensor | None = None  # (n, longest), in the conversation; None: none of them has branches
     visible: torch.Tensor | None = None  # (n, longest, longest) bool, likewise: which keys each query may look at
 
@@ -37,12 +38,14 @@ class Group:
         part = row[:, self.start : self.stop]
         if self.slots is not None:
             part = part.new_zeros(n_head, self.n * self.longest, size).index_copy(1, self.slots, part)
+        elif part.shape[1] < self.longest:
+            part = F.pad(part, (0, 0, 0, self.longest - part.shape[1]))
         return part.reshape(n_head, self.n, self.longest, size)
 
     def taken_back(self, table: torch.Tensor) -> torch.Tensor:
         """(H, n, longest, D) -> (H, T, D) of this group's part of the row."""
         part = table.flatten(1, 2)
-        return part if self.slots is None else part.index_select(1, self.slots)
+        return part[:, : self.stop - self.start] if self.slots is None else part.index_select(1, self.slots)
 
     def mask(self, window: int | None, device: torch.device) -> torch.Tensor | str:
         """What a kernel is told: "causal", or which keys are visible, (longest, longest) or (n, 1, longest, longest)."""
@@ -139,7 +142,7 @@ def _group(start: int, lengths: list[int], branches: Sequence[tuple[int, ...]], 
     n, total = len(lengths), sum(lengths)
     longest = -(-max(lengths) // ROUND_TO) * ROUND_TO
     slots = None
-    if n * longest != total:
+    if n > 1 and n * longest != total:
         table = torch.arange(n * longest).view(n, longest)
         slots = table[torch.arange(longest) < torch.tensor(lengths)[:, None]].to(device)
     if not any(branches):
