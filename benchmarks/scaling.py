@@ -28,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from scaling_plots import draw, label_of
 from step_race import Child, race
 from step_setting import Setting, batch, n_tokens, write_checkpoint
 
@@ -72,7 +73,7 @@ def steps(name: str, rounds: int, seconds: float) -> list[Point]:
         for number, (x, setting) in enumerate(SWEEPS[name][1]):
             folder = write_checkpoint(setting, Path(place) / str(number))
             children.append((x, setting, Child("ours", setting, folder, None)))
-            print(f"  {x:,.5g} ready", file=sys.stderr, flush=True)
+            print(f"  {label_of(name, x)} ready", file=sys.stderr, flush=True)
         race([child for _, _, child in children], rounds, seconds)
         for x, setting, child in children:
             spent = statistics.median(step["seconds"] for step in child.steps)
@@ -176,8 +177,8 @@ def index_one(path: str) -> None:
     print(json.dumps({"seconds": spent, "bytes": peak("cpu"), "note": f"{len(index):,} records", "read": len(story)}))
 
 
-def print_table(title: str, points: list[Point]) -> None:
-    print(f"\n{title}")
+def print_table(name: str, points: list[Point]) -> None:
+    print(f"\n{title_of(name)}")
     print(f"{'':>14}{'seconds':>10}{'grows':>7}{'tokens/s':>10}{'memory':>10}{'grows':>7}")
     for series in dict.fromkeys(point.get("series", "") for point in points):
         if series:
@@ -186,7 +187,7 @@ def print_table(title: str, points: list[Point]) -> None:
         for point in (point for point in points if point.get("series", "") == series):
             rate = f"{point['tokens'] / point['seconds']:,.0f}" if "tokens" in point else ""
             print(
-                f"{point['x']:14,.5g}{point['seconds']:10.3f}{steepness(before, point, 'seconds'):>7}{rate:>10}"
+                f"{label_of(name, point['x']):>14}{point['seconds']:10.3f}{steepness(before, point, 'seconds'):>7}{rate:>10}"
                 f"{point['bytes'] / 2**30:6.2f} GiB{steepness(before, point, 'bytes'):>7}"
             )
             before = point
@@ -230,12 +231,10 @@ def measure(args: argparse.Namespace) -> None:
     kept: dict[str, list[Point]] = json.loads(args.data.read_text()) if args.data and args.data.exists() else {}
     for name in args.sweeps:
         kept[name] = steps(name, args.rounds, args.turn) if name in SWEEPS else OTHERS[name][1](args.rounds, args.turn)
-        print_table(title_of(name), kept[name])
+        print_table(name, kept[name])
         if args.data:
             args.data.write_text(json.dumps(kept, indent=1))
     if args.plots:
-        from scaling_plots import draw
-
         for name, points in kept.items():
             draw(name, title_of(name), points, args.plots)
 
