@@ -1,0 +1,195 @@
+"""Chats of one's own as training examples: fitted to the context, mixed by weight, a part held out, repetitions found.
+
+A conversation that is too long for the context loses whole exchanges from its end; an answer is never cut in two. Where not
+even the first exchange fits it is left out. Both are counted, by file and with the reason, in `ConversationSource.left_out`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from mini_chat_gpt.batching import Example, epoch_order
+from mini_chat_gpt.chat_format import Message, render_arrays
+from mini_chat_gpt.conversations import Conversation
+from mini_chat_gpt.errors import UserError
+
+if TYPE_CHECKING:
+    from mini_chat_gpt.tokenizer import ChatTokenizer
+
+Trained = Literal["all", "last"]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What happened to a conversation that is not trained on as it stands in its file."""
+
+    conversation: Conversation
+    what: str  # "dropped" or "shortened"
+    why: str
+
+
+class ConversationSource:
+    """Examples by slot, as the trainer's `ExampleSource`: an epoch takes the conversations of a file `weights[path]` times.
+
+    A weight of 2 takes each twice an epoch, one of 0.5 every other one, and the rest in the next epoch. `train` says
+    whether all replies of a conversation are trained or the last one alone. `system` opens those that have no system
+    message. Raises UserError where nothing is left to train on.
+    """
+
+    def __init__(
+        self,
+        conversations: Sequence[Conversation],
+        tokenizer: ChatTokenizer,
+        seq_len: int,
+        seed: int,
+        weights: Mapping[str, float] | None = None,
+        train: Trained = "all",
+        system: str | None = None,
+        prompt_weight: float = 0.0,
+    ) -> None:
+        self.seed, self.prompt_weight = seed, prompt_weight
+        self.left_out: list[LeftOut] = []
+        self._files: list[_File] = []
+        names = names_of(dict.fromkeys(conversation.path for conversation in conversations))
+        for path, name in names.items():
+            mine = (conversation for conversation in conversations if conversation.path == path)
+            examples = [
+                Example(*rendered, weight=1.0, kind=name)
+                for conversation in mine
+                if (rendered := self._fitted(conversation, tokenizer, seq_len, train, system)) is not None
+            ]
+            if examples:
+                slots = max(1, round(len(examples) * (weights or {}).get(path, 1.0)))
+                self._files.append(_File(examples, slots))
+        if not self._files:
+            why = f": {self.left_out[0].why}" if self.left_out else "; the files hold none"
+            raise UserError(f"No conversation is left to train on{why}.")
+        self._ends = np.cumsum([file.slots for file in self._files])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def example(self, slot: int) -> Example:
+        """The example of a slot: a pure function of conversations, seed and slot."""
+        epoch, place = divmod(slot, len(self))
+        at = int(epoch_order(len(self), self.seed, epoch)[place])
+        number = int(np.searchsorted(self._ends, at, side="right"))
+        file = self._files[number]
+        taken = epoch * file.slots + at - int(self._ends[number] - file.slots)  # of this file, since the beginning
+        turn, index = divmod(taken, len(file.examples))
+        example = file.examples[int(epoch_order(len(file.examples), self.seed + number + 1, turn)[index])]
+        if not self.prompt_weight:
+            return example
+        weight = np.where(example.trained, 1.0, self.prompt_weight).astype(np.float32)
+        return replace(example, weight=weight, trained=np.arange(len(example.ids)) > 0)
+
+    def examples(self) -> Iterator[Example]:
+        """Each once, in the files' order, with only the replies trained."""
+        for file in self._files:
+            yield from file.examples
+
+    def _fitted(
+        self, conversation: Conversation, tokenizer: ChatTokenizer, seq_len: int, train: Trained, system: str | None
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """(ids, trained) of as many exchanges as fit into the context."""
+        messages = list(conversation.messages)
+        if system and messages[0].role != "system":
+            messages.insert(0, Message("system", system))
+        whole = len(messages)
+        longest = 0
+        while messages:
+            last = len(messages) - 1
+            shown = [replace(m, train=m.train and (train == "all" or at == last)) for at, m in enumerate(messages)]
+            ids, trained = render_arrays(shown, tokenizer)
+            longest = longest or len(ids)
+            if len(ids) <= seq_len and trained[1:].any():
+                if len(messages) < whole:
+                    why = f"it has {longest:,} tokens, {seq_len:,} fit: {whole - len(messages)} messages of its end are left out"
+                    self.left_out.append(LeftOut(conversation, "shortened", why))
+                return ids, trained
+            del messages[-2:]  # an exchange
+            if messages and messages[-1].role != "assistant":
+                break
+        self.left_out.append(
+            LeftOut(
+                conversation,
+                "dropped",
+                f"its first trained exchange doesn't fit into {seq_len:,} tokens (it has {longest:,})",
+            )
+        )
+        return None
+
+
+@dataclass(frozen=True)
+class _File:
+    examples: list[Example]
+    slots: int  # of an epoch
+
+
+def names_of(paths: Sequence[str] | Mapping[str, object]) -> dict[str, str]:
+    """Short names to show: a file's own name without endings, with its folder's where two files have the same one."""
+    stems = {path: re.sub(r"(\.jsonl?|\.gz)+$", "", Path(path).name) for path in paths}
+    often = Counter(stems.values())
+    return {path: stem if often[stem] == 1 else f"{Path(path).parent.name}/{stem}" for path, stem in stems.items()}
+
+
+def split(
+    conversations: Sequence[Conversation], share: float, seed: int
+) -> tuple[list[Conversation], list[Conversation]]:
+    """(to train on, held out): the same conversations for the same texts and seed, whatever file or place they stand in.
+
+    `share` of those that differ is held out, at least one of two or more. What stands there twice goes together.
+    """
+    keys = [content_key(conversation) for conversation in conversations]
+    order = sorted(set(keys), key=lambda key: _digest(f"{seed}/{key}"))
+    n = min(len(order) - 1, max(1, round(share * len(order)))) if share > 0 else 0
+    held = set(order[:n])
+    parts: tuple[list[Conversation], list[Conversation]] = [], []
+    for conversation, key in zip(conversations, keys, strict=True):
+        parts[key in held].append(conversation)
+    return parts
+
+
+def content_key(conversation: Conversation) -> str:
+    """Equal for conversations that say the same, whatever their case and spacing."""
+    return _digest(json.dumps([[m.role, _plain(m.content)] for m in conversation.messages]))
+
+
+def prompt_key(conversation: Conversation) -> str:
+    """Equal for conversations that begin with the same question."""
+    return _digest(_plain(next(m.content for m in conversation.messages if m.role == "user")))
+
+
+def duplicates(conversations: Sequence[Conversation]) -> list[list[Conversation]]:
+    """Groups of two or more conversations that say the same, in the order of their first ones."""
+    groups: dict[str, list[Conversation]] = {}
+    for conversation in conversations:
+        groups.setdefault(content_key(conversation), []).append(conversation)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def in_both(
+    trained: Sequence[Conversation], held_out: Sequence[Conversation]
+) -> tuple[list[Conversation], list[Conversation]]:
+    """Held-out conversations that stand in the training part too: (all that they say, only their first question)."""
+    keys, prompts = {content_key(c) for c in trained}, {prompt_key(c) for c in trained}
+    whole = [c for c in held_out if content_key(c) in keys]
+    question = [c for c in held_out if content_key(c) not in keys and prompt_key(c) in prompts]
+    return whole, question
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=12).hexdigest()

@@ -1,0 +1,126 @@
+"""LoRA: small trainable matrices beside frozen ones (Hu et al. 2021, arXiv:2106.09685).
+
+    y = W·x + scaling · B·(A·dropout(x))        A (r, in) random, B (out, r) zero, so that training begins with y = W·x
+
+`scaling` is alpha / r, or alpha / √r with `rslora` (Kalajdzievski 2023, arXiv:2312.03732), which keeps the size of what is
+added the same for every rank. With `dora` the length of each output's weights is trained apart from their direction
+(Liu et al. 2024, arXiv:2402.09353): W' = m · (W + scaling·B·A) / ‖W + scaling·B·A‖, the norm taken as a constant.
+
+The names of weights and the arithmetic are those of Hugging Face's PEFT, so that its adapters and ours are the same.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What an adapter is; defaults are those of most recipes.
+
+    `targets` names layers by the end of their name ("q_proj") or by a pattern of it ("layers.*.mlp.*"); "all-linear" are
+    those of all blocks.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.1
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+    rslora: bool = False
+    dora: bool = False
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+class LoraLinear(nn.Module):
+    """A frozen layer and its adapter. x (..., in) -> (..., out)."""
+
+    def __init__(self, base: nn.Linear, settings: LoraSettings) -> None:
+        super().__init__()
+        self.base, self.scaling = base.requires_grad_(False), settings.scaling
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.dropout = nn.Dropout(settings.dropout)
+        weight = base.weight
+        self.lora_A = nn.Parameter(weight.new_empty(settings.rank, base.in_features))
+        self.lora_B = nn.Parameter(weight.new_zeros(base.out_features, settings.rank))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.magnitude = nn.Parameter(self.lengths()) if settings.dora else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dropped = self.dropout(x)
+        added = F.linear(F.linear(dropped, self.lora_A), self.lora_B) * self.scaling
+        if self.magnitude is None:
+            return self.base(x) + added
+        stretch = self.magnitude / self.lengths()  # (out,); the length is a constant, the paper's section 4.3
+        # What is stretched is what the adapter sees, dropped out like it.
+        straight = F.linear(dropped, self.base.weight)
+        return self.base(x) + (stretch - 1) * straight + stretch * added
+
+    @torch.no_grad()
+    def lengths(self) -> torch.Tensor:
+        """(out,) the lengths of the rows of W + scaling·B·A."""
+        return torch.linalg.vector_norm(self.base.weight + self.scaling * (self.lora_B @ self.lora_A), dim=1)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """A plain layer with the adapter in its weights, the base layer itself."""
+        weight = self.base.weight + self.scaling * (self.lora_B @ self.lora_A)
+        if self.magnitude is not None:
+            weight *= (self.magnitude / self.lengths())[:, None]
+        self.base.weight.copy_(weight)
+        return self.base
+
+
+def add_lora(model: nn.Module, settings: LoraSettings) -> list[str]:
+    """Freeze a model and put adapters beside the layers that `settings.targets` mean; returns their names.
+
+    Raises ValueError for a target that means no layer.
+    """
+    model.requires_grad_(False)
+    names = _targets(model, settings.targets)
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, last, LoraLinear(getattr(owner, last), settings))
+    return names
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Take the adapters into the weights; the model is then as plain as before, with nothing frozen."""
+    for name, layer in list(adapters(model)):
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, layer.merged())
+    model.requires_grad_(True)
+
+
+def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
+    """(name of the layer, its adapter)."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLinear))
+
+
+def _targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    in_blocks = [name for name in linear if name.startswith("layers.")]
+    wanted: set[str] = set()
+    for target in targets:
+        meant = in_blocks if target == ALL_LINEAR else [name for name in linear if _means(target, name)]
+        if not meant:
+            ends = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+            raise ValueError(f"{target!r} means no layer of this model; there are {ends}")
+        wanted |= set(meant)
+    return [name for name in linear if name in wanted]
+
+
+def _means(target: str, name: str) -> bool:
+    return name == target or name.endswith(f".{target}") or fnmatch.fnmatchcase(name, target)
