@@ -1,0 +1,100 @@
+"""How much of a processor's arithmetic a step uses: `python benchmarks/utilisation.py [--sizes 15m 124m 350m] [--compile] [--peak 989]`.
+
+Meant for a GPU, where it says how far bf16, the kernel for examples of any length and compiling get; it runs on a CPU too. Shown
+is the model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311): the operations that the step can't do without, all
+tokens trained, over its time, over what the processor can do. That is the fastest of some large products in the same run, and,
+with --peak, what its data sheet says (TFLOP/s in 16 bits; an H200 has 989).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+
+import torch
+from step_contestants import our_examples
+from step_setting import Setting, batch, n_tokens, needed_flops
+
+from mini_chat_gpt.compiling import compile_model
+from mini_chat_gpt.config import Config
+from mini_chat_gpt.device import keep_freed_memory, pick_device, pick_precision
+from mini_chat_gpt.engine import Engine
+from mini_chat_gpt.memory_use import peak
+from mini_chat_gpt.model import GPT, GPTConfig
+
+LONG = Setting(trained=1.0, shortest=256, longest=1024)
+SIZES = {
+    "15m": replace(LONG, vocab_size=32000, n_layer=6, n_head=6, n_embd=288),
+    "124m": replace(LONG, n_layer=12, n_head=12, n_embd=768),
+    "350m": replace(LONG, n_layer=24, n_head=16, n_embd=1024),
+}
+
+
+def seconds(device: torch.device, work: object) -> float:
+    began = time.perf_counter()
+    work()  # type: ignore[operator]
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def fastest_product(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of the fastest of some large products."""
+    sizes = (4096, 8192) if device.type == "cuda" else (1024, 2048)
+    rates = []
+    for n in sizes:
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in "ab")
+        seconds(device, lambda a=a, b=b: a @ b)
+        rates += [2 * n**3 / seconds(device, lambda a=a, b=b: a @ b) for _ in range(8)]
+    return max(rates)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp16", "fp32"])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--batch-size", type=int, help="examples of 256 to 1,024 tokens in a step (64; on a CPU 2)")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--peak", type=float, help="TFLOP/s on the data sheet")
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device)
+    precision = pick_precision(arguments.precision, device)
+    keep_freed_memory()
+    reached = fastest_product(device, precision.dtype)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{name}; {precision.reason}; the fastest product reaches {reached / 1e12:.3g} TFLOP/s")
+    print(f"{'':8}{'tokens/s':>12}{'ms a step':>12}{'memory':>12}{'of products':>13}{'of --peak':>11}")
+    for size in arguments.sizes:
+        setting = replace(SIZES[size], batch_size=arguments.batch_size or (64 if device.type == "cuda" else 2))
+        torch.manual_seed(0)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        model = GPT(GPTConfig(**setting.model_fields())).to(device)
+        config = Config.model_validate({"training": {"batch_size": setting.batch_size}})
+        engine = Engine(model, config, config.sft, precision)
+        if arguments.compile:
+            compile_model(model)
+        rates, times = [], []
+        for number in range(arguments.steps + 3):  # the first ones take memory and prepare kernels
+            items = batch(setting, number)
+            examples = our_examples(items)
+            spent = seconds(device, lambda engine=engine, examples=examples: engine.step(examples))
+            if number >= 3:
+                rates.append((n_tokens(items) / spent, needed_flops(setting, items, skip_in_last=False) / spent))
+                times.append(spent)
+        tokens, flops = (statistics.median(column) for column in zip(*rates, strict=True))
+        sheet = f"{flops / arguments.peak / 1e12:.1%}" if arguments.peak else ""
+        print(
+            f"{size:8}{tokens:12,.0f}{1e3 * statistics.median(times):12.1f}{peak(device) / 2**30:8.2f} GiB"
+            f"{flops / reached:13.1%}{sheet:>11}",
+            flush=True,
+        )
+        del model, engine
+
+
+if __name__ == "__main__":
+    main()
