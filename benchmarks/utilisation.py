@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 
 import torch
-from step_contestants import our_examples
+from step_contestants import our_examples, rate
 from step_setting import Setting, batch, n_tokens, needed_flops
 
 from mini_chat_gpt.compiling import compile_model
@@ -32,23 +32,10 @@ SIZES = {
 }
 
 
-def seconds(device: torch.device, work: object) -> float:
-    began = time.perf_counter()
-    work()  # type: ignore[operator]
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
-
-
 def fastest_product(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of the fastest of some large products."""
     sizes = (4096, 8192) if device.type == "cuda" else (1024, 2048)
-    rates = []
-    for n in sizes:
-        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in "ab")
-        seconds(device, lambda a=a, b=b: a @ b)
-        rates += [2 * n**3 / seconds(device, lambda a=a, b=b: a @ b) for _ in range(8)]
-    return max(rates)
+    return max(rate(*(torch.randn(n, n, device=device).to(dtype) for _ in "ab")) for n in sizes)
 
 
 def main() -> None:
@@ -82,7 +69,9 @@ def main() -> None:
         for number in range(arguments.steps + 3):  # the first ones take memory and prepare kernels
             items = batch(setting, number)
             examples = our_examples(items)
-            spent = seconds(device, lambda engine=engine, examples=examples: engine.step(examples))
+            began = time.perf_counter()
+            engine.step(examples)  # reads the loss, so that a GPU has finished
+            spent = time.perf_counter() - began
             if number >= 3:
                 rates.append((n_tokens(items) / spent, needed_flops(setting, items, skip_in_last=False) / spent))
                 times.append(spent)

@@ -59,12 +59,13 @@ class ConversationSource:
         self.seed, self.prompt_weight = seed, prompt_weight
         self.left_out: list[LeftOut] = []
         self._files: list[_File] = []
-        names = names_of(dict.fromkeys(conversation.path for conversation in conversations))
-        for path, name in names.items():
-            mine = (conversation for conversation in conversations if conversation.path == path)
+        by_file: dict[str, list[Conversation]] = {}
+        for conversation in conversations:
+            by_file.setdefault(conversation.path, []).append(conversation)
+        for path, name in names_of(list(by_file)).items():
             examples = [
                 Example(*rendered, weight=1.0, kind=name)
-                for conversation in mine
+                for conversation in by_file[path]
                 if (rendered := self._fitted(conversation, tokenizer, seq_len, train, system)) is not None
             ]
             if examples:
@@ -135,7 +136,7 @@ class _File:
     slots: int  # of an epoch
 
 
-def names_of(paths: Sequence[str] | Mapping[str, object]) -> dict[str, str]:
+def names_of(paths: Sequence[str]) -> dict[str, str]:
     """Short names to show: a file's own name without endings, with its folder's where two files have the same one."""
     stems = {path: re.sub(r"(\.jsonl?|\.gz)+$", "", Path(path).name) for path in paths}
     often = Counter(stems.values())

@@ -15,6 +15,7 @@ A file with something wrong in it is read to its end, so that everything that is
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import re
@@ -74,14 +75,12 @@ def read_conversations(
         empty = True
         for line, record in _records(Path(path)):
             empty = False
-            if isinstance(record, Problem):
-                found.append(record)
-                continue
             try:
                 form, messages = _messages_of(record)
-                yield Conversation(tuple(messages), form, str(path), line)
             except (BadRecord, UserError) as error:
                 found.append(Problem(str(path), line, str(error).rstrip(".")))
+                continue
+            yield Conversation(tuple(messages), form, str(path), line)
         if empty:
             raise UserError(f"{path} holds no conversation; it is empty.")
     if problems is None and found:
@@ -104,24 +103,24 @@ def _listed(problems: Sequence[Problem]) -> str:
 # ---- from a file to records --------------------------------------------------------------------------------------------
 
 
-def _records(path: Path) -> Iterator[tuple[int, Record | Problem]]:
+def _records(path: Path) -> Iterator[tuple[int, Record | BadRecord]]:
     """(line, record) of a file, or (line, what is wrong there)."""
     line = 1
     try:
         with _opened(path) as file:
-            first = file.readline(LONGEST_LINE + 1)
-            while first and not first.strip(b" \t\r\n\xef\xbb\xbf"):  # blank lines, and a byte order mark
+            first = file.readline(LONGEST_LINE + 1).removeprefix(codecs.BOM_UTF8)
+            while first and not first.strip():
                 first, line = file.readline(LONGEST_LINE + 1), line + 1
             if first and _is_json_lines(first):
-                for number, record in _from_lines(path, file, first, line):
+                for number, record in _from_lines(file, first, line):
                     line = number
                     yield number, record
             else:
-                yield from _from_text(path, first + file.read(), line)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        short = isinstance(error, EOFError)
-        what = "the gzip file ends in the midst; get it again" if short else f"the gzip file is damaged ({error})"
-        yield line, Problem(str(path), line, what)
+                yield from _from_text(first + file.read(), line)
+    except EOFError:
+        yield line, BadRecord("the gzip file ends in the midst; get it again")
+    except (zlib.error, gzip.BadGzipFile) as error:
+        yield line, BadRecord(f"the gzip file is damaged ({error})")
     except OSError as error:
         raise UserError(
             f"{path} can't be read ({error.strerror or error}); give the path of a JSON or JSONL file."
@@ -140,7 +139,7 @@ def _is_json_lines(first: bytes) -> bool:
 
     A line that is too long or is no JSON is taken for a record too, unless it only begins an array or object.
     """
-    text = first.removeprefix(b"\xef\xbb\xbf").strip()
+    text = first.strip()
     if text.startswith(b"["):
         return False
     try:
@@ -152,9 +151,7 @@ def _is_json_lines(first: bytes) -> bool:
     return True
 
 
-def _from_lines(
-    path: Path, file: IO[bytes] | gzip.GzipFile, first: bytes, number: int
-) -> Iterator[tuple[int, Record | Problem]]:
+def _from_lines(file: IO[bytes] | gzip.GzipFile, first: bytes, number: int) -> Iterator[tuple[int, Record | BadRecord]]:
     """One record a line; `first`, line `number`, has been read already."""
     data = first
     while data:
@@ -163,45 +160,30 @@ def _from_lines(
             while data and not data.endswith(b"\n"):
                 data = file.readline(LONGEST_LINE)
                 size += len(data)
-            what = (
-                f"it is {size / 2**20:,.0f} MiB long; a conversation on one line has at most {LONGEST_LINE >> 20} MiB"
-            )
-            yield number, Problem(str(path), number, what)
+            most = f"a conversation on one line has at most {LONGEST_LINE >> 20} MiB"
+            yield number, BadRecord(f"it is {size / 2**20:,.0f} MiB long; {most}")
         elif data.strip():
-            try:
-                yield number, _parsed(data, number)
-            except BadRecord as error:
-                yield number, Problem(str(path), number, str(error))
+            yield number, _parsed(data)
         data, number = file.readline(LONGEST_LINE + 1), number + 1
 
 
-def _parsed(line: bytes, number: int) -> Record:
+def _parsed(line: bytes) -> Record | BadRecord:
     try:
-        return json.loads(_decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line))
-    except json.JSONDecodeError as error:
-        raise BadRecord(f"it is no JSON: {error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise BadRecord("it is nested too deep") from None
-
-
-def _decoded(data: bytes) -> str:
-    try:
-        return data.decode()
+        return json.loads(line.decode())
     except UnicodeDecodeError as error:
-        raise BadRecord(
-            f"byte {error.start + 1} of it (0x{data[error.start]:02x}) is not UTF-8; save it as UTF-8"
-        ) from None
+        return _not_utf8(line, error)
+    except json.JSONDecodeError as error:
+        return _no_json(error)
+    except RecursionError:
+        return BadRecord(TOO_DEEP)
 
 
-def _from_text(path: Path, data: bytes, line: int) -> Iterator[tuple[int, Record | Problem]]:
+def _from_text(data: bytes, line: int) -> Iterator[tuple[int, Record | BadRecord]]:
     """The elements of a JSON array, or objects one after the other."""
     try:
-        text = data.removeprefix(b"\xef\xbb\xbf").decode()
+        text = data.decode()
     except UnicodeDecodeError as error:
-        at = line + data.count(b"\n", 0, error.start)
-        column = error.start - data.rfind(b"\n", 0, error.start)
-        what = f"byte {column} of it (0x{data[error.start]:02x}) is not UTF-8; save the file as UTF-8"
-        yield at, Problem(str(path), at, what)
+        yield line + data.count(b"\n", 0, error.start), _not_utf8(data, error)
         return
     decoder, at, counted = json.JSONDecoder(), _past_blanks(text, 0), 0
     in_array = text.startswith("[", at)
@@ -211,35 +193,50 @@ def _from_text(path: Path, data: bytes, line: int) -> Iterator[tuple[int, Record
         try:
             record, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            where = line + text.count("\n", counted, error.pos)
-            yield line, Problem(str(path), where, f"it is no JSON: {error.msg} at column {error.colno}")
+            yield line + text.count("\n", counted, error.pos), _no_json(error)
             return
         except RecursionError:
-            yield line, Problem(str(path), line, "it is nested too deep")
+            yield line, BadRecord(TOO_DEEP)
             return
         yield line, record
         at = _past_blanks(text, at)
         if in_array and at < len(text) and text[at] != "]":
             if text[at] != ",":
-                where = line + text.count("\n", counted, at)
-                yield where, Problem(str(path), where, "a comma or ] is missing between two records")
+                missing = BadRecord("a comma or ] is missing between two records")
+                yield line + text.count("\n", counted, at), missing
                 return
             at = _past_blanks(text, at + 1)
     if in_array and at >= len(text):
-        where = line + text.count("\n", counted)
-        yield where, Problem(str(path), where, "the file ends before the array's ]; it is cut short")
+        yield line + text.count("\n", counted), BadRecord("the file ends before the array's ]; it is cut short")
+
+
+TOO_DEEP = "it is nested too deep"
+
+
+def _not_utf8(data: bytes, error: UnicodeDecodeError) -> BadRecord:
+    column = error.start - data.rfind(b"\n", 0, error.start)
+    return BadRecord(f"byte {column} of it (0x{data[error.start]:02x}) is not UTF-8; save the file as UTF-8")
+
+
+def _no_json(error: json.JSONDecodeError) -> BadRecord:
+    return BadRecord(f"it is no JSON: {error.msg} at column {error.colno}")
+
+
+NOT_BLANK = re.compile(r"[^ \t\r\n]")
 
 
 def _past_blanks(text: str, at: int) -> int:
-    found = re.compile(r"[^ \t\r\n]").search(text, at)
+    found = NOT_BLANK.search(text, at)
     return found.start() if found else len(text)
 
 
 # ---- from a record to messages -----------------------------------------------------------------------------------------
 
 
-def _messages_of(record: Record) -> tuple[str, list[Message]]:
+def _messages_of(record: Record | BadRecord) -> tuple[str, list[Message]]:
     """(name of its form, messages). Raises `BadRecord` or `UserError` for what can't be trained on."""
+    if isinstance(record, BadRecord):
+        raise record
     if not isinstance(record, dict):
         raise BadRecord(f'it is {_kind(record)}; a conversation is an object such as {{"messages": […]}}')
     form = next((form for form in FORMS if all(key in record for key in form.keys)), None)

@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from mini_chat_gpt.entry import under_torchrun
 from mini_chat_gpt.errors import UserError
 
 T = TypeVar("T")
@@ -90,10 +91,6 @@ def in_shards(tensor: torch.Tensor) -> bool:
 def own_part(tensor: torch.Tensor) -> torch.Tensor:
     """The part of a tensor in shards that lies here, in the same memory; any other tensor itself."""
     return tensor.to_local() if in_shards(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def under_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
-    return "TORCHELASTIC_RUN_ID" in environment
 
 
 def join(device_type: str, environment: Mapping[str, str] = os.environ) -> World:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Any, NoReturn
@@ -29,13 +29,18 @@ def _show_warning(message: Warning | str, category: type[Warning], *_where: Any,
         print(f"warning: {message}", file=sys.stderr)
 
 
+def under_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun has started this process, alone or as one of several."""
+    return "TORCHELASTIC_RUN_ID" in environment
+
+
 def _rank_that_speaks() -> str:
     """Nothing, or "[rank 1] " among several processes under torchrun, of which only one needs to say what all have met.
 
     The others wait a little: torchrun ends them as soon as rank 0 has failed.
     """
     rank = os.environ.get("RANK", "0")
-    if rank == "0" or "TORCHELASTIC_RUN_ID" not in os.environ:
+    if rank == "0" or not under_torchrun():
         return ""
     time.sleep(3)
     return f"[rank {rank}] "
@@ -82,7 +87,7 @@ def _leave(code: int) -> NoReturn:
     A thread of gloo may let go of its last tensor a little later than `wait` has returned, and needs Python for that. Where
     Python is ending already the thread is torn down in the midst of it, and the process, whose work is done, with SIGABRT.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ and "torch" in sys.modules:
+    if under_torchrun():
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

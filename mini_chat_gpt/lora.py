@@ -15,6 +15,7 @@ import fnmatch
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn as nn
@@ -63,9 +64,12 @@ class LoraLinear(nn.Module):
         if self.magnitude is None:
             return self.base(x) + added
         stretch = self.magnitude / self.lengths()  # (out,); the length is a constant, the paper's section 4.3
-        # What is stretched is what the adapter sees, dropped out like it.
-        straight = F.linear(dropped, self.base.weight)
-        return self.base(x) + (stretch - 1) * straight + stretch * added
+        whole, bias = self.base(x), self.base.bias
+        if self.training and self.dropout.p:  # what is stretched is what the adapter sees, dropped out like it
+            straight = F.linear(dropped, self.base.weight)
+        else:
+            straight = whole if bias is None else whole - bias
+        return whole + (stretch - 1) * straight + stretch * added
 
     @torch.no_grad()
     def lengths(self) -> torch.Tensor:
@@ -90,17 +94,14 @@ def add_lora(model: nn.Module, settings: LoraSettings) -> list[str]:
     model.requires_grad_(False)
     names = _targets(model, settings.targets)
     for name in names:
-        parent, _, last = name.rpartition(".")
-        owner = model.get_submodule(parent)
-        setattr(owner, last, LoraLinear(getattr(owner, last), settings))
+        model.set_submodule(name, LoraLinear(cast(nn.Linear, model.get_submodule(name)), settings))
     return names
 
 
 def merge_lora(model: nn.Module) -> None:
     """Take the adapters into the weights; the model is then as plain as before, with nothing frozen."""
     for name, layer in list(adapters(model)):
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, layer.merged())
+        model.set_submodule(name, layer.merged())
     model.requires_grad_(True)
 
 

@@ -16,8 +16,7 @@ from rich.console import Console
 
 from mini_chat_gpt.checkpoint import steps_of
 from mini_chat_gpt.config import Config
-from mini_chat_gpt.distributed import under_torchrun
-from mini_chat_gpt.entry import exit_with
+from mini_chat_gpt.entry import exit_with, under_torchrun
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.evaluate import EvalOptions, compare
 from mini_chat_gpt.monitor import clock

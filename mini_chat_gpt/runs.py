@@ -32,6 +32,7 @@ from mini_chat_gpt.config import Config, PretrainSection, SFTSection, seconds_in
 from mini_chat_gpt.device import pick_device, pick_precision, set_up
 from mini_chat_gpt.distributed import World
 from mini_chat_gpt.engine import Engine
+from mini_chat_gpt.entry import under_torchrun
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.files import atomic_write_text, write_json
 from mini_chat_gpt.loss_curves import draw_losses
@@ -204,7 +205,7 @@ def _finish(result: TrainResult, trainer: Trainer, start: Start) -> None:
 def insist_on_torchrun(config: Config, argv: Sequence[str] = ()) -> None:
     """Raises UserError with the line to type where several processes are asked for and there is only one."""
     asked = [f"system.{name}" for name in ("multi_gpu", "fsdp") if getattr(config.system, name)]
-    if not asked or distributed.under_torchrun():
+    if not asked or under_torchrun():
         return
     program = Path(sys.argv[0])
     what = str(program) if program.suffix == ".py" else f"-m mini_chat_gpt.cli {program.name.partition(' ')[2]}".strip()
@@ -237,7 +238,7 @@ def run_command(
     path = arguments.config or (default_config if Path(default_config).is_file() else None)
     config = load_config(path, overrides)
     insist_on_torchrun(config, sys.argv[1:] if argv is None else argv)
-    launch = distributed.launch_of(os.environ) if distributed.under_torchrun() else None
+    launch = distributed.launch_of(os.environ) if under_torchrun() else None
     going_on = run_to_go_on(getattr(config, section), launch)
     if arguments.config is None and going_on is not None and (going_on / "config.yaml").is_file():
         # Its settings are the run's, but for what was meant for one start of it.
