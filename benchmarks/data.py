@@ -69,7 +69,7 @@ def quickstart_source(file: Path, tokenizer: Any) -> Any:
     """Examples as the quickstart makes them after its first lesson."""
     from mini_chat_gpt.quickstart import SETTINGS
     from mini_chat_gpt.settings_file import load_config
-    from mini_chat_gpt.sft_train import make_source
+    from mini_chat_gpt.sft_examples import make_source
     from mini_chat_gpt.story_index import RecordIndex
 
     return make_source(RecordIndex(file), load_config(SETTINGS).data, tokenizer, 512, seed=1337)

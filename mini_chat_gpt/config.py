@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mini_chat_gpt.errors import nearest
 
@@ -306,6 +306,59 @@ class DataSection(Section):
     """Size of the fixed validation set, each example once."""
 
 
+def _weights_of_files(given: Any) -> Any:
+    """One path or several as {path: 1}."""
+    if isinstance(given, str):
+        given = [given]
+    return dict.fromkeys(given, 1.0) if isinstance(given, list) and all(isinstance(p, str) for p in given) else given
+
+
+FileWeights = Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_weights_of_files)]
+
+
+class ChatsSection(Section):
+    """Chats of your own, to fine-tune on instead of TinyStories-Instruct tasks or mixed with them."""
+
+    files: FileWeights = Field(default_factory=dict)
+    """JSON or JSON Lines files, also gzipped: one, a list, or {file: weight}; a weight of 2 takes each chat twice an epoch."""
+    valid_files: FileWeights = Field(default_factory=dict)
+    """Held-out chats to validate on (none: a part of `files`)."""
+    valid_share: float = Field(0.1, ge=0, lt=1)
+    """The part of `files` that is held out, the same for the same seed (0: validate on what is trained on)."""
+    train: Literal["all", "last"] = "all"
+    """all: every reply is trained; last: only the last one of a chat. A message's "train": false leaves it out either way."""
+    skip_bad: bool = False
+    """Leave out records that can't be used, and say so, instead of ending there (--skip-bad)."""
+    stories: float = Field(0.0, ge=0, lt=1)
+    """Share of the examples that are TinyStories-Instruct tasks from sft.dataset_path, beside the chats."""
+
+
+class LoraSettings(Section):
+    """What an adapter is; the defaults are those of most recipes."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of what is added to each weight matrix."""
+    alpha: float = Field(32.0, gt=0)
+    """What is added is scaled by alpha / rank."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Part of an adapter's inputs that is dropped in training."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Layers to adapt, by name (q_proj) or pattern (layers.*.mlp.*); all-linear: every linear layer of the blocks."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead, which suits high ranks."""
+    dora: bool = False
+    """Train the length of each output's weights apart from their direction (DoRA)."""
+
+
+class LoraSection(LoraSettings):
+    """Adapters: train small matrices beside the frozen weights of the base, and save only them."""
+
+    enabled: bool = False
+    """Train adapters instead of all weights."""
+    frozen: Literal["auto", "float32", "bf16", "nf4"] = "auto"
+    """How the base's linear layers are kept: nf4 in 4 bits (QLoRA), auto in the precision of the products, which loses nothing."""
+
+
 class SystemSection(Section):
     """The machine."""
 
@@ -351,6 +404,10 @@ class Config(Section):
     """The training step, shared by pretraining and fine-tuning."""
     data: DataSection = DataSection()
     """What the examples look like."""
+    chats: ChatsSection = ChatsSection()
+    """Chats of your own, to fine-tune on instead of TinyStories-Instruct tasks or mixed with them."""
+    lora: LoraSection = LoraSection()
+    """Adapters: train small matrices beside the frozen weights of the base, and save only them."""
     system: SystemSection = SystemSection()
     """The machine."""
     wandb: WandbSection = WandbSection()

@@ -62,18 +62,17 @@ class ConversationSource:
         by_file: dict[str, list[Conversation]] = {}
         for conversation in conversations:
             by_file.setdefault(conversation.path, []).append(conversation)
-        for path, name in names_of(list(by_file)).items():
-            examples = [
-                Example(*rendered, weight=1.0, kind=name)
-                for conversation in by_file[path]
-                if (rendered := self._fitted(conversation, tokenizer, seq_len, train, system)) is not None
-            ]
-            if examples:
-                slots = max(1, round(len(examples) * (weights or {}).get(path, 1.0)))
-                self._files.append(_File(examples, slots))
+        self.names = names_of(list(by_file))
+        """What a file's examples are called: their kind."""
+        for path, name in self.names.items():
+            fitted = [(c, self._fitted(c, tokenizer, seq_len, train, system)) for c in by_file[path]]
+            kept = [(c, Example(*rendered, weight=1.0, kind=name)) for c, rendered in fitted if rendered is not None]
+            if kept:
+                slots = max(1, round(len(kept) * (weights or {}).get(path, 1.0)))
+                self._files.append(_File([c for c, _ in kept], [example for _, example in kept], slots))
         if not self._files:
             why = f": {self.left_out[0].why}" if self.left_out else "; the files hold none"
-            raise UserError(f"No conversation is left to train on{why}.")
+            raise UserError(f"No conversation of {', '.join(by_file) or 'the chats'} is left{why}.")
         self._ends = np.cumsum([file.slots for file in self._files])
 
     def __len__(self) -> int:
@@ -97,6 +96,22 @@ class ConversationSource:
         """Each once, in the files' order, with only the replies trained."""
         for file in self._files:
             yield from file.examples
+
+    @property
+    def conversations(self) -> Iterator[Conversation]:
+        """Those of `examples`."""
+        for file in self._files:
+            yield from file.conversations
+
+    def notes(self, part: str) -> list[str]:
+        """For each file and each thing that happened to some of its conversations, a sentence; `part` says what they are for."""
+        groups: dict[tuple[str, str], list[LeftOut]] = {}
+        for one in self.left_out:
+            groups.setdefault((one.conversation.path, one.what), []).append(one)
+        return [
+            f"{path}: {len(those):,} of its chats {part} {what}; the first, line {those[0].conversation.line}: {those[0].why}."
+            for (path, what), those in groups.items()
+        ]
 
     def _fitted(
         self, conversation: Conversation, tokenizer: ChatTokenizer, seq_len: int, train: Trained, system: str | None
@@ -132,6 +147,7 @@ class ConversationSource:
 
 @dataclass(frozen=True)
 class _File:
+    conversations: list[Conversation]
     examples: list[Example]
     slots: int  # of an epoch
 

@@ -341,7 +341,17 @@ def _from_alpaca(record: dict[str, Any]) -> list[Message]:
         raise BadRecord(f'"input" is {_kind(more)}; it must be a text')
     if more.strip():
         prompt = f"{prompt}\n\n{more}" if prompt.strip() else more
-    return [Message("user", prompt), Message("assistant", _text(record, "output"))]
+    return [*_history(record), Message("user", prompt), Message("assistant", _text(record, "output"))]
+
+
+def _history(record: dict[str, Any]) -> list[Message]:
+    """Earlier turns, [["question", "answer"], …], which some Alpaca files have."""
+    history = record.get("history") or []
+    if not isinstance(history, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in history
+    ):
+        raise BadRecord('"history" must be a list of pairs [question, answer]')
+    return [Message(role, text) for pair in history for role, text in zip(("user", "assistant"), pair, strict=True)]
 
 
 def _from_completion(record: dict[str, Any]) -> list[Message]:

@@ -14,34 +14,16 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from mini_chat_gpt.config import LoraSettings
+from mini_chat_gpt.errors import UserError
+
 ALL_LINEAR = "all-linear"
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """What an adapter is; defaults are those of most recipes.
-
-    `targets` names layers by the end of their name ("q_proj") or by a pattern of it ("layers.*.mlp.*"); "all-linear" are
-    those of all blocks.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.1
-    targets: tuple[str, ...] = (ALL_LINEAR,)
-    rslora: bool = False
-    dora: bool = False
-
-    @property
-    def scaling(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 class LoraLinear(nn.Module):
@@ -49,7 +31,7 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base: nn.Linear, settings: LoraSettings) -> None:
         super().__init__()
-        self.base, self.scaling = base.requires_grad_(False), settings.scaling
+        self.base, self.scaling = base.requires_grad_(False), scaling_of(settings)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.dropout = nn.Dropout(settings.dropout)
         weight = base.weight
@@ -86,10 +68,16 @@ class LoraLinear(nn.Module):
         return self.base
 
 
+def scaling_of(settings: LoraSettings) -> float:
+    """The factor on what an adapter adds."""
+    return settings.alpha / (math.sqrt(settings.rank) if settings.rslora else settings.rank)
+
+
 def add_lora(model: nn.Module, settings: LoraSettings) -> list[str]:
     """Freeze a model and put adapters beside the layers that `settings.targets` mean; returns their names.
 
-    Raises ValueError for a target that means no layer.
+    `settings.targets` names layers by the end of their name ("q_proj") or by a pattern of it ("layers.*.mlp.*"); "all-linear"
+    are those of all blocks. Raises UserError for a target that means no layer.
     """
     model.requires_grad_(False)
     names = _targets(model, settings.targets)
@@ -118,7 +106,7 @@ def _targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
         meant = in_blocks if target == ALL_LINEAR else [name for name in linear if _means(target, name)]
         if not meant:
             ends = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear))
-            raise ValueError(f"{target!r} means no layer of this model; there are {ends}")
+            raise UserError(f"lora.targets: {target!r} means no layer of this model; there are {ends}.")
         wanted |= set(meant)
     return [name for name in linear if name in wanted]
 

@@ -229,12 +229,18 @@ def run_command(
     parser.add_argument("--config", help=f"YAML file with settings (default: {default_config} if it is there)")
     parser.add_argument("--time-limit", metavar="2h", help="save and leave after this time: training.time_limit")
     parser.add_argument("--time-budget", metavar="10m", help="as many steps as fit this time: training.time_budget")
+    if section == "sft":
+        parser.add_argument(
+            "--skip-bad", action="store_true", help="leave out chats that can't be used: chats.skip_bad"
+        )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
     arguments = parser.parse_intermixed_args(argv)
     overrides = list(arguments.overrides)
     for name in ("time_limit", "time_budget"):
         if value := getattr(arguments, name):
             overrides.append(f"training.{name}={value}")
+    if getattr(arguments, "skip_bad", False):
+        overrides.append("chats.skip_bad=true")
     path = arguments.config or (default_config if Path(default_config).is_file() else None)
     config = load_config(path, overrides)
     insist_on_torchrun(config, sys.argv[1:] if argv is None else argv)

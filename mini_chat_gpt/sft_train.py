@@ -9,15 +9,15 @@ from collections.abc import Sequence
 
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoint import load_checkpoint, load_model, newest_checkpoint
-from mini_chat_gpt.config import Config, DataSection
+from mini_chat_gpt.config import Config
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import generate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.runs import Prepared, Start, begin, execute, run_command
-from mini_chat_gpt.sft_dataloader import InstructSource, RecordIndex, Task, find_instruct_file
+from mini_chat_gpt.sft_examples import Shown, make_examples
 from mini_chat_gpt.tokenizer import ChatTokenizer
-from mini_chat_gpt.trainer import Callback, Job, Stage, TrainResult
+from mini_chat_gpt.trainer import Callback, Job, TrainResult
 
 
 def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
@@ -37,23 +37,22 @@ def prepare(config: Config, start: Start) -> Prepared:
         model, tokenizer = load_base(config, start)
     context = model.config.context_length
     with start.world.first_on_each_machine():  # the first use of a file indexes it
-        source, held_out = make_sources(config, tokenizer, context)
-    tasks = held_out.show_tasks()
-    prompts = [*config.sft.prompts, *(task.prompt for task in tasks)]
+        examples = make_examples(config, tokenizer, context)
+    for note in examples.notes:
+        start.out.print(note, markup=False, soft_wrap=True)
+    prompts = [*config.sft.prompts, *(shown.prompt for shown in examples.shown)]
 
     def show(trained: GPT) -> str:
         replies = generate(trained, tokenizer, prompts, max_new_tokens=80, temperature=0.0)
         own = len(config.sft.prompts)
         lines = [
             f"  {_short(prompt, 80)} → {_short(reply, 160)}"
-            for prompt, reply in zip(prompts[:own], replies, strict=False)
+            for prompt, reply in zip(config.sft.prompts, replies, strict=False)
         ]
-        return "\n".join(lines + [sample_line(task, reply) for task, reply in zip(tasks, replies[own:], strict=True)])
+        return "\n".join(lines + [sample_line(*pair) for pair in zip(examples.shown, replies[own:], strict=True)])
 
-    validation = held_out.validation_examples(config.data.eval_examples)
-    stages = make_stages(source, config, context)
-    files = (source.index.path, held_out.index.path)
-    return Prepared(Job("sft", config.sft, source, validation, show, stages, files), model, tokenizer)
+    job = Job("sft", config.sft, examples.source, examples.validation, show, examples.stages, examples.files)
+    return Prepared(job, model, tokenizer)
 
 
 def load_base(config: Config, start: Start) -> tuple[GPT, ChatTokenizer]:
@@ -83,56 +82,9 @@ def add_chat_tokens(model: GPT, tokenizer: ChatTokenizer) -> list[str]:
     return [name for name in tokenizer.control if name not in known]
 
 
-def make_sources(config: Config, tokenizer: ChatTokenizer, context: int) -> tuple[InstructSource, InstructSource]:
-    """Training and held-out examples of the Instruct files; nothing of the held-out file is ever trained on."""
-    data, seed = config.data, config.system.seed
-    file, held_out = (find_instruct_file(config.sft.dataset_path, split) for split in ("train", "valid"))
-    all_records = data if file == held_out else data.model_copy(update={"limit": None})
-    return (
-        make_source(RecordIndex(file), data, tokenizer, context, seed),
-        make_source(RecordIndex(held_out), all_records, tokenizer, context, seed),
-    )
-
-
-def make_source(
-    index: RecordIndex, data: DataSection, tokenizer: ChatTokenizer, context: int, seed: int
-) -> InstructSource:
-    """Examples of one file, as the data section has them."""
-    return InstructSource(
-        index,
-        tokenizer,
-        seq_len=min(data.seq_len, context),
-        seed=seed,
-        shares=data.shares,
-        weights=data.weights,
-        system=data.system_message,
-        limit=data.limit,
-        focus=data.focus,
-        prompt_weight=data.prompt_weight,
-        turns=data.turns,
-        branches=data.branches,
-    )
-
-
-def make_stages(source: InstructSource, config: Config, context: int) -> list[Stage]:
-    """The lessons of data.curriculum, on the records of `source`. Raises UserError where they leave nothing to the rest."""
-    if (together := sum(lesson.share for lesson in config.data.curriculum)) >= 1:
-        raise UserError(
-            f"The lessons of data.curriculum have {together:.2f} of the run's steps together; give them less than 1."
-        )
-    stages = []
-    for lesson in config.data.curriculum:
-        given = lesson.model_dump(include={"seq_len", "turns", "branches", "focus", "prompt_weight"}, exclude_none=True)
-        shares = (config.data.shares or {}) | (lesson.shares or {})
-        data = config.data.model_copy(update=given | {"shares": shares})
-        easier = make_source(source.index, data, source.tokenizer, context, config.system.seed)
-        stages.append(Stage(lesson.share, easier, lesson.tokens_per_step, lesson.weight_decay))
-    return stages
-
-
-def sample_line(task: Task, reply: str) -> str:
-    """One held-out prompt and its reply, short enough to read in passing."""
-    return f"  [{task.kind}] {_short(reply, 160)}   (expected: {_short(task.target, 80)})"
+def sample_line(shown: Shown, reply: str) -> str:
+    """The reply to a held-out prompt, short enough to read in passing."""
+    return f"  [{shown.kind}] {_short(reply, 160)}   (expected: {_short(shown.expected, 80)})"
 
 
 def _short(text: str, width: int) -> str:

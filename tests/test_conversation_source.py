@@ -66,7 +66,7 @@ def test_what_is_too_long_loses_exchanges_from_its_end_or_is_dropped():
 
 
 def test_nothing_left_to_train_on():
-    with pytest.raises(UserError, match="No conversation is left to train on: its first trained exchange"):
+    with pytest.raises(UserError, match=r"No conversation of a.jsonl is left: its first trained exchange"):
         ConversationSource([chat("Hi " * 80, "Hello!")], TOKENIZER, 60, seed=1)
     with pytest.raises(UserError, match="the files hold none"):
         ConversationSource([], TOKENIZER, 60, seed=1)

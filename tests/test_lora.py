@@ -6,8 +6,10 @@ import pytest
 import torch
 from tiny import lively_model
 
+from mini_chat_gpt.config import LoraSettings
+from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.hf_llama import to_hf_state
-from mini_chat_gpt.lora import LoraSettings, adapters, add_lora, merge_lora
+from mini_chat_gpt.lora import adapters, add_lora, merge_lora
 from mini_chat_gpt.model import GPT
 
 KINDS = [{}, {"rslora": True}, {"dora": True}, {"rslora": True, "dora": True}]
@@ -122,5 +124,7 @@ def test_all_linear_layers_are_those_of_the_blocks():
 
 
 def test_a_target_that_means_nothing():
-    with pytest.raises(ValueError, match=r"'query' means no layer of this model; there are q_proj, k_proj"):
+    with pytest.raises(
+        UserError, match=r"lora.targets: 'query' means no layer of this model; there are q_proj, k_proj"
+    ):
         add_lora(lively_model(64), LoraSettings(targets=("query",)))
