@@ -9,6 +9,7 @@ unpickled. A folder appears under its name only when it is complete, and its man
     raw_weights.safetensors                          the weights being trained, where the model is their average
     manifest.json                                    sizes and hashes
 
+Of a model of which an adapter is trained only the adapter is written, see adapter_files.py; loaded, the two are one again.
 A run whose model is in shards (FSDP2) writes folders model/, optimizer/ and raw_weights/ instead of these files, see sharding.py.
 """
 
@@ -21,8 +22,9 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,23 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from mini_chat_gpt.adapter_files import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    adapter_facts,
+    find_base,
+    peft_config,
+    put_in,
+    read_adapter,
+    trained_parameters,
+)
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.device import pick_device
 from mini_chat_gpt.distributed import ALONE, World, in_shards
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.files import atomic_folder, damage
 from mini_chat_gpt.hf_llama import from_hf_state, to_hf_config, to_hf_state, why_not_llama
+from mini_chat_gpt.lora import Adapter, Frozen, add_lora, merge_lora
 from mini_chat_gpt.model import GPT, model_of
 from mini_chat_gpt.sharding import Like, read_file, read_shards, shards_of, write_together
 from mini_chat_gpt.tokenizer import ChatTokenizer
@@ -45,6 +58,8 @@ STATE = "training_state.json"
 RAW = "raw_weights.safetensors"
 FORMAT = 1
 ASIDE = "set-aside-"
+ADAPTER_BASE = "adapter-base"
+"""In a run's folder: the base of its adapters, where that isn't a checkpoint that has all it needs."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,7 @@ class Snapshot:
     tensors: dict[str, dict[str, torch.Tensor]]  # by file: model.safetensors, optimizer.safetensors, …
     info: dict[str, Any]  # where it comes from
     state: dict[str, Any] | None  # what a resume needs beside tensors
+    adapter: Adapter | None = None  # what the tensors are, where they are no whole model
 
     def write(self, folder: Path | str, world: World = ALONE) -> Path:
         """Write the folder, whole or not at all. Raises UserError if it exists or the disk refuses.
@@ -75,13 +91,15 @@ class Snapshot:
     def _write_rest(self, draft: Path) -> None:
         """All but the tensors."""
         config = self.model_config
-        if why_not_llama(config) is None:
-            hf_config = to_hf_config(config, self.tokenizer)
-        else:  # a name that `transformers` doesn't know, so that it says so instead of loading something else
-            hf_config = {"model_type": "mini_chat_gpt", "vocab_size": config.vocab_size}
         self.tokenizer.save(draft)
-        _write_json(draft / "config.json", hf_config)
         meta = {"format": FORMAT, "gpt_config": config.model_dump(), "info": self.info}
+        if self.adapter is not None:
+            _write_json(draft / ADAPTER_CONFIG, peft_config(self.adapter, config))
+            meta["adapter"] = adapter_facts(self.adapter, draft)
+        elif why_not_llama(config) is None:
+            _write_json(draft / "config.json", to_hf_config(config, self.tokenizer))
+        else:  # a name that `transformers` doesn't know, so that it says so instead of loading something else
+            _write_json(draft / "config.json", {"model_type": "mini_chat_gpt", "vocab_size": config.vocab_size})
         if any(in_shards(tensor) for tensors in self.tensors.values() for tensor in tensors.values()):
             meta["sharded"] = True
         _write_json(draft / META, meta)
@@ -97,9 +115,12 @@ def take_snapshot(
     state: dict[str, Any] | None = None,
 ) -> Snapshot:
     """Copies of the model's weights and of further `tensors` (by file name), as they are now."""
-    weights = to_hf_state(_copied(model.state_dict()), model.config)
-    files = {MODEL: weights} | {name: _copied(those) for name, those in (tensors or {}).items()}
-    return Snapshot(model.config, tokenizer, files, info or {}, state)
+    if model.adapter is not None:
+        files = {ADAPTER: _copied(trained_parameters(model))}
+    else:
+        files = {MODEL: to_hf_state(_copied(model.state_dict()), model.config)}
+    files |= {name: _copied(those) for name, those in (tensors or {}).items()}
+    return Snapshot(model.config, tokenizer, files, info or {}, state, model.adapter)
 
 
 def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -187,11 +208,43 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "auto") -> tu
 
 
 def load_model(folder: Path) -> GPT:
-    """The model of one checkpoint folder, on the CPU."""
+    """The model of one checkpoint folder, on the CPU; an adapter's is merged into its base."""
     meta = read_meta(folder)
-    try:
+    if "adapter" in meta:
+        model = load_adapted(folder)
+        merge_lora(model)
+        return model
+    with _readable(folder):
         config = GPTConfig(**meta["gpt_config"])
         return model_of(config, from_hf_state(_read(folder, MODEL), config))
+
+
+def load_adapted(folder: Path, base: Path | None = None, frozen: Frozen | None = None) -> GPT:
+    """The base of the adapter in `folder` (default: where it says), and the adapter beside it, ready to be trained further.
+
+    The base is kept as `frozen` says; by default as precisely as the adapter knew it: weights that it met in 4 bits are
+    rounded to them again, so that what is used is what was trained.
+    """
+    facts = read_meta(folder)["adapter"]
+    with _readable(folder):
+        adapter = read_adapter(facts)
+    model = load_model(base or find_base(folder, facts))
+    if model.config != (wanted := GPTConfig(**read_meta(folder)["gpt_config"])):
+        fields = [name for name, value in wanted if getattr(model.config, name) != value]
+        raise UserError(f"{base} is no base for the adapter {folder}: it differs in {', '.join(fields)}.")
+    frozen = frozen or ("nf4" if adapter.frozen == "nf4" else "float32")
+    with _readable(folder):
+        add_lora(model, adapter.settings, frozen, adapter.token_ids)
+        put_in(model, _read(folder, ADAPTER))
+    model.adapter = replace(adapter, frozen=frozen)
+    return model
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Whatever is wrong with a folder's contents in one sentence."""
+    try:
+        yield
     except (KeyError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise UserError(f"{folder} holds no model that can be read: {str(error).splitlines()[0]}") from None
 
@@ -287,8 +340,8 @@ def newest_checkpoint(runs: Path | str = "runs", base: bool | None = None) -> Pa
     """The most recently written checkpoint or run under `runs`; with `base` only plain-text (or only chat) models."""
     found = []
     for meta in Path(runs).rglob(META):
-        if any(part.startswith((".", ASIDE)) for part in meta.parts):
-            continue  # being written, being deleted, or of a branch that was left
+        if any(part.startswith((".", ASIDE)) or part == ADAPTER_BASE for part in meta.parts):
+            continue  # being written, being deleted, of a branch that was left, or a copy
         job = read_meta(meta.parent)["info"].get("job")
         if base is None or base == (job != "sft"):
             found.append((meta.stat().st_mtime, meta.parent))

@@ -44,7 +44,7 @@ class DecodingModel:
         pack = partial(product_of, weights=weights, few_rows=few_rows)
         self.layers = [DecodingBlock(cast(Block, block), layer, pack) for layer, block in enumerate(model.layers)]
         self.norm = norm_of(model.norm, config.n_embd)
-        self.head = pack([model.lm_head], head=True)
+        self.head = pack([cast(nn.Linear, model.lm_head)], head=True)
         self.single = SingleToken(model, self.layers) if is_llama(config) else None
 
     @property

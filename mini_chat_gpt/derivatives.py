@@ -33,7 +33,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         normed, grad = x * scale, grad.float()
         products = grad * normed
-        d_weight = products.flatten(0, -2).sum(0).to(weight.dtype)
+        d_weight = products.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         mean = (products @ weight.float()).div_(x.shape[-1]).unsqueeze(-1)
         d_x = (grad * weight).sub_(normed.mul_(mean)).mul_(scale)
         return d_x.to(x.dtype), d_weight, None, None

@@ -81,7 +81,7 @@ def admit(config: Config, job: str) -> Patient:
     set_up(config.system)
     quiet = Console(quiet=True)
     section = getattr(config, job)
-    start = Start(ALONE, device, Place(Path(section.save_dir)), quiet, time.monotonic())
+    start = Start(ALONE, device, Place(Path(section.save_dir)), quiet, time.monotonic(), rehearsal=True)
     before = in_use("cpu")
     prepared: Prepared = (pretrain if job == "pretrain" else sft_train).prepare(config, start)
     weights = 4 * prepared.model.n_parameters()

@@ -25,34 +25,52 @@ class LossSums(NamedTuple):
 
 
 def cross_entropy_sums(
-    hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    trained_rows: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> LossSums:
     """−log softmax(hidden · headᵀ)[target], summed with weights.
 
     hidden (R, C); head (V, C); targets (R,) ids, `IGNORE_INDEX` counts as 0; weights (R,). The log-sum-exp runs in float32
     whatever the precision of the product. Without any target the sum is a zero that is still connected to the graph.
+    `trained_rows`, ids (k,) and rows (k, C), take the place of those rows of a frozen head.
     """
+    ids, rows = trained_rows or (None, None)
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
     if torch.compiler.is_compiling():  # a compiler makes one kernel of the plain formula
-        logits = F.linear(hidden, head).float()  # (R, V)
+        table = head if ids is None or rows is None else head.index_copy(0, ids, rows)
+        logits = F.linear(hidden, table).float()  # (R, V)
         losses = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="none")
     else:
-        losses = _CrossEntropy.apply(hidden, head, targets)
+        losses = _CrossEntropy.apply(hidden, head, targets, ids, rows)
     return LossSums((losses * weights).sum(), losses.detach())
 
 
 class _CrossEntropy(torch.autograd.Function):
     """The loss of each row (R,), float32. With p = softmax(h · Wᵀ) and e the target's unit vector, both one row a target:
 
-    dh = g·(p − e)·W, dW = (p − e)ᵀ·(g·h). The first backward pass uses up the logits; a second one is refused.
+    dh = g·(p − e)·W, dW = (p − e)ᵀ·(g·h), of a frozen W only for `rows`. The first backward pass uses up the logits; a second
+    one is refused.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        head: torch.Tensor,
+        targets: torch.Tensor,
+        ids: torch.Tensor | None,
+        rows: torch.Tensor | None,
+    ) -> torch.Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             table = head.to(hidden.dtype)
+            if ids is not None and rows is not None:
+                table = table.clone() if table is head else table
+                table[ids] = rows.to(table.dtype)
             logits = hidden @ table.T
             counted = targets != IGNORE_INDEX
             chosen = targets.where(counted, 0)[:, None]
@@ -61,14 +79,14 @@ class _CrossEntropy(torch.autograd.Function):
                 log_p = torch.log_softmax(logits[part], dim=-1, dtype=torch.float32)
                 losses[part] = -log_p.gather(1, chosen[part])[:, 0]
             losses = losses.where(counted, 0.0)
-        ctx.save_for_backward(hidden, table, chosen, counted, losses)
+        ctx.save_for_backward(hidden, table, chosen, counted, losses, ids)
         ctx.logits, ctx.head_dtype = logits, head.dtype
         return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        hidden, table, chosen, counted, losses = ctx.saved_tensors
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, table, chosen, counted, losses, ids = ctx.saved_tensors
         logits, ctx.logits = ctx.logits, None
         if logits is None:
             raise RuntimeError("the logits of this loss were used up by its first backward pass; compute it again")
@@ -77,9 +95,13 @@ class _CrossEntropy(torch.autograd.Function):
         # p − 1 of the target from its loss: exact where p is near 1, which 16 bits can't tell from it.
         logits.scatter_(1, chosen, torch.expm1(-losses)[:, None].to(logits.dtype))
         grad = grad.where(counted, 0.0)[:, None]
-        d_hidden = (logits @ table) * grad
-        d_head = logits.T @ (hidden * grad).to(hidden.dtype)
-        return d_hidden.to(hidden.dtype), d_head.to(ctx.head_dtype), None
+        d_hidden = ((logits @ table) * grad).to(hidden.dtype)
+        weighted, d_head, d_rows = (hidden * grad).to(hidden.dtype), None, None
+        if ctx.needs_input_grad[1]:
+            d_head = (logits.T @ weighted).to(ctx.head_dtype)
+        if ids is not None:
+            d_rows = (logits[:, ids].T @ weighted).float()
+        return d_hidden, d_head, None, None, d_rows
 
 
 def _parts(logits: torch.Tensor) -> Iterator[slice]:

@@ -21,7 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from mini_chat_gpt import derivatives
 from mini_chat_gpt.attention import Cached, Causal, Flat, KVCache, Layout, attention
 from mini_chat_gpt.config import PRESETS, GPTConfig
+from mini_chat_gpt.lora import Adapter
 from mini_chat_gpt.loss import LossSums, cross_entropy_sums
+from mini_chat_gpt.nf4 import Nf4Linear
+from mini_chat_gpt.token_rows import EmbeddingRows, HeadRows
 
 __all__ = ["GPT", "PRESETS", "FlatBatch", "GPTConfig", "model_of"]
 
@@ -258,14 +261,16 @@ class GPT(nn.Module):
         self.config = config
         self.activation_checkpointing = False
         """Keep only what enters each block in training, and compute the rest again for the backward pass."""
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.adapter: Adapter | None = None
+        """Set where an adapter is trained instead of all weights (lora.py)."""
+        self.embed_tokens: nn.Embedding | EmbeddingRows = nn.Embedding(config.vocab_size, config.n_embd)
         self.embed_positions = (
             nn.Embedding(config.context_length, config.n_embd) if config.position == "learned" else None
         )
         self.rotary = RotaryEmbedding(config) if config.position == "rope" else None
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head: nn.Linear | HeadRows = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.reset_parameters()
@@ -284,8 +289,9 @@ class GPT(nn.Module):
         return self.embed_tokens.weight.device
 
     def n_parameters(self) -> int:
-        """Number of weights, shared ones counted once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Number of weights, shared ones counted once; of an adapted model the base's and the adapter's."""
+        packed = sum(m.in_features * m.out_features for m in self.modules() if isinstance(m, Nf4Linear))
+        return packed + sum(parameter.numel() for parameter in self.parameters())
 
     def make_cache(self, batch_size: int, max_length: int | None = None, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for `batch_size` sequences of at most `max_length` tokens (default: the context)."""
@@ -318,7 +324,9 @@ class GPT(nn.Module):
 
     def head_sums(self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> LossSums:
         """The loss of the states (R, C) that predict `targets` (R,)."""
-        return cross_entropy_sums(hidden, self.lm_head.weight, targets, weights)
+        head = self.lm_head
+        trained = (head.ids, head.rows) if isinstance(head, HeadRows) else None
+        return cross_entropy_sums(hidden, head.weight, targets, weights, trained)
 
     def next_logits(self, ids: torch.Tensor, cache: KVCache, n_tokens: list[int]) -> torch.Tensor:
         """Read new tokens into the cache and predict the one that follows.
@@ -368,7 +376,7 @@ class GPT(nn.Module):
             mean = weight.data.mean(dim=0, keepdim=True).expand(vocab_size - old, -1)
             table.weight = nn.Parameter(torch.cat([weight.data, mean]), requires_grad=weight.requires_grad)
         if self.config.tie_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
+            cast(nn.Linear, self.lm_head).weight = cast(nn.Parameter, self.embed_tokens.weight)
         self.embed_tokens.num_embeddings = self.lm_head.out_features = vocab_size
 
     @torch.no_grad()
@@ -392,7 +400,7 @@ def model_of(config: GPTConfig, state: Mapping[str, torch.Tensor]) -> GPT:
     head = {"lm_head.weight": state["embed_tokens.weight"]} if config.tie_embeddings else {}
     model.load_state_dict({**state, **head}, strict=True, assign=True)
     if config.tie_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
+        cast(nn.Linear, model.lm_head).weight = cast(nn.Parameter, model.embed_tokens.weight)
     return model
 
 

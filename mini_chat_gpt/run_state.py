@@ -42,7 +42,7 @@ def read_run_state(checkpoint: Path, engine: Engine) -> dict[str, Any]:
         averages = {name: parameter.clone() for name, parameter in engine.average.parameters.items()}
         engine.average.load(averages, state.get("averaged_steps", 0))
     if "averaged_steps" in state:  # the model's own file holds the average
-        parameters = dict(engine.model.named_parameters())
+        parameters = {name: p for name, p in engine.model.named_parameters() if p.requires_grad}
         raw = read_tensors(checkpoint, RAW, parameters.get)
         for name, parameter in parameters.items():
             parameter.copy_(raw[name])

@@ -56,6 +56,7 @@ class Start:
     place: Place
     out: Console
     time: float  # of `time.monotonic`
+    rehearsal: bool = False  # nothing may be written
 
 
 @dataclass(frozen=True)
@@ -167,13 +168,23 @@ def _announce(trainer: Trainer, reasons: Sequence[str], out: Console) -> None:
     )
     at = f", going on from step {trainer.progress.step:,}" if trainer.progress.step else ""
     out.print(
-        f"{trainer.job.name}: {trainer.model.n_parameters() / 1e6:.2f} M parameters, {trainer.total_steps:,} steps of "
+        f"{trainer.job.name}: {parameters_in_words(trainer.model)}, {trainer.total_steps:,} steps of "
         f"{per_step}{at}, {len(trainer.job.source):,} examples an epoch, {len(trainer.job.validation)} for validation\n"
         f"on {trainer.model.device}; {'; '.join(reason for reason in reasons if reason)}\n"
         f"run folder {trainer.folder}",
         markup=False,
         soft_wrap=True,
     )
+
+
+def parameters_in_words(model: GPT) -> str:
+    """How many there are, and how many of them are trained where not all are."""
+    whole = f"{model.n_parameters() / 1e6:.2f} M parameters"
+    if model.adapter is None:
+        return whole
+    n_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    kept = {"float32": "float32", "bf16": "16 bits", "fp16": "16 bits", "nf4": "4 bits"}[model.adapter.frozen]
+    return f"{whole}, of which {n_trained / 1e6:.2f} M are trained, in an adapter, and the others frozen in {kept}"
 
 
 def _finish(result: TrainResult, trainer: Trainer, start: Start) -> None:

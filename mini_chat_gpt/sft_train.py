@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mini_chat_gpt import adapting
 from mini_chat_gpt.chat_format import ChatFormat
-from mini_chat_gpt.checkpoint import load_checkpoint, load_model, newest_checkpoint
+from mini_chat_gpt.checkpoint import load_checkpoint, newest_checkpoint
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
@@ -31,8 +32,9 @@ def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
 
 def prepare(config: Config, start: Start) -> Prepared:
     """Base model, examples and sample prompts."""
+    adapting.check(config)
     if checkpoint := start.place.checkpoint:
-        model, tokenizer = load_model(checkpoint), ChatTokenizer.load(checkpoint)
+        model, tokenizer = adapting.model_of_run(checkpoint, config), ChatTokenizer.load(checkpoint)
     else:
         model, tokenizer = load_base(config, start)
     context = model.config.context_length
@@ -65,6 +67,8 @@ def load_base(config: Config, start: Start) -> tuple[GPT, ChatTokenizer]:
         )
     model, tokenizer = load_checkpoint(path, "cpu")
     added = add_chat_tokens(model, tokenizer)
+    if config.lora.enabled:
+        adapting.adapt(model, tokenizer, path, added, config, start)
     tokenizer.chat_format = ChatFormat(default_system=config.data.system_message)
     start.out.print(
         f"Base model: {path}" + (f"; added control tokens {', '.join(added)}" if added else ""), markup=False

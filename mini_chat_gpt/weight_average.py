@@ -19,7 +19,7 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.steps = decay, 0
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.averages = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()

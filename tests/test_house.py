@@ -14,15 +14,15 @@ FLOORS = {
     0: "errors config settings_file encoders tiktoken_files tokenizer tokenizer_export chat_format loss optim device "
     "files monitor entry word_forms wandb_run memory_use distributed weight_average stopping",
     1: "derivatives products blocked_products flat_attention cached_attention attention model compiling decoding_weights single_token "
-    "decoding_model lora nf4",
+    "decoding_model lora nf4 token_rows",
     2: "batching batch_text story_records record_scan story_index story_facts story_phrasing story_reasons main_character "
     "story_tasks task_shares task_fitting sft_dataloader example_stream derive sample_stories sample_plots "
-    "data_folder pretrain_data hf_llama interop interop_llama2c interop_nanogpt checkpoint sharding conversations "
+    "data_folder pretrain_data hf_llama interop interop_llama2c interop_nanogpt checkpoint adapter_files sharding conversations "
     "conversation_source",
     3: "chat_session chat_commands chat_input chat_terminal sampling lookup generation engine run_state run_place trainer "
-    "time_plan runs scoring held_out memory_trace rehearsal memory_plan machine_checks run_facts loss_curves "
-    "sft_examples capabilities scoreboard download own_stories data_report prepare",
-    4: "cli config_command pretrain sft_train sft_generate chat evaluate quickstart selfcheck doctor",
+    "time_plan runs adapting scoring held_out memory_trace rehearsal memory_plan machine_checks run_facts loss_curves "
+    "sft_examples inspect_page capabilities scoreboard download own_stories data_report prepare",
+    4: "cli config_command pretrain sft_train sft_generate chat evaluate quickstart selfcheck doctor inspect_data merge",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

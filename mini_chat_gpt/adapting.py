@@ -1,0 +1,84 @@
+"""The beginning of a run that trains an adapter: which base, which rows, and in which form the frozen weights are kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from mini_chat_gpt.adapter_files import is_adapter, weights_hash
+from mini_chat_gpt.checkpoint import (
+    ADAPTER_BASE,
+    MODEL,
+    find_checkpoint,
+    load_adapted,
+    load_model,
+    read_meta,
+    save_checkpoint,
+)
+from mini_chat_gpt.config import Config
+from mini_chat_gpt.device import pick_precision
+from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.lora import Frozen, add_lora
+from mini_chat_gpt.model import GPT
+from mini_chat_gpt.runs import Start
+from mini_chat_gpt.tokenizer import CONTROL_TOKENS, END_OF_TEXT, ChatTokenizer
+
+BY_DTYPE: dict[torch.dtype, Frozen] = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def check(config: Config) -> None:
+    """Raises UserError for settings that don't go together."""
+    if config.lora.enabled and config.system.fsdp:
+        raise UserError(
+            "system.fsdp doesn't go with lora.enabled: frozen weights need neither gradients nor optimizer state. Set "
+            "system.fsdp=false, and lora.frozen=nf4 where memory is short."
+        )
+
+
+def model_of_run(checkpoint: Path, config: Config) -> GPT:
+    """The model of a run's checkpoint, as training goes on with it. Raises UserError where the settings mean another kind."""
+    if is_adapter(checkpoint) != config.lora.enabled:
+        was = "an adapter" if is_adapter(checkpoint) else "all weights"
+        raise UserError(
+            f"{checkpoint.parent} trains {was}, but lora.enabled is {str(config.lora.enabled).lower()}; begin another run."
+        )
+    if not config.lora.enabled:
+        return load_model(checkpoint)
+    return load_adapted(checkpoint, frozen=read_meta(checkpoint)["adapter"]["frozen"])
+
+
+def adapt(
+    model: GPT, tokenizer: ChatTokenizer, path: str | Path, added: Collection[str], config: Config, start: Start
+) -> None:
+    """Freeze a base that was read from `path`, with control tokens `added` to it, and put the config's adapters beside it.
+
+    Control tokens that the base has never seen get rows that are trained. Where `path` is no folder that has all of them the
+    base is written to the run's folder: an adapter without its base is nothing. Raises UserError.
+    """
+    base = start.world.share(lambda: _base_folder(model, tokenizer, Path(path), added, start))
+    unseen = set(added) if tokenizer.chat_format is not None else {*added, *CONTROL_TOKENS} - {END_OF_TEXT}
+    unseen |= {END_OF_TEXT} & set(added)
+    ids = sorted(tokenizer.control[name] for name in unseen)
+    asked = config.lora.frozen
+    frozen = BY_DTYPE[pick_precision(config.system.mixed_precision, start.device).dtype] if asked == "auto" else asked
+    torch.manual_seed(config.system.seed)  # of the random matrices
+    add_lora(model, config.lora, frozen, ids)
+    assert model.adapter is not None
+    model.adapter = replace(model.adapter, base=str(base), base_hash=weights_hash(base))
+
+
+def _base_folder(model: GPT, tokenizer: ChatTokenizer, path: Path, added: Collection[str], start: Start) -> Path:
+    """The folder that the adapter's files will name."""
+    if not path.is_file() and not added:
+        folder = find_checkpoint(path).resolve()
+        if (folder / MODEL).is_file():
+            return folder
+    folder = (start.place.folder / ADAPTER_BASE).resolve()
+    if not start.rehearsal:
+        shutil.rmtree(folder, ignore_errors=True)  # of a start that came to nothing
+        save_checkpoint(folder, model, tokenizer, {"job": "base", "from": str(path)})
+    return folder

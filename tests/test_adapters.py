@@ -1,0 +1,373 @@
+"""An adapter from its training to its use: saved alone, known by PEFT, beside the right base, resumed, merged."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from commands import TORCHRUN, make_clone, one_sentence, run
+from safetensors.torch import load_file
+from tiny import lively_model, tiny_config, tiny_tokenizer
+
+from mini_chat_gpt import adapting
+from mini_chat_gpt.adapter_files import ADAPTER, ADAPTER_CONFIG
+from mini_chat_gpt.batching import collate
+from mini_chat_gpt.checkpoint import (
+    ADAPTER_BASE,
+    load_adapted,
+    load_checkpoint,
+    load_model,
+    newest_checkpoint,
+    save_checkpoint,
+    steps_of,
+)
+from mini_chat_gpt.compiling import compile_model
+from mini_chat_gpt.config import Config, LoraSettings
+from mini_chat_gpt.conversation_source import ConversationSource
+from mini_chat_gpt.conversations import read_conversations
+from mini_chat_gpt.device import pick_precision
+from mini_chat_gpt.engine import Engine
+from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.lora import add_lora
+from mini_chat_gpt.loss import cross_entropy_sums
+from mini_chat_gpt.merge import merge
+from mini_chat_gpt.model import GPT
+from mini_chat_gpt.sft_train import train
+from mini_chat_gpt.tokenizer import END_OF_TEXT, ChatTokenizer
+from mini_chat_gpt.trainer import TrainResult
+
+TOKENIZER = tiny_tokenizer()
+FORMS = [
+    {},
+    {"dora": True, "rslora": True},
+    {"frozen": "bf16"},
+    {"frozen": "nf4"},
+    {"frozen": "nf4", "dora": True},
+]
+LAYERS = {"n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 32, "context_length": 64}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a base whose tokenizer has the control tokens, and chats."""
+    folder = tmp_path_factory.mktemp("place")
+    save_checkpoint(folder / "base", lively_model(TOKENIZER.vocab_size), TOKENIZER, {"job": "pretrain"})
+    write_chats(folder / "chats.jsonl")
+    return folder
+
+
+def write_chats(path: Path) -> None:
+    chats = [
+        {"messages": [{"role": "user", "content": f"Hi, {n}"}, {"role": "assistant", "content": f"Tom ran {n} times."}]}
+        for n in range(24)
+    ]
+    path.write_text("\n".join(map(json.dumps, chats)), encoding="utf-8")
+
+
+def settings(place: Path, folder: Path, lora: dict | None = None, **sections) -> Config:
+    sft = {
+        "pretrained_checkpoint": str(place / "base"), "save_dir": str(folder), "max_steps": 12, "learning_rate": 1e-2,
+        "warmup_steps": 0, "save_interval": 6, "eval_interval": 12,
+    }  # fmt: skip
+    given = {"chats": {"files": str(place / "chats.jsonl")}, "training": {"keep_checkpoints": 9}}
+    merged = {**given, **sections, "sft": sft | sections.get("sft", {})}
+    return tiny_config(**merged, lora={"enabled": True, "rank": 4, **(lora or {})})
+
+
+def trained(place: Path, folder: Path, lora: dict | None = None, **sections) -> TrainResult:
+    return train(settings(place, folder, lora, **sections))
+
+
+def validation_batch(place: Path, tokenizer: ChatTokenizer):
+    source = ConversationSource(list(read_conversations(place / "chats.jsonl")), tokenizer, 64, seed=1)
+    return collate(list(source.examples())[:6])
+
+
+def test_only_the_adapter_is_saved_and_the_base_is_as_it_was(place, tmp_path):
+    before = load_file(place / "base" / "model.safetensors")
+    trained(place, tmp_path / "run")
+    (*_, last) = steps_of(tmp_path / "run")
+    assert not list(last.glob("model*"))
+    names = set(load_file(last / ADAPTER))
+    assert len(names) == 2 * 7 * LAYERS["n_layer"] + 1
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before.values(), load_file(place / "base" / "model.safetensors").values(), strict=True)
+    )
+    state = load_file(last / "optimizer.safetensors")
+    assert {name.split("/")[0].rpartition(".")[2] for name in state} == {"lora_A", "lora_B", "rows"}
+
+
+@pytest.mark.parametrize("lora", FORMS)
+def test_what_is_loaded_is_what_was_validated(place, tmp_path, lora):
+    result = trained(place, tmp_path / "run", lora | {"dropout": 0.3})
+    (*_, last) = steps_of(tmp_path / "run")
+    kept = json.loads((last / "mini_chat_gpt.json").read_text())["adapter"]["frozen"]
+    adapted = load_adapted(last, frozen=kept).eval()
+    merged, tokenizer = load_checkpoint(tmp_path / "run", "cpu")
+    assert type(merged.layers[0].self_attn.q_proj) is torch.nn.Linear
+    batch = validation_batch(place, tokenizer)
+    # 16 bits are a way to compute, which using the model doesn't have to share; 4 bits are what was trained.
+    close = 2e-2 if lora.get("frozen") == "bf16" else 1e-5
+    torch.testing.assert_close(merged(batch).losses, adapted(batch).losses, rtol=close, atol=close)
+    held_out = train_losses(settings(place, tmp_path / "again", lora), merged, tokenizer)
+    assert held_out == pytest.approx(result.val_losses["val_loss"], rel=close)
+
+
+def train_losses(config: Config, model: GPT, tokenizer: ChatTokenizer) -> float:
+    """The validation loss of a model, as a run with this config would have it."""
+    from mini_chat_gpt.sft_examples import make_examples
+
+    examples = make_examples(config, tokenizer, model.config.context_length).validation
+    engine = Engine(model, config, config.sft, pick_precision(config.system.mixed_precision, torch.device("cpu")))
+    sums = engine.evaluate(examples)
+    return sum(loss for loss, _ in sums.values()) / sum(n for _, n in sums.values())
+
+
+def test_training_helps(place, tmp_path):
+    result = trained(place, tmp_path / "run", sft={"max_steps": 60})
+    model, tokenizer = load_checkpoint(place / "base", "cpu")
+    assert result.val_losses["val_loss"] < 0.5 * train_losses(settings(place, tmp_path), model, tokenizer)
+
+
+def base_of(kind: str, folder: Path) -> None:
+    """A base that lacks the control tokens, or has a head of its own."""
+    tokenizer = ChatTokenizer(TOKENIZER.encoder)
+    changes = {"tie_embeddings": False} if kind == "head of its own" else {}
+    model = lively_model(tokenizer.vocab_size, **changes)
+    save_checkpoint(folder, model, tokenizer, {"job": "pretrain"})
+
+
+@pytest.mark.parametrize("kind", ["has the tokens", "lacks the tokens", "head of its own"])
+@pytest.mark.parametrize("lora", [{}, {"dora": True}, {"targets": ["q_proj", "layers.1.mlp.*"], "rslora": True}])
+def test_peft_loads_it_beside_the_folder_that_it_names(place, tmp_path, kind, lora):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    if kind != "has the tokens":
+        base_of(kind, tmp_path / "base")
+        shutil.copy(place / "chats.jsonl", tmp_path / "chats.jsonl")
+        place = tmp_path
+    trained(place, tmp_path / "run", lora)
+    (*_, last) = steps_of(tmp_path / "run")
+    named = json.loads((last / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    assert (Path(named).name == ADAPTER_BASE) == (kind != "has the tokens")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(named, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(theirs, last).eval()
+    ours, tokenizer = load_checkpoint(tmp_path / "run", "cpu")
+    ids = torch.tensor([[tokenizer.control["<|user|>"], *tokenizer.encode("Hi"), tokenizer.control["<|assistant|>"]]])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(last)
+    text = their_tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text == "<|user|>Hi<|assistant|>"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_new_tokens_get_the_gradients_of_a_whole_table(tied):
+    plain = lively_model(70, tie_embeddings=tied)
+    adapted = lively_model(70, tie_embeddings=tied)
+    add_lora(adapted, LoraSettings(rank=2, dropout=0), token_ids=[66, 69])
+    source = ConversationSource(list(chats_with_ids()), TOKENIZER, 64, seed=1)
+    example = next(source.examples())
+    ids = torch.from_numpy(example.ids.astype("int64")) % 68
+    ids[3::5] = 66
+    batch = collate([type(example)(ids.numpy().astype("int32"), example.trained, 1.0, "x")])
+    for model in (plain, adapted):
+        model.train()
+        model(batch).weighted_sum.backward()
+    torch.testing.assert_close(adapted.embed_tokens.rows.grad, plain.embed_tokens.weight.grad[[66, 69]])
+    if not tied:
+        torch.testing.assert_close(adapted.lm_head.rows.grad, plain.lm_head.weight.grad[[66, 69]])
+    assert adapted.embed_tokens.weight.grad is None
+    torch.testing.assert_close(adapted(ids[None]), plain(ids[None]))
+    adapted.embed_tokens.rows.data += 1
+    plain.embed_tokens.weight.data[[66, 69]] += 1
+    torch.testing.assert_close(adapted(batch).losses, plain(batch).losses)
+    torch.testing.assert_close(adapted(ids[None]), plain(ids[None]))
+
+
+def chats_with_ids():
+    from mini_chat_gpt.chat_format import Message
+    from mini_chat_gpt.conversations import Conversation
+
+    messages = (Message("user", "Hi Tom and Sara"), Message("assistant", "Once upon a time there was a cat"))
+    yield Conversation(messages, "messages", "a", 1)
+
+
+def test_a_compiled_loss_takes_trained_rows_too(monkeypatch):
+    hidden, head, rows = torch.randn(5, 8), torch.randn(20, 8), torch.randn(2, 8, requires_grad=True)
+    targets, weights, ids = torch.tensor([1, 4, 9, 4, 0]), torch.rand(5), torch.tensor([4, 7])
+    found = []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        rows.grad = None
+        sums = cross_entropy_sums(hidden, head, targets, weights, (ids, rows))
+        sums.weighted_sum.backward()
+        found.append([sums.losses, rows.grad])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("lora", [{"dropout": 0.3}, {"frozen": "nf4", "dropout": 0.1, "dora": True}])
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(place, tmp_path, lora, ema):
+    training = {"keep_checkpoints": 9, "ema": ema}
+    trained(place, tmp_path / "whole", lora, training=training)
+    trained(place, tmp_path / "broken", lora, training=training)
+    shutil.rmtree(tmp_path / "broken" / "step-0000012")
+    (tmp_path / "broken" / "result.json").unlink()
+    trained(place, tmp_path / "broken", lora, training=training, sft={"resume_from": str(tmp_path / "broken")})
+    for name in (ADAPTER, "optimizer.safetensors"):
+        whole, broken = (load_file(tmp_path / run / "step-0000012" / name) for run in ("whole", "broken"))
+        assert all(torch.equal(whole[key], broken[key]) for key in whole.keys() | broken.keys())
+
+
+def test_a_run_goes_on_as_what_it_is(place, tmp_path):
+    trained(place, tmp_path / "run")
+    whole = settings(place, tmp_path / "run", {"enabled": False}, sft={"resume_from": str(tmp_path / "run")})
+    with pytest.raises(UserError, match=r"trains an adapter, but lora.enabled is false; begin another run"):
+        train(whole)
+
+
+def test_several_adapters_for_one_base_also_when_all_have_moved(place, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(place, tmp_path / "here", dirs_exist_ok=True)
+        trained(
+            tmp_path / "here",
+            tmp_path / "here" / name,
+            system={"seed": ord(name), "device": "cpu", "mixed_precision": False},
+        )
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    models = [load_checkpoint(tmp_path / "there" / name, "cpu")[0] for name in ("a", "b")]
+    weights = [model.layers[0].mlp.up_proj.weight for model in models]
+    assert not torch.equal(*weights)
+
+
+def test_another_base_is_noticed(place, tmp_path):
+    shutil.copytree(place, tmp_path / "here")
+    trained(tmp_path / "here", tmp_path / "run")
+    base = tmp_path / "here" / "base"
+    shutil.rmtree(base)
+    with pytest.raises(UserError, match=r"is an adapter for the base model .*base, which is not there; put it back"):
+        load_checkpoint(tmp_path / "run", "cpu")
+    save_checkpoint(base, lively_model(TOKENIZER.vocab_size, seed=5), TOKENIZER)
+    with pytest.raises(UserError, match=r"base is not the base model that .* was trained with, its weights are others"):
+        load_checkpoint(tmp_path / "run", "cpu")
+    moved = shutil.copytree(place / "base", tmp_path / "moved")
+    merge(tmp_path / "run", tmp_path / "merged", moved)
+    with pytest.raises(UserError, match=r"is no base for the adapter .*: it differs in n_layer"):
+        save_checkpoint(tmp_path / "other", lively_model(TOKENIZER.vocab_size, n_layer=3), TOKENIZER)
+        merge(tmp_path / "run", tmp_path / "merged-2", tmp_path / "other")
+
+
+def test_an_adapter_may_be_the_base_of_another(place, tmp_path):
+    trained(place, tmp_path / "first")
+    second = {"pretrained_checkpoint": str(tmp_path / "first"), "learning_rate": 1e-12}
+    trained(place, tmp_path / "second", sft=second)
+    one, two = (load_checkpoint(tmp_path / name, "cpu")[0] for name in ("first", "second"))
+    for name, weight in two.state_dict().items():
+        torch.testing.assert_close(weight, one.state_dict()[name], rtol=1e-4, atol=1e-5)
+    assert newest_checkpoint(tmp_path) == tmp_path / "second"
+
+
+def test_a_chat_model_needs_no_new_rows(place, tmp_path):
+    trained(place, tmp_path / "chat", {"enabled": False})
+    chat = {"pretrained_checkpoint": str(tmp_path / "chat")}
+    trained(place, tmp_path / "run", sft=chat)
+    (*_, last) = steps_of(tmp_path / "run")
+    assert not any("token_adapter" in name for name in load_file(last / ADAPTER))
+    assert json.loads((last / ADAPTER_CONFIG).read_text())["trainable_token_indices"] is None
+
+
+def test_a_new_end_token_is_trained_even_where_the_roles_are_known(tmp_path):
+    base_of("lacks the tokens", tmp_path / "base")
+    write_chats(tmp_path / "chats.jsonl")
+    trained(tmp_path, tmp_path / "run")
+    (*_, last) = steps_of(tmp_path / "run")
+    tokenizer = ChatTokenizer.load(last)
+    assert json.loads((last / "mini_chat_gpt.json").read_text())["adapter"]["token_ids"] == sorted(
+        tokenizer.control[name] for name in ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>")
+    )
+    assert tokenizer.control[END_OF_TEXT] < load_model(last).config.vocab_size
+
+
+def test_nothing_of_the_base_is_kept_for_the_optimizer(place):
+    model = load_model(place / "base")
+    add_lora(model, LoraSettings(rank=2))
+    config = tiny_config()
+    engine = Engine(model, config, config.sft, pick_precision(False, torch.device("cpu")))
+    source = ConversationSource(list(read_conversations(place / "chats.jsonl")), TOKENIZER, 64, seed=1)
+    engine.step(list(source.examples())[:4])
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    moments = sum(t.numel() for name, t in engine.optimizer.state_tensors().items() if not name.endswith("/step"))
+    assert moments == 2 * n_trained < 0.5 * model.n_parameters()
+
+
+@pytest.mark.parametrize("lora", [{"dora": False}, {"dora": True}])
+@pytest.mark.parametrize("frozen", ["float32", "nf4"])
+def test_compiled_and_recomputed_adapters_give_the_same_numbers(place, lora, frozen):
+    losses = []
+    for way in ("plain", "compiled", "recomputed"):
+        torch.manual_seed(0)
+        model = load_model(place / "base").train()
+        add_lora(model, LoraSettings(rank=2, dropout=0.0, **lora), frozen, token_ids=[256])
+        model.activation_checkpointing = way == "recomputed"
+        if way == "compiled":
+            compile_model(model, backend="aot_eager")
+        sums = model(validation_batch(place, TOKENIZER))
+        sums.weighted_sum.backward()
+        losses.append([sums.losses, *(p.grad for p in model.parameters() if p.requires_grad)])
+    torch._dynamo.reset()
+    for other in losses[1:]:
+        torch.testing.assert_close(losses[0], other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_commands(place, tmp_path):
+    clone = make_clone(tmp_path)
+    shutil.copytree(place / "base", clone / "base")
+    shutil.copy(place / "chats.jsonl", clone / "chats.jsonl")
+    quiet = ["wandb.enabled=false", "system.device=cpu", "system.threads=1", "system.mixed_precision=false"]
+    brief = [
+        *quiet,
+        "sft.max_steps=4",
+        "sft.pretrained_checkpoint=base",
+        "chats.files=chats.jsonl",
+        "lora.enabled=true",
+    ]
+    printed = run(clone, "sft", *brief, "sft.learning_rate=1e-2", "lora.frozen=nf4")
+    assert "in an adapter, and the others frozen in 4 bits" in printed
+    assert "Merged: whole" in run(clone, "merge", "runs/sft", "whole")
+    reply = ["--prompt", "Hi, 3", "--temperature", "0", "--max-new-tokens", "12"]
+    replies = [run(clone, "generate", "--checkpoint", path, *reply).split("\n")[0] for path in ("whole", "runs/sft")]
+    assert replies[0] == replies[1] != ""
+    printed = one_sentence(run(clone, "merge", "whole", "again", code=2))
+    assert "is a whole model already; there is nothing to merge" in printed
+    printed = one_sentence(run(clone, "sft", *brief, "lora.targets=[query]", code=2))
+    assert "lora.targets: 'query' means no layer of this model; there are q_proj" in printed
+    assert "memory" in run(clone, "doctor", *brief)
+    assert not (clone / "runs" / "sft-2").exists()
+
+
+def test_two_processes_train_an_adapter_as_one_does(place, tmp_path):
+    clone = make_clone(tmp_path)
+    base_of("lacks the tokens", clone / "base")
+    shutil.copy(place / "chats.jsonl", clone / "chats.jsonl")
+    brief = [
+        "wandb.enabled=false", "system.device=cpu", "system.threads=1", "system.mixed_precision=false", "sft.max_steps=6",
+        "sft.pretrained_checkpoint=base", "chats.files=chats.jsonl", "lora.enabled=true", "lora.dropout=0",
+        "sft.learning_rate=1e-2", "training.examples_per_step=4", "training.batch_size=1",
+    ]  # fmt: skip
+    both = [*TORCHRUN, "--nproc_per_node=2", "--standalone", "mini_chat_gpt/sft_train.py", *brief]
+    run(clone, *both, "sft.save_dir=pair")
+    run(clone, "sft", *brief, "sft.save_dir=alone")
+    pair, alone = (load_file(clone / name / "step-0000006" / ADAPTER) for name in ("pair", "alone"))
+    assert pair.keys() == alone.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(pair[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_shards_and_adapters_do_not_go_together(place, tmp_path):
+    config = settings(place, tmp_path / "run", system={"fsdp": True, "device": "cpu"})
+    with pytest.raises(UserError, match=r"system.fsdp doesn't go with lora.enabled"):
+        adapting.check(config)
