@@ -33,7 +33,7 @@ from mini_chat_gpt.memory_use import in_use
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.monitor import Monitor, clock, size
 from mini_chat_gpt.run_place import Place
-from mini_chat_gpt.runs import Prepared, Start
+from mini_chat_gpt.runs import Prepared, Start, parameters_in_words
 from mini_chat_gpt.settings_file import load_config
 from mini_chat_gpt.time_plan import TimePlan, time_run
 from mini_chat_gpt.trainer import Trainer
@@ -71,7 +71,8 @@ class Patient:
 
     def _circumstances(self) -> dict[str, Any]:
         imports = ["mini_chat_gpt.runs", *(["wandb"] if self.config.wandb.enabled else [])]
-        return {"validation": self.trainer.job.validation, "imports": imports, "other": self.data_bytes}
+        job, model = self.trainer.job, self.trainer.model
+        return {"validation": job.validation, "imports": imports, "other": self.data_bytes, "adapter": model.adapter}
 
 
 def admit(config: Config, job: str) -> Patient:
@@ -220,9 +221,7 @@ def examine(config: Config, job: str, out: Console) -> int:
     findings.append(
         Finding("ok", "data", f"{', '.join(map(str, trainer.job.files))}: {len(trainer.job.source):,} examples")
     )
-    findings.append(
-        Finding("ok", "model", f"{model.n_parameters() / 1e6:.2f} M parameters, context {model.config.context_length}")
-    )
+    findings.append(Finding("ok", "model", f"{parameters_in_words(model)}, context {model.config.context_length}"))
     plan, free = patient.plan(), free_memory(patient.device)
     findings.append(
         disk_finding(Path(section.save_dir), plan.weights + plan.optimizer + plan.ema, config.training.keep_checkpoints)

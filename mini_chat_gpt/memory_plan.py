@@ -24,6 +24,7 @@ import torch
 from mini_chat_gpt.batching import Batch, Example, micro_batches
 from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields
 from mini_chat_gpt.flat_attention import Flat
+from mini_chat_gpt.lora import Adapter
 from mini_chat_gpt.model import ROUND_TO
 from mini_chat_gpt.rehearsal import PARTS, pack
 
@@ -81,6 +82,7 @@ def plan_memory(
     validation: Sequence[Example] = (),
     imports: Sequence[str] = ("mini_chat_gpt.runs",),
     other: int = 0,
+    adapter: Adapter | None = None,
 ) -> MemoryPlan:
     """What training with `config` takes at most, in bytes. Takes some seconds, and little more memory than an idle process.
 
@@ -88,6 +90,7 @@ def plan_memory(
     dtype       of the matrix products (`Precision.dtype`)
     imports     modules that the real process will have loaded
     other       bytes that it holds besides: tokenizer, index of the data, examples
+    adapter     what is trained of the model, where it isn't the whole
 
     Raises RuntimeError with its last words if the other process fails.
     """
@@ -98,6 +101,7 @@ def plan_memory(
     request = {
         "gpt_config": gpt_config.model_dump(),
         "config": config.model_dump(),
+        "adapter": [adapter.frozen, adapter.token_ids] if adapter is not None else None,
         "phase": phase.model_dump(include=set(ScheduleFields.model_fields)),
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),

@@ -30,8 +30,8 @@ LARGEST_FLOAT8 = 448.0  # of torch.float8_e4m3fn; what is larger becomes NaN
 # in by half a share: 1/15 of the distribution is a share, or 1/16; the mean of 1/30 and 1/32 is left beyond (in 7 digits).
 OFFSET = 0.9677083
 
-# Weights that are made at a time. On a CPU the intermediate results, 6 bytes a weight, then stay in or near the cache, and
-# a matrix of 2 million takes a seventh of the time. On a GPU each start of a kernel counts, and 100 MB don't.
+# Weights that are made at a time. On a CPU the intermediate results, 6 bytes a weight, then stay near the cache, in memory
+# that is used again: all at once took up to seven times as long. On a GPU each kernel's start counts, and 100 MB don't.
 CPU_CHUNK, GPU_CHUNK = 2**19, 2**24
 
 
@@ -47,8 +47,7 @@ def codes() -> tuple[float, ...]:
 class Nf4Weight(NamedTuple):
     """A matrix in 4 bits.
 
-    All parts are integers, floats by their bits: no cast of a model to another precision can touch them, and every
-    backend of torch.distributed can send them.
+    All parts are integers, floats by their bits: no cast of a model touches them, any backend of torch.distributed sends them.
     """
 
     indices: torch.Tensor  # (blocks, 32) uint8: two weights' codes, the first in the upper half
@@ -64,7 +63,7 @@ class Nf4Weight(NamedTuple):
 
 @torch.no_grad()
 def quantise(weight: torch.Tensor) -> Nf4Weight:
-    """A matrix (out, in) of any sizes, floats of any precision, in 4 bits. A weight that is not finite makes all NaN."""
+    """A matrix (out, in) of any sizes, floats of any precision, in 4 bits. With a weight that is not finite none is."""
     flat = weight.reshape(-1)
     if len(flat) % BLOCK:
         flat = F.pad(flat, (0, -len(flat) % BLOCK))  # zeros change no absmax
@@ -92,8 +91,7 @@ def _in_8_bits(absmax: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     groups = F.pad(absmax - mean, (0, -len(absmax) % GROUP)).view(-1, GROUP)
     scales = groups.abs().amax(1) / LARGEST_FLOAT8
     scales = scales.clamp_min(torch.finfo(torch.float32).tiny)  # not 0, where all are the same
-    float8 = (groups / scales[:, None]).to(torch.float8_e4m3fn)
-    bits = float8.view(torch.uint8).flatten()[: len(absmax)]
+    bits = (groups / scales[:, None]).to(torch.float8_e4m3fn).view(torch.uint8).flatten()[: len(absmax)]
     return bits.clone(), torch.cat([mean, scales]).view(torch.int32)
 
 
@@ -102,15 +100,15 @@ def dequantised(parts: Nf4Weight, shape: Sequence[int], dtype: torch.dtype) -> t
     absmax = block_absmax(parts)[:, None]
     out = torch.empty(len(absmax), BLOCK, dtype=dtype, device=absmax.device)
     n_blocks = (CPU_CHUNK if absmax.device.type == "cpu" else GPU_CHUNK) // BLOCK
-    scratch = out if dtype == torch.float32 else torch.empty_like(out[:n_blocks], dtype=torch.float32)
+    scratch = None if dtype == torch.float32 else torch.empty_like(out[:n_blocks], dtype=torch.float32)
     for start in range(0, len(out), n_blocks):
         here = slice(start, start + n_blocks)
-        bytes_ = parts.indices[here].flatten().int()
-        exact = out[here] if scratch is out else scratch[: len(out[here])]
+        exact = out[here] if scratch is None else scratch[: len(out[here])]
         # Two weights are one 64-bit number here, looked up at once.
+        bytes_ = parts.indices[here].flatten().int()
         torch.index_select(parts.pairs, 0, bytes_, out=exact.view(torch.int64).view(-1))
         exact.mul_(absmax[here])
-        if scratch is not out:
+        if scratch is not None:
             out[here] = exact
     return out.flatten()[: shape[0] * shape[1]].view(shape)  # without what the last block was filled up with
 
@@ -122,7 +120,7 @@ def block_absmax(parts: Nf4Weight) -> torch.Tensor:
     bits = parts.absmax.int()
     float8 = ((bits & 0x7F) << 20 | (bits & 0x80) << 24).view(torch.float32) * 2.0**120
     mean, scales = parts.scales.view(torch.float32).split([1, len(parts.scales) - 1])
-    # Next to none may come out below 0, which it never is.
+    # What is next to 0 may come out below it.
     return (float8 * scales.repeat_interleave(GROUP)[: len(float8)] + mean).clamp_min(0)
 
 

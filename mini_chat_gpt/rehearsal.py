@@ -23,6 +23,7 @@ from mini_chat_gpt.batching import Example
 from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields, SFTSection
 from mini_chat_gpt.device import Precision, keep_freed_memory
 from mini_chat_gpt.engine import Engine
+from mini_chat_gpt.lora import add_lora
 from mini_chat_gpt.memory_trace import Kernels, LiveTensors, ShadowHeap, heap_bytes
 from mini_chat_gpt.memory_use import in_use
 from mini_chat_gpt.model import GPT
@@ -149,11 +150,13 @@ def rehearse(
     with live:
         with live.calling("weights"), place:
             model = GPT(gpt_config)
+            if request["adapter"] is not None:
+                add_lora(model, config.lora, *request["adapter"])
         model.to = lambda *_: model  # type: ignore[method-assign]  # it is there, and fake parameters can't be moved
         with live.calling("ema"):
             engine = Engine(model, config, ScheduleFields(**request["phase"]), precision)
         model.activation_checkpointing = config.training.activation_checkpointing
-        for parameter in model.parameters():
+        for parameter in engine.optimizer.parameters.values():
             parameter.register_post_accumulate_grad_hook(lambda parameter: live.name("gradients", [parameter.grad]))
         copied = go_through(engine, live, request)
         found: dict[str, Any] = {part: live.at_peak.get(part, 0) for part in PARTS} | {"baseline": machine.baseline}

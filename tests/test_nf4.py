@@ -128,6 +128,7 @@ def test_no_absmax_is_read_as_less_than_nothing():
 def test_stored_bytes():
     assert quantise(normal(256, 256)).nbytes * 8 / 256**2 == 4 + 8 / 64 + 32 / (64 * 256) + 32 / 256**2
     assert quantise(normal(3, 43)).nbytes == 3 * 32 + 3 + 4 + 4  # three blocks, a group, the mean
+    assert all(part.nbytes == part.untyped_storage().nbytes() for part in quantise(normal(3, 43)))  # no cut of more
     layer = Nf4Linear.of(linear(768, 512))
     table = layer.pairs.nbytes
     assert (sum(part.nbytes for part in layer.buffers()) - table) * 8 / (768 * 512) == pytest.approx(4.127, abs=5e-4)
@@ -253,10 +254,11 @@ def test_weights_made_while_generating_can_be_trained_through():
     torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(2, 64))
 
 
-def test_a_weight_that_is_not_finite_is_not_hidden():
-    weight = normal(4, 64)
-    weight[2, 5] = float("nan")
-    assert restored(weight).isnan().all()
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_weight_that_is_not_finite_is_not_hidden(value):
+    weight = normal(300, 64)
+    weight[2, 5] = float(value)
+    assert not restored(weight).isfinite().any()
 
 
 def test_parts_are_integers_of_the_documented_shapes():
@@ -265,3 +267,4 @@ def test_parts_are_integers_of_the_documented_shapes():
     assert [(part.dtype, tuple(part.shape)) for part in parts] == [
         (torch.uint8, (313, 32)), (torch.uint8, (313,)), (torch.int32, (3,)), (torch.int64, (256,)),
     ]  # fmt: skip
+    assert parts.absmax.view(torch.float8_e4m3fn).float().abs().max() == 448  # the whole range is used
