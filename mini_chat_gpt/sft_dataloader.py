@@ -1,30 +1,23 @@
-"""TinyStories-Instruct for fine-tuning: records -> tasks -> conversations -> examples. `python -m mini_chat_gpt.sft_dataloader`.
+"""TinyStories-Instruct for fine-tuning: records -> tasks -> conversations -> examples.
 
 This is the door to what the rooms behind it do: `story_records` and `story_index` read files, `story_tasks` makes tasks,
 `task_fitting` shortens and renders them, `task_shares` balances them. Here they are put together into a stream in which
 example i depends on data, seed and i alone: each epoch takes every record once, in a new order, with one of its tasks.
-
-Run as a program it shows a few examples with the trained tokens marked.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
-from rich.text import Text
 
-from mini_chat_gpt.batch_text import headline, marked_parts
 from mini_chat_gpt.batching import Example, epoch_order, share_beginning
-from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.story_index import RecordIndex
 from mini_chat_gpt.story_phrasing import Chooser
@@ -304,50 +297,3 @@ def _balancing_rate(category: str, there: Mapping[str, int], first: Mapping[str,
 def _number(text: str) -> int:
     """A number below 2**64 that any process makes of this text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-def show_examples(source: InstructSource, n: int, console: Console) -> None:
-    """Print the first n examples; what is trained is green, and between [[ and ]] where there are no colours."""
-    for slot in range(n):
-        example = source.example(slot)
-        console.rule(headline(example), style="dim")
-        text = Text()
-        for part, trained in marked_parts(example, source.tokenizer):
-            text.append(f"[[{part}]]" if trained else part, style="bold green" if trained else None)
-        console.print(text)
-    console.rule(style="dim")
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in source.realised.items() if share > 0)
-    console.print(f"{len(source):,} records; shares of the stream: {shares}", markup=False, highlight=False)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
-    from mini_chat_gpt.tokenizer import ChatTokenizer
-
-    parser = argparse.ArgumentParser(
-        description="Show a few training examples, the trained tokens marked.",
-    )
-    parser.add_argument(
-        "path", nargs="?", default="./TinyStories", help="Instruct file, or folder with them (./TinyStories)"
-    )
-    parser.add_argument(
-        "--tokenizer", help="encoding name, .tiktoken file or folder; else a small one is trained on the spot"
-    )
-    parser.add_argument("--n", type=int, default=3, help="how many (3)")
-    parser.add_argument("--seq-len", type=int, default=1024, help="longest example in tokens (1024)")
-    parser.add_argument("--seed", type=int, default=1337, help="order, kinds and phrasings (1337)")
-    arguments = parser.parse_args(argv)
-    path = Path(arguments.path)
-    path = path if path.is_file() else find_instruct_file(path, "train")
-    if arguments.tokenizer:
-        tokenizer = ChatTokenizer.load(arguments.tokenizer)
-    else:
-        tokenizer = ChatTokenizer.train(islice(stories(path), 2000), 1024)
-    tokenizer.add_control_tokens()
-    source = InstructSource(path, tokenizer, arguments.seq_len, arguments.seed)
-    show_examples(source, arguments.n, Console())
-    return 0
-
-
-if __name__ == "__main__":
-    exit_with(main)

@@ -386,19 +386,6 @@ def test_derived_records_are_never_asked_for_their_ending(real_data, tmp_path, t
     assert source.realised["dialogue/yes"] == pytest.approx(source.realised["dialogue/no"], rel=0.1)
 
 
-def test_the_program_shows_examples_legibly_without_colours(path, capsys):
-    assert sft_dataloader.main([str(path), "--n", "2", "--seq-len", "300"]) == 0
-    out = capsys.readouterr().out
-    assert out.count("[[") == out.count("<|endoftext|>]]") == 2
-    assert "<|user|>" in out
-    assert " trained, weight " in out
-    assert "240 records; shares of the stream" in out
-
-
-def test_the_program_finds_the_file_in_a_folder(path, capsys):
-    assert sft_dataloader.main([str(path.parent), "--n", "1"]) == 0
-
-
 def test_the_public_names_work_together(path):
     record = next(read_records(path))
     assert record == RecordIndex(path)[0] == parse_record(record_text(0))
