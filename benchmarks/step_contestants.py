@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mini_chat_gpt.batching import Example
     from mini_chat_gpt.distributed import World
     from mini_chat_gpt.engine import Engine
+    from mini_chat_gpt.lora import Frozen
 
 Step = Callable[[list[Item]], object]
 
@@ -91,10 +92,21 @@ def peak_bytes() -> int:
         return 0
 
 
+def forget_peak() -> None:
+    """Let the most resident memory be counted from now on: reading a model may take more than training it."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
 def our_engine(
-    setting: Setting, folder: Path | str, precision: str, clip: float = 1.0, world: World | None = None
+    setting: Setting,
+    folder: Path | str,
+    precision: str,
+    clip: float = 1.0,
+    world: World | None = None,
+    frozen: Frozen | None = None,
 ) -> Engine:
-    """The engine of a run with the settings file's defaults but for what the setting says."""
+    """The engine of a run with the settings file's defaults but for what the setting says; of an adapter with `frozen`."""
     from mini_chat_gpt.checkpoint import load_checkpoint
     from mini_chat_gpt.config import Config
     from mini_chat_gpt.device import pick_precision, set_up
@@ -110,6 +122,10 @@ def our_engine(
     )
     set_up(config.system)
     model, _ = load_checkpoint(folder, "cpu")
+    if frozen is not None:
+        from mini_chat_gpt.lora import add_lora
+
+        add_lora(model, config.lora, frozen)
     chosen = pick_precision(config.system.mixed_precision, model.device)
     return Engine(model, config, config.sft, chosen, world or ALONE)
 
@@ -120,9 +136,10 @@ def our_examples(items: list[Item]) -> list[Example]:
     return [Example(item.ids.astype("int32"), item.trained, 1.0, "any") for item in items]
 
 
-def ours(setting: Setting, folder: str, referee: Referee, precision: str) -> None:
+def ours(setting: Setting, folder: str, referee: Referee, precision: str, frozen: Frozen | None = None) -> None:
     """`Engine.step`, which is what the trainer calls."""
-    engine = our_engine(setting, folder, precision)
+    engine = our_engine(setting, folder, precision, frozen=frozen)
+    forget_peak()
     referee.run(setting, lambda items: engine.step(our_examples(items)))
 
 
@@ -167,6 +184,32 @@ def plain(setting: Setting, folder: str, referee: Referee) -> None:
         loss = plain_loss(model, items)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+
+    referee.run(setting, step)
+
+
+def peft(setting: Setting, folder: str, referee: Referee) -> None:
+    """PEFT's LoRA with the settings of ours, on the checkpoint as `transformers` runs it in bf16, padded, all logits."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    torch.set_num_threads(setting.threads)
+    logging.disable_progress_bar()
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).train()
+    model = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.1, target_modules="all-linear"))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=setting.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    forget_peak()
+
+    def step(items: list[Item]) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = plain_loss(model, items)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         loss.item()
@@ -301,6 +344,10 @@ def main() -> None:
     no_checkpointing = {"gradient_checkpointing": False}
     packed = {"packing": True, "max_length": 1024, "per_device_train_batch_size": max(1, setting.batch_size // 4)}
     contestants: dict[str, Callable[[], None]] = {
+        "ours-lora": lambda: ours(setting, folder, referee, "auto", "bf16"),
+        "ours-lora-float32": lambda: ours(setting, folder, referee, "fp32", "float32"),
+        "ours-qlora": lambda: ours(setting, folder, referee, "auto", "nf4"),
+        "peft": lambda: peft(setting, folder, referee),
         "ours": lambda: ours(setting, folder, referee, "auto"),
         "ours-float32": lambda: ours(setting, folder, referee, "fp32"),
         "plain": lambda: plain(setting, folder, referee),
@@ -316,7 +363,7 @@ def main() -> None:
 
 def missing(name: str, checkout: str | None) -> str | None:
     """Why a contestant can't take part here, or None."""
-    needed = {"trl": "trl", "plain": "transformers"}.get(name.partition("-")[0])
+    needed = {"trl": "trl", "plain": "transformers", "peft": "peft"}.get(name.partition("-")[0])
     if needed and importlib.util.find_spec(needed) is None:
         return f"{needed} is not installed here (pip install {needed})"
     if name.startswith("nanochat") and checkout is None:

@@ -50,11 +50,12 @@ def describe(examples: Sequence[Example], tokenizer: ChatTokenizer, title: str) 
 
 
 def headline(example: Example) -> str:
-    """What an example is, in a line: "words: 143 tokens, 98 trained, weight 0.3" (the mean, where tokens differ)."""
+    """What an example is, in a line: "words: 143 tokens, 98 trained, weight 0.3" (the targets' mean, where they differ)."""
+    weight = np.broadcast_to(example.weight, len(example.ids))[1:][example.trained[1:]]
     several = f", {example.n_conversations} conversations that share their beginning" if example.branches else ""
     return (
         f"{_one_line(example.kind)}: {len(example.ids):,} tokens, {example.n_trained:,} trained, "
-        f"weight {np.mean(example.weight):.3g}{several}"
+        f"weight {np.mean(weight) if len(weight) else 0:.3g}{several}"
     )
 
 

@@ -109,7 +109,7 @@ class ConversationSource:
         for one in self.left_out:
             groups.setdefault((one.conversation.path, one.what), []).append(one)
         return [
-            f"{path}: {len(those):,} of its chats {part} {what}; the first, line {those[0].conversation.line}: {those[0].why}."
+            f"{path}: of its chats {part} {what}: {len(those):,}; the first, line {those[0].conversation.line}: {those[0].why}."
             for (path, what), those in groups.items()
         ]
 

@@ -84,13 +84,13 @@ def read_conversations(
         if empty:
             raise UserError(f"{path} holds no conversation; it is empty.")
     if problems is None and found:
-        raise UserError(f"{_listed(found)} Mend them, or leave them out with --skip-bad.")
+        raise UserError(f"{_listed(found)}Mend them, or leave them out with --skip-bad.")
 
 
 def _listed(problems: Sequence[Problem]) -> str:
     """All that is wrong: the first ones each on a line of its own, of the others how many."""
     if len(problems) == 1:
-        return f"{problems[0]}."
+        return f"{problems[0]}. "
     lines = [str(problem) for problem in problems[:MOST_SHOWN]]
     if len(problems) > MOST_SHOWN:
         files = Counter(problem.path for problem in problems)

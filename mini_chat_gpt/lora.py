@@ -25,6 +25,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from mini_chat_gpt import derivatives
 from mini_chat_gpt.config import LoraSettings
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.nf4 import Nf4Linear
@@ -84,6 +85,9 @@ class LoraLinear(nn.Module):
         self.magnitude = nn.Parameter(self.lengths()) if settings.dora else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.magnitude is None and derivatives.by_hand(x):
+            dropout = self.dropout.p if self.training else 0.0
+            return derivatives.low_rank(self.base(x), x, self.lora_A, self.lora_B, self.scaling, dropout)
         dropped = self.dropout(x)
         added = F.linear(F.linear(dropped, self.lora_A), self.lora_B) * self.scaling
         if self.magnitude is None:
@@ -139,6 +143,10 @@ def add_lora(
     for name, linear in linear_layers(model):
         base = kept(linear, frozen)
         model.set_submodule(name, LoraLinear(base, settings) if name in names else base)
+    if frozen != "float32":
+        # What is left of the weights lies, as they all did, in the memory into which their file is mapped: one that stays keeps all.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
     train_rows(model, token_ids)
     model.adapter = Adapter(settings, tuple(names), frozen, tuple(token_ids))
     return names

@@ -63,14 +63,9 @@ class RMSNorm(nn.Module):
         """In autocast's precision, where that is on: what comes out of a norm goes into products."""
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        if by_hand(x):
+        if derivatives.by_hand(x):
             return derivatives.rms_norm(x, self.weight, self.eps, dtype)
         return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps).to(dtype)
-
-
-def by_hand(x: torch.Tensor) -> bool:
-    """Whether derivatives.py is faster: when training on a CPU, without a compiler, which would see to it."""
-    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
@@ -122,7 +117,7 @@ def rope_frequencies(config: GPTConfig) -> torch.Tensor:
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn each pair (x1, x2) of the head's two halves. x (B, H, T, D); cos, sin (B, 1, T, D/2)."""
-    if by_hand(x):
+    if derivatives.by_hand(x):
         return derivatives.rotate(x, cos, sin)
     x1, x2 = x.chunk(2, dim=-1)
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)

@@ -17,8 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from mini_chat_gpt import flat_attention
-from mini_chat_gpt import model as gpt_model
+from mini_chat_gpt import derivatives, flat_attention
 from mini_chat_gpt.batching import Example
 from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields, SFTSection
 from mini_chat_gpt.device import Precision, keep_freed_memory
@@ -139,7 +138,7 @@ def rehearse(
     on_cpu, place = device.type == "cpu", device
     if not on_cpu and not (device.type == "cuda" and torch.cuda.is_available()):
         place = torch.device("cpu")
-        for module, name in ((flat_attention, "blocks_are_faster"), (gpt_model, "by_hand")):
+        for module, name in ((flat_attention, "blocks_are_faster"), (derivatives, "by_hand")):
             setattr(module, name, lambda *_: False)  # as on a GPU
     heap = None
     if machine.kernels is not None:

@@ -221,7 +221,7 @@ def read_chats(config: Config, tokenizer: ChatTokenizer, context: int) -> ChatDa
 def _skipped(problems: Sequence[Problem]) -> list[str]:
     by_file = Counter(problem.path for problem in problems)
     firsts = {problem.path: problem for problem in reversed(problems)}
-    return [f"{path}: {n:,} records skipped; the first: {firsts[path]}." for path, n in by_file.items()]
+    return [f"{path}: records skipped: {n:,}; the first: {firsts[path]}." for path, n in by_file.items()]
 
 
 def _repeated(groups: Sequence[Sequence[Conversation]]) -> list[str]:
@@ -229,7 +229,7 @@ def _repeated(groups: Sequence[Sequence[Conversation]]) -> list[str]:
         return []
     n, (one, other) = sum(len(group) - 1 for group in groups), groups[0][:2]
     return [
-        f"{n:,} chats say the same as another one; the first: {one.path}, line {one.line}, and {other.path}, line {other.line}."
+        f"Chats that say the same as another one: {n:,}; the first: {one.path}, line {one.line}, and {other.path}, line {other.line}."
     ]
 
 
@@ -238,11 +238,13 @@ def _in_both(trained: Sequence[Conversation], held_out: Sequence[Conversation]) 
     notes = []
     if whole:
         notes.append(
-            f"{len(whole):,} held-out chats are trained on too; the first: {whole[0].path}, line {whole[0].line}."
+            f"Held-out chats that are trained on too: {len(whole):,}; the first: {whole[0].path}, line {whole[0].line}."
         )
     if question:
         where = f"{question[0].path}, line {question[0].line}"
-        notes.append(f"{len(question):,} held-out chats begin with a question that is trained on; the first: {where}.")
+        notes.append(
+            f"Held-out chats that begin with a question that is trained on: {len(question):,}; the first: {where}."
+        )
     return notes
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mini_chat_gpt import blocked_products, flat_attention
-from mini_chat_gpt.derivatives import rms_norm, rotate
+from mini_chat_gpt.derivatives import low_rank, rms_norm, rotate
 from mini_chat_gpt.flat_attention import Flat, blocks_are_faster, flat
 from mini_chat_gpt.loss import IGNORE_INDEX, cross_entropy_sums
 
@@ -153,3 +153,36 @@ def test_a_second_backward_pass_is_refused():
     sums.weighted_sum.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="compute it again"):
         sums.weighted_sum.backward()
+
+
+def test_an_adapters_product_is_the_plain_formula():
+    torch.manual_seed(0)
+    whole, x, a, b = torch.randn(2, 5, 7), torch.randn(2, 5, 6), torch.randn(3, 6), torch.randn(7, 3)
+    ours = results(lambda *those: low_rank(*those, 0.7, 0.0), whole, x, a, b)
+    assert_alike(ours, results(lambda whole, x, a, b: whole + 0.7 * (x @ a.T @ b.T), whole, x, a, b), 1e-6)
+    half = whole.bfloat16()
+    rough = results(lambda *those: low_rank(*those, 0.7, 0.0), half, x, a, b)
+    assert [each.dtype for each in rough] == [torch.bfloat16, torch.bfloat16, *[torch.float32] * 3]
+    for one, other in zip(rough, ours, strict=True):
+        assert (one.float() - other).abs().max() <= 0.05 * other.abs().max()
+
+
+def test_what_an_adapter_drops_in_the_forward_pass_it_drops_in_the_backward_pass():
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 7), (4, 6), (3, 6), (7, 3))]
+
+    def dropped(whole, x, a, b):
+        torch.manual_seed(3)
+        return low_rank(whole, x, a.double(), b.double(), 0.7, 0.4)
+
+    assert torch.autograd.gradcheck(lambda *those: dropped(*those), inputs)
+    assert not torch.equal(dropped(*inputs), low_rank(*inputs, 0.7, 0.0))
+
+
+def test_as_much_is_dropped_as_was_asked_for_and_the_rest_makes_up_for_it():
+    torch.manual_seed(0)
+    x, eye = torch.ones(301, 333), torch.eye(333)
+    out = low_rank(torch.zeros_like(x), x, eye, eye, 1.0, 0.1)
+    assert abs((out == 0).float().mean() - 0.1) < 0.005
+    assert torch.allclose(out[out > 0], torch.tensor(1 / 0.9), rtol=1e-4)
+    assert (out == 0).float().mean(0).std() < 0.03  # no column is favoured
+    assert not torch.equal(out, low_rank(torch.zeros_like(x), x, eye, eye, 1.0, 0.1))
