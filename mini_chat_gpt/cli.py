@@ -16,6 +16,7 @@ VERBS = {
     "inspect": ("inspect_data", "show what a fine-tuning run will train on, trained tokens coloured"),
     "pretrain": ("pretrain", "train a base model on plain text"),
     "sft": ("sft_train", "fine-tune a base model to answer"),
+    "recipe": ("recipe", "fine-tune as a recipe says (polite_helper), and compare before and after"),
     "chat": ("chat", "chat with a model in the terminal, or over a pipe"),
     "generate": ("sft_generate", "reply to a prompt"),
     "evaluate": ("evaluate", "score replies to held-out tasks, of one model or of several side by side"),

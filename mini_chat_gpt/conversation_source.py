@@ -204,6 +204,23 @@ def in_both(
     return whole, question
 
 
+def nearest_prompts(prompts: Sequence[str], conversations: Sequence[Conversation]) -> Iterator[tuple[float, str, str]]:
+    """For each prompt (share, prompt, question): the question of the conversations that has most words in common with it.
+
+    The share is that of the words which both have among those that one of them has (Jaccard's index).
+    """
+    questions = {m.content: set(_words(m.content)) for c in conversations for m in c.messages if m.role == "user"}
+    for prompt in prompts:
+        words = set(_words(prompt))
+        shares = {text: len(words & theirs) / max(1, len(words | theirs)) for text, theirs in questions.items()}
+        nearest = max(shares, key=lambda text: shares[text])
+        yield shares[nearest], prompt, nearest
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 

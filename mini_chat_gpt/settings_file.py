@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -27,9 +27,29 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     if path is not None:
         source = str(path)
         values = _read_yaml(Path(path))
+        _find_beside(values, Path(path).parent)
     for override in overrides:
         _apply_override(values, override)
     return parse_config(values, source)
+
+
+def _find_beside(values: dict[str, Any], folder: Path) -> None:
+    """Chat files that lie beside the config file are meant by their names alone, wherever a command is started."""
+    chats = values.get("chats")
+    if not isinstance(chats, dict):
+        return
+    for key in ("files", "valid_files"):
+        given = chats.get(key)
+
+        def found(name: Any) -> Any:
+            return str(folder / name) if isinstance(name, str) and (folder / name).is_file() else name
+
+        if isinstance(given, dict):
+            chats[key] = {found(name): weight for name, weight in given.items()}
+        elif isinstance(given, list):
+            chats[key] = [found(name) for name in given]
+        elif given is not None:
+            chats[key] = found(given)
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
@@ -37,7 +57,7 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
     try:
         return Config(**values)
     except ValidationError as error:
-        problems = "; ".join(_explain(item) for item in error.errors())
+        problems = "; ".join(explain(item, Config) for item in error.errors())
         raise UserError(f"{source}: {problems}") from None
 
 
@@ -95,22 +115,23 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     place[parts[-1]] = value
 
 
-def _explain(item: Any) -> str:
-    """One problem of pydantic's list in words: the key, what is wrong, what would be right."""
+def explain(item: Any, root: type[Section]) -> str:
+    """One problem of pydantic's list about a `root` in words: the key, what is wrong, what would be right."""
     path = [str(part) for part in item["loc"]]
     key = ".".join(path)
     if item["type"] == "extra_forbidden":
-        owner = _section_at(path[:-1])
+        owner = _section_at(root, path[:-1])
         return f"{key} is not a setting{nearest(path[-1], owner)} (known here: {', '.join(owner)})"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return f"{key}: {message}, not {item['input']!r}" if item["type"] != "value_error" else f"{key}: {message}"
 
 
-def _section_at(path: Sequence[str]) -> list[str]:
-    section: Any = Config
+def _section_at(root: type[Section], path: Sequence[str]) -> list[str]:
+    """The settings of the section at this place; a number in it is that of a list's item."""
+    section: Any = root
     for part in path:
-        section = section.model_fields[part].annotation
+        section = get_args(section)[0] if part.isdigit() else section.model_fields[part].annotation
     return list(section.model_fields)
 
 

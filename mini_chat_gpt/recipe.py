@@ -1,0 +1,150 @@
+"""`mini-chat-gpt recipe NAME`: fine-tune as a recipe says, then compare the model with what it was before.
+
+A recipe is a folder (recipes/polite_helper is one), and a new one needs no code:
+
+    config.yaml     settings, as for `mini-chat-gpt sft --config`; chat files beside it are meant by their names
+    prompts.yaml    what is asked before and after (before_after.py)
+
+The comparison is written to before_after.md in the run's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mini_chat_gpt.before_after import Answers, Prompts, ask, changes, read_prompts, report
+from mini_chat_gpt.checkpoint import find_checkpoint, load_checkpoint, newest_checkpoint, read_meta
+from mini_chat_gpt.config import Config
+from mini_chat_gpt.conversation_source import nearest_prompts
+from mini_chat_gpt.conversations import read_conversations
+from mini_chat_gpt.entry import exit_with, under_torchrun
+from mini_chat_gpt.errors import UserError, nearest
+from mini_chat_gpt.files import atomic_write_text
+from mini_chat_gpt.monitor import clock
+from mini_chat_gpt.runs import console
+from mini_chat_gpt.settings_file import load_config
+from mini_chat_gpt.sft_train import train
+from mini_chat_gpt.trainer import TrainResult
+
+CONFIG, PROMPTS, REPORT = "config.yaml", "prompts.yaml", "before_after.md"
+
+
+def places() -> list[Path]:
+    """Where recipes are looked for by name: here, in the installed package, and in the clone that it is."""
+    package = Path(str(files("mini_chat_gpt")))
+    return [Path("recipes"), package / "recipes", package.parent / "recipes"]
+
+
+def find_recipe(name: str) -> Path:
+    """The folder of a recipe, given by its path or name. Raises UserError, naming those that there are."""
+    candidates = [Path(name), *(place / name for place in places())]
+    if found := next((folder for folder in candidates if (folder / CONFIG).is_file()), None):
+        return found
+    known = sorted({file.parent.name for place in places() for file in place.glob(f"*/{CONFIG}")})
+    there = f"there are {', '.join(known)}" if known else "there are none here"
+    raise UserError(
+        f"There is no recipe {name!r}{nearest(name, known)} ({there}); give a name or a folder with a {CONFIG} and a {PROMPTS}."
+    )
+
+
+def base_of(config: Config) -> Path:
+    """The model that the recipe begins with. Raises UserError with what to do where there is none."""
+    asked = config.sft.pretrained_checkpoint
+    path = Path(asked) if asked else newest_checkpoint(base=True)
+    if path is None or not (path.exists() or path.name in ("best", "last")):
+        raise UserError(
+            f"There is no model {path or 'under runs/'} to begin with; `mini-chat-gpt quickstart` makes one in ten minutes, or name "
+            "yours: sft.pretrained_checkpoint=PATH."
+        )
+    return path
+
+
+def cook(folder: Path, config: Config, out: Console) -> Path | None:
+    """Train, ask, compare; returns the report's file, or None where training was interrupted."""
+    prompts, base = read_prompts(folder / PROMPTS), base_of(config)
+    sft = config.sft.model_copy(update={"pretrained_checkpoint": str(base)})
+    result = train(config.model_copy(update={"sft": sft}))
+    if result.stopped:
+        return None
+    before = ask("before", *load_checkpoint(base, "cpu"), prompts)
+    after = ask("after", *load_checkpoint(result.folder, "cpu"), prompts)
+    file = result.folder / REPORT
+    text = report(folder.resolve().name, facts_of(config, base, result, prompts), prompts, before, after)
+    atomic_write_text(file, text)
+    show(prompts, before, after, out)
+    out.print(
+        f"\nWith every reply: {file}\nChat with it: mini-chat-gpt chat --checkpoint {result.folder}",
+        markup=False,
+        soft_wrap=True,
+    )
+    return file
+
+
+def facts_of(config: Config, base: Path, result: TrainResult, prompts: Prompts) -> list[str]:
+    """What was trained on what, for the head of the report."""
+    model, tokenizer = load_checkpoint(base, "cpu")
+    kind = (
+        "a chat model"
+        if tokenizer.chat_format is not None
+        else "a base model, which goes on from each prompt as a text"
+    )
+    how = f"adapters (LoRA) of rank {config.lora.rank}" if config.lora.enabled else "all weights"
+    step = read_meta(find_checkpoint(result.folder, "last"))["info"]["step"]
+    chats = list(read_conversations(config.chats.files, [] if config.chats.skip_bad else None))
+    facts = [
+        f"before: {base.name}, {model.n_parameters() / 1e6:.2f} M parameters, {kind}",
+        f"after: {how} trained on {len(chats):,} chats for {step:,} steps in {clock(result.seconds)}, "
+        f"learning rate {config.sft.learning_rate:g}",
+        "replies: what the model is surest of (temperature 0), at most 160 tokens",
+    ]
+    if chats:
+        share, prompt, question = max(nearest_prompts(prompts.all, chats))
+        facts.append(
+            f"none of the prompts stands in the data; the nearest two share {share:.0%} of their words: “{prompt}” and “{question}”"
+            if share < 1
+            else f"careful: “{prompt}” stands in the data, as “{question}”"
+        )
+    return facts
+
+
+def show(prompts: Prompts, before: Answers, after: Answers, out: Console) -> None:
+    """The prompts side by side, and what can be counted."""
+    table = Table("shows", "prompt", "before", "after", show_lines=True)
+    for each in prompts.compare:
+        for prompt in each.prompts:
+            cells = (_short(answers.replies[prompt].text) for answers in (before, after))
+            table.add_row(each.shows, prompt, *cells)
+    out.print(table)
+    counted = Table("", "before", "after", box=None)
+    for row in changes(prompts, before, after):
+        counted.add_row(*row)
+    out.print(counted)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split()).replace("[", r"\[")
+    return text if len(text) <= 240 else text[:239] + "…"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description="Fine-tune as a recipe says, and compare the model with what it was before."
+    )
+    parser.add_argument("recipe", help="name (polite_helper) or folder of a recipe")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the recipe's")
+    arguments = parser.parse_intermixed_args(argv)
+    folder = find_recipe(arguments.recipe)
+    if under_torchrun():
+        raise UserError("recipe is for one process; train with torchrun and its config.yaml instead.")
+    return 0 if cook(folder, load_config(folder / CONFIG, arguments.overrides), console()) else 130
+
+
+if __name__ == "__main__":
+    exit_with(main)
