@@ -78,26 +78,27 @@ def read_conversations(
             try:
                 form, messages = _messages_of(record)
             except (BadRecord, UserError) as error:
-                found.append(Problem(str(path), line, str(error).rstrip(".")))
+                what = str(error).rstrip(".")
+                found.append(Problem(str(path), line, what[:1].lower() + what[1:]))
                 continue
             yield Conversation(tuple(messages), form, str(path), line)
         if empty:
             raise UserError(f"{path} holds no conversation; it is empty.")
     if problems is None and found:
-        raise UserError(f"{_listed(found)}Mend them, or leave them out with --skip-bad.")
+        raise UserError(_listed(found))
 
 
 def _listed(problems: Sequence[Problem]) -> str:
     """All that is wrong: the first ones each on a line of its own, of the others how many."""
     if len(problems) == 1:
-        return f"{problems[0]}. "
+        return f"{problems[0]}; mend it, or leave it out with --skip-bad."
     lines = [str(problem) for problem in problems[:MOST_SHOWN]]
     if len(problems) > MOST_SHOWN:
         files = Counter(problem.path for problem in problems)
         lines.append(
             f"and {len(problems) - MOST_SHOWN:,} more ({', '.join(f'{n:,} in {p}' for p, n in files.items())})"
         )
-    return f"{len(problems):,} records can't be used:\n  " + "\n  ".join(lines) + "\n"
+    return f"{len(problems):,} records can't be used:\n  " + "\n  ".join(lines) + "\nMend them, or leave them out with --skip-bad."
 
 
 # ---- from a file to records --------------------------------------------------------------------------------------------

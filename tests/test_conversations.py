@@ -106,9 +106,9 @@ BAD = [
     ("Hi there\n", "it is no JSON: Expecting value at column 1"),
     ("[1, 2]\n", "it is a list; a conversation is an object such as"),
     ("null\n", "it is null"),
-    (turns(("robot", "Hi")), "Message 1 of 1 has the role 'robot'; the roles are system, user, assistant."),
-    (turns(("user", "Hi"), ("assistant", " ")), "Message 2 of 2 (role assistant) has no text"),
-    (turns(("system", "a"), ("system", "b")), "Message 2 of 2 (role system) must not stand there"),
+    (turns(("robot", "Hi")), "message 1 of 1 has the role 'robot'; the roles are system, user, assistant"),
+    (turns(("user", "Hi"), ("assistant", " ")), "message 2 of 2 (role assistant) has no text"),
+    (turns(("system", "a"), ("system", "b")), "message 2 of 2 (role system) must not stand there"),
     (turns(("user", "Hi")), "it ends with a user message, which nobody answers"),
     (turns(("user", "Hi"), ("assistant", "a", False)), "no reply of it is to be trained"),
     (turns(("user", "Hi"), ("assistant", "a", "no")), "\"train\" of message 2 is 'no'; it must be true or false"),
@@ -133,7 +133,7 @@ def test_what_is_wrong_is_said_with_file_and_line(tmp_path, wrong, sentence):
     with pytest.raises(UserError) as error:
         list(read_conversations(path))
     assert str(error.value).startswith(f"{path}, line 2: {sentence}")
-    assert str(error.value).endswith("Mend them, or leave them out with --skip-bad.")
+    assert str(error.value).endswith("; mend it, or leave it out with --skip-bad.")
     problems = []
     assert len(list(read_conversations(path, problems))) == 1
     assert len(problems) == 1
