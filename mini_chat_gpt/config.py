@@ -7,7 +7,7 @@ generated from it (`mini-chat-gpt config`). Nothing deep inside reads an environ
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -412,3 +412,18 @@ class Config(Section):
     """The machine."""
     wandb: WandbSection = WandbSection()
     """Monitoring at wandb.ai; metrics.jsonl in the run folder is always written."""
+
+    def step_size(self, phase: ScheduleFields) -> StepSize:
+        """What an optimizer step of this phase is made of."""
+        training = self.training
+        batch_size = phase.batch_size or training.batch_size
+        tokens = phase.tokens_per_step or (None if phase.examples_per_step else training.tokens_per_step)
+        return StepSize(batch_size, phase.examples_per_step or training.examples_per_step or batch_size, tokens)
+
+
+class StepSize(NamedTuple):
+    """Of an optimizer step, over all processes."""
+
+    batch_size: int  # examples of a micro-batch
+    examples: int
+    tokens: int | None  # where given, they decide instead of examples

@@ -98,7 +98,11 @@ def _listed(problems: Sequence[Problem]) -> str:
         lines.append(
             f"and {len(problems) - MOST_SHOWN:,} more ({', '.join(f'{n:,} in {p}' for p, n in files.items())})"
         )
-    return f"{len(problems):,} records can't be used:\n  " + "\n  ".join(lines) + "\nMend them, or leave them out with --skip-bad."
+    return (
+        f"{len(problems):,} records can't be used:\n  "
+        + "\n  ".join(lines)
+        + "\nMend them, or leave them out with --skip-bad."
+    )
 
 
 # ---- from a file to records --------------------------------------------------------------------------------------------

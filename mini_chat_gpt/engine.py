@@ -85,7 +85,7 @@ class Engine:
         device: torch.device | None = None,
     ) -> None:
         self.model, self.precision, self.world = model, precision, world
-        self.batch_size = phase.batch_size or config.training.batch_size
+        self.batch_size = config.step_size(phase).batch_size
         self.batch_tokens, self.grad_clip = config.training.batch_tokens, config.training.grad_clip
         self.seed = config.system.seed
         self.sharded = config.system.fsdp and world.size > 1

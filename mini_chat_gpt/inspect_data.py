@@ -242,10 +242,8 @@ def _sources(examples: SftExamples, config: Config) -> Iterator[_Source]:
 
 def _first_steps(config: Config, examples: SftExamples, steps: int, n: int) -> tuple[list[MicroBatch], list[Specimen]]:
     """The micro-batches of the first steps, and their examples; more steps are read where these have fewer than n."""
-    phase, training, source = config.sft, config.training, examples.source
-    tokens = phase.tokens_per_step or (None if phase.examples_per_step else training.tokens_per_step)
-    batch_size = phase.batch_size or training.batch_size
-    per_step = phase.examples_per_step or training.examples_per_step or batch_size
+    source = examples.source
+    batch_size, per_step, tokens = config.step_size(config.sft)
     if examples.stages:
         source, tokens = examples.stages[0].source, examples.stages[0].tokens_per_step or tokens
     origin = _origins(examples)
@@ -256,7 +254,7 @@ def _first_steps(config: Config, examples: SftExamples, steps: int, n: int) -> t
             step += 1
             read, _ = reader.step(per_step, tokens)
             in_order = iter(sorted(read, key=lambda example: len(example.ids), reverse=True))  # as micro_batches does
-            for number, batch in enumerate(micro_batches(read, batch_size, training.batch_tokens), 1):
+            for number, batch in enumerate(micro_batches(read, batch_size, config.training.batch_tokens), 1):
                 if step <= steps:
                     batches.append(MicroBatch(step, number, batch.n_examples, batch.n_tokens, len(batch.targets)))
                 for example in islice(in_order, batch.n_examples):

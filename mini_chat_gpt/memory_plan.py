@@ -94,7 +94,7 @@ def plan_memory(
 
     Raises RuntimeError with its last words if the other process fails.
     """
-    batch_size = phase.batch_size or config.training.batch_size
+    batch_size = config.step_size(phase).batch_size
     measures = [_measure(step, batch_size, config.training.batch_tokens) for step in steps]
     work = WORK.get(torch.device(device).type, WORK["others"])
     rehearsed = _worth_rehearsing(measures, work / gpt_config.n_layer)
@@ -135,7 +135,7 @@ def largest_batch(
     is the plan for the configured size, if that is there already; `more` goes to `plan_memory`.
     """
     fitting, too_large = 0, max(len(step) for step in steps) + 1
-    size = min(too_large - 1, phase.batch_size or config.training.batch_size)
+    size = min(too_large - 1, config.step_size(phase).batch_size)
     best = None
     while True:
         sized = phase.model_copy(update={"batch_size": size})

@@ -130,9 +130,8 @@ class Trainer:
         self.folder, self.monitor, self.callbacks = folder, monitor, callbacks
         self.world, self.model = engine.world, engine.model
         self.progress = Progress()
-        phase, training = job.phase, config.training
-        self.tokens_per_step = phase.tokens_per_step or (None if phase.examples_per_step else training.tokens_per_step)
-        self.examples_per_step = phase.examples_per_step or training.examples_per_step or engine.batch_size
+        training = config.training
+        _, self.examples_per_step, self.tokens_per_step = config.step_size(job.phase)
         self.total_steps = self._count_steps()
         self.val_losses: Metrics = {}
         writers = self.world.apart() if engine.sharded else ALONE
