@@ -182,6 +182,7 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """As safetensors, straight from the tensors' memory. Raises OSError, as any other way of writing does."""
     try:
         save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(0o644)  # the library lets nobody but the owner read what it writes
     except SafetensorError as error:
         code = re.search(r"code: (\d+)", str(error))  # "IoError(Os { code: 28, … })"
         raise OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error)) from None

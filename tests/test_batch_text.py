@@ -80,7 +80,7 @@ def test_the_assistants_words_stand_between_brackets():
 def test_each_example_is_headed_by_what_it_is():
     weights = np.array([0.0, 0.0, 1.0, 2.0], dtype=np.float32)
     example = Example(np.array([65, 66, 67, 68], dtype=np.int32), np.array([1, 0, 1, 1], dtype=bool), weights, "moral")
-    assert headline(example) == "moral: 4 tokens, 2 trained, weight 0.75"
+    assert headline(example) == "moral: 4 tokens, 2 trained, weight 1.5"
     first, second = describe([example], TOKENIZER, "the first step's examples").splitlines()[:2]
     assert first == "# the first step's examples"
     assert second == "# 1 examples, 4 tokens, 2 trained"
