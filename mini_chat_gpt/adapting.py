@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,16 @@ from mini_chat_gpt.tokenizer import CONTROL_TOKENS, END_OF_TEXT, ChatTokenizer
 BY_DTYPE: dict[torch.dtype, Frozen] = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
+@dataclass(frozen=True)
+class Base:
+    """What a run begins with."""
+
+    path: Path  # that it was read from
+    model: GPT
+    tokenizer: ChatTokenizer  # with all control tokens; its chat format is still the base's
+    added: Collection[str]  # control tokens that it lacked
+
+
 def check(config: Config) -> None:
     """Raises UserError for settings that don't go together."""
     if config.lora.enabled and config.system.fsdp:
@@ -51,34 +61,33 @@ def model_of_run(checkpoint: Path, config: Config) -> GPT:
     return load_adapted(checkpoint, frozen=read_meta(checkpoint)["adapter"]["frozen"])
 
 
-def adapt(
-    model: GPT, tokenizer: ChatTokenizer, path: str | Path, added: Collection[str], config: Config, start: Start
-) -> None:
-    """Freeze a base that was read from `path`, with control tokens `added` to it, and put the config's adapters beside it.
+def adapt(base: Base, config: Config, start: Start) -> None:
+    """Freeze a base and put the config's adapters beside it.
 
-    Control tokens that the base has never seen get rows that are trained. Where `path` is no folder that has all of them the
-    base is written to the run's folder: an adapter without its base is nothing. Raises UserError.
+    Control tokens that the base has never seen get rows that are trained. Where its path is no folder that has all of them
+    the base is written to the run's folder: an adapter without its base is nothing. Raises UserError.
     """
-    base = start.world.share(lambda: _base_folder(model, tokenizer, Path(path), added, start))
-    unseen = set(added) if tokenizer.chat_format is not None else {*added, *CONTROL_TOKENS} - {END_OF_TEXT}
-    unseen |= {END_OF_TEXT} & set(added)
-    ids = sorted(tokenizer.control[name] for name in unseen)
+    folder = start.world.share(lambda: _base_folder(base, start))
+    unseen = {*base.added}
+    if base.tokenizer.chat_format is None:
+        unseen |= {*CONTROL_TOKENS} - {END_OF_TEXT}  # which ends texts as well
+    ids = sorted(base.tokenizer.control[name] for name in unseen)
     asked = config.lora.frozen
     frozen = BY_DTYPE[pick_precision(config.system.mixed_precision, start.device).dtype] if asked == "auto" else asked
     torch.manual_seed(config.system.seed)  # of the random matrices
-    add_lora(model, config.lora, frozen, ids)
-    assert model.adapter is not None
-    model.adapter = replace(model.adapter, base=str(base), base_hash=weights_hash(base))
+    add_lora(base.model, config.lora, frozen, ids)
+    assert base.model.adapter is not None
+    base.model.adapter = replace(base.model.adapter, base=str(folder), base_hash=weights_hash(folder))
 
 
-def _base_folder(model: GPT, tokenizer: ChatTokenizer, path: Path, added: Collection[str], start: Start) -> Path:
+def _base_folder(base: Base, start: Start) -> Path:
     """The folder that the adapter's files will name."""
-    if not path.is_file() and not added:
-        folder = find_checkpoint(path).resolve()
+    if not base.path.is_file() and not base.added:
+        folder = find_checkpoint(base.path).resolve()
         if (folder / MODEL).is_file():
             return folder
     folder = (start.place.folder / ADAPTER_BASE).resolve()
     if not start.rehearsal:
         shutil.rmtree(folder, ignore_errors=True)  # of a start that came to nothing
-        save_checkpoint(folder, model, tokenizer, {"job": "base", "from": str(path)})
+        save_checkpoint(folder, base.model, base.tokenizer, {"job": "base", "from": str(base.path)})
     return folder

@@ -91,6 +91,8 @@ class Chat:
         outcome = run_command(self.session, text.strip())
         if outcome.rows:
             self.front.table(outcome.rows)
+        if outcome.layout is not None:
+            self.front.layout(outcome.layout)
         if outcome.note:
             self.front.note(f"{outcome.note} {self.front.keys}" if outcome.keys else outcome.note)
         if outcome.reply is not None:

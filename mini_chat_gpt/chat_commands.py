@@ -8,21 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mini_chat_gpt.chat_session import ChatSession, Turn
 from mini_chat_gpt.errors import UserError, nearest
 from mini_chat_gpt.files import readable_disk_errors
+from mini_chat_gpt.why import render
+from mini_chat_gpt.why_page import check_page, write_page
 
 Rows = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command has to say: a table of two columns, a note, a reply that comes in pieces; or that the chat is over."""
+    """What a command has to say: a table of two columns, a text of its own layout (made for so many columns, with colours or
+    without), a note, a reply that comes in pieces; or that the chat is over."""
 
     rows: Rows = field(default_factory=list)
+    layout: Callable[[int, bool], str] | None = None
     note: str = ""
     keys: bool = False  # which keys do what should be said too
     reply: Callable[[], Iterator[str]] | None = None
@@ -74,7 +79,7 @@ def short(text: str, length: int = 32) -> str:
 
 def _help(session: ChatSession, _: str) -> Outcome:
     rows = [(f"/{name} {command.argument}".rstrip(), command.what) for name, command in COMMANDS.items()]
-    return Outcome(rows, "A message that begins with a slash is typed with two.", keys=True)
+    return Outcome(rows, note="A message that begins with a slash is typed with two.", keys=True)
 
 
 def _reset(session: ChatSession, _: str) -> Outcome:
@@ -147,7 +152,7 @@ def _tokens(session: ChatSession, _: str) -> Outcome:
         f"{usage.used} of {usage.context} tokens are used, {free} are free for your message and the reply; the oldest turns "
         f"are left out where a reply would have less than {session.room_for_reply}."
     )
-    return Outcome(rows, note)
+    return Outcome(rows, note=note)
 
 
 def _cut_off(turn: Turn) -> str:
@@ -181,6 +186,17 @@ def _load(session: ChatSession, argument: str) -> Outcome:
     return Outcome(note=note)
 
 
+def _why(session: ChatSession, argument: str) -> Outcome:
+    if argument.lower() in ("", "all"):
+        explanation = session.explain()
+        every, hint = bool(argument), "/why all shows every one, /why FILE.html on a page"
+        return Outcome(layout=partial(render, explanation, every=every, hint=hint))
+    path = _path("why", argument)
+    check_page(path)
+    write_page(session.explain(), path)
+    return Outcome(note=f"Wrote {path}, a page to open in a browser.")
+
+
 def _path(command: str, text: str) -> Path:
     text = text.strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
@@ -212,6 +228,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "seed": Command("[N]", "the same seed gives the same replies", _setting("seed", int, "1", True)),
     "max": Command("[N]", "longest reply in tokens", _setting("max_new_tokens", int, "256")),
+    "why": Command(
+        "[all|FILE]", "the last reply token by token, and what else it could have said; FILE.html: a page", _why
+    ),
     "tokens": Command("", "how full the context is", _tokens),
     "save": Command("FILE", "keep conversation and settings as JSON", _save),
     "load": Command("FILE", "go on with a saved conversation", _load),

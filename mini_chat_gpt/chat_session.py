@@ -43,6 +43,7 @@ from mini_chat_gpt.generation import (
 )
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.tokenizer import ChatTokenizer, well_formed
+from mini_chat_gpt.why import Explanation, explain
 
 # The part of the context that older turns leave to a reply, if it may be so long. Most replies to a pasted story are short,
 # and a forgotten story spoils them all, while a reply that is cut off can be had again with less before it (`retry`).
@@ -59,6 +60,9 @@ class Turn:
     reply: str = ""
     finish_reason: FinishReason | Literal["interrupted"] = "interrupted"  # until it ends otherwise
     ids: list[int] = field(default_factory=list)  # of the reply, without the stop token; [] for a loaded turn
+    stop_id: int | None = None  # the stop token that ended it
+    prompt: list[int] = field(default_factory=list)  # what the model read before the reply, or knew already
+    sampling: Sampling | None = None  # settings of the reply; None for a loaded turn
     n_read: int = 0  # tokens that the model had to read for it; the others it knew
     seconds: float = 0.0  # from the question to the last token
     attempt: int = 0  # 0, and one more for each retry: it draws from a random stream of its own
@@ -161,6 +165,23 @@ class ChatSession:
         room = self.sampling.max_new_tokens if last.finish_reason == "context" else self.room_for_reply
         return self._ask(again, earlier, room, least=min(self.n_forgotten, len(earlier)))
 
+    def explain(self) -> Explanation:
+        """Why the last reply is what it is, token by token; see why.py. What the model knows already stays as it is.
+
+        Raises UserError where there is no reply that was given here.
+        """
+        last = self.asked
+        if last is None or not (last.ids or last.stop_id is not None):  # broken off before there was anything
+            last = self.turns[-1] if self.turns else None
+        if last is None:
+            raise UserError("There is no reply yet that could be explained.")
+        if last.sampling is None:
+            raise UserError(
+                "The last reply is from a file, and only one given here can be explained; /retry asks for one."
+            )
+        model = self._reader or self.model
+        return explain(model, self.tokenizer, last.prompt, last.ids, last.stop_id, last.sampling)
+
     def undo(self) -> Turn:
         """Take back the last message and its reply, and return them. Raises UserError when there is none."""
         if not self.turns:
@@ -245,6 +266,7 @@ class ChatSession:
         started = time.monotonic()
         decoder = self.tokenizer.stream_decoder(start=begins_text(self.tokenizer, ids))
         turn.n_read = len(ids) - self._keep_common(ids)
+        turn.prompt, turn.sampling = ids, self.sampling
         streams = random_streams(concrete_seed(self.sampling.seed), [turn.attempt])
         self._reader = reader = self._reader or decoding_form(self.model)
         for _, token_id, finish in decode(reader, self.tokenizer, [ids], self.sampling, streams, self._cache):
@@ -253,7 +275,7 @@ class ChatSession:
                 turn.ids.append(token_id)
                 self._ids.append(token_id)
             if finish is not None:
-                turn.finish_reason = finish
+                turn.finish_reason, turn.stop_id = finish, token_id if finish == "stop" else None
             if finish != "stop" and (piece := decoder.push(token_id)):
                 yield piece
         if piece := decoder.finish():

@@ -47,6 +47,9 @@ class Front(Protocol):
     def table(self, rows: list[tuple[str, str]]) -> None:
         """Rows of two columns."""
 
+    def layout(self, make: Callable[[int, bool], str]) -> None:
+        """A text that is made for so many columns, with colours or without."""
+
     def close(self) -> None:
         """Leave the surroundings as they were."""
 
@@ -244,6 +247,9 @@ class Terminal:
             else:
                 print(f"{name:<{left}}{wrapped(text, indent=' ' * left).lstrip()}")
 
+    def layout(self, make: Callable[[int, bool], str]) -> None:
+        print(make(columns(), not self._plain), flush=True)
+
     def close(self) -> None:
         self._interrupts.close()
 
@@ -320,6 +326,9 @@ class Plain:
         left = max(len(name) for name, _ in rows)
         for name, text in rows:
             self.note(f"{name:<{left}}  {text}")
+
+    def layout(self, make: Callable[[int, bool], str]) -> None:
+        self.note(make(columns(), False))
 
     def close(self) -> None:
         if self._interrupts is not None:

@@ -14,6 +14,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from mini_chat_gpt.capabilities import GREEDY, test_sft_capabilities
+from mini_chat_gpt.chat_session import ChatSession
 from mini_chat_gpt.checkpoint import load_checkpoint, newest_checkpoint
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
@@ -33,6 +34,8 @@ from mini_chat_gpt.generation import (
 from mini_chat_gpt.runs import console
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.tokenizer import ChatTokenizer
+from mini_chat_gpt.why import Explanation, render
+from mini_chat_gpt.why_page import check_page, write_page
 
 __all__ = ["main", "test_sft_capabilities"]
 
@@ -56,6 +59,14 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--prompt-file", metavar="FILE", help="the same from a file, for a whole story")
     what.add_argument("--interactive", action="store_true", help="chat, as `mini-chat-gpt chat` does")
     what.add_argument("--test", action="store_true", help="the capability test: held-out tasks of every kind, scored")
+    parser.add_argument(
+        "--why",
+        nargs="?",
+        const="",
+        metavar="FILE.html",
+        help="after the reply its tokens, how likely each was and what else could have come; all of them with --why all, "
+        "or on a page of its own",
+    )
     add_sampling_options(parser)
     add_test_options(parser.add_argument_group("capability test (--test)"), seed=False)
     return parser
@@ -150,6 +161,27 @@ def show(pieces: Generator[str, None, Reply]) -> Reply:
             return reply
 
 
+def replied(session: ChatSession, prompt: str) -> Generator[str, None, Reply]:
+    """What `stream` gives, from a conversation that can explain it afterwards."""
+    yield from session.send(prompt)
+    turn = session.asked
+    assert turn is not None
+    assert turn.finish_reason != "interrupted"
+    return Reply(turn.reply, tuple(turn.ids), turn.finish_reason, len(turn.prompt))
+
+
+def tell_why(explanation: Explanation, where: str) -> None:
+    """In the terminal, or on a page where a file is named."""
+    if where not in ("", "all"):
+        write_page(explanation, Path(where))
+        print(f"Wrote {where}, a page to open in a browser.", file=sys.stderr)
+        return
+    screen = console()
+    colours = screen.color_system is not None and not screen.no_color
+    hint = "--why all shows every one, --why FILE.html on a page"
+    print("\n" + render(explanation, screen.width, colours, every=where == "all", hint=hint))
+
+
 def run_test(arguments: argparse.Namespace) -> int:
     """The capability test, greedy unless sampling options say otherwise."""
     if arguments.system is not None:
@@ -165,6 +197,11 @@ def run_test(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     arguments = make_parser().parse_args(argv)
+    why: str | None = arguments.why
+    if why is not None and (arguments.test or arguments.interactive):
+        raise UserError("--why goes with a prompt only; in a chat, type /why.")
+    if why not in (None, "", "all"):
+        check_page(Path(str(why)))  # before there is a reply, which takes longer
     if arguments.test:
         return run_test(arguments)
     if given := [name for name in TEST_OPTIONS if getattr(arguments, name) is not None]:
@@ -178,10 +215,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return chat(model, tokenizer, sampling, system)
     started = time.monotonic()
-    reply = show(stream(model, tokenizer, prompt, system=system, **asdict(sampling)))
+    session = None if why is None else ChatSession(model, tokenizer, sampling, system)
+    if session is None:
+        reply = show(stream(model, tokenizer, prompt, system=system, **asdict(sampling)))
+    else:
+        reply = show(replied(session, prompt))
     seconds = max(time.monotonic() - started, 1e-9)
     rate = f"{len(reply.ids)} tokens, {len(reply.ids) / seconds:,.0f} a second"
     print(rate + HOW_IT_ENDED[reply.finish_reason], file=sys.stderr)
+    if session is not None:
+        tell_why(session.explain(), str(why))
     return 0
 
 

@@ -6,8 +6,10 @@ Only what the assistant says is trained; the rest of each conversation is contex
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from mini_chat_gpt import adapting
+from mini_chat_gpt.adapting import Base
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoint import load_checkpoint, newest_checkpoint
 from mini_chat_gpt.config import Config
@@ -34,14 +36,18 @@ def prepare(config: Config, start: Start) -> Prepared:
     """Base model, examples and sample prompts."""
     adapting.check(config)
     if checkpoint := start.place.checkpoint:
-        model, tokenizer = adapting.model_of_run(checkpoint, config), ChatTokenizer.load(checkpoint)
+        base, model, tokenizer = None, adapting.model_of_run(checkpoint, config), ChatTokenizer.load(checkpoint)
     else:
-        model, tokenizer = load_base(config, start)
-    context = model.config.context_length
+        base = load_base(config, start)
+        model, tokenizer = base.model, base.tokenizer
     with start.world.first_on_each_machine():  # the first use of a file indexes it
-        examples = make_examples(config, tokenizer, context)
+        examples = make_examples(config, tokenizer, model.config.context_length)
     for note in examples.notes:
         start.out.print(note, markup=False, soft_wrap=True)
+    if base is not None:
+        if config.lora.enabled:  # which may write to the run's folder: only now that the data are known to be good
+            adapting.adapt(base, config, start)
+        tokenizer.chat_format = ChatFormat(default_system=config.data.system_message)
     prompts = [*config.sft.prompts, *(shown.prompt for shown in examples.shown)]
 
     def show(trained: GPT) -> str:
@@ -57,8 +63,8 @@ def prepare(config: Config, start: Start) -> Prepared:
     return Prepared(job, model, tokenizer)
 
 
-def load_base(config: Config, start: Start) -> tuple[GPT, ChatTokenizer]:
-    """The base model, made ready for the chat format."""
+def load_base(config: Config, start: Start) -> Base:
+    """The base model, with all control tokens."""
     path = config.sft.pretrained_checkpoint or start.world.share(lambda: newest_checkpoint(base=True))
     if path is None:
         raise UserError(
@@ -67,13 +73,10 @@ def load_base(config: Config, start: Start) -> tuple[GPT, ChatTokenizer]:
         )
     model, tokenizer = load_checkpoint(path, "cpu")
     added = add_chat_tokens(model, tokenizer)
-    if config.lora.enabled:
-        adapting.adapt(model, tokenizer, path, added, config, start)
-    tokenizer.chat_format = ChatFormat(default_system=config.data.system_message)
     start.out.print(
         f"Base model: {path}" + (f"; added control tokens {', '.join(added)}" if added else ""), markup=False
     )
-    return model.train(), tokenizer
+    return Base(Path(path), model.train(), tokenizer, added)
 
 
 def add_chat_tokens(model: GPT, tokenizer: ChatTokenizer) -> list[str]:
@@ -98,7 +101,12 @@ def _short(text: str, width: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    return run_command(argv, "Fine-tune a base model on TinyStories-Instruct tasks.", train, "sft")
+    return run_command(
+        argv,
+        "Fine-tune a base model on TinyStories-Instruct tasks, on chats of your own (chats.files), or on both.",
+        train,
+        "sft",
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ FLOORS = {
     "conversation_source",
     3: "chat_session chat_commands chat_input chat_terminal sampling lookup generation engine run_state run_place trainer "
     "time_plan runs adapting scoring held_out memory_trace rehearsal memory_plan machine_checks run_facts loss_curves "
-    "sft_examples inspect_page before_after capabilities scoreboard download own_stories data_report prepare",
+    "sft_examples inspect_page why why_page before_after capabilities scoreboard download own_stories data_report prepare",
     4: "cli config_command pretrain sft_train sft_generate chat evaluate quickstart selfcheck doctor inspect_data merge recipe",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
