@@ -33,7 +33,6 @@ from mini_chat_gpt.lora import add_lora
 from mini_chat_gpt.loss import cross_entropy_sums
 from mini_chat_gpt.merge import merge
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.run_place import held
 from mini_chat_gpt.sft_train import train
 from mini_chat_gpt.tokenizer import END_OF_TEXT, ChatTokenizer
 from mini_chat_gpt.trainer import TrainResult
@@ -356,15 +355,6 @@ def test_data_that_cannot_be_used_leave_nothing_behind(tmp_path):
     with pytest.raises(UserError, match="it is no JSON"):
         trained(tmp_path, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_the_base_of_a_run_at_work_is_left_alone(tmp_path):
-    base_of("lacks the tokens", tmp_path / "base")
-    write_chats(tmp_path / "chats.jsonl")
-    (tmp_path / "run").mkdir()
-    with held(tmp_path / "run"):
-        assert trained(tmp_path, tmp_path / "run").folder == tmp_path / "run-2"
-    assert not (tmp_path / "run" / ADAPTER_BASE).exists()
 
 
 def test_two_processes_train_an_adapter_as_one_does(place, tmp_path):
