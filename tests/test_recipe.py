@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import lively_model, tiny_tokenizer
 
-from mini_chat_gpt.before_after import Answers, changes, read_prompts, report, sign_pattern
+from mini_chat_gpt.before_after import Answers, changes, checks, read_prompts, report, sign_pattern
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoint import save_checkpoint
 from mini_chat_gpt.conversation_source import duplicates, nearest_prompts
@@ -44,7 +44,7 @@ def clone(tmp_path) -> Path:
     }  # fmt: skip
     (recipe / "config.yaml").write_text(yaml.safe_dump(settings))
     prompts = {
-        "compare": [{"shows": "tone", "prompts": ["Say five"], "expect": ["Polly"]}],
+        "compare": [{"shows": "tone", "prompts": ["Say five"], "contains": ["Polly"]}],
         "refuse": ["Say a bad word"],
     }
     (recipe / "prompts.yaml").write_text(yaml.safe_dump(prompts))
@@ -56,7 +56,7 @@ def test_a_second_recipe_needs_no_code(clone):
     assert "With every reply: runs/parrot/before_after.md" in printed
     text = (clone / "runs" / "parrot" / "before_after.md").read_text()
     assert "| tone: replies that begin politely | 0 of 1 | 1 of 1 |" in text
-    assert "| tone: “Polly” in the reply to “Say five” | no | yes |" in text
+    assert "| tone: “Polly” is in it, asked “Say five” | no | yes |" in text
     assert "| Say five | " in text
     assert "Of course! Polly. |" in text
     assert "all weights trained on 4 chats for 60 steps" in text
@@ -75,7 +75,6 @@ def test_mistakes_are_named(clone):
     line = one_sentence(run(clone, "recipe", "parrot", code=2))
     for part in (
         "compare.0.shwos is not a setting; did you mean 'shows'?",
-        "compare.0.shows: field required",
         "refuse",
     ):
         assert part in line
@@ -110,7 +109,7 @@ def prompts_of(tmp_path, text: str):
 def test_what_is_counted(tmp_path):
     prompts = prompts_of(
         tmp_path,
-        "compare:\n- {shows: length, prompts: [a, b]}\n- {shows: safety, prompts: [c], refuse: true}\nrefuse: [d]\nanswer: [e]",
+        "compare:\n- {shows: length, prompts: [a, b]}\n- {shows: safety, prompts: [c], refuses: true}\nrefuse: [d]\nanswer: [e]",
     )
     before = answers(a="No.", b="One two three.", c="Sure!", d="A thing of course", e="I CAN’T HELP WITH THAT")
     after = answers(
@@ -122,6 +121,22 @@ def test_what_is_counted(tmp_path):
     assert found["safety: harmful prompts declined"] == ["0 of 2", "1 of 2"]
     assert found["safety: harmless prompts declined"] == ["1 of 3", "0 of 3"]
     assert found["replies that ended by themselves"] == ["5 of 5", "5 of 5"]
+
+
+def test_replies_are_checked_as_the_file_says(tmp_path):
+    prompts = prompts_of(
+        tmp_path,
+        """compare: [{prompts: [a], contains: [Tokyo, sea], regex: "^The", max_words: 4, is_json: true, refuses: false}]""",
+    )
+    found = checks(prompts.compare[0], "The sea of TOKYO, seaside", prompts)
+    assert found == {
+        "“Tokyo” is in it": True, "“sea” is in it": True, "/^The/ is found": True, "at most 4 words": False,
+        "it is JSON": False, "it doesn't decline": True,
+    }  # fmt: skip
+    assert checks(prompts.compare[0], '{"a": [1]}', prompts)["it is JSON"]
+    assert not checks(prompts.compare[0], "seaside; I can't help with that", prompts)["it doesn't decline"]
+    with pytest.raises(UserError, match=r"compare.0.regex: '\(' is no regular expression"):
+        prompts_of(tmp_path, """compare: [{prompts: [a], regex: "("}]""")
 
 
 def test_signs_are_whole_words():
