@@ -31,6 +31,8 @@ from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
+from rich.console import Console
+from rich.table import Table
 
 from mini_chat_gpt.config import Section
 from mini_chat_gpt.errors import UserError
@@ -191,16 +193,35 @@ def report(title: str, facts: Sequence[str], prompts: Prompts, before: Answers, 
     lines = [f"# {title}: before and after", "", *(f"- {fact}" for fact in facts), "", "## The same prompts", ""]
     lines += ["| shows | prompt | before | after |", "|---|---|---|---|"]
     for each in prompts.compare:
-        lines += [_row(each.shows, prompt, _cell(before, prompt), _cell(after, prompt)) for prompt in each.prompts]
+        lines += [table_row(each.shows, prompt, _cell(before, prompt), _cell(after, prompt)) for prompt in each.prompts]
     lines += ["", "## What changed", "", "| | before | after |", "|---|---|---|"]
-    lines += [_row(*row) for row in changes(prompts, before, after)]
+    lines += [table_row(*row) for row in changes(prompts, before, after)]
     lines += ["", f"Polite is a reply that begins with one of: {_quoted(prompts.polite_signs)}."]
     lines += [f"A refusal has one of these in it: {_quoted(prompts.refusal_signs)}."]
     for what, those in (("to be declined", prompts.refuse), ("to be answered", prompts.answer)):
         if those:
             lines += ["", f"## More prompts, {what}", "", "| prompt | before | after |", "|---|---|---|"]
-            lines += [_row(prompt, _cell(before, prompt), _cell(after, prompt)) for prompt in those]
+            lines += [table_row(prompt, _cell(before, prompt), _cell(after, prompt)) for prompt in those]
     return "\n".join(lines) + "\n"
+
+
+def show(prompts: Prompts, before: Answers, after: Answers, out: Console) -> None:
+    """The prompts side by side, and what can be counted."""
+    table = Table("shows", "prompt", "before", "after", show_lines=True)
+    for each in prompts.compare:
+        for prompt in each.prompts:
+            cells = (_short(answers.replies[prompt].text) for answers in (before, after))
+            table.add_row(each.shows, prompt, *cells)
+    out.print(table)
+    counted = Table("", "before", "after", box=None)
+    for row in changes(prompts, before, after):
+        counted.add_row(*row)
+    out.print(counted)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split()).replace("[", r"\[")
+    return text if len(text) <= 240 else text[:239] + "…"
 
 
 def sign_pattern(signs: Sequence[str], start: bool = False) -> re.Pattern[str]:
@@ -224,6 +245,7 @@ def _cell(answers: Answers, prompt: str) -> str:
     return f"{text}{'' if reply.finish_reason == 'stop' else ' … (cut off)'}" or "(nothing)"
 
 
-def _row(*cells: Any) -> str:
-    escaped = (re.sub(r"([\\|<>*_`\[\]])", r"\\\1", str(cell)) for cell in cells)
+def table_row(*cells: Any) -> str:
+    """A row of a Markdown table; nothing in a cell can end it or be taken for markup."""
+    escaped = (re.sub(r"([\\|<>*_`\[\]])", r"\\\1", " ".join(str(cell).split())) for cell in cells)
     return f"| {' | '.join(escaped)} |"

@@ -327,14 +327,16 @@ def find_checkpoint(path: Path | str, prefer: str = "best") -> Path:
 
 
 def best_of(folders: list[Path]) -> Path | None:
-    """The checkpoint with the lowest validation loss, None if none was evaluated."""
-    scored = [(value, folder) for folder in folders if (value := validation_loss(folder)) is not None]
-    return min(scored, key=lambda pair: pair[0])[1] if scored else None
+    """The best one by what its run looks at (`best_by`: the validation loss or a score), None if none was evaluated."""
+    scored = [(value, folder) for folder in folders if (value := goodness(folder)) is not None]
+    return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
 
-def validation_loss(folder: Path) -> float | None:
-    """Validation loss recorded in a checkpoint, if it was evaluated."""
-    return read_meta(folder)["info"].get("val_loss")
+def goodness(folder: Path) -> float | None:
+    """How good a checkpoint was found to be, the higher the better; None if it was not evaluated."""
+    info = read_meta(folder)["info"]
+    value, loss = info.get("goodness"), info.get("val_loss")
+    return value if value is not None or loss is None else -loss
 
 
 def newest_checkpoint(runs: Path | str = "runs", base: bool | None = None) -> Path | None:

@@ -178,7 +178,9 @@ class ScheduleFields(Section):
     save_interval: int = Field(1000, ge=1)
     """Steps between checkpoints."""
     patience: int | None = Field(None, ge=1)
-    """Evaluations in a row without a better validation loss after which the run ends (null: it goes to its end)."""
+    """Evaluations in a row without a better one after which the run ends (null: it goes to its end)."""
+    best_by: str = "val_loss"
+    """What makes an evaluation, and its checkpoint, the best one: val_loss, or a score of the suite such as suite/moral/exact."""
     prompts: list[str] = Field(default_factory=list)
     """Prompts of your own, replied to at each evaluation beside the held-out ones."""
     batch_size: int | None = Field(None, ge=1)
@@ -196,6 +198,8 @@ class SFTSection(ScheduleFields):
     """Base model: a checkpoint or run folder, a llama2.c .bin, or nanoGPT's ckpt.pt (null = the newest base under runs/)."""
     dataset_path: str = "./TinyStories"
     """Folder with TinyStories-Instruct files (TinyStoriesInstruct-train.txt and -valid.txt), or one such file."""
+    suite_tasks: int = Field(4, ge=0)
+    """Held-out tasks of each kind that are replied to and scored at each evaluation (0: none)."""
     save_dir: str = "runs/sft"
     """Run folder. One that already holds a run is left alone: the next free name (runs/sft-2, …) is taken."""
     resume_from: str | None = None

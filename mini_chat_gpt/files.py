@@ -73,6 +73,15 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             shutil.rmtree(draft, ignore_errors=True)
 
 
+def free_name(path: Path) -> Path:
+    """`path`, or with -2, -3, … the first that doesn't exist."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
 def draft_of(path: Path) -> Path:
     """A name beside `path` to write under."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")

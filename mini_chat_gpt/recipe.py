@@ -16,9 +16,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from mini_chat_gpt.before_after import Answers, Prompts, ask, changes, read_prompts, report
+from mini_chat_gpt.before_after import Prompts, ask, read_prompts, report, show
 from mini_chat_gpt.checkpoint import find_checkpoint, load_checkpoint, newest_checkpoint, read_meta
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.conversation_source import nearest_prompts
@@ -111,25 +110,6 @@ def facts_of(config: Config, base: Path, result: TrainResult, prompts: Prompts) 
             else f"careful: “{prompt}” stands in the data, as “{question}”"
         )
     return facts
-
-
-def show(prompts: Prompts, before: Answers, after: Answers, out: Console) -> None:
-    """The prompts side by side, and what can be counted."""
-    table = Table("shows", "prompt", "before", "after", show_lines=True)
-    for each in prompts.compare:
-        for prompt in each.prompts:
-            cells = (_short(answers.replies[prompt].text) for answers in (before, after))
-            table.add_row(each.shows, prompt, *cells)
-    out.print(table)
-    counted = Table("", "before", "after", box=None)
-    for row in changes(prompts, before, after):
-        counted.add_row(*row)
-    out.print(counted)
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split()).replace("[", r"\[")
-    return text if len(text) <= 240 else text[:239] + "…"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.example_stream import ExampleSource
 from mini_chat_gpt.generation import Prompt
 from mini_chat_gpt.sft_dataloader import InstructSource, RecordIndex, find_instruct_file
+from mini_chat_gpt.story_tasks import Task
 from mini_chat_gpt.tokenizer import ChatTokenizer
 from mini_chat_gpt.trainer import Stage
 
@@ -61,6 +62,8 @@ class SftExamples:
     stages: list[Stage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     stories: InstructSource | None = None
+    suite: list[Task] = field(default_factory=list)
+    """Held-out tasks to be scored at each evaluation."""
     chats: ChatData | None = None
 
 
@@ -102,6 +105,7 @@ def make_examples(config: Config, tokenizer: ChatTokenizer, context: int) -> Sft
         stages=stories.stages,
         notes=chats.notes,
         stories=stories.stories,
+        suite=stories.suite,
         chats=chats.chats,
     )
 
@@ -118,6 +122,7 @@ def _of_stories(config: Config, tokenizer: ChatTokenizer, context: int) -> SftEx
         files=[source.index.path, held_out.index.path],
         stages=make_stages(source, config, context),
         stories=source,
+        suite=[task for kind in held_out.kinds for task in held_out.eval_tasks(kind, config.sft.suite_tasks)],
     )
 
 

@@ -5,11 +5,12 @@ Only what the assistant says is trained; the rest of each conversation is contex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mini_chat_gpt import adapting
 from mini_chat_gpt.adapting import Base
+from mini_chat_gpt.capabilities import evaluate
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoint import load_checkpoint, newest_checkpoint
 from mini_chat_gpt.config import Config
@@ -18,9 +19,11 @@ from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import generate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.runs import Prepared, Start, begin, execute, run_command
+from mini_chat_gpt.scoring import score
 from mini_chat_gpt.sft_examples import Shown, make_examples
+from mini_chat_gpt.story_tasks import Task
 from mini_chat_gpt.tokenizer import ChatTokenizer
-from mini_chat_gpt.trainer import Callback, Job, TrainResult
+from mini_chat_gpt.trainer import Callback, Job, Metrics, TrainResult
 
 
 def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
@@ -59,8 +62,30 @@ def prepare(config: Config, start: Start) -> Prepared:
         ]
         return "\n".join(lines + [sample_line(*pair) for pair in zip(examples.shown, replies[own:], strict=True)])
 
-    job = Job("sft", config.sft, examples.source, examples.validation, show, examples.stages, examples.files)
+    measure = suite_of(examples.suite, tokenizer, config)
+    files = examples.files
+    job = Job("sft", config.sft, examples.source, examples.validation, show, examples.stages, files, measure)
     return Prepared(job, model, tokenizer)
+
+
+def suite_of(tasks: Sequence[Task], tokenizer: ChatTokenizer, config: Config) -> Callable[[GPT], Metrics] | None:
+    """What scores a model by these tasks: {"suite/KIND/MEASURE": score}, the main measure of each kind; None without any.
+
+    Raises UserError where sft.best_by names none of them.
+    """
+    tasks = [task for task in tasks if score(task, "")]
+    names = {task.kind: f"suite/{task.kind}/{next(iter(score(task, '')))}" for task in tasks}
+    if config.sft.best_by not in ("val_loss", *names.values()):
+        known = ", ".join(["val_loss", *names.values()])
+        raise UserError(f"sft.best_by is {config.sft.best_by!r}; here it can be {known}.")
+    if not tasks:
+        return None
+
+    def measure(model: GPT) -> Metrics:
+        results = evaluate(model, tokenizer, tasks).results
+        return {name: results[kind][name.rpartition("/")[2]] for kind, name in names.items()}
+
+    return measure
 
 
 def load_base(config: Config, start: Start) -> Base:

@@ -66,7 +66,7 @@ class Progress:
     trained_tokens: int = 0  # of them, targets
     seconds: float = 0.0  # spent in steps
     smoothed_loss: float | None = None
-    best_val_loss: float | None = None
+    best: float | None = None  # of `Trainer.goodness`
     evaluations_since_best: int = 0
     accidents: int = 0  # steps with a loss or gradient that wasn't finite
     accidents_in_a_row: int = 0
@@ -82,6 +82,7 @@ class TrainResult:
     steps: int
     train_loss: float  # over the last lines of metrics
     val_losses: Metrics = field(default_factory=dict)  # "val_loss" and "val_loss/KIND" of the last evaluation
+    scores: Metrics = field(default_factory=dict)  # "suite/KIND/MEASURE" of the last evaluation
     seconds: float = 0.0
     stopped: str = ""  # "SIGINT", "SIGTERM" or "time limit" where the run did not come to its end
 
@@ -110,6 +111,8 @@ class Job:
     """What comes before `source`."""
     files: Sequence[Path] = ()
     """The text that it is trained on."""
+    measure: Callable[[GPT], Metrics] | None = None
+    """Scores at each evaluation, the higher the better, by names such as "suite/moral/exact"."""
 
 
 class Trainer:
@@ -133,7 +136,10 @@ class Trainer:
         training = config.training
         _, self.examples_per_step, self.tokens_per_step = config.step_size(job.phase)
         self.total_steps = self._count_steps()
+        if job.measure is None and job.phase.best_by != "val_loss":
+            raise UserError(f"{job.name}.best_by is {job.phase.best_by!r}, but nothing is scored here; take val_loss.")
         self.val_losses: Metrics = {}
+        self.scores: Metrics = {}
         writers = self.world.apart() if engine.sharded else ALONE
         self.writer = CheckpointWriter(folder, training.keep_checkpoints, writers)
         limit = (started or time.monotonic()) + seconds_in(training.time_limit) if training.time_limit else None
@@ -184,6 +190,8 @@ class Trainer:
     def resume(self, checkpoint: Path) -> None:
         """Take everything but the model's own file from a checkpoint: position, optimizer, averages, loss scale."""
         facts = read_run_state(checkpoint, self.engine)["progress"]
+        if (loss := facts.pop("best_val_loss", None)) is not None:  # what earlier versions called it
+            facts["best"] = -loss
         self.progress = Progress(**facts | {"window": Window(**facts["window"])})
         self.total_steps = self.progress.planned_steps or self.total_steps
 
@@ -216,7 +224,8 @@ class Trainer:
                     bar.update(progress.step, self._log_window(report))
                 self._milestones()
         self.writer.wait()
-        return TrainResult(self.folder, progress.step, last_loss, self.val_losses, progress.seconds, self.stopped)
+        found = self.val_losses, self.scores
+        return TrainResult(self.folder, progress.step, last_loss, *found, progress.seconds, self.stopped)
 
     @property
     def _log_every(self) -> int:
@@ -338,23 +347,39 @@ class Trainer:
     def _evaluate_and_log(self) -> bool:
         """Validation losses and sample replies, of the averaged weights if there are any; whether this is the best so far."""
         with self.engine.averaged():
-            self.val_losses = self.validate()
+            self.val_losses, self.scores = self.validate(), self.measure()
             text = self.replies()
         value = self.val_losses["val_loss"]
-        self._log(self.val_losses)
+        self._log(self.val_losses | self.scores)
         by_kind = "  ".join(
             f"{name.partition('/')[2]} {loss:.3f}" for name, loss in self.val_losses.items() if "/" in name
         )
         self.monitor.message(f"step {self.progress.step}  validation loss {value:.4f}  {by_kind}".rstrip())
+        if self.scores:
+            found = "  ".join(f"{name.removeprefix('suite/')} {score:.2f}" for name, score in self.scores.items())
+            self.monitor.message(f"held-out tasks: {found}")
         if text:
             self.monitor.message(text)
             with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
                 file.write(f"=== step {self.progress.step}\n{text}\n")
-        best = self.progress.best_val_loss is None or value < self.progress.best_val_loss
+        best = self.progress.best is None or self.goodness() > self.progress.best
         if best:
-            self.progress.best_val_loss = value
+            self.progress.best = self.goodness()
         self.progress.evaluations_since_best = 0 if best else self.progress.evaluations_since_best + 1
         return best
+
+    def measure(self) -> Metrics:
+        """The job's scores. Of a model in shards all ranks compute them together, else the first one for all."""
+        measure = self.job.measure
+        if measure is None:
+            return {}
+        model = self.model.eval()
+        return measure(model) if self.engine.sharded else self.world.share(lambda: measure(model))
+
+    def goodness(self) -> float:
+        """Of the last evaluation, by what `best_by` names; the higher the better."""
+        name = self.job.phase.best_by
+        return -self.val_losses[name] if name in self.val_losses else self.scores[name]
 
     def replies(self) -> str:
         """What the job shows; of a model in shards all ranks compute it together, else the first one alone."""
@@ -378,7 +403,9 @@ class Trainer:
         if self.world.share((self.folder / name).exists):
             return
         info = {"job": self.job.name, "step": self.progress.step, "trained_tokens": self.progress.trained_tokens}
-        info |= {"val_loss": self.val_losses.get("val_loss") if self._evaluated_now() else None}
+        now = self._evaluated_now()
+        info |= {"val_loss": self.val_losses.get("val_loss") if now else None}
+        info |= {"goodness": self.goodness() if now else None, "best_by": self.job.phase.best_by}
         snapshot = run_snapshot(self.engine, self.tokenizer, info, asdict(self.progress))
         if self.world.is_main or self.engine.sharded:
             self.writer.write(name, snapshot)

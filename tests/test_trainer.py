@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from tiny import CountingSource, tiny_config, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.batch_text import read_ids
-from mini_chat_gpt.checkpoint import find_checkpoint, load_model, steps_of, validation_loss
+from mini_chat_gpt.checkpoint import find_checkpoint, goodness, load_model, steps_of
 from mini_chat_gpt.config import SFTSection
 from mini_chat_gpt.device import pick_precision
 from mini_chat_gpt.engine import Engine
@@ -26,12 +26,18 @@ from mini_chat_gpt.trainer import Job, Stage, Trainer
 TOKENIZER = tiny_tokenizer()
 
 
-def make_trainer(folder, callbacks=(), tokenizer=TOKENIZER, validation=4, stages=(), **sections) -> Trainer:
-    sft = {"max_steps": 12, "eval_interval": 4, "save_interval": 3, "learning_rate": 1e-2, "warmup_steps": 2}
-    config = tiny_config(**{"sft": sft, "training": {"batch_size": 4, "keep_checkpoints": 20}} | sections)
+SFT = {"max_steps": 12, "eval_interval": 4, "save_interval": 3, "learning_rate": 1e-2, "warmup_steps": 2}
+
+
+def make_trainer(
+    folder, callbacks=(), tokenizer=TOKENIZER, validation=4, stages=(), measure=None, **sections
+) -> Trainer:
+    config = tiny_config(**{"sft": SFT, "training": {"batch_size": 4, "keep_checkpoints": 20}} | sections)
     folder.mkdir(exist_ok=True)
     source = CountingSource()
-    job = Job("sft", config.sft, source, [source.example(i + 1000) for i in range(validation)], stages=stages)
+    job = Job(
+        "sft", config.sft, source, [source.example(i + 1000) for i in range(validation)], stages=stages, measure=measure
+    )
     model = tiny_model(tokenizer.vocab_size)
     monitor = Monitor(folder, config.wandb, {}, Console(quiet=True))
     engine = Engine(model, config, job.phase, pick_precision(config.system.mixed_precision, torch.device("cpu")))
@@ -156,7 +162,7 @@ def test_the_best_and_the_newest_checkpoints_stay(tmp_path):
     assert [step.name for step in steps_of(folder)] == ["step-0000008", "step-0000012"]
     assert find_checkpoint(folder).name == "step-0000008"
     assert find_checkpoint(folder / "last").name == "step-0000012"
-    assert validation_loss(folder / "step-0000008") == 1.0
+    assert goodness(folder / "step-0000008") == -1.0
 
 
 def test_an_interrupt_saves_the_step_it_stopped_at(tmp_path):
@@ -273,3 +279,28 @@ def test_planning_by_time_leaves_no_trace(tmp_path):
         assert torch.equal(ours, theirs)
     again = go_on(make_trainer(tmp_path / "a"), tmp_path / "a" / "step-0000006")
     assert again.total_steps == 7
+
+
+def test_the_best_may_be_chosen_by_a_score(tmp_path):
+    scores = iter([0.2, 0.9, 0.4])
+    trainer = make_trainer(
+        tmp_path / "run",
+        sft={**SFT, "best_by": "suite/moral/exact"},
+        measure=lambda _: {"suite/moral/exact": next(scores)},
+    )
+    result = trainer.run()
+    assert result.scores == {"suite/moral/exact": 0.4}
+    assert find_checkpoint(tmp_path / "run").name == "step-0000008"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["sft/suite/moral/exact"] for line in lines if "sft/suite/moral/exact" in line] == [0.2, 0.9, 0.4]
+    with pytest.raises(UserError, match=r"sft.best_by is 'suite/x', but nothing is scored here; take val_loss"):
+        make_trainer(tmp_path / "other", sft={**SFT, "best_by": "suite/x"})
+
+
+def test_a_checkpoint_of_an_earlier_version_keeps_its_best(tmp_path):
+    make_trainer(tmp_path / "run").run()
+    state = tmp_path / "run" / "step-0000012" / "training_state.json"
+    facts = json.loads(state.read_text())
+    best = facts["progress"].pop("best")
+    state.write_text(json.dumps(facts | {"progress": facts["progress"] | {"best_val_loss": -best}}))
+    assert go_on(make_trainer(tmp_path / "run"), tmp_path / "run" / "step-0000012").progress.best == best
