@@ -2,10 +2,12 @@
 
     from mini_chat_gpt.sft_generate import test_sft_capabilities
     test_sft_capabilities(model, tokenizer)["moral"]
-    # {"exact": 0.93, "rouge_l": 0.96, "verbatim": 0.93, "n": 200, "stops": 1.0, "baseline": {"exact": 0.02, …}}
+    # {"exact": 0.93, "rouge_l": 0.96, "verbatim": 0.93, "n": 200, "stops": 1.0, "baseline": {"exact": 0.02, …},
+    #  "empty": 0.0, "interval": {"exact": [0.89, 0.96], …}, …}
 
-Measures are means over tasks of what `scoring` gives to each, all of them shares from 0 to 1; "stops" is the share of the
-replies that ended by themselves. The same tasks, replies and numbers come of the same seed.
+Measures are means over tasks of what `scoring` gives to each: shares from 0 to 1, but for a story's length in words
+("n_words") and a summary's relative to the expected one ("length_ratio"). "stops" is the share of the replies that ended
+by themselves, "empty" of those without text. The same tasks, replies and numbers come of the same seed.
 """
 
 from __future__ import annotations
@@ -19,14 +21,27 @@ from typing import Any
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import FinishReason, Model, generate_replies
 from mini_chat_gpt.held_out import find_held_out, held_out_tasks
+from mini_chat_gpt.intervals import bootstrap
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.sampling import Sampling
-from mini_chat_gpt.scoring import Scores, baseline, means, score
+from mini_chat_gpt.scoring import by_measure, score
+from mini_chat_gpt.story_metrics import Scores
 from mini_chat_gpt.story_tasks import Task
 from mini_chat_gpt.tokenizer import ChatTokenizer
+from mini_chat_gpt.trivial_replies import best_of, trivial_scores
 
 Results = dict[str, dict[str, Any]]
-"""kind -> each of its measures, "n" tasks, "stops", and "baseline": the same by trivial rules, and the "rules"."""
+"""kind -> each of its measures, the main one first, and
+
+    n           number of tasks
+    stops       share of the replies that ended by themselves, be it with <|endoftext|> or with a role token
+    empty       share of the replies without text
+    baseline    {measure: value, "rules": {measure: name}}: what the best trivial rule reaches, and which it is
+    baselines   {rule: {measure: value}}: what each of them reaches
+    interval    {measure: [low, high]}: 95 % interval of the mean (percentile bootstrap over the tasks, 1,000 resamples);
+                "stops" and "empty" have one too
+    measured    {measure: tasks} for those that only some of the tasks have ("has_sentence")
+"""
 
 GREEDY = Sampling(temperature=0, max_new_tokens=1 << 20)  # a reply's length is limited by the targets', see `evaluate`
 MOST_ROWS, MOST_CACHE = 64, 1 << 31  # of a batch; more rows fall out of a processor's cache. Bytes
@@ -69,7 +84,7 @@ def test_sft_capabilities(
     data: Path | str | None = None,  # noqa: PT028 (not one of pytest's)
     **options: Any,
 ) -> Results:
-    """What a model can do: {kind: {measure: value, "n": …, "stops": …, "baseline": {measure: value, "rules": …}}}.
+    """What a model can do: {kind: {measure: value, "n": …, "baseline": {…}, "interval": {…}, …}}; see `Results`.
 
     `data` is a folder or file of Instruct records, of which the valid split is taken; without it, that of the run that
     `checkpoint` belongs to, else the generated sample's, written once into the user's cache. The options are those of
@@ -173,7 +188,19 @@ def summarise(items: Sequence[Item]) -> Results:
     results: Results = {}
     for kind in dict.fromkeys(item.task.kind for item in items):
         ours = [item for item in items if item.task.kind == kind]
-        stops = fmean(item.finish_reason == "stop" for item in ours)
-        trivial = baseline([item.task for item in ours])
-        results[kind] = {**means([item.scores for item in ours]), "n": len(ours), "stops": stops, "baseline": trivial}
+        values = by_measure([item.scores for item in ours])
+        ends = {
+            "stops": [float(item.finish_reason == "stop") for item in ours],
+            "empty": [float(not item.reply.strip()) for item in ours],
+        }
+        reached = trivial_scores([item.task for item in ours])
+        results[kind] = {
+            **{name: fmean(of_one) for name, of_one in values.items()},
+            "n": len(ours),
+            **{name: fmean(of_one) for name, of_one in ends.items()},
+            "baseline": best_of(reached),
+            "baselines": reached,
+            "interval": {name: [*bootstrap(of_one)] for name, of_one in (values | ends).items()},
+            "measured": {name: len(of_one) for name, of_one in values.items() if len(of_one) < len(ours)},
+        }
     return results

@@ -9,24 +9,32 @@ import argparse
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from rich.console import Console
 
+from mini_chat_gpt.before_after import ask, read_prompts, show
 from mini_chat_gpt.capabilities import GREEDY, MOST_ROWS, Evaluation, evaluate
 from mini_chat_gpt.checkpoint import load_checkpoint
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.files import write_json
+from mini_chat_gpt.files import free_name, write_json
 from mini_chat_gpt.generation import Model, WeightsOption, decoding_form
 from mini_chat_gpt.held_out import find_held_out, held_out_tasks
+from mini_chat_gpt.model import GPT
 from mini_chat_gpt.monitor import StepProgress, clock
+from mini_chat_gpt.plain_text import bits_per_byte
+from mini_chat_gpt.report import Subject, build, write
 from mini_chat_gpt.runs import console
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.scoreboard import show_examples, show_table
+from mini_chat_gpt.sft_dataloader import stories
 from mini_chat_gpt.story_tasks import TASK_KINDS, Task, check_kinds
 from mini_chat_gpt.tokenizer import ChatTokenizer
+
+PLAIN_BYTES = 100_000
+"""Of held-out stories, of which a report has the bits per byte."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class EvalOptions:
     examples: int = 1  # replies of each kind that are shown
     batch_size: int | None = None  # prompts at a time; None: as many as pays
     json: Path | None = None  # file for results and replies
+    report: Path | None = None  # folder for report.html and its like
+    prompts: Path | None = None  # YAML file with prompts of one's own
 
     def __post_init__(self) -> None:
         least = {"n": 1, "seed": 0, "examples": 0, "batch_size": 1}
@@ -74,6 +84,15 @@ def add_options(parser: argparse._ActionsContainer, seed: bool = True) -> None:
     parser.add_argument("--examples", type=int, metavar="N", help=f"replies of each kind to show ({kept.examples})")
     parser.add_argument("--batch-size", type=int, metavar="N", help="prompts at a time (default: as many as pays)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write results and every reply to this file")
+    parser.add_argument(
+        "--report", type=Path, metavar="FOLDER", help="write report.html, before_after.md and report.json there"
+    )
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="prompts and checks of your own, as recipes/*/prompts.yaml has them",
+    )
     if seed:
         parser.add_argument("--seed", type=int, metavar="N", help=f"which tasks are taken ({kept.seed})")
 
@@ -105,10 +124,13 @@ def compare(
     device: str = "auto",
     weights: WeightsOption = "auto",
 ) -> dict[str, Evaluation]:
-    """Put the same tasks to every model; print replies and the table, write the JSON; returns evaluations by model.
+    """Put the same tasks to every model; print replies and the table, write the files; returns evaluations by model.
 
-    The tasks fit every model's context, so that all see the same text. `data` as in `find_held_out`.
+    `models` come in the order before → after. The tasks fit every model's context, so that all see the same text. `data` as
+    in `find_held_out`.
     """
+    prompts = read_prompts(options.prompts) if options.prompts is not None else None
+    started = time.monotonic()
     loaded = dict(zip(short_names(models), (load_checkpoint(path, device) for path in models), strict=True))
     file, why = find_held_out(data, models)
     tasks = held_out_tasks(file, [*loaded.values()], options.n, options.seed, options.kinds)
@@ -135,7 +157,25 @@ def compare(
         }
         write_json(options.json, facts | {"models": by_name})
         out.print(f"Written: {options.json}", markup=False, soft_wrap=True)
+    own = {name: ask(name, *those, prompts) for name, those in loaded.items()} if prompts is not None else {}
+    if prompts is not None:
+        first, *_, last = [*own.values(), *own.values()]
+        show(prompts, first, last, out)
+    if options.report is not None:
+        about = {"file": file.name, "why": why, "n": options.n, "seed": options.seed}
+        subjects = [
+            Subject(name, path, *loaded[name], evaluations[name], own.get(name), _plain_text(*loaded[name], file))
+            for path, name in zip(models, loaded, strict=True)
+        ]
+        *_, page = write(options.report, build(subjects, about | {"seconds": time.monotonic() - started}, prompts))
+        out.print(f"Report: {page}", markup=False, soft_wrap=True)
     return evaluations
+
+
+def _plain_text(model: GPT, tokenizer: ChatTokenizer, file: Path) -> dict[str, float]:
+    """Bits per byte of the held-out stories, by which models with different tokenizers can be compared."""
+    found = bits_per_byte(model, tokenizer, stories(file), PLAIN_BYTES)
+    return {"bits_per_byte": found.bits_per_byte, "low": found.low, "high": found.high}
 
 
 def _run(
@@ -202,8 +242,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_weights_option(parser)
     add_options(parser)
     arguments = parser.parse_args(argv)
-    models = [Path(arguments.checkpoint), *map(Path, arguments.against)]
+    models = [*map(Path, arguments.against), Path(arguments.checkpoint)]
     options = options_of(arguments)
+    if options.report is None:
+        names = "-against-".join([models[-1].name, *(path.name for path in models[:-1])])
+        options = replace(options, report=free_name(Path("runs/reports") / names))
     compare(models, arguments.data, options, console(), device=arguments.device, weights=arguments.weights)
     return 0
 

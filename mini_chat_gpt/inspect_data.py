@@ -37,9 +37,9 @@ from mini_chat_gpt.inspect_page import (
     histogram,
     page,
     token_pieces,
-    visible,
     with_total,
 )
+from mini_chat_gpt.page_style import visible
 from mini_chat_gpt.runs import console
 from mini_chat_gpt.settings_file import load_config
 from mini_chat_gpt.sft_dataloader import find_instruct_file, stories

@@ -1,30 +1,25 @@
 """What `mini-chat-gpt inspect` finds out about a run's examples, and the page that shows it.
 
-The page is one file that loads nothing, to be looked at in any browser and passed on. What it shows of the data is
-escaped, and a file whose whole path was typed is called by its name alone.
+What all pages have in common is in page_style.py.
 """
 
 from __future__ import annotations
 
-import html
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mini_chat_gpt.batch_text import headline
 from mini_chat_gpt.batching import Example
-from mini_chat_gpt.tokenizer import well_formed
+from mini_chat_gpt.page_style import document, escaped, tiles, without_folders
 
 if TYPE_CHECKING:
     from mini_chat_gpt.tokenizer import ChatTokenizer
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")  # all but tabs and \n
 _MOST_BINS = 12
 _BAR = 40  # columns of the longest bar, in text
 
@@ -52,11 +47,6 @@ def token_pieces(example: Example, tokenizer: ChatTokenizer) -> Iterator[Piece]:
             ids = []
     if ids:
         yield Piece(tuple(ids), decoder.finish(), trained, False)
-
-
-def visible(text: str) -> str:
-    """The text with control characters written out, as \\x1b, so that a terminal stays as it is."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 @dataclass(frozen=True)
@@ -209,11 +199,14 @@ class Inspection:
     paths: list[str]  # of files and folders, as they are named in the texts above
 
 
+_TITLE = "What a fine-tuning run trains on"
+
+
 def page(inspection: Inspection) -> str:
     """The whole page."""
     body = "\n".join(
         [
-            "<h1>What a fine-tuning run trains on</h1>",
+            f"<h1>{_TITLE}</h1>",
             *(f'<p class="dim">{_said(line, inspection)}</p>' for line in inspection.about),
             _tiles(inspection),
             "<h2>By source and kind</h2>",
@@ -231,31 +224,24 @@ def page(inspection: Inspection) -> str:
             _examples(inspection),
         ]
     )
-    return _FRAME.replace("STYLE", _STYLE).replace("SCRIPT", _SCRIPT).replace("BODY", body)
-
-
-def _text(text: str) -> str:
-    return html.escape(visible(well_formed(text)))
+    return document(_TITLE, body, _STYLE, _SCRIPT)
 
 
 def _said(text: str, inspection: Inspection) -> str:
     """A sentence of ours; where it names a file by its whole path, only the name stays."""
-    for path in sorted(inspection.paths, key=len, reverse=True):
-        if Path(path).is_absolute():
-            text = re.sub(rf"(?<!\S){re.escape(path)}", Path(path).name.replace("\\", r"\\"), text)
-    return _text(text)
+    return escaped(without_folders(text, inspection.paths))
 
 
 def _tiles(inspection: Inspection) -> str:
     total, lengths = totals(inspection.rows), inspection.lengths
     _, _, examples, _, tokens, trained, share, _ = total.cells()
-    tiles = [
+    facts = [
         (examples, "examples an epoch"), (tokens, "tokens"), (f"{trained} ({share})", "trained tokens"),
         (f"{lengths.median:,}", "tokens in the median example"),
         (f"{lengths.longest:,}", f"in the longest; {lengths.limit:,} fit ({lengths.limit_name})"),
         (f"{inspection.validation.total():,}", "examples for validation"),
     ]  # fmt: skip
-    return '<div class="tiles">' + "".join(f"<div><b>{_text(a)}</b>{_text(b)}</div>" for a, b in tiles) + "</div>"
+    return tiles(facts)
 
 
 def _table(inspection: Inspection) -> str:
@@ -292,7 +278,7 @@ def _picture(lengths: Lengths) -> str:
         line = "" if beyond else f'<line x1="{x}" y1="{y + 4}" x2="{x}" y2="{floor}"/>'
         anchor, x = ("end", x - 5) if x > _LEFT + _WIDTH / 2 else ("start", x + 5)
         arrow = " →" if beyond else ""
-        parts.append(f'{line}<text class="mark" x="{x}" y="{y}" text-anchor="{anchor}">{_text(words)}{arrow}</text>')
+        parts.append(f'{line}<text class="mark" x="{x}" y="{y}" text-anchor="{anchor}">{escaped(words)}{arrow}</text>')
     size = f"0 0 {_WIDTH + 2 * _LEFT} {floor + 24}"
     return f'<svg viewBox="{size}" role="img" aria-label="Lengths of the examples in tokens">{"".join(parts)}</svg>'
 
@@ -308,7 +294,7 @@ def _findings(inspection: Inspection) -> str:
 
 
 def _kinds(validation: Counter[str]) -> str:
-    return f"{validation.total():,} examples: " + ", ".join(f"{_text(kind)} {n:,}" for kind, n in validation.items())
+    return f"{validation.total():,} examples: " + ", ".join(f"{escaped(kind)} {n:,}" for kind, n in validation.items())
 
 
 def _steps(inspection: Inspection) -> str:
@@ -323,7 +309,7 @@ def _examples(inspection: Inspection) -> str:
     kinds = Counter(specimen.example.kind for specimen in inspection.specimens)
     buttons = [f'<button aria-pressed="true">all {len(inspection.specimens)}</button>']
     for kind, n in kinds.items():
-        buttons.append(f'<button aria-pressed="false" data-kind="{_text(kind)}">{_text(kind)} {n}</button>')
+        buttons.append(f'<button aria-pressed="false" data-kind="{escaped(kind)}">{escaped(kind)} {n}</button>')
     legend = (
         '<p class="dim"><span class="tokens"><b>trained</b></span> is what the model learns to say; the rest it reads. '
         "Shades tell tokens apart; point at one for its id.</p>"
@@ -336,64 +322,24 @@ def _example(specimen: Specimen, inspection: Inspection) -> str:
     tokens = []
     for piece in token_pieces(specimen.example, inspection.tokenizer):
         tag, kind = "b" if piece.trained else "i", " class=c" if piece.control else ""
-        tokens.append(f'<{tag}{kind} title="{" ".join(map(str, piece.ids))}">{_text(piece.text)}</{tag}>')
+        tokens.append(f'<{tag}{kind} title="{" ".join(map(str, piece.ids))}">{escaped(piece.text)}</{tag}>')
     where = f"step {specimen.step}, micro-batch {specimen.batch}"
     return (
-        f'<article data-kind="{_text(specimen.example.kind)}"><h3>{_said(specimen.title(), inspection)}'
+        f'<article data-kind="{escaped(specimen.example.kind)}"><h3>{_said(specimen.title(), inspection)}'
         f'<span>{where}</span></h3><div class="tokens">{"".join(tokens)}</div></article>'
     )
 
 
-_FRAME = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>What a fine-tuning run trains on</title>
-<style>STYLE</style>
-</head>
-<body>
-<main>
-BODY
-</main>
-<script>SCRIPT</script>
-</body>
-</html>
-"""
-
 _STYLE = """
-:root { color-scheme: light dark; --page: #f7f7f5; --card: #fff; --text: #1d2125; --dim: #667; --edge: #dcdfe3;
-  --bar: #5b8def; --mark: #c2410c; --read: #f0f1f3; --read2: #e4e6ea; --said: #c9f0d3; --said2: #aee5bd; --ink: #0b4a22; }
-@media (prefers-color-scheme: dark) { :root { --page: #15181c; --card: #1d2126; --text: #e4e6e9; --dim: #98a1ab;
-  --edge: #333a42; --bar: #6f9bf3; --mark: #fb923c; --read: #262b31; --read2: #30363d; --said: #14532d; --said2: #1b6a3a;
+:root { --read: #f0f1f3; --read2: #e4e6ea; --said: #c9f0d3; --said2: #aee5bd; --ink: #0b4a22; }
+@media screen and (prefers-color-scheme: dark) { :root { --read: #262b31; --read2: #30363d; --said: #14532d; --said2: #1b6a3a;
   --ink: #d3f9df; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-p { margin: .4rem 0; } .dim { color: var(--dim); } ul { margin: .3rem 0; padding-left: 1.3rem; }
-li { overflow-wrap: anywhere; } li li { color: var(--dim); font-size: .92em; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.2rem, 1fr)); gap: .6rem; margin-top: 1.2rem; }
-.tiles div { background: var(--card); border: 1px solid var(--edge); border-radius: 8px; padding: .7rem .8rem;
-  color: var(--dim); font-size: .85rem; line-height: 1.3; }
-.tiles b { display: block; color: var(--text); font-size: 1.2rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--edge); white-space: nowrap; }
-th { color: var(--dim); font-weight: 500; font-size: .85rem; }
-th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
+li li { color: var(--dim); font-size: .92em; }
+th, td { white-space: nowrap; } th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
 svg { width: 100%; height: auto; background: var(--card); border: 1px solid var(--edge); border-radius: 8px; }
 svg text { font-size: 11px; fill: var(--dim); text-anchor: middle; } svg rect { fill: var(--bar); }
 svg .mark { fill: var(--mark); font-size: 12px; } svg line { stroke: var(--mark); stroke-dasharray: 3 3; }
 svg .mark[text-anchor=start] { text-anchor: start; } svg .mark[text-anchor=end] { text-anchor: end; }
-.filter { position: sticky; top: 0; display: flex; flex-wrap: wrap; gap: .4rem; padding: .6rem 0; background: var(--page); }
-button { font: inherit; font-size: .88rem; color: var(--text); background: var(--card); border: 1px solid var(--edge);
-  border-radius: 99px; padding: .15rem .8rem; cursor: pointer; }
-button[aria-pressed=true] { background: var(--text); color: var(--page); border-color: var(--text); }
-article { background: var(--card); border: 1px solid var(--edge); border-radius: 8px; padding: .8rem 1rem; margin: .7rem 0; }
-article[hidden] { display: none; }
-h3 { margin: 0 0 .6rem; font-size: .88rem; font-weight: 500; color: var(--dim); display: flex; gap: 1rem;
-  justify-content: space-between; flex-wrap: wrap; }
 .tokens { white-space: pre-wrap; overflow-wrap: anywhere; font: 14px/1.75 ui-monospace, Menlo, Consolas, monospace; }
 .tokens b, .tokens i { font-weight: 400; font-style: normal; border-radius: 3px; padding: 1px 0; }
 .tokens i { background: var(--read); } .tokens i:nth-child(even) { background: var(--read2); }

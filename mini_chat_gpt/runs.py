@@ -202,7 +202,9 @@ def _finish(result: TrainResult, trainer: Trainer, start: Start) -> None:
             soft_wrap=True,
         )
         return
-    write_json(folder / RESULT, {"steps": result.steps, "train_loss": result.train_loss, **result.val_losses, **result.scores})
+    write_json(
+        folder / RESULT, {"steps": result.steps, "train_loss": result.train_loss, **result.val_losses, **result.scores}
+    )
     early = ""
     if result.steps < trainer.total_steps:
         early = f" at step {result.steps:,}, as the validation loss has not improved {trainer.job.phase.patience} times in a row"

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
+from typing import Any
 
 from rich.console import Console, Group
 from rich.measure import Measurement
@@ -17,6 +19,7 @@ from rich.text import Text
 
 from mini_chat_gpt.capabilities import Evaluation, Item, Results
 from mini_chat_gpt.held_out import GROUPS
+from mini_chat_gpt.story_metrics import COUNTS, NEUTRAL
 from mini_chat_gpt.story_tasks import Task
 from mini_chat_gpt.word_forms import first_use, uses
 
@@ -28,13 +31,43 @@ MEASURES = {
     "all_used": "all used",
     "stops": "stops",
 }
-"""The measures that are shown, and what they are called."""
+"""The measures that are always shown, and what they are called; so is every kind's main measure."""
+DETAILS = {
+    "verbatim": "verbatim",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "length_ratio": "length",
+    "copied": "copied",
+    "n_words": "words",
+    "repetition": "repeated",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "distinct_3": "distinct-3",
+    "has_sentence": "sentence",
+    "has_sentence_verbatim": "verbatim",
+    "has_dialogue": "dialogue",
+    "has_moral": "moral",
+    "empty": "empty",
+}
+"""The measures that are shown with the details."""
 LEGEND = {
     "exact": "exact: the expected words, whatever the case and punctuation",
     "rouge_l": "ROUGE-L: overlap with the expected words, in their order",
     "used": "words used: share of the words asked for, in any form; all used: every one",
+    "verbatim": "verbatim: the expected text to the letter",
+    "rouge_1": "ROUGE-1, ROUGE-2: overlap in words, and in pairs of them",
+    "length_ratio": "length: words of the reply for every 100 expected ones",
+    "copied": "copied: share of the four words in a row that the story has too",
+    "n_words": "words: how many the story has (a number, not in %)",
+    "repetition": "repeated: share of the four words in a row that came before; distinct-n: different ones among n in a row",
+    "has_sentence": "sentence: the one asked for is there; verbatim: to the letter",
+    "has_dialogue": "dialogue: somebody speaks, where that was asked for",
+    "has_moral": "moral: the story states one, where that was asked for",
     "stops": "stops: replies that ended by themselves",
+    "empty": "empty: replies without text",
 }
+MARGIN = "±: half of the 95 % interval (bootstrap over the n tasks); none where all replies score alike"
+LAST = ("stops", "empty")  # of all kinds, below the rest
 LONGEST_NAME = 16  # of a model
 LONGEST_REPLY = 450  # characters
 STORY_BEGIN, STORY_END = 14, 8  # words of a prompt's story that are shown
@@ -45,20 +78,50 @@ Rows = list[tuple[str, str]]  # (kind, measure); ("", "") is an empty line
 # The table
 
 
-def show_table(evaluations: Mapping[str, Evaluation], out: Console) -> None:
-    """Print the results of one model, or of several by name, in percent; groups side by side where there is room."""
-    results = [evaluation.results for evaluation in evaluations.values()]
-    rows = _rows(results)
+@dataclass(frozen=True)
+class Digits:
+    """How numbers are written: "62.3 ±14.1" with one digit after the point, "62±14" with none."""
+
+    after_point: int
+    gap: str
+    value: int  # characters
+    margin: int  # of "±14", with the gap
+
+    def __call__(self, value: float, margin: float | None, has_margins: bool) -> str:
+        """As wide as all others of a table, in which some or no numbers have a margin."""
+        told = f"{self.gap}±{margin:.{self.after_point}f}" if margin is not None else ""
+        return f"{value:{self.value}.{self.after_point}f}{told.ljust(self.margin if has_margins else 0)}"
+
+
+DIGITS = (Digits(1, " ", 5, 6), Digits(0, "", 3, 3))  # as there is room
+
+
+def show_table(evaluations: Mapping[str, Evaluation], out: Console, details: bool = False) -> None:
+    """Print the results of one model, or of several by name, in percent; groups side by side where there is room.
+
+    Behind each number stands half of its 95 % interval. With `details` all measures are shown, and what each trivial rule
+    reaches; else the main ones.
+    """
+    rows = _rows([evaluation.results for evaluation in evaluations.values()], details)
     by_group = _by_group(evaluations)
-    blocks = [_block(label, by_name, rows) for label, by_name in by_group.items()]
-    together = _side_by_side(_kinds(rows), *blocks)
-    if Measurement.get(out, out.options.update(max_width=10_000), together).maximum <= out.width:
-        out.print(together)
+    side_by_side = [
+        _side_by_side(_kinds(rows), *(_block(label, by_name, rows, digits) for label, by_name in by_group.items()))
+        for digits in DIGITS
+    ]
+    if fitting := [table for table in side_by_side if _fits(table, out)]:
+        out.print(fitting[0])
     else:
-        for block in blocks:
-            out.print(_side_by_side(_kinds(rows), block))
+        for label, by_name in by_group.items():
+            tables = [_side_by_side(_kinds(rows), _block(label, by_name, rows, digits)) for digits in DIGITS]
+            out.print(next((table for table in tables if _fits(table, out)), tables[-1]))
             out.print()
+    if details:
+        out.print(_rules(by_group))
     out.print(_legend(rows, by_group), style="dim", markup=False, highlight=False)
+
+
+def _fits(table: Table, out: Console) -> bool:
+    return Measurement.get(out, out.options.update(max_width=10_000), table).maximum <= out.width
 
 
 def _by_group(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Results]]:
@@ -74,12 +137,18 @@ def _by_group(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Resu
     }
 
 
-def _rows(results: Sequence[Results]) -> Rows:
-    """All measures of all kinds, then of all kinds how often replies stop."""
+def _rows(results: Sequence[Results], details: bool) -> Rows:
+    """The measures of all kinds, then of all kinds how often replies stop."""
     by_kind = {kind: values for result in results for kind, values in result.items()}
-    measured = [(kind, name) for kind, values in by_kind.items() for name in values if name in MEASURES]
-    stops = [(kind, name) for kind, name in measured if name == "stops"]
-    return [*(row for row in measured if row not in stops), ("", ""), *stops]
+    shown = {**MEASURES, **(DETAILS if details else {})}
+    measured = [
+        (kind, name)
+        for kind, values in by_kind.items()
+        for name in values
+        if name in shown or name == next(iter(values))
+    ]
+    last = [(kind, name) for kind, name in measured if name in LAST]
+    return [*(row for row in measured if row not in last), ("", ""), *last]
 
 
 def _kinds(rows: Rows) -> Group:
@@ -89,26 +158,77 @@ def _kinds(rows: Rows) -> Group:
     shown.add_column(Text("in %", style="dim"))
     before = ""
     for kind, measure in rows:
-        shown.add_row(Text(kind if kind != before else "", style="bold"), MEASURES.get(measure, ""))
+        shown.add_row(Text(kind if kind != before else "", style="bold"), called(measure))
         before = kind
     return Group("", shown)
 
 
-def _block(label: str, by_name: Mapping[str, Results], rows: Rows) -> Group:
+def called(measure: str) -> str:
+    """What a measure is called on a screen."""
+    return {**MEASURES, **DETAILS}.get(measure, measure)
+
+
+def _block(label: str, by_name: Mapping[str, Results], rows: Rows, digits: Digits) -> Group:
     """The numbers of one group: n, each model, the trivial rule."""
     shown = _table()
-    for name in ("n", *map(_short_name, by_name), "trivial"):
-        shown.add_column(Text(name, style="dim" if name in ("n", "trivial") else ""), justify="right", min_width=5)
+    shown.add_column(Text("n", style="dim"), justify="right", min_width=3)
+    for name in map(_short_name, by_name):
+        shown.add_column(Text(name.rjust(digits.value)), min_width=5, no_wrap=True)
+    shown.add_column(Text("trivial", style="dim"), justify="right")
     some = {kind: values for results in by_name.values() for kind, values in results.items()}
+    margins = [_margin(results.get(kind, {}), measure) for results in by_name.values() for kind, measure in rows]
+    has_margins = any(margin is not None for margin in margins)
     before = ""
     for kind, measure in rows:
         values = some.get(kind, {})
         trivial = values.get("baseline", {}).get(measure)
-        n = str(values["n"]) if values and kind != before and measure != "stops" else ""
-        of_models = [_percent(results.get(kind, {}).get(measure), trivial) for results in by_name.values()]
-        shown.add_row(Text(n, style="dim"), *of_models, _percent(trivial))
+        n = values.get("measured", {}).get(measure) or (values.get("n") if kind != before else None)
+        of_models = [
+            _number(results.get(kind, {}), measure, trivial, digits, has_margins) for results in by_name.values()
+        ]
+        of_rule = "" if trivial is None else digits(_scaled(trivial, measure), None, False)
+        shown.add_row(Text(str(n or "") if measure not in LAST else "", style="dim"), *of_models, of_rule)
         before = kind
     return Group(Text(label, style="bold", justify="center"), shown)
+
+
+def _number(values: Mapping[str, Any], measure: str, trivial: float | None, digits: Digits, has_margins: bool) -> Text:
+    """A model's number with its margin; one that isn't better than a trivial rule's is red."""
+    if measure not in values:
+        return Text("")
+    judged = trivial is not None and measure not in NEUTRAL
+    style = "" if not judged else "green" if values[measure] > trivial else "red"
+    text = digits(_scaled(values[measure], measure), _margin(values, measure), has_margins)
+    return Text(text.rjust(5), style=style)
+
+
+def _margin(values: Mapping[str, Any], measure: str) -> float | None:
+    """Half of the interval; None where all replies score alike, which says nothing about others."""
+    low, high = values.get("interval", {}).get(measure, (0, 0))
+    return _scaled(high - low, measure) / 2 if high - low > 1e-9 else None
+
+
+def _scaled(value: float, measure: str) -> float:
+    """In percent, but for what is a count."""
+    return value if measure in COUNTS else 100 * value
+
+
+def _rules(by_group: Mapping[str, Mapping[str, Results]]) -> Table:
+    """What each trivial rule reaches by the kinds' main measures, in percent."""
+    shown = _table()
+    shown.add_column("")
+    shown.add_column(Text("what trivial replies reach, in %", style="dim"), overflow="fold")
+    results = {label: next(iter(by_name.values())) for label, by_name in by_group.items()}
+    for label in results:
+        shown.add_column(Text(label, style="dim"), justify="right", min_width=6, max_width=10)
+    by_kind = {kind: values for of_group in results.values() for kind, values in of_group.items()}
+    for kind, values in by_kind.items():
+        measure = next(iter(values))
+        for number, rule in enumerate(values["baselines"]):
+            reached = [of_group.get(kind, {}).get("baselines", {}).get(rule) for of_group in results.values()]
+            numbers = (f"{_scaled(scores[measure], measure):.1f}" if scores else "" for scores in reached)
+            shown.add_row(Text("" if number else kind, style="bold"), f"{called(measure)}: {rule}", *numbers)
+    return shown
 
 
 def _table() -> Table:
@@ -121,31 +241,24 @@ def _side_by_side(*parts: Group) -> Table:
     return shown
 
 
-def _percent(share: float | None, trivial: float | None = None) -> Text:
-    """A number that isn't better than a trivial rule's is red."""
-    if share is None:
-        return Text("")
-    style = "" if trivial is None else "green" if share > trivial else "red"
-    return Text(f"{100 * share:.1f}", style=style)
-
-
 def _short_name(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
 
 
 def _legend(rows: Rows, by_group: Mapping[str, Mapping[str, Results]]) -> str:
     """What the measures mean, and which trivial rules are the best of each kind, by one measure or another."""
+    there = {measure for _, measure in rows}
     best: dict[str, dict[str, None]] = {}
     for by_name in by_group.values():
         for kind, values in next(iter(by_name.values())).items():
-            names = (rule for measure, rule in values["baseline"]["rules"].items() if measure in MEASURES)
+            names = (rule for measure, rule in values["baseline"]["rules"].items() if (kind, measure) in rows)
             best.setdefault(kind, {}).update(dict.fromkeys(names))
     kinds_of: dict[str, list[str]] = {}
     for kind, rules in best.items():
         kinds_of.setdefault(" or ".join(rules), []).append(kind)
     trivial = "; ".join(f"{rule} ({', '.join(kinds)})" for rule, kinds in kinds_of.items())
-    there = {measure for _, measure in rows}
-    return "\n".join([*(text for name, text in LEGEND.items() if name in there), f"trivial: {trivial}"])
+    lines = [text for name, text in LEGEND.items() if name in there]
+    return "\n".join([*lines, MARGIN, f"trivial: {trivial}"])
 
 
 # Replies
@@ -230,7 +343,7 @@ def _in_words(item: Item) -> str:
         return f"{round(value * len(item.task.required))} of {len(item.task.required)} words"
     if measure in ("accuracy", "exact") or value == 1:
         return "right" if value == 1 else "wrong"
-    return f"{MEASURES.get(measure, measure)} {100 * value:.0f} %"
+    return f"{called(measure)} {100 * value:.0f} %"
 
 
 def shortened_prompt(task: Task) -> str:

@@ -1,39 +1,32 @@
-"""How good is a reply to a story task? One measure for each kind of task, and what trivial rules reach by it.
-
-A score is a number from 0 to 1; the first one of a kind is its main measure.
+"""How good is a reply to a story task? Measures for each kind of task; the first one of a kind is its main measure.
 
     main_character         accuracy   the reply names the right one (and no second one)
     ending, dialogue       accuracy   the reply begins with the right one of "yes" and "no"
     moral, quote           exact      the words of the target, whatever the case and punctuation; rouge_l; verbatim: to the letter
     copyedit               verbatim
     why                    rouge_l    overlap with the target; exact
-    summary, what_happened rouge_l
-    words                  used       share of the required words that the story has, in whichever form; all_used: every one
+    summary, what_happened rouge_l    rouge_1, rouge_2; length_ratio: length over the target's, in words; copied: share of its
+                                      stretches of four words that stand in the story
+    words                  used       share of the required words that the story has, in whichever form; all_used: every one;
+                                      n_words: its length; repetition, distinct_1, distinct_2, distinct_3; has_sentence,
+                                      has_sentence_verbatim, has_dialogue, has_moral: kept, where it was asked for
 
-Overlap is the F-measure of ROUGE-L (Lin 2004, "ROUGE: a package for automatic evaluation of summaries"), computed by
-Google's rouge_score without stemming. A trivial rule's replies go through the same scoring, on the same tasks; by each
-measure the best of a kind's rules is its baseline.
+Scores are shares from 0 to 1, but for length_ratio (may be more) and n_words (a count). Which measures a task has depends on
+the task alone, not on the reply. Their formulas and sources are in `story_metrics`, what trivial rules reach by them in
+`trivial_replies`. No measure says everything: a prompt's words said back are all used, and only n_words shows that this
+is no story.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from statistics import fmean
-from typing import Any
 
 from mini_chat_gpt.main_character import is_opener
-from mini_chat_gpt.story_facts import sentence_spans
+from mini_chat_gpt.story_metrics import Scores, copied, kept, length_ratio, plain_words, rouge, rouge_l, told
 from mini_chat_gpt.story_tasks import Task
 from mini_chat_gpt.word_forms import uses, words_of
-
-Scores = dict[str, float]
-
-
-# Scores
 
 
 def score(task: Task, reply: str) -> Scores:
@@ -57,6 +50,11 @@ def _to_the_letter(task: Task, reply: str) -> Scores:
     return {"verbatim": float(exact_match(task.target, reply))}
 
 
+def _summary(task: Task, reply: str) -> Scores:
+    scores = rouge(task.target, reply) | {"length_ratio": length_ratio(task.target, reply)}
+    return scores | {"copied": copied(task.prompt[slice(*task.story_span)], reply)} if task.story_span else scores
+
+
 def _why(task: Task, reply: str) -> Scores:
     return _overlap(task, reply) | {"exact": float(normalised_match(task.target, reply))}
 
@@ -76,10 +74,12 @@ def _words(task: Task, reply: str) -> Scores:
     if not task.required:
         return {}
     used = [uses(reply, word) for word in task.required]
-    return {"used": fmean(used), "all_used": float(all(used))}
+    return {"used": fmean(used), "all_used": float(all(used)), **told(reply), **kept(task, reply)}
 
 
 SCORERS: dict[str, Callable[[Task, str], Scores]] = {
+    "summary": _summary,
+    "what_happened": _summary,
     "main_character": _main_character,
     "ending": _yes_no,
     "dialogue": _yes_no,
@@ -135,97 +135,15 @@ def exact_match(target: str, reply: str) -> bool:
 
 def normalised_match(target: str, reply: str) -> bool:
     """Whether the reply has the words of the target and no others; case, punctuation and white space don't matter."""
-    return _plain(reply) == _plain(target)
+    return plain_words(reply) == plain_words(target)
 
 
-def _plain(text: str) -> list[str]:
-    return re.findall(r"\w+(?:'\w+)*", text.casefold().replace("’", "'"))
-
-
-def rouge_l(target: str, reply: str) -> float:
-    """F-measure of the longest common subsequence of words."""
-    return float(_rouge_scorer().score(target, reply)["rougeL"].fmeasure)
-
-
-@lru_cache(maxsize=1)
-def _rouge_scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"])
-
-
-# Trivial replies
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A way to reply without having understood anything; it may look at the targets of all tasks of its kind."""
-
-    name: str
-    replies: Callable[[Sequence[Task]], list[str]]
-
-
-def _always(reply: str) -> Rule:
-    return Rule(f"always “{reply}”", lambda tasks: [reply] * len(tasks))
-
-
-def _sentence(which: int, name: str) -> Rule:
-    def replies(tasks: Sequence[Task]) -> list[str]:
-        return [([*_sentences(task)] or [""])[which] for task in tasks]
-
-    return Rule(f"{name} sentence of the story", replies)
-
-
-def _with_because(tasks: Sequence[Task]) -> list[str]:
-    return [next((sentence for sentence in _sentences(task) if "because" in sentence), "") for task in tasks]
-
-
-def _most_common(tasks: Sequence[Task]) -> list[str]:
-    target = Counter(task.target for task in tasks).most_common(1)[0][0]
-    return [target] * len(tasks)
-
-
-def _somebody_elses(tasks: Sequence[Task]) -> list[str]:
-    return [task.target for task in [*tasks[1:], *tasks[:1]]]
-
-
-MOST_COMMON = Rule("the most common answer", _most_common)
-FIRST_SENTENCE = _sentence(0, "the first")
-RULES: dict[str, tuple[Rule, ...]] = {
-    # Not "the first name in the story": that is nearly the labels' own definition (see main_character.py), and so always
-    # right. What the kind tests is whether a model finds and copies it.
-    "main_character": (MOST_COMMON,),
-    "ending": (_always("Yes"), _always("No")),
-    "dialogue": (_always("Yes"), _always("No")),
-    "moral": (MOST_COMMON, _sentence(-1, "the last")),
-    "summary": (FIRST_SENTENCE,),
-    "what_happened": (FIRST_SENTENCE,),
-    "why": (MOST_COMMON, Rule("the first sentence with “because”", _with_because)),
-    "quote": (FIRST_SENTENCE, _sentence(-1, "the last")),
-    "copyedit": (Rule("the words as they are", lambda tasks: [_story(task) for task in tasks]),),
-    "words": (Rule("the story of another task", _somebody_elses),),
-}
-
-
-def baseline(tasks: Sequence[Task]) -> dict[str, Any]:
-    """{measure: value, ..., "rules": {measure: name, ...}}: what the best rule reaches by each measure; tasks are of one kind."""
-    reached = {}
-    for rule in RULES.get(tasks[0].kind, (MOST_COMMON,)):
-        replies = rule.replies(tasks)
-        reached[rule.name] = means([score(task, reply) for task, reply in zip(tasks, replies, strict=True)])
-    best = {measure: max(reached, key=lambda name: reached[name][measure]) for measure in score(tasks[0], "")}
-    return {measure: reached[name][measure] for measure, name in best.items()} | {"rules": best}
-
-
-def _story(task: Task) -> str:
-    return task.prompt[slice(*task.story_span)] if task.story_span else ""
-
-
-def _sentences(task: Task) -> list[str]:
-    story = _story(task)
-    return [story[start:end] for start, end in sentence_spans(story)]
+def by_measure(scores: Sequence[Scores]) -> dict[str, list[float]]:
+    """Measure -> its values, of all scores that have it; the main measure first. All scores are of one kind."""
+    names = dict.fromkeys(name for values in scores for name in values)
+    return {name: [values[name] for values in scores if name in values] for name in names}
 
 
 def means(scores: Sequence[Scores]) -> Scores:
-    """The mean of each measure; all scores are of one kind."""
-    return {name: fmean(values[name] for values in scores) for name in scores[0]}
+    """The mean of each measure over the scores that have it; all scores are of one kind."""
+    return {name: fmean(values) for name, values in by_measure(scores).items()}

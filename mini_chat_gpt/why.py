@@ -26,8 +26,8 @@ from rich.text import Text
 from mini_chat_gpt.attention import Causal
 from mini_chat_gpt.decoding_model import DecodingModel
 from mini_chat_gpt.generation import Model, begins_text, forbidden
-from mini_chat_gpt.inspect_page import visible
 from mini_chat_gpt.lookup import SAME
+from mini_chat_gpt.page_style import visible
 from mini_chat_gpt.sampling import NEVER, Sampling, filtered, likeliest
 from mini_chat_gpt.tokenizer import ChatTokenizer
 

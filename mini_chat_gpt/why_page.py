@@ -1,19 +1,17 @@
 """The page of `/why FILE.html`: a reply whose tokens are shaded by their probability; see why.py.
 
-The page is one file that loads nothing, to be looked at in any browser and passed on. Pointing at a token, or choosing it
-by click or key, shows what else could have come as bars; without scripts the same stands in each token's tooltip. All that
-a model or a user wrote is escaped.
+Pointing at a token, or choosing it by click or key, shows what else could have come as bars; without scripts the same stands
+in each token's tooltip. What all pages have in common is in page_style.py.
 """
 
 from __future__ import annotations
 
-import html
 import json
 from pathlib import Path
 
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.files import atomic_write_text, readable_disk_errors
-from mini_chat_gpt.inspect_page import visible
+from mini_chat_gpt.page_style import document, escaped, tiles
 from mini_chat_gpt.tokenizer import well_formed
 from mini_chat_gpt.why import MOST_SURPRISING, STEP_NAMES, Candidate, Explanation, Token, percent
 
@@ -34,15 +32,18 @@ def write_page(explanation: Explanation, path: Path) -> None:
     atomic_write_text(path, page(explanation))
 
 
+_TITLE = "Why did it say that?"
+
+
 def page(explanation: Explanation) -> str:
     """The whole page."""
     tokens = explanation.tokens
     places = explanation.most_surprising(MOST_SURPRISING)
-    legend = "".join(f'<b class="s{step}">{_text(name)}</b>' for step, name in enumerate(STEP_NAMES))
+    legend = "".join(f'<b class="s{step}">{escaped(name)}</b>' for step, name in enumerate(STEP_NAMES))
     body = "\n".join(
         [
-            "<h1>Why did it say that?</h1>",
-            f'<p class="dim">{_text(explanation.legend())}</p>',
+            f"<h1>{_TITLE}</h1>",
+            f'<p class="dim">{escaped(explanation.legend())}</p>',
             _tiles(explanation),
             "<h2>The reply, token by token</h2>",
             f'<p class="dim legend">{legend} Point at a token, or choose one.</p>',
@@ -51,19 +52,14 @@ def page(explanation: Explanation) -> str:
             "<h2>Most surprising</h2>" if len(places) < len(tokens) else "<h2>The tokens</h2>",
             _table(explanation, places),
             "<h2>What the model had read</h2>",
-            f'<div class="tokens">{_text(explanation.prompt)}</div>',
+            f'<div class="tokens">{escaped(explanation.prompt)}</div>',
         ]
     )
     data = [[_fact(token), token.rank, *map(_fact, token.others)] for token in tokens]
     # In a script "<" could end it, and html knows no escapes there.
     found = {"greedy": explanation.greedy, "least": explanation.most_surprising(1)[0], "tokens": data}
     written = json.dumps(found).replace("<", "\\u003c")
-    # The texts come last: what they hold is not looked through again.
-    return _FRAME.replace("STYLE", _STYLE).replace("SCRIPT", _SCRIPT, 1).replace("BODY", body + _DATA % written, 1)
-
-
-def _text(text: str) -> str:
-    return html.escape(visible(well_formed(text)))
+    return document(_TITLE, body + _DATA % written, _STYLE, _SCRIPT)
 
 
 def _fact(candidate: Candidate) -> list[str | float]:
@@ -75,13 +71,13 @@ def _fact(candidate: Candidate) -> list[str | float]:
 def _tiles(explanation: Explanation) -> str:
     place = explanation.most_surprising(1)[0]
     least, n = explanation.tokens[place], len(explanation.tokens)
-    tiles = [
+    facts = [
         (f"{n:,}", ("token" if n == 1 else "tokens") + (", the end included" if explanation.ended else "")),
         (percent(explanation.mean_probability), "mean probability"),
         (f"{explanation.perplexity:.3g}", "perplexity"),
         (percent(least.probability), f"least sure: “{least.shown}”, number {place + 1:,}"),
     ]
-    return '<div class="tiles">' + "".join(f"<div><b>{_text(a)}</b>{_text(b)}</div>" for a, b in tiles) + "</div>"
+    return tiles(facts)
 
 
 def _token(token: Token, greedy: bool) -> str:
@@ -89,8 +85,8 @@ def _token(token: Token, greedy: bool) -> str:
     shown = f"↵{token.text}" if token.text.startswith("\n") else token.text or token.shown
     odd = " odd" if not token.text else ""
     lines = [_line(token, greedy), f"rank {token.rank:,}", *(_line(other, greedy) for other in token.others)]
-    title = _text("\n".join(lines))
-    return f'<b class="s{token.step}{odd}" tabindex="0" title="{title}">{_text(shown)}</b>'
+    title = escaped("\n".join(lines))
+    return f'<b class="s{token.step}{odd}" tabindex="0" title="{title}">{escaped(shown)}</b>'
 
 
 def _line(candidate: Candidate, greedy: bool) -> str:
@@ -103,49 +99,23 @@ def _table(explanation: Explanation, places: list[int]) -> str:
     lines = ["".join(f"<th>{head}</th>" for head in heads)]
     for place in places:
         token = explanation.tokens[place]
-        others = " ".join(f"<span><code>{_text(o.shown)}</code> {percent(o.probability)}</span>" for o in token.others)
-        cells = [f"{place + 1:,}", f'<code class="s{token.step}">{_text(token.shown)}</code>']
+        others = " ".join(
+            f"<span><code>{escaped(o.shown)}</code> {percent(o.probability)}</span>" for o in token.others
+        )
+        cells = [f"{place + 1:,}", f'<code class="s{token.step}">{escaped(token.shown)}</code>']
         shares = [token.probability] if explanation.greedy else [token.probability, token.drawn]
-        cells += [*(_text(percent(share)) for share in shares), f"{token.rank:,}", others]
+        cells += [*(escaped(percent(share)) for share in shares), f"{token.rank:,}", others]
         lines.append("".join(f"<td>{cell}</td>" for cell in cells))
     return f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
 
 
 _DATA = '\n<script type="application/json" id="data">%s</script>'
 
-_FRAME = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>Why did it say that?</title>
-<style>STYLE</style>
-</head>
-<body>
-<main>
-BODY
-</main>
-<script>SCRIPT</script>
-</body>
-</html>
-"""
-
 _STYLE = """
-:root { color-scheme: light dark; --page: #f7f7f5; --card: #fff; --text: #1d2125; --dim: #667; --edge: #dcdfe3;
-  --mark: #c2410c; --bar: #5b8def; --bar2: #b9cdf5; --s0: #ffb3b3; --s1: #ffd2a6; --s2: #fff0a8; --s3: #dcf5b8; --s4: #aee5bd; }
-@media (prefers-color-scheme: dark) { :root { --page: #15181c; --card: #1d2126; --text: #e4e6e9; --dim: #98a1ab;
-  --edge: #333a42; --mark: #fb923c; --bar: #6f9bf3; --bar2: #34497a; --s0: #8b2525; --s1: #7d4713; --s2: #625607;
+:root { --bar2: #b9cdf5; --s0: #ffb3b3; --s1: #ffd2a6; --s2: #fff0a8; --s3: #dcf5b8; --s4: #aee5bd; }
+@media screen and (prefers-color-scheme: dark) { :root { --bar2: #34497a; --s0: #8b2525; --s1: #7d4713; --s2: #625607;
   --s3: #3d5a17; --s4: #14532d; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-p { margin: .4rem 0; } .dim { color: var(--dim); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem; margin-top: 1.2rem; }
-.tiles div, .tokens, #panel { background: var(--card); border: 1px solid var(--edge); border-radius: 8px; padding: .7rem .8rem; }
-.tiles div { color: var(--dim); font-size: .85rem; line-height: 1.3; overflow-wrap: anywhere; }
-.tiles b { display: block; color: var(--text); font-size: 1.2rem; }
+.tokens, #panel { background: var(--card); border: 1px solid var(--edge); border-radius: 8px; padding: .7rem .8rem; }
 .tokens { white-space: pre-wrap; overflow-wrap: anywhere; font: 15px/1.9 ui-monospace, Menlo, Consolas, monospace; }
 .tokens b { font-weight: 400; border-radius: 3px; padding: 2px 0; cursor: pointer; box-shadow: inset -1px 0 var(--card); }
 .tokens b:hover, .tokens b:focus-visible, .tokens b.on { outline: 2px solid var(--mark); }
@@ -162,9 +132,7 @@ p { margin: .4rem 0; } .dim { color: var(--dim); }
 #panel .bars i { display: block; height: 6px; min-width: 1px; background: var(--bar); border-radius: 2px; }
 #panel .bars i + i { background: var(--bar2); margin-top: 1px; }
 #panel .row span { text-align: right; white-space: nowrap; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--edge); vertical-align: top; }
-th { color: var(--dim); font-weight: 500; font-size: .85rem; }
+th, td { vertical-align: top; }
 th:nth-child(2), td:nth-child(2), th:last-child, td:last-child { text-align: left; }
 td span { display: inline-block; margin-right: .9rem; white-space: nowrap; color: var(--dim); }
 code { font: 14px ui-monospace, Menlo, Consolas, monospace; border-radius: 3px; padding: 1px 3px; color: var(--text); }

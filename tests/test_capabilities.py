@@ -7,14 +7,17 @@ import pytest
 from tiny import STORIES, about, tiny_model, tiny_tokenizer, writing
 
 from mini_chat_gpt import capabilities
-from mini_chat_gpt.capabilities import capability_test, evaluate, rows_at_once
+from mini_chat_gpt.capabilities import Item, capability_test, evaluate, rows_at_once, summarise
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import Reply
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.sampling import Sampling
+from mini_chat_gpt.scoring import score
 from mini_chat_gpt.sft_dataloader import stories
 from mini_chat_gpt.sft_generate import test_sft_capabilities
+from mini_chat_gpt.story_metrics import COUNTS
+from mini_chat_gpt.story_tasks import Task
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
 MODEL = tiny_model(300)
@@ -45,25 +48,20 @@ def test_results_are_means_by_kind_with_count_stops_and_baseline(replies):
     replies[tasks[2].prompt] = Reply("Yes", (1,), "stop", 9)
     counted: list[int] = []
     found = evaluate(MODEL, tiny_tokenizer(), tasks, progress=counted.append)
-    assert found.results == {
-        "ending": {
-            "accuracy": 0.5,
-            "n": 2,
-            "stops": 1,
-            "baseline": {"accuracy": 0.5, "rules": {"accuracy": "always “Yes”"}},
-        },
-        "words": {
-            "used": 1,
-            "all_used": 1,
-            "n": 1,
-            "stops": 0,
-            "baseline": {
-                "used": 0,
-                "all_used": 0,
-                "rules": dict.fromkeys(("used", "all_used"), "the story of another task"),
-            },
-        },
+    assert list(found.results) == ["ending", "words"]
+    assert found.results["ending"] == {
+        "accuracy": 0.5,
+        "n": 2,
+        "stops": 1,
+        "empty": 0,
+        "baseline": {"accuracy": 0.5, "rules": {"accuracy": "always “Yes”"}},
+        "baselines": {"always “Yes”": {"accuracy": 0.5}, "always “No”": {"accuracy": 0.5}},
+        "interval": {"accuracy": [0, 1], "stops": [1, 1], "empty": [0, 0]},
+        "measured": {},
     }
+    words = found.results["words"]
+    assert [words[name] for name in ("used", "all_used", "n_words", "n", "stops")] == [1, 1, 2, 1, 0]
+    assert (words["baseline"]["used"], words["baseline"]["rules"]["used"]) == (0, "the story of another task")
     assert [(item.task, item.reply, item.finish_reason) for item in found.items] == [
         (tasks[0], "Yes", "stop"),
         (tasks[2], "Yes", "stop"),
@@ -72,6 +70,27 @@ def test_results_are_means_by_kind_with_count_stops_and_baseline(replies):
     assert counted == [1, 2, 3]
     assert found.groups == {}
     assert json.loads(json.dumps(found.as_json()))["items"][0]["reply"] == "Yes"
+
+
+def test_an_interval_lies_around_its_mean_and_is_narrower_for_more_tasks():
+    task = about("ending", "Yes.", "yes")
+    few = [Item(task, reply, "stop", {"accuracy": float(reply == "Yes")}) for reply in ("Yes", "Yes", "", "No") * 5]
+    found, of_more = summarise(few)["ending"], summarise(few * 9)["ending"]
+    low, high = found["interval"]["accuracy"]
+    assert 0.25 <= low < found["accuracy"] == 0.5 < high <= 0.75
+    assert found["empty"] == 0.25
+    assert found["interval"]["empty"][0] < 0.25 < found["interval"]["empty"][1]
+    assert of_more["interval"]["accuracy"][1] - of_more["interval"]["accuracy"][0] < (high - low) / 2
+    assert found == summarise(few)["ending"]
+
+
+def test_of_a_measure_that_some_tasks_lack_their_number_is_told():
+    asked = Task("words", "Write with cat", "A cat. So it was.", None, required=("cat",), sentence="So it was.")
+    items = [Item(task, "A cat.", "stop", score(task, "A cat.")) for task in (writing("cat"), asked)]
+    found = summarise(items)["words"]
+    assert found["measured"] == {"has_sentence": 1, "has_sentence_verbatim": 1}
+    assert (found["has_sentence"], found["n"]) == (0, 2)
+    assert set(found["interval"]) == {*items[1].scores, "stops", "empty"}
 
 
 def test_replies_may_be_twice_as_long_as_the_longest_target(replies):
@@ -139,9 +158,12 @@ def test_a_model_that_learned_nothing_gets_sane_results(untrained, sample):
     results = test_sft_capabilities(*untrained, sample, n=2, kinds=["moral", "ending", "words"])
     assert list(results) == ["moral", "ending", "words"]
     assert results["ending"]["n"] == 4  # two groups
-    assert set(results["moral"]) == {"exact", "rouge_l", "verbatim", "n", "stops", "baseline"}
-    values = [value for one in results.values() for name, value in one.items() if name not in ("n", "baseline")]
-    assert all(0 <= value <= 1 and math.isfinite(value) for value in values)
+    assert set(results["moral"]) == {
+        "exact", "rouge_l", "verbatim", "n", "stops", "empty", "baseline", "baselines", "interval", "measured"
+    }  # fmt: skip
+    values = {name: value for one in results.values() for name, value in one.items() if isinstance(value, float)}
+    assert all(0 <= value <= 1 for name, value in values.items() if name not in COUNTS)
+    assert all(map(math.isfinite, values.values()))
 
 
 def test_a_model_that_says_nothing_gets_zeros(untrained, sample, monkeypatch):
@@ -150,6 +172,7 @@ def test_a_model_that_says_nothing_gets_zeros(untrained, sample, monkeypatch):
     results = test_sft_capabilities(*untrained, sample, n=2)
     assert {one["stops"] for one in results.values()} == {1}
     assert {next(iter(one.values())) for one in results.values()} == {0}
+    assert {one["empty"] for one in results.values()} == {1}
 
 
 def test_the_results_by_group_and_the_replies_are_there_too(untrained, sample):

@@ -58,10 +58,18 @@ def test_a_prompt_is_answered(tuned):
 
 
 def test_models_are_scored_side_by_side(tuned):
-    printed = run(
-        tuned, "evaluate", "--checkpoint", "runs/sft", "--against", "runs/base", "--n", "4", "--json", "out.json"
+    (tuned / "mine.yaml").write_text(
+        "compare: [{shows: facts, prompts: [Who is Tom?], contains: [cat], max_words: 500}]"
     )
+    command = ["evaluate", "--checkpoint", "runs/sft", "--against", "runs/base", "--n", "4", "--json", "out.json"]
+    printed = run(tuned, *command, "--prompts", "mine.yaml")
     assert "main_character" in printed
+    assert "facts: at most 500 words, asked “Who is Tom?”" in printed
+    assert "Report: runs/reports/sft-against-base/report.html" in printed
+    report = json.loads((tuned / "runs/reports/sft-against-base/report.json").read_text())
+    assert {pair["kind"] for pair in report["paired"]} >= {"moral", "dialogue"}
+    assert set(report["losses"]) == set(report["plain_text"]) == {"sft", "base"}
+    assert run(tuned, *command, "--report", "mine").count("Report: mine/report.html") == 1
     models = json.loads((tuned / "out.json").read_text())["models"]
     assert set(models) == {"sft", "base"}
     assert models["sft"]["groups"]["unseen"]["dialogue"]["n"] == 4

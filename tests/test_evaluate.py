@@ -144,7 +144,7 @@ def test_models_are_put_side_by_side_a_base_among_them(home, monkeypatch, capsys
     command = ["--checkpoint", "runs/sft", "--against", "runs/base", "--device", "cpu", "--n", "1"]
     assert main([*command, "--kinds", "moral", "quote", "--examples", "0"]) == 0
     shown = capsys.readouterr().out
-    assert "n   sft  base trivial" in " ".join(shown.split("\n"))
+    assert "n  base   sft trivial" in " ".join(shown.split("\n"))
     assert "fully right" not in shown
     assert "quote" in shown
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "mini_chat_gpt"
 
 FLOORS = {
     0: "errors config settings_file encoders tiktoken_files tokenizer tokenizer_export chat_format loss optim device "
-    "files monitor entry word_forms wandb_run memory_use distributed weight_average stopping",
+    "files monitor entry word_forms intervals shared_runs wandb_run memory_use distributed weight_average stopping",
     1: "derivatives products blocked_products flat_attention cached_attention attention model compiling decoding_weights single_token "
     "decoding_model lora nf4 token_rows",
     2: "batching batch_text story_records record_scan story_index story_facts story_phrasing story_reasons main_character "
@@ -20,9 +20,12 @@ FLOORS = {
     "data_folder pretrain_data hf_llama interop interop_llama2c interop_nanogpt checkpoint adapter_files sharding conversations "
     "conversation_source",
     3: "chat_session chat_commands chat_input chat_terminal sampling lookup generation engine run_state run_place trainer "
-    "time_plan runs adapting scoring held_out memory_trace rehearsal memory_plan machine_checks run_facts loss_curves "
-    "sft_examples inspect_page why why_page before_after capabilities scoreboard download own_stories data_report prepare",
-    4: "cli config_command pretrain sft_train sft_generate chat evaluate quickstart selfcheck doctor inspect_data merge recipe",
+    "time_plan runs adapting scoring story_metrics trivial_replies held_out plain_text memorised memory_trace rehearsal "
+    "memory_plan machine_checks run_facts loss_curves report "
+    "sft_examples page_style report_style report_charts report_words report_sections report_replies report_page "
+    "inspect_page why why_page before_after capabilities scoreboard download own_stories data_report prepare",
+    4: "cli config_command pretrain sft_train sft_generate chat evaluate quickstart selfcheck doctor inspect_data merge "
+    "recipe",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

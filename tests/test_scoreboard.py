@@ -51,7 +51,7 @@ WORDS = Task("words", "Write a story with run, oak", "Tom ran to the oak.", None
 
 def test_the_table_has_each_measure_beside_the_trivial_rules():
     text = printed(show_table, {"sft": evaluation((ENDING, "Yes."), (ENDING, "No."), (MORAL, "Share toys!"))})
-    assert ["ending", "right", "2", "50.0", "100.0"] in rows(text)
+    assert ["ending", "right", "2", "50.0", "±50.0", "100.0"] in rows(text)
     assert ["moral", "exact", "1", "0.0", "100.0"] in rows(text)
     assert ["ROUGE-L", "80.0", "100.0"] in rows(text)
     assert ["moral", "stops", "100.0"] in rows(text)
@@ -63,9 +63,55 @@ def test_two_models_and_two_groups_stand_side_by_side_in_80_columns():
     base, tuned = in_both_groups((ENDING, ""), (WORDS, "")), in_both_groups((ENDING, "Yes."), (WORDS, "Tom ran."))
     text = printed(show_table, {"base": base, "tuned": tuned})
     assert ["ending", "right", "1", "0.0", "100.0", "100.0", "1", "0.0", "100.0", "100.0"] in rows(text)
-    assert ["words", "words", "used", "1", "0.0", "50.0", "100.0", "1", "0.0", "50.0", "100.0"] in rows(text)
+    assert ["words", "words", "used", "1", "0.0", "50.0", "0.0", "1", "0.0", "50.0", "0.0"] in rows(text)
     (line,) = [line for line in text.splitlines() if "plots seen in training" in line]
     assert "plots never seen" in line
+
+
+def test_where_there_is_no_room_numbers_lose_the_digit_after_the_point():
+    base = in_both_groups((ENDING, ""), (ENDING, ""), (ENDING, ""))
+    tuned = in_both_groups((ENDING, "Yes."), (ENDING, ""), (ENDING, "Yes"))
+    wide, narrow = (printed(show_table, {"base": base, "tuned": tuned}, width=width) for width in (100, 80))
+    assert ["ending", "right", *["3", "0.0", "66.7", "±50.0", "100.0"] * 2] in rows(wide)
+    assert ["ending", "right", *["3", "0", "67±50", "100"] * 2] in rows(narrow)
+    assert "plots seen in training   " in narrow
+    assert "±: half of the 95 % interval" in narrow
+
+
+def test_replies_that_score_alike_have_no_margin():
+    text = printed(show_table, {"sft": evaluation((ENDING, "Yes."), (ENDING, "Yes."))})
+    assert ["ending", "right", "2", "100.0", "100.0"] in rows(text)
+
+
+def test_the_main_measure_of_a_kind_is_always_shown():
+    text = printed(show_table, {"sft": evaluation((about("copyedit", "Tom ran."), "Tom ran."))})
+    assert ["copyedit", "verbatim", "1", "100.0", "0.0"] in rows(text)
+
+
+def test_details_are_all_measures_with_their_own_n_and_every_trivial_rule():
+    asked = Task("words", "Write with oak", "An oak. So it was.", None, required=("oak",), sentence="So it was.")
+    summary = about("summary", "Tom lost his red ball.")
+    both = in_both_groups((WORDS, "Tom ran to the oak."), (asked, "Oaks."), (summary, "Tom lost his ball."))
+    shown = {"sft": both}
+    text = printed(lambda found, out: show_table(found, out, details=True), shown)
+    assert ["words", *["3.0", "±2.0", "5.0"] * 2] in rows(text)
+    assert ["sentence", *["1", "0.0", "0.0"] * 2] in rows(text)
+    assert ["length", *["80.0", "320.0"] * 2] in rows(text)
+    assert "ROUGE-L: the first three sentences " in text
+    assert ["empty", "0.0", "0.0"] in rows(text)
+    brief = printed(show_table, shown)
+    assert not [name for name in ("length", "sentence  ", "empty", "ROUGE-2", "distinct") if name in brief]
+
+
+def test_a_number_that_says_nothing_of_good_and_bad_has_no_colour():
+    summary = about("summary", "Tom lost his red ball.")
+    out = Console(width=80, file=io.StringIO(), force_terminal=True, color_system="standard")
+    show_table({"sft": evaluation((summary, "Tom lost his red ball."))}, out, details=True)
+    lines = out.file.getvalue().splitlines()
+    better, neither = (next(line for line in lines if name in line) for name in ("ROUGE-2", "copied"))
+    green, red = "\x1b[32m", "\x1b[31m"
+    assert (green in better, red in better) == (True, False)
+    assert (green in neither, red in neither) == (False, False)
 
 
 def test_a_single_models_table_is_as_narrow_whatever_its_name():

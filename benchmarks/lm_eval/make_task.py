@@ -1,0 +1,75 @@
+"""Held-out yes/no questions as local files for EleutherAI's lm-evaluation-harness: `python benchmarks/lm_eval/make_task.py`.
+
+The questions are those that `mini-chat-gpt evaluate` takes for the same models, data, number and seed, so the accuracies can be
+put side by side. One line is one question; README.md has the commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from mini_chat_gpt.checkpoint import load_checkpoint
+from mini_chat_gpt.entry import exit_with
+from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.files import atomic_write_text
+from mini_chat_gpt.held_out import find_held_out, held_out_tasks
+from mini_chat_gpt.story_tasks import Task
+
+KINDS = ("dialogue", "ending")
+CHOICES = ("Yes", "No")
+FOLDER = Path("runs/lm_eval")
+"""Where the task files look for the questions, from the folder in which lm_eval is started."""
+
+
+def row(task: Task, group: str) -> dict[str, object]:
+    """A question as the task files want it.
+
+    `prompt` is the bare question with its story: the harness puts the chat format around it with the template that lies in
+    the checkpoint folder, and a base model goes on from it as it is. `label` is the place of the right answer in `choices`.
+    """
+    label = CHOICES.index(str(task.answer).capitalize())
+    return {"kind": task.kind, "group": group, "prompt": task.prompt, "choices": CHOICES, "label": label}
+
+
+def write_questions(tasks: Mapping[str, Iterable[Task]], folder: Path) -> dict[str, int]:
+    """Write KIND.jsonl for each kind of KINDS; returns how many questions each has. Raises UserError for a kind without any."""
+    rows = [row(task, group) for group, ours in tasks.items() for task in ours]
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = {}
+    for kind in KINDS:
+        lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in rows if one["kind"] == kind]
+        if not lines:
+            raise UserError(f"The data have no question of the kind {kind}; name others with --data.")
+        atomic_write_text(folder / f"{kind}.jsonl", "".join(lines))
+        counts[kind] = len(lines)
+    return counts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Write held-out yes/no questions for lm-evaluation-harness.")
+    parser.add_argument("--checkpoint", required=True, metavar="PATH", help="checkpoint or run folder")
+    parser.add_argument("--against", nargs="+", default=[], metavar="PATH", help="other models that are to be compared")
+    parser.add_argument("--data", metavar="PATH", help="folder or file of Instruct records (default: the run's own)")
+    parser.add_argument("--n", type=int, default=100, metavar="N", help="questions of each kind and group (100)")
+    parser.add_argument("--seed", type=int, default=1337, metavar="N", help="which questions are taken (1337)")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help=f"where to write ({FOLDER})")
+    arguments = parser.parse_args(argv)
+    paths = [Path(arguments.checkpoint), *map(Path, arguments.against)]
+    models = [load_checkpoint(path, "cpu") for path in paths]
+    file, why = find_held_out(arguments.data, paths)
+    print(f"Held-out tasks: {file}\n({why})")
+    counts = write_questions(held_out_tasks(file, models, arguments.n, arguments.seed, KINDS), arguments.out)
+    print(f"{arguments.out}: " + ", ".join(f"{n} questions in {kind}.jsonl" for kind, n in counts.items()))
+    for path, (_, tokenizer) in zip(paths, models, strict=True):
+        if tokenizer.chat_format and tokenizer.chat_format.default_system:
+            # The template adds none by itself, and the model was trained with it.
+            print(f"{path}: give lm_eval --system_instruction {tokenizer.chat_format.default_system!r}")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,337 @@
+"""What fine-tuning changed, as files: report.json with every number, before_after.md, and report.html to look at.
+
+The evaluations themselves come from `capabilities.py`; here they are put beside each other, with the losses of the runs, how long
+the replies are, replies to the same prompts, and what a user's own prompts were answered (before_after.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mini_chat_gpt.before_after import Answers, Prompts, changes, checks, table_row
+from mini_chat_gpt.capabilities import Evaluation, Item
+from mini_chat_gpt.files import atomic_write_text, write_json
+from mini_chat_gpt.held_out import GROUPS
+from mini_chat_gpt.intervals import paired
+from mini_chat_gpt.loss_curves import read_curves
+from mini_chat_gpt.model import GPT
+from mini_chat_gpt.report_page import page
+from mini_chat_gpt.scoreboard import called
+from mini_chat_gpt.tokenizer import ChatTokenizer
+from mini_chat_gpt.word_forms import first_use, uses
+
+JSON, MARKDOWN, HTML = "report.json", "before_after.md", "report.html"
+SIDE_BY_SIDE = 6
+"""Tasks of each kind and group whose replies are shown."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that was evaluated, in the order before → after."""
+
+    name: str
+    checkpoint: Path
+    model: GPT
+    tokenizer: ChatTokenizer
+    evaluation: Evaluation
+    own: Answers | None = None  # replies to the user's own prompts
+    plain_text: Mapping[str, float] = field(default_factory=dict)  # bits_per_byte, low, high
+
+
+def build(subjects: Sequence[Subject], data: Mapping[str, Any], prompts: Prompts | None = None) -> dict[str, Any]:
+    """The report as plain values, as report.json has it and `report_page.page` shows it.
+
+    `data` says what was asked: file, why, n, seed, seconds. All subjects have been put the same tasks.
+    """
+    first, last = subjects[0], subjects[-1]
+    title = last.name if first is last else f"{last.name} against {', '.join(s.name for s in subjects[:-1])}"
+    groups = list(first.evaluation.groups) or [""]
+    return {
+        "title": title,
+        "models": [
+            {
+                "name": s.name,
+                "checkpoint": str(s.checkpoint),
+                "parameters": s.model.n_parameters(),
+                "kind": "chat" if s.tokenizer.chat_format is not None else "base",
+            }
+            for s in subjects
+        ],
+        "data": dict(data),
+        "groups": {group: GROUPS.get(group, group) for group in groups},
+        "kinds": [_kind(kind, subjects, groups) for kind in first.evaluation.results],
+        "measures": [row for kind in first.evaluation.results for row in _measures(kind, subjects, groups)],
+        "paired": list(_paired(subjects, groups)),
+        "losses": {s.name: curves for s in subjects if (curves := _losses(s.checkpoint))},
+        "lengths": [_lengths(kind, subjects) for kind in first.evaluation.results if kind in ("words", "summary")],
+        "side_by_side": list(_side_by_side(subjects)),
+        "own": _own(subjects, prompts) if prompts is not None else None,
+        "plain_text": {s.name: dict(s.plain_text) for s in subjects if s.plain_text},
+    }
+
+
+def write(folder: Path, report: Mapping[str, Any]) -> list[Path]:
+    """The three files, in a folder that is made for them."""
+    files = [folder / name for name in (JSON, MARKDOWN, HTML)]
+    write_json(files[0], report)
+    atomic_write_text(files[1], markdown(report))
+    atomic_write_text(files[2], page(dict(report)))
+    return files
+
+
+# The numbers
+
+
+def _results(subject: Subject, group: str) -> Mapping[str, Any]:
+    return subject.evaluation.groups[group] if group else subject.evaluation.results
+
+
+def _value(values: Mapping[str, Any], measure: str) -> dict[str, float]:
+    low, high = values.get("interval", {}).get(measure, (values[measure], values[measure]))
+    return {"value": values[measure], "low": low, "high": high}
+
+
+def main_measure(values: Mapping[str, Any]) -> str:
+    """The first one."""
+    return next(iter(values))
+
+
+def _kind(kind: str, subjects: Sequence[Subject], groups: Sequence[str]) -> dict[str, Any]:
+    there = {group: _results(subjects[0], group)[kind] for group in groups if kind in _results(subjects[0], group)}
+    measure = main_measure(next(iter(there.values())))
+    return {
+        "kind": kind,
+        "measure": measure,
+        "label": called(measure),
+        "n": {group: values["n"] for group, values in there.items()},
+        "values": {
+            group: {
+                s.name: _value(_results(s, group)[kind], measure) | {"stops": _results(s, group)[kind]["stops"]}
+                for s in subjects
+            }
+            for group in there
+        },
+        "baseline": {
+            group: {"value": values["baseline"][measure], "rule": values["baseline"]["rules"][measure]}
+            for group, values in there.items()
+        },
+    }
+
+
+def _measures(kind: str, subjects: Sequence[Subject], groups: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """All measures but the main one."""
+    for group in groups:
+        if kind not in (found := _results(subjects[0], group)):
+            continue
+        names = [name for name in found[kind] if isinstance(found[kind][name], int | float) and name != "n"]
+        for measure in names[1:]:
+            values = {s.name: _value(_results(s, group)[kind], measure) for s in subjects}
+            yield {
+                "kind": kind,
+                "group": group,
+                "measure": measure,
+                "label": called(measure),
+                "values": values,
+            }
+
+
+def _paired(subjects: Sequence[Subject], groups: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The last model against each of the others, task by task, by each kind's main measure."""
+    after = subjects[-1]
+    for before in subjects[:-1]:
+        for kind in after.evaluation.results:
+            measure = main_measure(after.evaluation.results[kind])
+            for group in groups:
+                pairs = [
+                    (a.scores[measure], b.scores[measure])
+                    for a, b in zip(before.evaluation.items, after.evaluation.items, strict=True)
+                    if a.task.kind == kind and a.group == group
+                ]
+                if pairs:
+                    found = paired(*np.array(pairs).T)
+                    yield {
+                        "kind": kind, "group": group, "label": called(measure), "before": before.name,
+                        "after": after.name, "difference": found.difference, "low": found.low, "high": found.high, "p": found.p,
+                    }  # fmt: skip
+
+
+def _losses(checkpoint: Path) -> dict[str, list[list[float]]]:
+    """Of the run that a checkpoint belongs to; {} where it has none."""
+    for folder in (checkpoint, checkpoint.parent):
+        if (folder / "metrics.jsonl").is_file():
+            curves = read_curves(folder)
+            return {
+                "train": [[step, loss] for step, loss in sorted(curves.train.items())],
+                "val": [[step, loss] for step, loss in sorted(curves.held_out.items())],
+            }
+    return {}
+
+
+def _lengths(kind: str, subjects: Sequence[Subject]) -> dict[str, Any]:
+    """Words of references and replies."""
+    of_kind = [item for item in subjects[0].evaluation.items if item.task.kind == kind]
+    counts = {"reference": [len(item.task.target.split()) for item in of_kind]}
+    for s in subjects:
+        counts[s.name] = [len(item.reply.split()) for item in s.evaluation.items if item.task.kind == kind]
+    return {"kind": kind, "unit": "words", "counts": counts}
+
+
+# The replies
+
+
+def _side_by_side(subjects: Sequence[Subject]) -> Iterator[dict[str, Any]]:
+    """The first tasks of each kind and group with what every model replied."""
+    taken: dict[tuple[str, str], int] = {}
+    for items in zip(*(s.evaluation.items for s in subjects), strict=True):
+        task, group = items[0].task, items[0].group
+        if taken.get((task.kind, group), 0) >= SIDE_BY_SIDE:
+            continue
+        taken[task.kind, group] = taken.get((task.kind, group), 0) + 1
+        yield {
+            "kind": task.kind,
+            "group": group,
+            "prompt": task.prompt,
+            "target": task.target,
+            "required": list(task.required),
+            "replies": {s.name: _reply(item) for s, item in zip(subjects, items, strict=True)},
+        }
+
+
+def _reply(item: Item) -> dict[str, Any]:
+    measure, score = next(iter(item.scores.items()))
+    required = item.task.required
+    return {
+        "parts": _with_required(required, item.reply) if required else _compared(item.task.target, item.reply),
+        "missing": [word for word in required if not uses(item.reply, word)],
+        "finish": item.finish_reason,
+        "score": score,
+        "label": f"{called(measure)} {score:.2g}",
+    }
+
+
+def _with_required(required: Sequence[str], reply: str) -> list[list[str]]:
+    """The reply in parts: required words that it has, and the rest."""
+    spans = sorted(span for word in required if uses(reply, word) and (span := first_use(reply, word)))
+    parts, at = list[list[str]](), 0
+    for start, end in spans:
+        if start >= at:
+            parts += [[reply[at:start], "plain"], [reply[start:end], "required"]]
+            at = end
+    return [part for part in [*parts, [reply[at:], "plain"]] if part[0]]
+
+
+def _compared(target: str, reply: str) -> list[list[str]]:
+    """The reply in parts: what is as expected, and what isn't."""
+    ends = [match.end() for match in re.finditer(r"\S+", reply)]
+    same = SequenceMatcher(None, _bare_words(target), _bare_words(reply), autojunk=False)
+    right = {at + n for _, at, length in same.get_matching_blocks() for n in range(length)}
+    parts, at = list[list[str]](), 0
+    for number, end in enumerate(ends):
+        kind = "right" if number in right else "wrong"
+        text = reply[at:end]
+        if parts and parts[-1][1] == kind:
+            parts[-1][0] += text
+        else:
+            parts.append([text, kind])
+        at = end
+    return [*parts, [reply[at:], "plain"]] if reply[at:] else parts
+
+
+def _bare_words(text: str) -> list[str]:
+    """Without case, and punctuation around them."""
+    return [re.sub(r"^\W+|\W+$", "", word.casefold()) or word for word in text.split()]
+
+
+def _own(subjects: Sequence[Subject], prompts: Prompts) -> dict[str, Any]:
+    """What the user's own prompts were answered, and what can be counted of it, first model against last."""
+    answers = {s.name: s.own for s in subjects if s.own is not None}
+    first, *_, last = [*answers.values(), *answers.values()]
+    return {
+        "rows": [list(row) for row in changes(prompts, first, last)],
+        "prompts": [
+            {
+                "shows": each.shows,
+                "prompt": prompt,
+                "replies": {
+                    name: {
+                        "text": given.replies[prompt].text,
+                        "finish": given.replies[prompt].finish_reason,
+                        "checks": [list(one) for one in checks(each, given.replies[prompt].text, prompts).items()],
+                    }
+                    for name, given in answers.items()
+                },
+            }
+            for each in prompts.compare
+            for prompt in each.prompts
+        ],
+    }
+
+
+# As Markdown
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """before_after.md: the numbers in a table, what the user's prompts were answered, and a task of each kind."""
+    models, data = report["models"], report["data"]
+    names = [model["name"] for model in models]
+    lines = [f"# {report['title']}", ""]
+    for model in models:
+        chat = "" if model["kind"] == "chat" else ", without a chat format: it goes on from the prompt"
+        lines.append(f"- {model['name']}: {model['checkpoint']}, {model['parameters'] / 1e6:.2f} M parameters{chat}")
+    lines += [
+        f"- at most {data['n']} held-out tasks of each kind and group from {data['file']} (seed {data['seed']})",
+        "",
+    ]
+    lines += ["In %, with 95 % intervals. The difference is that of the last model to the first, task by task.", ""]
+    lines += [
+        table_row("kind", "group", "measure", "n", *names, "trivial", "difference", "p"),
+        "|---" * (7 + len(names)) + "|",
+    ]
+    pairs = {(pair["kind"], pair["group"]): pair for pair in report["paired"] if pair["before"] == names[0]}
+    for kind in report["kinds"]:
+        for group, values in kind["values"].items():
+            pair = pairs.get((kind["kind"], group))
+            difference = (
+                (_percent(pair["difference"], pair["low"], pair["high"], "+"), f"{pair['p']:.2g}") if pair else ("", "")
+            )
+            cells = [_percent(*(values[name][part] for part in ("value", "low", "high"))) for name in names]
+            trivial = f"{100 * kind['baseline'][group]['value']:.1f} ({kind['baseline'][group]['rule']})"
+            label = report["groups"][group]
+            lines.append(table_row(kind["kind"], label, kind["label"], kind["n"][group], *cells, trivial, *difference))
+    if report["plain_text"]:
+        texts = (
+            f"{name} {found['bits_per_byte']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+            for name, found in report["plain_text"].items()
+        )
+        lines += ["", f"Bits per byte of plain text: {', '.join(texts)}."]
+    if own := report["own"]:
+        lines += [
+            "",
+            "## Your prompts",
+            "",
+            table_row("", names[0], names[-1]),
+            "|---|---|---|",
+            *(table_row(*row) for row in own["rows"]),
+        ]
+        lines += ["", table_row("shows", "prompt", *names), "|---" * (2 + len(names)) + "|"]
+        for each in own["prompts"]:
+            lines.append(table_row(each["shows"], each["prompt"], *(each["replies"][name]["text"] for name in names)))
+    lines += ["", "## Replies", "", table_row("kind", "prompt", "expected", *names), "|---" * (3 + len(names)) + "|"]
+    seen: set[str] = set()
+    for each in report["side_by_side"]:
+        if each["kind"] not in seen:
+            seen.add(each["kind"])
+            texts = ("".join(text for text, _ in each["replies"][name]["parts"]) for name in names)
+            lines.append(table_row(each["kind"], each["prompt"], each["target"], *texts))
+    return "\n".join(lines) + "\n"
+
+
+def _percent(value: float, low: float, high: float, sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f} ({100 * low:{sign}.0f} to {100 * high:{sign}.0f})"

@@ -1,0 +1,180 @@
+"""The sections of report.html that are pictures: tasks as bars, plain text, losses, lengths."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from mini_chat_gpt.page_style import escaped
+from mini_chat_gpt.report_charts import (
+    SPACE,
+    Scale,
+    bar,
+    bar_axis,
+    bins,
+    histogram,
+    loss_curves,
+    number,
+    shares,
+    shown,
+    trivial_bar,
+)
+from mini_chat_gpt.report_words import (
+    HIGHER,
+    LOWER,
+    SAME,
+    Report,
+    Row,
+    difference_words,
+    kind_name,
+    value_words,
+    verdict,
+)
+
+
+def tasks(about: Report) -> str:
+    if not about.rows("kinds"):
+        return ""
+    legend = (
+        "The bar is the measure, the whisker its 95 % interval. The dashed line is what the best trivial answer reaches, "
+        "which understands nothing."
+    )
+    if about.rows("paired"):
+        legend += " Differences are taken task by task; significant is what would come by chance less than once in twenty times."
+    return f'<p class="dim">{legend}</p><div class="tasks">{"".join(_task(kind, about) for kind in about.rows("kinds"))}</div>'
+
+
+def _task(kind: Row, about: Report) -> str:
+    share = about.is_share(kind["label"])
+    groups = [group for group in about.groups if group in kind["values"]]
+    trivial = kind.get("baseline") or {}
+    values = [trivial[group]["value"] for group in groups if trivial.get(group)]
+    for group in groups:
+        for one in kind["values"][group].values():
+            values += [one[part] for part in ("value", "low", "high") if one and one.get(part) is not None]
+    scale = Scale.of(values, share)
+    figures = "".join(_figure(kind, group, scale, trivial.get(group), about) for group in groups)
+    unit = kind["label"] + (", %" if share else "")
+    head = f"<h3><b>{kind_name(kind['kind'])}</b><span>{escaped(unit)}</span></h3>"
+    return f'<article class="task">{head}<div class="groups">{figures}</div></article>'
+
+
+def _figure(kind: Row, group: str, scale: Scale, trivial: Row | None, about: Report) -> str:
+    """The bars of a kind and group, and the differences."""
+    by_name, share = kind["values"][group], scale.share
+    line = None
+    if trivial is not None:
+        line = (trivial["value"], f"trivial: {trivial['rule']}, {shown(trivial['value'], share)}")
+    rows = [_bar_row(place, name, by_name.get(name), scale, line, about) for place, name in enumerate(about.names)]
+    if trivial is not None and line is not None:
+        value = f"<b>{shown(trivial['value'], share)}</b>"
+        rows.append(
+            f'<span class="name dim">trivial</span>{trivial_bar(scale, *line)}<span class="val dim">{value}</span>'
+        )
+    rows.append(f"<span></span>{bar_axis(scale)}<span></span>")
+    n = kind["n"].get(group)
+    title = about.groups[group]
+    words = [f"<b>{escaped(group)}</b>" + (f": {escaped(title)}" if title else "")] if group else []
+    words += [f"n = {n:,}"] if n is not None else []
+    notes = [_difference(row, about) for row in about.rows("paired") if _belongs(row, kind, group)]
+    if trivial is not None:
+        notes.append(f'<li class="dim">Trivial: {escaped(trivial["rule"])}.</li>')
+    return (
+        f'<figure><figcaption>{", ".join(words)}</figcaption><div class="bars">{"".join(rows)}</div>'
+        f'<ul class="notes">{"".join(notes)}</ul></figure>'
+    )
+
+
+def _bar_row(
+    place: int, name: str, found: Row | None, scale: Scale, line: tuple[float, str] | None, about: Report
+) -> str:
+    """A model's name, bar and value."""
+    value, interval = value_words(found, scale.share)
+    tip = f"{name}: {value}" + (f" (95 % interval {interval})" if interval else "")
+    return (
+        f'<span class="name">{about.key(name)}</span>{bar(scale, found, place % 4, line, tip)}'
+        f'<span class="val"><b>{value}</b> <small>{interval}</small></span>'
+    )
+
+
+def _belongs(row: Row, kind: Row, group: str) -> bool:
+    return (row["kind"], row["group"], row["label"]) == (kind["kind"], group, kind["label"])
+
+
+def _difference(row: Row, about: Report) -> str:
+    value, interval, p = difference_words(row, about)
+    sign = {HIGHER: "▲", LOWER: "▼", SAME: "≈"}[verdict(row)]
+    return (
+        f"<li>{escaped(row['before'])} → {escaped(row['after'])}: <b>{value}</b> ({interval}){', ' + p if p else ''}: "
+        f"<b>{sign}{SPACE}{verdict(row)}</b></li>"
+    )
+
+
+# Plain text, losses, lengths
+
+
+def plain_text(about: Report) -> str:
+    plain = about.all.get("plain_text") or {}
+    if not plain:
+        return ""
+    scale = Scale.of(
+        [one[part] for one in plain.values() for part in ("bits_per_byte", "low", "high") if one.get(part) is not None],
+        False,
+    )
+    rows = []
+    for place, name in enumerate(about.names):
+        found = plain[name] | {"value": plain[name]["bits_per_byte"]} if name in plain else None
+        rows.append(_bar_row(place, name, found, scale, None, about))
+    rows.append(f"<span></span>{bar_axis(scale)}<span></span>")
+    words = "Bits that each byte of held-out stories takes: less is better. What a model forgets of its stories makes the bar longer."
+    return f'<p class="dim">{words}</p><article><div class="bars">{"".join(rows)}</div></article>'
+
+
+def losses(about: Report) -> str:
+    figures = []
+    for place, name in enumerate(about.names):
+        run = (about.all.get("losses") or {}).get(name) or {}
+        train, held_out = run.get("train") or [], run.get("val") or []
+        if not (picture := loss_curves(train, held_out, place % 4, name)):
+            continue
+        words = [f"training, last: {number(train[-1][1])} at step {number(train[-1][0])}"] if train else []
+        if held_out:
+            step, best = min(held_out, key=lambda point: point[1])
+            words += [f"validation, last: {number(held_out[-1][1])}", f"lowest: {number(best)} at step {number(step)}"]
+        figures.append(
+            f"<figure><figcaption><b>{about.key(name)}</b></figcaption>{picture}<p class=dim>{'; '.join(words)}.</p></figure>"
+        )
+    if not figures:
+        return ""
+    legend = "Thin: the training loss as it came; thick: smoothed; ○ with dashes: validation. In nats a token; each run has its own axes."
+    return f'<p class="dim">{legend}</p><div class="plots">{"".join(figures)}</div>'
+
+
+def lengths(about: Report) -> str:
+    parts = []
+    for row in about.rows("lengths"):
+        counts = {name: values for name, values in row["counts"].items() if values}
+        models = [name for name in about.names if name in counts]
+        if not models:
+            continue
+        edges = bins([value for values in counts.values() for value in values])
+        reference = counts.get("reference", [])
+        most = max(share for values in counts.values() for share in shares(values, edges))
+        figures = []
+        for name in models:
+            facts = f"n = {len(counts[name]):,}" + (
+                f"; median of the references {number(median(reference))}" if reference else ""
+            )
+            picture = histogram(
+                counts[name], reference, edges, most, about.names.index(name) % 4, f"{row['unit']} in replies of {name}"
+            )
+            figures.append(
+                f'<figure><figcaption><b>{about.key(name)}</b> <span class="dim">{facts}</span></figcaption>{picture}</figure>'
+            )
+        parts.append(
+            f'<h3><b>{kind_name(row["kind"])}</b><span>{escaped(row["unit"])}</span></h3><div class="plots small">{"".join(figures)}</div>'
+        )
+    if not parts:
+        return ""
+    return (
+        f'<p class="dim">Bars: replies; outline: the references. All of a kind have the same axes.</p>{"".join(parts)}'
+    )

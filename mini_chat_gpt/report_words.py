@@ -1,0 +1,85 @@
+"""What the sections of report.html have in common: the report itself, and how its values are said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mini_chat_gpt.page_style import escaped, without_folders
+from mini_chat_gpt.report_charts import SIGNS, SPACE, number, shown, span
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The report, and what all its sections ask of it."""
+
+    all: Row
+    names: list[str]  # of the models
+    groups: Mapping[str, str]
+
+    @staticmethod
+    def of(report: Row) -> Report:
+        """Groups that have no name yet come last."""
+        groups = dict(report.get("groups") or {})
+        for kind in report.get("kinds") or []:
+            groups |= {group: "" for group in kind["values"] if group not in groups}
+        return Report(report, [model["name"] for model in report["models"]], groups)
+
+    def rows(self, part: str) -> Sequence[Any]:
+        return self.all.get(part) or []
+
+    def key(self, name: str) -> str:
+        """A model's sign and name."""
+        if name not in self.names:
+            return escaped(name)
+        place = self.names.index(name)
+        return f'<i class="key k{place % 4}" aria-hidden="true">{SIGNS[place % 4]}</i>{SPACE}{escaped(name)}'
+
+    def is_share(self, label: str) -> bool:
+        """Whether all that is known by a measure lies between nothing and one."""
+        found = [row for kind in self.rows("kinds") if kind["label"] == label for row in kind["values"].values()]
+        found += [row["values"] for row in self.rows("measures") if row["label"] == label]
+        values = [one["value"] for by_name in found for one in by_name.values() if one and one["value"] is not None]
+        return all(0 <= value <= 1 for value in values)
+
+    def said(self, text: str) -> str:
+        """The same as HTML."""
+        return escaped(self.by_name(text))
+
+    def by_name(self, text: str) -> str:
+        """A sentence of ours; a folder or file whose whole path was typed is called by its name."""
+        paths = [str(model.get("checkpoint", "")) for model in self.all["models"]]
+        return without_folders(text, [*paths, str((self.all.get("data") or {}).get("file", ""))])
+
+
+HIGHER, LOWER, SAME = "significantly higher", "significantly lower", "no significant difference"
+
+
+def verdict(row: Row) -> str:
+    """Of a paired difference, in words: by its p where there is one, else by its interval."""
+    p = row.get("p")
+    clear = p < 0.05 if p is not None else row["low"] > 0 or row["high"] < 0
+    return SAME if not clear or not row["difference"] else HIGHER if row["difference"] > 0 else LOWER
+
+
+def value_words(found: Row | None, share: bool) -> tuple[str, str]:
+    """The value and its interval, in words."""
+    if not found or found.get("value") is None:
+        return "–", ""
+    has = found.get("low") is not None and found.get("high") is not None
+    return shown(found["value"], share), span(found["low"], found["high"], share) if has else ""
+
+
+def difference_words(row: Row, about: Report) -> tuple[str, str, str]:
+    share, p = about.is_share(row["label"]), row.get("p")
+    value = shown(row["difference"], share).removesuffix(f"{SPACE}%")
+    signed = ("+" if row["difference"] > 0 else "") + value + (f"{SPACE}points" if share else "")
+    chance = "" if p is None else f"p{SPACE}<{SPACE}0.0001" if p < 0.0001 else f"p{SPACE}={SPACE}{number(p)}"
+    return signed, span(row["low"], row["high"], share), escaped(chance)
+
+
+def kind_name(kind: str) -> str:
+    return escaped(kind.replace("_", " "))
