@@ -137,10 +137,6 @@ class InstructSource:
             return [task for pair in zip(*by_answer, strict=False) for task in pair][:n]
         return by_answer[0] + by_answer[1]
 
-    def show_tasks(self) -> list[Task]:
-        """One task of every kind that is trained, for sample replies."""
-        return [task for kind in self.kinds for task in self.eval_tasks(kind, 1)]
-
     def _balance(self) -> None:
         """Find the weights of the draw, `_chances`, and the shares that will come of them, `realised`, on a sample."""
         rng = np.random.default_rng([self.seed % 2**64, _FIXED + 1])

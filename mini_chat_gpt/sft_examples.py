@@ -115,14 +115,16 @@ def make_examples(config: Config, tokenizer: ChatTokenizer, context: int) -> Sft
 
 def _of_stories(config: Config, tokenizer: ChatTokenizer, context: int) -> SftExamples:
     source, held_out = make_sources(config, tokenizer, context)
+    n = config.sft.suite_tasks
+    tasks = [held_out.eval_tasks(kind, max(1, n)) for kind in held_out.kinds]
     return SftExamples(
         source=source,
         validation=held_out.validation_examples(config.data.eval_examples),
-        shown=[Shown(task.kind, task.prompt, task.target) for task in held_out.show_tasks()],
+        shown=[Shown(task.kind, task.prompt, task.target) for those in tasks for task in those[:1]],
         files=[source.index.path, held_out.index.path],
         stages=make_stages(source, config, context),
         stories=source,
-        suite=[task for kind in held_out.kinds for task in held_out.eval_tasks(kind, config.sft.suite_tasks)],
+        suite=[task for those in tasks for task in those[:n]],
     )
 
 

@@ -59,7 +59,7 @@ def test_a_prompt_is_answered(tuned):
 
 def test_models_are_scored_side_by_side(tuned):
     (tuned / "mine.yaml").write_text(
-        "compare: [{shows: facts, prompts: [Who is Tom?], contains: [cat], max_words: 500}]"
+        "compare: [{shows: facts, prompts: ['Who is Tom?'], contains: [cat], max_words: 500}]"
     )
     command = ["evaluate", "--checkpoint", "runs/sft", "--against", "runs/base", "--n", "4", "--json", "out.json"]
     printed = run(tuned, *command, "--prompts", "mine.yaml")
