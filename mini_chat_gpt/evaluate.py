@@ -49,6 +49,7 @@ class EvalOptions:
     json: Path | None = None  # file for results and replies
     report: Path | None = None  # folder for report.html and its like
     prompts: Path | None = None  # YAML file with prompts of one's own
+    details: bool | None = None  # show all measures, and what each trivial rule reaches
 
     def __post_init__(self) -> None:
         least = {"n": 1, "seed": 0, "examples": 0, "batch_size": 1}
@@ -84,6 +85,9 @@ def add_options(parser: argparse._ActionsContainer, seed: bool = True) -> None:
     parser.add_argument("--examples", type=int, metavar="N", help=f"replies of each kind to show ({kept.examples})")
     parser.add_argument("--batch-size", type=int, metavar="N", help="prompts at a time (default: as many as pays)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write results and every reply to this file")
+    parser.add_argument(
+        "--details", action="store_true", default=None, help="show all measures, and what each trivial rule reaches"
+    )
     parser.add_argument(
         "--report", type=Path, metavar="FOLDER", help="write report.html, before_after.md and report.json there"
     )
@@ -148,7 +152,7 @@ def compare(
     }
     show_examples(evaluations, options.examples, out)
     out.rule(style="dim")
-    show_table(evaluations, out)
+    show_table(evaluations, out, bool(options.details))
     if options.json is not None:
         facts = {"data": str(file), "n": options.n, "seed": options.seed}
         by_name = {

@@ -147,6 +147,9 @@ def test_models_are_put_side_by_side_a_base_among_them(home, monkeypatch, capsys
     assert "n  base   sft trivial" in " ".join(shown.split("\n"))
     assert "fully right" not in shown
     assert "quote" in shown
+    assert "what trivial replies reach" not in shown
+    assert main([*command, "--kinds", "moral", "--examples", "0", "--details"]) == 0
+    assert "what trivial replies" in capsys.readouterr().out
 
 
 def test_a_kind_that_the_data_lack_is_named(home, monkeypatch):
