@@ -30,19 +30,22 @@ from statistics import median
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mini_chat_gpt.config import Section
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import Reply, generate_replies
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.sampling import Sampling
-from mini_chat_gpt.settings_file import explain
+from mini_chat_gpt.scoreboard import clean
+from mini_chat_gpt.settings_file import validated
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
 GREEDY = Sampling(max_new_tokens=160, temperature=0.0)
+LONGEST_SHOWN = 240  # characters of a reply in the terminal
 
 
 def _is_regex(pattern: str) -> str:
@@ -105,10 +108,7 @@ def read_prompts(path: Path) -> Prompts:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} can't be read: {str(error).splitlines()[0]}.") from None
-    try:
-        found = Prompts(**given if isinstance(given, dict) else {})
-    except ValidationError as error:
-        raise UserError(f"{path}: {'; '.join(explain(item, Prompts) for item in error.errors())}.") from None
+    found = validated(Prompts, given if isinstance(given, dict) else {}, str(path))
     signs = yaml.safe_load((files("mini_chat_gpt.data") / "reply_signs.yaml").read_text(encoding="utf-8"))
     return found.model_copy(update={name: getattr(found, name) or signs[name] for name in signs})
 
@@ -210,18 +210,15 @@ def show(prompts: Prompts, before: Answers, after: Answers, out: Console) -> Non
     table = Table("shows", "prompt", "before", "after", show_lines=True)
     for each in prompts.compare:
         for prompt in each.prompts:
-            cells = (_short(answers.replies[prompt].text) for answers in (before, after))
-            table.add_row(each.shows, prompt, *cells)
+            replies = [Text(clean(answers.replies[prompt].text)) for answers in (before, after)]
+            for reply in replies:
+                reply.truncate(LONGEST_SHOWN, overflow="ellipsis")
+            table.add_row(Text(each.shows), Text(prompt), *replies)
     out.print(table)
     counted = Table("", "before", "after", box=None)
     for row in changes(prompts, before, after):
-        counted.add_row(*row)
+        counted.add_row(*map(Text, row))
     out.print(counted)
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split()).replace("[", r"\[")
-    return text if len(text) <= 240 else text[:239] + "…"
 
 
 def sign_pattern(signs: Sequence[str], start: bool = False) -> re.Pattern[str]:

@@ -46,7 +46,7 @@ from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.device import pick_device
 from mini_chat_gpt.distributed import ALONE, World, in_shards
 from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.files import atomic_folder, damage
+from mini_chat_gpt.files import atomic_folder, damage, free_name
 from mini_chat_gpt.hf_llama import from_hf_state, to_hf_config, to_hf_state, why_not_llama
 from mini_chat_gpt.lora import Adapter, Frozen, add_lora, merge_lora
 from mini_chat_gpt.model import GPT, model_of
@@ -226,11 +226,11 @@ def load_adapted(folder: Path, base: Path | None = None, frozen: Frozen | None =
     The base is kept as `frozen` says; by default as precisely as the adapter knew it: weights that it met in 4 bits are
     rounded to them again, so that what is used is what was trained.
     """
-    facts = read_meta(folder)["adapter"]
+    meta = read_meta(folder)
     with _readable(folder):
-        adapter = read_adapter(facts)
-    model = load_model(base or find_base(folder, facts))
-    if model.config != (wanted := GPTConfig(**read_meta(folder)["gpt_config"])):
+        adapter, wanted = read_adapter(meta["adapter"]), GPTConfig(**meta["gpt_config"])
+    model = load_model(base or find_base(folder, meta["adapter"]))
+    if model.config != wanted:
         fields = [name for name, value in wanted if getattr(model.config, name) != value]
         raise UserError(f"{base} is no base for the adapter {folder}: it differs in {', '.join(fields)}.")
     frozen = frozen or ("nf4" if adapter.frozen == "nf4" else "float32")
@@ -378,9 +378,5 @@ def set_aside(run: Path, step: int) -> list[Path]:
     moved = []
     for folder in steps_of(run):
         if int(folder.name.removeprefix("step-")) > step:
-            name, number = f"{ASIDE}{folder.name}", 1
-            while (aside := folder.with_name(name)).exists():
-                number += 1
-                name = f"{ASIDE}{folder.name}-{number}"
-            moved.append(folder.rename(aside))
+            moved.append(folder.rename(free_name(folder.with_name(f"{ASIDE}{folder.name}"))))
     return moved

@@ -18,17 +18,19 @@ from pathlib import Path
 from rich.console import Console
 
 from mini_chat_gpt.before_after import Prompts, ask, read_prompts, report, show
-from mini_chat_gpt.checkpoint import find_checkpoint, load_checkpoint, newest_checkpoint, read_meta
+from mini_chat_gpt.checkpoint import load_checkpoint, newest_checkpoint
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.conversation_source import nearest_prompts
 from mini_chat_gpt.conversations import read_conversations
 from mini_chat_gpt.entry import exit_with, under_torchrun
 from mini_chat_gpt.errors import UserError, nearest
 from mini_chat_gpt.files import atomic_write_text
+from mini_chat_gpt.model import GPT
 from mini_chat_gpt.monitor import clock
 from mini_chat_gpt.runs import console
 from mini_chat_gpt.settings_file import load_config
 from mini_chat_gpt.sft_train import train
+from mini_chat_gpt.tokenizer import ChatTokenizer
 from mini_chat_gpt.trainer import TrainResult
 
 CONFIG, PROMPTS, REPORT = "config.yaml", "prompts.yaml", "before_after.md"
@@ -71,10 +73,12 @@ def cook(folder: Path, config: Config, out: Console) -> Path | None:
     result = train(config.model_copy(update={"sft": sft}))
     if result.stopped:
         return None
-    before = ask("before", *load_checkpoint(base, "cpu"), prompts)
+    model, tokenizer = load_checkpoint(base, "cpu")
+    before = ask("before", model, tokenizer, prompts)
     after = ask("after", *load_checkpoint(result.folder, "cpu"), prompts)
     file = result.folder / REPORT
-    text = report(folder.resolve().name, facts_of(config, base, result, prompts), prompts, before, after)
+    facts = [base_fact(base, model, tokenizer), *facts_of(config, result, prompts)]
+    text = report(folder.resolve().name, facts, prompts, before, after)
     atomic_write_text(file, text)
     show(prompts, before, after, out)
     out.print(
@@ -85,20 +89,22 @@ def cook(folder: Path, config: Config, out: Console) -> Path | None:
     return file
 
 
-def facts_of(config: Config, base: Path, result: TrainResult, prompts: Prompts) -> list[str]:
-    """What was trained on what, for the head of the report."""
-    model, tokenizer = load_checkpoint(base, "cpu")
+def base_fact(base: Path, model: GPT, tokenizer: ChatTokenizer) -> str:
+    """What was there before, for the head of the report."""
     kind = (
         "a chat model"
         if tokenizer.chat_format is not None
         else "a base model, which goes on from each prompt as a text"
     )
+    return f"before: {base.name}, {model.n_parameters() / 1e6:.2f} M parameters, {kind}"
+
+
+def facts_of(config: Config, result: TrainResult, prompts: Prompts) -> list[str]:
+    """What was trained on what, for the head of the report."""
     how = f"adapters (LoRA) of rank {config.lora.rank}" if config.lora.enabled else "all weights"
-    step = read_meta(find_checkpoint(result.folder, "last"))["info"]["step"]
     chats = list(read_conversations(config.chats.files, [] if config.chats.skip_bad else None))
     facts = [
-        f"before: {base.name}, {model.n_parameters() / 1e6:.2f} M parameters, {kind}",
-        f"after: {how} trained on {len(chats):,} chats for {step:,} steps in {clock(result.seconds)}, "
+        f"after: {how} trained on {len(chats):,} chats for {result.steps:,} steps in {clock(result.seconds)}, "
         f"learning rate {config.sft.learning_rate:g}",
         "replies: what the model is surest of (temperature 0), at most 160 tokens",
     ]

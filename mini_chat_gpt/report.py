@@ -23,7 +23,7 @@ from mini_chat_gpt.intervals import paired
 from mini_chat_gpt.loss_curves import read_curves
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.report_page import page
-from mini_chat_gpt.scoreboard import called
+from mini_chat_gpt.scoreboard import bare, called
 from mini_chat_gpt.tokenizer import ChatTokenizer
 from mini_chat_gpt.word_forms import first_use, uses
 
@@ -230,7 +230,8 @@ def _with_required(required: Sequence[str], reply: str) -> list[list[str]]:
 def _compared(target: str, reply: str) -> list[list[str]]:
     """The reply in parts: what is as expected, and what isn't."""
     ends = [match.end() for match in re.finditer(r"\S+", reply)]
-    same = SequenceMatcher(None, _bare_words(target), _bare_words(reply), autojunk=False)
+    wanted, given = ([*map(bare, text.split())] for text in (target, reply))
+    same = SequenceMatcher(None, wanted, given, autojunk=False)
     right = {at + n for _, at, length in same.get_matching_blocks() for n in range(length)}
     parts, at = list[list[str]](), 0
     for number, end in enumerate(ends):
@@ -242,11 +243,6 @@ def _compared(target: str, reply: str) -> list[list[str]]:
             parts.append([text, kind])
         at = end
     return [*parts, [reply[at:], "plain"]] if reply[at:] else parts
-
-
-def _bare_words(text: str) -> list[str]:
-    """Without case, and punctuation around them."""
-    return [re.sub(r"^\W+|\W+$", "", word.casefold()) or word for word in text.split()]
 
 
 def _own(subjects: Sequence[Subject], prompts: Prompts) -> dict[str, Any]:

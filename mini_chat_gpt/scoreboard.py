@@ -311,13 +311,13 @@ def marked(task: Task, reply: str) -> tuple[Text, str]:
     if task.required:
         return _with_required(task.required, clean(reply))
     wanted, given = clean(task.target).split(), clean(reply).split()
-    same = SequenceMatcher(None, [*map(_bare, wanted)], [*map(_bare, given)], autojunk=False)
+    same = SequenceMatcher(None, [*map(bare, wanted)], [*map(bare, given)], autojunk=False)
     parts: list[Text] = []
     missing: list[str] = []
     for tag, start, end, first, last in same.get_opcodes():
         words = " ".join(given[first:last])
         if tag != "equal":
-            missing += map(_bare, wanted[start:end])
+            missing += map(bare, wanted[start:end])
         if words:
             parts.append(Text(words, "green") if tag == "equal" else Text(f"[{words}]", "red"))
     lacks = "all of it" if len(missing) == len(wanted) else ", ".join(missing)
@@ -362,6 +362,6 @@ def clean(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
 
 
-def _bare(word: str) -> str:
+def bare(word: str) -> str:
     """For comparison: the word without case and punctuation around it."""
     return re.sub(r"^\W+|\W+$", "", word.casefold()) or word

@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from mini_chat_gpt.config import Config, ModelSection, Section
 from mini_chat_gpt.errors import UserError, nearest
+
+S = TypeVar("S", bound=Section)
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -54,10 +56,15 @@ def _find_beside(values: dict[str, Any], folder: Path) -> None:
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
     """Validate a nested dict. Every problem is named at once, with its key."""
+    return validated(Config, values, source)
+
+
+def validated(section: type[S], values: dict[str, Any], source: str) -> S:
+    """A section of these values, from `source`. Raises UserError naming every problem at once, with its key."""
     try:
-        return Config(**values)
+        return section(**values)
     except ValidationError as error:
-        problems = "; ".join(explain(item, Config) for item in error.errors())
+        problems = "; ".join(_explain(item, section) for item in error.errors())
         raise UserError(f"{source}: {problems}") from None
 
 
@@ -115,7 +122,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     place[parts[-1]] = value
 
 
-def explain(item: Any, root: type[Section]) -> str:
+def _explain(item: Any, root: type[Section]) -> str:
     """One problem of pydantic's list about a `root` in words: the key, what is wrong, what would be right."""
     path = [str(part) for part in item["loc"]]
     key = ".".join(path)

@@ -1,5 +1,6 @@
 """A recipe from its folder to its report; and that the one that is here keeps what it says about itself."""
 
+import io
 import json
 import re
 import shutil
@@ -10,9 +11,10 @@ import yaml
 from commands import ROOT, make_clone, one_sentence, run
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from tiny import lively_model, tiny_tokenizer
 
-from mini_chat_gpt.before_after import Answers, changes, checks, read_prompts, report, sign_pattern
+from mini_chat_gpt.before_after import Answers, changes, checks, read_prompts, report, show, sign_pattern
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoint import save_checkpoint
 from mini_chat_gpt.conversation_source import duplicates, nearest_prompts
@@ -137,6 +139,15 @@ def test_replies_are_checked_as_the_file_says(tmp_path):
     assert not checks(prompts.compare[0], "seaside; I can't help with that", prompts)["it doesn't decline"]
     with pytest.raises(UserError, match=r"compare.0.regex: '\(' is no regular expression"):
         prompts_of(tmp_path, """compare: [{prompts: [a], regex: "("}]""")
+
+
+def test_brackets_are_shown_as_they_are(tmp_path):
+    prompts = prompts_of(tmp_path, """compare: [{shows: "a [/b]", prompts: ["[/red] x"]}]""")
+    given = Answers("x", {"[/red] x": Reply("[bold] \x1b[2J [/i]", (1,), "stop", 3)})
+    out = Console(width=100, file=io.StringIO())
+    show(prompts, given, given, out)
+    for text in ("a [/b]", "[/red] x", "[bold] \ufffd[2J [/i]"):
+        assert text in out.file.getvalue()
 
 
 def test_signs_are_whole_words():
