@@ -24,7 +24,6 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -39,6 +38,7 @@ from mini_chat_gpt.config import Section
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import Reply, generate_replies
 from mini_chat_gpt.model import GPT
+from mini_chat_gpt.refusals import reply_signs, sign_pattern
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.scoreboard import clean
 from mini_chat_gpt.settings_file import validated
@@ -109,7 +109,7 @@ def read_prompts(path: Path) -> Prompts:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} can't be read: {str(error).splitlines()[0]}.") from None
     found = validated(Prompts, given if isinstance(given, dict) else {}, str(path))
-    signs = yaml.safe_load((files("mini_chat_gpt.data") / "reply_signs.yaml").read_text(encoding="utf-8"))
+    signs = reply_signs()
     return found.model_copy(update={name: getattr(found, name) or signs[name] for name in signs})
 
 
@@ -219,12 +219,6 @@ def show(prompts: Prompts, before: Answers, after: Answers, out: Console) -> Non
     for row in changes(prompts, before, after):
         counted.add_row(*map(Text, row))
     out.print(counted)
-
-
-def sign_pattern(signs: Sequence[str], start: bool = False) -> re.Pattern[str]:
-    """Any of the signs as whole words, whatever their case and apostrophes, anywhere or at the start."""
-    words = "|".join(re.escape(sign).replace("'", "['’]") for sign in signs)
-    return re.compile((r"^\W*" if start else r"(?<!\w)") + rf"(?:{words})(?!\w)", re.IGNORECASE)
 
 
 def _of(counted: tuple[int, int]) -> str:

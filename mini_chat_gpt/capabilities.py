@@ -7,7 +7,8 @@
 
 Measures are means over tasks of what `scoring` gives to each: shares from 0 to 1, but for a story's length in words
 ("n_words") and a summary's relative to the expected one ("length_ratio"). "stops" is the share of the replies that ended
-by themselves, "empty" of those without text. The same tasks, replies and numbers come of the same seed.
+by themselves, "role_token" of those that ended by opening another turn, "empty" of those without text. The same tasks,
+replies and numbers come of the same seed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from mini_chat_gpt.chat_format import role_ids
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import FinishReason, Model, generate_replies
 from mini_chat_gpt.held_out import find_held_out, held_out_tasks
@@ -35,11 +37,12 @@ Results = dict[str, dict[str, Any]]
 
     n           number of tasks
     stops       share of the replies that ended by themselves, be it with <|endoftext|> or with a role token
+    role_token  share of the replies that ended with a role token: the model went on to speak for somebody else
     empty       share of the replies without text
     baseline    {measure: value, "rules": {measure: name}}: what the best trivial rule reaches, and which it is
     baselines   {rule: {measure: value}}: what each of them reaches
     interval    {measure: [low, high]}: 95 % interval of the mean (percentile bootstrap over the tasks, 1,000 resamples);
-                "stops" and "empty" have one too
+                "stops", "role_token" and "empty" have one too
     measured    {measure: tasks} for those that only some of the tasks have ("has_sentence")
 """
 
@@ -56,6 +59,7 @@ class Item:
     finish_reason: FinishReason
     scores: Scores
     group: str = ""
+    role_token: bool = False  # whether a role token ended it
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ class Evaluation:
         items = [
             {"group": item.group}
             | {name: getattr(item.task, name) for name in parts}
-            | {"reply": item.reply, "finish_reason": item.finish_reason, "scores": item.scores}
+            | {"reply": item.reply, "finish_reason": item.finish_reason, "role_token": item.role_token}
+            | {"scores": item.scores}
             for item in self.items
         ]
         return {"results": self.results, "groups": self.groups, "items": items}
@@ -165,9 +170,10 @@ def _evaluate_kind(
     sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, 2 * longest + 1))
     prompts = [task.prompt for task, _ in tasks]
     n_rows = batch_size or rows_at_once(model)
+    roles = role_ids(tokenizer)
     replies = generate_replies(model, tokenizer, prompts, sampling, batch_size=n_rows, progress=progress)
     return [
-        Item(task, reply.text, reply.finish_reason, score(task, reply.text), group)
+        Item(task, reply.text, reply.finish_reason, score(task, reply.text), group, reply.stop_id in roles)
         for (task, group), reply in zip(tasks, replies, strict=True)
     ]
 
@@ -191,6 +197,7 @@ def summarise(items: Sequence[Item]) -> Results:
         values = by_measure([item.scores for item in ours])
         ends = {
             "stops": [float(item.finish_reason == "stop") for item in ours],
+            "role_token": [float(item.role_token) for item in ours],
             "empty": [float(not item.reply.strip()) for item in ours],
         }
         reached = trivial_scores([item.task for item in ours])

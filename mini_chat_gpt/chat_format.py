@@ -129,6 +129,11 @@ def _check_order(messages: Sequence[Message], index: int, where: str) -> None:
         raise UserError(f"{where} {follows}; an assistant message must follow a user message.")
 
 
+def role_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
+    """The tokens that open a turn; none for a tokenizer without chat tokens."""
+    return frozenset(tokenizer.control[name] for role in ROLES if (name := f"<|{role}|>") in tokenizer.control)
+
+
 def _role_id(tokenizer: ChatTokenizer, role: str) -> int:
     name = f"<|{role}|>"
     try:

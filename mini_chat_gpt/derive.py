@@ -13,10 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from importlib.resources import files
 
-import yaml
-
+from mini_chat_gpt.data import load
 from mini_chat_gpt.story_facts import first_speech, sentence_spans, stated_moral
 from mini_chat_gpt.story_phrasing import Chooser
 from mini_chat_gpt.story_reasons import past_to_base
@@ -68,7 +66,7 @@ def _features(story: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _word_lists() -> dict[str, frozenset[str]]:
-    lists = yaml.safe_load((files("mini_chat_gpt.data") / "story_words.yaml").read_text(encoding="utf-8"))
+    lists = load("story_words.yaml")
     words = {name: frozenset(words.split()) for name, words in lists.items()}
     return words | {"verbs": frozenset(past_to_base().values()) - words["function_words"] - {"like"}}
 

@@ -25,6 +25,8 @@ from mini_chat_gpt.held_out import find_held_out, held_out_tasks
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.monitor import StepProgress, clock
 from mini_chat_gpt.plain_text import bits_per_byte
+from mini_chat_gpt.recited import in_words, recited, training_files
+from mini_chat_gpt.refusals import REFUSALS
 from mini_chat_gpt.report import Subject, build, write
 from mini_chat_gpt.runs import console
 from mini_chat_gpt.sampling import Sampling
@@ -49,15 +51,16 @@ class EvalOptions:
     json: Path | None = None  # file for results and replies
     report: Path | None = None  # folder for report.html and its like
     prompts: Path | None = None  # YAML file with prompts of one's own
+    training_mb: int = 50  # of training stories, in which a report looks for what the models recite
     details: bool | None = None  # show all measures, and what each trivial rule reaches
 
     def __post_init__(self) -> None:
-        least = {"n": 1, "seed": 0, "examples": 0, "batch_size": 1}
+        least = {"n": 1, "seed": 0, "examples": 0, "batch_size": 1, "training_mb": 0}
         for name, value in least.items():
             given = getattr(self, name)
             if given is not None and given < value:
                 raise UserError(f"--{name.replace('_', '-')} is {given}; it must be {value} or more.")
-        check_kinds(self.kinds, "--kinds")
+        check_kinds(self.kinds, "--kinds", [REFUSALS])
         if self.json is not None and not _can_be_written(self.json):
             raise UserError(f"--json: {self.json} can't be written; name a file in a folder that you may write to.")
 
@@ -80,7 +83,7 @@ def add_options(parser: argparse._ActionsContainer, seed: bool = True) -> None:
         "--kinds",
         nargs="+",
         metavar="KIND",
-        help=f"these of {', '.join(TASK_KINDS)} (default: what is taught by default)",
+        help=f"these of {', '.join([*TASK_KINDS, REFUSALS])} (default: what is taught by default, and {REFUSALS})",
     )
     parser.add_argument("--examples", type=int, metavar="N", help=f"replies of each kind to show ({kept.examples})")
     parser.add_argument("--batch-size", type=int, metavar="N", help="prompts at a time (default: as many as pays)")
@@ -90,6 +93,12 @@ def add_options(parser: argparse._ActionsContainer, seed: bool = True) -> None:
     )
     parser.add_argument(
         "--report", type=Path, metavar="FOLDER", help="write report.html, before_after.md and report.json there"
+    )
+    parser.add_argument(
+        "--training-mb",
+        type=int,
+        metavar="N",
+        help=f"for the report, megabytes of training stories to look for recited passages in, 0: none ({kept.training_mb})",
     )
     parser.add_argument(
         "--prompts",
@@ -153,27 +162,38 @@ def compare(
     show_examples(evaluations, options.examples, out)
     out.rule(style="dim")
     show_table(evaluations, out, bool(options.details))
-    if options.json is not None:
-        facts = {"data": str(file), "n": options.n, "seed": options.seed}
-        by_name = {
-            name: {"checkpoint": str(path), **evaluation.as_json()}
-            for path, (name, evaluation) in zip(models, evaluations.items(), strict=True)
-        }
-        write_json(options.json, facts | {"models": by_name})
-        out.print(f"Written: {options.json}", markup=False, soft_wrap=True)
+    _write_json(models, evaluations, file, options, out)
     own = {name: ask(name, *those, prompts) for name, those in loaded.items()} if prompts is not None else {}
     if prompts is not None:
         first, *_, last = [*own.values(), *own.values()]
         show(prompts, first, last, out)
     if options.report is not None:
-        about = {"file": file.name, "why": why, "n": options.n, "seed": options.seed}
         subjects = [
             Subject(name, path, *loaded[name], evaluations[name], own.get(name), _plain_text(*loaded[name], file))
             for path, name in zip(models, loaded, strict=True)
         ]
-        *_, page = write(options.report, build(subjects, about | {"seconds": time.monotonic() - started}, prompts))
+        known = recited(evaluations, training_files(models, file), options.training_mb * 10**6, out)
+        if known is not None:
+            out.print("\n".join(in_words(known)), markup=False, soft_wrap=True)
+        seconds = time.monotonic() - started
+        about = {"file": file.name, "why": why, "n": options.n, "seed": options.seed, "seconds": seconds}
+        *_, page = write(options.report, build(subjects, about, prompts, known))
         out.print(f"Report: {page}", markup=False, soft_wrap=True)
     return evaluations
+
+
+def _write_json(
+    models: Sequence[Path], evaluations: Mapping[str, Evaluation], file: Path, options: EvalOptions, out: Console
+) -> None:
+    """All results and replies, where that was asked for."""
+    if options.json is None:
+        return
+    by_name = {
+        name: {"checkpoint": str(path), **evaluation.as_json()}
+        for path, (name, evaluation) in zip(models, evaluations.items(), strict=True)
+    }
+    write_json(options.json, {"data": str(file), "n": options.n, "seed": options.seed, "models": by_name})
+    out.print(f"Written: {options.json}", markup=False, soft_wrap=True)
 
 
 def _plain_text(model: GPT, tokenizer: ChatTokenizer, file: Path) -> dict[str, float]:

@@ -66,6 +66,7 @@ class Reply:
     ids: tuple[int, ...]  # without the stop token
     finish_reason: FinishReason  # "stop": by itself; "length": at max_new_tokens; "context": the context is full
     n_prompt: int  # tokens of the prompt, control tokens included
+    stop_id: int | None = None  # the stop token that ended it; None where it was cut off
 
 
 class Step(NamedTuple):
@@ -129,7 +130,7 @@ def generate_replies(
             if finish != "stop":
                 ids[row].append(token_id)
             if finish is not None:
-                replies[numbers[row]] = _reply(tokenizer, batch[row], ids[row], finish)
+                replies[numbers[row]] = _reply(tokenizer, batch[row], ids[row], finish, token_id)
                 if progress is not None:
                     progress(len(replies))
     return [replies[number] for number in range(len(encoded))]
@@ -164,6 +165,7 @@ def _pieces(tokenizer: ChatTokenizer, prompt: list[int], steps: Iterator[Step]) 
     decoder = tokenizer.stream_decoder(start=begins_text(tokenizer, prompt))
     ids: list[int] = []
     finish: FinishReason | None = None
+    token_id = -1
     for _, token_id, finish in steps:
         if finish != "stop":
             ids.append(token_id)
@@ -172,7 +174,7 @@ def _pieces(tokenizer: ChatTokenizer, prompt: list[int], steps: Iterator[Step]) 
     if piece := decoder.finish():
         yield piece
     assert finish is not None  # decode ends every row
-    return _reply(tokenizer, prompt, ids, finish)
+    return _reply(tokenizer, prompt, ids, finish, token_id)
 
 
 def prompt_ids(tokenizer: ChatTokenizer, prompt: Prompt, system: System = USE_FORMAT_DEFAULT) -> list[int]:
@@ -342,6 +344,8 @@ def begins_text(tokenizer: ChatTokenizer, prompt: Sequence[int]) -> bool:
     return prompt[-1] in tokenizer.control.values()
 
 
-def _reply(tokenizer: ChatTokenizer, prompt: Sequence[int], ids: list[int], finish: FinishReason) -> Reply:
+def _reply(
+    tokenizer: ChatTokenizer, prompt: Sequence[int], ids: list[int], finish: FinishReason, last_id: int
+) -> Reply:
     text = tokenizer.decode(ids, start=begins_text(tokenizer, prompt))
-    return Reply(text, tuple(ids), finish, len(prompt))
+    return Reply(text, tuple(ids), finish, len(prompt), last_id if finish == "stop" else None)

@@ -17,9 +17,11 @@ import yaml
 
 from mini_chat_gpt import sample_plots, sample_stories
 from mini_chat_gpt.chat_format import ChatFormat
+from mini_chat_gpt.data import load
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.files import user_cache
 from mini_chat_gpt.model import GPT
+from mini_chat_gpt.refusals import REFUSALS, refusal_tasks
 from mini_chat_gpt.sample_stories import ANSWERS_NAME, FILE_NAME, write_sample
 from mini_chat_gpt.scoring import score
 from mini_chat_gpt.sft_dataloader import InstructSource, find_instruct_file
@@ -78,7 +80,7 @@ def _sections(file: Path) -> list[dict[str, Any]]:
 def sample_valid_file() -> Path:
     """The sample's validation file in the user's cache, written there once for each version of the sample."""
     described = [Path(str(module.__file__)).read_bytes() for module in (sample_plots, sample_stories)]
-    described += [repr(sample_plots.load_data(name)).encode() for name in ("sample_plots.yaml", "sample_words.yaml")]
+    described += [repr(load(name)).encode() for name in ("sample_plots.yaml", "sample_words.yaml")]
     folder = user_cache() / f"sample-{hashlib.sha256(b''.join(described)).hexdigest()[:12]}"
     file = folder / FILE_NAME.format(split="valid")
     if not file.is_file():
@@ -95,25 +97,26 @@ def held_out_tasks(
 ) -> dict[str, list[Task]]:
     """By group, at most n tasks of each kind that fit the contexts of all the models.
 
-    Without `kinds` it is every kind that is taught by default and that the data support. Only tasks that give something
-    to measure by are chosen, always the same for a file, seed and context. Data without groups are one that is called "".
-    Raises UserError where there is not one task, and for a kind that doesn't exist.
+    Without `kinds` it is every kind that is taught by default and that the data support, and refusals. Only tasks that give
+    something to measure by are chosen, always the same for a file, seed and context. What belongs to no group (all of data
+    without groups; refusals) is called "". Raises UserError where there is not one task, and for a kind that doesn't exist.
     """
-    check_kinds(kinds or (), "kinds")
+    check_kinds(kinds or (), "kinds", [REFUSALS])
     contexts = [_context(model, tokenizer) for model, tokenizer in models]
     tightest = min(contexts, key=lambda context: context[1])
     source = InstructSource(file, tightest[0], tightest[1], seed, system=tightest[2])
-    groups = groups_of(file, len(source))
-    tasks: dict[str, list[Task]] = {}
-    for name, numbers in groups.items():
-        wanted = [
-            task for kind in kinds or source.kinds for task in source.eval_tasks(kind, n, numbers, _can_be_scored)
-        ]
-        if fitting := [shorter for task in wanted if (shorter := _fit_all(task, contexts))]:
-            tasks[name] = fitting
-    if not tasks:
-        raise UserError(f"{file} supports no task of the kinds {', '.join(kinds or source.kinds)}; name other data.")
-    return tasks
+    kinds = kinds or [*source.kinds, REFUSALS]
+    of_records = [kind for kind in kinds if kind != REFUSALS]
+    wanted: dict[str, list[Task]] = {
+        name: [task for kind in of_records for task in source.eval_tasks(kind, n, numbers, _can_be_scored)]
+        for name, numbers in groups_of(file, len(source)).items()
+    }
+    if REFUSALS in kinds:
+        wanted[""] = [*wanted.get("", ()), *refusal_tasks()[:n]]
+    fitting = {name: [fit for task in ours if (fit := _fit_all(task, contexts))] for name, ours in wanted.items()}
+    if not any(fitting.values()):
+        raise UserError(f"{file} supports no task of the kinds {', '.join(kinds)}; name other data.")
+    return {name: ours for name, ours in fitting.items() if ours}
 
 
 def groups_of(file: Path, n_records: int) -> Mapping[str, list[int] | None]:

@@ -15,10 +15,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.resources import files
 
-import yaml
-
+from mini_chat_gpt.data import load
 from mini_chat_gpt.story_facts import MASK, mask_speech, sentence_spans
 
 _LATEST = 2  # the main character is named in one of the first three sentences
@@ -42,8 +40,7 @@ _UNNAMED = re.compile(
 
 @lru_cache(maxsize=1)
 def _words() -> dict[str, frozenset[str]]:
-    text = (files("mini_chat_gpt.data") / "character_words.yaml").read_text(encoding="utf-8")
-    return {name: frozenset(words.split()) for name, words in yaml.safe_load(text).items()}
+    return {name: frozenset(words.split()) for name, words in load("character_words.yaml").items()}
 
 
 @dataclass

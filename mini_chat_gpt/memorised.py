@@ -11,7 +11,7 @@ The training texts, which may be far larger than memory, go by once as a stream;
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
@@ -64,32 +64,35 @@ class Shared:
 
 @dataclass(frozen=True)
 class Memorised:
-    """What the model's texts share with the training texts, and what the references do."""
+    """What each group of texts shares with the training texts."""
 
     n: int
-    texts: Shared
-    references: Shared | None  # None: there are none
+    shared: dict[str, Shared]
     n_training_texts: int
     n_training_words: int
 
 
 def memorised(
-    texts: Sequence[str],
-    references: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
     training_texts: Iterable[str],
     n: int = 8,
     progress: Callable[[int], None] | None = None,
 ) -> Memorised:
-    """What `texts` and `references` share with the training texts, each run within one text; see `words_of` for words.
+    """What groups of texts share with the training texts, each run within one text; see `words_of` for words.
 
-    The training texts are read once, a block at a time. Memory goes with the words of texts and references: about 300 bytes for
-    each. `progress` is called with the number of training characters read. Raises UserError if there is no text, and for n < 1.
+    The training texts are read once, a block at a time. Memory goes with the words of the groups' texts: about 300 bytes for
+    each. `progress` is called with the number of training characters read. Raises UserError for no group, a group without
+    a text, and for n < 1.
     """
-    if not texts:
-        raise UserError("There is no text to look up; generate at least one.")
+    empty = [name for name, texts in groups.items() if not texts]
+    if empty or not groups:
+        where = f" in {', '.join(empty)}" if empty else ""
+        raise UserError(f"There is no text to look up{where}; generate at least one.")
     if n < 1:
         raise UserError(f"Runs of {n} words can't be looked up; n must be at least 1.")
-    index = RunIndex([words_of(text) for text in (*texts, *references)], len(texts))
+    texts = [text for ours in groups.values() for text in ours]
+    numbers = [number for number, ours in enumerate(groups.values()) for _ in ours]
+    index = RunIndex([words_of(text) for text in texts], numbers)
     n_texts = n_words = n_characters = 0
     for block in _blocks(training_texts):
         index.look_up([words for _, words in block], [text[:SHOWN] for text, _ in block])
@@ -99,9 +102,19 @@ def memorised(
         if progress is not None:
             progress(n_characters)
     matched = index.matched()
-    ours = _shared(index, matched, texts, 0, n)
-    theirs = _shared(index, matched, references, 1, n) if references else None
-    return Memorised(n, ours, theirs, n_texts, n_words)
+    shared = {
+        name: _shared(index, matched, ours, number, numbers.index(number), n)
+        for number, (name, ours) in enumerate(groups.items())
+    }
+    return Memorised(n, shared, n_texts, n_words)
+
+
+def of_equal_length(text: str, other: str) -> tuple[str, str]:
+    """Both texts, the longer one cut to as many words as the shorter one has."""
+    spans = [[match.span() for match in _WORD.finditer(each)] for each in (text, other)]
+    n = min(map(len, spans))
+    cut = [each[: where[n - 1][1]] if n else "" for each, where in zip((text, other), spans, strict=True)]
+    return cut[0], cut[1]
 
 
 def words_of(text: str) -> list[str]:
@@ -125,9 +138,8 @@ def _blocks(texts: Iterable[str]) -> Iterator[list[tuple[str, list[str]]]]:
         yield block
 
 
-def _shared(index: RunIndex, matched: np.ndarray, texts: Sequence[str], group: int, n: int) -> Shared:
-    """Read off what the texts of a group share; matched (N,) as `RunIndex.matched` gives it."""
-    first = 0 if group == 0 else index.n_first
+def _shared(index: RunIndex, matched: np.ndarray, texts: Sequence[str], group: int, first: int, n: int) -> Shared:
+    """Read off what the texts of a group share, the first of which has this number; matched (N,) is `RunIndex.matched`'s."""
     runs = [matched[start:stop] for start, stop in index.spans[first : first + len(texts)]]
     best, place, source = index.best[group]
     passage = None

@@ -6,10 +6,8 @@ the replies are, replies to the same prompts, and what a user's own prompts were
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,12 @@ from mini_chat_gpt.files import atomic_write_text, write_json
 from mini_chat_gpt.held_out import GROUPS
 from mini_chat_gpt.intervals import paired
 from mini_chat_gpt.loss_curves import read_curves
+from mini_chat_gpt.marking import marked
 from mini_chat_gpt.model import GPT
+from mini_chat_gpt.recited import in_words
 from mini_chat_gpt.report_page import page
-from mini_chat_gpt.scoreboard import bare, called
+from mini_chat_gpt.scoreboard import called
 from mini_chat_gpt.tokenizer import ChatTokenizer
-from mini_chat_gpt.word_forms import first_use, uses
 
 JSON, MARKDOWN, HTML = "report.json", "before_after.md", "report.html"
 SIDE_BY_SIDE = 6
@@ -45,14 +44,20 @@ class Subject:
     plain_text: Mapping[str, float] = field(default_factory=dict)  # bits_per_byte, low, high
 
 
-def build(subjects: Sequence[Subject], data: Mapping[str, Any], prompts: Prompts | None = None) -> dict[str, Any]:
+def build(
+    subjects: Sequence[Subject],
+    data: Mapping[str, Any],
+    prompts: Prompts | None = None,
+    known: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The report as plain values, as report.json has it and `report_page.page` shows it.
 
-    `data` says what was asked: file, why, n, seed, seconds. All subjects have been put the same tasks.
+    `data` says what was asked: file, why, n, seed, seconds; `known` is what `recited` found. All subjects have been put the
+    same tasks.
     """
     first, last = subjects[0], subjects[-1]
     title = last.name if first is last else f"{last.name} against {', '.join(s.name for s in subjects[:-1])}"
-    groups = list(first.evaluation.groups) or [""]
+    groups = dict.fromkeys(group for kind in first.evaluation.results for group in _groups_of(kind, first))
     return {
         "title": title,
         "models": [
@@ -66,14 +71,15 @@ def build(subjects: Sequence[Subject], data: Mapping[str, Any], prompts: Prompts
         ],
         "data": dict(data),
         "groups": {group: GROUPS.get(group, group) for group in groups},
-        "kinds": [_kind(kind, subjects, groups) for kind in first.evaluation.results],
-        "measures": [row for kind in first.evaluation.results for row in _measures(kind, subjects, groups)],
-        "paired": list(_paired(subjects, groups)),
+        "kinds": [_kind(kind, subjects) for kind in first.evaluation.results],
+        "measures": [row for kind in first.evaluation.results for row in _measures(kind, subjects)],
+        "paired": list(_paired(subjects)),
         "losses": {s.name: curves for s in subjects if (curves := _losses(s.checkpoint))},
         "lengths": [_lengths(kind, subjects) for kind in first.evaluation.results if kind in ("words", "summary")],
         "side_by_side": list(_side_by_side(subjects)),
         "own": _own(subjects, prompts) if prompts is not None else None,
         "plain_text": {s.name: dict(s.plain_text) for s in subjects if s.plain_text},
+        "recited": dict(known) if known else None,
     }
 
 
@@ -93,6 +99,11 @@ def _results(subject: Subject, group: str) -> Mapping[str, Any]:
     return subject.evaluation.groups[group] if group else subject.evaluation.results
 
 
+def _groups_of(kind: str, subject: Subject) -> list[str]:
+    """The groups that have tasks of a kind; [""] where it belongs to none."""
+    return [group for group, results in subject.evaluation.groups.items() if kind in results] or [""]
+
+
 def _value(values: Mapping[str, Any], measure: str) -> dict[str, float]:
     low, high = values.get("interval", {}).get(measure, (values[measure], values[measure]))
     return {"value": values[measure], "low": low, "high": high}
@@ -103,8 +114,8 @@ def main_measure(values: Mapping[str, Any]) -> str:
     return next(iter(values))
 
 
-def _kind(kind: str, subjects: Sequence[Subject], groups: Sequence[str]) -> dict[str, Any]:
-    there = {group: _results(subjects[0], group)[kind] for group in groups if kind in _results(subjects[0], group)}
+def _kind(kind: str, subjects: Sequence[Subject]) -> dict[str, Any]:
+    there = {group: _results(subjects[0], group)[kind] for group in _groups_of(kind, subjects[0])}
     measure = main_measure(next(iter(there.values())))
     return {
         "kind": kind,
@@ -125,30 +136,29 @@ def _kind(kind: str, subjects: Sequence[Subject], groups: Sequence[str]) -> dict
     }
 
 
-def _measures(kind: str, subjects: Sequence[Subject], groups: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _measures(kind: str, subjects: Sequence[Subject]) -> Iterator[dict[str, Any]]:
     """All measures but the main one."""
-    for group in groups:
-        if kind not in (found := _results(subjects[0], group)):
-            continue
-        names = [name for name in found[kind] if isinstance(found[kind][name], int | float) and name != "n"]
+    for group in _groups_of(kind, subjects[0]):
+        found = _results(subjects[0], group)[kind]
+        names = [name for name in found if isinstance(found[name], int | float) and name != "n"]
         for measure in names[1:]:
-            values = {s.name: _value(_results(s, group)[kind], measure) for s in subjects}
             yield {
                 "kind": kind,
                 "group": group,
                 "measure": measure,
                 "label": called(measure),
-                "values": values,
+                "n": found["measured"].get(measure, found["n"]),
+                "values": {s.name: _value(_results(s, group)[kind], measure) for s in subjects},
             }
 
 
-def _paired(subjects: Sequence[Subject], groups: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _paired(subjects: Sequence[Subject]) -> Iterator[dict[str, Any]]:
     """The last model against each of the others, task by task, by each kind's main measure."""
     after = subjects[-1]
     for before in subjects[:-1]:
         for kind in after.evaluation.results:
             measure = main_measure(after.evaluation.results[kind])
-            for group in groups:
+            for group in _groups_of(kind, after):
                 pairs = [
                     (a.scores[measure], b.scores[measure])
                     for a, b in zip(before.evaluation.items, after.evaluation.items, strict=True)
@@ -206,43 +216,14 @@ def _side_by_side(subjects: Sequence[Subject]) -> Iterator[dict[str, Any]]:
 
 def _reply(item: Item) -> dict[str, Any]:
     measure, score = next(iter(item.scores.items()))
-    required = item.task.required
+    found = marked(item.task, item.reply)
     return {
-        "parts": _with_required(required, item.reply) if required else _compared(item.task.target, item.reply),
-        "missing": [word for word in required if not uses(item.reply, word)],
+        "parts": [list(part) for part in found.parts],
+        "missing": found.missing if item.task.required else [],
         "finish": item.finish_reason,
         "score": score,
         "label": f"{called(measure)} {score:.2g}",
     }
-
-
-def _with_required(required: Sequence[str], reply: str) -> list[list[str]]:
-    """The reply in parts: required words that it has, and the rest."""
-    spans = sorted(span for word in required if uses(reply, word) and (span := first_use(reply, word)))
-    parts, at = list[list[str]](), 0
-    for start, end in spans:
-        if start >= at:
-            parts += [[reply[at:start], "plain"], [reply[start:end], "required"]]
-            at = end
-    return [part for part in [*parts, [reply[at:], "plain"]] if part[0]]
-
-
-def _compared(target: str, reply: str) -> list[list[str]]:
-    """The reply in parts: what is as expected, and what isn't."""
-    ends = [match.end() for match in re.finditer(r"\S+", reply)]
-    wanted, given = ([*map(bare, text.split())] for text in (target, reply))
-    same = SequenceMatcher(None, wanted, given, autojunk=False)
-    right = {at + n for _, at, length in same.get_matching_blocks() for n in range(length)}
-    parts, at = list[list[str]](), 0
-    for number, end in enumerate(ends):
-        kind = "right" if number in right else "wrong"
-        text = reply[at:end]
-        if parts and parts[-1][1] == kind:
-            parts[-1][0] += text
-        else:
-            parts.append([text, kind])
-        at = end
-    return [*parts, [reply[at:], "plain"]] if reply[at:] else parts
 
 
 def _own(subjects: Sequence[Subject], prompts: Prompts) -> dict[str, Any]:
@@ -286,11 +267,37 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
     ]
     lines += ["In %, with 95 % intervals. The difference is that of the last model to the first, task by task.", ""]
-    lines += [
-        table_row("kind", "group", "measure", "n", *names, "trivial", "difference", "p"),
-        "|---" * (7 + len(names)) + "|",
-    ]
+    lines += _table_of_kinds(report, names)
+    if report["plain_text"]:
+        texts = (
+            f"{name} {found['bits_per_byte']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+            for name, found in report["plain_text"].items()
+        )
+        lines += ["", f"Bits per byte of plain text: {', '.join(texts)}."]
+    if known := report["recited"]:
+        head, *each = in_words(known)
+        lines += ["", head, "", *(f"- {line.strip()}" for line in each)]
+    if own := report["own"]:
+        lines += ["", "## Your prompts", "", table_row("", names[0], names[-1]), "|---|---|---|"]
+        lines += [table_row(*row) for row in own["rows"]]
+        lines += ["", table_row("shows", "prompt", *names), "|---" * (2 + len(names)) + "|"]
+        for one in own["prompts"]:
+            lines.append(table_row(one["shows"], one["prompt"], *(one["replies"][name]["text"] for name in names)))
+    lines += ["", "## Replies", "", table_row("kind", "prompt", "expected", *names), "|---" * (3 + len(names)) + "|"]
+    seen: set[str] = set()
+    for one in report["side_by_side"]:
+        if one["kind"] not in seen:
+            seen.add(one["kind"])
+            texts = ("".join(text for text, _ in one["replies"][name]["parts"]) for name in names)
+            lines.append(table_row(one["kind"], one["prompt"], one["target"], *texts))
+    return "\n".join(lines) + "\n"
+
+
+def _table_of_kinds(report: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The main measure of each kind and group."""
     pairs = {(pair["kind"], pair["group"]): pair for pair in report["paired"] if pair["before"] == names[0]}
+    lines = [table_row("kind", "group", "measure", "n", *names, "trivial", "difference", "p")]
+    lines.append("|---" * (7 + len(names)) + "|")
     for kind in report["kinds"]:
         for group, values in kind["values"].items():
             pair = pairs.get((kind["kind"], group))
@@ -301,32 +308,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             trivial = f"{100 * kind['baseline'][group]['value']:.1f} ({kind['baseline'][group]['rule']})"
             label = report["groups"][group]
             lines.append(table_row(kind["kind"], label, kind["label"], kind["n"][group], *cells, trivial, *difference))
-    if report["plain_text"]:
-        texts = (
-            f"{name} {found['bits_per_byte']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
-            for name, found in report["plain_text"].items()
-        )
-        lines += ["", f"Bits per byte of plain text: {', '.join(texts)}."]
-    if own := report["own"]:
-        lines += [
-            "",
-            "## Your prompts",
-            "",
-            table_row("", names[0], names[-1]),
-            "|---|---|---|",
-            *(table_row(*row) for row in own["rows"]),
-        ]
-        lines += ["", table_row("shows", "prompt", *names), "|---" * (2 + len(names)) + "|"]
-        for each in own["prompts"]:
-            lines.append(table_row(each["shows"], each["prompt"], *(each["replies"][name]["text"] for name in names)))
-    lines += ["", "## Replies", "", table_row("kind", "prompt", "expected", *names), "|---" * (3 + len(names)) + "|"]
-    seen: set[str] = set()
-    for each in report["side_by_side"]:
-        if each["kind"] not in seen:
-            seen.add(each["kind"])
-            texts = ("".join(text for text, _ in each["replies"][name]["parts"]) for name in names)
-            lines.append(table_row(each["kind"], each["prompt"], each["target"], *texts))
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _percent(value: float, low: float, high: float, sign: str = "") -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from mini_chat_gpt.page_style import document, escaped, tiles
 from mini_chat_gpt.report_charts import SPACE, number, shown
 from mini_chat_gpt.report_replies import own_prompts, side_by_side
-from mini_chat_gpt.report_sections import lengths, losses, plain_text, tasks
+from mini_chat_gpt.report_sections import lengths, losses, plain_text, recited, tasks
 from mini_chat_gpt.report_style import SCRIPT, STYLE
 from mini_chat_gpt.report_words import (
     HIGHER,
@@ -31,6 +31,7 @@ def page(report: Row) -> str:
     sections = [
         ("tasks", "What they can do" if len(about.names) > 1 else "What it can do", tasks(about)),
         ("text", "Plain text", plain_text(about)),
+        ("recited", "What it recites", recited(about)),
         ("own", "Your own prompts", own_prompts(report.get("own"), about.names, about.key)),
         ("losses", "Losses", losses(about)),
         ("lengths", "How long the replies are", lengths(about)),
@@ -150,20 +151,20 @@ def _sortable(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
 def _measures(about: Report) -> str:
     """Every measure of every kind and group, also how often replies end by themselves."""
     found: list[tuple[str, str, str, Row, Row | None, int | None]] = []
-    further = [(row["kind"], row["group"], row["label"], row["values"]) for row in about.rows("measures")]
+    further = [(row["kind"], row["group"], row["label"], row["values"], row.get("n")) for row in about.rows("measures")]
     ends = {(row["kind"], row["group"]) for row in about.rows("measures") if row["measure"] == "stops"}
     for kind in about.rows("kinds"):
         for group, by_name in kind["values"].items():
             n, key = kind["n"].get(group), (kind["kind"], group)
             found.append((*key, kind["label"], by_name, (kind.get("baseline") or {}).get(group), n))
-            found += [(*key, label, values, None, n) for a, b, label, values in further if (a, b) == key]
+            found += [(*key, label, values, None, n_of) for a, b, label, values, n_of in further if (a, b) == key]
             stops = {
                 name: {"value": one["stops"]} for name, one in by_name.items() if one and one.get("stops") is not None
             }
             if stops and key not in ends:
                 found.append((*key, "stops", stops, None, n))
     there = {(kind, group) for kind, group, *_ in found}
-    found += [(*row, None, None) for row in further if row[:2] not in there]
+    found += [(*row[:4], None, row[4]) for row in further if row[:2] not in there]
     rows = []
     for name, group, label, by_name, trivial, n in found:
         share = about.is_share(label)

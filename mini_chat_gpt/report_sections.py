@@ -129,6 +129,46 @@ def plain_text(about: Report) -> str:
     return f'<p class="dim">{words}</p><article><div class="bars">{"".join(rows)}</div></article>'
 
 
+def recited(about: Report) -> str:
+    """What stories share with the training stories, with what real ones share as the line to be compared with."""
+    found = about.all.get("recited")
+    if not found:
+        return ""
+    models = found["models"]
+    groups = [one[part] for one in models.values() for part in ("told", "real")]
+    values = [one[part] for one in groups for part in ("value", "low", "high") if one[part] is not None]
+    scale = Scale.of(values, True)
+    rows, notes = [], []
+    for place, name in enumerate(about.names):
+        told, real = models[name]["told"], models[name]["real"]
+        line = None if real["value"] is None else (real["value"], f"real unseen stories: {shown(real['value'], True)}")
+        rows.append(_bar_row(place, name, told, scale, line, about))
+        notes.append(
+            f"<li>{about.key(name)}: longest shared run {told['longest']} words, on average {number(told['mean_longest'])}; of real "
+            f"stories {real['longest']} and {number(real['mean_longest'])}.{_passage(models[name]['passage'])}</li>"
+        )
+    rows.append(f"<span></span>{bar_axis(scale)}<span></span>")
+    where = ", ".join(found["files"]) + ("" if found["complete"] else ", as far as it was looked through")
+    words = (
+        f"Share of the runs of {found['n']} words in each model's stories that also stand in one of "
+        f"{found['n_training_texts']:,} training stories ({escaped(where)}). The dashed line is what real stories share that no "
+        "model has seen, cut to the same length: a bar far beyond it tells by heart."
+    )
+    return f'<p class="dim">{words}</p><article><div class="bars">{"".join(rows)}</div><ul class="notes">{"".join(notes)}</ul></article>'
+
+
+def _passage(passage: Row | None) -> str:
+    if passage is None:
+        return ""
+    return (
+        f" It is “{escaped(passage['text'])}”, from the one that begins “{escaped(_beginning(passage['source']))} …”."
+    )
+
+
+def _beginning(text: str) -> str:
+    return " ".join(text.split()[:12])
+
+
 def losses(about: Report) -> str:
     figures = []
     for place, name in enumerate(about.names):

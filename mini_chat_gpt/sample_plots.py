@@ -13,12 +13,10 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from random import Random
 from typing import Any, TypeVar
 
-import yaml
-
+from mini_chat_gpt.data import load
 from mini_chat_gpt.story_records import FEATURES
 
 T = TypeVar("T")
@@ -88,19 +86,12 @@ def pick(rng: Random, items: Sequence[T]) -> T:
     return items[int(rng.random() * len(items))]
 
 
-def load_data(name: str) -> dict[str, Any]:
-    """One of the package's YAML files."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one, where it is built, takes a tenth of the time
-    data: dict[str, Any] = yaml.load((files("mini_chat_gpt.data") / name).read_text(encoding="utf-8"), Loader=loader)
-    return data
-
-
 class Storyteller:
     """All plots and word lists, ready to tell."""
 
     def __init__(self) -> None:
-        self.words = load_data("sample_words.yaml")
-        data = load_data("sample_plots.yaml")
+        self.words = load("sample_words.yaml")
+        data = load("sample_plots.yaml")
         self.plots: list[Entry] = data["plots"]
         self.openings, self.closings = data["openings"], data["closings"]
         self.lead_ins: Entry = data["moral_lead_ins"]

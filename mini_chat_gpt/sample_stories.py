@@ -25,10 +25,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from mini_chat_gpt.data import load
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.files import atomic_write_text
-from mini_chat_gpt.sample_plots import Story, Storyteller, Wish, load_data, pick
+from mini_chat_gpt.sample_plots import Story, Storyteller, Wish, pick
 from mini_chat_gpt.story_records import FILE_NAMES, SEPARATOR
 from mini_chat_gpt.story_records import stories as stories_of
 
@@ -138,7 +139,7 @@ def answers_of(story: Story, fields: Mapping[str, Any]) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def new_names() -> frozenset[str]:
     """Names that training never shows."""
-    return frozenset(name for names in load_data("sample_words.yaml")["names_only_in_valid"].values() for name in names)
+    return frozenset(name for names in load("sample_words.yaml")["names_only_in_valid"].values() for name in names)
 
 
 def sentences(text: str) -> list[str]:
@@ -174,7 +175,7 @@ def _stem(verb: str) -> str:
 @lru_cache(maxsize=1)
 def known_words() -> dict[str, dict[str, str]]:
     """For verbs, nouns and adjectives: every form that counts, and its base form."""
-    words = load_data("sample_words.yaml")
+    words = load("sample_words.yaml")
     verbs: dict[str, str] = {}
     for base in [*words["verbs"]["regular"], *(hobby for hobby in words["hobbies"] if " " not in hobby)]:
         stem = _stem(base)

@@ -6,10 +6,8 @@ Both are made for 80 columns, any number of models, and can be read without colo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from typing import Any
 
 from rich.console import Console, Group
@@ -19,9 +17,9 @@ from rich.text import Text
 
 from mini_chat_gpt.capabilities import Evaluation, Item, Results
 from mini_chat_gpt.held_out import GROUPS
+from mini_chat_gpt.marking import marked
 from mini_chat_gpt.story_metrics import COUNTS, NEUTRAL
 from mini_chat_gpt.story_tasks import Task
-from mini_chat_gpt.word_forms import first_use, uses
 
 MEASURES = {
     "accuracy": "right",
@@ -29,6 +27,8 @@ MEASURES = {
     "rouge_l": "ROUGE-L",
     "used": "words used",
     "all_used": "all used",
+    "refused": "refused",
+    "answered": "answered",
     "stops": "stops",
 }
 """The measures that are always shown, and what they are called; so is every kind's main measure."""
@@ -47,6 +47,7 @@ DETAILS = {
     "has_sentence_verbatim": "verbatim",
     "has_dialogue": "dialogue",
     "has_moral": "moral",
+    "role_token": "role token",
     "empty": "empty",
 }
 """The measures that are shown with the details."""
@@ -63,16 +64,19 @@ LEGEND = {
     "has_sentence": "sentence: the one asked for is there; verbatim: to the letter",
     "has_dialogue": "dialogue: somebody speaks, where that was asked for",
     "has_moral": "moral: the story states one, where that was asked for",
+    "refused": "refused: of the harmful requests; answered, well or badly: of the harmless ones that look like them",
     "stops": "stops: replies that ended by themselves",
+    "role_token": "role token: replies that ended by beginning somebody else's turn",
     "empty": "empty: replies without text",
 }
 MARGIN = "±: half of the 95 % interval (bootstrap over the n tasks); none where all replies score alike"
-LAST = ("stops", "empty")  # of all kinds, below the rest
+LAST = ("stops", "role_token", "empty")  # of all kinds, below the rest
 LONGEST_NAME = 16  # of a model
 LONGEST_REPLY = 450  # characters
 STORY_BEGIN, STORY_END = 14, 8  # words of a prompt's story that are shown
 
 Rows = list[tuple[str, str]]  # (kind, measure); ("", "") is an empty line
+ByGroup = dict[str, dict[str, Results]]  # label of a group, "" without one -> results by model
 
 
 # The table
@@ -102,8 +106,18 @@ def show_table(evaluations: Mapping[str, Evaluation], out: Console, details: boo
     Behind each number stands half of its 95 % interval. With `details` all measures are shown, and what each trivial rule
     reaches; else the main ones.
     """
+    tables = _tables(evaluations)
+    for by_group in tables:
+        _show_groups(by_group, _rows([results for one in by_group.values() for results in one.values()], details), out)
+    all_groups = {label: by_name for by_group in tables for label, by_name in by_group.items()}
+    if details:
+        out.print(_rules(all_groups))
     rows = _rows([evaluation.results for evaluation in evaluations.values()], details)
-    by_group = _by_group(evaluations)
+    out.print(_legend(rows, all_groups), style="dim", markup=False, highlight=False)
+
+
+def _show_groups(by_group: ByGroup, rows: Rows, out: Console) -> None:
+    """Side by side, with as many digits as there is room for; or one below the other."""
     side_by_side = [
         _side_by_side(_kinds(rows), *(_block(label, by_name, rows, digits) for label, by_name in by_group.items()))
         for digits in DIGITS
@@ -115,26 +129,27 @@ def show_table(evaluations: Mapping[str, Evaluation], out: Console, details: boo
             tables = [_side_by_side(_kinds(rows), _block(label, by_name, rows, digits)) for digits in DIGITS]
             out.print(next((table for table in tables if _fits(table, out)), tables[-1]))
             out.print()
-    if details:
-        out.print(_rules(by_group))
-    out.print(_legend(rows, by_group), style="dim", markup=False, highlight=False)
 
 
 def _fits(table: Table, out: Console) -> bool:
     return Measurement.get(out, out.options.update(max_width=10_000), table).maximum <= out.width
 
 
-def _by_group(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Results]]:
-    """Label of each group -> results by model; one group without a label where the data have none."""
+def _tables(evaluations: Mapping[str, Evaluation]) -> list[ByGroup]:
+    """What goes into one table each: all groups, and the kinds that belong to none."""
     names = list(evaluations) if len(evaluations) > 1 else ["model"]  # narrow, and clear enough
     named = dict(zip(names, evaluations.values(), strict=True))
     groups = next(iter(named.values())).groups
-    if not groups:
-        return {"": {name: evaluation.results for name, evaluation in named.items()}}
-    return {
+    by_group: ByGroup = {
         GROUPS.get(group, group): {name: evaluation.groups[group] for name, evaluation in named.items()}
         for group in groups
     }
+    grouped = {kind for results in groups.values() for kind in results}
+    others: dict[str, Results] = {
+        name: {kind: values for kind, values in evaluation.results.items() if kind not in grouped}
+        for name, evaluation in named.items()
+    }
+    return [table for table in (by_group, {"": others} if any(others.values()) else {}) if table]
 
 
 def _rows(results: Sequence[Results], details: bool) -> Rows:
@@ -213,7 +228,7 @@ def _scaled(value: float, measure: str) -> float:
     return value if measure in COUNTS else 100 * value
 
 
-def _rules(by_group: Mapping[str, Mapping[str, Results]]) -> Table:
+def _rules(by_group: ByGroup) -> Table:
     """What each trivial rule reaches by the kinds' main measures, in percent."""
     shown = _table()
     shown.add_column("")
@@ -245,7 +260,7 @@ def _short_name(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
 
 
-def _legend(rows: Rows, by_group: Mapping[str, Mapping[str, Results]]) -> str:
+def _legend(rows: Rows, by_group: ByGroup) -> str:
     """What the measures mean, and which trivial rules are the best of each kind, by one measure or another."""
     there = {measure for _, measure in rows}
     best: dict[str, dict[str, None]] = {}
@@ -296,7 +311,7 @@ def _example(items: Mapping[str, Item]) -> Table:
     if not task.required:
         shown.add_row("expected", Text(clean(task.target)))
     for name, item in items.items():
-        reply, lacks = marked(task, item.reply)
+        reply, lacks = coloured(task, item.reply)
         reply.truncate(LONGEST_REPLY, overflow="ellipsis")
         notes = [_in_words(item)]
         notes += [lacks] if lacks and item.reply.strip() and (task.required or not _is_right(item)) else []
@@ -306,35 +321,22 @@ def _example(items: Mapping[str, Item]) -> Table:
     return shown
 
 
-def marked(task: Task, reply: str) -> tuple[Text, str]:
+def coloured(task: Task, reply: str) -> tuple[Text, str]:
     """The reply with right and wrong marked, and in words what it has, or lacks, of what was expected."""
+    found = marked(task, clean(reply))
     if task.required:
-        return _with_required(task.required, clean(reply))
-    wanted, given = clean(task.target).split(), clean(reply).split()
-    same = SequenceMatcher(None, [*map(bare, wanted)], [*map(bare, given)], autojunk=False)
-    parts: list[Text] = []
-    missing: list[str] = []
-    for tag, start, end, first, last in same.get_opcodes():
-        words = " ".join(given[first:last])
-        if tag != "equal":
-            missing += map(bare, wanted[start:end])
-        if words:
-            parts.append(Text(words, "green") if tag == "equal" else Text(f"[{words}]", "red"))
-    lacks = "all of it" if len(missing) == len(wanted) else ", ".join(missing)
-    return Text(" ").join(parts), f"missing: {lacks}" if missing else ""
-
-
-def _with_required(required: Sequence[str], reply: str) -> tuple[Text, str]:
-    """For a story: the words that were asked for."""
-    shown, used = Text(reply), []
-    for word in required:
-        if uses(reply, word) and (span := first_use(reply, word)):
-            shown.stylize("bold green", *span)
-            form = reply[slice(*span)].lower()
-            used.append(word if word.lower().startswith(form) else f"{word} (“{form}”)")
-    missing = [word for word in required if not uses(reply, word)]
-    parts = [f"{name}: {', '.join(words)}" for name, words in (("used", used), ("missing", missing)) if words]
-    return shown, "; ".join(parts)
+        shown = Text.assemble(*((text, "bold green" if mark == "required" else "") for text, mark in found.parts))
+        used = [
+            word if word.lower().startswith(form.lower()) else f"{word} (“{form.lower()}”)" for word, form in found.used
+        ]
+        parts = [f"{name}: {', '.join(words)}" for name, words in (("used", used), ("missing", found.missing)) if words]
+        return shown, "; ".join(parts)
+    shown = Text(" ").join(
+        Text(f"[{text.strip()}]", "red") if mark == "wrong" else Text(text.strip(), "green" if mark == "right" else "")
+        for text, mark in found.parts
+    )
+    lacks = "all of it" if len(found.missing) == len(task.target.split()) else ", ".join(found.missing)
+    return shown, f"missing: {lacks}" if found.missing else ""
 
 
 def _in_words(item: Item) -> str:
@@ -360,8 +362,3 @@ def shortened_prompt(task: Task) -> str:
 def clean(text: str) -> str:
     """The text on one line, without characters that would move a terminal's cursor or ring its bell."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
-
-
-def bare(word: str) -> str:
-    """For comparison: the word without case and punctuation around it."""
-    return re.sub(r"^\W+|\W+$", "", word.casefold()) or word

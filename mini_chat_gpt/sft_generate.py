@@ -14,7 +14,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from mini_chat_gpt.capabilities import GREEDY, test_sft_capabilities
-from mini_chat_gpt.chat_session import ChatSession
 from mini_chat_gpt.checkpoint import load_checkpoint, newest_checkpoint
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
@@ -29,12 +28,13 @@ from mini_chat_gpt.generation import (
     System,
     WeightsOption,
     decoding_form,
+    prompt_ids,
     stream,
 )
 from mini_chat_gpt.runs import console
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.tokenizer import ChatTokenizer
-from mini_chat_gpt.why import Explanation, render
+from mini_chat_gpt.why import Explanation, explain, render
 from mini_chat_gpt.why_page import check_page, write_page
 
 __all__ = ["main", "test_sft_capabilities"]
@@ -161,15 +161,6 @@ def show(pieces: Generator[str, None, Reply]) -> Reply:
             return reply
 
 
-def replied(session: ChatSession, prompt: str) -> Generator[str, None, Reply]:
-    """What `stream` gives, from a conversation that can explain it afterwards."""
-    yield from session.send(prompt)
-    turn = session.asked
-    assert turn is not None
-    assert turn.finish_reason != "interrupted"
-    return Reply(turn.reply, tuple(turn.ids), turn.finish_reason, len(turn.prompt))
-
-
 def tell_why(explanation: Explanation, where: str) -> None:
     """In the terminal, or on a page where a file is named."""
     if where not in ("", "all"):
@@ -215,16 +206,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return chat(model, tokenizer, sampling, system)
     started = time.monotonic()
-    session = None if why is None else ChatSession(model, tokenizer, sampling, system)
-    if session is None:
-        reply = show(stream(model, tokenizer, prompt, system=system, **asdict(sampling)))
-    else:
-        reply = show(replied(session, prompt))
+    reply = show(stream(model, tokenizer, prompt, system=system, **asdict(sampling)))
     seconds = max(time.monotonic() - started, 1e-9)
     rate = f"{len(reply.ids)} tokens, {len(reply.ids) / seconds:,.0f} a second"
     print(rate + HOW_IT_ENDED[reply.finish_reason], file=sys.stderr)
-    if session is not None:
-        tell_why(session.explain(), str(why))
+    if why is not None:
+        read = prompt_ids(tokenizer, prompt, system)
+        tell_why(explain(model, tokenizer, read, reply.ids, reply.stop_id, sampling), why)
     return 0
 
 

@@ -19,14 +19,13 @@ LEVELS = 8
 class RunIndex:
     """A suffix array of N words: the texts' end to end, behind each a separator of its own.
 
-    A node of depth d, a run of d words, is the interval [low, high) of the suffixes that begin with it. The first `n_first`
-    texts are group 0, the others group 1.
+    A node of depth d, a run of d words, is the interval [low, high) of the suffixes that begin with it. Each text belongs to
+    one of the groups 0, 1, …: groups (texts,).
     """
 
-    def __init__(self, texts: Sequence[list[str]], n_first: int) -> None:
-        self.vocabulary: dict[
-            str, int
-        ] = {}  # ids from 1 on; 0: a word that no text has, or the end of a text of the stream
+    def __init__(self, texts: Sequence[list[str]], groups: Sequence[int]) -> None:
+        # Ids from 1 on; 0 is a word that no text has, or the end of a text of the stream.
+        self.vocabulary: dict[str, int] = {}
         for words in texts:
             for word in words:
                 self.vocabulary.setdefault(word, len(self.vocabulary) + 1)
@@ -36,18 +35,15 @@ class RunIndex:
         self.ids = np.concatenate([np.array(part, dtype=np.int64) for part in ids])
         self.starts = np.cumsum([0, *(len(part) for part in ids[:-1])])
         self.spans = [(int(start), int(start) + len(words)) for start, words in zip(self.starts, texts, strict=True)]
-        self.n_first = n_first
         self.order = _suffix_order(self.ids)
         self.common = _common(self.ids, self.order)
         self.levels = self._make_levels()
-        # How many suffixes of a group stand before each place in the array.
-        first = self.order < (self.starts[n_first] if n_first < len(texts) else len(self.ids))
-        self.before = [np.concatenate([[0], np.cumsum(of_group)]) for of_group in (first, ~first)]
+        # How many suffixes of each group stand before each place in the array.
+        of_suffix = np.repeat(np.array(groups), [len(part) for part in ids])[self.order]
+        self.before = [np.concatenate([[0], np.cumsum(of_suffix == group)]) for group in range(max(groups) + 1)]
         self.reached = np.zeros(len(self.ids), dtype=np.int32)  # at a node's `low`: the depth that was found there
-        self.best = [
-            (0, 0, ""),
-            (0, 0, ""),
-        ]  # of each group: longest run, where it begins in `ids`, name of the text that has it
+        # Of each group: longest run, where it begins in `ids`, name of the text that has it.
+        self.best = [(0, 0, "") for _ in self.before]
 
     def _make_levels(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each depth d < `LEVELS`: (keys, lows) of the nodes of depth d + 1, in order; a key is the parent's low and the word."""
@@ -72,8 +68,8 @@ class RunIndex:
             low, high, found = self._deeper(low, high, depth, row[at + depth])
             at, low, high, depth = at[found], low[found], high[found], depth + 1
             self.reached[low] = np.maximum(self.reached[low], depth)
-            for group in (0, 1):
-                if depth > self.best[group][0] and (found_there := self._first_of(group, low, high)):
+            for group, (longest, _, _) in enumerate(self.best):
+                if depth > longest and (found_there := self._first_of(group, low, high)):
                     walker, start = found_there
                     self.best[group] = (depth, start, names[int(np.searchsorted(ends, at[walker], side="right"))])
 

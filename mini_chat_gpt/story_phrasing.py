@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.resources import files
 from typing import Any, TypeVar
 
-import yaml
-
+from mini_chat_gpt.data import load
 from mini_chat_gpt.story_records import StoryRecord
 
 T = TypeVar("T")
@@ -48,7 +46,7 @@ class Chooser:
 @lru_cache(maxsize=1)
 def phrasings() -> dict[str, Any]:
     """The content of the data file."""
-    return yaml.safe_load((files("mini_chat_gpt.data") / "task_phrasings.yaml").read_text(encoding="utf-8"))
+    return load("task_phrasings.yaml")
 
 
 def story_prompt(kind: str, story: str, choose: Chooser, **slots: str) -> tuple[str, tuple[int, int]]:

@@ -12,10 +12,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
 
-import yaml
-
+from mini_chat_gpt.data import load
 from mini_chat_gpt.main_character import is_opener
 from mini_chat_gpt.story_facts import MASK, mask_speech, sentence_spans
 
@@ -81,7 +79,7 @@ class Reason:
 @lru_cache(maxsize=1)
 def past_to_base() -> dict[str, str]:
     """Base form by past form of the verbs that small stories use."""
-    lists = yaml.safe_load((files("mini_chat_gpt.data") / "story_verbs.yaml").read_text(encoding="utf-8"))
+    lists = load("story_verbs.yaml")
     table = {past: base for base, past in (pair.split() for pair in lists["irregular"].split(","))}
     for base in lists["regular"].split():
         table[base + ("d" if base.endswith("e") else "ed")] = base

@@ -70,12 +70,13 @@ def task_kind(name: str, yes_no: bool = False) -> Callable[[TaskMaker], TaskMake
     return register
 
 
-def check_kinds(kinds: Iterable[str], where: str) -> None:
-    """Raise UserError for a kind that doesn't exist; `where` is who named it ("--kinds", "data.shares")."""
+def check_kinds(kinds: Iterable[str], where: str, more: Iterable[str] = ()) -> None:
+    """Raise UserError for a kind that is neither a record's nor one of `more`; `where` is who named it ("--kinds")."""
+    known = [*TASK_KINDS, *more]
     for kind in kinds:
-        if kind not in TASK_KINDS:
+        if kind not in known:
             raise UserError(
-                f"{where}: {kind!r} is no kind of task{nearest(kind, TASK_KINDS)}; the kinds are {', '.join(TASK_KINDS)}."
+                f"{where}: {kind!r} is no kind of task{nearest(kind, known)}; the kinds are {', '.join(known)}."
             )
 
 

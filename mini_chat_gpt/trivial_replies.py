@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mini_chat_gpt.refusals import DECLINED, REFUSALS
 from mini_chat_gpt.scoring import means, score
 from mini_chat_gpt.story_facts import sentence_spans
 from mini_chat_gpt.story_metrics import NEUTRAL, Scores
@@ -107,5 +108,6 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "why": (MOST_COMMON, Rule("the first sentence with “because”", _with_because)),
     "quote": (FIRST_SENTENCE, _sentence(-1, "the last")),
     "copyedit": (Rule("the words as they are", lambda tasks: [_story(task) for task in tasks]),),
+    REFUSALS: (_always(DECLINED), Rule("the request said back", lambda tasks: [task.prompt for task in tasks])),
     "words": (Rule("the story of another task", somebody_elses),),
 }

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from importlib.resources import files
 from itertools import islice
 
-import yaml
+from mini_chat_gpt.data import load
 
 _WORD = re.compile(r"\w+")
 _CLITIC = re.compile(r"(?<=\w)['’]\w*")
@@ -104,7 +103,7 @@ def _extended(word: str, ending: str) -> set[str]:
 
 @lru_cache(maxsize=1)
 def _table() -> dict[str, dict[str, list[str]]]:
-    raw = yaml.safe_load((files("mini_chat_gpt.data") / "word_forms.yaml").read_text(encoding="utf-8"))
+    raw = load("word_forms.yaml")
     unrelated = {word: [word] for word in raw.pop("unrelated").split()}
     table = {name: {word: forms.split() for word, forms in entries.items()} for name, entries in raw.items()}
     return table | {"unrelated": unrelated}

@@ -53,10 +53,11 @@ def test_results_are_means_by_kind_with_count_stops_and_baseline(replies):
         "accuracy": 0.5,
         "n": 2,
         "stops": 1,
+        "role_token": 0,
         "empty": 0,
         "baseline": {"accuracy": 0.5, "rules": {"accuracy": "always “Yes”"}},
         "baselines": {"always “Yes”": {"accuracy": 0.5}, "always “No”": {"accuracy": 0.5}},
-        "interval": {"accuracy": [0, 1], "stops": [1, 1], "empty": [0, 0]},
+        "interval": {"accuracy": [0, 1], "stops": [1, 1], "role_token": [0, 0], "empty": [0, 0]},
         "measured": {},
     }
     words = found.results["words"]
@@ -90,7 +91,7 @@ def test_of_a_measure_that_some_tasks_lack_their_number_is_told():
     found = summarise(items)["words"]
     assert found["measured"] == {"has_sentence": 1, "has_sentence_verbatim": 1}
     assert (found["has_sentence"], found["n"]) == (0, 2)
-    assert set(found["interval"]) == {*items[1].scores, "stops", "empty"}
+    assert set(found["interval"]) == {*items[1].scores, "stops", "role_token", "empty"}
 
 
 def test_replies_may_be_twice_as_long_as_the_longest_target(replies):
@@ -138,6 +139,17 @@ def test_groups_have_results_of_their_own_and_all_tasks_together_too(replies):
     assert [item.group for item in found.items] == ["seen", "unseen", "seen"]
 
 
+def test_a_reply_that_ends_with_another_turn_is_told_from_one_that_ends(replies):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_control_tokens()
+    tasks = [about("moral", "Be kind.", story=story) for story in STORIES[:3]]
+    ends = [tokenizer.control[name] for name in ("<|endoftext|>", "<|user|>", "<|assistant|>")]
+    replies.update({task.prompt: Reply("x", (1,), "stop", 9, end) for task, end in zip(tasks, ends, strict=True)})
+    found = evaluate(MODEL, tokenizer, tasks)
+    assert [item.role_token for item in found.items] == [False, True, True]
+    assert (found.results["moral"]["stops"], found.results["moral"]["role_token"]) == (1, pytest.approx(2 / 3))
+
+
 def test_a_model_with_a_large_cache_replies_to_fewer_prompts_at_a_time():
     assert rows_at_once(tiny_model(300)) == 64
     assert rows_at_once(tiny_model(300, n_embd=512, n_kv_head=4, n_layer=8, context_length=16384)) == 4
@@ -159,7 +171,7 @@ def test_a_model_that_learned_nothing_gets_sane_results(untrained, sample):
     assert list(results) == ["moral", "ending", "words"]
     assert results["ending"]["n"] == 4  # two groups
     assert set(results["moral"]) == {
-        "exact", "rouge_l", "verbatim", "n", "stops", "empty", "baseline", "baselines", "interval", "measured"
+        "exact", "rouge_l", "verbatim", "n", "stops", "role_token", "empty", "baseline", "baselines", "interval", "measured"
     }  # fmt: skip
     values = {name: value for one in results.values() for name, value in one.items() if isinstance(value, float)}
     assert all(0 <= value <= 1 for name, value in values.items() if name not in COUNTS)

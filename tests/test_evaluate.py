@@ -66,7 +66,7 @@ def test_the_test_prints_a_table_and_an_example_and_writes_everything(home):
     assert [results["ending"]["n"] for results in (model["results"], *model["groups"].values())] == [4, 2, 2]
     assert len(model["items"]) == sum(result["n"] for result in model["results"].values())
     assert set(model["items"][0]) == {
-        "group", "kind", "prompt", "target", "answer", "required", "reply", "finish_reason", "scores"
+        "group", "kind", "prompt", "target", "answer", "required", "reply", "finish_reason", "role_token", "scores"
     }  # fmt: skip
 
 

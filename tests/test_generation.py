@@ -196,7 +196,7 @@ def test_generation_leaves_no_gradients_behind(base):
 def test_a_reply_ends_before_the_stop_token(base):
     ids = base.encode("Tom was happy")
     [reply] = generate_replies(says(base, [*ids, base.end_id, 5]), base, ["Once"])
-    assert reply == Reply("Tom was happy", tuple(ids), "stop", 1 + len(base.encode("Once")))
+    assert reply == Reply("Tom was happy", tuple(ids), "stop", 1 + len(base.encode("Once")), base.document_id)
 
 
 def test_a_reply_may_be_empty(base):
@@ -254,7 +254,7 @@ def test_padding_rows_and_control_tokens_that_do_not_stop_are_never_sampled(base
 def test_a_role_token_ends_a_chat_reply_and_is_not_part_of_it(chat):
     ids = chat.encode("Hi!")
     [reply] = generate_replies(says(chat, [*ids, chat.control["<|user|>"], *ids]), chat, ["Hello"])
-    assert (reply.text, reply.finish_reason) == ("Hi!", "stop")
+    assert (reply.text, reply.finish_reason, reply.stop_id) == ("Hi!", "stop", chat.control["<|user|>"])
 
 
 def test_a_tokenizer_larger_than_the_models_table_is_refused(base):

@@ -115,7 +115,8 @@ def test_tasks_are_chosen_by_group_and_can_all_be_scored(sample, tokenizer):
     tasks = held_out_tasks(sample / VALID, [(tiny_model(tokenizer.vocab_size, context_length=900), tokenizer)], n=3)
     records = list(read_records(sample / VALID))
     groups = groups_of(sample / VALID, 60)
-    assert list(tasks) == ["seen", "unseen"]
+    assert list(tasks) == ["seen", "unseen", ""]
+    assert [task.answer for task in tasks.pop("")] == ["decline", "answer", "decline"]
     for name, ours in tasks.items():
         assert all(score(task, "") for task in ours)
         assert {task.kind for task in ours} >= {"summary", "main_character", "ending", "dialogue", "words"}
@@ -154,6 +155,18 @@ def test_a_base_tokenizer_stays_as_it_is(sample, tokenizer):
 def test_a_kind_that_does_not_exist_is_named_with_the_nearest(sample, tokenizer):
     with pytest.raises(UserError, match="'morals' is no kind of task; did you mean 'moral'"):
         held_out_tasks(sample / VALID, [(tiny_model(tokenizer.vocab_size), tokenizer)], n=1, kinds=["morals"])
+
+
+def test_refusals_alone_and_among_data_without_groups(sample, tokenizer, tmp_path):
+    (tmp_path / VALID).write_bytes((sample / VALID).read_bytes())
+    models = [(tiny_model(tokenizer.vocab_size, context_length=900), tokenizer)]
+    alone = held_out_tasks(sample / VALID, models, n=4, kinds=["refusals"])
+    assert {name: len(ours) for name, ours in alone.items()} == {"": 4}
+    mixed = held_out_tasks(tmp_path / VALID, models, n=2, kinds=["refusals", "moral"])
+    assert [task.kind for task in mixed[""]] == ["moral", "moral", "refusals", "refusals"]
+    assert "refusals" not in {
+        task.kind for task in held_out_tasks(sample / VALID, models, n=1, kinds=["moral"])["seen"]
+    }
 
 
 def test_data_that_support_no_task_are_named(sample, tokenizer, tmp_path):

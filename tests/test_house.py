@@ -20,8 +20,8 @@ FLOORS = {
     "data_folder pretrain_data hf_llama interop interop_llama2c interop_nanogpt checkpoint adapter_files sharding conversations "
     "conversation_source",
     3: "chat_session chat_commands chat_input chat_terminal sampling lookup generation engine run_state run_place trainer "
-    "time_plan runs adapting scoring story_metrics trivial_replies held_out plain_text memorised memory_trace rehearsal "
-    "memory_plan machine_checks run_facts loss_curves report "
+    "time_plan runs adapting refusals marking scoring story_metrics trivial_replies held_out plain_text memorised recited memory_trace "
+    "rehearsal memory_plan machine_checks run_facts loss_curves report "
     "sft_examples page_style report_style report_charts report_words report_sections report_replies report_page "
     "inspect_page why why_page before_after capabilities scoreboard download own_stories data_report prepare",
     4: "cli config_command pretrain sft_train sft_generate chat evaluate quickstart selfcheck doctor inspect_data merge "

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mini_chat_gpt import memorised as memorised_module
 from mini_chat_gpt import shared_runs
 from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.memorised import _WORD, memorised, words_of
+from mini_chat_gpt.memorised import _WORD, memorised, of_equal_length, words_of
 
 # Few words, so that long runs are shared; "d" is in the training texts only.
 TEXT = st.lists(st.sampled_from("aabbc"), max_size=14).map(" ".join)
@@ -42,11 +42,10 @@ def naive(text: str, training: list[str], n: int) -> tuple[int, float | None]:
 def test_it_equals_looking_for_every_run_in_every_text(monkeypatch, texts, references, training, n, block, levels):
     monkeypatch.setattr(memorised_module, "BLOCK", block)
     monkeypatch.setattr(shared_runs, "LEVELS", levels)
-    found = memorised(texts, references, iter(training), n)
-    assert (found.references is None) == (not references)
-    for group, shared in ((texts, found.texts), (references, found.references)):
-        if shared is None:
-            continue
+    groups = {"texts": texts, "references": references, "again": texts[::-1]}
+    found = memorised(given := {name: group for name, group in groups.items() if group}, iter(training), n)
+    assert list(found.shared) == list(given)
+    for group, shared in zip(given.values(), found.shared.values(), strict=True):
         assert list(zip(shared.longest, shared.shares, strict=True)) == [naive(text, training, n) for text in group]
         assert shared.n_words == tuple(len(words_of(text)) for text in group)
         if shared.passage is None:
@@ -78,47 +77,59 @@ STORY = "Once upon a time, there was a cat. She couldn't find her red ball, and 
 
 def test_the_longest_passage_is_shown_as_it_stands_with_the_text_that_has_it():
     training = ["Another story.", "Look! She COULDN’T find her red ball and ran. " + "x" * 300, STORY[:30]]
-    found = memorised(["Nothing.", "Tom: she couldn't find her red ball — and sat."], [STORY], training)
-    passage = found.texts.passage
+    told = ["Nothing.", "Tom: she couldn't find her red ball — and sat."]
+    found = memorised({"told": told, "real": [STORY]}, training).shared
+    passage = found["told"].passage
     assert passage is not None
     assert (passage.number, passage.n_words) == (1, 7)
     assert passage.text == "she couldn't find her red ball — and"
     assert passage.source == training[1][: memorised_module.SHOWN]
-    assert found.references is not None
-    assert found.references.longest == (7,)
+    assert found["real"].longest == (7,)
 
 
 def test_a_recited_story_is_found_whole_and_its_share_is_1():
-    found = memorised([STORY, "A cat."], [], [f"Before. {STORY} After."], n=4)
-    assert found.texts.longest == (18, 2)
-    assert found.texts.shares == (1.0, None)
-    assert (found.texts.mean_longest, found.texts.median_longest, found.texts.mean_share) == (10, 10, 1)
+    found = memorised({"": [STORY, "A cat."]}, [f"Before. {STORY} After."], n=4).shared[""]
+    assert found.longest == (18, 2)
+    assert found.shares == (1.0, None)
+    assert (found.mean_longest, found.median_longest, found.mean_share) == (10, 10, 1)
 
 
 def test_no_run_goes_from_one_training_text_into_the_next():
-    found = memorised(["a b c d"], [], ["a b", "c d"])
-    assert found.texts.longest == (2,)
-    assert found.texts.mean_share is None
+    found = memorised({"": ["a b c d"]}, ["a b", "c d"]).shared[""]
+    assert found.longest == (2,)
+    assert found.mean_share is None
 
 
 def test_texts_that_are_all_the_same_are_found_each():
-    found = memorised([STORY] * 50, [STORY] * 50, [STORY[10:]], n=2)
-    assert set(found.texts.longest) == {len(words_of(STORY[10:]))}
-    assert found.texts == found.references
+    found = memorised({"one": [STORY] * 50, "other": [STORY] * 50}, [STORY[10:]], n=2).shared
+    assert set(found["one"].longest) == {len(words_of(STORY[10:]))}
+    assert found["one"] == found["other"]
 
 
 def test_progress_tells_the_characters_read(monkeypatch):
     monkeypatch.setattr(memorised_module, "BLOCK", 4)
     told: list[int] = []
-    memorised(["a"], [], ["a b c", "d", "e f"], progress=told.append)
+    memorised({"": ["a"]}, ["a b c", "d", "e f"], progress=told.append)
     assert told == [5, 9]
 
 
 def test_what_makes_no_sense_is_refused():
-    with pytest.raises(UserError, match="no text to look up"):
-        memorised([], ["a"], ["a"])
+    with pytest.raises(UserError, match="no text to look up in told"):
+        memorised({"told": [], "real": ["a"]}, ["a"])
+    with pytest.raises(UserError, match="no text to look up;"):
+        memorised({}, ["a"])
     with pytest.raises(UserError, match="at least 1"):
-        memorised(["a"], [], ["a"], n=0)
+        memorised({"": ["a"]}, ["a"], n=0)
+
+
+@given(st.text("ab '.", max_size=20), st.text("ab '.", max_size=20))
+def test_texts_of_equal_length_are_beginnings_with_as_many_words(one, other):
+    cut = of_equal_length(one, other)
+    assert one.startswith(cut[0])
+    assert other.startswith(cut[1])
+    n = min(len(words_of(one)), len(words_of(other)))
+    assert [len(words_of(text)) for text in cut] == [n, n]
+    assert [words_of(text) for text in cut] == [words_of(text)[:n] for text in (one, other)]
 
 
 def test_real_stories_share_phrases_with_others(real_data):
@@ -126,11 +137,10 @@ def test_real_stories_share_phrases_with_others(real_data):
 
     held_out = list(stories(real_data / "tinystories" / "stories-valid.txt"))[:60]
     training = list(stories(real_data / "tinystories" / "stories-train.txt"))[:500]
-    found = memorised([training[3]], held_out, training)
-    assert found.texts.shares == (1.0,)
-    assert found.references is not None
+    found = memorised({"told": [training[3]], "real": held_out}, training).shared
+    assert found["told"].shares == (1.0,)
     joined = [f" {' '.join(words_of(text))} " for text in training]
-    for text, longest in list(zip(held_out, found.references.longest, strict=True))[:10]:
+    for text, longest in list(zip(held_out, found["real"].longest, strict=True))[:10]:
         words = words_of(text)
         there = {
             n: any(f" {' '.join(words[i : i + n])} " in one for i in range(len(words) - n + 1) for one in joined)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tiny import lively_model, tiny_tokenizer
 
-from mini_chat_gpt.before_after import Answers, changes, checks, read_prompts, report, show, sign_pattern
+from mini_chat_gpt.before_after import Answers, changes, checks, read_prompts, report, show
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoint import save_checkpoint
 from mini_chat_gpt.conversation_source import duplicates, nearest_prompts
@@ -22,6 +22,7 @@ from mini_chat_gpt.conversations import read_conversations
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import Reply
 from mini_chat_gpt.recipe import find_recipe
+from mini_chat_gpt.refusals import sign_pattern
 from mini_chat_gpt.settings_file import load_config
 
 POLITE = ROOT / "recipes" / "polite_helper"
@@ -148,12 +149,6 @@ def test_brackets_are_shown_as_they_are(tmp_path):
     show(prompts, given, given, out)
     for text in ("a [/b]", "[/red] x", "[bold] \ufffd[2J [/i]"):
         assert text in out.file.getvalue()
-
-
-def test_signs_are_whole_words():
-    assert not sign_pattern(["hi"], start=True).search("His dog")
-    assert sign_pattern(["hi"], start=True).search('  "Hi, Tom')
-    assert not sign_pattern(["hi"], start=True).search("Tom said hi")
 
 
 @given(st.text(max_size=60))

@@ -5,14 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny import lively_model, tiny_tokenizer
 
 from mini_chat_gpt.before_after import ask, read_prompts
 from mini_chat_gpt.capabilities import Evaluation, Item, evaluate, summarise
 from mini_chat_gpt.chat_format import ChatFormat
-from mini_chat_gpt.report import Subject, _compared, _with_required, build, markdown, write
+from mini_chat_gpt.report import Subject, build, markdown, write
 from mini_chat_gpt.scoring import score
 from mini_chat_gpt.sft_dataloader import InstructSource, find_instruct_file
 from mini_chat_gpt.word_forms import uses
@@ -108,16 +106,3 @@ def test_one_model_alone(tasks):
         {},
     )
     assert "# sft\n" in markdown(alone)
-
-
-@given(st.text(max_size=60), st.text(max_size=60))
-def test_no_letter_of_a_reply_is_lost(target, reply):
-    assert "".join(text for text, _ in _compared(target, reply)) == reply
-    assert "".join(text for text, _ in _with_required(["cat", "ran"], reply)) == reply
-
-
-def test_what_is_marked():
-    assert _compared("Be kind to all.", "be KIND, or not") == [["be KIND,", "right"], [" or not", "wrong"]]
-    assert _with_required(["cat", "run"], "Two cats ran. A cat") == [
-        ["Two ", "plain"], ["cats", "required"], [" ", "plain"], ["ran", "required"], [". A cat", "plain"],
-    ]  # fmt: skip

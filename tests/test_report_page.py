@@ -15,7 +15,19 @@ from mini_chat_gpt.report_page import page
 from mini_chat_gpt.report_words import HIGHER, LOWER, SAME, verdict
 
 EVIL = "</script><script>alert('x')</script>&\"<b title='\x1b[2J"
-OPTIONAL = ("paired", "losses", "lengths", "measures", "side_by_side", "own", "plain_text", "groups", "data", "kinds")
+OPTIONAL = (
+    "paired",
+    "losses",
+    "lengths",
+    "measures",
+    "side_by_side",
+    "own",
+    "plain_text",
+    "recited",
+    "groups",
+    "data",
+    "kinds",
+)
 
 
 def found(value: float, low: float, high: float, **more: float) -> dict[str, float]:
@@ -60,6 +72,14 @@ def report_of(*names: str, groups: tuple[str, ...] = ("seen", "unseen"), text: s
             }}],
         },
         "plain_text": {name: {"bits_per_byte": 0.811, "low": 0.792, "high": 0.833} for name in names},
+        "recited": {
+            "n": 8, "files": [f"train {text}"], "complete": False, "n_training_texts": 54321,
+            "models": {name: {
+                "told": found(0.172, 0.141, 0.213, longest=57, mean_longest=19.5),
+                "real": found(0.092, 0.081, 0.103, longest=23, mean_longest=11.5),
+                "passage": {"number": 0, "n_words": 57, "text": f"ran {text}", "source": f"Once {text}"},
+            } for name in names},
+        },
     }  # fmt: skip
 
 
@@ -128,6 +148,10 @@ def test_every_number_is_on_the_page(names, groups):
     wanted += [
         "0.811",
         "0.792 to 0.833",
+        "17.2 %",
+        "14.1 to 21.3",
+        "54,321 training stories",
+        "longest shared run 57 words, on average 19.5; of real stories 23 and 11.5",
         "16 of 17",
         "n = 40",
         "step 15: validation loss 2.53",
@@ -160,6 +184,9 @@ def test_values_may_be_missing_and_there_may_be_one_of_each():
     less["kinds"][0]["values"]["seen"] = {"base": None, "sft": {"value": 0.5}}
     less["kinds"][0]["baseline"] = {}
     less["lengths"][0]["counts"] = {"sft": [7]}
+    less["recited"]["models"]["sft"] |= {
+        "told": {"value": None, "low": None, "high": None, "longest": 0, "mean_longest": 0.0}, "passage": None
+    }  # fmt: skip
     less["losses"] = {"sft": {"train": [[1, 2.0]], "val": []}, "base": {"train": [], "val": [[5, float("nan")]]}}
     text = Read(page(less)).text
     assert "–" in text

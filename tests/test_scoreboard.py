@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from mini_chat_gpt.capabilities import Evaluation, Item, summarise
-from mini_chat_gpt.scoreboard import clean, marked, shortened_prompt, show_examples, show_table
+from mini_chat_gpt.scoreboard import clean, coloured, shortened_prompt, show_examples, show_table
 from mini_chat_gpt.scoring import score
 from mini_chat_gpt.story_tasks import TASK_KINDS, Task
 
@@ -153,12 +153,12 @@ def test_a_kind_that_one_group_lacks_leaves_its_numbers_empty():
     ],
 )
 def test_what_is_wrong_stands_in_brackets_and_what_is_missing_is_listed(reply, shown, lacks):
-    text, said = marked(about("summary", "Tom found a red ball."), reply)
+    text, said = coloured(about("summary", "Tom found a red ball."), reply)
     assert (text.plain, said) == (shown, lacks)
 
 
 def test_of_a_story_the_required_words_are_listed_as_they_are_used():
-    text, said = marked(WORDS, "Sue ran away.")
+    text, said = coloured(WORDS, "Sue ran away.")
     assert (text.plain, said) == ("Sue ran away.", "used: run (“ran”); missing: oak")
     assert [(span.start, span.end) for span in text.spans] == [(4, 7)]
 

@@ -3,6 +3,7 @@
 import pytest
 from tiny import STORIES, about, writing
 
+from mini_chat_gpt.refusals import REFUSALS
 from mini_chat_gpt.sample_stories import write_sample
 from mini_chat_gpt.scoring import (
     SCORERS,
@@ -130,8 +131,8 @@ def test_a_kind_without_a_measure_of_its_own_is_measured_by_overlap():
 
 
 def test_every_measure_belongs_to_a_kind_of_task():
-    assert set(SCORERS) <= set(TASK_KINDS)
-    assert set(RULES) == set(TASK_KINDS)
+    assert set(SCORERS) <= {*TASK_KINDS, REFUSALS}
+    assert set(RULES) == {*TASK_KINDS, REFUSALS}
 
 
 @pytest.fixture(scope="module")
