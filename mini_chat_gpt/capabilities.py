@@ -23,7 +23,7 @@ from mini_chat_gpt.chat_format import role_ids
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import FinishReason, Model, generate_replies
 from mini_chat_gpt.held_out import find_held_out, held_out_tasks
-from mini_chat_gpt.intervals import bootstrap
+from mini_chat_gpt.intervals import Paired, bootstrap, paired
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.scoring import by_measure, score
@@ -211,3 +211,25 @@ def summarise(items: Sequence[Item]) -> Results:
             "measured": {name: len(of_one) for name, of_one in values.items() if len(of_one) < len(ours)},
         }
     return results
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two models on the same tasks of one kind and group, by the kind's main measure."""
+
+    kind: str
+    group: str
+    measure: str
+    found: Paired
+
+
+def differences(before: Evaluation, after: Evaluation) -> list[Difference]:
+    """Task by task, for each kind and group. Both have been put the same tasks."""
+    scores: dict[tuple[str, str, str], tuple[list[float], list[float]]] = {}
+    for one, other in zip(before.items, after.items, strict=True):
+        measure = next(iter(other.scores))
+        for values, item in zip(
+            scores.setdefault((other.task.kind, other.group, measure), ([], [])), (one, other), strict=True
+        ):
+            values.append(item.scores[measure])
+    return [Difference(*key, paired(*both)) for key, both in scores.items()]

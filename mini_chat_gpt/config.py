@@ -93,6 +93,10 @@ class GPTConfig(Section):
             raise ValueError(f"rotary positions need an even head_dim, not {self.head_size}")
         if self.windows is not None and len(self.windows) != self.n_layer:
             raise ValueError(f"windows has {len(self.windows)} entries for {self.n_layer} layers")
+        if self.windows is not None and any(window is not None and window < 1 for window in self.windows):
+            raise ValueError(
+                "a window is 1 token or more (null: the whole context); with none there is nothing to attend to"
+            )
         return self
 
     @property

@@ -22,7 +22,6 @@ from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.files import free_name, write_json
 from mini_chat_gpt.generation import Model, WeightsOption, decoding_form
 from mini_chat_gpt.held_out import find_held_out, held_out_tasks
-from mini_chat_gpt.model import GPT
 from mini_chat_gpt.monitor import StepProgress, clock
 from mini_chat_gpt.plain_text import bits_per_byte
 from mini_chat_gpt.recited import in_words, recited, training_files
@@ -30,7 +29,7 @@ from mini_chat_gpt.refusals import REFUSALS
 from mini_chat_gpt.report import Subject, build, write
 from mini_chat_gpt.runs import console
 from mini_chat_gpt.sampling import Sampling
-from mini_chat_gpt.scoreboard import show_examples, show_table
+from mini_chat_gpt.scoreboard import show_differences, show_examples, show_table
 from mini_chat_gpt.sft_dataloader import stories
 from mini_chat_gpt.story_tasks import TASK_KINDS, Task, check_kinds
 from mini_chat_gpt.tokenizer import ChatTokenizer
@@ -162,14 +161,16 @@ def compare(
     show_examples(evaluations, options.examples, out)
     out.rule(style="dim")
     show_table(evaluations, out, bool(options.details))
+    show_differences(evaluations, out)
     _write_json(models, evaluations, file, options, out)
     own = {name: ask(name, *those, prompts) for name, those in loaded.items()} if prompts is not None else {}
     if prompts is not None:
         first, *_, last = [*own.values(), *own.values()]
         show(prompts, first, last, out)
     if options.report is not None:
+        texts = {name: bits_per_byte(*those, stories(file), PLAIN_BYTES) for name, those in loaded.items()}
         subjects = [
-            Subject(name, path, *loaded[name], evaluations[name], own.get(name), _plain_text(*loaded[name], file))
+            Subject(name, path, *loaded[name], evaluations[name], own.get(name), texts[name])
             for path, name in zip(models, loaded, strict=True)
         ]
         known = recited(evaluations, training_files(models, file), options.training_mb * 10**6, out)
@@ -194,12 +195,6 @@ def _write_json(
     }
     write_json(options.json, {"data": str(file), "n": options.n, "seed": options.seed, "models": by_name})
     out.print(f"Written: {options.json}", markup=False, soft_wrap=True)
-
-
-def _plain_text(model: GPT, tokenizer: ChatTokenizer, file: Path) -> dict[str, float]:
-    """Bits per byte of the held-out stories, by which models with different tokenizers can be compared."""
-    found = bits_per_byte(model, tokenizer, stories(file), PLAIN_BYTES)
-    return {"bits_per_byte": found.bits_per_byte, "low": found.low, "high": found.high}
 
 
 def _run(

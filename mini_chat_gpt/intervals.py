@@ -17,6 +17,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 """(resamples, items, …) -> (resamples,)"""
 
 SEED = 1337
+SIGNIFICANT = 0.05  # p below which a difference is called one
 MOST_EXACT = 16  # items that differ, of which all 2 ** 16 signs are tried
 SIGN_DRAWS = 9999
 _AT_ONCE = 1 << 22  # numbers drawn at a time
@@ -29,6 +30,10 @@ class Paired(NamedTuple):
     low: float
     high: float
     p: float
+
+    @property
+    def is_significant(self) -> bool:
+        return self.p < SIGNIFICANT
 
 
 def mean(samples: np.ndarray) -> np.ndarray:

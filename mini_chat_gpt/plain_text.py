@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,6 @@ from mini_chat_gpt.batching import Example, micro_batches
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.intervals import SEED, bootstrap, ratio
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.pretrain_data import find_text
-from mini_chat_gpt.sft_dataloader import stories
 from mini_chat_gpt.tokenizer import ChatTokenizer, well_formed
 
 MAX_BYTES = 500_000  # of real stories: an interval of about ± 2 %
@@ -62,18 +59,6 @@ class BitsPerByte:
     def as_json(self) -> dict[str, Any]:
         """The numbers without those of each text."""
         return {name: value for name, value in vars(self).items() if name != "per_text"}
-
-
-def held_out_texts(path: Path | str) -> tuple[Path, Iterator[str]]:
-    """(file, its stories): the validation file of a folder, the one beside a train file, or the named file itself.
-
-    The file holds Instruct records, of which the stories are taken, or plain stories. Raises UserError if there is none.
-    """
-    path = Path(path)
-    file = path if path.is_file() and "train" not in path.name else find_text(path, "valid")
-    if file is None:
-        raise UserError(f"{path} has no validation file; name a file of texts that no model was trained on.")
-    return file, stories(file)
 
 
 def bits_per_byte(

@@ -19,6 +19,7 @@ from mini_chat_gpt.config import Config
 from mini_chat_gpt.entry import exit_with, under_torchrun
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.evaluate import EvalOptions, compare
+from mini_chat_gpt.files import free_name
 from mini_chat_gpt.monitor import clock
 from mini_chat_gpt.prepare import write_sample_folder
 from mini_chat_gpt.pretrain import pretrain
@@ -50,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
     base, tuned = Path(config.pretrain.save_dir), Path(config.sft.save_dir)
     out.rule("Base and tuned model on prompts that training never saw")
-    compare([base, tuned], config.sft.dataset_path, EvalOptions(n=arguments.items, seed=config.system.seed), out)
+    page = free_name(Path("runs/reports") / "quickstart")
+    options = EvalOptions(n=arguments.items, seed=config.system.seed, report=page)
+    compare([base, tuned], config.sft.dataset_path, options, out)
     out.print(f"\nAll of it took {clock(time.monotonic() - started)}. Now chat with it:", markup=False)
     out.print(f"  mini-chat-gpt chat --checkpoint {tuned}", markup=False, soft_wrap=True)
     return 0

@@ -7,23 +7,22 @@ the replies are, replies to the same prompts, and what a user's own prompts were
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mini_chat_gpt.before_after import Answers, Prompts, changes, checks, table_row
-from mini_chat_gpt.capabilities import Evaluation, Item
+from mini_chat_gpt.capabilities import Evaluation, Item, differences
 from mini_chat_gpt.files import atomic_write_text, write_json
 from mini_chat_gpt.held_out import GROUPS
 from mini_chat_gpt.intervals import paired
 from mini_chat_gpt.loss_curves import read_curves
 from mini_chat_gpt.marking import marked
 from mini_chat_gpt.model import GPT
+from mini_chat_gpt.plain_text import BitsPerByte
 from mini_chat_gpt.recited import in_words
 from mini_chat_gpt.report_page import page
-from mini_chat_gpt.scoreboard import called
+from mini_chat_gpt.scoreboard import LAST, MEASURES, called
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
 JSON, MARKDOWN, HTML = "report.json", "before_after.md", "report.html"
@@ -41,7 +40,7 @@ class Subject:
     tokenizer: ChatTokenizer
     evaluation: Evaluation
     own: Answers | None = None  # replies to the user's own prompts
-    plain_text: Mapping[str, float] = field(default_factory=dict)  # bits_per_byte, low, high
+    plain_text: BitsPerByte | None = None
 
 
 def build(
@@ -78,7 +77,8 @@ def build(
         "lengths": [_lengths(kind, subjects) for kind in first.evaluation.results if kind in ("words", "summary")],
         "side_by_side": list(_side_by_side(subjects)),
         "own": _own(subjects, prompts) if prompts is not None else None,
-        "plain_text": {s.name: dict(s.plain_text) for s in subjects if s.plain_text},
+        "plain_text": {s.name: s.plain_text.as_json() for s in subjects if s.plain_text is not None},
+        "paired_text": list(_paired_text(subjects)),
         "recited": dict(known) if known else None,
     }
 
@@ -129,6 +129,10 @@ def _kind(kind: str, subjects: Sequence[Subject]) -> dict[str, Any]:
             }
             for group in there
         },
+        "baselines": {
+            group: {rule: scores[measure] for rule, scores in values["baselines"].items()}
+            for group, values in there.items()
+        },
         "baseline": {
             group: {"value": values["baseline"][measure], "rule": values["baseline"]["rules"][measure]}
             for group, values in there.items()
@@ -137,7 +141,7 @@ def _kind(kind: str, subjects: Sequence[Subject]) -> dict[str, Any]:
 
 
 def _measures(kind: str, subjects: Sequence[Subject]) -> Iterator[dict[str, Any]]:
-    """All measures but the main one."""
+    """All measures but the first; those that a terminal shows too are "main"."""
     for group in _groups_of(kind, subjects[0]):
         found = _results(subjects[0], group)[kind]
         names = [name for name in found if isinstance(found[name], int | float) and name != "n"]
@@ -147,29 +151,27 @@ def _measures(kind: str, subjects: Sequence[Subject]) -> Iterator[dict[str, Any]
                 "group": group,
                 "measure": measure,
                 "label": called(measure),
+                "main": measure in MEASURES and measure not in LAST,
                 "n": found["measured"].get(measure, found["n"]),
                 "values": {s.name: _value(_results(s, group)[kind], measure) for s in subjects},
             }
 
 
 def _paired(subjects: Sequence[Subject]) -> Iterator[dict[str, Any]]:
-    """The last model against each of the others, task by task, by each kind's main measure."""
+    """The last model against each of the others."""
     after = subjects[-1]
     for before in subjects[:-1]:
-        for kind in after.evaluation.results:
-            measure = main_measure(after.evaluation.results[kind])
-            for group in _groups_of(kind, after):
-                pairs = [
-                    (a.scores[measure], b.scores[measure])
-                    for a, b in zip(before.evaluation.items, after.evaluation.items, strict=True)
-                    if a.task.kind == kind and a.group == group
-                ]
-                if pairs:
-                    found = paired(*np.array(pairs).T)
-                    yield {
-                        "kind": kind, "group": group, "label": called(measure), "before": before.name,
-                        "after": after.name, "difference": found.difference, "low": found.low, "high": found.high, "p": found.p,
-                    }  # fmt: skip
+        for one in differences(before.evaluation, after.evaluation):
+            names = {"label": called(one.measure), "before": before.name, "after": after.name}
+            yield {"kind": one.kind, "group": one.group, **names, **one.found._asdict()}
+
+
+def _paired_text(subjects: Sequence[Subject]) -> Iterator[dict[str, Any]]:
+    """The same for bits per byte, text by text."""
+    found = [(s.name, s.plain_text) for s in subjects if s.plain_text is not None]
+    for name, before in found[:-1]:
+        last, after = found[-1]
+        yield {"before": name, "after": last, **paired(before.per_text, after.per_text)._asdict()}
 
 
 def _losses(checkpoint: Path) -> dict[str, list[list[float]]]:
@@ -312,4 +314,5 @@ def _table_of_kinds(report: Mapping[str, Any], names: Sequence[str]) -> list[str
 
 
 def _percent(value: float, low: float, high: float, sign: str = "") -> str:
-    return f"{100 * value:{sign}.1f} ({100 * low:{sign}.0f} to {100 * high:{sign}.0f})"
+    interval = f" ({100 * low:{sign}.0f} to {100 * high:{sign}.0f})" if high - low > 1e-9 else ""
+    return f"{100 * value:{sign}.1f}{interval}"

@@ -40,8 +40,10 @@ def shown(value: float | None, share: bool) -> str:
     return f"{100 * value:.1f}{SPACE}%".replace("-", "−") if share and math.isfinite(value) else number(value)
 
 
-def span(low: float, high: float, share: bool) -> str:
-    """An interval in words; a share without its sign."""
+def span(low: float | None, high: float | None, share: bool) -> str:
+    """An interval in words; a share without its sign. "" for none, and for one without width: of items all alike it says nothing."""
+    if low is None or high is None or high - low < 1e-9:
+        return ""
     return " to ".join(shown(value, share).removesuffix(f"{SPACE}%") for value in (low, high))
 
 
@@ -117,7 +119,7 @@ def bar(scale: Scale, found: Mapping[str, Any] | None, model: int, trivial: tupl
         parts.append(
             f'<rect class="m{model}" x="{start}%" y="{_ROW // 2 - 10}" width="{round(end - start, 2)}%" height="20"/>'
         )
-        if found.get("low") is not None and found.get("high") is not None:
+        if span(found.get("low"), found.get("high"), scale.share):
             parts += [_whisker(scale, found, "halo"), _whisker(scale, found, "whisker")]
     parts.append(_line(scale.at(0), 0, _ROW, "axis"))
     if trivial is not None:

@@ -127,7 +127,11 @@ def _bits(about: Report) -> list[str]:
 
 
 def _numbers(about: Report) -> str:
-    folded = [("All measures", _measures(about)), ("All differences", _differences(about))]
+    folded = [
+        ("All measures", _measures(about)),
+        ("What trivial replies reach", _trivial(about)),
+        ("All differences", _differences(about)),
+    ]
     return "".join(
         f'<details class="printed"><summary>{title}</summary>{table}</details>' for title, table in folded if table
     )
@@ -183,10 +187,22 @@ def _measures(about: Report) -> str:
     return _sortable(heads, rows)
 
 
+def _trivial(about: Report) -> str:
+    """Each rule by the main measure of its kind."""
+    rows = []
+    for kind in about.rows("kinds"):
+        share = about.is_share(kind["label"])
+        for group, by_rule in (kind.get("baselines") or {}).items():
+            for rule, value in by_rule.items():
+                cells = [_cell(kind_name(kind["kind"])), _cell(escaped(group)), _cell(escaped(rule))]
+                rows.append([*cells, _cell(escaped(kind["label"])), _cell(shown(value, share), value)])
+    return _sortable(("kind", "group", "reply", "measure", "value"), rows)
+
+
 def _differences(about: Report) -> str:
     rows = []
     for row in about.rows("paired"):
-        value, interval, p = difference_words(row, about)
+        value, interval, p = difference_words(row, about.is_share(row["label"]))
         rows.append([
             _cell(kind_name(row["kind"])), _cell(escaped(row["group"])), _cell(escaped(row["label"])),
             _cell(f"{escaped(row['before'])} → {escaped(row['after'])}"), _cell(f"{value} <small>{interval}</small>", row["difference"]),
@@ -206,7 +222,9 @@ def _again(about: Report) -> str:
         facts.append(("data", about.said(str(file)) + (f" ({about.said(why)})" if why else "")))
     names = {"n": "n, at most of each kind and group", "seconds": "seconds taken"}
     facts += [
-        (names.get(str(key), str(key)), about.said(str(value))) for key, value in data.items() if value is not None
+        (names.get(str(key), str(key)), about.said(number(value) if isinstance(value, float) else str(value)))
+        for key, value in data.items()
+        if value is not None
     ]
     for model in about.all["models"]:
         facts.append(

@@ -75,7 +75,8 @@ def _figure(kind: Row, group: str, scale: Scale, trivial: Row | None, about: Rep
     title = about.groups[group]
     words = [f"<b>{escaped(group)}</b>" + (f": {escaped(title)}" if title else "")] if group else []
     words += [f"n = {n:,}"] if n is not None else []
-    notes = [_difference(row, about) for row in about.rows("paired") if _belongs(row, kind, group)]
+    notes = [_further(row, about) for row in about.rows("measures") if row.get("main") and _is_of(row, kind, group)]
+    notes += [_difference(row, about) for row in about.rows("paired") if _belongs(row, kind, group)]
     if trivial is not None:
         notes.append(f'<li class="dim">Trivial: {escaped(trivial["rule"])}.</li>')
     return (
@@ -97,14 +98,30 @@ def _bar_row(
 
 
 def _belongs(row: Row, kind: Row, group: str) -> bool:
-    return (row["kind"], row["group"], row["label"]) == (kind["kind"], group, kind["label"])
+    return _is_of(row, kind, group) and bool(row["label"] == kind["label"])
+
+
+def _is_of(row: Row, kind: Row, group: str) -> bool:
+    return bool((row["kind"], row["group"]) == (kind["kind"], group))
+
+
+def _further(row: Row, about: Report) -> str:
+    """Another measure of the same replies, in a line."""
+    share = about.is_share(row["label"])
+    found = ((name, value_words(row["values"].get(name), share)[0]) for name in about.names)
+    values = ", ".join(f"{about.key(name)} <b>{value}</b>" for name, value in found)
+    return f"<li>{escaped(row['label'])}: {values}</li>"
 
 
 def _difference(row: Row, about: Report) -> str:
-    value, interval, p = difference_words(row, about)
+    return _difference_line(row, about.is_share(row["label"]))
+
+
+def _difference_line(row: Row, share: bool) -> str:
+    value, interval, p = difference_words(row, share)
     sign = {HIGHER: "▲", LOWER: "▼", SAME: "≈"}[verdict(row)]
     return (
-        f"<li>{escaped(row['before'])} → {escaped(row['after'])}: <b>{value}</b> ({interval}){', ' + p if p else ''}: "
+        f"<li>{escaped(row['before'])} → {escaped(row['after'])}: <b>{value}</b>{interval and f' ({interval})'}{p and f', {p}'}: "
         f"<b>{sign}{SPACE}{verdict(row)}</b></li>"
     )
 
@@ -126,7 +143,8 @@ def plain_text(about: Report) -> str:
         rows.append(_bar_row(place, name, found, scale, None, about))
     rows.append(f"<span></span>{bar_axis(scale)}<span></span>")
     words = "Bits that each byte of held-out stories takes: less is better. What a model forgets of its stories makes the bar longer."
-    return f'<p class="dim">{words}</p><article><div class="bars">{"".join(rows)}</div></article>'
+    notes = "".join(_difference_line(row, False) for row in about.rows("paired_text"))
+    return f'<p class="dim">{words}</p><article><div class="bars">{"".join(rows)}</div><ul class="notes">{notes}</ul></article>'
 
 
 def recited(about: Report) -> str:
@@ -142,7 +160,7 @@ def recited(about: Report) -> str:
     for place, name in enumerate(about.names):
         told, real = models[name]["told"], models[name]["real"]
         line = None if real["value"] is None else (real["value"], f"real unseen stories: {shown(real['value'], True)}")
-        rows.append(_bar_row(place, name, told, scale, line, about))
+        rows.append(_bar_row(place, name, told if told["value"] is not None else None, scale, line, about))
         notes.append(
             f"<li>{about.key(name)}: longest shared run {told['longest']} words, on average {number(told['mean_longest'])}; of real "
             f"stories {real['longest']} and {number(real['mean_longest'])}.{_passage(models[name]['passage'])}</li>"
@@ -160,9 +178,8 @@ def recited(about: Report) -> str:
 def _passage(passage: Row | None) -> str:
     if passage is None:
         return ""
-    return (
-        f" It is “{escaped(passage['text'])}”, from the one that begins “{escaped(_beginning(passage['source']))} …”."
-    )
+    text, source = escaped(passage["text"]), escaped(_beginning(passage["source"]))
+    return f" The longest is “{text}”, in the training story that begins “{source} …”."
 
 
 def _beginning(text: str) -> str:

@@ -69,7 +69,9 @@ dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 30rem) { .bars .name { max-width: 6.2rem; } .bar text:nth-child(even) { display: none; }
   dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } .filter { position: static; } }
 @media print { nav { display: none; } main { max-width: none; padding: 0; } body { background: #fff; font-size: 12px; }
-  figure { break-inside: avoid; } h2, h3, h4 { break-after: avoid; } }
+  figure { break-inside: avoid; } h2, h3, h4, h2 + p { break-after: avoid; } .filter { display: none; }
+  .wide { overflow: visible; } .sort small { font-size: inherit; }
+  .sort th, .sort td { white-space: normal; font-size: 10px; padding: .15rem .3rem; } }
 """
 
 SCRIPT = """

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mini_chat_gpt.intervals import SIGNIFICANT
 from mini_chat_gpt.page_style import escaped, without_folders
 from mini_chat_gpt.report_charts import SIGNS, SPACE, number, shown, span
 
@@ -61,7 +62,7 @@ HIGHER, LOWER, SAME = "significantly higher", "significantly lower", "no signifi
 def verdict(row: Row) -> str:
     """Of a paired difference, in words: by its p where there is one, else by its interval."""
     p = row.get("p")
-    clear = p < 0.05 if p is not None else row["low"] > 0 or row["high"] < 0
+    clear = p < SIGNIFICANT if p is not None else row["low"] > 0 or row["high"] < 0
     return SAME if not clear or not row["difference"] else HIGHER if row["difference"] > 0 else LOWER
 
 
@@ -69,15 +70,14 @@ def value_words(found: Row | None, share: bool) -> tuple[str, str]:
     """The value and its interval, in words."""
     if not found or found.get("value") is None:
         return "–", ""
-    has = found.get("low") is not None and found.get("high") is not None
-    return shown(found["value"], share), span(found["low"], found["high"], share) if has else ""
+    return shown(found["value"], share), span(found.get("low"), found.get("high"), share)
 
 
-def difference_words(row: Row, about: Report) -> tuple[str, str, str]:
-    share, p = about.is_share(row["label"]), row.get("p")
+def difference_words(row: Row, share: bool) -> tuple[str, str, str]:
+    p = row.get("p")
     value = shown(row["difference"], share).removesuffix(f"{SPACE}%")
     signed = ("+" if row["difference"] > 0 else "") + value + (f"{SPACE}points" if share else "")
-    chance = "" if p is None else f"p{SPACE}<{SPACE}0.0001" if p < 0.0001 else f"p{SPACE}={SPACE}{number(p)}"
+    chance = "" if p is None else f"p{SPACE}≤{SPACE}0.0001" if p < 0.00015 else f"p{SPACE}={SPACE}{number(p)}"
     return signed, span(row["low"], row["high"], share), escaped(chance)
 
 

@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rich.console import Console, Group
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from mini_chat_gpt.capabilities import Evaluation, Item, Results
+from mini_chat_gpt.capabilities import Evaluation, Item, Results, differences
 from mini_chat_gpt.held_out import GROUPS
+from mini_chat_gpt.intervals import SIGNIFICANT
 from mini_chat_gpt.marking import marked
 from mini_chat_gpt.story_metrics import COUNTS, NEUTRAL
 from mini_chat_gpt.story_tasks import Task
@@ -129,6 +131,24 @@ def _show_groups(by_group: ByGroup, rows: Rows, out: Console) -> None:
             tables = [_side_by_side(_kinds(rows), _block(label, by_name, rows, digits)) for digits in DIGITS]
             out.print(next((table for table in tables if _fits(table, out)), tables[-1]))
             out.print()
+
+
+def show_differences(evaluations: Mapping[str, Evaluation], out: Console) -> None:
+    """The last model against each of the others: for which kinds, and groups of them, it is higher or lower."""
+    *others, (name, after) = evaluations.items()
+    for other, before in others:
+        found = differences(before, after)
+        groups = {kind: [one.group for one in found if one.kind == kind] for kind in {one.kind for one in found}}
+        said = []
+        for what, sign in (("higher", 1), ("lower", -1), ("no clear difference", 0)):
+            those: dict[str, list[str]] = {}
+            for one in found:
+                if (one.found.is_significant and np.sign(one.found.difference)) == sign:
+                    those.setdefault(one.kind, []).append(one.group)
+            names = [k if those[k] == groups[k] else f"{k} ({', '.join(those[k])})" for k in those]
+            said += [f"{what}: {', '.join(names)}"] if names else []
+        text = f"{name} against {other}, task by task (sign-flip test, p < {SIGNIFICANT}): {'; '.join(said)}"
+        out.print(text, markup=False, highlight=False)
 
 
 def _fits(table: Table, out: Console) -> bool:

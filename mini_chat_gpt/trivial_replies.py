@@ -24,6 +24,8 @@ class Rule:
 
     name: str
     replies: Callable[[Sequence[Task]], list[str]]
+    is_answer: bool = True
+    """Whether it could pass for a reply at all; if not it shows what a measure doesn't see, and is nobody's baseline."""
 
 
 def trivial_scores(tasks: Sequence[Task]) -> dict[str, Scores]:
@@ -36,6 +38,7 @@ def trivial_scores(tasks: Sequence[Task]) -> dict[str, Scores]:
 
 def best_of(reached: Mapping[str, Scores]) -> dict[str, Any]:
     """{measure: value, ..., "rules": {measure: name}}: the best of what `trivial_scores` gives, by each measure."""
+    reached = {name: scores for name, scores in reached.items() if name not in NO_ANSWERS}
     main, *_ = measures = list(next(iter(reached.values())))
     best = {
         measure: max(reached, key=lambda name: reached[name][main if measure in NEUTRAL else measure])
@@ -109,5 +112,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "quote": (FIRST_SENTENCE, _sentence(-1, "the last")),
     "copyedit": (Rule("the words as they are", lambda tasks: [_story(task) for task in tasks]),),
     REFUSALS: (_always(DECLINED), Rule("the request said back", lambda tasks: [task.prompt for task in tasks])),
-    "words": (Rule("the story of another task", somebody_elses),),
+    "words": (
+        Rule("the story of another task", somebody_elses),
+        Rule("the prompt said back, no story", lambda tasks: [task.prompt for task in tasks], is_answer=False),
+    ),
 }
+NO_ANSWERS = frozenset(rule.name for rules in RULES.values() for rule in rules if not rule.is_answer)

@@ -7,7 +7,7 @@ import pytest
 from tiny import STORIES, about, tiny_model, tiny_tokenizer, writing
 
 from mini_chat_gpt import capabilities
-from mini_chat_gpt.capabilities import Item, capability_test, evaluate, rows_at_once, summarise
+from mini_chat_gpt.capabilities import Evaluation, Item, capability_test, differences, evaluate, rows_at_once, summarise
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import Reply
@@ -92,6 +92,27 @@ def test_of_a_measure_that_some_tasks_lack_their_number_is_told():
     assert found["measured"] == {"has_sentence": 1, "has_sentence_verbatim": 1}
     assert (found["has_sentence"], found["n"]) == (0, 2)
     assert set(found["interval"]) == {*items[1].scores, "stops", "role_token", "empty"}
+
+
+def test_differences_are_taken_task_by_task_by_kind_and_group():
+    def said(*replies: str) -> Evaluation:
+        tasks = [about("ending", "Yes.", "yes", story) for story in STORIES[:3] * 4] + [writing("cat")]
+        groups = ["seen"] * 6 + ["unseen"] * 6 + [""]
+        items = [Item(t, r, "stop", score(t, r), g) for t, r, g in zip(tasks, replies, groups, strict=True)]
+        return Evaluation(summarise(items), items)
+
+    before, after = said(*["No"] * 11, "Yes", "cats"), said(*["Yes"] * 11, "No", "cats")
+    seen, unseen, words = differences(before, after)
+    assert [(one.kind, one.group, one.measure) for one in (seen, unseen, words)] == [
+        ("ending", "seen", "accuracy"), ("ending", "unseen", "accuracy"), ("words", "", "used"),
+    ]  # fmt: skip
+    assert (seen.found.difference, seen.found.p) == (1, 2 / 2**6)
+    assert seen.found.is_significant
+    assert (unseen.found.difference, unseen.found.is_significant) == (pytest.approx(4 / 6), False)
+    assert (words.found.difference, words.found.p) == (0, 1)
+    assert [one.found.difference for one in differences(after, before)] == [
+        -one.found.difference for one in (seen, unseen, words)
+    ]
 
 
 def test_replies_may_be_twice_as_long_as_the_longest_target(replies):

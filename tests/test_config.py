@@ -58,6 +58,7 @@ def test_overrides_win_over_the_file_and_numbers_may_be_written_as_2e_5(tmp_path
         ("training.optimizer=sgd", ["training.optimizer", "adamw", "muon"]),
         ("model.preset=12m", ["preset '12m'", "did you mean '124m'"]),
         ("model.n_head=5", ["n_embd", "multiple of n_head"]),
+        ("model.windows=[0, 4, null, 4, 4, 4]", ["a window is 1 token or more"]),
         ("batch_size", ["section.key=value"]),
         ("sft.learning_rate.x=1", ["sft.learning_rate"]),
         ("sft=3", ["sft"]),

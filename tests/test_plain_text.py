@@ -16,7 +16,8 @@ from mini_chat_gpt.config import LoraSettings
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.intervals import paired
 from mini_chat_gpt.lora import add_lora
-from mini_chat_gpt.plain_text import BitsPerByte, bits_per_byte, held_out_texts, windows_of
+from mini_chat_gpt.plain_text import BitsPerByte, bits_per_byte, windows_of
+from mini_chat_gpt.sft_dataloader import stories
 
 LONG = " ".join(TEXTS * 12)  # longer than the models' context
 DOCUMENTS = [*TEXTS, LONG, "x", LONG[7:400], "é"]
@@ -159,19 +160,6 @@ def test_no_text_at_all_is_refused():
             bits_per_byte(model, tokenizer, texts, max_bytes=most)
 
 
-def test_held_out_texts_of_a_folder_a_train_file_and_a_file(sample, tmp_path):
-    valid = sample / "TinyStoriesInstruct-valid.txt"
-    for path in (sample, sample / "TinyStoriesInstruct-train.txt", valid):
-        file, texts = held_out_texts(path)
-        assert file == valid
-        assert len(list(texts)) == 60
-    (tmp_path / "plain.txt").write_text("One.\n<|endoftext|>\nTwo.\n<|endoftext|>\n")
-    assert list(held_out_texts(tmp_path / "plain.txt")[1]) == ["One.", "Two."]
-    (tmp_path / "train.txt").write_text("One.\n<|endoftext|>\n")
-    with pytest.raises(UserError, match="no validation file"):
-        held_out_texts(tmp_path / "train.txt")
-
-
 def test_the_numbers_can_be_written_as_json():
     tokenizer = tiny_tokenizer()
     result = bits_per_byte(lively_model(tokenizer.vocab_size), tokenizer, ["abc"])
@@ -183,7 +171,7 @@ def test_a_pretrained_model_needs_about_a_bit_for_each_byte_of_a_story(real_data
     from mini_chat_gpt import load_checkpoint
 
     model, tokenizer = load_checkpoint(real_data / "stories260K" / "stories260K.bin", "cpu")
-    _, texts = held_out_texts(real_data / "tinystories")
+    texts = stories(real_data / "tinystories" / "stories-valid.txt")
     result = bits_per_byte(model, tokenizer, texts, max_bytes=20_000)
     assert result.bits_per_byte == pytest.approx(0.9, abs=0.1)
     assert result.loss_per_token == pytest.approx(1.297, abs=0.1)  # as published, on another part of the data

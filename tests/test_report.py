@@ -2,14 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import lively_model, tiny_tokenizer
 
 from mini_chat_gpt.before_after import ask, read_prompts
 from mini_chat_gpt.capabilities import Evaluation, Item, evaluate, summarise
 from mini_chat_gpt.chat_format import ChatFormat
+from mini_chat_gpt.plain_text import BitsPerByte
 from mini_chat_gpt.report import Subject, build, markdown, write
 from mini_chat_gpt.scoring import score
 from mini_chat_gpt.sft_dataloader import InstructSource, find_instruct_file
@@ -50,8 +53,9 @@ def report(tasks, tmp_path_factory):
     prompts = read_prompts(file)
     subjects = [subject("base", tasks, 1), subject("perfect", tasks, 2, replies=lambda task: task.target)]
     own = [ask(s.name, s.model, s.tokenizer, prompts) for s in subjects]
-    subjects = [Subject(s.name, s.checkpoint, s.model, s.tokenizer, s.evaluation, o, {"bits_per_byte": 2.5, "low": 2.25, "high": 2.75})
-                for s, o in zip(subjects, own, strict=True)]  # fmt: skip
+    bits = {"base": np.array([2.25, 2.5, 1.75]), "perfect": np.array([2.25, 2.5, 2.75])}
+    texts = {name: BitsPerByte(2.5, 2.25, 2.75, 1.7, 900, 300, 3, per_text) for name, per_text in bits.items()}
+    subjects = [replace(s, own=o, plain_text=texts[s.name]) for s, o in zip(subjects, own, strict=True)]
     return build(subjects, DATA, prompts)
 
 
@@ -68,6 +72,8 @@ def test_the_numbers_are_those_of_the_evaluations(report):
     assert [model["kind"] for model in report["models"]] == ["base", "chat"]
     assert {row["measure"] for row in report["measures"] if row["kind"] == "moral"} >= {"rouge_l", "verbatim", "stops"}
     assert json.loads(json.dumps(report)) == report
+    [text] = report["paired_text"]
+    assert (text["before"], text["after"], text["difference"]) == ("base", "perfect", pytest.approx(1 / 3))
 
 
 def test_every_reply_is_there_and_what_it_lacks(report):
@@ -87,7 +93,7 @@ def test_the_three_files(report, tmp_path):
     assert json.loads(files[0].read_text()) == report
     text = files[1].read_text()
     assert "| moral | plots seen in training | exact | 3 |" in text
-    assert "100.0 (100 to 100) |" in text
+    assert "| 3 | 0.0 | 100.0 |" in text
     assert "Bits per byte of plain text: base 2.500 (2.250 to 2.750)" in text
     assert "facts: “Tokyo” is in it, asked “Say it” | no | no |" in text
     tables = [line.count("|") for line in text.split("\n") if line.startswith("| kind | group")]
@@ -98,6 +104,7 @@ def test_the_three_files(report, tmp_path):
 
 def test_one_model_alone(tasks):
     alone = build([subject("sft", tasks, 1)], DATA)
+    assert alone["paired_text"] == []
     assert (alone["title"], alone["paired"], alone["own"], alone["losses"], alone["plain_text"]) == (
         "sft",
         [],

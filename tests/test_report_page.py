@@ -23,6 +23,7 @@ OPTIONAL = (
     "side_by_side",
     "own",
     "plain_text",
+    "paired_text",
     "recited",
     "groups",
     "data",
@@ -53,7 +54,8 @@ def report_of(*names: str, groups: tuple[str, ...] = ("seen", "unseen"), text: s
             }
         ],
         "measures": [
-            {"kind": "moral", "group": group, "measure": "words", "label": f"words {text}", "values": words} for group in groups
+            {"kind": "moral", "group": group, "measure": "words", "label": f"words {text}", "values": words,
+             "main": group != "unseen"} for group in groups
         ],
         "paired": [
             {"kind": "moral", "group": group, "label": "exact", "before": first, "after": other,
@@ -72,6 +74,8 @@ def report_of(*names: str, groups: tuple[str, ...] = ("seen", "unseen"), text: s
             }}],
         },
         "plain_text": {name: {"bits_per_byte": 0.811, "low": 0.792, "high": 0.833} for name in names},
+        "paired_text": [{"before": first, "after": other, "difference": -0.117, "low": -0.131, "high": -0.101, "p": 0.0246}
+                        for other in others],
         "recited": {
             "n": 8, "files": [f"train {text}"], "complete": False, "n_training_texts": 54321,
             "models": {name: {
@@ -158,6 +162,7 @@ def test_every_number_is_on_the_page(names, groups):
         "median 30",
         "cut off at the limit",
     ]
+    wanted += ["−0.117 (−0.131 to −0.101), p = 0.0246: ▼ significantly lower"] if len(names) > 1 else []
     wanted += ["+31.4 points", "15.9 to 65.3", "p = 0.0123", HIGHER] if len(names) > 1 else []
     assert [words for words in wanted if words not in shown] == []
     assert all(name in shown for name in names)
@@ -203,7 +208,7 @@ def test_a_measure_that_is_no_share_has_a_scale_of_its_own():
     bars = [float(rect["width"].rstrip("%")) for rect in read.of("rect") if rect["width"].endswith("%")][:2]
     assert bars[1] == pytest.approx(3 * bars[0], rel=1e-3)
     assert "−12.5" in read.text
-    assert "−3.5 (−4 to −3), p\u00a0<\u00a00.0001" in read.text
+    assert "−3.5 (−4 to −3), p\u00a0≤\u00a00.0001" in read.text
     assert LOWER in read.text
     assert "points" not in read.text
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from mini_chat_gpt.capabilities import Evaluation, Item, summarise
-from mini_chat_gpt.scoreboard import clean, coloured, shortened_prompt, show_examples, show_table
+from mini_chat_gpt.scoreboard import clean, coloured, shortened_prompt, show_differences, show_examples, show_table
 from mini_chat_gpt.scoring import score
 from mini_chat_gpt.story_tasks import TASK_KINDS, Task
 
@@ -136,6 +136,29 @@ def test_a_kind_that_one_group_lacks_leaves_its_numbers_empty():
         show_table, {"sft": Evaluation(summarise(items), items, both.groups | {"unseen": summarise(unseen)})}
     )
     assert ["moral", "exact", "1", "100.0", "100.0"] in rows(text)
+
+
+def test_differences_are_told_by_kind_and_by_group_where_those_differ():
+    def said(*groups: tuple[str, str]) -> Evaluation:
+        items = [
+            Item(about("ending", "Yes.", "yes"), reply, "stop", {"accuracy": float(reply == "Yes")}, group)
+            for group, reply in groups
+            for _ in range(8)
+        ]
+        return Evaluation(summarise(items), items, {})
+
+    text = printed(
+        show_differences, {"a": said(("seen", "No"), ("unseen", "No")), "b": said(("seen", "Yes"), ("unseen", "No"))}
+    )
+    assert " ".join(text.split()) == (
+        "b against a, task by task (sign-flip test, p < 0.05): higher: ending (seen); no clear difference: ending (unseen)"
+    )
+    text = printed(show_differences, {"a": said(("", "Yes")), "b": said(("", "Yes")), "c": said(("", "No"))})
+    assert [line.split("05): ")[1] for line in text.replace("\n", " ").split("c against")[1:]] == [
+        "lower: ending ",
+        "lower: ending ",
+    ]
+    assert printed(show_differences, {"a": said(("", "Yes"))}) == ""
 
 
 # Replies

@@ -268,3 +268,4 @@ def test_the_baseline_of_required_words_is_a_story_with_other_words():
     found = baseline(tasks)
     assert (found["used"], found["all_used"], found["n_words"]) == (0.75, 0.5, 3)
     assert set(found["rules"].values()) == {"the story of another task"}
+    assert trivial_scores([writing("cat"), writing("dog")])["the prompt said back, no story"]["used"] == 1
