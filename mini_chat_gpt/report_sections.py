@@ -161,10 +161,13 @@ def recited(about: Report) -> str:
         told, real = models[name]["told"], models[name]["real"]
         line = None if real["value"] is None else (real["value"], f"real unseen stories: {shown(real['value'], True)}")
         rows.append(_bar_row(place, name, told if told["value"] is not None else None, scale, line, about))
-        notes.append(
-            f"<li>{about.key(name)}: longest shared run {told['longest']} words, on average {number(told['mean_longest'])}; of real "
-            f"stories {real['longest']} and {number(real['mean_longest'])}.{_passage(models[name]['passage'])}</li>"
+        if models[name]["difference"]:
+            notes.append(_difference_line(models[name]["difference"] | {"before": "real stories", "after": name}, True))
+        longest = (
+            f"longest shared run {told['longest']} words, on average {number(told['mean_longest'])}; of real "
+            f"stories {real['longest']} and {number(real['mean_longest'])}."
         )
+        notes.append(f'<li class="dim">{about.key(name)}: {longest}{_passage(models[name]["passage"])}</li>')
     rows.append(f"<span></span>{bar_axis(scale)}<span></span>")
     where = ", ".join(found["files"]) + ("" if found["complete"] else ", as far as it was looked through")
     words = (
