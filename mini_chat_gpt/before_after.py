@@ -28,20 +28,18 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-import yaml
 from pydantic import AfterValidator, Field
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mini_chat_gpt.config import Section
-from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import Reply, generate_replies
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.refusals import reply_signs, sign_pattern
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.scoreboard import clean
-from mini_chat_gpt.settings_file import validated
+from mini_chat_gpt.settings_file import read_yaml, validated
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
 GREEDY = Sampling(max_new_tokens=160, temperature=0.0)
@@ -104,11 +102,9 @@ class Prompts(Section):
 
 def read_prompts(path: Path) -> Prompts:
     """Raises UserError, naming every wrong key."""
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} can't be read: {str(error).splitlines()[0]}.") from None
-    found = validated(Prompts, given if isinstance(given, dict) else {}, str(path))
+    hint = "recipes/polite_helper/prompts.yaml is one to begin with"
+    given = read_yaml(path, "file of prompts", hint, "`compare:` with a list of prompts under it")
+    found = validated(Prompts, given, str(path))
     signs = reply_signs()
     return found.model_copy(update={name: getattr(found, name) or signs[name] for name in signs})
 

@@ -28,7 +28,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     source = "the command line"
     if path is not None:
         source = str(path)
-        values = _read_yaml(Path(path))
+        hint = f"`mini-chat-gpt config > {path}` writes the default one"
+        values = read_yaml(Path(path), "config file", hint, "sections such as `sft:` with keys under them")
         _find_beside(values, Path(path).parent)
     for override in overrides:
         _apply_override(values, override)
@@ -68,15 +69,18 @@ def validated(section: type[S], values: dict[str, Any], source: str) -> S:
         raise UserError(f"{source}: {problems}") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str, hint: str, content: str) -> dict[str, Any]:
+    """What a YAML file with keys holds; {} for an empty one.
+
+    Raises UserError, with file and line. `what` is what the file is called, `hint` says how to come by one, `content` what
+    is expected in it.
+    """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
-        raise UserError(
-            f"There is no config file {path}; `mini-chat-gpt config > {path}` writes the default one."
-        ) from None
+        raise UserError(f"There is no {what} {path}; {hint}.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The config file {path} can't be read: {error}.") from None
+        raise UserError(f"The {what} {path} can't be read: {error}.") from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         at = f"{path}, line {where.line + 1}" if where else str(path)
@@ -84,9 +88,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(
-            f"{path}: expected sections such as `sft:` with keys under them, found {type(values).__name__}."
-        )
+        raise UserError(f"{path}: expected {content}, found {type(values).__name__}.")
     return values
 
 

@@ -82,7 +82,7 @@ def test_mistakes_are_named(clone):
     ):
         assert part in line
     prompts.unlink()
-    assert "prompts.yaml can't be read" in one_sentence(run(clone, "recipe", "parrot", code=2))
+    assert "There is no file of prompts recipes/parrot/prompts.yaml" in one_sentence(run(clone, "recipe", "parrot", code=2))
     assert not (clone / "runs").exists()
 
 
@@ -149,6 +149,23 @@ def test_brackets_are_shown_as_they_are(tmp_path):
     show(prompts, given, given, out)
     for text in ("a [/b]", "[/red] x", "[bold] \ufffd[2J [/i]"):
         assert text in out.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('compare:\n  - prompts: ["a"\n    shows: x', "line 3: not valid YAML"),
+        ("- a", "expected `compare:` with a list"),
+        ("", "compare: field required"),
+        ("compare: [{prompts: [a], regex: '('}]", "'(' is no regular expression"),
+        ("compare: [{prompts: [a], contans: [b]}]", "did you mean 'contains'"),
+    ],
+)
+def test_a_mistake_in_the_prompts_is_named_with_its_place(tmp_path, text, words):
+    (tmp_path / "prompts.yaml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        read_prompts(tmp_path / "prompts.yaml")
+    assert "prompts.yaml" in str(caught.value)
 
 
 @given(st.text(max_size=60))
