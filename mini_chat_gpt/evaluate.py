@@ -26,7 +26,7 @@ from mini_chat_gpt.monitor import StepProgress, clock
 from mini_chat_gpt.plain_text import bits_per_byte
 from mini_chat_gpt.recited import in_words, recited, training_files
 from mini_chat_gpt.refusals import REFUSALS
-from mini_chat_gpt.report import Subject, build, write
+from mini_chat_gpt.report import HTML, Subject, build, write
 from mini_chat_gpt.runs import console
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.scoreboard import show_differences, show_examples, show_table
@@ -62,6 +62,10 @@ class EvalOptions:
         check_kinds(self.kinds, "--kinds", [REFUSALS])
         if self.json is not None and not _can_be_written(self.json):
             raise UserError(f"--json: {self.json} can't be written; name a file in a folder that you may write to.")
+        if self.report is not None and not _can_be_written(self.report / HTML):
+            raise UserError(
+                f"--report: {self.report} can't be written to; name a folder that may be made or written to."
+            )
 
 
 def _can_be_written(file: Path) -> bool:
@@ -143,6 +147,8 @@ def compare(
     """
     prompts = read_prompts(options.prompts) if options.prompts is not None else None
     started = time.monotonic()
+    if double := [str(path) for path in models if models.count(path) > 1]:
+        raise UserError(f"{double[0]} is named twice; a model is compared with others.")
     loaded = dict(zip(short_names(models), (load_checkpoint(path, device) for path in models), strict=True))
     file, why = find_held_out(data, models)
     tasks = held_out_tasks(file, [*loaded.values()], options.n, options.seed, options.kinds)

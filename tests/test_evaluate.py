@@ -87,6 +87,8 @@ def test_an_output_that_knows_no_colour_and_no_unicode_is_no_obstacle(home):
         (["--data", "runs"], "holds no TinyStoriesInstruct-valid.txt"),
         (["--json", "data"], "--json: data can't be written"),
         (["--json", f"data/{VALID}/out.json"], "can't be written"),
+        (["--report", f"data/{VALID}"], "can't be written to"),
+        (["--training-mb", "-1"], "--training-mb is -1; it must be 0 or more"),
         (["--examples", "-1"], "--examples is -1"),
         (["--batch-size", "0"], "--batch-size is 0"),
         (["--seed", "-1"], "seed is -1"),
@@ -150,6 +152,12 @@ def test_models_are_put_side_by_side_a_base_among_them(home, monkeypatch, capsys
     assert "what trivial replies reach" not in shown
     assert main([*command, "--kinds", "moral", "--examples", "0", "--details"]) == 0
     assert "what trivial replies" in capsys.readouterr().out
+
+
+def test_a_model_named_twice_is_a_mistake(home, monkeypatch):
+    monkeypatch.chdir(home)
+    with pytest.raises(UserError, match="runs/sft is named twice"):
+        main(["--checkpoint", "runs/sft", "--against", "runs/base", "runs/sft", "--device", "cpu"])
 
 
 def test_a_kind_that_the_data_lack_is_named(home, monkeypatch):

@@ -82,7 +82,9 @@ def test_mistakes_are_named(clone):
     ):
         assert part in line
     prompts.unlink()
-    assert "There is no file of prompts recipes/parrot/prompts.yaml" in one_sentence(run(clone, "recipe", "parrot", code=2))
+    assert "There is no file of prompts recipes/parrot/prompts.yaml" in one_sentence(
+        run(clone, "recipe", "parrot", code=2)
+    )
     assert not (clone / "runs").exists()
 
 
