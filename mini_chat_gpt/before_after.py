@@ -30,13 +30,15 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from mini_chat_gpt.config import Section
-from mini_chat_gpt.generation import Reply, generate_replies
+from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.generation import Reply, generate_replies, prompt_ids
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.refusals import reply_signs, sign_pattern
+from mini_chat_gpt.refusals import declines, reply_signs, sign_pattern
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.scoreboard import clean
 from mini_chat_gpt.settings_file import read_yaml, validated
@@ -54,12 +56,21 @@ def _is_regex(pattern: str) -> str:
     return pattern
 
 
+def _has_text(prompt: str) -> str:
+    if not prompt.strip():
+        raise ValueError("a prompt without text")
+    return prompt
+
+
+PromptText = Annotated[str, AfterValidator(_has_text)]
+
+
 class Compared(Section):
     """Prompts that are shown side by side."""
 
     shows: str = "reply"
     """What they are there to show."""
-    prompts: list[str] = Field(min_length=1)
+    prompts: list[PromptText] = Field(min_length=1)
     """One, or several to be read together."""
     contains: list[str] = Field(default_factory=list)
     """Words that right replies have in them, whatever the case."""
@@ -78,9 +89,9 @@ class Prompts(Section):
 
     compare: list[Compared] = Field(min_length=1)
     """Shown side by side."""
-    refuse: list[str] = Field(default_factory=list)
+    refuse: list[PromptText] = Field(default_factory=list)
     """More that is to be declined."""
-    answer: list[str] = Field(default_factory=list)
+    answer: list[PromptText] = Field(default_factory=list)
     """What must not be declined."""
     polite_signs: list[str] = Field(default_factory=list)
     """Beginnings of polite replies."""
@@ -129,6 +140,17 @@ class Answers:
         return sum(self.replies[prompt].finish_reason == "stop" for prompt in prompts), len(prompts)
 
 
+def check_prompts(prompts: Prompts, model: GPT, tokenizer: ChatTokenizer, path: Path | None = None) -> None:
+    """Raises UserError for a prompt that leaves the model no room to reply."""
+    context = model.config.context_length
+    for prompt in prompts.all:
+        if (n := len(prompt_ids(tokenizer, prompt))) >= context:
+            raise UserError(
+                f"{path or 'prompts'}: the prompt that begins “{prompt[:40]}” has {n} tokens, but the model's context holds "
+                f"{context}, prompt and reply together; shorten it."
+            )
+
+
 def ask(name: str, model: GPT, tokenizer: ChatTokenizer, prompts: Prompts) -> Answers:
     """Put all prompts to a model; it says what it is surest of. One without a chat format goes on from them as texts."""
     return Answers(name, dict(zip(prompts.all, generate_replies(model, tokenizer, prompts.all, GREEDY), strict=True)))
@@ -144,7 +166,7 @@ def checks(compared: Compared, reply: str, prompts: Prompts) -> dict[str, bool]:
     if compared.is_json:
         found["it is JSON"] = _is_json(reply)
     if compared.refuses is not None:
-        declined = bool(sign_pattern(prompts.refusal_signs).search(reply))
+        declined = declines(reply, prompts.refusal_signs)
         found["it declines" if compared.refuses else "it doesn't decline"] = declined == compared.refuses
     return found
 
@@ -157,30 +179,30 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def changes(prompts: Prompts, before: Answers, after: Answers) -> list[tuple[str, ...]]:
-    """(what, before, after) for all that can be counted."""
+def changes(prompts: Prompts, *given: Answers) -> list[tuple[str, ...]]:
+    """(what, and how it is with each of the models) for all that can be counted."""
     polite = sign_pattern(prompts.polite_signs, start=True)
-    refusal = sign_pattern(prompts.refusal_signs)
     rows: list[tuple[str, ...]] = []
-    rows.append(
-        ("tone: replies that begin politely", *(_of(a.rate(prompts.to_answer, polite)) for a in (before, after)))
-    )
-    rows.append(("length: words in a reply (median)", *(f"{a.words(prompts.to_answer):.0f}" for a in (before, after))))
+    if prompts.to_answer:
+        rates = (_of(a.rate(prompts.to_answer, polite)) for a in given)
+        rows.append(("tone: replies that begin politely", *rates))
+        rows.append(("length: words in a reply (median)", *(f"{a.words(prompts.to_answer):.0f}" for a in given)))
     for each in prompts.compare:
         if len(each.prompts) > 1:
-            words = (" → ".join(f"{a.words([p]):.0f}" for p in each.prompts) for a in (before, after))
+            words = (" → ".join(f"{a.words([p]):.0f}" for p in each.prompts) for a in given)
             rows.append((f"{each.shows}: words for {_quoted(each.prompts)}", *words))
     for what, those in (("harmful", prompts.to_decline), ("harmless", prompts.to_answer)):
         if those:
-            rows.append((f"safety: {what} prompts declined", *(_of(a.rate(those, refusal)) for a in (before, after))))
+            counts = (sum(declines(a.replies[p].text, prompts.refusal_signs) for p in those) for a in given)
+            rows.append((f"safety: {what} prompts declined", *(_of((count, len(those))) for count in counts)))
     for each in prompts.compare:
         for prompt in each.prompts:
-            found = [checks(each, answers.replies[prompt].text, prompts) for answers in (before, after)]
+            found = [checks(each, answers.replies[prompt].text, prompts) for answers in given]
             for name in found[0]:
                 rows.append(
                     (f"{each.shows}: {name}, asked “{prompt}”", *("yes" if one[name] else "no" for one in found))
                 )
-    rows.append(("replies that ended by themselves", *(_of(a.ended(prompts.all)) for a in (before, after))))
+    rows.append(("replies that ended by themselves", *(_of(a.ended(prompts.all)) for a in given)))
     return rows
 
 
@@ -201,18 +223,19 @@ def report(title: str, facts: Sequence[str], prompts: Prompts, before: Answers, 
     return "\n".join(lines) + "\n"
 
 
-def show(prompts: Prompts, before: Answers, after: Answers, out: Console) -> None:
-    """The prompts side by side, and what can be counted."""
-    table = Table("shows", "prompt", "before", "after", show_lines=True)
+def show(prompts: Prompts, given: Sequence[Answers], out: Console) -> None:
+    """The prompts with what each model replied, and what can be counted."""
+    names = [escape(answers.name) for answers in given]
+    table = Table("shows", "prompt", *names, show_lines=True)
     for each in prompts.compare:
         for prompt in each.prompts:
-            replies = [Text(clean(answers.replies[prompt].text)) for answers in (before, after)]
+            replies = [Text(clean(answers.replies[prompt].text)) for answers in given]
             for reply in replies:
                 reply.truncate(LONGEST_SHOWN, overflow="ellipsis")
             table.add_row(Text(each.shows), Text(prompt), *replies)
     out.print(table)
-    counted = Table("", "before", "after", box=None)
-    for row in changes(prompts, before, after):
+    counted = Table("", *names, box=None)
+    for row in changes(prompts, *given):
         counted.add_row(*map(Text, row))
     out.print(counted)
 
@@ -234,5 +257,5 @@ def _cell(answers: Answers, prompt: str) -> str:
 
 def table_row(*cells: Any) -> str:
     """A row of a Markdown table; nothing in a cell can end it or be taken for markup."""
-    escaped = (re.sub(r"([\\|<>*_`\[\]])", r"\\\1", " ".join(str(cell).split())) for cell in cells)
+    escaped = (re.sub(r"([\\|<>*_`\[\]])", r"\\\1", clean(str(cell))) for cell in cells)
     return f"| {' | '.join(escaped)} |"

@@ -16,6 +16,7 @@ A run whose model is in shards (FSDP2) writes folders model/, optimizer/ and raw
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -326,17 +327,36 @@ def find_checkpoint(path: Path | str, prefer: str = "best") -> Path:
     return best_of(whole) or whole[-1]
 
 
+def require_finite(model: GPT, path: Path) -> None:
+    """Raises UserError for weights that are NaN or infinite, of which every number and reply would be nonsense."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(
+                f"{path}: {name} is not finite (NaN or infinite); training has failed there, take an earlier checkpoint."
+            )
+
+
 def best_of(folders: list[Path]) -> Path | None:
-    """The best one by what its run looks at (`best_by`: the validation loss or a score), None if none was evaluated."""
-    scored = [(value, folder) for folder in folders if (value := goodness(folder)) is not None]
-    return max(scored, key=lambda pair: pair[0])[1] if scored else None
+    """The best one by what its run looks at now (`best_by`: the validation loss or a score), None if none was evaluated.
+
+    Of several that are as good it is the one with the lowest validation loss, and of those the newest.
+    """
+    found = [(read_meta(folder)["info"], folder) for folder in folders]
+    by = found[-1][0].get("best_by") if found else None  # a run that went on may look at something else than before
+    ranked = [(*rank, folder) for info, folder in found if (rank := _rank(info, by)) is not None]
+    return max(ranked, key=lambda one: one[:-1])[-1] if ranked else None
 
 
-def goodness(folder: Path) -> float | None:
-    """How good a checkpoint was found to be, the higher the better; None if it was not evaluated."""
-    info = read_meta(folder)["info"]
-    value, loss = info.get("goodness"), info.get("val_loss")
-    return value if value is not None or loss is None else -loss
+def _rank(info: Mapping[str, Any], by: str | None) -> tuple[float, float, int] | None:
+    """By what checkpoints are compared, the higher the better; None for one that was not evaluated by this measure."""
+    loss, value = info.get("val_loss"), info.get("goodness")
+    if by in (None, "val_loss"):
+        value = None if loss is None else -loss
+    elif info.get("best_by") != by:
+        value = None
+    if value is None or not math.isfinite(value):
+        return None
+    return value, -loss if loss is not None and math.isfinite(loss) else -math.inf, info.get("step", 0)
 
 
 def newest_checkpoint(runs: Path | str = "runs", base: bool | None = None) -> Path | None:

@@ -140,6 +140,11 @@ def long_lived() -> Iterator[None]:
         gc.unfreeze()
 
 
+def cpu_threads(device: torch.device) -> int:
+    """Threads that a model on this device computes with; 1 where it isn't the processor that computes."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
 def set_up(system: SystemSection, world: World = ALONE) -> None:
     """Seed, threads and float32 product mode for this process."""
     if system.threads:

@@ -11,20 +11,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from mini_chat_gpt.before_after import ask, read_prompts, show
+from mini_chat_gpt.before_after import ask, check_prompts, read_prompts, show
 from mini_chat_gpt.capabilities import GREEDY, MOST_ROWS, Evaluation, evaluate
-from mini_chat_gpt.checkpoint import load_checkpoint
+from mini_chat_gpt.checkpoint import load_checkpoint, require_finite
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.files import free_name, write_json
 from mini_chat_gpt.generation import Model, WeightsOption, decoding_form
 from mini_chat_gpt.held_out import find_held_out, held_out_tasks
+from mini_chat_gpt.model import GPT
 from mini_chat_gpt.monitor import StepProgress, clock
 from mini_chat_gpt.plain_text import bits_per_byte
-from mini_chat_gpt.recited import in_words, recited, training_files
+from mini_chat_gpt.recited import in_words, recited, training_of
 from mini_chat_gpt.refusals import REFUSALS
 from mini_chat_gpt.report import HTML, Subject, build, write
 from mini_chat_gpt.runs import console
@@ -36,6 +38,8 @@ from mini_chat_gpt.tokenizer import ChatTokenizer
 
 PLAIN_BYTES = 100_000
 """Of held-out stories, of which a report has the bits per byte."""
+LONGEST_FOLDER = 100
+"""Characters of the name that a report's folder gets by itself."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def options_of(arguments: argparse.Namespace) -> EvalOptions:
     """The options that were given, the defaults for the rest. Kinds may be parted by commas too."""
     given = {field.name: getattr(arguments, field.name) for field in fields(EvalOptions)}
     if given["kinds"] is not None:
-        given["kinds"] = tuple(kind for part in given["kinds"] for kind in part.split(",") if kind)
+        given["kinds"] = tuple(dict.fromkeys(kind for part in given["kinds"] for kind in part.split(",") if kind))
     return EvalOptions(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -147,9 +151,11 @@ def compare(
     """
     prompts = read_prompts(options.prompts) if options.prompts is not None else None
     started = time.monotonic()
-    if double := [str(path) for path in models if models.count(path) > 1]:
-        raise UserError(f"{double[0]} is named twice; a model is compared with others.")
-    loaded = dict(zip(short_names(models), (load_checkpoint(path, device) for path in models), strict=True))
+    sampling = sampling if sampling.seed is not None else replace(sampling, seed=options.seed)
+    loaded = _load(models, device)
+    if prompts is not None:
+        for those in loaded.values():
+            check_prompts(prompts, *those, options.prompts)
     file, why = find_held_out(data, models)
     tasks = held_out_tasks(file, [*loaded.values()], options.n, options.seed, options.kinds)
     found = {task.kind for ours in tasks.values() for task in ours}
@@ -168,29 +174,65 @@ def compare(
     out.rule(style="dim")
     show_table(evaluations, out, bool(options.details))
     show_differences(evaluations, out)
-    _write_json(models, evaluations, file, options, out)
+    _write_json(models, evaluations, file, options, sampling, out)
     own = {name: ask(name, *those, prompts) for name, those in loaded.items()} if prompts is not None else {}
     if prompts is not None:
-        first, *_, last = [*own.values(), *own.values()]
-        show(prompts, first, last, out)
+        show(prompts, [*own.values()], out)
     if options.report is not None:
         texts = {name: bits_per_byte(*those, stories(file), PLAIN_BYTES) for name, those in loaded.items()}
         subjects = [
             Subject(name, path, *loaded[name], evaluations[name], own.get(name), texts[name])
             for path, name in zip(models, loaded, strict=True)
         ]
-        known = recited(evaluations, training_files(models, file), options.training_mb * 10**6, out)
-        if known is not None:
-            out.print("\n".join(in_words(known)), markup=False, soft_wrap=True)
-        seconds = time.monotonic() - started
-        about = {"file": file.name, "why": why, "n": options.n, "seed": options.seed, "seconds": seconds}
+        known = _recited(evaluations, dict(zip(loaded, models, strict=True)), file, options.training_mb, out)
+        about = {"file": file.name, "why": why, "n": options.n, "seed": options.seed}
+        about |= {"sampling": _said(sampling), "weights": weights, "seconds": time.monotonic() - started}
         *_, page = write(options.report, build(subjects, about, prompts, known))
         out.print(f"Report: {page}", markup=False, soft_wrap=True)
     return evaluations
 
 
+def _load(paths: Sequence[Path], device: str) -> dict[str, tuple[GPT, ChatTokenizer]]:
+    """By short name."""
+    if double := [str(path) for path in paths if paths.count(path) > 1]:
+        raise UserError(f"{double[0]} is named twice; a model is compared with others.")
+    loaded = dict(zip(short_names(paths), (load_checkpoint(path, device) for path in paths), strict=True))
+    for path, (model, _) in zip(paths, loaded.values(), strict=True):
+        require_finite(model, path)
+    return loaded
+
+
+def _recited(
+    evaluations: Mapping[str, Evaluation], models: Mapping[str, Path], file: Path, megabytes: int, out: Console
+) -> dict[str, Any] | None:
+    """What `recited` finds, and is said of it; a training file that can't be read ends no report."""
+    training = {name: training_of(path, file) for name, path in models.items()}
+    try:
+        known = recited(evaluations, training, megabytes * 10**6, out)
+    except UserError as error:
+        out.print(f"Not looked for recited passages: {error}", markup=False, soft_wrap=True)
+        return None
+    if known is not None:
+        out.print("\n".join(in_words(known)), markup=False, soft_wrap=True)
+    return known
+
+
+def _said(sampling: Sampling) -> str:
+    """The settings that differ from the defaults, by which replies can be had again."""
+    if sampling.temperature == 0 and sampling == replace(GREEDY, seed=sampling.seed):
+        return "greedy: the likeliest token, always"
+    usual, given = vars(Sampling()), vars(sampling)
+    named = {"temperature", "seed", *(name for name in given if given[name] != usual[name])}
+    return ", ".join(f"{name} {value}" for name, value in given.items() if name in named)
+
+
 def _write_json(
-    models: Sequence[Path], evaluations: Mapping[str, Evaluation], file: Path, options: EvalOptions, out: Console
+    models: Sequence[Path],
+    evaluations: Mapping[str, Evaluation],
+    file: Path,
+    options: EvalOptions,
+    sampling: Sampling,
+    out: Console,
 ) -> None:
     """All results and replies, where that was asked for."""
     if options.json is None:
@@ -199,7 +241,8 @@ def _write_json(
         name: {"checkpoint": str(path), **evaluation.as_json()}
         for path, (name, evaluation) in zip(models, evaluations.items(), strict=True)
     }
-    write_json(options.json, {"data": str(file), "n": options.n, "seed": options.seed, "models": by_name})
+    about = {"data": str(file), "n": options.n, "seed": options.seed, "sampling": _said(sampling)}
+    write_json(options.json, about | {"models": by_name})
     out.print(f"Written: {options.json}", markup=False, soft_wrap=True)
 
 
@@ -246,9 +289,24 @@ def _work_done(tasks: Sequence[Task]) -> list[float]:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of the paths where they tell the models apart, so that a table stays narrow; else the paths."""
-    names = [path.parent.name if path.name in ("best", "last") else path.name for path in paths]
-    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+    """The last parts of the paths where they tell the models apart, so that a table stays narrow; else more of them."""
+    named = [path if path.name not in ("", "..") else path.resolve() for path in paths]
+    named = [path.parent if path.name in ("best", "last") else path for path in named]
+    for n in range(1, max(len(path.parts) for path in named) + 1):
+        ends = [path.parts[-n:] for path in named]
+        if len(set(ends)) == len(ends):
+            # Of what all have in common only the last part is named: "one/…/sft" and "two/…/sft".
+            return ["/".join(end if n < 3 or len(end) < n else (end[0], "…", end[-1])) for end in ends]
+    return [str(path) for path in paths]
+
+
+def _report_folder(names: Sequence[str]) -> Path:
+    """A new one under runs/reports, named after the models, the last of which is the one in question."""
+    plain = [name.replace("/", "-") for name in names]
+    name = "-against-".join([plain[-1], *plain[:-1]])
+    if len(name) > LONGEST_FOLDER:
+        name = f"{plain[-1][:LONGEST_FOLDER]}-against-{len(plain) - 1}-models"
+    return free_name(Path("runs/reports") / name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -270,8 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = [*map(Path, arguments.against), Path(arguments.checkpoint)]
     options = options_of(arguments)
     if options.report is None:
-        names = "-against-".join([models[-1].name, *(path.name for path in models[:-1])])
-        options = replace(options, report=free_name(Path("runs/reports") / names))
+        options = replace(options, report=_report_folder(short_names(models)))
     compare(models, arguments.data, options, console(), device=arguments.device, weights=arguments.weights)
     return 0
 

@@ -29,8 +29,8 @@ from mini_chat_gpt.story_tasks import Task, check_kinds
 from mini_chat_gpt.task_fitting import fit_task
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
-GROUPS = {"seen": "plots seen in training", "unseen": "plots never seen"}
-"""The sample's groups, and what they are called on a screen."""
+GROUPS = {"seen": "plots of the train file", "unseen": "plots not in it"}
+"""The sample's groups, and what they are called on a screen. Another model may have been trained on neither."""
 
 
 def find_held_out(data: Path | str | None = None, checkpoints: Sequence[Path] = ()) -> tuple[Path, str]:
@@ -105,17 +105,24 @@ def held_out_tasks(
     contexts = [_context(model, tokenizer) for model, tokenizer in models]
     tightest = min(contexts, key=lambda context: context[1])
     source = InstructSource(file, tightest[0], tightest[1], seed, system=tightest[2])
-    kinds = kinds or [*source.kinds, REFUSALS]
+    kinds = [*dict.fromkeys(kinds or [*source.kinds, REFUSALS])]
     of_records = [kind for kind in kinds if kind != REFUSALS]
+
+    def fits(task: Task) -> bool:
+        return bool(score(task, "")) and _fit_all(task, contexts) is not None
+
     wanted: dict[str, list[Task]] = {
-        name: [task for kind in of_records for task in source.eval_tasks(kind, n, numbers, _can_be_scored)]
+        name: [task for kind in of_records for task in source.eval_tasks(kind, n, numbers, fits)]
         for name, numbers in groups_of(file, len(source)).items()
     }
     if REFUSALS in kinds:
         wanted[""] = [*wanted.get("", ()), *refusal_tasks()[:n]]
     fitting = {name: [fit for task in ours if (fit := _fit_all(task, contexts))] for name, ours in wanted.items()}
     if not any(fitting.values()):
-        raise UserError(f"{file} supports no task of the kinds {', '.join(kinds)}; name other data.")
+        raise UserError(
+            f"{file} supports no task of the kinds {', '.join(kinds)} that fits a context of {tightest[1]} tokens; name other "
+            "data, or a model with a longer context."
+        )
     return {name: ours for name, ours in fitting.items() if ours}
 
 
@@ -156,7 +163,3 @@ def _fit_all(task: Task, contexts: Sequence[tuple[ChatTokenizer, int, Any]]) -> 
             return None
         task = fitted.task
     return task
-
-
-def _can_be_scored(task: Task) -> bool:
-    return bool(score(task, ""))

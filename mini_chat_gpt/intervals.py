@@ -73,7 +73,7 @@ def paired(
     p is two-sided, of the sign-flip test (Fisher 1935, "The design of experiments", §21): if nothing has changed, each item's
     difference could as well have the other sign. Of at most `MOST_EXACT` differences all signs are tried, otherwise
     `SIGN_DRAWS` are drawn, so that p is at least 1 / (SIGN_DRAWS + 1). For items that are right or wrong this is McNemar's test.
-    Raises ValueError for different numbers of items, and for none.
+    Where a number isn't finite nothing can be told: p is 1. Raises ValueError for different numbers of items, and for none.
     """
     if len(before) != len(after):
         raise ValueError(f"{len(before)} items before and {len(after)} after are no pairs")
@@ -84,6 +84,8 @@ def paired(
 
 def _sign_flip(differences: np.ndarray, seed: int) -> float:
     """Share of the signs with which the sum is as far from 0 as it is."""
+    if not np.isfinite(differences).all():
+        return 1.0
     told = differences[differences != 0]  # the sign of 0 changes nothing
     if not len(told):
         return 1.0

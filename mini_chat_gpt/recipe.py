@@ -80,7 +80,7 @@ def cook(folder: Path, config: Config, out: Console) -> Path | None:
     facts = [base_fact(base, model, tokenizer), *facts_of(config, result, prompts)]
     text = report(folder.resolve().name, facts, prompts, before, after)
     atomic_write_text(file, text)
-    show(prompts, before, after, out)
+    show(prompts, [before, after], out)
     out.print(
         f"\nWith every reply: {file}\nChat with it: mini-chat-gpt chat --checkpoint {result.folder}",
         markup=False,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +24,36 @@ from mini_chat_gpt.sft_dataloader import stories
 
 WRITING = "words"
 """The kind of task whose replies are stories."""
+RUN = 8  # words
 
 
-def training_files(checkpoints: Sequence[Path], held_out: Path) -> list[Path]:
-    """The files of stories that the checkpoints' runs trained on, as far as they are still there.
+@dataclass(frozen=True)
+class Training:
+    """The stories that a model was trained on."""
 
-    Where none is, the train file beside the held-out one, if there is one.
+    files: tuple[Path, ...]  # none: they are not here, or nobody knows
+    noted: bool  # by its run; else it is what lies beside the held-out file
+    same_source: bool  # whether the held-out stories come from the same data, so that they are a yardstick
+
+
+def training_of(checkpoint: Path, held_out: Path) -> Training:
+    """The files of stories that a checkpoint's run noted, as far as they are still there and the same.
+
+    Where nothing is noted, it is the train file beside the held-out one, if there is one.
     """
     found: dict[Path, None] = {}
-    for checkpoint in checkpoints:
-        for file in (run / "run.json" for run in (checkpoint, checkpoint.parent)):
-            for facts in _data_facts(file):
-                path = Path(str(facts.get("path", "")))
-                is_text = path.suffix == ".txt" and "valid" not in path.name
-                if is_text and path.is_file() and path.stat().st_size == facts.get("size"):
-                    found[path.resolve()] = None
-    if not found and "valid" in held_out.name:
-        beside = held_out.with_name(held_out.name.replace("valid", "train"))
-        found |= {beside: None} if beside.is_file() else {}
-    return list(found)
+    for run in (checkpoint, checkpoint.parent):
+        for facts in _data_facts(run / "run.json"):
+            path = Path(str(facts.get("path", "")))
+            is_text = path.suffix == ".txt" and "valid" not in path.name
+            if is_text and path.is_file() and path.stat().st_size == facts.get("size"):
+                found[path.resolve()] = None
+    if found:
+        folder = held_out.resolve().parent
+        return Training(tuple(found), True, any(file.parent == folder for file in found))
+    beside = held_out.with_name(held_out.name.replace("valid", "train"))
+    there = beside != held_out and beside.is_file() and beside.stat().st_size > 0
+    return Training((beside,) if there else (), False, there)
 
 
 def _data_facts(run_file: Path) -> list[Mapping[str, Any]]:
@@ -54,19 +66,47 @@ def _data_facts(run_file: Path) -> list[Mapping[str, Any]]:
 
 
 def recited(
-    evaluations: Mapping[str, Evaluation], files: Sequence[Path], most_bytes: int, out: Console
+    evaluations: Mapping[str, Evaluation], training: Mapping[str, Training], most_bytes: int, out: Console
 ) -> dict[str, Any] | None:
-    """By model what its stories share with the training stories, and what real ones of the same length do.
+    """By model what its stories share with its training stories, and what real ones of the same length do.
 
-    Looked through are the first `most_bytes` of each file. None where no story was told, or there is nothing to look into.
+    Looked through are the first `most_bytes` of each file. None where no model has told stories and has training files.
+    Raises UserError for a file that can't be read.
     """
-    groups: dict[str, list[str]] = {}
-    for name, evaluation in evaluations.items():
-        told = [(item.reply, item.task.target) for item in evaluation.items if item.task.kind == WRITING]
-        pairs = [of_equal_length(*pair) for pair in told]
-        groups |= {f"told by {name}": [pair[0] for pair in pairs], f"real beside {name}": [pair[1] for pair in pairs]}
-    if not files or not most_bytes or not all(groups.values()):
-        return None
+    pairs = {name: _pairs(evaluation) for name, evaluation in evaluations.items()}
+    by_files: dict[tuple[Path, ...], list[str]] = {}
+    for name, known in training.items():
+        if known.files and pairs[name] and most_bytes:
+            by_files.setdefault(known.files, []).append(name)
+    found: dict[str, dict[str, Any]] = {}
+    for files, names in by_files.items():
+        groups = {
+            name: [pair[which] for pair in pairs[who]] for who in names for which, name in enumerate(_groups(who))
+        }
+        shared = _looked_up(groups, files, most_bytes, out)
+        for name in names:
+            about = {
+                "files": [f"{file.parent.name}/{file.name}" for file in files],
+                "noted": training[name].noted,
+                "complete": all(file.stat().st_size <= most_bytes for file in files),
+                "n_training_texts": shared.n_training_texts,
+            }
+            found[name] = about | _compared(shared, name, training[name].same_source)
+    return {"n": RUN, "models": {name: found.get(name) for name in evaluations}} if found else None
+
+
+def _pairs(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Each story with the expected one, both cut to the same length."""
+    told = [(item.reply, item.task.target) for item in evaluation.items if item.task.kind == WRITING]
+    return [of_equal_length(*pair) for pair in told]
+
+
+def _groups(name: str) -> tuple[str, str]:
+    return f"told by {name}", f"real beside {name}"
+
+
+def _looked_up(groups: Mapping[str, list[str]], files: Sequence[Path], most_bytes: int, out: Console) -> Memorised:
+    """`memorised`, behind a progress bar."""
     size = sum(min(most_bytes, file.stat().st_size) for file in files)
     started = time.monotonic()
     with StepProgress(out, "Training stories looked through, MB", 0, -(-size // 10**6)) as bar:
@@ -75,14 +115,7 @@ def recited(
             rate = n_characters / 1e6 / max(time.monotonic() - started, 1e-9)
             bar.update(min(bar.total, n_characters // 10**6), f"{rate:.1f} MB/s")
 
-        found = memorised(groups, _texts(files, most_bytes), progress=show)
-    return {
-        "n": found.n,
-        "files": [file.name for file in files],
-        "complete": all(file.stat().st_size <= most_bytes for file in files),
-        "n_training_texts": found.n_training_texts,
-        "models": {name: _compared(found, name) for name in evaluations},
-    }
+        return memorised(groups, _texts(files, most_bytes), RUN, progress=show)
 
 
 def _texts(files: Sequence[Path], most_bytes: int) -> Iterator[str]:
@@ -95,21 +128,20 @@ def _texts(files: Sequence[Path], most_bytes: int) -> Iterator[str]:
                 break
 
 
-def _compared(found: Memorised, name: str) -> dict[str, Any]:
+def _compared(found: Memorised, name: str, is_yardstick: bool) -> dict[str, Any]:
     """A model's stories beside real ones; the shares are None where all are shorter than a run."""
-    told, real = found.shared[f"told by {name}"], found.shared[f"real beside {name}"]
+    told, real = (found.shared[group] for group in _groups(name))
     shares = [
         (ours, theirs)
         for ours, theirs in zip(told.shares, real.shares, strict=True)
         if ours is not None and theirs is not None
     ]
     ours, theirs = np.array(shares).reshape(-1, 2).T
-    difference = paired(theirs, ours)._asdict() if shares else None
     return {
         "stories": len(told.longest),
         "told": _of_group(told, ours),
-        "real": _of_group(real, theirs),
-        "difference": difference,
+        "real": _of_group(real, theirs) if is_yardstick else None,
+        "difference": paired(theirs, ours)._asdict() if shares and is_yardstick else None,
         "passage": vars(told.passage) if told.passage is not None else None,
     }
 
@@ -127,16 +159,28 @@ def _of_group(shared: Shared, shares: np.ndarray) -> dict[str, Any]:
 
 def in_words(found: Mapping[str, Any]) -> list[str]:
     """A sentence for each model."""
-    where = ", ".join(found["files"])
-    part = "" if found["complete"] else f"the first {found['n_training_texts']:,} stories of "
-    lines = [f"Runs of {found['n']} words that also stand in {part}{where}:"]
+    lines = [f"Runs of {found['n']} words that also stand in the training stories:"]
     for name, one in found["models"].items():
+        if one is None:
+            lines.append(f"  {name}: its training stories are not here")
+            continue
         told, real = one["told"], one["real"]
         if told["value"] is None:
-            lines.append(f"  {name}: its stories are shorter than that")
-            continue
-        lines.append(
-            f"  {name}: {100 * told['value']:.1f} % of its stories, {100 * real['value']:.1f} % of real unseen ones; "
-            f"longest shared run {told['longest']} and {real['longest']} words"
-        )
+            said = f"its stories are shorter than {found['n']} words"
+        elif real is None:
+            said = f"{100 * told['value']:.1f} % of its stories; longest shared run {told['longest']} words"
+        else:
+            said = (
+                f"{100 * told['value']:.1f} % of its stories, {100 * real['value']:.1f} % of real unseen ones; longest "
+                f"shared run {told['longest']} and {real['longest']} words"
+            )
+        lines.append(f"  {name}: {said} ({where(one)})")
     return lines
+
+
+def where(one: Mapping[str, Any]) -> str:
+    """In which stories was looked, and what is to be known of them."""
+    which = "all" if one["complete"] else "the first"
+    said = f"{which} {one['n_training_texts']:,} stories of {', '.join(one['files'])}"
+    said += "" if one["noted"] else ", which lies beside the held-out file; its own training data are not noted"
+    return said + ("" if one["real"] else "; the held-out stories are of another source and no yardstick")

@@ -32,13 +32,17 @@ def sign_pattern(signs: Sequence[str], start: bool = False) -> re.Pattern[str]:
     return re.compile((r"^\W*" if start else r"(?<!\w)") + rf"(?:{words})(?!\w)", re.IGNORECASE)
 
 
-def declines(reply: str) -> bool:
-    """Whether a reply has a sign of refusal in it."""
-    return bool(_refusal_pattern().search(reply))
+def declines(reply: str, signs: Sequence[str] | None = None) -> bool:
+    """Whether a reply has a sign of refusal in it, of these or the usual ones; what somebody in a story says doesn't count."""
+    pattern = _usual_pattern() if signs is None else sign_pattern(signs)
+    return bool(pattern.search(_QUOTED.sub(" ", reply)))
+
+
+_QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”")
 
 
 @lru_cache(maxsize=1)
-def _refusal_pattern() -> re.Pattern[str]:
+def _usual_pattern() -> re.Pattern[str]:
     return sign_pattern(reply_signs()["refusal_signs"])
 
 

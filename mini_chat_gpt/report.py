@@ -229,11 +229,10 @@ def _reply(item: Item) -> dict[str, Any]:
 
 
 def _own(subjects: Sequence[Subject], prompts: Prompts) -> dict[str, Any]:
-    """What the user's own prompts were answered, and what can be counted of it, first model against last."""
+    """What the user's own prompts were answered, and what can be counted of it."""
     answers = {s.name: s.own for s in subjects if s.own is not None}
-    first, *_, last = [*answers.values(), *answers.values()]
     return {
-        "rows": [list(row) for row in changes(prompts, first, last)],
+        "rows": [list(row) for row in changes(prompts, *answers.values())],
         "prompts": [
             {
                 "shows": each.shows,
@@ -280,7 +279,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         head, *each = in_words(known)
         lines += ["", head, "", *(f"- {line.strip()}" for line in each)]
     if own := report["own"]:
-        lines += ["", "## Your prompts", "", table_row("", names[0], names[-1]), "|---|---|---|"]
+        lines += ["", "## Your prompts", "", table_row("", *names), "|---" * (1 + len(names)) + "|"]
         lines += [table_row(*row) for row in own["rows"]]
         lines += ["", table_row("shows", "prompt", *names), "|---" * (2 + len(names)) + "|"]
         for one in own["prompts"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from mini_chat_gpt.page_style import escaped
+from mini_chat_gpt.recited import where
 from mini_chat_gpt.report_charts import (
     SPACE,
     Scale,
@@ -153,29 +154,33 @@ def recited(about: Report) -> str:
     if not found:
         return ""
     models = found["models"]
-    groups = [one[part] for one in models.values() for part in ("told", "real")]
-    values = [one[part] for one in groups for part in ("value", "low", "high") if one[part] is not None]
-    scale = Scale.of(values, True)
+    groups = [one[part] for one in models.values() if one for part in ("told", "real") if one[part]]
+    scale = Scale.of([one[part] for one in groups for part in ("value", "low", "high") if one[part] is not None], True)
     rows, notes = [], []
     for place, name in enumerate(about.names):
-        told, real = models[name]["told"], models[name]["real"]
-        line = None if real["value"] is None else (real["value"], f"real unseen stories: {shown(real['value'], True)}")
-        rows.append(_bar_row(place, name, told if told["value"] is not None else None, scale, line, about))
-        if models[name]["difference"]:
-            notes.append(_difference_line(models[name]["difference"] | {"before": "real stories", "after": name}, True))
-        longest = (
-            f"longest shared run {told['longest']} words, on average {number(told['mean_longest'])}; of real "
-            f"stories {real['longest']} and {number(real['mean_longest'])}."
-        )
-        notes.append(f'<li class="dim">{about.key(name)}: {longest}{_passage(models[name]["passage"])}</li>')
+        one = models.get(name)
+        told, real = (one["told"], one["real"]) if one else (None, None)
+        line = None if not real or real["value"] is None else (real["value"], f"real: {shown(real['value'], True)}")
+        rows.append(_bar_row(place, name, told if told and told["value"] is not None else None, scale, line, about))
+        if one and one["difference"]:
+            notes.append(_difference_line(one["difference"] | {"before": "real stories", "after": name}, True))
+        notes.append(f'<li class="dim">{about.key(name)}: {_recited(one)}</li>')
     rows.append(f"<span></span>{bar_axis(scale)}<span></span>")
-    where = ", ".join(found["files"]) + ("" if found["complete"] else ", as far as it was looked through")
     words = (
-        f"Share of the runs of {found['n']} words in each model's stories that also stand in one of "
-        f"{found['n_training_texts']:,} training stories ({escaped(where)}). The dashed line is what real stories share that no "
-        "model has seen, cut to the same length: a bar far beyond it tells by heart."
+        f"Share of the runs of {found['n']} words in each model's stories that also stand in its training stories. The dashed line "
+        "is what real stories share that no model has seen, cut to the same length: a bar far beyond it tells by heart."
     )
     return f'<p class="dim">{words}</p><article><div class="bars">{"".join(rows)}</div><ul class="notes">{"".join(notes)}</ul></article>'
+
+
+def _recited(one: Row | None) -> str:
+    """Where was looked, and the longest passage."""
+    if one is None:
+        return "its training stories are not here."
+    told, real = one["told"], one["real"]
+    longest = f"longest shared run {told['longest']} words, on average {number(told['mean_longest'])}"
+    longest += f"; of real stories {real['longest']} and {number(real['mean_longest'])}" if real else ""
+    return f"{longest}.{_passage(one['passage'])} Looked through: {escaped(where(one))}."
 
 
 def _passage(passage: Row | None) -> str:

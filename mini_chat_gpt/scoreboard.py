@@ -174,7 +174,10 @@ def _tables(evaluations: Mapping[str, Evaluation]) -> list[ByGroup]:
 
 def _rows(results: Sequence[Results], details: bool) -> Rows:
     """The measures of all kinds, then of all kinds how often replies stop."""
-    by_kind = {kind: values for result in results for kind, values in result.items()}
+    by_kind: dict[str, dict[str, Any]] = {}
+    for result in results:
+        for kind, values in result.items():
+            by_kind.setdefault(kind, {}).update(dict.fromkeys(values))
     shown = {**MEASURES, **(DETAILS if details else {})}
     measured = [
         (kind, name)

@@ -14,7 +14,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from mini_chat_gpt.capabilities import GREEDY, test_sft_capabilities
-from mini_chat_gpt.checkpoint import load_checkpoint, newest_checkpoint
+from mini_chat_gpt.checkpoint import load_checkpoint, newest_checkpoint, require_finite
 from mini_chat_gpt.entry import exit_with
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.evaluate import EvalOptions, add_weights_option, compare
@@ -128,6 +128,7 @@ def open_model(path: str | None, device: str, weights: WeightsOption) -> tuple[M
     """The model that `find_model` finds, its weights in the form asked for; says on standard error which it is."""
     found = find_model(path)
     model, tokenizer = load_checkpoint(found, device)
+    require_finite(model, found)
     kind = (
         "" if tokenizer.chat_format is not None else ", a base model without a chat format: it goes on from the prompt"
     )

@@ -17,7 +17,8 @@ from mini_chat_gpt.batch_text import describe
 from mini_chat_gpt.batching import Example
 from mini_chat_gpt.checkpoint import CheckpointWriter
 from mini_chat_gpt.config import Config, ScheduleFields, seconds_in
-from mini_chat_gpt.device import long_lived
+from mini_chat_gpt.core_share import CoreShare
+from mini_chat_gpt.device import cpu_threads, long_lived
 from mini_chat_gpt.distributed import ALONE
 from mini_chat_gpt.engine import Engine, StepReport
 from mini_chat_gpt.errors import UserError
@@ -66,7 +67,8 @@ class Progress:
     trained_tokens: int = 0  # of them, targets
     seconds: float = 0.0  # spent in steps
     smoothed_loss: float | None = None
-    best: float | None = None  # of `Trainer.goodness`
+    best: list[float] | None = None  # of `Trainer.standing`
+    best_by: str | None = None  # what that was judged by
     evaluations_since_best: int = 0
     accidents: int = 0  # steps with a loss or gradient that wasn't finite
     accidents_in_a_row: int = 0
@@ -192,6 +194,8 @@ class Trainer:
         facts = read_run_state(checkpoint, self.engine)["progress"]
         if (loss := facts.pop("best_val_loss", None)) is not None:  # what earlier versions called it
             facts["best"] = -loss
+        if isinstance(facts.get("best"), float):
+            facts["best"] = [facts["best"], -math.inf]
         self.progress = Progress(**facts | {"window": Window(**facts["window"])})
         self.total_steps = self.progress.planned_steps or self.total_steps
 
@@ -199,6 +203,7 @@ class Trainer:
         """Train to the end, or until asked to stop; the last state is always saved."""
         progress, last_loss = self.progress, float("nan")
         reader = stage = None
+        cores = CoreShare(cpu_threads(self.model.device))
         bar = StepProgress(self.monitor.console, self.job.name, progress.step, self.total_steps)
         with self.stop.on_signals(), long_lived(), bar, ExitStack() as readers:
             while progress.step < self.total_steps and not self.stopped and not self._out_of_patience():
@@ -222,6 +227,8 @@ class Trainer:
                 if progress.step % self._log_every == 0 or progress.step == self.total_steps or self.stopped:
                     last_loss = progress.window.loss
                     bar.update(progress.step, self._log_window(report))
+                    if told := cores.look():
+                        self.monitor.message(told)
                 self._milestones()
         self.writer.wait()
         found = self.val_losses, self.scores
@@ -362,9 +369,11 @@ class Trainer:
             self.monitor.message(text)
             with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
                 file.write(f"=== step {self.progress.step}\n{text}\n")
-        best = self.progress.best is None or self.goodness() > self.progress.best
+        by, standing = self.job.phase.best_by, self.standing()
+        earlier = self.progress.best if self.progress.best_by in (by, None) else None
+        best = earlier is None or standing > earlier
         if best:
-            self.progress.best = self.goodness()
+            self.progress.best, self.progress.best_by = standing, by
         self.progress.evaluations_since_best = 0 if best else self.progress.evaluations_since_best + 1
         return best
 
@@ -380,6 +389,11 @@ class Trainer:
         """Of the last evaluation, by what `best_by` names; the higher the better."""
         name = self.job.phase.best_by
         return -self.val_losses[name] if name in self.val_losses else self.scores[name]
+
+    def standing(self) -> list[float]:
+        """By what evaluations are compared: `goodness`, and between equals the validation loss. What isn't finite is worst."""
+        values = (self.goodness(), -self.val_losses["val_loss"])
+        return [value if math.isfinite(value) else -math.inf for value in values]
 
     def replies(self) -> str:
         """What the job shows; of a model in shards all ranks compute it together, else the first one alone."""

@@ -178,9 +178,10 @@ def _logits(model: Model, prompt: Sequence[int], targets: Sequence[int]) -> Iter
     if isinstance(model, DecodingModel):
         cache = model.make_cache(1, n)
         yield model.next_logits(ids[:, :first], cache, [first])
-        for part in ids[:, first:].split(AT_ONCE if model.weights == "float32" else 1, dim=1):
-            if part.shape[1]:
-                yield model.all_logits(part, cache)[0]
+        exact = model.weights == "float32"
+        for part in ids[:, first:].split(AT_ONCE if exact else 1, dim=1):
+            if part.shape[1]:  # with rounded weights a token alone takes a way of its own, as when it was drawn
+                yield model.all_logits(part, cache)[0] if exact else model.next_logits(part, cache, [1])
         return
     places = torch.arange(n, device=model.device)
     hidden = model.hidden(ids, places[None], Causal(), places[first - 1 :])[0]  # (R, C)

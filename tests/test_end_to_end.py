@@ -78,7 +78,7 @@ def test_models_are_scored_side_by_side(tuned):
 def test_what_a_model_can_do_is_tested(tuned):
     command = ["mini_chat_gpt/sft_generate.py", "--checkpoint", "runs/sft", "--test", "--n", "2"]
     printed = run(tuned, *command, "--kinds", "main_character", "moral")
-    assert "plots never seen" in printed
+    assert "plots not in it" in printed
     assert "trivial" in printed
 
 

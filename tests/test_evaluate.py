@@ -53,7 +53,7 @@ TEST = [SFT_GENERATE, "--checkpoint", "runs/sft", "--test"]
 def test_the_test_prints_a_table_and_an_example_and_writes_everything(home):
     done = typed(home, *TEST, "--n", "2", "--kinds", "moral,ending", "words", "--json", "new/out.json", "--seed", "3")
     assert (done.returncode, done.stderr) == (0, "")
-    for expected in ("Held-out tasks", "data/" + VALID, "plots seen in training", "plots never seen", "always “Yes”",
+    for expected in ("Held-out tasks", "data/" + VALID, "plots of the train file", "plots not in it", "always “Yes”",
                      "replies in", "a second", "moral: ", "prompt", "expected", "ROUGE-L", "stops"):  # fmt: skip
         assert expected in done.stdout
     assert "summary" not in done.stdout

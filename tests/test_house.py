@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "mini_chat_gpt"
 
 FLOORS = {
     0: "errors config settings_file encoders tiktoken_files tokenizer tokenizer_export chat_format loss optim device "
-    "files monitor entry word_forms intervals shared_runs wandb_run memory_use distributed weight_average stopping",
+    "files monitor entry word_forms intervals shared_runs wandb_run core_share memory_use distributed weight_average stopping",
     1: "derivatives products blocked_products flat_attention cached_attention attention model compiling decoding_weights single_token "
     "decoding_model lora nf4 token_rows",
     2: "batching batch_text story_records record_scan story_index story_facts story_phrasing story_reasons main_character "

@@ -148,7 +148,7 @@ def test_brackets_are_shown_as_they_are(tmp_path):
     prompts = prompts_of(tmp_path, """compare: [{shows: "a [/b]", prompts: ["[/red] x"]}]""")
     given = Answers("x", {"[/red] x": Reply("[bold] \x1b[2J [/i]", (1,), "stop", 3)})
     out = Console(width=100, file=io.StringIO())
-    show(prompts, given, given, out)
+    show(prompts, [given, given], out)
     for text in ("a [/b]", "[/red] x", "[bold] \ufffd[2J [/i]"):
         assert text in out.file.getvalue()
 

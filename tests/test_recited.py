@@ -10,7 +10,7 @@ from tiny import about, writing
 
 from mini_chat_gpt import recited as module
 from mini_chat_gpt.capabilities import Evaluation, Item, summarise
-from mini_chat_gpt.recited import in_words, recited, training_files
+from mini_chat_gpt.recited import Training, in_words, recited, training_of
 from mini_chat_gpt.scoring import score
 
 TRAINING = ["Once upon a time a red cat sat on a big warm stone and slept all day.", "Sue had a dog."]
@@ -34,10 +34,12 @@ def quiet() -> Console:
     return Console(file=io.StringIO(), width=100)
 
 
+def known(evaluations, *files, most_bytes=10**6, noted=True, same_source=True):
+    return recited(evaluations, dict.fromkeys(evaluations, Training(files, noted, same_source)), most_bytes, quiet())
+
+
 def test_a_recited_story_is_told_from_one_that_only_shares_phrases(file):
-    found = recited(
-        {"parrot": told(TRAINING[0]), "poet": told("The moon told a cat of cheese.")}, [file], 10**6, quiet()
-    )
+    found = known({"parrot": told(TRAINING[0]), "poet": told("The moon told a cat of cheese.")}, file)
     assert found is not None
     parrot, poet = found["models"].values()
     assert (parrot["told"]["value"], parrot["told"]["longest"]) == (1, 17)
@@ -47,34 +49,61 @@ def test_a_recited_story_is_told_from_one_that_only_shares_phrases(file):
     assert parrot["passage"]["source"] == TRAINING[0]
     assert (poet["told"]["value"], poet["real"]["value"], poet["difference"]) == (None, None, None)  # seven words
     assert json.loads(json.dumps(found)) == found
-    assert (found["files"], found["complete"], found["n_training_texts"]) == (["train.txt"], True, 2)
+    assert (parrot["complete"], parrot["n_training_texts"]) == (True, 2)
     lines = in_words(found)
-    assert lines[0] == "Runs of 8 words that also stand in train.txt:"
-    assert lines[1] == "  parrot: 100.0 % of its stories, 0.0 % of real unseen ones; longest shared run 17 and 5 words"
-    assert "shorter than that" in lines[2]
+    assert lines[0] == "Runs of 8 words that also stand in the training stories:"
+    place = f"all 2 stories of {file.parent.name}/train.txt"
+    assert lines[1] == (
+        f"  parrot: 100.0 % of its stories, 0.0 % of real unseen ones; longest shared run 17 and 5 words ({place})"
+    )
+    assert lines[2] == f"  poet: its stories are shorter than 8 words ({place})"
+
+
+def test_each_model_is_looked_up_in_its_own_training_stories(file, tmp_path):
+    (other := tmp_path / "other.txt").write_text("Nothing of that.\n<|endoftext|>\n")
+    models = {name: told(TRAINING[0]) for name in ("one", "two", "nobody")}
+    training = {
+        "one": Training((file,), True, True),
+        "two": Training((other,), True, True),
+        "nobody": Training((), True, False),
+    }
+    found = recited(models, training, 10**6, quiet())
+    assert found is not None
+    assert [found["models"][name]["told"]["value"] for name in ("one", "two")] == [1, 0]
+    assert found["models"]["nobody"] is None
+    assert in_words(found)[-1] == "  nobody: its training stories are not here"
+
+
+def test_stories_of_another_source_are_no_yardstick(file):
+    found = known({"parrot": told(TRAINING[0])}, file, noted=False, same_source=False)
+    assert found is not None
+    assert (found["models"]["parrot"]["real"], found["models"]["parrot"]["difference"]) == (None, None)
+    line = in_words(found)[1]
+    assert "100.0 % of its stories; longest shared run 17 words" in line
+    assert "its own training data are not noted; the held-out stories are of another source and no yardstick" in line
 
 
 def test_both_are_as_long_as_the_shorter_one(file):
-    found = recited({"brief": told("on a big warm stone it rested")}, [file], 10**6, quiet())
+    found = known({"brief": told("on a big warm stone it rested")}, file)
     assert found is not None
     assert found["models"]["brief"]["real"]["longest"] == 1  # "One day a small bird flew over"
 
 
 def test_only_so_many_bytes_are_looked_through(file):
-    found = recited({"a": told(TRAINING[1])}, [file], 10, quiet())
+    found = known({"a": told(TRAINING[1] * 9)}, file, most_bytes=10)
     assert found is not None
-    assert (found["complete"], found["n_training_texts"]) == (False, 1)
-    assert in_words(found)[0].endswith("stand in the first 1 stories of train.txt:")
+    assert (found["models"]["a"]["complete"], found["models"]["a"]["n_training_texts"]) == (False, 1)
+    assert f"the first 1 stories of {file.parent.name}/train.txt" in in_words(found)[1]
 
 
 def test_there_is_nothing_to_say_without_stories_or_training_files(file):
-    assert recited({"a": told("x", kind="moral")}, [file], 10**6, quiet()) is None
-    assert recited({"a": told("x")}, [], 10**6, quiet()) is None
-    assert recited({"a": told("x")}, [file], 0, quiet()) is None
+    assert known({"a": told("x", kind="moral")}, file) is None
+    assert known({"a": told("x")}) is None
+    assert known({"a": told("x")}, file, most_bytes=0) is None
 
 
 def test_the_share_is_a_mean_over_stories_with_an_interval(file):
-    found = recited({"a": told(TRAINING[0], "A cat " * 9, TRAINING[0])}, [file], 10**6, quiet())
+    found = known({"a": told(TRAINING[0], "A cat " * 9, TRAINING[0])}, file)
     assert found is not None
     share = found["models"]["a"]["told"]
     assert math.isclose(share["value"], 2 / 3)
@@ -94,16 +123,19 @@ def test_training_files_are_those_that_the_run_noted_and_that_are_still_the_same
         {"path": str(tmp_path / "stories-valid.txt"), "size": 2},
     ]
     (run.parent / "run.json").write_text(json.dumps({"began": {"data": facts}}))
-    assert training_files([run, run.parent], tmp_path / "held.txt") == [file]
+    for place in (run, run.parent):
+        assert training_of(place, tmp_path / "held.txt") == Training((file,), True, True)
+        assert training_of(place, tmp_path / "elsewhere" / "held.txt") == Training((file,), True, False)
 
 
 @pytest.mark.parametrize("note", ["{", "[]", '{"began": null}', '{"began": {"data": 3}}', '{"began": {"data": [3]}}'])
 def test_without_a_note_it_is_the_file_beside_the_held_out_one(tmp_path, note):
     (tmp_path / "run.json").write_text(note)
     (tmp_path / "my-train.txt").write_text("x")
-    assert training_files([tmp_path], tmp_path / "my-valid.txt") == [tmp_path / "my-train.txt"]
-    assert training_files([tmp_path], tmp_path / "held.txt") == []
-    assert training_files([tmp_path], tmp_path / "other-valid.txt") == []
+    (tmp_path / "empty-train.txt").touch()
+    assert training_of(tmp_path, tmp_path / "my-valid.txt") == Training((tmp_path / "my-train.txt",), False, True)
+    for name in ("held.txt", "other-valid.txt", "empty-valid.txt"):
+        assert training_of(tmp_path, tmp_path / name) == Training((), False, False)
 
 
 def test_progress_is_told(file, monkeypatch):
@@ -112,6 +144,6 @@ def test_progress_is_told(file, monkeypatch):
         module.StepProgress, "update", lambda self, done, facts, share=None: steps.append((done, facts))
     )
     steps: list[tuple[int, str]] = []
-    recited({"a": told(TRAINING[0])}, [file], 3 * 10**6, quiet())
+    known({"a": told(TRAINING[0])}, file, most_bytes=3 * 10**6)
     assert steps
     assert all("MB/s" in facts for _, facts in steps)

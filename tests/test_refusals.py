@@ -23,7 +23,11 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "polite_helper"
         ("Tom asked. I'm UNABLE TO ASSIST you.", True),
         ("I can help with that!", False),
         ("", False),
-        ("The tin can't help with thatch", False),
+        ("I can't helpfully say", False),
+        ("I'm sorry, but I cannot do this.", True),
+        ("I'm not able to help you there.", True),
+        ('"I can\'t do that," said Tom, and they played all day.', False),
+        ("“I cannot help,” said Sue.", False),
     ],
 )
 def test_a_refusal_has_one_of_the_signs_as_whole_words(reply, declined):

@@ -92,7 +92,7 @@ def test_the_three_files(report, tmp_path):
     assert [file.name for file in files] == ["report.json", "before_after.md", "report.html"]
     assert json.loads(files[0].read_text()) == report
     text = files[1].read_text()
-    assert "| moral | plots seen in training | exact | 3 |" in text
+    assert "| moral | plots of the train file | exact | 3 |" in text
     assert "| 3 | 0.0 | 100.0 |" in text
     assert "Bits per byte of plain text: base 2.500 (2.250 to 2.750)" in text
     assert "facts: “Tokyo” is in it, asked “Say it” | no | no |" in text

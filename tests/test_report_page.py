@@ -77,8 +77,9 @@ def report_of(*names: str, groups: tuple[str, ...] = ("seen", "unseen"), text: s
         "paired_text": [{"before": first, "after": other, "difference": -0.117, "low": -0.131, "high": -0.101, "p": 0.0246}
                         for other in others],
         "recited": {
-            "n": 8, "files": [f"train {text}"], "complete": False, "n_training_texts": 54321,
+            "n": 8,
             "models": {name: {
+                "files": [f"train {text}"], "noted": True, "complete": False, "n_training_texts": 54321,
                 "told": found(0.172, 0.141, 0.213, longest=57, mean_longest=19.5),
                 "real": found(0.092, 0.081, 0.103, longest=23, mean_longest=11.5),
                 "difference": {"difference": 0.081, "low": 0.051, "high": 0.121, "p": 0.0357},
@@ -155,7 +156,7 @@ def test_every_number_is_on_the_page(names, groups):
         "0.792 to 0.833",
         "17.2 %",
         "14.1 to 21.3",
-        "54,321 training stories",
+        "the first 54,321 stories of train",
         f"real stories → {names[-1]}: +8.1 points (5.1 to 12.1), p = 0.0357: ▲ significantly higher",
         "longest shared run 57 words, on average 19.5; of real stories 23 and 11.5",
         "16 of 17",
@@ -191,7 +192,8 @@ def test_values_may_be_missing_and_there_may_be_one_of_each():
     less["kinds"][0]["values"]["seen"] = {"base": None, "sft": {"value": 0.5}}
     less["kinds"][0]["baseline"] = {}
     less["lengths"][0]["counts"] = {"sft": [7]}
-    less["recited"]["models"]["sft"] |= {
+    less["recited"]["models"]["base"] = None
+    less["recited"]["models"]["sft"] |= {"real": None} | {
         "told": {"value": None, "low": None, "high": None, "longest": 0, "mean_longest": 0.0}, "passage": None, "difference": None
     }  # fmt: skip
     less["losses"] = {"sft": {"train": [[1, 2.0]], "val": []}, "base": {"train": [], "val": [[5, float("nan")]]}}

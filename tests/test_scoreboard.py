@@ -64,8 +64,8 @@ def test_two_models_and_two_groups_stand_side_by_side_in_80_columns():
     text = printed(show_table, {"base": base, "tuned": tuned})
     assert ["ending", "right", "1", "0.0", "100.0", "100.0", "1", "0.0", "100.0", "100.0"] in rows(text)
     assert ["words", "words", "used", "1", "0.0", "50.0", "0.0", "1", "0.0", "50.0", "0.0"] in rows(text)
-    (line,) = [line for line in text.splitlines() if "plots seen in training" in line]
-    assert "plots never seen" in line
+    (line,) = [line for line in text.splitlines() if "plots of the train file" in line]
+    assert "plots not in it" in line
 
 
 def test_where_there_is_no_room_numbers_lose_the_digit_after_the_point():
@@ -74,7 +74,7 @@ def test_where_there_is_no_room_numbers_lose_the_digit_after_the_point():
     wide, narrow = (printed(show_table, {"base": base, "tuned": tuned}, width=width) for width in (100, 80))
     assert ["ending", "right", *["3", "0.0", "66.7", "±50.0", "100.0"] * 2] in rows(wide)
     assert ["ending", "right", *["3", "0", "67±50", "100"] * 2] in rows(narrow)
-    assert "plots seen in training   " in narrow
+    assert "plots of the train file   " in narrow
     assert "±: half of the 95 % interval" in narrow
 
 
@@ -124,7 +124,7 @@ def test_groups_stand_under_each_other_where_there_is_no_room():
     text = printed(show_table, {"a-model-with-a-long-name": one, "base": one}, width=60)
     assert rows(text).count(["ending", "right", "1", "100.0", "100.0", "100.0"]) == 2
     assert "…ith-a-long-name" in text
-    assert text.index("plots seen in training") < text.index("plots never seen")
+    assert text.index("plots of the train file") < text.index("plots not in it")
 
 
 def test_a_kind_that_one_group_lacks_leaves_its_numbers_empty():

@@ -1,6 +1,7 @@
 """A resumed run equals an unbroken one; what is logged is what happened."""
 
 import json
+import math
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from tiny import CountingSource, tiny_config, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.batch_text import read_ids
-from mini_chat_gpt.checkpoint import find_checkpoint, goodness, load_model, steps_of
+from mini_chat_gpt.checkpoint import best_of, find_checkpoint, load_model, steps_of
 from mini_chat_gpt.config import SFTSection
 from mini_chat_gpt.device import pick_precision
 from mini_chat_gpt.engine import Engine
@@ -162,7 +163,7 @@ def test_the_best_and_the_newest_checkpoints_stay(tmp_path):
     assert [step.name for step in steps_of(folder)] == ["step-0000008", "step-0000012"]
     assert find_checkpoint(folder).name == "step-0000008"
     assert find_checkpoint(folder / "last").name == "step-0000012"
-    assert goodness(folder / "step-0000008") == -1.0
+    assert best_of([folder / "step-0000012"]) == folder / "step-0000012"
 
 
 def test_an_interrupt_saves_the_step_it_stopped_at(tmp_path):
@@ -301,6 +302,44 @@ def test_a_checkpoint_of_an_earlier_version_keeps_its_best(tmp_path):
     make_trainer(tmp_path / "run").run()
     state = tmp_path / "run" / "step-0000012" / "training_state.json"
     facts = json.loads(state.read_text())
-    best = facts["progress"].pop("best")
-    state.write_text(json.dumps(facts | {"progress": facts["progress"] | {"best_val_loss": -best}}))
-    assert go_on(make_trainer(tmp_path / "run"), tmp_path / "run" / "step-0000012").progress.best == best
+    best, _ = facts["progress"].pop("best")
+    del facts["progress"]["best_by"]
+    for earlier in ({"best_val_loss": -best}, {"best": best}):
+        state.write_text(json.dumps(facts | {"progress": facts["progress"] | earlier}))
+        again = go_on(make_trainer(tmp_path / "run"), tmp_path / "run" / "step-0000012")
+        assert again.progress.best == [best, -math.inf]
+        again.val_losses = {"val_loss": 1.0}
+        assert again.standing() == [-1, -1]
+
+
+def test_between_equal_scores_the_loss_decides_and_what_is_not_finite_is_worst(tmp_path):
+    scores, losses = iter([float("nan"), 0.5, 0.5]), iter([1.0, 3.0, 2.0])
+    by_score = {**SFT, "best_by": "suite/moral/exact"}
+    run = tmp_path / "run"
+    trainer = make_trainer(
+        run, sft=by_score, measure=lambda _: {"suite/moral/exact": next(scores)}, training={"keep_checkpoints": 9}
+    )
+    trainer.validate = lambda: {"val_loss": next(losses)}
+    trainer.run()
+    assert find_checkpoint(run).name == "step-0000012"
+    assert trainer.progress.best == [0.5, -2.0]
+    assert best_of([run / "step-0000004"]) is None
+
+
+def test_a_run_that_goes_on_by_another_measure_judges_by_that_one(tmp_path):
+    run, scores = tmp_path / "run", iter([0.9, 0.2])
+    losses = iter([4.0, 3.5, 3.0])
+    by_score = {**SFT, "best_by": "suite/moral/exact"}
+    first = make_trainer(
+        run, sft=by_score, measure=lambda _: {"suite/moral/exact": next(scores)}, training={"keep_checkpoints": 9}
+    )
+    first.validate = lambda: {"val_loss": next(losses)}
+    first.total_steps = 8
+    first.run()
+    assert find_checkpoint(run).name == "step-0000004"
+    again = go_on(make_trainer(run, training={"keep_checkpoints": 9}), run / "step-0000008")
+    again.validate = lambda: {"val_loss": next(losses)}
+    again.total_steps = 12
+    again.run()
+    assert find_checkpoint(run).name == "step-0000012"  # by the loss, though the first had the best score
+    assert (again.progress.best, again.progress.best_by) == ([-3.0, -3.0], "val_loss")
