@@ -23,11 +23,11 @@ from mini_chat_gpt.chat_format import role_ids
 from mini_chat_gpt.errors import UserError
 from mini_chat_gpt.generation import FinishReason, Model, generate_replies
 from mini_chat_gpt.held_out import find_held_out, held_out_tasks
-from mini_chat_gpt.intervals import Paired, bootstrap, paired
+from mini_chat_gpt.intervals import Paired, bootstrap, paired, wilson
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.sampling import Sampling
 from mini_chat_gpt.scoring import by_measure, score
-from mini_chat_gpt.story_metrics import Scores
+from mini_chat_gpt.story_metrics import RIGHT_OR_WRONG, Scores
 from mini_chat_gpt.story_tasks import Task
 from mini_chat_gpt.tokenizer import ChatTokenizer
 from mini_chat_gpt.trivial_replies import best_of, trivial_scores
@@ -41,7 +41,7 @@ Results = dict[str, dict[str, Any]]
     empty       share of the replies without text
     baseline    {measure: value, "rules": {measure: name}}: what the best trivial rule reaches, and which it is
     baselines   {rule: {measure: value}}: what each of them reaches
-    interval    {measure: [low, high]}: 95 % interval of the mean (percentile bootstrap over the tasks, 1,000 resamples);
+    interval    {measure: [low, high]}: 95 % interval of the mean (Wilson's, else percentile bootstrap with 1,000 resamples);
                 "stops", "role_token" and "empty" have one too
     measured    {measure: tasks} for those that only some of the tasks have ("has_sentence")
 """
@@ -207,7 +207,10 @@ def summarise(items: Sequence[Item]) -> Results:
             **{name: fmean(of_one) for name, of_one in ends.items()},
             "baseline": best_of(reached),
             "baselines": reached,
-            "interval": {name: [*bootstrap(of_one)] for name, of_one in (values | ends).items()},
+            "interval": {
+                name: [*(wilson if name in RIGHT_OR_WRONG else bootstrap)(of_one)]
+                for name, of_one in (values | ends).items()
+            },
             "measured": {name: len(of_one) for name, of_one in values.items() if len(of_one) < len(ours)},
         }
     return results

@@ -1,13 +1,18 @@
 """How far to trust a mean over few items: intervals by the bootstrap, and a test of two models on the same items.
 
+What is right or wrong has Wilson's interval (Wilson 1927, "Probable inference, the law of succession, and statistical inference"), which
+also holds where all or none are right: 40 of 40 leave room for one in eleven that is wrong. All else has the bootstrap's.
+
 The bootstrap (Efron 1979, "Bootstrap methods: another look at the jackknife") draws as many items as there are, with
 replacement, again and again, and looks at how the statistic spreads. It knows nothing that the items don't show: where all are
-equal the interval has no width, and from fewer than about ten items it comes out too narrow. Every result is a function of its
+equal the interval has no width, and from fewer than about ten items it comes out too narrow. And both know of these items only: of
+stories from three plots they say nothing about a fourth plot. Every result is a function of its
 arguments alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,6 +22,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 """(resamples, items, …) -> (resamples,)"""
 
 SEED = 1337
+Z = 1.959964  # of the normal distribution, 95 % lie within so many standard deviations
 SIGNIFICANT = 0.05  # p below which a difference is called one
 MOST_EXACT = 16  # items that differ, of which all 2 ** 16 signs are tried
 SIGN_DRAWS = 9999
@@ -45,6 +51,18 @@ def ratio(samples: np.ndarray) -> np.ndarray:
     """Σ first / Σ second; (resamples, items, 2) -> (resamples,). For items of different size."""
     sums = samples.sum(axis=1)
     return sums[:, 0] / sums[:, 1]
+
+
+def wilson(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """95 % interval (low, high) of a share, from items that are 1 or 0. Raises ValueError where there is no item."""
+    n = len(values)
+    if not n:
+        raise ValueError("there is no interval without a single item")
+    share = float(np.mean(values))
+    middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    # At the ends the formula gives exactly 0 and 1, but for rounding.
+    return (0.0 if share == 0 else middle - half), (1.0 if share == 1 else middle + half)
 
 
 def bootstrap(

@@ -48,12 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_data(Path(config.sft.dataset_path), out)
     for title, job, stage in (("Base model", pretrain, "pretrain"), ("Fine-tuning", train, "sft")):
         if run_stage(title, job, stage, config, out):
+            out.print("The same quickstart command goes on from there, too.")
             return 130
     base, tuned = Path(config.pretrain.save_dir), Path(config.sft.save_dir)
     out.rule("Base and tuned model on prompts that training never saw")
     page = free_name(Path("runs/reports") / "quickstart")
     options = EvalOptions(n=arguments.items, seed=config.system.seed, report=page)
-    compare([base, tuned], config.sft.dataset_path, options, out)
+    compare([base, tuned], None, options, out)
     out.print(f"\nAll of it took {clock(time.monotonic() - started)}. Now chat with it:", markup=False)
     out.print(f"  mini-chat-gpt chat --checkpoint {tuned}", markup=False, soft_wrap=True)
     return 0

@@ -22,6 +22,7 @@ from mini_chat_gpt.model import GPT
 from mini_chat_gpt.plain_text import BitsPerByte
 from mini_chat_gpt.recited import in_words
 from mini_chat_gpt.report_page import page
+from mini_chat_gpt.report_words import p_words
 from mini_chat_gpt.scoreboard import LAST, MEASURES, called
 from mini_chat_gpt.tokenizer import ChatTokenizer
 
@@ -303,7 +304,7 @@ def _table_of_kinds(report: Mapping[str, Any], names: Sequence[str]) -> list[str
         for group, values in kind["values"].items():
             pair = pairs.get((kind["kind"], group))
             difference = (
-                (_percent(pair["difference"], pair["low"], pair["high"], "+"), f"{pair['p']:.2g}") if pair else ("", "")
+                (_percent(pair["difference"], pair["low"], pair["high"], "+"), p_words(pair["p"])) if pair else ("", "")
             )
             cells = [_percent(*(values[name][part] for part in ("value", "low", "high"))) for name in names]
             trivial = f"{100 * kind['baseline'][group]['value']:.1f} ({kind['baseline'][group]['rule']})"

@@ -83,6 +83,11 @@ def _summary(about: Report) -> list[tuple[str, str]]:
             f"comparisons where {after} is significantly higher than {before}; {lower} lower, {same} not significant"
         )
         found.append((f"{verdicts.count(HIGHER)} of {len(verdicts)}", words))
+    if told := _beyond_trivial(about):
+        better, n = told
+        found.append(
+            (f"{better} of {n}", f"kinds and groups where {about.names[-1]} is better than the best trivial answer")
+        )
     if n := sum(n for kind in about.rows("kinds") for n in kind["n"].values()):
         found.append((f"{n:,}", "held-out tasks" if n != 1 else "held-out task"))
     for values, what in (
@@ -97,6 +102,17 @@ def _summary(about: Report) -> list[tuple[str, str]]:
         if run.get("val") and name == about.names[-1]:
             found.append((number(run["val"][-1][1]), f"validation loss of {name} at its end"))
     return found
+
+
+def _beyond_trivial(about: Report) -> tuple[int, int] | None:
+    """(how many main measures of the last model are higher than the best trivial answer's, of how many)."""
+    better = [
+        by_name[about.names[-1]]["value"] > trivial["value"]
+        for kind in about.rows("kinds")
+        for group, by_name in kind["values"].items()
+        if (trivial := (kind.get("baseline") or {}).get(group)) and by_name.get(about.names[-1])
+    ]
+    return (sum(better), len(better)) if better else None
 
 
 def _order(n: int) -> str:

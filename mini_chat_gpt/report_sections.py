@@ -6,6 +6,7 @@ from statistics import median
 
 from mini_chat_gpt.page_style import escaped
 from mini_chat_gpt.recited import where
+from mini_chat_gpt.refusals import REFUSALS
 from mini_chat_gpt.report_charts import (
     SPACE,
     Scale,
@@ -29,6 +30,10 @@ from mini_chat_gpt.report_words import (
     kind_name,
     value_words,
     verdict,
+)
+
+ABOUT_REFUSALS = (
+    "requests to be declined (refused: of these), and harmless ones like them (answered, well or badly: of those)"
 )
 
 
@@ -74,12 +79,16 @@ def _figure(kind: Row, group: str, scale: Scale, trivial: Row | None, about: Rep
     rows.append(f"<span></span>{bar_axis(scale)}<span></span>")
     n = kind["n"].get(group)
     title = about.groups[group]
-    words = [f"<b>{escaped(group)}</b>" + (f": {escaped(title)}" if title else "")] if group else []
+    words = [ABOUT_REFUSALS] if kind["kind"] == REFUSALS else []
+    words += [f"<b>{escaped(group)}</b>" + (f": {escaped(title)}" if title else "")] if group else []
     words += [f"n = {n:,}"] if n is not None else []
     notes = [_further(row, about) for row in about.rows("measures") if row.get("main") and _is_of(row, kind, group)]
     notes += [_difference(row, about) for row in about.rows("paired") if _belongs(row, kind, group)]
     if trivial is not None:
-        notes.append(f'<li class="dim">Trivial: {escaped(trivial["rule"])}.</li>')
+        last = by_name.get(about.names[-1])
+        below = last is not None and last["value"] is not None and last["value"] <= trivial["value"]
+        said = f" {escaped(about.names[-1])} is <b>no better than that</b>." if below else ""
+        notes.append(f'<li class="dim">Trivial: {escaped(trivial["rule"])}.{said}</li>')
     return (
         f'<figure><figcaption>{", ".join(words)}</figcaption><div class="bars">{"".join(rows)}</div>'
         f'<ul class="notes">{"".join(notes)}</ul></figure>'

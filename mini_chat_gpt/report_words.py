@@ -77,8 +77,15 @@ def difference_words(row: Row, share: bool) -> tuple[str, str, str]:
     p = row.get("p")
     value = shown(row["difference"], share).removesuffix(f"{SPACE}%")
     signed = ("+" if row["difference"] > 0 else "") + value + (f"{SPACE}points" if share else "")
-    chance = "" if p is None else f"p{SPACE}≤{SPACE}0.0001" if p < 0.00015 else f"p{SPACE}={SPACE}{number(p)}"
+    chance = "" if p is None else f"p{SPACE}{'' if p <= LEAST_P else f'={SPACE}'}{p_words(p)}"
     return signed, span(row["low"], row["high"], share), escaped(chance)
+
+
+LEAST_P = 0.00015  # the least that drawn signs can tell is 0.0001
+
+
+def p_words(p: float) -> str:
+    return f"≤{SPACE}0.0001" if p <= LEAST_P else number(p)
 
 
 def kind_name(kind: str) -> str:

@@ -71,7 +71,8 @@ LEGEND = {
     "role_token": "role token: replies that ended by beginning somebody else's turn",
     "empty": "empty: replies without text",
 }
-MARGIN = "±: half of the 95 % interval (bootstrap over the n tasks); none where all replies score alike"
+MARGIN = "±: half of the 95 % interval over the n tasks (Wilson's for right or wrong, else bootstrap)"
+FEW_PLOTS = "The unseen plots are few: the intervals are of tasks from these plots, another plot may differ by more"
 LAST = ("stops", "role_token", "empty")  # of all kinds, below the rest
 LONGEST_NAME = 16  # of a model
 LONGEST_REPLY = 450  # characters
@@ -296,6 +297,7 @@ def _legend(rows: Rows, by_group: ByGroup) -> str:
         kinds_of.setdefault(" or ".join(rules), []).append(kind)
     trivial = "; ".join(f"{rule} ({', '.join(kinds)})" for rule, kinds in kinds_of.items())
     lines = [text for name, text in LEGEND.items() if name in there]
+    lines += [FEW_PLOTS] if GROUPS["unseen"] in by_group else []
     return "\n".join([*lines, MARGIN, f"trivial: {trivial}"])
 
 

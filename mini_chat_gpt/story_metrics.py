@@ -18,6 +18,11 @@ from mini_chat_gpt.story_tasks import Task
 Scores = dict[str, float]
 NEUTRAL = frozenset({"length_ratio", "copied", "n_words", "repetition", "distinct_1", "distinct_2", "distinct_3"})
 """Measures of which neither the highest value is the best nor the lowest."""
+RIGHT_OR_WRONG = frozenset({
+    "accuracy", "exact", "verbatim", "all_used", "refused", "answered", "stops", "role_token", "empty",
+    "has_sentence", "has_sentence_verbatim", "has_dialogue", "has_moral",
+})  # fmt: skip
+"""Measures that are 1 or 0 of each reply."""
 COUNTS = frozenset({"n_words"})
 """Measures that are numbers of something, no shares: not to be shown in percent."""
 RUN = 4  # words that in the same order are hardly there twice by chance

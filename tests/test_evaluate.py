@@ -146,7 +146,7 @@ def test_models_are_put_side_by_side_a_base_among_them(home, monkeypatch, capsys
     command = ["--checkpoint", "runs/sft", "--against", "runs/base", "--device", "cpu", "--n", "1"]
     assert main([*command, "--kinds", "moral", "quote", "--examples", "0"]) == 0
     shown = capsys.readouterr().out
-    assert "n  base   sft trivial" in " ".join(shown.split("\n"))
+    assert ["in", "%", *["n", "base", "sft", "trivial"] * 2] in [line.split() for line in shown.splitlines()]
     assert "fully right" not in shown
     assert "quote" in shown
     assert "what trivial replies reach" not in shown

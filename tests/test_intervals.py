@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mini_chat_gpt import intervals
-from mini_chat_gpt.intervals import bootstrap, paired, ratio
+from mini_chat_gpt.intervals import bootstrap, paired, ratio, wilson
 
 RNG = np.random.default_rng(0)
 
@@ -33,6 +33,31 @@ def test_any_statistic_is_drawn_item_by_item():
     sizes = RNG.integers(1, 100, size=300)
     low, high = bootstrap(np.stack([3 * sizes, sizes], axis=1), ratio)
     assert (low, high) == pytest.approx((3, 3))
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "expected"),
+    [
+        (8, 10, (0.4902, 0.9433)),
+        (40, 40, (0.9124, 1)),
+        (0, 40, (0, 0.0876)),
+        (1, 2, (0.0945, 0.9055)),
+        (15, 50, (0.1910, 0.4375)),
+    ],
+)
+def test_the_interval_of_a_share_is_wilsons(right, n, expected):
+    assert wilson([1.0] * right + [0.0] * (n - right)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_interval_of_a_share_covers_it_about_95_times_in_100_also_near_its_end():
+    rng = np.random.default_rng(2)
+    for share in (0.5, 0.96):
+        found = [wilson(rng.random(40) < share) for _ in range(2000)]
+        assert 0.92 <= np.mean([low <= share <= high for low, high in found]) <= 0.99
+
+
+def test_differences_that_are_no_numbers_tell_nothing():
+    assert paired([1, 1, 1], [float("nan"), 1, 1]).p == 1
 
 
 def test_one_item_and_equal_items_give_an_interval_without_width():

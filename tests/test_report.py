@@ -93,7 +93,7 @@ def test_the_three_files(report, tmp_path):
     assert json.loads(files[0].read_text()) == report
     text = files[1].read_text()
     assert "| moral | plots of the train file | exact | 3 |" in text
-    assert "| 3 | 0.0 | 100.0 |" in text
+    assert "| 3 | 0.0 (0 to 56) | 100.0 (44 to 100) |" in text
     assert "Bits per byte of plain text: base 2.500 (2.250 to 2.750)" in text
     assert "facts: “Tokyo” is in it, asked “Say it” | no | no |" in text
     tables = [line.count("|") for line in text.split("\n") if line.startswith("| kind | group")]
