@@ -14,8 +14,8 @@ The prompts stand in a YAML file, so that a recipe needs no code:
     answer: [ … ]                  prompts that must not be declined, though some look alike
     polite_signs, refusal_signs    how replies are told (else those of data/reply_signs.yaml)
 
-A reply is polite if it begins with one of the signs, and a refusal if it has one of them anywhere: plain rules that anybody can
-check against the replies, all of which are in the report.
+A reply is polite if it begins with one of the signs, and a refusal if it has one of them anywhere outside of quotation marks: plain
+rules that anybody can check against the replies, all of which are in the report.
 """
 
 from __future__ import annotations

@@ -113,9 +113,10 @@ class Explanation:
         names += ["repetition_penalty"] if self.sampling.repetition_penalty != 1 else []
         values = [(name, getattr(self.sampling, name)) for name in names]
         settings = ", ".join(f"{name} {value:g}" for name, value in values if value is not None)
+        signs = " In tokens · is a space and ↵ a line break."
         if self.greedy:
-            return f"“model” is the model's own probability; the likeliest token was taken ({settings})."
-        return f"“model” is the model's own probability, “drawn” the one with the settings: {settings}."
+            return f"“model” is the model's own probability; the likeliest token was taken ({settings}).{signs}"
+        return f"“model” is the model's own probability, “drawn” the one with the settings: {settings}.{signs}"
 
 
 # ---- finding it out --------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ _STYLE = """
 .legend b { font-weight: 400; color: var(--text); border-radius: 3px; padding: .1rem .5rem; margin-right: .3rem;
   font-size: .85rem; display: inline-block; }
 #panel { position: sticky; bottom: .6rem; margin-top: .8rem; box-shadow: 0 2px 12px #0002; }
-#panel p { margin: 0 0 .4rem; } #panel .row { display: grid; grid-template-columns: 9rem 1fr 4.5rem 8rem; gap: .6rem;
+#panel p { margin: 0 0 .4rem; } #panel .row { display: grid; grid-template-columns: 9rem 1fr 4.5rem 4.5rem; gap: .6rem;
   align-items: center; font-size: .9rem; font-variant-numeric: tabular-nums; }
 #panel .row.it, #panel .row.it code { font-weight: 700; }
 #panel .row > code { overflow: hidden; text-overflow: ellipsis; white-space: pre; }
@@ -136,7 +136,7 @@ th, td { vertical-align: top; }
 th:nth-child(2), td:nth-child(2), th:last-child, td:last-child { text-align: left; }
 td span { display: inline-block; margin-right: .9rem; white-space: nowrap; color: var(--dim); }
 code { font: 14px ui-monospace, Menlo, Consolas, monospace; border-radius: 3px; padding: 1px 3px; color: var(--text); }
-@media (max-width: 40rem) { #panel .row { grid-template-columns: 6rem 1fr 4rem; } #panel .row span + span { display: none; } }
+@media (max-width: 40rem) { #panel .row { grid-template-columns: 6rem 1fr 3.8rem 3.8rem; } }
 """
 
 _SCRIPT = """
@@ -153,7 +153,8 @@ function show(n) {
   const [it, rank, ...others] = data.tokens[n];
   panel.hidden = false;
   panel.replaceChildren();
-  add(panel, 'p', `Token ${n + 1} of ${tokens.length}, rank ${rank}`, 'dim');
+  const bars = data.greedy ? '' : '; upper bar and first number: the model, lower and second: as it was drawn';
+  add(panel, 'p', `Token ${n + 1} of ${tokens.length}, rank ${rank}${bars}`, 'dim');
   for (const row of [it, ...others].sort((a, b) => b[1] - a[1])) {
     const line = add(panel, 'div', '', row === it ? 'row it' : 'row');
     add(line, 'code', row[0]);
@@ -161,7 +162,7 @@ function show(n) {
     add(bars, 'i').style.width = `${100 * row[1]}%`;
     if (!data.greedy) add(bars, 'i').style.width = `${100 * row[3]}%`;
     add(line, 'span', row[2]);
-    add(line, 'span', data.greedy ? '' : `drawn ${row[4]}`, 'dim');
+    add(line, 'span', data.greedy ? '' : row[4], 'dim');
   }
   tokens.forEach((token, place) => token.classList.toggle('on', place === n));
 }

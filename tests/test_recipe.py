@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tiny import lively_model, tiny_tokenizer
 
-from mini_chat_gpt.before_after import Answers, changes, checks, read_prompts, report, show
+from mini_chat_gpt.before_after import Answers, Compared, Prompts, changes, checks, read_prompts, report, show
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoint import save_checkpoint
 from mini_chat_gpt.conversation_source import duplicates, nearest_prompts
@@ -233,3 +233,12 @@ def test_its_config_is_a_config_for_sft_too(clone):
     printed = run(clone, "sft", "--config", "recipes/polite_helper/config.yaml", *brief)
     assert "in an adapter" in printed
     assert "runs/polite_helper" in printed
+
+
+def test_the_prompts_that_are_documented_can_be_read(tmp_path):
+    text = (ROOT / "docs" / "your-own-chats.md").read_text(encoding="utf-8")
+    (tmp_path / "prompts.yaml").write_text(text.split("## Prompts of your own")[1].split("```")[1].removeprefix("yaml"))
+    found = read_prompts(tmp_path / "prompts.yaml")
+    written = {name for one in found.compare for name in one.model_fields_set}
+    assert written == set(Compared.model_fields)  # every key is there
+    assert found.model_fields_set == set(Prompts.model_fields)

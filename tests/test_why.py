@@ -143,7 +143,7 @@ def test_with_rounded_weights_the_reply_is_read_as_it_was_generated(monkeypatch,
         pytest.skip("this PyTorch or processor has no FBGEMM")
     model, prompt = DecodingModel(model_for(chatty), weights), prompt_ids(chatty, PROMPT)
     seen = Seen(monkeypatch, model, chatty, prompt, GREEDY)
-    assert seen.explained_by(explain(model, chatty, prompt, seen.ids, seen.stop_id, GREEDY), atol=1e-3)
+    assert seen.explained_by(explain(model, chatty, prompt, seen.ids, seen.stop_id, GREEDY), atol=1e-6)
 
 
 @pytest.mark.parametrize("form", ["GPT", "DecodingModel"])
