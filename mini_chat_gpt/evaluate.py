@@ -70,6 +70,10 @@ class EvalOptions:
             raise UserError(
                 f"--report: {self.report} can't be written to; name a folder that may be made or written to."
             )
+        if self.report is not None and self.json is not None and self.json.absolute().parent == self.report.absolute():
+            raise UserError(
+                f"--json: {self.json} lies in the report's folder, which has a report.json; name another place."
+            )
 
 
 def _can_be_written(file: Path) -> bool:

@@ -42,13 +42,14 @@ def training_of(checkpoint: Path, held_out: Path) -> Training:
     Where nothing is noted, it is the train file beside the held-out one, if there is one.
     """
     found: dict[Path, None] = {}
-    for run in (checkpoint, checkpoint.parent):
-        for facts in _data_facts(run / "run.json"):
+    noted = [_data_facts(run / "run.json") for run in (checkpoint, checkpoint.parent)]
+    for data in noted:
+        for facts in data:
             path = Path(str(facts.get("path", "")))
             is_text = path.suffix == ".txt" and "valid" not in path.name
             if is_text and path.is_file() and path.stat().st_size == facts.get("size"):
                 found[path.resolve()] = None
-    if found:
+    if any(noted):  # also where it was chats, or what is gone by now
         folder = held_out.resolve().parent
         return Training(tuple(found), True, any(file.parent == folder for file in found))
     beside = held_out.with_name(held_out.name.replace("valid", "train"))

@@ -3,18 +3,20 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from tiny import tiny_model
 
 from mini_chat_gpt.chat_format import ChatFormat
-from mini_chat_gpt.checkpoint import save_checkpoint
+from mini_chat_gpt.checkpoint import load_checkpoint, save_checkpoint
 from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.evaluate import EvalOptions, _work_done, compare, main, short_names
+from mini_chat_gpt.evaluate import EvalOptions, _report_folder, _work_done, compare, main, short_names
 from mini_chat_gpt.sample_stories import write_sample
 from mini_chat_gpt.sft_dataloader import stories
 from mini_chat_gpt.sft_generate import main as generate
@@ -87,6 +89,7 @@ def test_an_output_that_knows_no_colour_and_no_unicode_is_no_obstacle(home):
         (["--data", "runs"], "holds no TinyStoriesInstruct-valid.txt"),
         (["--json", "data"], "--json: data can't be written"),
         (["--json", f"data/{VALID}/out.json"], "can't be written"),
+        (["--report", "r", "--json", "r/report.json"], "lies in the report's folder"),
         (["--report", f"data/{VALID}"], "can't be written to"),
         (["--training-mb", "-1"], "--training-mb is -1; it must be 0 or more"),
         (["--examples", "-1"], "--examples is -1"),
@@ -178,3 +181,55 @@ def test_the_work_done_grows_with_the_length_of_the_kinds_texts():
 def test_names_are_short_where_that_tells_models_apart():
     assert short_names([Path("runs/sft/best"), Path("runs/base")]) == ["sft", "base"]
     assert short_names([Path("a/sft"), Path("b/sft")]) == ["a/sft", "b/sft"]
+    assert short_names([Path("/x/p1/runs/q/sft"), Path("/x/p2/runs/q/sft")]) == ["p1/…/sft", "p2/…/sft"]
+    assert short_names([Path("sft"), Path("runs/sft")]) == ["sft", "runs/sft"]
+    assert short_names([Path("."), Path("runs")]) == [Path.cwd().name, "runs"]
+
+
+def test_a_reports_folder_is_named_after_the_models_however_many(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert _report_folder(["base", "sft"]) == Path("runs/reports/sft-against-base")
+    (tmp_path / "runs/reports/sft-against-base").mkdir(parents=True)
+    assert _report_folder(["base", "sft"]) == Path("runs/reports/sft-against-base-2")
+    assert _report_folder(["p1/…/sft", "p2/…/sft"]).parent == Path("runs/reports")
+    assert (
+        _report_folder([f"a-run-with-a-long-name-{n}" for n in range(10)]).name
+        == "a-run-with-a-long-name-9-against-9-models"
+    )
+
+
+def test_own_prompts_are_checked_before_the_work_and_shown_for_each_model(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    command = ["--checkpoint", "runs/sft", "--device", "cpu", "--n", "1", "--kinds", "moral", "--prompts", "mine.yaml"]
+    Path("mine.yaml").write_text("compare: [{prompts: ['Do harm'], refuses: true}]")  # nothing to be answered
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "before" not in shown
+    assert "harmful prompts declined" in shown
+    main([*command, "--against", "runs/base"])
+    assert ["shows", "prompt", "base", "sft"] in [
+        re.sub(r"[┃│]", " ", line).split() for line in capsys.readouterr().out.splitlines()
+    ]
+    Path("mine.yaml").write_text(f"compare: [{{prompts: ['{'Once upon a time ' * 300}']}}]")
+    with pytest.raises(
+        UserError, match=r"mine.yaml: the prompt that begins “Once upon .*” has \d+ tokens, but the model's context"
+    ):
+        main(command)
+    assert "replies in" not in capsys.readouterr().out
+
+
+def test_a_kind_named_twice_counts_once(home, monkeypatch):
+    monkeypatch.chdir(home)
+    out = Console(width=80, file=io.StringIO())
+    found = compare([Path("runs/sft")], None, EvalOptions(n=2, kinds=("moral", "moral")), out)
+    assert found["sft"].results["moral"]["n"] == 4  # two groups
+
+
+def test_a_model_whose_weights_are_no_numbers_is_refused(home, monkeypatch):
+    monkeypatch.chdir(home)
+    model, tokenizer = load_checkpoint("runs/base", "cpu")
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = float("nan")
+    save_checkpoint(Path("runs/nan/step-1"), model, tokenizer)
+    with pytest.raises(UserError, match=r"runs/nan: .* is not finite .*take an earlier checkpoint"):
+        main(["--checkpoint", "runs/nan", "--device", "cpu"])

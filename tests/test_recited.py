@@ -126,6 +126,9 @@ def test_training_files_are_those_that_the_run_noted_and_that_are_still_the_same
     for place in (run, run.parent):
         assert training_of(place, tmp_path / "held.txt") == Training((file,), True, True)
         assert training_of(place, tmp_path / "elsewhere" / "held.txt") == Training((file,), True, False)
+    (run.parent / "run.json").write_text(json.dumps({"began": {"data": facts[1:]}}))
+    (tmp_path / "some-train.txt").write_text("x")  # nothing says that it was trained on this
+    assert training_of(run, tmp_path / "some-valid.txt") == Training((), True, False)
 
 
 @pytest.mark.parametrize("note", ["{", "[]", '{"began": null}', '{"began": {"data": 3}}', '{"began": {"data": [3]}}'])

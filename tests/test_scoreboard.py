@@ -118,6 +118,15 @@ def test_details_are_all_measures_with_their_own_n_and_every_trivial_rule():
     assert not [name for name in ("length", "sentence  ", "empty", "ROUGE-2", "distinct") if name in brief]
 
 
+def test_details_have_also_the_measures_that_one_group_lacks():
+    asked = Task("words", "Write with oak", "An oak. So it was.", None, required=("oak",), sentence="So it was.")
+    parts = [evaluation((asked, "Oaks."), group="seen"), evaluation((WORDS, "Oaks."), group="unseen")]
+    items = [item for part in parts for item in part.items]
+    both = Evaluation(summarise(items), items, {name: table for part in parts for name, table in part.groups.items()})
+    text = printed(lambda found, out: show_table(found, out, details=True), {"sft": both})
+    assert ["sentence", "0.0", "0.0"] in numbers(text)
+
+
 def test_a_number_that_says_nothing_of_good_and_bad_has_no_colour():
     summary = about("summary", "Tom lost his red ball.")
     out = Console(width=80, file=io.StringIO(), force_terminal=True, color_system="standard")
