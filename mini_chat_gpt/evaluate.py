@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mini_chat_gpt.before_after import ask, check_prompts, read_prompts, show
+from mini_chat_gpt.before_after import Answers, Prompts, ask, check_prompts, read_prompts, show
 from mini_chat_gpt.capabilities import GREEDY, MOST_ROWS, Evaluation, evaluate
 from mini_chat_gpt.checkpoint import load_checkpoint, require_finite
 from mini_chat_gpt.entry import exit_with
@@ -179,9 +179,7 @@ def compare(
     show_table(evaluations, out, bool(options.details))
     show_differences(evaluations, out)
     _write_json(models, evaluations, file, options, sampling, out)
-    own = {name: ask(name, *those, prompts) for name, those in loaded.items()} if prompts is not None else {}
-    if prompts is not None:
-        show(prompts, [*own.values()], out)
+    own = _asked(prompts, loaded, out) if prompts is not None else {}
     if options.report is not None:
         texts = {name: bits_per_byte(*those, stories(file), PLAIN_BYTES) for name, those in loaded.items()}
         subjects = [
@@ -204,6 +202,13 @@ def _load(paths: Sequence[Path], device: str) -> dict[str, tuple[GPT, ChatTokeni
     for path, (model, _) in zip(paths, loaded.values(), strict=True):
         require_finite(model, path)
     return loaded
+
+
+def _asked(prompts: Prompts, models: Mapping[str, tuple[GPT, ChatTokenizer]], out: Console) -> dict[str, Answers]:
+    """What each model says to the user's own prompts, which is shown."""
+    own = {name: ask(name, *those, prompts) for name, those in models.items()}
+    show(prompts, [*own.values()], out)
+    return own
 
 
 def _recited(

@@ -41,6 +41,11 @@ class Paired(NamedTuple):
     def is_significant(self) -> bool:
         return self.p < SIGNIFICANT
 
+    @property
+    def direction(self) -> int:
+        """1: higher, -1: lower, 0: no clear difference."""
+        return (1 if self.difference > 0 else -1) if self.is_significant else 0
+
 
 def mean(samples: np.ndarray) -> np.ndarray:
     """(resamples, items) -> (resamples,)"""

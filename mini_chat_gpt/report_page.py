@@ -18,6 +18,7 @@ from mini_chat_gpt.report_words import (
     SAME,
     Report,
     Row,
+    beats_trivial,
     difference_words,
     kind_name,
     value_words,
@@ -106,13 +107,9 @@ def _summary(about: Report) -> list[tuple[str, str]]:
 
 def _beyond_trivial(about: Report) -> tuple[int, int] | None:
     """(how many main measures of the last model are higher than the best trivial answer's, of how many)."""
-    better = [
-        by_name[about.names[-1]]["value"] > trivial["value"]
-        for kind in about.rows("kinds")
-        for group, by_name in kind["values"].items()
-        if (trivial := (kind.get("baseline") or {}).get(group)) and by_name.get(about.names[-1])
-    ]
-    return (sum(better), len(better)) if better else None
+    found = [beats_trivial(kind, group, about.names[-1]) for kind in about.rows("kinds") for group in kind["values"]]
+    told = [better for better in found if better is not None]
+    return (sum(told), len(told)) if told else None
 
 
 def _order(n: int) -> str:

@@ -26,6 +26,7 @@ from mini_chat_gpt.report_words import (
     SAME,
     Report,
     Row,
+    beats_trivial,
     difference_words,
     kind_name,
     value_words,
@@ -85,8 +86,7 @@ def _figure(kind: Row, group: str, scale: Scale, trivial: Row | None, about: Rep
     notes = [_further(row, about) for row in about.rows("measures") if row.get("main") and _is_of(row, kind, group)]
     notes += [_difference(row, about) for row in about.rows("paired") if _belongs(row, kind, group)]
     if trivial is not None:
-        last = by_name.get(about.names[-1])
-        below = last is not None and last["value"] is not None and last["value"] <= trivial["value"]
+        below = beats_trivial(kind, group, about.names[-1]) is False
         said = f" {escaped(about.names[-1])} is <b>no better than that</b>." if below else ""
         notes.append(f'<li class="dim">Trivial: {escaped(trivial["rule"])}.{said}</li>')
     return (

@@ -56,6 +56,12 @@ class Report:
         return without_folders(text, [*paths, str((self.all.get("data") or {}).get("file", ""))])
 
 
+def beats_trivial(kind: Row, group: str, name: str) -> bool | None:
+    """Whether a model's main measure is higher than the best trivial answer's; None where either is missing."""
+    trivial, found = (kind.get("baseline") or {}).get(group), kind["values"][group].get(name)
+    return None if not trivial or not found or found["value"] is None else bool(found["value"] > trivial["value"])
+
+
 HIGHER, LOWER, SAME = "significantly higher", "significantly lower", "no significant difference"
 
 

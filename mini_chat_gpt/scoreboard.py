@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from rich.console import Console, Group
 from rich.measure import Measurement
 from rich.table import Table
@@ -144,7 +143,7 @@ def show_differences(evaluations: Mapping[str, Evaluation], out: Console) -> Non
         for what, sign in (("higher", 1), ("lower", -1), ("no clear difference", 0)):
             those: dict[str, list[str]] = {}
             for one in found:
-                if (one.found.is_significant and np.sign(one.found.difference)) == sign:
+                if one.found.direction == sign:
                     those.setdefault(one.kind, []).append(one.group)
             names = [k if those[k] == groups[k] else f"{k} ({', '.join(those[k])})" for k in those]
             said += [f"{what}: {', '.join(names)}"] if names else []
