@@ -28,7 +28,7 @@ CONTESTANTS = {
     "peft-kept": "PEFT's LoRA, base in bf16",
     "ours-lora-float32": "LoRA, all in float32",
 }
-IDLE = "import mini_chat_gpt.runs, step_contestants; print(step_contestants.peak_bytes())"
+IDLE = "import mini_chat_gpt.training.run, step_contestants; print(step_contestants.peak_bytes())"
 
 
 def main() -> None:

@@ -24,12 +24,12 @@ def measure(preset: str, precision: str, threads: int, device_name: str, steps: 
     import numpy as np
     import torch
 
-    from mini_chat_gpt.batching import Example
-    from mini_chat_gpt.compiling import choose_compiling, compile_model
+    from mini_chat_gpt.common.device import keep_freed_memory, pick_device, pick_precision
     from mini_chat_gpt.config import Config, ModelSection
-    from mini_chat_gpt.device import keep_freed_memory, pick_device, pick_precision
-    from mini_chat_gpt.engine import Engine
+    from mini_chat_gpt.data.batching import Example
     from mini_chat_gpt.model import GPT
+    from mini_chat_gpt.training.compile import choose_compiling, compile_model
+    from mini_chat_gpt.training.train_step import Engine
 
     torch.set_num_threads(threads)
     keep_freed_memory()

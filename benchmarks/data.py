@@ -57,7 +57,7 @@ def child(code: str, *arguments: object, environment: dict[str, str] | None = No
 
 def gpt2() -> Any:
     """GPT-2's tokenizer, from a file where MINI_CHAT_GPT_DATA has it, with the chat tokens."""
-    from mini_chat_gpt.tokenizer import ChatTokenizer
+    from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
     file = Path(os.environ.get("MINI_CHAT_GPT_DATA", "")) / "gpt2-bpe" / "gpt2.tiktoken"
     tokenizer = ChatTokenizer.load(file if file.is_file() else "gpt2")
@@ -67,10 +67,10 @@ def gpt2() -> Any:
 
 def quickstart_source(file: Path, tokenizer: Any) -> Any:
     """Examples as the quickstart makes them after its first lesson."""
+    from mini_chat_gpt.config_file import load_config
     from mini_chat_gpt.quickstart import SETTINGS
-    from mini_chat_gpt.settings_file import load_config
-    from mini_chat_gpt.sft_examples import make_source
-    from mini_chat_gpt.story_index import RecordIndex
+    from mini_chat_gpt.tinystories.record_index import RecordIndex
+    from mini_chat_gpt.training.sft_data import make_source
 
     return make_source(RecordIndex(file), load_config(SETTINGS).data, tokenizer, 512, seed=1337)
 
@@ -78,9 +78,9 @@ def quickstart_source(file: Path, tokenizer: Any) -> Any:
 def measure_render(file: Path) -> None:
     from mini_chat_gpt.chat_format import render_arrays
     from mini_chat_gpt.sft_dataloader import InstructSource
-    from mini_chat_gpt.story_records import decode, parse_record, raw_records
-    from mini_chat_gpt.story_tasks import generate_tasks
-    from mini_chat_gpt.task_fitting import messages_of
+    from mini_chat_gpt.tinystories.records import decode, parse_record, raw_records
+    from mini_chat_gpt.tinystories.tasks import generate_tasks
+    from mini_chat_gpt.tinystories.truncation import messages_of
 
     tokenizer, n = gpt2(), 1000
     texts = [decode(chunk) for _, chunk in islice(raw_records(file), n)]
@@ -119,7 +119,7 @@ def measure_render(file: Path) -> None:
 
 
 def measure_workers(file: Path) -> None:
-    from mini_chat_gpt.example_stream import examples_from
+    from mini_chat_gpt.data.step_loader import examples_from
 
     source = quickstart_source(file, gpt2())
 
@@ -140,9 +140,9 @@ def measure_tokenizer(file: Path) -> None:
     import rustbpe
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-    from mini_chat_gpt.encoders import DEFAULT_PATTERN
-    from mini_chat_gpt.story_records import stories
-    from mini_chat_gpt.tokenizer import ChatTokenizer
+    from mini_chat_gpt.tinystories.records import stories
+    from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+    from mini_chat_gpt.tokenizer.encoders import DEFAULT_PATTERN
 
     texts = list(islice(stories(file), 30_000)) * 2
     size = sum(len(text.encode()) for text in texts) / 1e6
@@ -172,7 +172,7 @@ def measure_tokenizer(file: Path) -> None:
 
 INDEX = """
 import json, resource, sys, time
-from mini_chat_gpt.story_index import RecordIndex
+from mini_chat_gpt.tinystories.record_index import RecordIndex
 started = time.perf_counter()
 index = RecordIndex(sys.argv[1])
 taken = time.perf_counter() - started
@@ -189,15 +189,15 @@ FIRST_BATCH = """
 import json, sys, time
 born = float(sys.argv[1])
 began = time.time()
-from mini_chat_gpt.entry import importing
+from mini_chat_gpt.common.entry import importing
 with importing():  # as the command does
     import torch
     torch_there = time.time()
     from pathlib import Path
-    from mini_chat_gpt.batching import collate
+    from mini_chat_gpt.data.batching import collate
     from mini_chat_gpt.sft_dataloader import InstructSource
-    from mini_chat_gpt.story_index import RecordIndex
-    from mini_chat_gpt.tokenizer import ChatTokenizer
+    from mini_chat_gpt.tinystories.record_index import RecordIndex
+    from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 ours_there = time.time()
 tokenizer = ChatTokenizer.load(sys.argv[3])
 tokenizer_there = time.time()
@@ -350,7 +350,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         folder = Path(scratch)
-        from mini_chat_gpt.sample_stories import write_sample
+        from mini_chat_gpt.prepare.sample_stories import write_sample
 
         write_sample(folder)
         if args.data is not None:

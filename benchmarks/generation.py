@@ -26,16 +26,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mini_chat_gpt.chat.session import ChatSession
 from mini_chat_gpt.chat_format import ChatFormat
-from mini_chat_gpt.chat_session import ChatSession
+from mini_chat_gpt.checkpoints.hf import to_hf_config, to_hf_state
 from mini_chat_gpt.config import GPTConfig
-from mini_chat_gpt.decoding_model import DecodingModel
-from mini_chat_gpt.generation import decode, random_streams
-from mini_chat_gpt.hf_llama import to_hf_config, to_hf_state
-from mini_chat_gpt.lookup import LookupReader
+from mini_chat_gpt.generation.cpu_model import DecodingModel
+from mini_chat_gpt.generation.prompt_lookup import LookupReader
+from mini_chat_gpt.generation.sampling import Sampling
+from mini_chat_gpt.generation.text import decode, random_streams
 from mini_chat_gpt.model import GPT, RMSNorm
-from mini_chat_gpt.sampling import Sampling
-from mini_chat_gpt.tokenizer import ChatTokenizer
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 VOCABULARY, BOS = 32000, 1
 SIZES = {

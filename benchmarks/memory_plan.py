@@ -1,6 +1,6 @@
 """Memory as planned and as measured: `python benchmarks/memory_plan.py [--steps 20] [--only 30m]`.
 
-For each setting the plan is made (mini_chat_gpt/memory_plan.py), then another process trains on the same examples and tells
+For each setting the plan is made (mini_chat_gpt/diagnostics/memory_plan.py), then another process trains on the same examples and tells
 the most memory it ever had. Prints one line each: predicted, measured, ratio.
 """
 
@@ -21,17 +21,17 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-import mini_chat_gpt.runs  # noqa: F401  (what a real run has loaded)
-from mini_chat_gpt.batching import Example
+import mini_chat_gpt.training.run  # noqa: F401  (what a real run has loaded)
+from mini_chat_gpt.common.device import Precision, set_up
+from mini_chat_gpt.common.memory_use import peak
 from mini_chat_gpt.config import PRESETS, Config, GPTConfig
-from mini_chat_gpt.device import Precision, set_up
-from mini_chat_gpt.engine import Engine
-from mini_chat_gpt.memory_plan import MemoryPlan, plan_memory
-from mini_chat_gpt.memory_use import peak
+from mini_chat_gpt.config_file import parse_config
+from mini_chat_gpt.data.batching import Example
+from mini_chat_gpt.diagnostics.memory_plan import MemoryPlan, plan_memory
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.run_state import run_snapshot
-from mini_chat_gpt.settings_file import parse_config
-from mini_chat_gpt.tokenizer import ChatTokenizer
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.training.run_state import run_snapshot
+from mini_chat_gpt.training.train_step import Engine
 
 
 @dataclass(frozen=True)

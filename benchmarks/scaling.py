@@ -123,7 +123,7 @@ def one_rank(setting: Setting, folder: str, seconds: float) -> None:
     """Steps for some seconds on this rank's part of the examples; rank 0 prints the median and all ranks' memory."""
     from step_contestants import our_engine, our_examples, peak_bytes
 
-    from mini_chat_gpt.distributed import join
+    from mini_chat_gpt.common.distributed import join
 
     world = join("cpu")
     engine = our_engine(setting, folder, "auto", world=world)
@@ -155,7 +155,7 @@ def files(rounds: int, seconds: float) -> list[Point]:
 
 def _files(place: Path) -> Iterator[tuple[int, Path]]:
     """Record files of growing size, made of the sample's records again and again."""
-    from mini_chat_gpt.sample_stories import write_sample
+    from mini_chat_gpt.prepare.sample_stories import write_sample
 
     sample = write_sample(place / "sample", n_train=20_000, n_valid=10)[0].read_bytes()
     for megabytes in (10, 30, 100, 300, 1000):
@@ -167,8 +167,8 @@ def _files(place: Path) -> Iterator[tuple[int, Path]]:
 
 
 def index_one(path: str) -> None:
-    from mini_chat_gpt.memory_use import peak
-    from mini_chat_gpt.story_index import RecordIndex
+    from mini_chat_gpt.common.memory_use import peak
+    from mini_chat_gpt.tinystories.record_index import RecordIndex
 
     began = time.perf_counter()
     index = RecordIndex(path)

@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mini_chat_gpt.batching import Example
+from mini_chat_gpt.common.device import Precision, keep_freed_memory, long_lived, pick_device, pick_precision
 from mini_chat_gpt.config import GPTConfig
-from mini_chat_gpt.device import Precision, keep_freed_memory, long_lived, pick_device, pick_precision
-from mini_chat_gpt.engine import Engine
+from mini_chat_gpt.config_file import parse_config
+from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.sample_stories import write_sample
-from mini_chat_gpt.settings_file import parse_config
+from mini_chat_gpt.prepare.sample_stories import write_sample
 from mini_chat_gpt.sft_dataloader import InstructSource, stories
-from mini_chat_gpt.tokenizer import ChatTokenizer
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.training.train_step import Engine
 
 
 def families(path: Path, tasks: int, vocab_size: int) -> list[Example]:

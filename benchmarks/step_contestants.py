@@ -23,10 +23,10 @@ STARTED = time.perf_counter()
 from step_setting import Item, Setting, batch, batches, n_tokens, n_trained  # noqa: E402
 
 if TYPE_CHECKING:
-    from mini_chat_gpt.batching import Example
-    from mini_chat_gpt.distributed import World
-    from mini_chat_gpt.engine import Engine
+    from mini_chat_gpt.common.distributed import World
+    from mini_chat_gpt.data.batching import Example
     from mini_chat_gpt.lora import Frozen
+    from mini_chat_gpt.training.train_step import Engine
 
 Step = Callable[[list[Item]], object]
 
@@ -107,11 +107,11 @@ def our_engine(
     frozen: Frozen | None = None,
 ) -> Engine:
     """The engine of a run with the settings file's defaults but for what the setting says; of an adapter with `frozen`."""
-    from mini_chat_gpt.checkpoint import load_checkpoint
+    from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint
+    from mini_chat_gpt.common.device import pick_precision, set_up
+    from mini_chat_gpt.common.distributed import ALONE
     from mini_chat_gpt.config import Config
-    from mini_chat_gpt.device import pick_precision, set_up
-    from mini_chat_gpt.distributed import ALONE
-    from mini_chat_gpt.engine import Engine
+    from mini_chat_gpt.training.train_step import Engine
 
     config = Config.model_validate(
         {
@@ -131,7 +131,7 @@ def our_engine(
 
 
 def our_examples(items: list[Item]) -> list[Example]:
-    from mini_chat_gpt.batching import Example
+    from mini_chat_gpt.data.batching import Example
 
     return [Example(item.ids.astype("int32"), item.trained, 1.0, "any") for item in items]
 

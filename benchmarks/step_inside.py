@@ -15,8 +15,8 @@ from step_contestants import our_engine, our_examples, plain_loss, plain_model
 from step_setting import Setting, batch
 
 if TYPE_CHECKING:
-    from mini_chat_gpt.batching import Example
-    from mini_chat_gpt.engine import Engine
+    from mini_chat_gpt.data.batching import Example
+    from mini_chat_gpt.training.train_step import Engine
 
 # Operations by what they are for; the first group that has a part of an operation's name counts.
 GROUPS = {

@@ -118,9 +118,9 @@ def write_checkpoint(setting: Setting, folder: Path) -> Path:
     """The model everybody starts from, as our checkpoint, which `transformers` loads as it is."""
     import torch
 
-    from mini_chat_gpt.checkpoint import save_checkpoint
+    from mini_chat_gpt.checkpoints.checkpoint import save_checkpoint
     from mini_chat_gpt.model import GPT, GPTConfig
-    from mini_chat_gpt.tokenizer import ChatTokenizer
+    from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
     torch.manual_seed(0)
     tokenizer = ChatTokenizer.train(["Once upon a time there was a small model."] * 4, vocab_size=300)

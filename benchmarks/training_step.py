@@ -26,7 +26,7 @@ from step_contestants import missing
 from step_race import Child, race
 from step_setting import Setting, batch, n_tokens, needed_flops, write_checkpoint
 
-from mini_chat_gpt.device import cpu_has_bf16
+from mini_chat_gpt.common.device import cpu_has_bf16
 
 CONTESTANTS = {
     "ours": "ours, precision auto",

@@ -17,12 +17,12 @@ import torch
 from step_contestants import our_examples, rate
 from step_setting import Setting, batch, n_tokens, needed_flops
 
-from mini_chat_gpt.compiling import compile_model
+from mini_chat_gpt.common.device import keep_freed_memory, pick_device, pick_precision
+from mini_chat_gpt.common.memory_use import peak
 from mini_chat_gpt.config import Config
-from mini_chat_gpt.device import keep_freed_memory, pick_device, pick_precision
-from mini_chat_gpt.engine import Engine
-from mini_chat_gpt.memory_use import peak
 from mini_chat_gpt.model import GPT, GPTConfig
+from mini_chat_gpt.training.compile import compile_model
+from mini_chat_gpt.training.train_step import Engine
 
 LONG = Setting(trained=1.0, shortest=256, longest=1024)
 SIZES = {

@@ -17,9 +17,9 @@ import matplotlib
 from rich.console import Console
 from rich.text import Text
 
-from mini_chat_gpt.loss_curves import draw_figure, read_curves
-from mini_chat_gpt.sample_stories import ANSWERS_NAME, FILE_NAME
+from mini_chat_gpt.prepare.sample_stories import ANSWERS_NAME, FILE_NAME
 from mini_chat_gpt.sft_dataloader import read_records
+from mini_chat_gpt.training.loss_curves import draw_figure, read_curves
 
 HERE = Path(__file__).parent
 COLUMNS, ROWS = 80, 48

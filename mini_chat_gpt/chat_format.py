@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.common.errors import UserError
 
 if TYPE_CHECKING:
-    from mini_chat_gpt.tokenizer import ChatTokenizer
+    from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 ROLES = ("system", "user", "assistant")
 

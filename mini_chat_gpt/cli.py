@@ -6,24 +6,24 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from mini_chat_gpt.entry import exit_with, importing
-from mini_chat_gpt.errors import UserError, nearest
+from mini_chat_gpt.common.entry import exit_with, importing
+from mini_chat_gpt.common.errors import UserError, nearest
 
 # verb: (module with `main(argv) -> exit code`, what it does)
 VERBS = {
     "quickstart": ("quickstart", "the whole way on a small scale: data, tokenizer, base model, fine-tuning, replies"),
-    "prepare": ("prepare", "get, check and report the data"),
-    "inspect": ("inspect_data", "show what a fine-tuning run will train on, trained tokens coloured"),
+    "prepare": ("prepare.prepare", "get, check and report the data"),
+    "inspect": ("diagnostics.inspect_data", "show what a fine-tuning run will train on, trained tokens coloured"),
     "pretrain": ("pretrain", "train a base model on plain text"),
     "sft": ("sft_train", "fine-tune a base model to answer"),
     "recipe": ("recipe", "fine-tune as a recipe says (polite_helper), and compare before and after"),
-    "chat": ("chat", "chat with a model in the terminal, or over a pipe"),
+    "chat": ("chat.loop", "chat with a model in the terminal, or over a pipe"),
     "generate": ("sft_generate", "reply to a prompt"),
-    "evaluate": ("evaluate", "score replies to held-out tasks, of one model or of several side by side"),
-    "merge": ("merge", "join an adapter (LoRA) and its base to one checkpoint folder"),
-    "import": ("interop", "turn a llama2.c or nanoGPT model into a checkpoint folder"),
-    "doctor": ("doctor", "check the machine, predict memory and time of a run"),
-    "selfcheck": ("selfcheck", "check that batches, processes and caches change nothing, in a minute"),
+    "evaluate": ("reports.compare", "score replies to held-out tasks, of one model or of several side by side"),
+    "merge": ("checkpoints.convert", "join an adapter (LoRA) and its base to one checkpoint folder"),
+    "import": ("checkpoints.foreign", "turn a llama2.c or nanoGPT model into a checkpoint folder"),
+    "doctor": ("diagnostics.doctor", "check the machine, predict memory and time of a run"),
+    "selfcheck": ("diagnostics.selfcheck", "check that batches, processes and caches change nothing, in a minute"),
     "config": ("config_command", "print all settings with their descriptions"),
 }
 

@@ -1,4 +1,4 @@
-"""One typed object for all settings, made at the edge (`settings_file.py`), validated once, passed in.
+"""One typed object for all settings, made at the edge (`config_file.py`), validated once, passed in.
 
 The docstring under each field is its only description: the comments of `sft_config.yaml` and the command line's help are
 generated from it (`mini-chat-gpt config`). Nothing deep inside reads an environment variable or `sys.argv`.
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from mini_chat_gpt.errors import nearest
+from mini_chat_gpt.common.errors import nearest
 
 
 class Section(BaseModel):

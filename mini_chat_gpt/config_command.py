@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from mini_chat_gpt.settings_file import load_config, to_yaml
+from mini_chat_gpt.config_file import load_config, to_yaml
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,10 +25,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from mini_chat_gpt import derivatives
+from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import LoraSettings
-from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.nf4 import Nf4Linear
+from mini_chat_gpt.ops import fused
+from mini_chat_gpt.ops.nf4 import Nf4Linear
 from mini_chat_gpt.token_rows import put_back, train_rows
 
 if TYPE_CHECKING:
@@ -85,9 +85,9 @@ class LoraLinear(nn.Module):
         self.magnitude = nn.Parameter(self.lengths()) if settings.dora else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.magnitude is None and derivatives.by_hand(x):
+        if self.magnitude is None and fused.by_hand(x):
             dropout = self.dropout.p if self.training else 0.0
-            return derivatives.low_rank(self.base(x), x, self.lora_A, self.lora_B, self.scaling, dropout)
+            return fused.low_rank(self.base(x), x, self.lora_A, self.lora_B, self.scaling, dropout)
         dropped = self.dropout(x)
         added = F.linear(F.linear(dropped, self.lora_A), self.lora_B) * self.scaling
         if self.magnitude is None:

@@ -3,7 +3,7 @@
 The default architecture is Llama's (Touvron et al. 2023, arXiv:2302.13971): RMSNorm before each sublayer, rotary
 positions, grouped-query attention, SwiGLU, no biases, tied embeddings. Parameter names are those of Hugging Face's Llama,
 so that a checkpoint of this family needs no conversion. The model knows nothing of text, tasks or training; which token
-may look at which is the layout's business (`attention.py`).
+may look at which is the layout's business (`ops/attention.py`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from mini_chat_gpt import derivatives
-from mini_chat_gpt.attention import Cached, Causal, Flat, KVCache, Layout, attention
 from mini_chat_gpt.config import PRESETS, GPTConfig
 from mini_chat_gpt.lora import Adapter
-from mini_chat_gpt.loss import LossSums, cross_entropy_sums
-from mini_chat_gpt.nf4 import Nf4Linear
+from mini_chat_gpt.ops import fused
+from mini_chat_gpt.ops.attention import Cached, Causal, Flat, KVCache, Layout, attention
+from mini_chat_gpt.ops.loss import LossSums, cross_entropy_sums
+from mini_chat_gpt.ops.nf4 import Nf4Linear
 from mini_chat_gpt.token_rows import EmbeddingRows, HeadRows
 
 __all__ = ["GPT", "PRESETS", "FlatBatch", "GPTConfig", "model_of"]
@@ -63,8 +63,8 @@ class RMSNorm(nn.Module):
         """In autocast's precision, where that is on: what comes out of a norm goes into products."""
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        if derivatives.by_hand(x):
-            return derivatives.rms_norm(x, self.weight, self.eps, dtype)
+        if fused.by_hand(x):
+            return fused.rms_norm(x, self.weight, self.eps, dtype)
         return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps).to(dtype)
 
 
@@ -117,8 +117,8 @@ def rope_frequencies(config: GPTConfig) -> torch.Tensor:
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn each pair (x1, x2) of the head's two halves. x (B, H, T, D); cos, sin (B, 1, T, D/2)."""
-    if derivatives.by_hand(x):
-        return derivatives.rotate(x, cos, sin)
+    if fused.by_hand(x):
+        return fused.rotate(x, cos, sin)
     x1, x2 = x.chunk(2, dim=-1)
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)
 

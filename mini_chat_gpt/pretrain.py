@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from mini_chat_gpt.checkpoint import load_model
+from mini_chat_gpt.checkpoints.checkpoint import load_model
+from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.config import Config
-from mini_chat_gpt.entry import exit_with
-from mini_chat_gpt.generation import generate
+from mini_chat_gpt.data.text_dataset import DocumentSource, find_text, sample_texts, split_documents, tokenize_file
+from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.pretrain_data import DocumentSource, find_text, sample_texts, split_documents, tokenize_file
-from mini_chat_gpt.runs import Prepared, Start, begin, execute, run_command
 from mini_chat_gpt.sft_dataloader import stories
-from mini_chat_gpt.tokenizer import ChatTokenizer
-from mini_chat_gpt.trainer import Callback, Job, TrainResult
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.training.run import Prepared, Start, begin, execute, run_command
+from mini_chat_gpt.training.trainer import Callback, Job, TrainResult
 
 
 def pretrain(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:

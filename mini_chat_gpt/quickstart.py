@@ -14,22 +14,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mini_chat_gpt.checkpoint import steps_of
+from mini_chat_gpt.checkpoints.checkpoint import steps_of
+from mini_chat_gpt.common.entry import exit_with, under_torchrun
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.files import free_name
 from mini_chat_gpt.config import Config
-from mini_chat_gpt.entry import exit_with, under_torchrun
-from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.evaluate import EvalOptions, compare
-from mini_chat_gpt.files import free_name
-from mini_chat_gpt.monitor import clock
-from mini_chat_gpt.prepare import write_sample_folder
+from mini_chat_gpt.config_file import load_config
+from mini_chat_gpt.prepare.prepare import write_sample_folder
 from mini_chat_gpt.pretrain import pretrain
-from mini_chat_gpt.run_place import is_finished
-from mini_chat_gpt.runs import console
-from mini_chat_gpt.settings_file import load_config
+from mini_chat_gpt.reports.compare import EvalOptions, compare
 from mini_chat_gpt.sft_train import train
-from mini_chat_gpt.trainer import TrainResult
+from mini_chat_gpt.training.monitor import clock
+from mini_chat_gpt.training.run import console
+from mini_chat_gpt.training.run_folder import is_finished
+from mini_chat_gpt.training.trainer import TrainResult
 
-SETTINGS = Path(str(files("mini_chat_gpt.data") / "quickstart.yaml"))
+SETTINGS = Path(str(files("mini_chat_gpt.assets") / "quickstart.yaml"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,21 +17,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mini_chat_gpt.before_after import Prompts, ask, read_prompts, report, show
-from mini_chat_gpt.checkpoint import load_checkpoint, newest_checkpoint
+from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
+from mini_chat_gpt.common.entry import exit_with, under_torchrun
+from mini_chat_gpt.common.errors import UserError, nearest
+from mini_chat_gpt.common.files import atomic_write_text
 from mini_chat_gpt.config import Config
-from mini_chat_gpt.conversation_source import nearest_prompts
-from mini_chat_gpt.conversations import read_conversations
-from mini_chat_gpt.entry import exit_with, under_torchrun
-from mini_chat_gpt.errors import UserError, nearest
-from mini_chat_gpt.files import atomic_write_text
+from mini_chat_gpt.config_file import load_config
+from mini_chat_gpt.data.chat_dataset import nearest_prompts
+from mini_chat_gpt.data.chat_files import read_conversations
+from mini_chat_gpt.evaluation.prompt_suite import Prompts, ask, read_prompts, report, show
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.monitor import clock
-from mini_chat_gpt.runs import console
-from mini_chat_gpt.settings_file import load_config
 from mini_chat_gpt.sft_train import train
-from mini_chat_gpt.tokenizer import ChatTokenizer
-from mini_chat_gpt.trainer import TrainResult
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.training.monitor import clock
+from mini_chat_gpt.training.run import console
+from mini_chat_gpt.training.trainer import TrainResult
 
 CONFIG, PROMPTS, REPORT = "config.yaml", "prompts.yaml", "before_after.md"
 

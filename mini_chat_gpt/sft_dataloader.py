@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mini_chat_gpt.batching import Example, epoch_order, share_beginning
-from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.story_index import RecordIndex
-from mini_chat_gpt.story_phrasing import Chooser
-from mini_chat_gpt.story_records import StoryRecord, find_instruct_file, parse_record, read_records, stories
-from mini_chat_gpt.story_tasks import TASK_KINDS, YES_NO_KINDS, Task, categories, check_kinds, generate_tasks
-from mini_chat_gpt.task_fitting import Fitted, add_turns, behind_story, fit_task
-from mini_chat_gpt.task_shares import balanced_weights, realised_shares
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.data.batching import Example, epoch_order, share_beginning
+from mini_chat_gpt.tinystories.mixture import balanced_weights, realised_shares
+from mini_chat_gpt.tinystories.prompts import Chooser
+from mini_chat_gpt.tinystories.record_index import RecordIndex
+from mini_chat_gpt.tinystories.records import StoryRecord, find_instruct_file, parse_record, read_records, stories
+from mini_chat_gpt.tinystories.tasks import TASK_KINDS, YES_NO_KINDS, Task, categories, check_kinds, generate_tasks
+from mini_chat_gpt.tinystories.truncation import Fitted, add_turns, behind_story, fit_task
 
 if TYPE_CHECKING:
-    from mini_chat_gpt.tokenizer import ChatTokenizer
+    from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 __all__ = [
     "InstructSource", "RecordIndex", "StoryRecord", "Task", "find_instruct_file", "generate_tasks", "parse_record",

@@ -13,14 +13,13 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from mini_chat_gpt.capabilities import GREEDY, test_sft_capabilities
-from mini_chat_gpt.checkpoint import load_checkpoint, newest_checkpoint, require_finite
-from mini_chat_gpt.entry import exit_with
-from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.evaluate import EvalOptions, add_weights_option, compare
-from mini_chat_gpt.evaluate import add_options as add_test_options
-from mini_chat_gpt.evaluate import options_of as test_options_of
-from mini_chat_gpt.generation import (
+from mini_chat_gpt.chat.token_probs_page import check_page, write_page
+from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, newest_checkpoint, require_finite
+from mini_chat_gpt.common.entry import exit_with
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.evaluation.capabilities import GREEDY, test_sft_capabilities
+from mini_chat_gpt.generation.sampling import Sampling
+from mini_chat_gpt.generation.text import (
     USE_FORMAT_DEFAULT,
     FinishReason,
     Model,
@@ -31,11 +30,12 @@ from mini_chat_gpt.generation import (
     prompt_ids,
     stream,
 )
-from mini_chat_gpt.runs import console
-from mini_chat_gpt.sampling import Sampling
-from mini_chat_gpt.tokenizer import ChatTokenizer
-from mini_chat_gpt.why import Explanation, explain, render
-from mini_chat_gpt.why_page import check_page, write_page
+from mini_chat_gpt.generation.token_probs import Explanation, explain, render
+from mini_chat_gpt.reports.compare import EvalOptions, add_weights_option, compare
+from mini_chat_gpt.reports.compare import add_options as add_test_options
+from mini_chat_gpt.reports.compare import options_of as test_options_of
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.training.run import console
 
 __all__ = ["main", "test_sft_capabilities"]
 
@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, tokenizer = open_model(arguments.checkpoint, arguments.device, arguments.weights)
     system = system_of(arguments)
     if arguments.interactive:
-        from mini_chat_gpt.chat import chat  # which itself takes its options from here
+        from mini_chat_gpt.chat.loop import chat  # which itself takes its options from here
 
         return chat(model, tokenizer, sampling, system)
     started = time.monotonic()

@@ -8,22 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mini_chat_gpt import adapting
-from mini_chat_gpt.adapting import Base
-from mini_chat_gpt.capabilities import evaluate
 from mini_chat_gpt.chat_format import ChatFormat
-from mini_chat_gpt.checkpoint import load_checkpoint, newest_checkpoint
+from mini_chat_gpt.checkpoints import lora_setup
+from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
+from mini_chat_gpt.checkpoints.lora_setup import Base
+from mini_chat_gpt.common.entry import exit_with
+from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import Config
-from mini_chat_gpt.entry import exit_with
-from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.generation import generate
+from mini_chat_gpt.evaluation.capabilities import evaluate
+from mini_chat_gpt.evaluation.task_metrics import score
+from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.runs import Prepared, Start, begin, execute, run_command
-from mini_chat_gpt.scoring import score
-from mini_chat_gpt.sft_examples import Shown, make_examples
-from mini_chat_gpt.story_tasks import Task
-from mini_chat_gpt.tokenizer import ChatTokenizer
-from mini_chat_gpt.trainer import Callback, Job, Metrics, TrainResult
+from mini_chat_gpt.tinystories.tasks import Task
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.training.run import Prepared, Start, begin, execute, run_command
+from mini_chat_gpt.training.sft_data import Shown, make_examples
+from mini_chat_gpt.training.trainer import Callback, Job, Metrics, TrainResult
 
 
 def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
@@ -37,9 +37,9 @@ def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
 
 def prepare(config: Config, start: Start) -> Prepared:
     """Base model, examples and sample prompts."""
-    adapting.check(config)
+    lora_setup.check(config)
     if checkpoint := start.place.checkpoint:
-        base, model, tokenizer = None, adapting.model_of_run(checkpoint, config), ChatTokenizer.load(checkpoint)
+        base, model, tokenizer = None, lora_setup.model_of_run(checkpoint, config), ChatTokenizer.load(checkpoint)
     else:
         base = load_base(config, start)
         model, tokenizer = base.model, base.tokenizer
@@ -49,7 +49,7 @@ def prepare(config: Config, start: Start) -> Prepared:
         start.out.print(note, markup=False, soft_wrap=True)
     if base is not None:
         if config.lora.enabled:  # which may write to the run's folder: only now that the data are known to be good
-            adapting.adapt(base, config, start)
+            lora_setup.adapt(base, config, start)
         tokenizer.chat_format = ChatFormat(default_system=config.data.system_message)
     prompts = [*config.sft.prompts, *(shown.prompt for shown in examples.shown)]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mini_chat_gpt.sample_stories import write_sample
+from mini_chat_gpt.prepare.sample_stories import write_sample
 
 
 @pytest.fixture(scope="session")

@@ -16,16 +16,17 @@ from commands import SMALL, write_stories
 from safetensors.torch import save_file
 from tiny import CountingSource, lively_model, tiny_config, tiny_tokenizer
 
-from mini_chat_gpt import optim, pretrain
-from mini_chat_gpt.checkpoint import CheckpointWriter, load_model
-from mini_chat_gpt.device import pick_precision
-from mini_chat_gpt.distributed import World, join, own_part
-from mini_chat_gpt.engine import Engine, LossScale
-from mini_chat_gpt.entry import exit_with
-from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.generation import generate
+from mini_chat_gpt import pretrain
+from mini_chat_gpt.checkpoints.checkpoint import CheckpointWriter, load_model
+from mini_chat_gpt.common.device import pick_precision
+from mini_chat_gpt.common.distributed import World, join, own_part
+from mini_chat_gpt.common.entry import exit_with
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.run_state import read_run_state, run_snapshot
+from mini_chat_gpt.training import optim
+from mini_chat_gpt.training.run_state import read_run_state, run_snapshot
+from mini_chat_gpt.training.train_step import Engine, LossScale
 
 SHAPE = {"n_layer": 3, "intermediate_size": 81}  # rows that two processes can't share alike
 STEP = 3  # at which the checkpoints are written

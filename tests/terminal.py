@@ -39,7 +39,7 @@ def on_terminal(name: str, program: Callable[[Sequence[str]], int], argv: Sequen
     sys.stdin = open(0, encoding=encoding, errors="surrogateescape", closefd=False)
     sys.stdout = io.TextIOWrapper(open(1, "wb", closefd=False), encoding=encoding, line_buffering=True)
     sys.stderr = io.TextIOWrapper(open(2, "wb", closefd=False), encoding=encoding, line_buffering=True)
-    from mini_chat_gpt.entry import exit_with
+    from mini_chat_gpt.common.entry import exit_with
 
     exit_with(lambda: program(argv))
 
@@ -55,7 +55,7 @@ class Program:
         env: dict[str, str] | None = None,
     ) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["mini_chat_gpt.chat", "prompt_toolkit"])
+        context.set_forkserver_preload(["mini_chat_gpt.chat.loop", "prompt_toolkit"])
         self._master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         env = {"TERM": "xterm-256color", "NO_COLOR": "", "LINES": "", "COLUMNS": ""} | (env or {})

@@ -10,10 +10,9 @@ from commands import TORCHRUN, make_clone, one_sentence, run
 from safetensors.torch import load_file
 from tiny import lively_model, tiny_config, tiny_tokenizer
 
-from mini_chat_gpt import adapting
-from mini_chat_gpt.adapter_files import ADAPTER, ADAPTER_CONFIG
-from mini_chat_gpt.batching import collate
-from mini_chat_gpt.checkpoint import (
+from mini_chat_gpt.checkpoints import lora_setup
+from mini_chat_gpt.checkpoints.adapters import ADAPTER, ADAPTER_CONFIG
+from mini_chat_gpt.checkpoints.checkpoint import (
     ADAPTER_BASE,
     load_adapted,
     load_checkpoint,
@@ -22,20 +21,21 @@ from mini_chat_gpt.checkpoint import (
     save_checkpoint,
     steps_of,
 )
-from mini_chat_gpt.compiling import compile_model
+from mini_chat_gpt.checkpoints.convert import merge
+from mini_chat_gpt.common.device import pick_precision
+from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import Config, LoraSettings
-from mini_chat_gpt.conversation_source import ConversationSource
-from mini_chat_gpt.conversations import read_conversations
-from mini_chat_gpt.device import pick_precision
-from mini_chat_gpt.engine import Engine
-from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.data.batching import collate
+from mini_chat_gpt.data.chat_dataset import ConversationSource
+from mini_chat_gpt.data.chat_files import read_conversations
 from mini_chat_gpt.lora import add_lora
-from mini_chat_gpt.loss import cross_entropy_sums
-from mini_chat_gpt.merge import merge
 from mini_chat_gpt.model import GPT
+from mini_chat_gpt.ops.loss import cross_entropy_sums
 from mini_chat_gpt.sft_train import train
-from mini_chat_gpt.tokenizer import END_OF_TEXT, ChatTokenizer
-from mini_chat_gpt.trainer import TrainResult
+from mini_chat_gpt.tokenizer.chat_tokenizer import END_OF_TEXT, ChatTokenizer
+from mini_chat_gpt.training.compile import compile_model
+from mini_chat_gpt.training.train_step import Engine
+from mini_chat_gpt.training.trainer import TrainResult
 
 TOKENIZER = tiny_tokenizer()
 FORMS = [
@@ -117,7 +117,7 @@ def test_what_is_loaded_is_what_was_validated(place, tmp_path, lora):
 
 def train_losses(config: Config, model: GPT, tokenizer: ChatTokenizer) -> float:
     """The validation loss of a model, as a run with this config would have it."""
-    from mini_chat_gpt.sft_examples import make_examples
+    from mini_chat_gpt.training.sft_data import make_examples
 
     examples = make_examples(config, tokenizer, model.config.context_length).validation
     engine = Engine(model, config, config.sft, pick_precision(config.system.mixed_precision, torch.device("cpu")))
@@ -190,7 +190,7 @@ def test_rows_of_new_tokens_get_the_gradients_of_a_whole_table(tied):
 
 def chats_with_ids():
     from mini_chat_gpt.chat_format import Message
-    from mini_chat_gpt.conversations import Conversation
+    from mini_chat_gpt.data.chat_files import Conversation
 
     messages = (Message("user", "Hi Tom and Sara"), Message("assistant", "Once upon a time there was a cat"))
     yield Conversation(messages, "messages", "a", 1)
@@ -378,4 +378,4 @@ def test_two_processes_train_an_adapter_as_one_does(place, tmp_path):
 def test_shards_and_adapters_do_not_go_together(place, tmp_path):
     config = settings(place, tmp_path / "run", system={"fsdp": True, "device": "cpu"})
     with pytest.raises(UserError, match=r"system.fsdp doesn't go with lora.enabled"):
-        adapting.check(config)
+        lora_setup.check(config)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizer_samples import any_text, hugging_face, tokenizer_of
 
 from mini_chat_gpt.chat_format import ChatFormat, Message, render, render_arrays
-from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.tokenizer import ChatTokenizer
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 KINDS = ["tiktoken", "llama2c"]
 both_kinds = pytest.mark.parametrize("kind", KINDS)

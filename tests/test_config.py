@@ -7,9 +7,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import PRESETS, Config, GPTConfig, ModelSection
-from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.settings_file import load_config, parse_config, to_yaml
+from mini_chat_gpt.config_file import load_config, parse_config, to_yaml
 
 ROOT = Path(__file__).parent.parent
 

@@ -20,9 +20,9 @@ NURSERY = """
 # Forks a training process for each line "KIND NUMBER|ARGUMENTS…" and says its process number, then its end.
 # KIND "" trains; "before"/"after" kill the process at its NUMBER-th rename; "deleting" in the middle of deleting a folder.
 import os, shutil, signal, sys
-import torch.utils.data, mini_chat_gpt.loss_curves
+import torch.utils.data, mini_chat_gpt.training.loss_curves
 from mini_chat_gpt.pretrain import main
-from mini_chat_gpt.entry import exit_with
+from mini_chat_gpt.common.entry import exit_with
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 

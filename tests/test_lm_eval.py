@@ -13,11 +13,11 @@ import yaml
 from tiny import lively_model, tiny_model
 
 from mini_chat_gpt.chat_format import ChatFormat, Message, render
-from mini_chat_gpt.checkpoint import load_checkpoint, save_checkpoint
-from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.held_out import held_out_tasks
+from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.evaluation.held_out import held_out_tasks
 from mini_chat_gpt.sft_dataloader import stories
-from mini_chat_gpt.tokenizer import ChatTokenizer
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 FOLDER = Path(__file__).parent.parent / "benchmarks/lm_eval"
 VALID = "TinyStoriesInstruct-valid.txt"

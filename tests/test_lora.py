@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny import lively_model
 
+from mini_chat_gpt.checkpoints.hf import to_hf_state
+from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import LoraSettings
-from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.hf_llama import to_hf_state
 from mini_chat_gpt.lora import adapters, add_lora, merge_lora
 from mini_chat_gpt.model import GPT
 

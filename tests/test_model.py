@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from mini_chat_gpt.batching import Example, collate, share_beginning
 from mini_chat_gpt.config import GPTConfig, ModelSection
+from mini_chat_gpt.data.batching import Example, collate, share_beginning
 from mini_chat_gpt.model import GPT
 
 

@@ -14,16 +14,25 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tiny import lively_model, tiny_tokenizer
 
-from mini_chat_gpt.before_after import Answers, Compared, Prompts, changes, checks, read_prompts, report, show
 from mini_chat_gpt.chat_format import ChatFormat
-from mini_chat_gpt.checkpoint import save_checkpoint
-from mini_chat_gpt.conversation_source import duplicates, nearest_prompts
-from mini_chat_gpt.conversations import read_conversations
-from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.generation import Reply
+from mini_chat_gpt.checkpoints.checkpoint import save_checkpoint
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.config_file import load_config
+from mini_chat_gpt.data.chat_dataset import duplicates, nearest_prompts
+from mini_chat_gpt.data.chat_files import read_conversations
+from mini_chat_gpt.evaluation.prompt_suite import (
+    Answers,
+    Compared,
+    Prompts,
+    changes,
+    checks,
+    read_prompts,
+    report,
+    show,
+)
+from mini_chat_gpt.evaluation.refusals import sign_pattern
+from mini_chat_gpt.generation.text import Reply
 from mini_chat_gpt.recipe import find_recipe
-from mini_chat_gpt.refusals import sign_pattern
-from mini_chat_gpt.settings_file import load_config
 
 POLITE = ROOT / "recipes" / "polite_helper"
 

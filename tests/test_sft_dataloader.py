@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mini_chat_gpt import sft_dataloader
-from mini_chat_gpt.derive import derive_records
-from mini_chat_gpt.errors import UserError
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.prepare.derive_records import derive_records
 from mini_chat_gpt.sft_dataloader import (
     InstructSource,
     RecordIndex,
@@ -19,7 +19,7 @@ from mini_chat_gpt.sft_dataloader import (
     read_records,
     stories,
 )
-from mini_chat_gpt.tokenizer import ChatTokenizer
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 NAMES = ["Tom", "Sue", "Ben", "Mia", "Sam", "Amy", "Max", "Lily"]
 

@@ -9,11 +9,11 @@ import pytest
 from tiny import tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.chat_format import ChatFormat
-from mini_chat_gpt.checkpoint import load_checkpoint, save_checkpoint
-from mini_chat_gpt.decoding_model import DecodingModel
-from mini_chat_gpt.decoding_weights import has_packed_products
-from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.generation import generate
+from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.generation.cpu_model import DecodingModel
+from mini_chat_gpt.generation.cpu_weights import has_packed_products
+from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.sft_generate import main
 
 

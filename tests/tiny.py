@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-from mini_chat_gpt.batching import Example
 from mini_chat_gpt.config import Config, GPTConfig
+from mini_chat_gpt.config_file import parse_config
+from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.settings_file import parse_config
-from mini_chat_gpt.story_tasks import Task
-from mini_chat_gpt.tokenizer import ChatTokenizer
+from mini_chat_gpt.tinystories.tasks import Task
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 TEXTS = [
     "Once upon a time there was a little cat named Tom.",

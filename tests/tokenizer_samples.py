@@ -6,8 +6,8 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from mini_chat_gpt.encoders import PieceEncoder
-from mini_chat_gpt.tokenizer import CONTROL_TOKENS, LLAMA2C_CONTROL, ChatTokenizer
+from mini_chat_gpt.tokenizer.chat_tokenizer import CONTROL_TOKENS, LLAMA2C_CONTROL, ChatTokenizer
+from mini_chat_gpt.tokenizer.encoders import PieceEncoder
 
 CORPUS = [
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park.",

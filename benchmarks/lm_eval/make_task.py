@@ -11,12 +11,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from mini_chat_gpt.checkpoint import load_checkpoint
-from mini_chat_gpt.entry import exit_with
-from mini_chat_gpt.errors import UserError
-from mini_chat_gpt.files import atomic_write_text
-from mini_chat_gpt.held_out import find_held_out, held_out_tasks
-from mini_chat_gpt.story_tasks import Task
+from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint
+from mini_chat_gpt.common.entry import exit_with
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.files import atomic_write_text
+from mini_chat_gpt.evaluation.held_out import find_held_out, held_out_tasks
+from mini_chat_gpt.tinystories.tasks import Task
 
 KINDS = ("dialogue", "ending")
 CHOICES = ("Yes", "No")

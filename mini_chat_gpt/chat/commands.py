@@ -1,0 +1,238 @@
+"""The chat's slash commands: a table of them, and `run_command`, which does what a line asks for.
+
+A command works on a `ChatSession` and answers with an `Outcome`; what that looks like is the terminal's business. Mistakes
+raise UserError with one sentence, and change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mini_chat_gpt.chat.session import ChatSession, Turn
+from mini_chat_gpt.chat.token_probs_page import check_page, write_page
+from mini_chat_gpt.common.errors import UserError, nearest
+from mini_chat_gpt.common.files import readable_disk_errors
+from mini_chat_gpt.generation.token_probs import render
+
+Rows = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command has to say: a table of two columns, a text of its own layout (made for so many columns, with colours or
+    without), a note, a reply that comes in pieces; or that the chat is over."""
+
+    rows: Rows = field(default_factory=list)
+    layout: Callable[[int, bool], str] | None = None
+    note: str = ""
+    keys: bool = False  # which keys do what should be said too
+    reply: Callable[[], Iterator[str]] | None = None
+    leave: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """`argument` is how it looks in the help: "" for none, in brackets where it may be left out."""
+
+    argument: str
+    what: str
+    run: Callable[[ChatSession, str], Outcome]
+
+
+def is_command(line: str) -> bool:
+    """Whether a line is a command. A message that begins with a slash is typed with two (`as_message` takes one away)."""
+    return line.startswith("/") and not line.startswith("//")
+
+
+def as_message(line: str) -> str:
+    """The message that a line means."""
+    return line[1:] if line.startswith("//") else line
+
+
+def run_command(session: ChatSession, line: str) -> Outcome:
+    """Do what a line that begins with a slash asks for. Raises UserError for what there is not or makes no sense."""
+    word, *rest = line.split(maxsplit=1)
+    name, argument = word[1:].lower(), " ".join(rest).strip()
+    command = COMMANDS.get(name)
+    if command is None:
+        raise UserError(
+            f"There is no command {short(word)}{nearest(word.lower(), ['/' + name for name in COMMANDS])} "
+            "(/help lists them; a message that begins with a slash is typed with two)."
+        )
+    if argument and not command.argument:
+        raise UserError(f"/{name} takes nothing after it.")
+    return command.run(session, argument)
+
+
+def short(text: str, length: int = 32) -> str:
+    """The beginning of a text, in one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 3].rstrip() + "..."
+
+
+# What the commands do
+
+
+def _help(session: ChatSession, _: str) -> Outcome:
+    rows = [(f"/{name} {command.argument}".rstrip(), command.what) for name, command in COMMANDS.items()]
+    return Outcome(rows, note="A message that begins with a slash is typed with two.", keys=True)
+
+
+def _reset(session: ChatSession, _: str) -> Outcome:
+    session.reset()
+    return Outcome(note="A new conversation; the system message and the settings stay.")
+
+
+def _retry(session: ChatSession, _: str) -> Outcome:
+    note, last = "", session.asked
+    more_room = last is not None and last.finish_reason == "context"  # then the reply may go on for longer
+    if session.sampling.temperature == 0 and not more_room:
+        note = "The temperature is 0, so the reply is always the same; /temp 0.7 lets it vary."
+    return Outcome(note=note, reply=session.retry)
+
+
+def _undo(session: ChatSession, _: str) -> Outcome:
+    turn = session.undo()
+    return Outcome(note=f'Took back "{short(turn.message)}" and the reply to it; {_turns(len(session.turns))} left.')
+
+
+def _system(session: ChatSession, text: str) -> Outcome:
+    if text == "default" and session.default_system is None and not session.is_base:
+        raise UserError("The model was trained without a system message, so there is no default.")
+    if text:
+        session.set_system({"none": None, "default": session.default_system}.get(text, text))
+    if session.is_base:
+        session.set_system("?")  # raises, and says that it has no meaning
+    shown = "none" if session.system is None else session.system
+    return Outcome(note=f"The system message is{' now' if text else ''}: {shown}")
+
+
+def _setting(name: str, kind: type[int] | type[float], example: str, optional: bool = False) -> Callable[..., Outcome]:
+    """The command that shows or sets one of `Sampling`'s fields."""
+
+    def run(session: ChatSession, text: str) -> Outcome:
+        if text:
+            value = (
+                None if optional and text.lower() in ("none", "off") else _number(text, name, kind, example, optional)
+            )
+            changes: dict[str, Any] = {name: value}
+            session.sampling = replace(session.sampling, **changes)
+        value = getattr(session.sampling, name)
+        shown = "none" if value is None else f"{value:g}" if isinstance(value, float) else value
+        return Outcome(note=f"{name} is {'now ' if text else ''}{shown}.")
+
+    return run
+
+
+def _number(text: str, name: str, kind: type[int] | type[float], example: str, optional: bool) -> int | float:
+    try:
+        return kind(text)
+    except ValueError:
+        number = "a whole number" if kind is int else "a number"
+        none = " or none" if optional else ""
+        raise UserError(f"{name} must be {number} such as {example}{none}, not {short(text)!r}.") from None
+
+
+def _tokens(session: ChatSession, _: str) -> Outcome:
+    usage = session.usage()
+    if session.is_base:
+        return Outcome(
+            note=f"The context holds {usage.context} tokens, your text and what follows; each text is read by itself."
+        )
+    rows = [("system", f"{usage.system}")] if session.system is not None else []
+    for number, (turn, size) in enumerate(zip(session.turns, usage.turns, strict=True), start=1):
+        remark = ", left out" if number <= usage.n_forgotten else ""
+        rows.append((f"turn {number}", f"{size}{remark}{_cut_off(turn)}: {short(turn.message)}"))
+    free = usage.context - usage.used
+    note = (
+        f"{usage.used} of {usage.context} tokens are used, {free} are free for your message and the reply; the oldest turns "
+        f"are left out where a reply would have less than {session.room_for_reply}."
+    )
+    return Outcome(rows, note=note)
+
+
+def _cut_off(turn: Turn) -> str:
+    return "" if turn.finish_reason == "stop" else ", cut off"
+
+
+def _turns(n: int) -> str:
+    return "1 turn is" if n == 1 else f"{n or 'no'} turns are"
+
+
+def _save(session: ChatSession, argument: str) -> Outcome:
+    overwrite = argument.startswith("--overwrite ")
+    path = _path("save", argument.removeprefix("--overwrite "))
+    with readable_disk_errors(path):
+        existed = path.is_file()
+    if existed and not overwrite and path.resolve() not in session.files:
+        raise UserError(f"{path} exists already; choose another name, or type: /save --overwrite {path}")
+    session.save(path, overwrite=True)
+    replaced = " in place of what it held" if existed else ""
+    return Outcome(note=f"Saved {_counted(len(session.turns))} to {path}{replaced}.")
+
+
+def _load(session: ChatSession, argument: str) -> Outcome:
+    path = _path("load", argument)
+    session.load(path)
+    note = f"Loaded {_counted(len(session.turns))} from {path}, with the settings saved there."
+    if session.asked is not None:
+        note += " The last message has no reply yet; /retry asks for one."
+    if session.system is None and session.default_system is not None:
+        note += " There is no system message, though the model was trained with one; /system default sets it."
+    return Outcome(note=note)
+
+
+def _why(session: ChatSession, argument: str) -> Outcome:
+    if argument.lower() in ("", "all"):
+        explanation = session.explain()
+        every, hint = bool(argument), "/why all shows every one, /why FILE.html on a page"
+        return Outcome(layout=partial(render, explanation, every=every, hint=hint))
+    path = _path("why", argument)
+    check_page(path)
+    write_page(session.explain(), path)
+    return Outcome(note=f"Wrote {path}, a page to open in a browser.")
+
+
+def _path(command: str, text: str) -> Path:
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1]
+    if not text:
+        raise UserError(f"/{command} needs the name of a file, such as /{command} chat.json.")
+    if not text.isprintable():
+        raise UserError(f"{short(text)!r} can't be the name of a file.")
+    return Path(text).expanduser()
+
+
+def _counted(n: int) -> str:
+    return "1 turn" if n == 1 else f"{n} turns"
+
+
+def _quit(session: ChatSession, _: str) -> Outcome:
+    return Outcome(leave=True)
+
+
+COMMANDS: dict[str, Command] = {
+    "help": Command("", "this list", _help),
+    "reset": Command("", "begin a new conversation", _reset),
+    "retry": Command("", "another reply to the last message", _retry),
+    "undo": Command("", "take back the last message and its reply", _undo),
+    "system": Command("[TEXT]", "show or set the system message; none, default", _system),
+    "temp": Command("[T]", "temperature: 0 = the likeliest token, always", _setting("temperature", float, "0.7")),
+    "top_p": Command(
+        "[P]", "draw from the likeliest tokens that hold this probability", _setting("top_p", float, "0.9", True)
+    ),
+    "seed": Command("[N]", "the same seed gives the same replies", _setting("seed", int, "1", True)),
+    "max": Command("[N]", "longest reply in tokens", _setting("max_new_tokens", int, "256")),
+    "why": Command(
+        "[all|FILE]", "the last reply token by token, and what else it could have said; FILE.html: a page", _why
+    ),
+    "tokens": Command("", "how full the context is", _tokens),
+    "save": Command("FILE", "keep conversation and settings as JSON", _save),
+    "load": Command("FILE", "go on with a saved conversation", _load),
+    "quit": Command("", "leave", _quit),
+}

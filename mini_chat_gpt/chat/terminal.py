@@ -1,0 +1,335 @@
+"""The two ways in which a chat meets the world: a terminal with all its comforts, and plain lines.
+
+`Terminal` reads with all that prompt_toolkit offers (chat_input.py) and shows replies broken between words, remarks dimmed.
+`Plain` serves pipes and terminals that can only print: a line is a message, standard output carries the replies and nothing
+else, remarks go to standard error, and there are no escape codes. Neither knows what a chat is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from types import FrameType
+from typing import Any, Protocol
+
+from mini_chat_gpt.chat.line_editor import PROMPT, make_prompt
+from mini_chat_gpt.common.errors import UserError
+
+
+class Front(Protocol):
+    """What a chat needs of its surroundings."""
+
+    interactive: bool  # somebody sits there: mistakes are told and forgotten, Ctrl-C stops a reply
+    keys: str  # what ends a line and a message
+
+    def read(self) -> str:
+        """The next message or command. Raises EOFError at the end, KeyboardInterrupt for Ctrl-C with nothing typed."""
+
+    def until_stopped(self, pieces: Iterator[str]) -> Iterator[str]:
+        """The pieces of a reply, until Ctrl-C where somebody sits there."""
+
+    def piece(self, text: str) -> None:
+        """A piece of a reply."""
+
+    def end_reply(self) -> None:
+        """The reply is over."""
+
+    def note(self, text: str) -> None:
+        """A remark."""
+
+    def error(self, text: str) -> None:
+        """What the user did wrong; raised as UserError where nobody sits there."""
+
+    def table(self, rows: list[tuple[str, str]]) -> None:
+        """Rows of two columns."""
+
+    def layout(self, make: Callable[[int, bool], str]) -> None:
+        """A text that is made for so many columns, with colours or without."""
+
+    def close(self) -> None:
+        """Leave the surroundings as they were."""
+
+
+def has_comforts() -> bool:
+    """Whether both ends are a terminal that can do more than print."""
+    dumb = os.environ.get("TERM", "" if os.name == "nt" else "dumb").lower() in ("dumb", "unknown")
+    return sys.stdin.isatty() and sys.stdout.isatty() and not dumb
+
+
+# Text in a terminal
+
+
+# Control characters could move the cursor or worse; a model that was not trained well writes any byte.
+_HARMLESS = dict.fromkeys([*range(32), *range(127, 160)], "\ufffd")
+_HARMLESS |= {ord("\n"): "\n", ord("\r"): "", ord("\t"): "    "}
+
+
+def harmless(text: str) -> str:
+    """The text without control characters, except for line breaks."""
+    return text.translate(_HARMLESS)
+
+
+class WordWrap:
+    """Writes text that comes in pieces, broken between words at `width` columns (wide characters count as two).
+
+    A word is written when it is complete, so call `flush` at the end. Words longer than a line are broken anywhere.
+    """
+
+    def __init__(self, write: Callable[[str], Any], width: int) -> None:
+        from wcwidth import wcwidth
+
+        self._write, self._width, self._measure = write, max(2, width), wcwidth
+        self._column = 0
+        self._gap = self._word = ""
+
+    def push(self, text: str) -> None:
+        for char in harmless(text):
+            if char == "\n":
+                self.flush()
+                self._write("\n")
+                self._column, self._gap = 0, ""
+            elif char == " ":
+                self.flush()
+                self._gap += " "
+            elif self._measure(char) == 2:  # in Chinese, or a row of emoji, a line may break anywhere
+                self.flush()
+                self._word = char
+                self.flush()
+            else:
+                self._word += char
+
+    def flush(self) -> None:
+        """Write the word that was begun."""
+        if not self._word:
+            return
+        size = sum(map(self._size, self._word))
+        if self._column + len(self._gap) + size > self._width:
+            if self._column:
+                self._write("\n")
+            self._column, self._gap = 0, ""
+        self._write(self._gap)
+        self._column += len(self._gap)
+        for char in self._word:
+            if self._column + self._size(char) > self._width:
+                self._write("\n")
+                self._column = 0
+            self._write(char)
+            self._column += self._size(char)
+        self._gap = self._word = ""
+
+    def _size(self, char: str) -> int:
+        return max(0, self._measure(char))
+
+
+def columns() -> int:
+    """Width of the terminal; text stays one column away from its edge, where terminals differ."""
+    try:
+        width = os.get_terminal_size(sys.stdout.fileno()).columns
+    except OSError:
+        width = 0
+    return max(20, width or 80) - 1
+
+
+class Interrupts:
+    """Ctrl-C stops what may be stopped and is ignored elsewhere, so that pressing it twice does not end the chat."""
+
+    def __init__(self) -> None:
+        self._armed = self._pressed = False
+        self._before = signal.signal(signal.SIGINT, self._handle)
+
+    def close(self) -> None:
+        """Give Ctrl-C back to whoever had it."""
+        signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._pressed = True
+        if self._armed:
+            self._armed = False
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """A context in which Ctrl-C raises KeyboardInterrupt."""
+        try:
+            self._armed = True
+            yield
+        finally:
+            self._armed = False
+
+    def until_pressed(self, pieces: Iterator[str]) -> Iterator[str]:
+        """The pieces, until Ctrl-C. It interrupts the making of a piece; one that is made is shown whole."""
+        self._pressed = False
+        while True:
+            try:
+                with self.raised():
+                    piece = None if self._pressed else next(pieces, None)
+            except KeyboardInterrupt:
+                return
+            if piece is None:
+                return
+            yield piece
+
+
+@contextmanager
+def silent_keys() -> Iterator[None]:
+    """What is typed meanwhile is not shown in the midst of a reply; the next prompt gets it."""
+    try:
+        import termios
+    except ImportError:  # Windows
+        yield
+        return
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    quiet = termios.tcgetattr(terminal)
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    try:
+        termios.tcsetattr(terminal, termios.TCSANOW, quiet)
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
+
+
+class Terminal:
+    """A terminal with history, completion of the commands (name: what it does) and a hint where to type."""
+
+    interactive = True
+    keys = "Enter sends, Alt+Enter (or Esc, then Enter) begins a new line, Ctrl-C stops a reply, Ctrl-D leaves."
+
+    def __init__(self, commands: Mapping[str, str], hint: str) -> None:
+        self._interrupts = Interrupts()
+        self._plain = bool(os.environ.get("NO_COLOR"))
+        self._reply: WordWrap | None = None
+        self._prompt = make_prompt(commands, "" if self._plain else hint, self.note)
+
+    def read(self) -> str:
+        try:
+            print()  # an empty line between the turns
+            text = self._prompt.prompt(PROMPT, handle_sigint=False)
+            # Bytes that the locale doesn't know come as surrogates; most often they are UTF-8 all the same.
+            return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        except KeyboardInterrupt:
+            if self._prompt.default_buffer.text:  # Ctrl-C drops what was typed
+                return ""
+            raise
+
+    def until_stopped(self, pieces: Iterator[str]) -> Iterator[str]:
+        with silent_keys():
+            yield from self._interrupts.until_pressed(pieces)
+
+    def piece(self, text: str) -> None:
+        if self._reply is None:
+            self._reply = WordWrap(sys.stdout.write, columns())
+        self._reply.push(text)
+        sys.stdout.flush()
+
+    def end_reply(self) -> None:
+        if self._reply is not None:
+            self._reply.flush()
+            print(flush=True)
+            self._reply = None
+
+    def note(self, text: str) -> None:
+        print(wrapped(text) if self._plain else f"\x1b[2m{wrapped(text)}\x1b[0m", flush=True)
+
+    def error(self, text: str) -> None:
+        print(wrapped(text), flush=True)
+
+    def table(self, rows: list[tuple[str, str]]) -> None:
+        width = columns()
+        left = max(len(name) for name, _ in rows) + 2
+        for name, text in rows:
+            if left > width / 2:  # too narrow for two columns
+                print(wrapped(name), wrapped(text, indent="    "), sep="\n")
+            else:
+                print(f"{name:<{left}}{wrapped(text, indent=' ' * left).lstrip()}")
+
+    def layout(self, make: Callable[[int, bool], str]) -> None:
+        print(make(columns(), not self._plain), flush=True)
+
+    def close(self) -> None:
+        self._interrupts.close()
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """A remark in lines of the terminal's width, all indented."""
+    lines: list[str] = []
+    wrap = WordWrap(lines.append, columns() - len(indent))
+    wrap.push(text)
+    wrap.flush()
+    return textwrap.indent("".join(lines), indent)
+
+
+# Lines
+
+
+class Plain:
+    """Lines in, replies out; a backslash at the end of a line carries a message on."""
+
+    keys = "Each line is a message; a backslash at its end carries it on in the next one."
+
+    def __init__(self) -> None:
+        self.interactive = sys.stdin.isatty()
+        self._interrupts = Interrupts() if self.interactive else None
+        self._clean = harmless if sys.stdout.isatty() else str
+        self._lines = 0
+        self._open = False
+
+    def read(self) -> str:
+        text = self._line()
+        while text.endswith("\\"):
+            text = f"{text[:-1]}\n{self._line(more=True)}"
+        return text
+
+    def _line(self, more: bool = False) -> str:
+        try:
+            with nullcontext() if self._interrupts is None else self._interrupts.raised():
+                if self.interactive:
+                    print(" " * len(PROMPT) if more else PROMPT, end="", file=sys.stderr, flush=True)
+                raw = sys.stdin.buffer.readline()
+        except KeyboardInterrupt:
+            print(file=sys.stderr)  # below the ^C
+            raise
+        if not raw and not more:
+            raise EOFError
+        self._lines += 1
+        try:
+            return raw.decode("utf-8-sig" if self._lines == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"Not UTF-8 text (byte {error.start} of the line); save it as UTF-8.") from None
+
+    def until_stopped(self, pieces: Iterator[str]) -> Iterator[str]:
+        # Where nobody sits there Ctrl-C ends the program, as everywhere.
+        return pieces if self._interrupts is None else self._interrupts.until_pressed(pieces)
+
+    def piece(self, text: str) -> None:
+        self._open = True
+        print(self._clean(text), end="", flush=True)
+
+    def end_reply(self) -> None:
+        if self._open:
+            print(flush=True)
+        self._open = False
+
+    def note(self, text: str) -> None:
+        print(harmless(text), file=sys.stderr, flush=True)
+
+    def error(self, text: str) -> None:
+        if not self.interactive:
+            raise UserError(f"Line {self._lines} of standard input: {text}")
+        self.note(text)
+
+    def table(self, rows: list[tuple[str, str]]) -> None:
+        left = max(len(name) for name, _ in rows)
+        for name, text in rows:
+            self.note(f"{name:<{left}}  {text}")
+
+    def layout(self, make: Callable[[int, bool], str]) -> None:
+        self.note(make(columns(), False))
+
+    def close(self) -> None:
+        if self._interrupts is not None:
+            self._interrupts.close()

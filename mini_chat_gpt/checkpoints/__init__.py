@@ -1,0 +1,1 @@
+"""Models in folders and files: writing, reading, finding, adapters, other projects' formats."""

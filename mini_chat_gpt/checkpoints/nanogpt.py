@@ -1,0 +1,168 @@
+"""nanoGPT's `ckpt.pt`: what torch.save made of {"model": state_dict, "model_args": {...}, ...}.
+
+GPT-2's architecture with exact GELU, with or without biases. Tensors and plain values are read, code never is; every
+tensor must be there with its shape, and none be left over, so that a variant of nanoGPT is refused and not misread.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.config import GPTConfig
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+
+ARGUMENTS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+KNOWN_ARGUMENTS = {*ARGUMENTS, "bias", "dropout"}
+# Tables are padded to a round number of rows (50,257 to 50,304); more than this is another tokenizer.
+MOST_PADDING = 1024
+
+
+def read_nanogpt(
+    source: Path, tokenizer: str | Path | None
+) -> tuple[GPTConfig, dict[str, torch.Tensor], ChatTokenizer]:
+    """Architecture, our state_dict (less a tied head) and tokenizer of nanoGPT's `ckpt.pt`.
+
+    `tokenizer` is anything that `ChatTokenizer.load` takes, None GPT-2's. Raises UserError.
+    """
+    arguments, tensors = _contents(source, _unpickle(source))
+    config = _config(source, arguments, tensors)
+    matching = _tokenizer(source, config.vocab_size, tokenizer)
+    return config, _state(source, config, tensors), matching
+
+
+def _unpickle(source: Path) -> Any:
+    """What torch.save wrote, tensors and plain values only; mapped into memory, so the optimizer's are never read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a pickle has an unusual protocol: it is read or refused below
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
+    except OSError:
+        raise
+    except Exception as error:  # torch raises whatever the damaged or hostile bytes lead to
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code is None:
+            raise UserError(f"{source} is cut short, damaged or not written by torch.save; get it again.") from None
+        raise UserError(
+            f"{source} holds pickled Python code ({code[1]}), which is never run here; if you trust its origin, save "
+            "its `model` (a state_dict) and `model_args` alone with torch.save and import that."
+        ) from None
+
+
+def _contents(source: Path, checkpoint: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """`model_args`, and the weights without torch.compile's prefix and the causal masks that some versions save."""
+    parts: list[Any] = [checkpoint.get(key) for key in ("model_args", "model")] if isinstance(checkpoint, dict) else []
+    if not parts or not all(isinstance(part, Mapping) for part in parts):
+        raise UserError(
+            f"{source} is not nanoGPT's ckpt.pt: it has no `model` and `model_args`; give that or a llama2.c .bin."
+        )
+    arguments, weights = (dict(part) for part in parts)
+    if "n_kv_heads" in arguments or "dim" in arguments:
+        raise UserError(f"{source} is a training checkpoint of llama2.c; import the .bin that export.py makes of it.")
+    for key in ARGUMENTS:
+        if not isinstance(arguments.get(key), int):
+            raise UserError(f"{source}: model_args[{key!r}] is {arguments.get(key)!r}, not a number as in nanoGPT's.")
+    unknown = [key for key, value in arguments.items() if key not in KNOWN_ARGUMENTS and not _is_off(value)]
+    if unknown:
+        raise UserError(f"{source}: nanoGPT has no {unknown[0]!r} in model_args; a variant of it can't be imported.")
+    tensors = {str(name).removeprefix("_orig_mod."): tensor for name, tensor in weights.items()}
+    return arguments, {name: tensor for name, tensor in tensors.items() if not name.endswith(".attn.bias")}
+
+
+def _is_off(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, type(None))) and not value
+
+
+def _config(source: Path, arguments: dict[str, Any], tensors: dict[str, torch.Tensor]) -> GPTConfig:
+    layers = len({name.split(".")[2] for name in tensors if name.startswith("transformer.h.")})
+    if layers != arguments["n_layer"]:
+        raise UserError(f"{source}: model_args says {arguments['n_layer']} layers, `model` has {layers}; get it again.")
+    bias = "transformer.ln_f.bias" in tensors  # the first versions had no argument for it
+    head, embedding = tensors.get("lm_head.weight"), tensors.get("transformer.wte.weight")
+    untied = isinstance(head, torch.Tensor) and isinstance(embedding, torch.Tensor) and not torch.equal(head, embedding)
+    return GPTConfig(
+        vocab_size=arguments["vocab_size"],
+        context_length=arguments["block_size"],
+        n_layer=arguments["n_layer"],
+        n_head=arguments["n_head"],
+        n_embd=arguments["n_embd"],
+        norm="layernorm",
+        norm_eps=1e-5,
+        position="learned",
+        activation="gelu",
+        bias=bias,
+        qkv_bias=bias,
+        tie_embeddings=not untied,
+    )
+
+
+def _parts(config: GPTConfig) -> list[tuple[str, tuple[str, ...], tuple[int, ...]]]:
+    """nanoGPT's modules: its name, ours (several where it fuses them), shape of the weight."""
+    width, inner = config.n_embd, config.mlp_size
+    parts: list[tuple[str, tuple[str, ...], tuple[int, ...]]] = [
+        ("transformer.wte", ("embed_tokens",), (config.vocab_size, width)),
+        ("transformer.wpe", ("embed_positions",), (config.context_length, width)),
+        ("transformer.ln_f", ("norm",), (width,)),
+    ]
+    if not config.tie_embeddings:
+        parts.append(("lm_head", ("lm_head",), (config.vocab_size, width)))
+    for layer in range(config.n_layer):
+        theirs, ours = f"transformer.h.{layer}", f"layers.{layer}"
+        qkv = tuple(f"{ours}.self_attn.{part}_proj" for part in "qkv")
+        parts += [
+            (f"{theirs}.ln_1", (f"{ours}.input_layernorm",), (width,)),
+            (f"{theirs}.attn.c_attn", qkv, (3 * width, width)),
+            (f"{theirs}.attn.c_proj", (f"{ours}.self_attn.o_proj",), (width, width)),
+            (f"{theirs}.ln_2", (f"{ours}.post_attention_layernorm",), (width,)),
+            (f"{theirs}.mlp.c_fc", (f"{ours}.mlp.up_proj",), (inner, width)),
+            (f"{theirs}.mlp.c_proj", (f"{ours}.mlp.down_proj",), (width, inner)),
+        ]
+    return parts
+
+
+def _state(source: Path, config: GPTConfig, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our state_dict; every tensor must be there with its shape, and none be left over."""
+    left, state = dict(tensors), {}
+    if config.tie_embeddings:
+        left.pop("lm_head.weight", None)
+    for theirs, ours, shape in _parts(config):
+        without_bias = theirs in ("transformer.wte", "transformer.wpe", "lm_head")
+        for kind, expected in [("weight", shape), ("bias", shape[:1])]:
+            if kind == "bias" and (without_bias or not config.bias):
+                continue
+            tensor = left.pop(f"{theirs}.{kind}", None)
+            if not isinstance(tensor, torch.Tensor) or tensor.shape != expected:
+                found = list(tensor.shape) if isinstance(tensor, torch.Tensor) else "missing"
+                raise UserError(
+                    f"{source}: {theirs}.{kind} is {found} where model_args asks for {list(expected)}; the file is "
+                    "damaged or of a variant of nanoGPT."
+                )
+            for name, piece in zip(ours, tensor.chunk(len(ours)), strict=True):
+                state[f"{name}.{kind}"] = piece.to(torch.float32, copy=True)
+    if left:
+        raise UserError(f"{source}: nanoGPT has no {next(iter(left))}; a variant of it can't be imported.")
+    return state
+
+
+def _tokenizer(source: Path, vocab_size: int, given: str | Path | None) -> ChatTokenizer:
+    command = f"`mini-chat-gpt import {source} FOLDER --tokenizer FILE`"
+    try:
+        tokenizer = ChatTokenizer.load("gpt2" if given is None else given)
+    except UserError as error:
+        if given is not None:
+            raise
+        raise UserError(f"{source} needs GPT-2's tokenizer: {error} Name it: {command}.") from None
+    if not 0 <= vocab_size - tokenizer.vocab_size < MOST_PADDING:
+        raise UserError(
+            f"{source} has a table of {vocab_size} tokens, but the tokenizer {given or 'gpt2'} has "
+            f"{tokenizer.vocab_size}; name the one it was trained with: {command} (a character-level model has none "
+            "that can be read here)."
+        )
+    return tokenizer

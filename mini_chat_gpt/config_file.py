@@ -1,0 +1,176 @@
+"""Settings as text: YAML files and `section.key=value` in, `Config` out, and back.
+
+Every problem of a file is named at once, with its key, the allowed values or the nearest right key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from mini_chat_gpt.common.errors import UserError, nearest
+from mini_chat_gpt.config import Config, ModelSection, Section
+
+S = TypeVar("S", bound=Section)
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (null = defaults), apply `section.key=value` overrides, validate.
+
+    Raises UserError naming every wrong key or value, with the nearest valid key or the allowed values.
+    """
+    values: dict[str, Any] = {}
+    source = "the command line"
+    if path is not None:
+        source = str(path)
+        hint = f"`mini-chat-gpt config > {path}` writes the default one"
+        values = read_yaml(Path(path), "config file", hint, "sections such as `sft:` with keys under them")
+        _find_beside(values, Path(path).parent)
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_config(values, source)
+
+
+def _find_beside(values: dict[str, Any], folder: Path) -> None:
+    """Chat files that lie beside the config file are meant by their names alone, wherever a command is started."""
+    chats = values.get("chats")
+    if not isinstance(chats, dict):
+        return
+    for key in ("files", "valid_files"):
+        given = chats.get(key)
+
+        def found(name: Any) -> Any:
+            return str(folder / name) if isinstance(name, str) and (folder / name).is_file() else name
+
+        if isinstance(given, dict):
+            chats[key] = {found(name): weight for name, weight in given.items()}
+        elif isinstance(given, list):
+            chats[key] = [found(name) for name in given]
+        elif given is not None:
+            chats[key] = found(given)
+
+
+def parse_config(values: dict[str, Any], source: str) -> Config:
+    """Validate a nested dict. Every problem is named at once, with its key."""
+    return validated(Config, values, source)
+
+
+def validated(section: type[S], values: dict[str, Any], source: str) -> S:
+    """A section of these values, from `source`. Raises UserError naming every problem at once, with its key."""
+    try:
+        return section(**values)
+    except ValidationError as error:
+        problems = "; ".join(_explain(item, section) for item in error.errors())
+        raise UserError(f"{source}: {problems}") from None
+
+
+def read_yaml(path: Path, what: str, hint: str, content: str) -> dict[str, Any]:
+    """What a YAML file with keys holds; {} for an empty one.
+
+    Raises UserError, with file and line. `what` is what the file is called, `hint` says how to come by one, `content` what
+    is expected in it.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f"There is no {what} {path}; {hint}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The {what} {path} can't be read: {error}.") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        at = f"{path}, line {where.line + 1}" if where else str(path)
+        raise UserError(f"{at}: not valid YAML ({getattr(error, 'problem', error)}).") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected {content}, found {type(values).__name__}.")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 2e-5 as a string; here it is a number, as everybody means it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*(?:[eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d+|\.(?:inf|nan))$", re.X),
+    list("-+0123456789."),
+)
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(
+            f"{override!r} is not an override; write section.key=value, for example training.batch_size=16."
+        )
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise UserError(f"{override!r}: the value is not valid YAML; put quotes around it.") from None
+    place = values
+    for part in parts[:-1]:
+        child = place.get(part)
+        place[part] = child = {} if child is None else child
+        if not isinstance(child, dict):
+            raise UserError(f"{override!r}: {part} is not a section; write section.key=value.")
+        place = child
+    place[parts[-1]] = value
+
+
+def _explain(item: Any, root: type[Section]) -> str:
+    """One problem of pydantic's list about a `root` in words: the key, what is wrong, what would be right."""
+    path = [str(part) for part in item["loc"]]
+    key = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        owner = _section_at(root, path[:-1])
+        return f"{key} is not a setting{nearest(path[-1], owner)} (known here: {', '.join(owner)})"
+    message = item["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return f"{key}: {message}, not {item['input']!r}" if item["type"] != "value_error" else f"{key}: {message}"
+
+
+def _section_at(root: type[Section], path: Sequence[str]) -> list[str]:
+    """The settings of the section at this place; a number in it is that of a list's item."""
+    section: Any = root
+    for part in path:
+        section = get_args(section)[0] if part.isdigit() else section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def to_yaml(config: Config | None = None) -> str:
+    """The settings as a commented YAML file; without an argument, the committed `sft_config.yaml`."""
+    lines = [
+        "# Settings of a run. Every value here is the default; override any on the command line: training.batch_size=16",
+        "# Made by `mini-chat-gpt config` from the settings' own descriptions.",
+    ]
+    for name, section in (config or Config()).__dict__.items():
+        lines += ["", f"# {Config.model_fields[name].description}", f"{name}:"]
+        default_model = config is None and name == "model"
+        for key, field in type(section).model_fields.items():
+            value = getattr(section, key)
+            if name == "model" and key == "preset":
+                continue
+            shown = yaml.safe_dump(_plain(value), default_flow_style=True, width=1000).strip().removesuffix("\n...")
+            # A preset decides the shape; the fields it stands for are shown, but left to it.
+            lines += [f"  # {field.description}", f"  {'# ' if default_model else ''}{key}: {shown}"]
+        if name == "model":
+            at = len(lines) - 2 * (len(type(section).model_fields) - 1)
+            preset = [
+                "  # " + str(ModelSection.model_fields["preset"].description),
+                f"  preset: {section.preset or 'null'}",
+            ]
+            lines[at:at] = preset
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.model_dump(exclude_none=True)
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,258 @@
+"""`mini-chat-gpt doctor`: will this run work here, how much memory and time will it take, and what would be better?
+
+Looks at the machine, the data and the base model, predicts the peak of memory from the settings before anything is allocated,
+and times a few of the run's own steps. Nothing is written to a run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mini_chat_gpt import pretrain, sft_train
+from mini_chat_gpt.common.device import Precision, pick_device, pick_precision, set_up
+from mini_chat_gpt.common.distributed import ALONE
+from mini_chat_gpt.common.entry import exit_with
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.memory_use import in_use
+from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields
+from mini_chat_gpt.config_file import load_config
+from mini_chat_gpt.data.batching import Example
+from mini_chat_gpt.diagnostics.machine_checks import Finding, disk_finding, free_memory, machine_findings
+from mini_chat_gpt.diagnostics.memory_plan import MemoryPlan, Steps, largest_batch, plan_memory, splits
+from mini_chat_gpt.model import GPT
+from mini_chat_gpt.training.monitor import Monitor, clock, size
+from mini_chat_gpt.training.run import Prepared, Start, parameters_in_words
+from mini_chat_gpt.training.run_folder import Place
+from mini_chat_gpt.training.time_budget import TimePlan, time_run
+from mini_chat_gpt.training.train_step import Engine
+from mini_chat_gpt.training.trainer import Trainer
+
+LOOKED_AT = 20  # optimizer steps whose examples are read, to know how large micro-batches become
+MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "error": "[bold red]error[/]"}
+SHARE = 0.9
+"""Of the free memory that training may take: others want some too, and the prediction is not exact."""
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A run that is ready to begin, and what its first steps will read."""
+
+    trainer: Trainer
+    config: Config
+    device: torch.device
+    precision: Precision
+    steps: list[list[Example]]
+    data_bytes: int  # that tokenizer, data and examples take
+
+    @property
+    def examples_per_step(self) -> int:
+        return round(statistics.mean(len(step) for step in self.steps))
+
+    def plan(self) -> MemoryPlan:
+        return plan_memory(*self._arguments(), **self._circumstances())
+
+    def largest(self, fits: int, planned: MemoryPlan) -> int:
+        return largest_batch(*self._arguments(), fits=fits, first=planned, **self._circumstances())[0]
+
+    def _arguments(self) -> tuple[GPTConfig, Steps, Config, ScheduleFields, torch.device, torch.dtype]:
+        job, model = self.trainer.job, self.trainer.model
+        return model.config, self.steps, self.config, job.phase, self.device, self.precision.dtype
+
+    def _circumstances(self) -> dict[str, Any]:
+        imports = ["mini_chat_gpt.training.run", *(["wandb"] if self.config.wandb.enabled else [])]
+        job, model = self.trainer.job, self.trainer.model
+        return {"validation": job.validation, "imports": imports, "other": self.data_bytes, "adapter": model.adapter}
+
+
+def admit(config: Config, job: str) -> Patient:
+    """Make everything that the run would make, but its folder. Raises UserError for what is missing."""
+    device = pick_device(config.system.device)
+    precision = pick_precision(config.system.mixed_precision, device)
+    set_up(config.system)
+    quiet = Console(quiet=True)
+    section = getattr(config, job)
+    start = Start(ALONE, device, Place(Path(section.save_dir)), quiet, time.monotonic(), rehearsal=True)
+    before = in_use("cpu")
+    prepared: Prepared = (pretrain if job == "pretrain" else sft_train).prepare(config, start)
+    weights = 4 * prepared.model.n_parameters()
+    engine = Engine(prepared.model, config, prepared.job.phase, precision, ALONE, device)
+    engine.model.activation_checkpointing = config.training.activation_checkpointing
+    monitor = Monitor(start.place.folder, config.wandb, {}, quiet, active=False)
+    trainer = Trainer(prepared.job, engine, prepared.tokenizer, config, start.place.folder, monitor)
+    steps = first_steps(trainer)
+    return Patient(trainer, config, device, precision, steps, max(0, in_use("cpu") - before - weights))
+
+
+def weights_finding(config: Config, device: torch.device) -> Finding | None:
+    """An error where the weights of a model to be pretrained and their gradients alone don't fit; None where they do."""
+    with torch.device("meta"):  # nothing is allocated
+        shape = config.model.gpt_config(config.pretrain.tokenizer_vocab_size)
+        needed, free = 8 * GPT(shape).n_parameters(), free_memory(device)
+    if free is None or needed <= free:
+        return None
+    words = "take a smaller model.preset, a smaller vocabulary, or more GPUs with system.fsdp=true"
+    return Finding(
+        "error", "memory", f"weights and gradients alone take {size(needed)}, {size(free)} are free: {words}"
+    )
+
+
+def first_steps(trainer: Trainer) -> list[list[Example]]:
+    """The examples of the run's first steps, of every stage some."""
+    stages = trainer.stages()
+    each = max(2, LOOKED_AT // len(stages))
+    steps = []
+    for stage in stages:
+        with trainer.reader(stage) as reader:
+            steps += [trainer.read_step(reader, stage)[0] for _ in range(each)]
+    return steps
+
+
+def memory_table(plan: MemoryPlan, free: int | None) -> Table:
+    """What takes how much at the peak."""
+    table = Table("at the peak of memory", "", box=None, title_justify="left")
+    table.columns[1].justify = "right"
+    rows = {
+        "weights": plan.weights, "gradients": plan.gradients, "optimizer": plan.optimizer, "averaged weights": plan.ema,
+        "activations": plan.activations, "logits": plan.logits, "copy for a checkpoint": plan.snapshot,
+        "kernels and gaps": plan.kernels + plan.gaps, "Python and PyTorch": plan.baseline, "tokenizer and data": plan.other,
+    }  # fmt: skip
+    for name, n_bytes in rows.items():
+        if n_bytes >= 5e5:
+            table.add_row(name, size(n_bytes))
+    table.add_row("[bold]together[/]", f"[bold]{size(plan.total)}[/]", end_section=True)
+    if free is not None:
+        table.add_row("free now", size(free))
+    return table
+
+
+def memory_finding(plan: MemoryPlan, free: int | None) -> Finding:
+    """Whether the run fits."""
+    if free is None:
+        return Finding("note", "memory", f"{size(plan.total)} needed; how much is free can't be found out here")
+    if plan.total > free:
+        words = "lower training.batch_size or data.seq_len, or set training.activation_checkpointing=true"
+        return Finding("error", "memory", f"{size(plan.total)} needed, {size(free)} free: {words}")
+    return Finding("ok", "memory", f"{size(plan.total)} needed, {size(free)} free")
+
+
+def gaps_advice(plan: MemoryPlan) -> str | None:
+    """How to have fewer gaps between tensors, where they matter (measured: benchmarks/RESULTS.md)."""
+    if plan.gaps < 0.15 * plan.total or "tcache_count" in os.environ.get("GLIBC_TUNABLES", ""):
+        return None
+    return (
+        f"{size(plan.gaps)} are gaps between tensors that the C library can't use again; there are fewer, at the same speed, "
+        "with GLIBC_TUNABLES=glibc.malloc.tcache_count=0 before the command."
+    )
+
+
+def time_words(trainer: Trainer, plan: TimePlan) -> str:
+    """The whole run's time."""
+    phase = trainer.job.phase
+    seconds = plan.seconds_of(trainer.total_steps, phase.eval_interval)
+    evaluations = -(-trainer.total_steps // phase.eval_interval)
+    return (
+        f"{trainer.total_steps:,} steps of {plan.step:.2f} s and {evaluations:,} evaluations of {plan.evaluation:.1f} s: "
+        f"about {clock(seconds)} (--time-budget sets the steps to fit a time)"
+    )
+
+
+def proposals(patient: Patient, plan: MemoryPlan, free: int | None, out: Console) -> None:
+    """Time micro-batches of several sizes that fit, the same examples in each step, and name the fastest."""
+    largest = patient.largest(int(SHARE * free), plan) if free is not None else patient.trainer.engine.batch_size
+    ways = splits(patient.examples_per_step, max(1, largest))[:5]
+    engine, whole = patient.trainer.engine, patient.examples_per_step
+    configured, present = engine.batch_size, min(engine.batch_size, whole)
+    speeds: dict[int, float] = {}
+    for batch_size in dict.fromkeys([present, *(way.batch_size for way in ways)]):
+        # A step in tokens has now more examples, now fewer: "all of them" is a number that is never reached.
+        engine.batch_size = configured if batch_size == present else batch_size
+        speeds[batch_size] = whole / time_run(patient.trainer, seconds=6.0).step
+    engine.batch_size = configured
+    table = Table("micro-batch", "accumulation", "examples/s", box=None)
+    for batch_size, speed in sorted(speeds.items()):
+        mark = " (as configured)" if batch_size == present else ""
+        table.add_row(f"{batch_size}{mark}", str(-(-patient.examples_per_step // batch_size)), f"{speed:.1f}")
+    out.print(table)
+    best = max(speeds, key=lambda batch_size: speeds[batch_size])
+    if speeds[best] > 1.05 * speeds[present]:
+        gain = speeds[best] / speeds[present]
+        out.print(
+            f"training.batch_size={best} is {gain:.2f} times as fast, with the same examples in each step.",
+            markup=False,
+        )
+    else:
+        out.print(f"training.batch_size={configured} is as good as any that fits.", markup=False)
+
+
+def show(findings: Sequence[Finding], out: Console) -> None:
+    """A line for each."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        table.add_row(MARKS[finding.level], finding.about, finding.what)
+    out.print(table)
+
+
+def examine(config: Config, job: str, out: Console) -> int:
+    """The whole examination; 0 if nothing prevents the run, else 2."""
+    section = getattr(config, job)
+    findings = list(machine_findings(config, section.max_steps or 10_000))
+    if job == "pretrain" and (too_large := weights_finding(config, pick_device(config.system.device))):
+        findings.append(too_large)
+    if any(finding.level == "error" for finding in findings):
+        show(findings, out)
+        return 2
+    try:
+        patient = admit(config, job)
+    except UserError as error:
+        show([*findings, Finding("error", "data", str(error))], out)
+        return 2
+    model, trainer = patient.trainer.model, patient.trainer
+    findings.append(
+        Finding("ok", "data", f"{', '.join(map(str, trainer.job.files))}: {len(trainer.job.source):,} examples")
+    )
+    findings.append(Finding("ok", "model", f"{parameters_in_words(model)}, context {model.config.context_length}"))
+    plan, free = patient.plan(), free_memory(patient.device)
+    findings.append(
+        disk_finding(Path(section.save_dir), plan.weights + plan.optimizer + plan.ema, config.training.keep_checkpoints)
+    )
+    findings.append(memory_finding(plan, free))
+    show(findings, out)
+    out.print()
+    out.print(memory_table(plan, free))
+    for note in [*plan.notes, *filter(None, [gaps_advice(plan)])]:
+        out.print(note, markup=False)
+    if any(finding.level == "error" for finding in findings):
+        return 2
+    out.print()
+    out.print(time_words(trainer, time_run(trainer, seconds=10.0)), markup=False)
+    out.print()
+    proposals(patient, plan, free, out)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Check the machine, and predict memory and time of a training run.")
+    parser.add_argument("--config", help="YAML file with the run's settings (default: sft_config.yaml if it is there)")
+    parser.add_argument(
+        "--job", choices=["sft", "pretrain"], default="sft", help="which training is meant (default sft)"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
+    arguments = parser.parse_intermixed_args(argv)
+    path = arguments.config or ("sft_config.yaml" if Path("sft_config.yaml").is_file() else None)
+    return examine(load_config(path, arguments.overrides), arguments.job, Console(highlight=False))
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,135 @@
+"""What a machine has and lacks for training, as findings in words. Nothing here trains, and nothing raises."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mini_chat_gpt.common.device import pick_device, pick_precision
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.config import Config
+from mini_chat_gpt.training.compile import choose_compiling
+from mini_chat_gpt.training.monitor import size
+from mini_chat_gpt.training.wandb_run import wandb_mode
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that was looked at: "ok", "note" (works, but could be better) or "error" (training can't begin)."""
+
+    level: Literal["ok", "note", "error"]
+    about: str
+    what: str
+
+
+def machine_findings(config: Config, steps: int) -> Iterator[Finding]:
+    """Python, PyTorch, device, precision, compiling, threads, wandb."""
+    yield Finding("ok", "Python", f"{platform.python_version()}, PyTorch {torch.__version__}")
+    try:
+        device = pick_device(config.system.device)
+    except UserError as error:
+        yield Finding("error", "device", str(error))
+        return
+    yield _device(device)
+    try:
+        yield Finding("ok", "precision", pick_precision(config.system.mixed_precision, device).reason)
+    except UserError as error:
+        yield Finding("error", "precision", str(error))
+    compiling = choose_compiling(config.system.compile, device, steps)
+    wanted_in_vain = config.system.compile is True and not compiling.on
+    yield Finding("note" if wanted_in_vain else "ok", "compiling", compiling.reason)
+    if device.type == "cpu":
+        yield _threads(config)
+    yield _wandb(config)
+
+
+def _device(device: torch.device) -> Finding:
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        count = torch.cuda.device_count()
+        more = f"; {count} of them: torchrun --nproc_per_node={count} uses all" if count > 1 else ""
+        return Finding("ok", "device", f"{properties.name}, {size(properties.total_memory)}{more}")
+    return Finding("ok", "device", f"{device.type}, {os.cpu_count()} processors ({platform.machine()})")
+
+
+def _threads(config: Config) -> Finding:
+    threads = config.system.threads or torch.get_num_threads()
+    others = [name for name in other_torch_processes() if name]
+    if others and threads > 1:
+        return Finding(
+            "note", "threads",
+            f"{threads}, but PyTorch is at work elsewhere as well ({others[0]}): two processes with several threads each slow each "
+            "other tenfold, as waiting threads spin. Set system.threads=1, or OMP_WAIT_POLICY=PASSIVE for both.",
+        )  # fmt: skip
+    return Finding("ok", "threads", str(threads))
+
+
+def other_torch_processes() -> Iterator[str]:
+    """Command lines of other running processes that have PyTorch loaded and several threads (Linux only)."""
+    ours = {os.getpid(), os.getppid()}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "status").read_text(encoding="utf-8", errors="replace")
+            threads = int(status.partition("Threads:")[2].split()[0])
+            if int(folder.name) in ours or threads < 2 or "\nState:\tR" not in status:
+                continue
+            if "libtorch" in (folder / "maps").read_text(encoding="utf-8", errors="replace"):
+                yield " ".join((folder / "cmdline").read_text(errors="replace").split("\0"))[:60].strip()
+        except (OSError, ValueError, IndexError):
+            continue  # it has ended meanwhile, or is somebody else's
+
+
+def _wandb(config: Config) -> Finding:
+    mode = wandb_mode(config.wandb)
+    if mode == "offline":
+        return Finding(
+            "ok", "wandb", "offline (no account or no network): kept in the run folder; `wandb sync` sends it"
+        )
+    return Finding("ok", "wandb", mode)
+
+
+def disk_finding(folder: Path, checkpoint: int, kept: int) -> Finding:
+    """Whether the checkpoints fit: `kept` of them, the best, and the one being written."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    needed, free = (kept + 2) * checkpoint, shutil.disk_usage(place).free
+    words = f"{size(free)} free at {place}; checkpoints of {size(checkpoint)} take up to {size(needed)}"
+    if not os.access(place, os.W_OK):
+        return Finding("error", "disk", f"{place} can't be written to; choose another save_dir")
+    if free < needed:
+        return Finding("error", "disk", f"{words}: free some, or lower training.keep_checkpoints")
+    return Finding("ok", "disk", words)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that training could take: of the GPU, or of the machine; None where the system doesn't tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        if sys.platform == "darwin":
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return None
+    limit = _container_limit()
+    return min(available, limit) if limit is not None else available
+
+
+def _container_limit() -> int | None:
+    """What a container's memory limit leaves, if there is one."""
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        return int(limit) - used
+    except (OSError, ValueError):  # no control groups, or no limit ("max")
+        return None

@@ -1,0 +1,1 @@
+"""Scores of a model's replies, with confidence intervals and baselines."""

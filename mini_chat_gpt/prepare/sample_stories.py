@@ -1,0 +1,253 @@
+"""Writes the sample data set: stories in the public instruct format whose every answer is known for certain.
+
+It stands in for TinyStories-Instruct where there is no network, so that all from training to scoring runs offline. Its
+valid part is hard on purpose. Held out from training are:
+
+- three whole plots (`unseen: true` in data/sample_plots.yaml): two fifths of the valid part;
+- a list of names (`names_only_in_valid` in data/sample_words.yaml): the main character of a tenth of the valid part;
+- of all other names, every fifth pair of a main character's name and a main thing (`is_held_out`): the valid part has
+  only such pairs, so no story can be in both parts.
+
+The same seed writes the same bytes, on every machine and version of Python.
+
+    python -m mini_chat_gpt.prepare.sample_stories FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from mini_chat_gpt.assets import load
+from mini_chat_gpt.common.entry import exit_with
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.files import atomic_write_text
+from mini_chat_gpt.prepare.sample_plots import Story, Storyteller, Wish, pick
+from mini_chat_gpt.tinystories.records import FILE_NAMES, SEPARATOR
+from mini_chat_gpt.tinystories.records import stories as stories_of
+
+FILE_NAME = FILE_NAMES[0]
+ANSWERS_NAME = FILE_NAME.replace(".txt", ".answers.jsonl")
+TRAIN_RECORDS, VALID_RECORDS = 12_000, 3_000
+
+# Shares of the stories, and of the fields in the records, close to those of the public data set.
+BAD_ENDINGS, WITH_DIALOGUE, WITH_MORAL = 0.13, 0.64, 0.21
+UNSEEN_PLOTS_IN_VALID, NEW_NAMES_IN_VALID = 0.4, 0.1
+HAVE_FEATURES, HAVE_WORDS, HAVE_SUMMARY, HAVE_SENTENCE = 0.95, 0.58, 0.82, 0.35
+SUMMARY_LAST = 1 / 3
+NEWLINES = ("\n", "\n\n")  # after `Story: `
+
+_TOKEN = re.compile(r"[a-z]+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?]\")\s+")
+
+
+def write_sample(
+    folder: Path | str, n_train: int = TRAIN_RECORDS, n_valid: int = VALID_RECORDS, seed: int = 0
+) -> list[Path]:
+    """Write both parts and, beside each, what is known about its records; returns the four paths.
+
+    Raises UserError where a file of that name is there that isn't an earlier sample.
+    """
+    sizes = {"train": n_train, "valid": n_valid}
+    paths = {split: [Path(folder) / name.format(split=split) for name in (FILE_NAME, ANSWERS_NAME)] for split in sizes}
+    for path, answers in paths.values():
+        if path.exists() and not answers.exists():
+            raise UserError(f"{path} is there and is no sample of ours; choose another folder or move it away.")
+    teller = Storyteller()
+    for split, (path, answers) in paths.items():
+        rng = Random(2 * seed + (split == "valid"))
+        records = [(story, *record_of(story, rng)) for story in stories(teller, split, sizes[split], rng)]
+        known = (answers_of(story, fields) for story, _, fields in records)
+        atomic_write_text(answers, "".join(f"{json.dumps(answer, ensure_ascii=False)}\n" for answer in known))
+        atomic_write_text(path, "".join(f"{text}\n{SEPARATOR.decode()}\n" for _, text, _ in records))
+    return [path for pair in paths.values() for path in pair]
+
+
+def stories(teller: Storyteller, split: str, n_stories: int, rng: Random) -> Iterator[Story]:
+    """So many stories of one split, no two alike."""
+    seen = [plot for plot in teller.plots if not plot.get("unseen")]
+    unseen = [plot for plot in teller.plots if plot.get("unseen")]
+    valid = split == "valid"
+    told: set[str] = set()
+    while len(told) < n_stories:
+        plot = pick(rng, unseen if valid and rng.random() < UNSEEN_PLOTS_IN_VALID else seen)
+        wish = Wish(
+            valid=valid,
+            bad=rng.random() < BAD_ENDINGS,
+            talk=rng.random() < WITH_DIALOGUE,
+            moral=rng.random() < WITH_MORAL,
+            new_name=valid and rng.random() < NEW_NAMES_IN_VALID,
+        )
+        story = teller.tell(plot, wish, rng)
+        if story.text not in told:
+            told.add(story.text)
+            yield story
+
+
+def record_of(story: Story, rng: Random) -> tuple[str, dict[str, Any]]:
+    """The story as a record of the public format, and the fields that it has been given."""
+    fields: dict[str, Any] = {}
+    if story.features and rng.random() < HAVE_FEATURES:
+        fields["Features"] = list(story.features)
+    if rng.random() < HAVE_WORDS and (words := required_words(story, rng)):
+        fields["Words"] = words
+    if rng.random() < HAVE_SUMMARY:
+        fields["Summary"] = story.summary
+    if rng.random() < HAVE_SENTENCE:
+        fields["Random sentence"] = pick(rng, sentences(story.text))
+    order = sorted(fields, key=lambda _: rng.random())
+    after = ["Summary"] if "Summary" in fields and rng.random() < SUMMARY_LAST else []
+    before = [name for name in order if name not in after]
+
+    def lines(names: Sequence[str]) -> list[str]:
+        return [
+            f"{name}: {', '.join(fields[name]) if isinstance(fields[name], list) else fields[name]}" for name in names
+        ]
+
+    story_lines = f"Story: {pick(rng, NEWLINES)}{story.text}"
+    return "\n".join([*lines(before), story_lines, *lines(after)]), fields
+
+
+def answers_of(story: Story, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of the answers file: everything known about the record, also what the record itself doesn't say."""
+    return {
+        "plot": story.plot,
+        "seen": story.seen,
+        "main_character": story.main_character,
+        "name_seen": story.main_character not in new_names(),
+        "kind": story.character_kind,
+        "thing": story.thing,
+        "adjective": story.adjective,
+        "ending": story.ending,
+        "dialogue": "Dialogue" in story.features,
+        "features": list(story.features),
+        "moral": story.moral,
+        "why": list(story.why),
+        "what_happened": story.summary,
+        "fields": list(fields),
+        "words": fields.get("Words"),
+    }
+
+
+@lru_cache(maxsize=1)
+def new_names() -> frozenset[str]:
+    """Names that training never shows."""
+    return frozenset(name for names in load("sample_words.yaml")["names_only_in_valid"].values() for name in names)
+
+
+def sentences(text: str) -> list[str]:
+    """Whole sentences of at least three words, as they stand in the text; none with half a quotation in it."""
+    parts = [part for line in text.split("\n") for part in _SENTENCE_END.split(line)]
+    return [part for part in parts if len(part.split()) >= 3 and part.count('"') % 2 == 0 and not part[0].islower()]
+
+
+def required_words(story: Story, rng: Random) -> list[str]:
+    """A verb, a noun and an adjective of the story in their base form, as the public records ask for; else nothing."""
+    lexicon = known_words()
+    found: dict[str, list[str]] = {"verb": [], "noun": [], "adjective": []}
+    for token in _TOKEN.findall(story.text.lower()):
+        for part, bases in found.items():
+            base = lexicon[part].get(token)
+            if base and base not in bases:
+                bases.append(base)
+    chosen = {part: pick(rng, bases) for part, bases in found.items() if bases}
+    # Half of the time it is the words that the story turns on.
+    for part, word in (("noun", story.thing.split()[-1]), ("adjective", story.adjective)):
+        if word in found[part] and rng.random() < 0.5:
+            chosen[part] = word
+    return [chosen[part] for part in found] if len(set(chosen.values())) == len(found) else []
+
+
+def _stem(verb: str) -> str:
+    """What stands before -ing: hope -> hop, hop -> hopp, visit -> visit."""
+    if re.fullmatch(r"[^aeiou]*[aeiou][bdgklmnprt]", verb):  # one syllable that ends in vowel and consonant
+        return verb + verb[-1]
+    return verb.removesuffix("e")
+
+
+@lru_cache(maxsize=1)
+def known_words() -> dict[str, dict[str, str]]:
+    """For verbs, nouns and adjectives: every form that counts, and its base form."""
+    words = load("sample_words.yaml")
+    verbs: dict[str, str] = {}
+    for base in [*words["verbs"]["regular"], *(hobby for hobby in words["hobbies"] if " " not in hobby)]:
+        stem = _stem(base)
+        past = f"{base[:-1]}ied" if re.search(r"[^aeiou]y$", base) else f"{stem}ed"
+        verbs |= dict.fromkeys([base, past, f"{base}s", f"{stem}ing"], base)
+    for base, pasts in words["verbs"]["irregular"].items():
+        verbs |= dict.fromkeys([base, *pasts, f"{base}s", f"{_stem(base)}ing"], base)
+    groups = words["things"].values()
+    nouns = {noun for group in groups for noun in group["nouns"] if " " not in noun}
+    nouns |= {*words["nouns"], *words["animal_kinds"], *words["landmarks"]}
+    adjectives = {adjective for group in groups for adjective in group["adjectives"]}
+    adjectives |= {*words["adjectives"], *words["traits"], *words["home_adjectives"], *words["weather"]}
+    adjectives |= {feeling for feelings in words["feelings"].values() for feeling in feelings}
+    return {"verb": verbs, "noun": {noun: noun for noun in nouns}, "adjective": {word: word for word in adjectives}}
+
+
+def measure(folder: Path | str) -> dict[str, dict[str, float]]:
+    """How varied each part of a sample is, from the files as they stand in the folder."""
+    return {split: measure_split(Path(folder), split) for split in ("train", "valid")}
+
+
+def measure_split(folder: Path, split: str) -> dict[str, float]:
+    """The measures of one part; see the keys."""
+    texts = list(stories_of(folder / FILE_NAME.format(split=split)))
+    lines = (folder / ANSWERS_NAME.format(split=split)).read_text(encoding="utf-8").splitlines()
+    known = [json.loads(line) for line in lines]
+    words = [re.findall(r"[\w']+", text.lower()) for text in texts]
+    total = sum(map(len, words))
+    return {
+        "records": len(texts),
+        "distinct stories, share": len(set(texts)) / len(texts),
+        "words per story, mean": total / len(texts),
+        "words per story, least": min(map(len, words)),
+        "words per story, most": max(map(len, words)),
+        "distinct words": len({word for story in words for word in story}),
+        "distinct 4-grams": len(four_grams(words)),
+        "distinct 4-grams per 1,000 words": 1000 * len(four_grams(words)) / total,
+        "the same, first 1,000 stories alone": 1000 * len(four_grams(words[:1000])) / sum(map(len, words[:1000])),
+        "largest plot, share": max(Counter(answer["plot"] for answer in known).values()) / len(known),
+        "plots": len({answer["plot"] for answer in known}),
+        "stories of plots that training never shows, share": sum(not answer["seen"] for answer in known) / len(known),
+        "names of main characters": len({answer["main_character"] for answer in known}),
+        "pairs of name and thing": len({(answer["main_character"], answer["thing"]) for answer in known}),
+        "bad endings, share": sum(answer["ending"] == "bad" for answer in known) / len(known),
+        "with dialogue, share": sum(answer["dialogue"] for answer in known) / len(known),
+        "with a moral, share": sum(answer["moral"] is not None for answer in known) / len(known),
+        "distinct morals": len({answer["moral"] for answer in known} - {None}),
+        "questions why": sum(len(answer["why"]) for answer in known),
+    }
+
+
+def four_grams(words: Sequence[Sequence[str]]) -> set[tuple[str, ...]]:
+    """All runs of four words within a story."""
+    return {tuple(story[i : i + 4]) for story in words for i in range(len(story) - 3)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: write a sample and print its measures."""
+    parser = argparse.ArgumentParser(description="Write the sample data set and print how varied it is.")
+    parser.add_argument("folder", type=Path, help="where the four files go")
+    parser.add_argument("--train", type=int, default=TRAIN_RECORDS, help="records of train (default: %(default)s)")
+    parser.add_argument("--valid", type=int, default=VALID_RECORDS, help="records of valid (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives another sample (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    write_sample(arguments.folder, arguments.train, arguments.valid, arguments.seed)
+    train, valid = measure(arguments.folder).values()
+    print(f"{'':52}{'train':>12}{'valid':>12}")
+    for name, value in train.items():
+        shown = [f"{number:>12,.3f}" if number % 1 else f"{number:>12,.0f}" for number in (value, valid[name])]
+        print(f"{name:52}{''.join(shown)}")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(main)

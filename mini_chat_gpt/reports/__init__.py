@@ -1,0 +1,1 @@
+"""Presenting scores: tables in the terminal, HTML report, charts."""

@@ -1,0 +1,212 @@
+"""TinyStories-Instruct files: from bytes on disk to records, one after the other.
+
+    Features: Dialogue, BadEnding
+    Words: lend, kite, windy
+    Summary: Nora lends Max her kite.
+    Story:
+
+    Nora had a kite that she liked very much. ...
+    <|endoftext|>
+
+The rules, which hold for every part of a record:
+
+- Records are separated by `<|endoftext|>`; the last one may lack it. A field begins where a line begins with its name and
+  a colon, and ends where a line begins with the name of another known field. Fields stand in any order, `Summary:` after
+  the story too, and any may be missing. Only the first line with a name counts: a second `Words:` is text. The lists
+  (features, words) are one line each.
+- A text in which no line begins with `Story:` is a plain story, unless its first line names a field: then it is a record
+  whose story is missing. Such a record is left out and counted; a file of nothing else is an error.
+- CRLF is read as LF, a leading byte order mark is dropped, all other characters stay as they are, mojibake included. A byte
+  that is not UTF-8 becomes U+FFFD, so that nothing vanishes unseen, and `RecordIndex` counts the records with such bytes.
+
+Files of any size are read in pieces; memory stays flat.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from mini_chat_gpt.common.errors import UserError
+
+SEPARATOR = b"<|endoftext|>"
+FIELDS = ("Features", "Words", "Summary", "Random sentence")
+FEATURES = ("Dialogue", "BadEnding", "MoralValue", "Twist", "Foreshadowing", "Conflict")
+ENDING_UNKNOWN = "EndingUnknown"
+"""In the Features of records made from plain stories: that BadEnding is missing says nothing about the ending."""
+FILE_NAMES = ("TinyStoriesInstruct-{split}.txt", "TinyStories-Instruct-{split}.txt")
+
+_FIELD_LINE = re.compile(rf"^({'|'.join(FIELDS)}|Story):[ \t]*", re.MULTILINE)
+_BLOCK = 1 << 19  # more is slower: it no longer fits the processor's cache
+_LONGEST_RECORD = 1 << 26  # bytes without a separator after which a file is no story file
+
+
+@dataclass(frozen=True)
+class StoryRecord:
+    """One record; a field that is missing or empty is () or None."""
+
+    features: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    summary: str | None = None
+    random_sentence: str | None = None
+    story: str = ""
+
+
+def parse_record(text: str) -> StoryRecord:
+    """The record in `text`, by the rules above. Its `story` is empty where the text holds none."""
+    text = text.replace("\r\n", "\n").removeprefix("\ufeff").strip().removesuffix(SEPARATOR.decode()).rstrip()
+    begins = {match[1]: match for match in reversed(list(_FIELD_LINE.finditer(text)))}  # the first of each name
+    if "Story" not in begins and not _FIELD_LINE.match(text):
+        return StoryRecord(story=text)
+    in_order = sorted(begins.values(), key=lambda match: match.start())
+    ends = [match.start() for match in in_order[1:]] + [len(text)]
+    parts = {match[1]: text[match.end() : end].strip() for match, end in zip(in_order, ends, strict=True)}
+    return StoryRecord(
+        features=_listed(parts.get("Features", "")),
+        words=_listed(parts.get("Words", "")),
+        summary=parts.get("Summary") or None,
+        random_sentence=parts.get("Random sentence") or None,
+        story=parts.get("Story", ""),
+    )
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(item for part in text.split("\n", 1)[0].split(",") if (item := part.strip()))
+
+
+def decode(chunk: bytes) -> str:
+    """Text of a record's bytes; a byte that is not UTF-8 becomes U+FFFD."""
+    return chunk.decode("utf-8", errors="replace")
+
+
+def read_records(path: str | Path) -> Iterator[StoryRecord]:
+    """All records with a story, in file order.
+
+    Raises UserError for a file that is missing, empty, binary or without `<|endoftext|>`, and, at its end, if not one of
+    its records has a story.
+    """
+    path = Path(path)
+    open_text(path).close()  # the user hears of a wrong path now, not at the first record
+    return _read_records(path)
+
+
+def _read_records(path: Path) -> Iterator[StoryRecord]:
+    found = False
+    for _, chunk in raw_records(path):
+        if (record := parse_record(decode(chunk))).story:
+            found = True
+            yield record
+    if not found:
+        raise no_story(path)
+
+
+def stories(path: str | Path) -> Iterator[str]:
+    """The stories alone, of an Instruct file or of a file of plain stories."""
+    return (record.story for record in read_records(path))
+
+
+def raw_records(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of everything between separators that is not blank, unparsed. Raises UserError as read_records does."""
+    for offset, text, end in whole_records(path):
+        for part in text[:end].split(SEPARATOR):
+            if part and not part.isspace():
+                yield offset, part
+            offset += len(part) + len(SEPARATOR)
+
+
+def whole_records(path: Path) -> Iterator[tuple[int, bytes, int]]:
+    """(offset, text, end) for one piece of the file after another: text[:end] begins behind a separator and ends with one.
+
+    Only the last piece of a file may lack it. Behind `end` there may be more. Raises UserError as read_records does.
+    """
+    with open_text(path) as file:
+        offset = file.tell()
+        carry, separated = b"", False
+        while block := file.read(_BLOCK):
+            text = carry + block
+            if (separator := text.rfind(SEPARATOR)) >= 0:
+                end, separated = separator + len(SEPARATOR), True
+                yield offset, text, end
+                offset, text = offset + end, text[end:]
+            if len(text) > _LONGEST_RECORD:
+                raise _no_separator(path, f"{len(text) >> 20} MiB from byte {offset}")
+            carry = text
+        if not separated:
+            raise _no_separator(path, "it")
+        if carry:
+            yield offset, carry, len(carry)
+
+
+def open_text(path: Path) -> BinaryIO:
+    """The file, open for reading after its byte order mark. Raises UserError unless it is a file of text with something in it."""
+    try:
+        file = open(path, "rb")
+    except FileNotFoundError:
+        raise UserError(
+            f"There is no file {path}; `python prepare_sft_data.py` gets the stories, or name your own file."
+        ) from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, where a file of stories is wanted; name the file in it.") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror or error}); check its permissions.") from None
+    head = file.read(1 << 16)
+    if not head.strip():
+        file.close()
+        raise UserError(f"{path} is empty; download it again, or name another file.")
+    if b"\0" in head:
+        file.close()
+        line = head.count(b"\n", 0, head.index(b"\0")) + 1
+        raise UserError(
+            f"{path} is not a text file in UTF-8 (line {line} holds a zero byte); unpack it, or save it as UTF-8."
+        )
+    file.seek(3 if head.startswith(b"\xef\xbb\xbf") else 0)
+    return file
+
+
+def _no_separator(path: Path, where: str) -> UserError:
+    return UserError(
+        f"{path} is no file of stories: {where} holds no {SEPARATOR.decode()}; put that on a line of its own after each record."
+    )
+
+
+def no_story(path: Path) -> UserError:
+    """What to say of a file whose records all lack their story."""
+    return UserError(
+        f"Not one record of {path} has a story after a line `Story:`; check that it is a TinyStories-Instruct file."
+    )
+
+
+def find_instruct_file(path: str | Path, split: str) -> Path:
+    """The TinyStories-Instruct file of a split ("train" or "valid").
+
+    `path` is a folder that holds it under either spelling of its name, or one of the two files: the other is then
+    expected beside it, with "train" and "valid" exchanged in its name. Raises UserError where there is none.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(
+            f"There is no {path}; `python prepare_sft_data.py` makes it, or set sft.dataset_path to your own data."
+        )
+    if path.is_dir():
+        for name in FILE_NAMES:
+            if (file := path / name.format(split=split)).is_file():
+                return file
+        wanted = " or ".join(name.format(split=split) for name in FILE_NAMES)
+        raise UserError(
+            f"{path} holds no {wanted}; run `python prepare_sft_data.py`, or set sft.dataset_path to your own file."
+        )
+    other = "valid" if split == "train" else "train"
+    name = path.name
+    if split not in name:
+        if other in name:
+            name = split.join(name.rsplit(other, 1))
+        elif split == "valid":
+            raise UserError(
+                f"There is no validation file for {path}; name the two files something-train.txt and something-valid.txt."
+            )
+    if not (file := path.with_name(name)).is_file():
+        raise UserError(f"There is no {file} beside {path.name}; both a train and a valid file are needed.")
+    return file

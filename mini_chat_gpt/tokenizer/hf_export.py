@@ -1,0 +1,197 @@
+"""The tokenizer as Hugging Face files, so that `transformers.AutoTokenizer.from_pretrained(folder)` loads it offline.
+
+    tokenizer.json          the encoder as a BPE of the `tokenizers` library
+    tokenizer_config.json   names of BOS and EOS
+    chat_template.jinja     the chat format, once the model has one
+
+It promises the same ids for the same text, with two exceptions that lie in those files' nature: text that spells out a
+control token becomes that token there, and for llama2c the character U+2581 means a space (see `_sentencepiece`).
+The same tokenizer gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mini_chat_gpt.chat_format import chat_template
+from mini_chat_gpt.common.files import atomic_write_text, write_json
+from mini_chat_gpt.tokenizer.encoders import FIRST_TEXT_ID, PieceEncoder, RankEncoder
+
+if TYPE_CHECKING:
+    from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+def write_hugging_face(folder: Path, tokenizer: ChatTokenizer) -> None:
+    """Write the files named above into `folder`, which exists."""
+    atomic_write_text(folder / "tokenizer.json", json.dumps(tokenizer_json(tokenizer), ensure_ascii=False))
+    write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer))
+    if tokenizer.chat_format is None:
+        (folder / TEMPLATE_FILE).unlink(missing_ok=True)  # of a tokenizer that was saved here before
+    else:
+        atomic_write_text(folder / TEMPLATE_FILE, chat_template(_bos_token(tokenizer)))
+
+
+def _bos_token(tokenizer: ChatTokenizer) -> str | None:
+    return next((name for name, token_id in tokenizer.control.items() if token_id == tokenizer.bos_id), None)
+
+
+def tokenizer_config(tokenizer: ChatTokenizer) -> dict[str, Any]:
+    """tokenizer_config.json. Its class is the generic one: a model's own class rebuilds the encoder its own way."""
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    bos_token = _bos_token(tokenizer)
+    ends = [name for name in ("<|endoftext|>", "</s>") if name in tokenizer.control]
+    if bos_token is not None:
+        config["bos_token"] = bos_token
+    elif ends:
+        config["bos_token"] = ends[0]  # what begins a document; nothing puts it in by itself
+    if ends:
+        config["eos_token"] = ends[0]
+    if tokenizer.chat_format is not None:
+        config["chat_template"] = chat_template(bos_token)
+    return config
+
+
+def tokenizer_json(tokenizer: ChatTokenizer) -> dict[str, Any]:
+    """tokenizer.json. Control tokens are part of the vocabulary too, so that their ids don't depend on its length."""
+    by_id = sorted(tokenizer.control.items(), key=lambda item: item[1])
+    if isinstance(tokenizer.encoder, RankEncoder):
+        parts = _byte_level(tokenizer.encoder)
+    else:
+        parts = _sentencepiece(tokenizer.encoder, _bos_token(tokenizer), tokenizer.bos_id)
+    vocab = {**parts["model"]["vocab"], **dict(by_id)}
+    parts["model"]["vocab"] = dict(sorted(vocab.items(), key=lambda item: item[1]))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": token_id, "content": name, **flags} for name, token_id in by_id]
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, **parts}
+
+
+def _byte_level(encoder: RankEncoder) -> dict[str, Any]:
+    """tiktoken's algorithm: split by the pattern, take a chunk that is an entry as it is, otherwise merge by rank."""
+    letters = byte_letters()
+    written = {piece: "".join(letters[byte] for byte in piece) for piece in encoder.ranks}
+    split = {"type": "Split", "pattern": {"Regex": encoder.pattern}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    return {
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,
+            "vocab": {written[piece]: rank for piece, rank in encoder.ranks.items()},
+            "merges": [[written[left], written[right]] for left, right in merges_from_ranks(encoder.ranks)],
+        },
+    }
+
+
+def byte_letters() -> list[str]:
+    """GPT-2's way to write bytes as visible characters: printable Latin-1 as it is, the others from U+0100 on."""
+    visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    letters = {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+    return [letters[byte] for byte in range(256)]
+
+
+def merges_from_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The merge that makes each entry, in the order of ranks.
+
+    An entry was made by the two parts that remain when its bytes are merged with all earlier entries. (Any other pair
+    that joins to the same bytes can't come about: an earlier merge would have taken it apart.) For an entry that no
+    merge makes, every way to cut it in two is listed, since tiktoken would join any of them.
+    """
+    merges: list[tuple[bytes, bytes]] = []
+    for piece in sorted(ranks, key=ranks.__getitem__):
+        if len(piece) == 1:
+            continue
+        parts = _merge_below(piece, ranks, ranks[piece])
+        if len(parts) == 2:
+            merges.append((parts[0], parts[1]))
+        else:
+            cuts = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
+            merges.extend((left, right) for left, right in cuts if left in ranks and right in ranks)
+    return merges
+
+
+def _merge_below(piece: bytes, ranks: dict[bytes, int], limit: int) -> list[bytes]:
+    """The parts of `piece` after all merges with ranks below `limit`, lowest rank first."""
+    parts = [piece[i : i + 1] for i in range(len(piece))]
+    while len(parts) > 2:
+        rank, i = min((ranks.get(parts[i] + parts[i + 1], limit), i) for i in range(len(parts) - 1))
+        if rank == limit:
+            break
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def _sentencepiece(encoder: PieceEncoder, bos_token: str | None, bos_id: int | None) -> dict[str, Any]:
+    """llama2.c's algorithm, laid out as Llama's tokenizers are: spaces written as U+2581, and one put before each text.
+
+    So U+2581 itself means a space here, as in SentencePiece; llama2.c and `ChatTokenizer` spell it in bytes. Joins are
+    ordered by score; where two different pieces had the same score, llama2.c would go by place instead of id.
+    """
+    byte_vocab = {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
+    text_vocab = {piece.replace(" ", "\u2581"): token_id for piece, token_id in encoder.ids.items()}
+    # A vocabulary with a piece twice still needs both ids to exist.
+    known = set(text_vocab.values())
+    spare = {f"<unused_{i}>": i for i in range(FIRST_TEXT_ID, len(encoder.pieces)) if i not in known}
+    bos = {"SpecialToken": {"id": bos_token, "type_id": 0}}
+    return {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "\u2581"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}, bos, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {bos_token: {"id": bos_token, "ids": [bos_id], "tokens": [bos_token]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {**byte_vocab, **text_vocab, **spare},
+            "merges": [[part.replace(" ", "\u2581") for part in pair] for pair in merges_from_scores(encoder)],
+        },
+    }
+
+
+def merges_from_scores(encoder: PieceEncoder) -> list[tuple[str, str]]:
+    """Every pair of pieces that joins to a piece, best score first."""
+    found = []
+    for piece, token_id in encoder.ids.items():
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in encoder.ids and right in encoder.ids:
+                order = (-encoder.scores[token_id], token_id, encoder.ids[left], encoder.ids[right])
+                found.append((order, (left, right)))
+    return [pair for _, pair in sorted(found)]

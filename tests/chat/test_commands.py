@@ -1,0 +1,120 @@
+"""Slash commands: what they do to a conversation, and one sentence for each mistake."""
+
+import pytest
+from tiny import tiny_model, tiny_tokenizer
+
+from mini_chat_gpt.chat.commands import COMMANDS, as_message, is_command, run_command, short
+from mini_chat_gpt.chat.session import ChatSession, Turn
+from mini_chat_gpt.chat_format import ChatFormat
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.generation.sampling import Sampling
+
+
+@pytest.fixture
+def session() -> ChatSession:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_format = ChatFormat(default_system="Be kind.")
+    session = ChatSession(tiny_model(tokenizer.vocab_size), tokenizer, Sampling(temperature=0))
+    session.turns = [Turn("Hi", "Hello!", finish_reason="stop"), Turn("Tell me\nmore", "Once", finish_reason="length")]
+    return session
+
+
+@pytest.mark.parametrize(
+    ("line", "command", "message"),
+    [("/help", True, "/help"), ("//home", False, "/home"), ("Hi /help", False, "Hi /help"), ("/", True, "/")],
+)
+def test_a_line_is_a_command_or_a_message(line, command, message):
+    assert is_command(line) == command
+    assert as_message(line) == message
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/tmp", "no command /tmp; did you mean '/temp'"),
+        ("/", "no command / "),
+        ("/home/sara/story.txt is a file", "no command /home/sara/story.txt "),
+        ("/reset now", "/reset takes nothing after it"),
+        ("/temp warm", "temperature must be a number such as 0.7, not 'warm'"),
+        ("/temp nan", "temperature is nan; it must be"),
+        ("/temp none", "must be a number"),
+        ("/seed 1.5", "seed must be a whole number such as 1 or none, not '1.5'"),
+        ("/max 0", "max_new_tokens is 0; it must be"),
+        ("/max " + "9" * 5000, "must be a whole number"),
+        ("/top_p 0", "top_p is 0.0; it must be"),
+        ("/save", "/save needs the name of a file"),
+        ("/load ''", "/load needs the name of a file"),
+        ("/load a\0b", "can't be the name of a file"),
+        ("/save " + "x" * 300, "file name too long"),
+        ("/load " + "x" * 300, "File name too long"),
+        ("/load .", "can't be read: Is a directory"),
+        ("/save --overwrite .", "is a folder"),
+        ("/save .", "is a folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_changes_nothing(session, line, message):
+    before = (session.messages, session.sampling, session.system)
+    with pytest.raises(UserError) as raised:
+        run_command(session, line)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert (session.messages, session.sampling, session.system) == before
+
+
+def test_commands_may_be_typed_in_capitals(session):
+    assert run_command(session, "/TEMP 0.5").note == "temperature is now 0.5."
+
+
+def test_a_system_message_may_have_several_lines(session):
+    run_command(session, "/system Be kind.\nBe brief.")
+    assert session.system == "Be kind.\nBe brief."
+
+
+def test_there_is_no_default_where_training_had_none(session):
+    session.tokenizer.chat_format = ChatFormat()
+    with pytest.raises(UserError, match="there is no default"):
+        run_command(session, "/system default")
+
+
+def test_a_retry_at_temperature_0_says_that_it_changes_nothing(session):
+    assert "always the same" in run_command(session, "/retry").note
+    run_command(session, "/temp 1")
+    assert run_command(session, "/retry").note == ""
+
+
+def test_tokens_shows_every_turn_in_one_line(session):
+    rows = run_command(session, "/tokens").rows
+    assert [name for name, _ in rows] == ["system", "turn 1", "turn 2"]
+    assert rows[2][1].endswith(", cut off: Tell me more")
+
+
+def test_a_file_of_this_conversation_is_replaced_and_after_a_reset_it_is_not(session, tmp_path):
+    assert "in place of" not in run_command(session, f"/save {tmp_path / 'a b.json'}").note
+    assert "in place of what it held" in run_command(session, f'/save "{tmp_path / "a b.json"}"').note
+    turns = session.turns
+    session.reset()
+    session.turns = turns
+    with pytest.raises(UserError, match="exists already; choose another name, or type: /save --overwrite"):
+        run_command(session, f"/save {tmp_path / 'a b.json'}")
+
+
+def test_a_loaded_file_without_a_system_message_says_so(session, tmp_path):
+    file = tmp_path / "chat.json"
+    file.write_text('{"messages": [{"role": "user", "content": "Hi"}]}', encoding="utf-8")
+    note = run_command(session, f"/load {file}").note
+    assert "/system default" in note
+    assert "/retry asks for one" in note
+
+
+def test_only_quit_leaves(session):
+    assert run_command(session, "/quit").leave
+    assert not run_command(session, "/help").leave
+
+
+def test_help_names_every_command_with_its_argument(session):
+    assert [row[0].split()[0] for row in run_command(session, "/help").rows] == [f"/{name}" for name in COMMANDS]
+
+
+@pytest.mark.parametrize(("text", "shown"), [("a\n b", "a b"), ("x" * 40, "x" * 29 + "...")])
+def test_a_long_text_is_shown_by_its_beginning(text, shown):
+    assert short(text) == shown

@@ -1,0 +1,192 @@
+"""FSDP2: in shards everything is as with DDP, and checkpoints in shards are as good as whole ones.
+
+Two processes do it all in one call of torchrun (sharded.py); what they found and wrote is looked at here, in one process.
+"""
+
+import json
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import TORCHRUN, environment
+from safetensors.torch import load_file
+from sharded import STEP, make_engine, same, state_of
+
+from mini_chat_gpt import load_checkpoint
+from mini_chat_gpt.checkpoints import foreign, sharded
+from mini_chat_gpt.checkpoints.checkpoint import OPTIMIZER, find_checkpoint, load_model, read_tensors
+from mini_chat_gpt.common.distributed import ALONE
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.generation.text import generate
+from mini_chat_gpt.training.run_state import read_run_state
+
+NAME = f"step-{STEP:07d}"
+BOTH = pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> Path:
+    """The folder in which two processes have trained."""
+    folder = tmp_path_factory.mktemp("ranks")
+    worker = str(Path(__file__).parent.parent / "sharded.py")
+    command = [sys.executable, *TORCHRUN, "--standalone", "--nproc_per_node=2", worker, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"), timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(ranks) -> dict:
+    return json.loads((ranks / "found.json").read_text())
+
+
+@BOTH
+def test_losses_and_gradients_equal_ddps(found, optimizer):
+    """With several micro-batches, with fewer on one process, and with none."""
+    for what in ("gradient", "loss", "norm", "evaluation"):
+        assert found[optimizer][what] <= 1e-5, what
+
+
+def test_after_some_steps_weights_averages_and_moments_equal_ddps(found):
+    assert found["adamw"]["state"] <= 1e-5
+    assert found["muon"]["state"] <= 4e-3  # the rounding of bfloat16, in which its iteration runs
+
+
+def test_muon_makes_the_same_update_of_the_same_gradient(found):
+    assert max(found["muon alone"].values()) <= 0.02 * 0.1  # likewise; 0.1 is the learning rate
+
+
+@BOTH
+def test_each_process_keeps_its_part_alone(found, optimizer):
+    assert found[optimizer]["own part"] < 0.51
+
+
+@BOTH
+def test_a_tied_head_stays_tied(found, optimizer):
+    assert found[optimizer]["tied"]
+
+
+@BOTH
+def test_all_processes_together_generate_what_the_whole_model_does(found, optimizer):
+    """Before the first step and after some, in both cases with the averaged weights."""
+    assert found[optimizer]["replies"]
+
+
+def test_a_gradient_that_is_not_finite_on_one_process_is_seen_by_all(found):
+    assert found["accident"] == {"told": [2.0], "nothing changed": True}
+
+
+def test_one_full_disk_is_told_by_all_and_leaves_nothing(found):
+    assert found["full disk"] == {"told": [2.0], "left": []}
+
+
+@BOTH
+@pytest.mark.parametrize("way", ["shards to shards", "shards to whole", "whole to shards"])
+def test_two_processes_resume_to_the_bit(found, optimizer, way):
+    assert found[optimizer][way]
+
+
+@BOTH
+def test_a_resumed_run_goes_on_as_the_unbroken_one_which_trained_while_it_was_saved(found, optimizer):
+    assert found[optimizer]["goes on"]
+
+
+@BOTH
+def test_one_process_resumes_from_shards_to_the_bit(ranks, optimizer):
+    checkpoint = find_checkpoint(ranks / optimizer / "sharded")
+    engine = make_engine(ALONE, True, load_model(checkpoint), optimizer=optimizer)
+    state = read_run_state(checkpoint, engine)
+    assert not engine.sharded
+    assert state == {"progress": {"step": STEP}, "averaged_steps": STEP}
+    assert same(state_of(engine), load_file(ranks / optimizer / "reference.safetensors"))
+
+
+def test_a_command_trains_in_shards(ranks):
+    assert sorted(folder.name for folder in (ranks / "run").glob("step-*")) == ["step-0000003", "step-0000004"]
+    model, tokenizer = load_checkpoint(ranks / "run", device="cpu")
+    assert len(generate(model, tokenizer, ["Once upon a time"], 4, temperature=0.0)) == 1
+    lines = [json.loads(line) for line in (ranks / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["pretrain/val_loss"] for line in lines if "pretrain/val_loss" in line]
+    assert losses == sorted(losses, reverse=True)
+    assert "Once upon a time" in (ranks / "run" / "samples.txt").read_text()
+
+
+def test_nothing_is_pickled(ranks, monkeypatch):
+    checkpoint = ranks / "adamw" / "sharded" / NAME
+    assert {path.suffix for path in checkpoint.rglob("*") if path.is_file()} == {".json", ".safetensors", ".tiktoken"}
+
+    def refuse(*_, **__):
+        raise AssertionError("something was unpickled")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(module, name, refuse)
+    load_checkpoint(checkpoint, device="cpu")
+    assert read_tensors(checkpoint, OPTIMIZER)
+
+
+def test_no_process_writes_more_than_its_part(ranks):
+    shards = sorted((ranks / "adamw" / "sharded" / NAME / "optimizer").iterdir())
+    assert len(shards) == 2
+    sizes = [shard.stat().st_size for shard in shards]
+    assert max(sizes) < 0.55 * sum(sizes)
+
+
+def test_the_gathered_checkpoint_loads_in_transformers_with_the_same_logits(ranks, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM
+
+    source = ranks / "adamw" / "sharded"
+    assert foreign.main([str(source), str(tmp_path / "gathered")]) == 0
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "gathered")
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, load_model(source / NAME)(ids), atol=1e-4, rtol=1e-4)
+    meta = json.loads((tmp_path / "gathered" / "mini_chat_gpt.json").read_text())
+    assert meta["info"]["job"] == "sft"
+    assert "sharded" not in meta
+
+
+def test_a_checkpoint_is_imported_with_its_own_tokenizer(ranks, tmp_path):
+    with pytest.raises(UserError, match="leave --tokenizer out"):
+        foreign.main([str(ranks / "run"), str(tmp_path / "x"), "--tokenizer", "gpt2"])
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda file: file.unlink(), "is missing"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "bytes instead of"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1] + b"x"), "its hash differs"),
+    ],
+)
+def test_a_damaged_shard_is_named_and_the_checkpoint_passed_over(ranks, tmp_path, harm, words):
+    for step in (3, 4):
+        shutil.copytree(ranks / "adamw" / "sharded" / NAME, tmp_path / f"step-000000{step}")
+    shard = "optimizer/shard-00002-model-00001-of-00001.safetensors"
+    harm(tmp_path / "step-0000004" / shard)
+    with pytest.raises(
+        UserError, match=rf"step-0000004 is damaged: .*{re.escape(shard)}.*{words}|{words}.*{re.escape(shard)}"
+    ):
+        load_checkpoint(tmp_path / "step-0000004")
+    with pytest.warns(UserWarning, match=r"step-0000004: .*shard-00002"):
+        assert find_checkpoint(tmp_path, prefer="last").name == "step-0000003"
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+def test_rows_that_are_missing_are_never_made_up(ranks, tmp_path, missing):
+    folder = shutil.copytree(ranks / "adamw" / "sharded" / NAME, tmp_path / "m")
+    (folder / "model" / f"shard-0000{missing}-model-00001-of-00001.safetensors").unlink()
+    with pytest.raises(UserError, match="no model that can be read"):
+        load_model(folder)
+
+
+def test_processes_that_do_not_share_a_disk_are_told_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharded, "PATIENCE", 0.0)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "shard-00001-model-00001-of-00001.safetensors").touch()
+    with pytest.raises(UserError, match=r"Only 1 of the 2 files .* a disk that all machines share"):
+        sharded._await_shards(tmp_path, 2)

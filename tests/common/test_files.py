@@ -1,0 +1,80 @@
+"""Files are whole or absent, and damage is found."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.files import atomic_folder, atomic_write_text, damage, readable_disk_errors
+
+
+def fill(folder: Path) -> Path:
+    with atomic_folder(folder) as draft:
+        (draft / "a.txt").write_text("hello")
+        (draft / "b.bin").write_bytes(bytes(1000))
+    return folder
+
+
+def test_a_folder_has_all_its_files_and_is_whole(tmp_path):
+    folder = fill(tmp_path / "x")
+    assert sorted(p.name for p in folder.iterdir()) == ["a.txt", "b.bin", "manifest.json"]
+    assert damage(folder) is None
+
+
+def test_a_failure_inside_leaves_nothing_behind(tmp_path):
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "x") as draft:
+        (draft / "a.txt").write_text("half")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_folder_is_not_overwritten(tmp_path):
+    folder = fill(tmp_path / "x")
+    with pytest.raises(UserError, match="exists already"), atomic_folder(folder):
+        pass
+    assert damage(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda f: (f / "b.bin").unlink(), "b.bin is missing"),
+        (lambda f: (f / "b.bin").write_bytes(bytes(999)), "b.bin has 999 bytes instead of 1000"),
+        (lambda f: (f / "b.bin").write_bytes(bytes(999) + b"\1"), "content of b.bin has changed"),
+        (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
+        (lambda f: (f / "manifest.json").write_text("{"), "manifest.json can't be read"),
+    ],
+)
+def test_damage_is_named(tmp_path, harm, words):
+    folder = fill(tmp_path / "x")
+    harm(folder)
+    assert words in damage(folder)
+
+
+def test_files_in_folders_of_a_folder_belong_to_it(tmp_path):
+    with atomic_folder(tmp_path / "x") as draft:
+        (draft / "part").mkdir()
+        (draft / "part" / "a.txt").write_text("hello")
+    assert damage(tmp_path / "x") is None
+    (tmp_path / "x" / "part" / "a.txt").unlink()
+    assert damage(tmp_path / "x") == "part/a.txt is missing"
+
+
+def test_a_text_that_can_not_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    atomic_write_text(path, "old")
+
+    def refuse(*_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(UserError, match=r"Can't write .*a\.txt: no space left on device"):
+        atomic_write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_disk_errors_become_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="is a directory"), readable_disk_errors(tmp_path):
+        open(tmp_path, "w")

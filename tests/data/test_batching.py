@@ -1,0 +1,136 @@
+"""Flat batches: nothing lost, nothing crosses from one example into the next."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import tiny_model
+
+from mini_chat_gpt.data.batching import Example, blank_batch, collate, micro_batches, share_beginning
+
+
+@st.composite
+def examples(draw):
+    made = []
+    for _ in range(draw(st.integers(1, 8))):
+        length = draw(st.integers(2, 12))
+        trained = draw(st.lists(st.booleans(), min_size=length - 1, max_size=length - 1))
+        trained[draw(st.integers(0, length - 2))] = True
+        ids = draw(st.lists(st.integers(0, 99), min_size=length, max_size=length))
+        kind = draw(st.sampled_from(["a", "b", "c"]))
+        made.append(
+            Example(np.array(ids, np.int32), np.array([draw(st.booleans()), *trained]), draw(st.floats(0.1, 5)), kind)
+        )
+    return made
+
+
+@given(examples())
+def test_each_target_is_predicted_from_the_token_before_it_in_its_own_example(made):
+    batch = collate(made)
+    want = []
+    for start, example in zip(batch.offsets, made, strict=False):
+        for index in np.flatnonzero(example.trained):
+            if index:  # the first token of an example has nothing before it
+                want.append((start + index - 1, int(example.ids[index]), np.float32(example.weight), example.kind))
+    got = list(
+        zip(
+            batch.rows.tolist(),
+            batch.targets.tolist(),
+            batch.weights.numpy(),
+            [batch.kind_names[k] for k in batch.kinds],
+            strict=True,
+        )
+    )
+    assert got == want
+
+
+@given(examples())
+def test_positions_start_anew_in_each_example_and_no_token_is_lost(made):
+    batch = collate(made)
+    assert torch.equal(batch.ids, torch.from_numpy(np.concatenate([example.ids for example in made])).long())
+    assert batch.positions.tolist() == [i for example in made for i in range(len(example.ids))]
+    assert batch.offsets[-1] == batch.n_tokens
+    assert batch.n_examples == len(made)
+
+
+@given(examples(), st.integers(1, 5))
+def test_micro_batches_hold_every_example_once(made, size):
+    batches = micro_batches(made, size)
+    assert all(batch.n_examples <= size for batch in batches)
+    pieces = [tuple(b.ids[s:e].tolist()) for b in batches for s, e in zip(b.offsets, b.offsets[1:], strict=False)]
+    assert sorted(pieces) == sorted(tuple(example.ids.tolist()) for example in made)
+    assert sum(len(batch.targets) for batch in batches) == sum(example.n_trained for example in made)
+
+
+def test_an_example_without_a_target_is_refused():
+    only_first = Example(np.arange(3, dtype=np.int32), np.array([True, False, False]), 1.0, "x")
+    with pytest.raises(ValueError, match="no trained token"):
+        collate([only_first])
+
+
+def test_a_batch_without_targets_gives_a_zero_that_reaches_every_weight():
+    model = tiny_model(64)
+    loss = model(blank_batch()).weighted_sum
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+@given(examples(), st.integers(1, 4), st.integers(1, 40))
+def test_micro_batches_keep_within_their_limits_and_lose_nothing(made, size, tokens):
+    batches = micro_batches(made, size, tokens)
+    assert all(batch.n_examples <= size for batch in batches)
+    assert all(batch.n_tokens <= tokens or batch.n_examples == 1 for batch in batches)
+    assert sum(batch.n_examples for batch in batches) == len(made)
+    assert sum(batch.n_tokens for batch in batches) == sum(len(example.ids) for example in made)
+
+
+@st.composite
+def conversations_that_begin_alike(draw):
+    beginning = draw(st.lists(st.integers(0, 9), min_size=1, max_size=6))
+    made = []
+    for _ in range(draw(st.integers(1, 4))):
+        ids = beginning + draw(st.lists(st.integers(0, 9), min_size=1, max_size=5))
+        trained = draw(st.lists(st.booleans(), min_size=len(ids) - 1, max_size=len(ids) - 1))
+        trained[-1] = True
+        weight = np.array(draw(st.lists(st.floats(0.5, 3), min_size=len(ids), max_size=len(ids))), np.float32)
+        made.append(Example(np.array(ids, np.int32), np.array([False, *trained]), weight, "x"))
+    return made
+
+
+def weight_by_history(batch):
+    """(tokens before, target) -> Σ weight, following each target back through its own conversation."""
+    found = {}
+    for row, target, weight in zip(batch.rows.tolist(), batch.targets.tolist(), batch.weights.tolist(), strict=True):
+        example = next(n for n in range(batch.n_examples) if row < batch.offsets[n + 1])
+        start, branches = batch.offsets[example], batch.branches[example] if batch.branches else ()
+        place = row - start
+        branch = max((begin for begin in branches if begin <= place), default=None)
+        own = range(place + 1) if branch is None else [*range(branches[0]), *range(branch, place + 1)]
+        history = tuple(batch.ids[start + i].item() for i in own)
+        assert batch.positions[start : start + place + 1][list(own)].tolist() == list(range(len(history)))
+        found[history, target] = found.get((history, target), 0) + weight
+    return found
+
+
+@given(conversations_that_begin_alike())
+def test_a_shared_beginning_leaves_each_target_its_history_and_all_its_weight(made):
+    shared = share_beginning(made)
+    assert weight_by_history(collate([shared])) == pytest.approx(weight_by_history(collate(made)))
+    assert shared.n_conversations == len(made)
+
+
+@given(conversations_that_begin_alike())
+def test_what_is_shared_is_read_once(made):
+    common = min(len(example.ids) for example in made) - 1
+    while any((example.ids[:common] != made[0].ids[:common]).any() for example in made):
+        common -= 1
+    expected = common + sum(len(example.ids) - common for example in made)
+    assert len(share_beginning(made).ids) == (expected if len(made) > 1 else len(made[0].ids))
+
+
+def test_conversations_that_share_nothing_are_refused():
+    made = [Example(np.array([first, 5], np.int32), np.array([False, True]), 1.0, "x") for first in (1, 2)]
+    with pytest.raises(ValueError, match="share nothing"):
+        share_beginning(made)

@@ -1,0 +1,225 @@
+"""Chat files: every form becomes the messages it stands for, and whatever is wrong with a file is said in a sentence."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mini_chat_gpt.chat_format import Message
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.data.chat_files import LONGEST_LINE, read_conversations
+
+HI, HELLO = Message("user", "Hi"), Message("assistant", "Hello!")
+FORMS = [
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+            {"role": "assistant", "content": "Hello!"},
+        ]
+    },
+    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]},
+    {"conversations": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]},
+    {"instruction": "Hi", "input": "", "output": "Hello!"},
+    {"instruction": "", "input": "Hi", "output": "Hello!"},
+    {"prompt": "Hi", "completion": "Hello!"},
+    {"question": "Hi", "answer": "Hello!"},
+    {"text": "<|user|>Hi<|assistant|>Hello!<|endoftext|>"},
+    {"text": "<|user|>\nHi\n<|assistant|>\nHello!"},
+]
+
+
+def written(folder: Path, content: str | bytes, name: str = "chat.jsonl") -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def lines(*records: object) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.mark.parametrize("record", FORMS)
+def test_each_form_is_the_same_conversation(tmp_path, record):
+    [conversation] = read_conversations(written(tmp_path, lines(record)))
+    assert conversation.messages == (HI, HELLO)
+
+
+@pytest.mark.parametrize(
+    "dump", [lines, lambda *records: json.dumps(records), lambda *records: json.dumps(records, indent=2)]
+)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_forms_may_be_mixed_in_lines_and_arrays_plain_or_gzipped(tmp_path, dump, packed, mark):
+    data = mark + dump(*FORMS).encode()
+    found = list(read_conversations(written(tmp_path, gzip.compress(data) if packed else data)))
+    assert [conversation.messages for conversation in found] == [(HI, HELLO)] * len(FORMS)
+
+
+def test_objects_over_several_lines_follow_each_other(tmp_path):
+    path = written(tmp_path, "\n\n".join(json.dumps(record, indent=1) for record in FORMS))
+    found = list(read_conversations(path))
+    assert len(found) == len(FORMS)
+    text = path.read_text().splitlines()
+    assert all(text[conversation.line - 1] == "{" for conversation in found)
+
+
+def test_system_texts_and_what_is_not_to_be_trained(tmp_path):
+    path = written(
+        tmp_path,
+        lines(
+            {"system": "Be kind.", "prompt": "Hi", "completion": "Hello!"},
+            {"text": "<|system|>Be kind.<|user|>Hi<|assistant|>Hello!"},
+            {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "No.", "train": False},
+                          {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!", "weight": 1}]},
+            {"prompt": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "No."}, {"role": "user", "content": "Hi"}],
+             "completion": [{"role": "assistant", "content": "Hello!"}]},
+        ),
+    )  # fmt: skip
+    first, second, third, fourth = (conversation.messages for conversation in read_conversations(path))
+    assert first == second == (Message("system", "Be kind."), HI, HELLO)
+    assert third == fourth == (HI, Message("assistant", "No.", train=False), HI, HELLO)
+
+
+def test_alpaca_puts_the_input_under_the_instruction(tmp_path):
+    [conversation] = read_conversations(
+        written(tmp_path, lines({"instruction": "Add.", "input": "1, 2", "output": "3"}))
+    )
+    assert conversation.messages[0].content == "Add.\n\n1, 2"
+
+
+GOOD = lines(FORMS[0])
+
+
+def turns(*turns: tuple[object, ...]) -> str:
+    """A line with these messages: (role, content) or (role, content, train)."""
+    return lines({"messages": [dict(zip(("role", "content", "train"), turn, strict=False)) for turn in turns]})
+
+
+BAD = [
+    ('{"messages": [', "it is no JSON: Expecting value at column 15"),
+    ('{"messages": [}', "it is no JSON: Expecting value at column 15"),
+    ("Hi there\n", "it is no JSON: Expecting value at column 1"),
+    ("[1, 2]\n", "it is a list; a conversation is an object such as"),
+    ("null\n", "it is null"),
+    (turns(("robot", "Hi")), "message 1 of 1 has the role 'robot'; the roles are system, user, assistant"),
+    (turns(("user", "Hi"), ("assistant", " ")), "message 2 of 2 (role assistant) has no text"),
+    (turns(("system", "a"), ("system", "b")), "message 2 of 2 (role system) must not stand there"),
+    (turns(("user", "Hi")), "it ends with a user message, which nobody answers"),
+    (turns(("user", "Hi"), ("assistant", "a", False)), "no reply of it is to be trained"),
+    (turns(("user", "Hi"), ("assistant", "a", "no")), "\"train\" of message 2 is 'no'; it must be true or false"),
+    (turns(("user",)), 'message 1 has no "content"'),
+    (turns(("user", 3)), "the content of message 1 is a number; it must be a text"),
+    (lines({"messages": "Hi"}), '"messages" must be a list of objects'),
+    (lines({"messages": []}), '"messages" is empty'),
+    (lines({"prompt": "Hi"}), 'it has "prompt" but no "completion"'),
+    (lines({"prompt": "Hi", "completion": ["a"]}), '"completion" is a list; it must be a text'),
+    (lines({"instruction": "Hi"}), 'it has "instruction" but no "output"'),
+    (lines({"a": 1, "b": 2}), 'it has "a", "b"; known are messages; conversations; instruction + output; prompt + '),
+    (lines({"conversations": [{"from": "alien", "value": "Hi"}]}), "message 1 is from 'alien'; known are human, gpt"),
+    (lines({"text": "Once upon a time"}), '"text" has no <|user|> or <|assistant|> in it'),
+    (lines({"text": "Once <|user|>Hi<|assistant|>Hello!"}), "\"text\" has words that belong to nobody: 'Once'"),
+    ("[" * 100_000 + "\n", "it is nested too deep"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "sentence"), BAD)
+def test_what_is_wrong_is_said_with_file_and_line(tmp_path, wrong, sentence):
+    path = written(tmp_path, GOOD + wrong)
+    with pytest.raises(UserError) as error:
+        list(read_conversations(path))
+    assert str(error.value).startswith(f"{path}, line 2: {sentence}")
+    assert str(error.value).endswith("; mend it, or leave it out with --skip-bad.")
+    problems = []
+    assert len(list(read_conversations(path, problems))) == 1
+    assert len(problems) == 1
+
+
+def test_a_byte_that_is_not_utf8(tmp_path):
+    for content, place in (
+        (GOOD.encode() + b'{"prompt": "\xff"}', "line 2: byte 13"),
+        (b'[\n{"prompt": "\xff"}]', "line 2: byte 13"),
+    ):
+        with pytest.raises(UserError, match=rf"{place} of it \(0xff\) is not UTF-8"):
+            list(read_conversations(written(tmp_path, content)))
+
+
+def test_a_line_as_long_as_a_book_is_left_out_without_being_kept(tmp_path):
+    path = written(tmp_path, GOOD + '{"prompt": "' + "a" * 50 * 2**20 + '"}\n' + GOOD)
+    problems = []
+    assert [conversation.line for conversation in read_conversations(path, problems)] == [1, 3]
+    assert [str(problem) for problem in problems] == [
+        f"{path}, line 2: it is 50 MiB long; a conversation on one line has at most {LONGEST_LINE >> 20} MiB"
+    ]
+
+
+def test_a_gzip_file_that_was_cut_short_gives_what_is_there(tmp_path):
+    records = [{"prompt": f"{os.urandom(20).hex()}", "completion": "Hello!"} for _ in range(2000)]
+    path = written(tmp_path, gzip.compress(lines(*records).encode())[:-2000])
+    problems = []
+    found = list(read_conversations(path, problems))
+    assert 0 < len(found) < 2000
+    assert "the gzip file ends in the midst; get it again" in str(problems[-1])
+    with pytest.raises(UserError, match="the gzip file ends in the midst"):
+        list(read_conversations(path))
+
+
+def test_an_array_that_was_cut_short(tmp_path):
+    whole = json.dumps(FORMS, indent=1)
+    for end in (whole.rindex("]"), whole.rindex("{") + 5):
+        with pytest.raises(UserError, match=r"cut short|no JSON"):
+            list(read_conversations(written(tmp_path, whole[:end])))
+    with pytest.raises(UserError, match=r"line 3: a comma or \] is missing"):
+        list(read_conversations(written(tmp_path, "[\n" + json.dumps(FORMS[0]) + "\n" + json.dumps(FORMS[0]) + "]")))
+
+
+def test_all_that_is_wrong_is_said_at_once_and_counted(tmp_path):
+    one = written(tmp_path, lines(*({"prompt": "Hi"} for _ in range(30))), "one.jsonl")
+    two = written(tmp_path, lines({"question": "Hi"}), "two.jsonl")
+    with pytest.raises(UserError) as error:
+        list(read_conversations([one, two]))
+    text = str(error.value)
+    assert text.startswith("31 records can't be used:\n")
+    assert f"{one}, line 20: " in text
+    assert f"and 11 more (30 in {one}, 1 in {two})" in text
+
+
+def test_a_file_that_is_not_there_or_is_empty(tmp_path):
+    for path, sentence in (
+        (tmp_path / "no.jsonl", "can't be read"),
+        (written(tmp_path, "\n \n"), "holds no conversation; it is empty"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            list(read_conversations(path, []))
+
+
+texts = st.text(min_size=1).filter(str.strip)
+
+
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=4))
+def test_any_text_comes_through_as_it_is(tmp_path_factory, turns):
+    messages = [
+        {"role": role, "content": text}
+        for pair in turns
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    path = written(tmp_path_factory.mktemp("any"), lines({"messages": messages}))
+    [conversation] = read_conversations(path)
+    assert [message.content for message in conversation.messages] == [turn["content"] for turn in messages]
+
+
+def test_real_files_are_read_to_the_last_record():
+    folder = os.environ.get("MINI_CHAT_GPT_DATA")
+    if not folder:
+        pytest.skip("MINI_CHAT_GPT_DATA does not name the folder with real data")
+    counts = {path.name: len(list(read_conversations(path))) for path in (Path(folder) / "chat").glob("*.json*")}
+    assert counts == {
+        "fastchat_dummy_conversation.json": 500,
+        "gsm8k_test.jsonl": 1319,
+        "llamafactory_alpaca_en_demo.json": 999,
+        "rasbt_instruction-data.json": 1100,
+    }

@@ -1,0 +1,111 @@
+"""The examples of a step are the same however many ranks read them, and no example is read by two."""
+
+import multiprocessing
+import threading
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import CountingSource
+
+from mini_chat_gpt.common.distributed import World
+from mini_chat_gpt.data.step_loader import StepReader, count_workers, examples_from
+
+
+@dataclass(frozen=True)
+class InThreads(World):
+    """Ranks that are threads of this process; what they say to each other goes through a shared list."""
+
+    board: tuple = ()
+
+    def gather(self, values):
+        barrier, cells = self.board
+        barrier.wait()
+        cells[self.rank] = list(values)
+        barrier.wait()
+        return [list(cell) for cell in cells]
+
+
+def read_steps(size: int, cursor: int, tokens: int | None, n_steps: int) -> list[tuple[list[list[int]], int]]:
+    """For each step (ids of its examples by rank, slots it took)."""
+    board = (threading.Barrier(size), [None] * size)
+    found = [[] for _ in range(size)]
+
+    def read(rank):
+        reader = StepReader(CountingSource(), cursor, 0, InThreads(rank, size, board=board))
+        for _ in range(n_steps):
+            examples, taken = reader.step(5, tokens)
+            found[rank].append(([tuple(example.ids.tolist()) for example in examples], taken))
+
+    threads = [threading.Thread(target=read, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    return list(zip(*found, strict=True))
+
+
+@given(st.integers(2, 5), st.integers(0, 30), st.none() | st.integers(1, 150))
+@settings(max_examples=40, deadline=None)
+def test_any_number_of_ranks_reads_the_steps_that_one_reads(size, cursor, tokens):
+    alone = [ranks[0] for ranks in read_steps(1, cursor, tokens, 4)]
+    for (expected, slots), ranks in zip(alone, read_steps(size, cursor, tokens, 4), strict=True):
+        assert {taken for _, taken in ranks} == {slots}
+        together = [example for examples, _ in ranks for example in examples]
+        assert len(together) == slots  # disjoint: nothing is read twice
+        assert sorted(together) == sorted(expected)
+
+
+@given(st.integers(1, 4), st.integers(0, 50))
+@settings(max_examples=20, deadline=None)
+def test_a_slot_belongs_to_the_same_rank_wherever_reading_begins(size, cursor):
+    steps = read_steps(size, cursor, None, 2)
+    for rank in range(size):
+        expected = [slot for slot in range(cursor, cursor + 10) if slot % size == rank]
+        read = [ids for step in steps for ids in step[rank][0]]
+        assert read == [tuple(CountingSource().example(slot).ids.tolist()) for slot in expected]
+
+
+@pytest.mark.parametrize("slots", [range(7, 107), range(8, 200, 3)])
+def test_worker_processes_give_the_same_examples_in_the_same_order(slots):
+    inline, workers = (examples_from(CountingSource(), slots, workers=n) for n in (0, 2))
+    for ours, theirs in zip(inline, workers, strict=True):
+        assert ours.ids.tolist() == theirs.ids.tolist()
+
+
+def test_a_step_in_tokens_takes_examples_until_its_budget_is_reached():
+    taken, slots = StepReader(CountingSource(), 0).step(4, tokens=100)
+    lengths = [len(example.ids) for example in taken]
+    assert slots == len(lengths)
+    assert sum(lengths) >= 100 > sum(lengths[:-1])
+
+
+@pytest.mark.parametrize(
+    ("setting", "cores", "ranks", "workers"),
+    [(0, 8, 1, 0), (3, 1, 1, 3), ("auto", 1, 1, 0), ("auto", 2, 1, 1), ("auto", 2, 2, 0), ("auto", 8, 4, 1)],
+)
+def test_a_worker_is_the_default_where_each_rank_has_a_core_for_it(monkeypatch, setting, cores, ranks, workers):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["fork", "spawn"])
+    assert count_workers(setting, World(0, ranks, 0, ranks)) == workers
+
+
+def test_without_fork_no_worker_is_the_default(monkeypatch):
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn", "fork"])
+    assert count_workers("auto") == 0
+
+
+class Broken(CountingSource):
+    def example(self, slot):
+        raise ValueError(f"slot {slot}")
+
+
+@pytest.mark.parametrize("source", [CountingSource(), Broken()], ids=["in the program", "in a worker"])
+def test_after_an_error_no_worker_is_left_though_the_error_remembers_everything(source):
+    """The program would wait for it at its end, and a worker takes no signals."""
+    with pytest.raises(ValueError, match="slot") as error, StepReader(source, 0, workers=1) as reader:
+        reader.step(3, None)
+        raise ValueError("slots are fine")
+    assert error.tb is not None
+    assert not multiprocessing.active_children()

@@ -1,0 +1,429 @@
+"""What `inspect` shows is what a run trains on: the same batches, the same marks, every count right; and a page that is safe."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import one_sentence, run
+from tiny import TEXTS, tiny_config, tiny_model, tiny_tokenizer
+
+from mini_chat_gpt.chat_format import Message, render
+from mini_chat_gpt.checkpoints.checkpoint import save_checkpoint
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.data.batch_dump import read_examples
+from mini_chat_gpt.diagnostics import inspect_data
+from mini_chat_gpt.diagnostics.inspect_data import inspect, tokenizer_for, told_apart, with_files
+from mini_chat_gpt.diagnostics.inspect_page import bars, histogram, page, token_pieces, totals
+from mini_chat_gpt.sft_train import train
+
+TOKENIZER = tiny_tokenizer()
+EVIL = "<script>alert('&')</script> <|user|>\x1b[31m"
+
+
+def pair(number: int) -> tuple[str, str]:
+    return f"Where is cat {number}?", f"Cat {number} is with Tom, who had a red ball. 😀"
+
+
+def write_chats(path: Path, *pairs: tuple[str, str]) -> str:
+    lines = [json.dumps({"question": question, "answer": answer}) for question, answer in pairs]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def chats(tmp_path) -> str:
+    return write_chats(tmp_path / "cats.jsonl", *map(pair, range(30)))
+
+
+def looked_at(*files: str, tokenizer=TOKENIZER, context: int = 200, steps: int = 1, n: int = 3, **sections):
+    sections = {"chats": {"files": list(files)}} | sections if files else sections
+    return inspect(tiny_config(**sections), tokenizer, context, steps, n)
+
+
+class Marks(HTMLParser):
+    """What a browser makes of a page: the tags, and of each article the trained text, all text and the ids."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.articles: list[dict[str, str]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags[tag] += 1
+        if tag != "meta":
+            self.open.append(tag)
+        if tag == "article":
+            self.articles.append({"b": "", "i": "", "all": "", "ids": ""})
+        elif tag in "bi" and self.articles:
+            self.articles[-1]["ids"] += dict(attributes)["title"] + " "
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("b", "i") and self.articles:
+            self.articles[-1][self.open[-1]] += data
+            self.articles[-1]["all"] += data
+
+
+# ---- as a user types it
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder with a base model, chats, and stories."""
+    folder = tmp_path_factory.mktemp("home")
+    save_checkpoint(folder / "runs" / "base", tiny_model(TOKENIZER.vocab_size), TOKENIZER, {"job": "pretrain"})
+    write_chats(folder / "cats.jsonl", *map(pair, range(30)))
+    write_chats(folder / "long.jsonl", ("Hi?", "Hello!"), ("Hi " * 80, "No."), ("Bye?", "Bye!"))
+    (folder / "bad.jsonl").write_text('{"question": "Hi?", "answer": "Yes."}\n{"question": 1}\nno\n' * 2)
+    return folder
+
+
+def test_the_verb_shows_chats_in_a_pipe(home):
+    printed = run(home, "inspect", "cats.jsonl", "training.batch_size=5", "--n", "2")
+    assert "Tokenizer and context: those of runs/base." in printed
+    assert re.search(r"Step 1\nmicro-batch 1: 5 examples, [\d,]+ tokens, [\d,]+ trained \(\d\d%\)\n", printed)
+    shown = re.findall(r"---- cats: \d+ tokens, \d+ trained, weight 1; cats.jsonl, line (\d+)\n(.*)", printed)
+    assert len(shown) == 2
+    for line, text in shown:
+        question, answer = pair(int(line) - 1)
+        assert text == f"<|user|>{question}<|assistant|>[[{answer}<|endoftext|>]]"
+    assert re.search(r"\ncats.jsonl +27 +100.0% ", printed)
+    assert "context 64" in printed
+    assert printed.endswith("Validation\n3 examples: cats 3\n")
+
+
+def test_all_parts_stand_in_their_order(home):
+    printed = run(home, "inspect", "long.jsonl", "chats.valid_share=0")
+    heads = ["Step 1", "By source and kind", "Lengths in tokens", "Left out, shortened or repeated", "Validation"]
+    assert [line for line in printed.splitlines() if line in heads] == heads
+    assert "long.jsonl: 1 of its chats to train on dropped\n  line 2: its first trained exchange doesn't fit" in printed
+    assert "No chat is held out" in printed
+
+
+def test_the_verb_writes_a_page_of_more_examples(home):
+    printed = run(
+        home,
+        "inspect",
+        str(home / "cats.jsonl"),
+        f"sft.pretrained_checkpoint={home}/runs/base",
+        "--html",
+        "a/page.html",
+    )
+    assert "Wrote a/page.html." in printed
+    assert printed.count("---- cats") == 3
+    text = (home / "a" / "page.html").read_text(encoding="utf-8")
+    assert len(Marks(text).articles) == 28  # whole steps, up to all there are
+    assert str(home) not in text
+    assert "cats.jsonl, line" in text
+    assert "those of base." in text
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_bad_records_are_listed_or_skipped_and_counted(home):
+    printed = run(home, "inspect", "bad.jsonl", code=2)
+    assert "4 records can't be used" in printed
+    assert "bad.jsonl, line 6: it is no JSON" in printed
+    printed = run(home, "inspect", "bad.jsonl", "--skip-bad")
+    assert 'bad.jsonl: 4 of its records skipped\n  line 2: it has "question" but no "answer"' in printed
+    assert printed.count("it is no JSON") == 1  # the first three are named
+    assert "and 1 more" in printed
+    assert "Chats that say the same as another one: 1" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["nothing.jsonl"], "There is no nothing.jsonl; give chat files"),
+        (["cats.jsonl", "training.batch_sise=3"], "did you mean 'batch_size'"),
+        (["cats.jsonl", "--n", "-1"], "--n is -1; it must be 0 or more."),
+        (["cats.jsonl", "--steps", "0"], "--steps is 0; it must be 1 or more."),
+        (["cats.jsonl", "runs"], "runs has no share beside the chats; add one, for example chats.stories=0.3."),
+        (["runs", "."], "runs and . are two places with stories; give one of them."),
+        (["runs"], "runs holds no TinyStoriesInstruct-train.txt"),
+        (["cats.jsonl", "sft.pretrained_checkpoint=nothing"], "no checkpoint at nothing"),
+        (["cats.jsonl", "--tokenizer", "bad.jsonl"], "bad.jsonl is no tokenizer"),
+        (["cats.jsonl", "--html", "runs"], "Can't write runs"),
+        (["cats.jsonl", "data.seq_len=16"], "No conversation of cats.jsonl is left"),
+        (["--config", "nothing.yaml"], "no config file nothing.yaml"),
+    ],
+)
+def test_a_mistake_is_one_sentence(home, words, says):
+    assert says in one_sentence(run(home, "inspect", *words, code=2))
+
+
+def test_stories_are_shown_from_the_folder_named(home, sample):
+    printed = run(home, "inspect", str(sample), "data.branches=2", "--tokenizer", "runs/base", "data.seq_len=400")
+    assert printed.count("---- ") == 3
+    assert printed.count("<|assistant|>[[") >= 3
+    assert re.search(r"\n  summary +\d+ ", printed)
+    assert "sample of" not in printed  # there are so few that all were counted
+    assert "Tokenizer: base, as asked for; the context is data.seq_len." in printed
+
+
+def test_without_a_base_model_a_tokenizer_is_made_of_the_texts(tmp_path, chats):
+    printed = run(tmp_path, "inspect", "cats.jsonl", "--n", "1")
+    (entries,) = re.findall(r"There is no base model under runs/: a tokenizer of (\d+) entries was made", printed)
+    assert 260 < int(entries) < 400
+    assert printed.count("[[Cat ") == 1
+
+
+# ---- which words are what
+
+
+def test_settings_are_told_from_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data.v2=final.jsonl").touch()
+    words = ["a.jsonl", "data.seq_len=16", "b=c.json", "data.v2=final.jsonl", "sft.prompts=[a.b]", "dir/x.y=z"]
+    overrides, files = told_apart(words)
+    assert overrides == ["data.seq_len=16", "sft.prompts=[a.b]"]
+    assert files == ["a.jsonl", "b=c.json", "data.v2=final.jsonl", "dir/x.y=z"]
+
+
+def test_files_named_replace_those_of_the_config(tmp_path, chats):
+    stories = tmp_path / "x-train.txt"
+    stories.touch()
+    config = tiny_config(chats={"files": {chats: 2, "other.jsonl": 1}, "valid_files": ["held.jsonl"], "stories": 0.2})
+    assert with_files(config, []) == config
+    named = with_files(config, [chats])
+    assert (named.chats.files, named.chats.valid_files) == ({chats: 2.0}, {})
+    assert with_files(config, [chats], ["chats.valid_files=held.jsonl"]).chats.valid_files == {"held.jsonl": 1.0}
+    both = with_files(config, [chats, str(stories)])
+    assert (both.chats.files, both.sft.dataset_path, both.chats.stories) == ({chats: 2.0}, str(stories), 0.2)
+    only = with_files(config, [str(stories)])
+    assert (only.chats.files, only.sft.dataset_path) == ({}, str(stories))
+
+
+def test_the_tokenizer_is_that_of_the_base(tmp_path, chats):
+    base = save_checkpoint(tmp_path / "b", tiny_model(TOKENIZER.vocab_size, context_length=48), TOKENIZER)
+    config = tiny_config(sft={"pretrained_checkpoint": str(base)}, chats={"files": [chats]}, data={"seq_len": 32})
+    tokenizer, context, _ = tokenizer_for(config)
+    assert (tokenizer.fingerprint(), context) == (TOKENIZER.fingerprint(), 48)
+    _, context, said = tokenizer_for(config, str(base))
+    assert (context, said) == (32, "Tokenizer: b, as asked for; the context is data.seq_len.")
+
+
+# ---- what is seen is what is trained on
+
+
+def test_the_first_steps_are_those_of_a_run(tmp_path, chats, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(tmp_path / "base", tiny_model(TOKENIZER.vocab_size, context_length=128), TOKENIZER)
+    config = tiny_config(
+        sft={"pretrained_checkpoint": "base", "max_steps": 1, "save_dir": "run", "tokens_per_step": 300},
+        chats={"files": [chats]},
+        training={"batch_size": 3, "batch_tokens": 150},
+    )
+    train(config)
+    real = read_examples(Path("run/first_batch.txt").read_text(encoding="utf-8"))
+    seen = inspect(config, TOKENIZER, 128, n=len(real))
+    assert sorted(e.ids.tolist() for e in real) == sorted(s.example.ids.tolist() for s in seen.specimens)
+    assert sum(batch.tokens for batch in seen.batches) == sum(len(e.ids) for e in real) >= 300
+    assert sum(batch.trained for batch in seen.batches) == sum(e.n_trained for e in real)
+    assert max(batch.examples for batch in seen.batches) <= 3
+
+
+def test_examples_stand_with_their_micro_batch(chats):
+    seen = looked_at(chats, steps=2, n=100, training={"batch_size": 4, "examples_per_step": 10})
+    assert [(b.step, b.number, b.examples) for b in seen.batches] == [
+        (step, number, size) for step in (1, 2) for number, size in ((1, 4), (2, 4), (3, 2))
+    ]
+    for batch in seen.batches:
+        those = [s.example for s in seen.specimens if (s.step, s.batch) == (batch.step, batch.number)]
+        assert sum(len(example.ids) for example in those) == batch.tokens
+        assert sum(example.n_trained for example in those) == batch.trained
+
+
+def test_each_example_says_from_which_line_it_comes(tmp_path, chats):
+    more = write_chats(tmp_path / "dogs.jsonl", *((f"Dog {n}?", f"Woof {n}!") for n in range(10)))
+    for specimen in looked_at(chats, more, n=60).specimens:
+        path, line = specimen.origin.rsplit(", line ", 1)
+        record = json.loads(Path(path).read_text(encoding="utf-8").splitlines()[int(line) - 1])
+        assert record["question"] in TOKENIZER.decode(specimen.example.ids.tolist())
+
+
+def test_marks_are_those_of_render(tmp_path):
+    answer = f"{EVIL}\n\n tabs\there,  “日本語” 👍🏽 é\n"
+    seen = looked_at(
+        write_chats(tmp_path / "one.jsonl", (EVIL, answer)),
+        chats={"files": [str(tmp_path / "one.jsonl")], "valid_share": 0},
+        context=400,
+    )
+    ids, trained = render([Message("user", EVIL), Message("assistant", answer)], TOKENIZER)
+    pieces = list(token_pieces(seen.specimens[0].example, TOKENIZER))
+    assert [token for piece in pieces for token in piece.ids] == ids
+    assert [piece.trained for piece in pieces for _ in piece.ids] == trained
+    assert "".join(piece.text for piece in pieces) == TOKENIZER.decode(ids, control=True)
+    plain = inspect_data.marked(seen.specimens[0], TOKENIZER, in_colour=False).plain
+    spelled = [text.replace("\x1b", "\\x1b") for text in (EVIL, answer)]
+    assert plain == f"<|user|>{spelled[0]}<|assistant|>[[{spelled[1]}<|endoftext|>]]"
+    green = inspect_data.marked(seen.specimens[0], TOKENIZER, in_colour=True)
+    assert (
+        "".join(green.plain[s.start : s.end] for s in green.spans if s.style == "bold green")
+        == f"{spelled[1]}<|endoftext|>"
+    )
+
+
+def test_a_prompt_weight_leaves_the_replies_marked_and_is_told(chats):
+    plain, weighted = looked_at(chats), looked_at(chats, data={"prompt_weight": 0.25, "num_workers": 0})
+    for one, other in zip(plain.specimens, weighted.specimens, strict=True):
+        assert one.example.trained.tolist() == other.example.trained.tolist()
+    assert any("data.prompt_weight is 0.25: what isn't marked is trained too" in line for line in weighted.about)
+
+
+# ---- counts
+
+
+def test_every_chat_is_counted_and_weights_repeat_them(tmp_path, chats):
+    more = write_chats(tmp_path / "dogs.jsonl", *((f"Dog {n}?", f"Woof {n}!") for n in range(10)))
+    seen = looked_at(chats={"files": {chats: 2, more: 1}, "valid_share": 0})
+    assert [(row.source, row.kind, row.examples) for row in seen.rows] == [
+        ("cats.jsonl × 2", "cats", 60),
+        ("dogs.jsonl", "dogs", 10),
+    ]
+    cats = [render([Message("user", q), Message("assistant", a)], TOKENIZER) for q, a in map(pair, range(30))]
+    assert seen.rows[0].tokens == 2 * sum(len(ids) for ids, _ in cats)
+    assert seen.rows[0].trained == 2 * sum(sum(trained) for _, trained in cats)
+    assert sum(row.share for row in seen.rows) == pytest.approx(1)
+    assert totals(seen.rows).examples == sum(seen.lengths.counts) == 70
+    assert not seen.counted
+
+
+def test_stories_are_a_sample_of_the_stream(sample, monkeypatch):
+    monkeypatch.setattr(inspect_data, "SAMPLE", 10)
+    seen = looked_at(sft={"dataset_path": str(sample)}, context=400)
+    assert sum(row.examples for row in seen.rows) == sum(seen.lengths.counts) == 20
+    assert not any(row.exact for row in seen.rows)
+    assert "reckoned from a sample of 10 of its 20 records." in seen.counted[0]
+    assert all(row.cells()[2].startswith("~") for row in seen.rows)
+
+
+def test_stories_beside_chats_have_their_share(sample, chats):
+    seen = looked_at(sft={"dataset_path": str(sample)}, chats={"files": [chats], "stories": 0.25}, context=400)
+    shares = Counter[str]()
+    for row in seen.rows:
+        shares[row.source] += row.share
+    assert shares["cats.jsonl"] == pytest.approx(0.75)
+    assert sum(seen.lengths.counts) == 36
+    assert seen.validation["cats"] == 3
+    assert seen.validation.total() > 20
+
+
+def test_lessons_are_shown_apart(sample):
+    lesson = {"share": 0.3, "shares": {"copyedit": 1000}, "tokens_per_step": 100, "prompt_weight": 0.5}
+    seen = looked_at(sft={"dataset_path": str(sample)}, data={"curriculum": [lesson], "num_workers": 0}, context=400)
+    lessons = [row for row in seen.rows if row.source == "lesson 1"]
+    assert sum(row.share for row in lessons) == pytest.approx(1)
+    assert lessons[0].kind == "copyedit"
+    assert totals(seen.rows).examples == 20
+    assert seen.batches[0].tokens >= 100
+    assert {specimen.example.kind for specimen in seen.specimens} == {"copyedit"}
+    assert "The first steps are those of lesson 1 of data.curriculum." in seen.about
+    assert any("data.prompt_weight is 0.5" in line for line in seen.about)
+
+
+def test_shortened_stories_are_counted(sample):
+    seen = looked_at(sft={"dataset_path": str(sample)}, context=200)
+    assert any(re.search(r"of 20 examples whose story lost text from its middle", f.what) for f in seen.left_out)
+    assert seen.lengths.longest <= 200
+
+
+def test_a_histogram_counts_every_example_once():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = rng.integers(2, rng.integers(3, 3000), rng.integers(1, 400))
+        drawn = histogram(lengths, np.ones(len(lengths)), 1024, "context")
+        assert sum(drawn.counts) == len(lengths)
+        assert len(drawn.counts) <= 12
+        for begin, end, n in zip(drawn.edges, drawn.edges[1:], drawn.counts, strict=False):
+            assert n == ((lengths >= begin) & (lengths < end)).sum()
+        assert drawn.longest == lengths.max()
+        assert drawn.median == np.sort(lengths)[(len(lengths) - 1) // 2]
+        assert all(any(words in line for line in bars(drawn)) for _, words in drawn.marks)
+
+
+def test_a_histogram_counts_what_comes_more_often_as_often():
+    drawn = histogram(np.array([30, 10, 20]), np.array([2, 0.5, 0.5]), 64, "context")
+    assert sum(drawn.counts) == 3
+    assert drawn.median == 30
+
+
+# ---- the page
+
+
+def test_a_page_shows_every_token_as_it_is_marked(tmp_path, chats):
+    evil = write_chats(
+        tmp_path / "<b>&.jsonl", (EVIL, f"Say {EVIL} to {TEXTS[2]}"), *((f"{EVIL}{n}", EVIL) for n in range(9))
+    )
+    seen = looked_at(chats, evil, n=60)
+    text = page(seen)
+    marks = Marks(text)
+    assert len(marks.articles) == len(seen.specimens) >= 36
+    for article, specimen in zip(marks.articles, seen.specimens, strict=True):
+        ids, trained = specimen.example.ids, specimen.example.trained
+        assert article["ids"].split() == [str(token) for token in ids.tolist()]
+        for name, part in (("b", ids[trained]), ("i", ids[~trained]), ("all", ids)):
+            assert article[name] == TOKENIZER.decode(part.tolist(), control=True).replace("\x1b", "\\x1b")
+
+
+def test_a_page_holds_no_markup_of_the_data_and_loads_nothing(tmp_path):
+    evil = write_chats(tmp_path / "<b>&'\".jsonl", *((f'"{EVIL}" {n}', EVIL) for n in range(9)))
+    text = page(looked_at(evil, n=9))
+    assert "&lt;b&gt;&amp;&#x27;&quot;" in text
+    marks = Marks(text)
+    assert marks.articles[0]["all"].count("<script>alert('&')</script>") == 2
+    assert marks.tags["script"] == 1
+    assert not {"img", "link", "iframe", "a"} & set(marks.tags)
+    assert not re.search(
+        r"(src|href|url\(|@import|https?:)",
+        text.replace("default-src", "").replace("style-src", "").replace("script-src", ""),
+    )
+    assert "\x1b" not in text
+
+
+def test_a_page_names_files_without_their_folders(tmp_path, chats):
+    Path(chats).write_text(Path(chats).read_text(encoding="utf-8") + '{"question": 3}\n', encoding="utf-8")
+    text = page(looked_at(chats={"files": [chats], "skip_bad": True}))
+    assert str(tmp_path) not in text
+    assert "cats.jsonl: 1 of its records skipped" in text
+    assert "Data: cats.jsonl" in text
+
+
+def test_a_page_has_a_button_for_each_kind(tmp_path, chats):
+    more = write_chats(tmp_path / "dogs.jsonl", *((f"Dog {n}?", f"Woof {n}!") for n in range(30)))
+    seen = looked_at(chats, more, n=40)
+    kinds = Counter(specimen.example.kind for specimen in seen.specimens)
+    for kind, n in kinds.items():
+        assert f'data-kind="{kind}">{kind} {n}</button>' in page(seen)
+
+
+# ---- chats that people have
+
+
+@pytest.mark.parametrize(
+    "name", ["gsm8k_test.jsonl", "rasbt_instruction-data.json", "fastchat_dummy_conversation.json"]
+)
+def test_real_chats(real_data, name):
+    if not (path := real_data / "chat" / name).is_file():
+        pytest.skip(f"there is no {name}")
+    seen = looked_at(str(path), context=512, n=20)
+    marks = Marks(page(seen))
+    assert [article["b"] for article in marks.articles] == [
+        TOKENIZER.decode(s.example.ids[s.example.trained].tolist(), control=True) for s in seen.specimens
+    ]
+    assert sum(seen.lengths.counts) == totals(seen.rows).examples > 300
+    assert all(specimen.origin.startswith(f"{path}, line ") for specimen in seen.specimens)
+
+
+def test_what_no_run_could_use_is_said_as_a_run_says_it(chats):
+    with pytest.raises(UserError, match="No conversation of"):
+        looked_at(chats, context=8)

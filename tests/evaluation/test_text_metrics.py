@@ -1,0 +1,163 @@
+"""What a text is like: by hand where the numbers are small, and beside Google's rouge_score."""
+
+import random
+
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+from tiny import writing
+
+from mini_chat_gpt.evaluation.text_metrics import (
+    asked_features,
+    copied,
+    kept,
+    length_ratio,
+    plain_words,
+    rouge,
+    rouge_l,
+    told,
+)
+from mini_chat_gpt.sft_dataloader import generate_tasks, read_records
+from mini_chat_gpt.tinystories.prompts import phrasings
+from mini_chat_gpt.tinystories.records import FEATURES
+from mini_chat_gpt.tinystories.tasks import Task
+
+VALID = "TinyStoriesInstruct-valid.txt"
+
+
+def test_words_are_compared_without_case_and_punctuation():
+    assert plain_words("“Tom’s dog ISN'T ill!” – Élan 3.5") == ["tom's", "dog", "isn't", "ill", "élan", "3", "5"]
+    assert plain_words("… !") == []
+
+
+# Beside the expected text
+
+
+def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence():
+    # "the ... sat on ... mat" is common: 4 of 6 words wanted, 4 of 5 words given
+    assert rouge_l("The cat sat on the mat.", "the dog sat on mat") == pytest.approx(
+        2 * (4 / 6) * (4 / 5) / (4 / 6 + 4 / 5)
+    )
+
+
+def test_rouge_is_what_googles_rouge_score_gives():
+    google = RougeScorer(["rougeL", "rouge1", "rouge2"])
+    rng = random.Random(1)
+    words = [
+        "the",
+        "The",
+        "cat",
+        "cat's",
+        "don't",
+        "é",
+        "naïve",
+        "“hi”",
+        "3.5",
+        "ice-cream",
+        "ſ",
+        "İ",
+        "_",
+        "\n",
+        "…",
+        "ran",
+    ]
+    texts = [" ".join(rng.choices(words[:n], k=k)) for n in (2, 5, 16) for k in (0, 1, 2, 9, 40, 70, 150)]
+    for target in texts:
+        for reply in texts:
+            expected = google.score(target, reply)
+            found = rouge(target, reply)
+            assert found == pytest.approx(
+                {f"rouge_{name}": expected[f"rouge{name.upper()}"].fmeasure for name in ("l", "1", "2")}
+            ), (target, reply)
+            assert rouge_l(target, reply) == found["rouge_l"]
+
+
+def test_the_length_is_relative_to_the_expected_one():
+    assert length_ratio("One two, three four.", "one TWO") == 0.5
+    assert length_ratio("One.", "") == 0
+    assert length_ratio("…", "one two") == 2
+
+
+# Beside the story
+
+
+def test_copied_is_the_share_of_four_words_in_a_row_that_the_story_has():
+    story = "Tom was sad. He cried because he lost his red ball."
+    assert copied(story, "sad he cried because") == 1  # whatever the punctuation
+    assert copied(story, "Sue cried because he lost it") == pytest.approx(1 / 3)
+    assert copied(story, story) == 1
+    assert copied(story, "Tom was sad") == 0  # too short to tell
+    assert copied("", story) == copied(story, "") == 0
+
+
+# Of a story
+
+
+def test_a_story_that_repeats_itself_is_found_out():
+    found = told("he ran and ran. He ran and ran.")  # 8 words; 5 stretches of four, 4 different ones
+    assert found == pytest.approx(
+        {"n_words": 8, "repetition": 1 / 5, "distinct_1": 3 / 8, "distinct_2": 4 / 7, "distinct_3": 4 / 6}
+    )
+    assert told("one two three four five")["repetition"] == 0
+    assert told("no " * 100)["repetition"] == pytest.approx(96 / 97)
+
+
+@pytest.mark.parametrize("story", ["", "…", "one", "one two three"])
+def test_a_text_that_is_hardly_there_has_numbers_all_the_same(story):
+    found = told(story)
+    assert found["repetition"] == 0
+    assert found["distinct_3"] in (0, 1)
+
+
+def asked(lines: str, target: str = "", sentence: str | None = None) -> Task:
+    return Task("words", f"Write a story.\n{lines}", target, None, required=("cat",), sentence=sentence)
+
+
+def test_a_sentence_is_kept_to_the_letter_or_in_its_words():
+    task = asked("", sentence="Tom  ran home.")
+    both = ("has_sentence", "has_sentence_verbatim")
+    assert kept(task, "So Tom ran\nhome. The end.") == dict.fromkeys(both, 1)
+    assert kept(task, "“tom ran HOME!”") == {"has_sentence": 1, "has_sentence_verbatim": 0}
+    for story in ("Tom ran to his home.", "Tom ran homewards.", ""):
+        assert kept(task, story) == dict.fromkeys(both, 0)
+    assert kept(writing("cat"), "Tom ran home.") == {}
+    assert kept(asked("", sentence="…"), "…") == {}
+
+
+def test_features_are_measured_where_a_rule_can_tell():
+    speaks, states, silent = "“Hi,” said Tom.", "The moral is to share.", "Tom ran home."
+    line = "It should have dialogue, a bad ending and a moral."
+    assert kept(asked(line, f"{speaks} {states}"), speaks) == {"has_dialogue": 1, "has_moral": 0}
+    assert kept(asked(line, f"{speaks} {states}"), states) == {"has_dialogue": 0, "has_moral": 1}
+    assert kept(asked(line, speaks), silent) == {"has_dialogue": 0}  # its moral is left to the reader
+    assert kept(asked("Give it a plot twist.", speaks), speaks) == {}
+    assert kept(asked("", speaks), speaks) == {}
+
+
+def test_the_features_asked_for_are_read_from_every_phrasing():
+    shown = phrasings()["feature_names"]
+    for line in phrasings()["words"]["features"]:
+        for name in FEATURES:
+            assert asked_features(f"Write.\n{line.format(features=shown[name])}") == (name,)
+        assert asked_features(f"Write.\n{line.format(features='dialogue, a bad ending and a moral')}\nMore.") == (
+            "Dialogue",
+            "BadEnding",
+            "MoralValue",
+        )
+    for prompt in (
+        "",
+        "Write.",
+        "Write.\nGive it a name.",
+        "Write.\nUse this sentence in it: It should have dialogue.",
+    ):
+        assert asked_features(prompt) == ()
+
+
+def test_the_features_asked_for_are_those_of_the_record(sample):
+    seen = 0
+    for record in read_records(sample / VALID):
+        for task in generate_tasks(record, 0, ["words"]):
+            found = asked_features(task.prompt)
+            assert found in ((), record.features)
+            assert bool(found) == any(line.split("{")[0] in task.prompt for line in phrasings()["words"]["features"])
+            seen += bool(found)
+    assert seen > 5

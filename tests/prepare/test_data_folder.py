@@ -1,0 +1,79 @@
+"""The data folder keeps what is in it, and knows what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.prepare.data_folder import drafts, present_files, read_source, require_space, size_text, write_source
+
+TRAIN, VALID, HUB_TRAIN = (
+    "TinyStoriesInstruct-train.txt",
+    "TinyStoriesInstruct-valid.txt",
+    "TinyStories-Instruct-train.txt",
+)
+
+
+@pytest.mark.parametrize("name", [TRAIN, HUB_TRAIN])
+def test_both_spellings_are_found(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("x")
+    assert present_files(tmp_path) == {"train": tmp_path / name}
+
+
+def test_drafts_get_their_names_together_at_the_end(tmp_path: Path) -> None:
+    with drafts(tmp_path / "new") as draft:
+        (draft / TRAIN).write_text("one")
+        (draft / VALID).write_text("two")
+        assert present_files(tmp_path / "new") == {}
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [TRAIN, VALID]
+
+
+def test_drafts_vanish_when_their_writer_fails(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), drafts(tmp_path) as draft:
+        (draft / TRAIN).write_text("half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_drafts_replace_no_file_that_appeared_meanwhile(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not replaced"), drafts(tmp_path) as draft:
+        (draft / TRAIN).write_text("new")
+        (draft / VALID).write_text("new")
+        (tmp_path / VALID).write_text("mine")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(VALID, "mine")]
+
+
+def test_a_source_is_read_back(tmp_path: Path) -> None:
+    (tmp_path / TRAIN).write_text("x")
+    write_source(tmp_path, "own", {TRAIN: {"from": "y"}}, options={"a": 1})
+    source = read_source(tmp_path)
+    assert (source["source"], source["options"], source["files"][TRAIN]["from"]) == ("own", {"a": 1}, "y")
+    assert len(source["files"][TRAIN]["sha256"]) == 64
+
+
+def test_files_without_a_source_are_of_unknown_origin(tmp_path: Path) -> None:
+    assert read_source(tmp_path)["source"] == "unknown"
+
+
+@pytest.mark.parametrize("change", ["other size", "other file"])
+def test_a_source_does_not_speak_for_files_it_was_not_written_for(tmp_path: Path, change: str) -> None:
+    (tmp_path / TRAIN).write_text("x")
+    write_source(tmp_path, "public", {TRAIN: {}})
+    (tmp_path / (TRAIN if change == "other size" else VALID)).write_text("mine")
+    assert read_source(tmp_path)["source"] == "unknown"
+
+
+def test_space_is_asked_of_the_disk_where_the_folder_will_be(tmp_path: Path) -> None:
+    assert require_space(tmp_path / "not" / "yet", 1) > 0
+    with pytest.raises(UserError, match=r"needs 1e\+06 GB|needs .* GB and its disk has"):
+        require_space(tmp_path / "not" / "yet", 10**15)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (26_900_000, "26.9 MB"), (999_990_000, "1 GB"), (None, "unknown size")],
+)
+def test_sizes_read_as_people_say_them(size: int | None, text: str) -> None:
+    assert size_text(size) == text

@@ -1,0 +1,410 @@
+"""`prepare` as its users meet it: what ends up in the folder, what is said, and that nothing of theirs is ever replaced."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from file_server import FileServer, running
+from tiny_disk import tiny_disk
+
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.prepare import data_folder, own_files, prepare
+from mini_chat_gpt.prepare.data_folder import read_source
+from mini_chat_gpt.prepare.download import Patience
+from mini_chat_gpt.prepare.sample_stories import write_sample
+
+ROOT = Path(__file__).parent.parent.parent
+QUICK = Patience(connect=2.0, read=0.3, attempts=2, pause=0.0)
+NAMES = ("TinyStories-Instruct-train.txt", "TinyStories-Instruct-valid.txt")
+TRAIN, VALID = "TinyStoriesInstruct-train.txt", "TinyStoriesInstruct-valid.txt"
+
+
+def records(kind: str, number: int) -> bytes:
+    texts = (
+        f"Features: Dialogue\nWords: run, {kind}, red\nSummary: Ben runs {i}.\nStory: \n\nBen saw {kind} number {i}. "
+        f'"Run!" said Ben. Ben ran home because Ben was tired.\n<|endoftext|>\n'
+        for i in range(number)
+    )
+    return "".join(texts).encode()
+
+
+@pytest.fixture(autouse=True)
+def quick_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sample with few records, so that writing it takes no time."""
+    monkeypatch.setattr(prepare, "write_sample", lambda folder: write_sample(folder, 60, 20))
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with running() as server:
+        server.files = {NAMES[0]: records("cat", 300), NAMES[1]: records("dog", 40)}
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def run(folder: Path, *options: object, server: FileServer | None = None) -> int:
+    """`prepare` from its command line; without a server, without a network."""
+    url = server.url.rpartition("/")[0] if server else "http://127.0.0.1:9"
+    return prepare.main(["--folder", str(folder), "--url", url, *map(str, options)], QUICK)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, less the caches."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != ".npz"}
+
+
+# Downloading
+
+
+def test_an_empty_folder_gets_both_public_files(folder: Path, server: FileServer) -> None:
+    assert run(folder, server=server) == 0
+    assert set(content(folder)) == {TRAIN, VALID, "SOURCE.json"}
+    assert content(folder)[TRAIN] == server.files[NAMES[0]]
+    assert content(folder)[VALID] == server.files[NAMES[1]]
+
+
+def test_the_source_of_downloaded_files_is_recorded(folder: Path, server: FileServer) -> None:
+    run(folder, server=server)
+    source = read_source(folder)
+    assert source["source"] == "public"
+    assert source["files"][VALID]["url"].endswith(NAMES[1])
+    assert source["files"][VALID]["bytes"] == len(server.files[NAMES[1]])
+    assert "CDLA-Sharing-1.0" in source["licence"]
+
+
+def test_sizes_and_free_space_are_shown(folder: Path, server: FileServer, capsys: pytest.CaptureFixture[str]) -> None:
+    run(folder, "--split", "valid", server=server)
+    shown = capsys.readouterr().out
+    assert f"valid: {len(server.files[NAMES[1]]) / 1000:.3g} kB from http://" in shown
+    assert "are free" in shown
+
+
+def test_one_split_can_be_fetched_alone_and_the_other_one_is_named_as_missing(
+    folder: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(folder, "--split", "valid", server=server)
+    assert set(content(folder)) == {VALID, "SOURCE.json"}
+    assert f"prepare_sft_data.py --folder {folder} --split train` downloads" in capsys.readouterr().out
+    run(folder, server=server)
+    assert TRAIN not in content(folder), "nobody asked for it"
+
+
+def test_the_other_split_can_be_fetched_later(folder: Path, server: FileServer) -> None:
+    run(folder, "--split", "valid", server=server)
+    run(folder, "--split", "both", server=server)
+    assert content(folder)[TRAIN] == server.files[NAMES[0]]
+    assert set(read_source(folder)["files"]) == {TRAIN, VALID}
+
+
+def test_a_broken_download_is_completed_by_the_same_command(folder: Path, server: FileServer) -> None:
+    server.drop_after = [10**9, 5000, 0, 0]  # the valid file comes first, and whole
+    with pytest.raises(UserError, match="run the same command again to go on"):
+        run(folder, server=server)
+    assert set(content(folder)) == {VALID, "SOURCE.json", f"{TRAIN}.part", f"{TRAIN}.part.json"}
+    server.drop_after = []
+    run(folder, server=server)
+    assert server.requests[-1] == "bytes=5000-"
+    assert content(folder)[TRAIN] == server.files[NAMES[0]]
+    assert set(read_source(folder)["files"]) == {TRAIN, VALID}
+
+
+def test_a_download_that_died_between_the_files_is_completed_by_the_same_command(
+    folder: Path, server: FileServer
+) -> None:
+    run(folder, server=server)
+    (folder / TRAIN).unlink()
+    run(folder, server=server)
+    assert content(folder)[TRAIN] == server.files[NAMES[0]]
+
+
+def test_an_interrupt_says_what_is_kept(
+    folder: Path, server: FileServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare.DownloadProgress, "__call__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, "--split", "train", server=server)
+    assert f"kept in {folder / TRAIN}.part; the same command goes on from there" in capsys.readouterr().out
+    assert (folder / f"{TRAIN}.part").stat().st_size > 0
+
+
+def test_a_file_that_the_server_lacks_changes_nothing(folder: Path, server: FileServer) -> None:
+    del server.files[NAMES[0]]
+    with pytest.raises(UserError, match="404"):
+        run(folder, server=server)
+    assert not folder.exists()
+
+
+def test_too_little_space_is_said_before_anything_is_fetched(
+    folder: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_folder.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match="its disk has 1 kB left"):
+        run(folder, server=server)
+    assert server.requests == []
+
+
+# Without a network
+
+
+def test_without_a_network_the_sample_is_written_and_the_command_for_later_shown(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folder) == 0
+    assert read_source(folder)["source"] == "sample"
+    assert f"python prepare_sft_data.py --folder {folder} --replace-sample" in capsys.readouterr().out
+
+
+def test_without_a_network_a_begun_download_is_kept_and_no_sample_written(folder: Path, server: FileServer) -> None:
+    server.drop_after = [1000, 0]
+    with pytest.raises(UserError, match="stopped"):
+        run(folder, "--split", "train", server=server)
+    before = content(folder)
+    with pytest.raises(UserError, match=r"Can't reach.*is kept in"):
+        run(folder)
+    assert content(folder) == before
+
+
+# What is there stays
+
+
+@pytest.mark.parametrize("names", [NAMES, (TRAIN, VALID)])
+@pytest.mark.parametrize("options", [(), ("--split", "both")])
+def test_present_files_are_reported_and_left_alone(folder: Path, names: tuple[str, str], options: tuple[str]) -> None:
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(records(name, 5))
+    before = content(folder)
+    assert run(folder, *options) == 0
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("option", ["--sample", "--source", "--derive"])
+def test_nothing_replaces_the_users_data(folder: Path, tmp_path: Path, option: str) -> None:
+    folder.mkdir()
+    (folder / VALID).write_bytes(records("cat", 5))
+    (tmp_path / "stories.txt").write_text("Ben ran.\n<|endoftext|>\nAnn ran.\n<|endoftext|>\n")
+    with pytest.raises(UserError, match="nothing is replaced"):
+        run(folder, option, *([] if option == "--sample" else [tmp_path / "stories.txt"]))
+    assert content(folder) == {VALID: records("cat", 5)}
+
+
+def test_a_link_to_data_that_are_away_is_not_replaced(folder: Path, tmp_path: Path, server: FileServer) -> None:
+    folder.mkdir()
+    (folder / TRAIN).symlink_to(tmp_path / "unplugged" / "train.txt")
+    with pytest.raises(UserError, match="There is no file"):
+        run(folder, server=server)
+    with pytest.raises(UserError):
+        run(folder, "--sample")
+    assert (folder / TRAIN).is_symlink()
+    assert server.names == []
+
+
+def test_replace_sample_does_not_touch_what_is_no_sample(folder: Path, server: FileServer) -> None:
+    folder.mkdir()
+    (folder / TRAIN).write_bytes(records("cat", 5))
+    with pytest.raises(UserError, match="doesn't hold the sample"):
+        run(folder, "--replace-sample", server=server)
+    assert content(folder) == {TRAIN: records("cat", 5)}
+
+
+def test_replace_sample_does_not_touch_a_sample_that_was_edited(folder: Path, server: FileServer) -> None:
+    run(folder, "--sample")
+    text = (folder / TRAIN).read_bytes()
+    (folder / TRAIN).write_bytes(text[:-20] + b"!" + text[-19:])
+    with pytest.raises(UserError, match="doesn't hold the sample as it was written"):
+        run(folder, "--replace-sample", server=server)
+
+
+def test_a_sample_gives_way_to_the_public_data_when_asked_to(folder: Path, server: FileServer) -> None:
+    run(folder, "--sample")
+    run(folder, "--replace-sample", server=server)
+    assert set(content(folder)) == {TRAIN, VALID, "SOURCE.json"}
+    assert content(folder)[TRAIN] == server.files[NAMES[0]]
+    assert read_source(folder)["source"] == "public"
+
+
+def test_a_sample_stays_when_its_replacement_can_not_be_had(folder: Path, server: FileServer) -> None:
+    run(folder, "--sample")
+    before = content(folder)
+    server.status = 404
+    with pytest.raises(UserError, match="404"):
+        run(folder, "--replace-sample", server=server)
+    with pytest.raises(UserError, match="Can't reach"):
+        run(folder, "--replace-sample")
+    assert content(folder) == before
+
+
+def test_public_files_are_not_mixed_into_a_sample(folder: Path, server: FileServer) -> None:
+    run(folder, "--sample")
+    (folder / VALID).unlink()
+    with pytest.raises(UserError, match="--replace-sample"):
+        run(folder, "--split", "valid", server=server)
+    assert server.names == []
+
+
+def test_writing_the_sample_twice_changes_nothing(folder: Path) -> None:
+    run(folder, "--sample")
+    before = content(folder)
+    assert run(folder, "--sample") == 0
+    assert content(folder) == before
+
+
+def test_the_same_sample_is_written_again_in_another_place(folder: Path, tmp_path: Path) -> None:
+    for place in (folder, tmp_path / "again"):
+        prepare.write_sample_folder(place, prepare.Console(quiet=True))
+    del (first := content(folder))["SOURCE.json"], (second := content(tmp_path / "again"))["SOURCE.json"]
+    assert first == second
+
+
+# Own data by the command line (in detail in test_own_stories.py)
+
+
+def test_own_records_are_taken_over_and_named_as_own(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_bytes(records("cat", 200))
+    run(folder, "--source", tmp_path / "mine.txt", "--valid-fraction", "0.1")
+    source = read_source(folder)
+    assert (source["source"], source["options"]) == ("own", {"valid_fraction": 0.1})
+
+
+def test_derived_records_are_named_as_derived(
+    folder: Path, real_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(folder, "--derive", real_data / "tinystories" / "stories-valid.txt")
+    assert read_source(folder)["source"] == "derived"
+    assert "have no summaries" in capsys.readouterr().out
+
+
+# What is said
+
+
+def test_json_is_all_that_the_standard_output_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(folder, "--sample", "--json")
+    report = json.loads(capsys.readouterr().out)
+    assert report["source"]["source"] == "sample"
+    assert report["files"]["train"]["records"] == 60
+
+
+def test_leftovers_of_killed_runs_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(folder, "--sample")
+    (folder / ".draft-0123").mkdir()
+    (folder / f"{TRAIN}.part").write_bytes(b"abc")
+    capsys.readouterr()
+    run(folder)
+    shown = capsys.readouterr().out
+    assert ".draft-0123 is left over" in shown
+    assert f"{TRAIN}.part is an unfinished download (3 bytes)" in shown
+
+
+def test_plain_stories_are_pointed_to_derive(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder.mkdir()
+    for name in (TRAIN, VALID):
+        (folder / name).write_text(
+            'Ben saw a cat. Ben said, "Hi!"\n<|endoftext|>\nAnn ran. Ann was glad.\n<|endoftext|>\n'
+        )
+    run(folder)
+    assert "--derive FILE" in capsys.readouterr().out
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("empty", b"", "is empty"),
+        ("blank", b" \n \n", "is empty"),
+        ("binary", b"PK\x03\x04\0\0\0", "not a text file"),
+        ("no separator", b"Story: Once.\n" * 50, "holds no <|endoftext|>"),
+        ("no story", b"Words: a, b\n<|endoftext|>\n" * 5, "has a story"),
+    ],
+)
+def test_a_present_file_that_is_no_story_file_is_named_and_kept(
+    folder: Path, name: str, data: bytes, words: str
+) -> None:
+    folder.mkdir()
+    (folder / TRAIN).write_bytes(data)
+    with pytest.raises(UserError, match=words.replace("|", r"\|")) as caught:
+        run(folder)
+    assert str(folder / TRAIN) in str(caught.value)
+    assert content(folder) == {TRAIN: data}
+
+
+def test_records_without_a_story_are_counted_not_fatal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder.mkdir()
+    (folder / TRAIN).write_bytes(records("cat", 5) + b"Words: a, b, c\n<|endoftext|>\n")
+    assert run(folder) == 0
+    assert "1 record without a story left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--valid-fraction", "1"), "--valid-fraction is 1"),
+        (("--seq-len", "3"), "--seq-len is 3"),
+        (("--source", "a", "b", "c"), "takes one path, or two"),
+        (("--source", "nowhere.txt"), "nowhere.txt"),
+        (("--tokenizer", "nowhere.tiktoken"), "nowhere.tiktoken"),
+    ],
+)
+def test_a_wrong_option_is_explained_before_anything_is_written(
+    folder: Path, options: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        run(folder, *options)
+    assert not folder.exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(folder: Path) -> None:
+    folder.write_text("mine")
+    with pytest.raises(UserError, match="is a file, where the folder"):
+        run(folder)
+    assert folder.read_text() == "mine"
+
+
+def test_a_damaged_source_file_is_named(folder: Path) -> None:
+    run(folder, "--sample")
+    (folder / "SOURCE.json").write_text("{")
+    with pytest.raises(UserError, match=r"SOURCE\.json can't be understood"):
+        run(folder)
+
+
+@pytest.mark.parametrize("option", ["--sample", "--source", "--derive"])
+def test_a_full_disk_leaves_no_file_under_a_final_name(
+    tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (prepare, own_files):  # somebody else fills the disk after we looked
+        monkeypatch.setattr(module, "require_space", lambda *_: 0)
+    mine = tmp_path / "mine.txt"
+    mine.write_bytes(
+        records("cat", 2000)
+        if option == "--source"
+        else b"".join(b"Ben ran %d.\n<|endoftext|>\n" % i for i in range(9000))
+    )
+    with tiny_disk(tmp_path / "disk", kilobytes=64) as disk:
+        with pytest.raises(UserError, match="no space left"):
+            run(disk / "data", option, *([] if option == "--sample" else [mine]))
+        assert list((disk / "data").iterdir()) == []
+
+
+def test_a_users_mistake_ends_with_one_sentence_and_exit_code_2(folder: Path) -> None:
+    folder.mkdir()
+    (folder / TRAIN).write_bytes(b"")
+    command = [sys.executable, str(ROOT / "prepare_sft_data.py"), "--folder", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1

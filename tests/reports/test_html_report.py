@@ -1,0 +1,382 @@
+"""The report's page shows every number that it is given, holds no markup of the data, loads nothing, and lacks nothing that it needs."""
+
+import copy
+import html
+import re
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mini_chat_gpt.common.page import escaped, without_folders
+from mini_chat_gpt.reports.charts import Scale, bar, bins, log_ticks, loss_curves, number, shares, ticks
+from mini_chat_gpt.reports.html_report import page
+from mini_chat_gpt.reports.report_words import HIGHER, LOWER, SAME, verdict
+
+EVIL = "</script><script>alert('x')</script>&\"<b title='\x1b[2J"
+OPTIONAL = (
+    "paired",
+    "losses",
+    "lengths",
+    "measures",
+    "side_by_side",
+    "own",
+    "plain_text",
+    "paired_text",
+    "recited",
+    "groups",
+    "data",
+    "kinds",
+)
+
+
+def found(value: float, low: float, high: float, **more: float) -> dict[str, float]:
+    return {"value": value, "low": low, "high": high, **more}
+
+
+def report_of(*names: str, groups: tuple[str, ...] = ("seen", "unseen"), text: str = "Be kind.", n: int = 40) -> dict:
+    """A report on these models, its every text with `text` in it."""
+    first, others = names[0], names[1:]
+    by_name = {name: found(0.123 + place / 5, 0.071, 0.987, stops=0.456) for place, name in enumerate(names)}
+    words = {name: found(31.4 + place, 27.1, 1234.5) for place, name in enumerate(names)}
+    reply = {"parts": [["Be ", "right"], [text, "wrong"]], "finish": "length", "score": 0.25, "label": f"exact {text}"}
+    return {
+        "title": f"runs/{names[-1]} against runs/{first}",
+        "models": [{"name": m, "checkpoint": f"runs/{m}", "parameters": 940321, "kind": "chat"} for m in names],
+        "data": {"file": f"stories {text}", "why": f"the data of {text}", "n": 77, "seed": 1337, "seconds": 31.2},
+        "groups": {group: f"plots {group} {text}" if group else "" for group in groups},
+        "kinds": [
+            {
+                "kind": "moral", "measure": "exact", "label": "exact", "n": dict.fromkeys(groups, n),
+                "values": dict.fromkeys(groups, by_name),
+                "baseline": {group: {"value": 0.0213, "rule": f"always {text}"} for group in groups},
+            }
+        ],
+        "measures": [
+            {"kind": "moral", "group": group, "measure": "words", "label": f"words {text}", "values": words,
+             "main": group != "unseen"} for group in groups
+        ],
+        "paired": [
+            {"kind": "moral", "group": group, "label": "exact", "before": first, "after": other,
+             "difference": 0.314, "low": 0.159, "high": 0.653, "p": 0.0123} for group in groups for other in others
+        ],
+        "losses": {name: {"train": [[10, 3.21], [20, 2.95]], "val": [[15, 2.53], [20, 2.41]]} for name in names},
+        "lengths": [{"kind": "words", "unit": text, "counts": {"reference": [12, 15], **{m: [9, 30, 30] for m in names}}}],
+        "side_by_side": [
+            {"kind": "moral", "group": group, "prompt": f"What {text}?", "target": text, "required": [text],
+             "replies": {name: {**reply, "missing": [text]} for name in names}} for group in groups
+        ],
+        "own": {
+            "rows": [[f"tone {text}", *("16 of 17" for _ in names)]],
+            "prompts": [{"shows": text, "prompt": text, "replies": {
+                name: {"text": text, "finish": "stop", "checks": [[f"contains {text}", False], ["short", True]]} for name in names
+            }}],
+        },
+        "plain_text": {name: {"bits_per_byte": 0.811, "low": 0.792, "high": 0.833} for name in names},
+        "paired_text": [{"before": first, "after": other, "difference": -0.117, "low": -0.131, "high": -0.101, "p": 0.0246}
+                        for other in others],
+        "recited": {
+            "n": 8,
+            "models": {name: {
+                "files": [f"train {text}"], "noted": True, "complete": False, "n_training_texts": 54321,
+                "told": found(0.172, 0.141, 0.213, longest=57, mean_longest=19.5),
+                "real": found(0.092, 0.081, 0.103, longest=23, mean_longest=11.5),
+                "difference": {"difference": 0.081, "low": 0.051, "high": 0.121, "p": 0.0357},
+                "passage": {"number": 0, "n_words": 57, "text": f"ran {text}", "source": f"Once {text}"},
+            } for name in names},
+        },
+    }  # fmt: skip
+
+
+class Read(HTMLParser):
+    """What a browser makes of a page: its tags, attributes and text. Fails where a tag is not closed, or not the last one."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text += data
+
+    def of(self, tag: str, kind: str = "") -> list[dict[str, str]]:
+        return [values for name, values in self.tags if name == tag and kind in ["", *values.get("class", "").split()]]
+
+
+def loads_nothing(text: str) -> bool:
+    """Whether no tag, style or script refers to anything but a place on the page."""
+    read = Read(text)
+    refers = [values[key] for _, values in read.tags for key in ("src", "href", "srcset", "action") if key in values]
+    return all(link.startswith("#") for link in refers) and not re.search(r"https?:|@import|url\(|fetch\(", text)
+
+
+# What is on it
+
+
+@pytest.mark.parametrize("names", [("sft",), ("base", "sft"), ("base", "sft", "lora", "other")])
+@pytest.mark.parametrize("groups", [("seen", "unseen"), ("",)])
+def test_every_number_is_on_the_page(names, groups):
+    text = page(report_of(*names, groups=groups))
+    read = Read(text)
+    assert loads_nothing(text)
+    shown = read.text.replace("\u00a0", " ")
+    wanted = [
+        "12.3 %",
+        "7.1 to 98.7",
+        "2.1 %",
+        "45.6 %",
+        "31.4",
+        "27.1 to 1,234",
+        "940,321",
+        "1337",
+        "31.2",
+        "77",
+        "2.41",
+        "2.95",
+    ]
+    wanted += [
+        "0.811",
+        "0.792 to 0.833",
+        "17.2 %",
+        "14.1 to 21.3",
+        "the first 54,321 stories of train",
+        f"real stories → {names[-1]}: +8.1 points (5.1 to 12.1), p = 0.0357: ▲ significantly higher",
+        "longest shared run 57 words, on average 19.5; of real stories 23 and 11.5",
+        "16 of 17",
+        "n = 40",
+        "step 15: validation loss 2.53",
+        "median 30",
+        "cut off at the limit",
+    ]
+    wanted += ["−0.117 (−0.131 to −0.101), p = 0.0246: ▼ significantly lower"] if len(names) > 1 else []
+    wanted += ["+31.4 points", "15.9 to 65.3", "p = 0.0123", HIGHER] if len(names) > 1 else []
+    assert [words for words in wanted if words not in shown] == []
+    assert all(name in shown for name in names)
+    assert ("+31.4 points" in shown) == (len(names) > 1)
+
+
+def test_every_part_may_be_missing():
+    whole = report_of("base", "sft")
+    for part in OPTIONAL:
+        for less in (
+            {k: v for k, v in whole.items() if k != part},
+            {**whole, part: type(whole[part])()},
+            {**whole, part: None},
+        ):
+            assert loads_nothing(page(less))
+    bare = {"title": "sft", "models": whole["models"][1:]}
+    read = Read(page(bare))
+    assert "940,321 parameters" in read.text
+    assert [values["href"] for values in read.of("a")] == ["#again"]
+
+
+def test_values_may_be_missing_and_there_may_be_one_of_each():
+    less = report_of("base", "sft", n=1)
+    less["kinds"][0]["values"]["seen"] = {"base": None, "sft": {"value": 0.5}}
+    less["kinds"][0]["baseline"] = {}
+    less["lengths"][0]["counts"] = {"sft": [7]}
+    less["recited"]["models"]["base"] = None
+    less["recited"]["models"]["sft"] |= {"real": None} | {
+        "told": {"value": None, "low": None, "high": None, "longest": 0, "mean_longest": 0.0}, "passage": None, "difference": None
+    }  # fmt: skip
+    less["losses"] = {"sft": {"train": [[1, 2.0]], "val": []}, "base": {"train": [], "val": [[5, float("nan")]]}}
+    text = Read(page(less)).text
+    assert "–" in text
+    assert "50.0" in text
+    assert "training, last: 2 at step 1" in text
+
+
+def test_a_measure_that_is_no_share_has_a_scale_of_its_own():
+    report = report_of("base", "sft", groups=("",)) | {"recited": None}
+    for place, name in enumerate(("base", "sft")):
+        report["kinds"][0]["values"][""][name] = found((-12.5, 37.5)[place], -20, 44)
+    report["paired"][0] |= {"difference": -3.5, "low": -4, "high": -3, "p": 1e-9}
+    read = Read(page(report))
+    bars = [float(rect["width"].rstrip("%")) for rect in read.of("rect") if rect["width"].endswith("%")][:2]
+    assert bars[1] == pytest.approx(3 * bars[0], rel=1e-3)
+    assert "−12.5" in read.text
+    assert "−3.5 (−4 to −3), p\u00a0≤\u00a00.0001" in read.text
+    assert LOWER in read.text
+    assert "points" not in read.text
+
+
+@given(st.floats(0, 1), st.sampled_from([1.0, 40.0, -7.0]))
+def test_bars_are_as_long_as_their_values(part, whole):
+    scale = Scale.of([0.0, whole], whole == 1)
+    drawn = bar(scale, {"value": part * whole}, 0, None, "")
+    width = float(re.search(r'<rect [^>]*width="([\d.]+)%"', drawn)[1])
+    assert width == pytest.approx(100 * part * abs(whole) / (scale.high - scale.low), abs=0.03)
+
+
+def test_significant_is_said_by_p_or_else_by_the_interval():
+    row = {"difference": 0.1, "low": -0.1, "high": 0.3, "p": 0.2}
+    assert verdict(row) == SAME
+    assert verdict(row | {"p": 0.01}) == HIGHER
+    assert verdict(row | {"p": 0.01, "difference": -0.1}) == LOWER
+    assert verdict({"difference": 0.1, "low": 0.01, "high": 0.3}) == HIGHER
+    assert verdict(row | {"p": None}) == SAME
+
+
+# Texts
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.text() | st.just(EVIL) | st.text("<>&\"'/-!=\\`{}\ud800\x00\u2028", max_size=30))
+def test_no_text_is_taken_for_markup(text):
+    names = ("base", f"m{text}")
+    plain, nasty = (
+        Read(page(report_of("base", "mx", text="x" * (len(text) or 1)))),
+        Read(page(report_of(*names, text=text))),
+    )
+    assert len(nasty.of("script")) == 1
+    assert {tag for tag, _ in nasty.tags} - {tag for tag, _ in plain.tags} == set()
+    assert not any(key.startswith("on") for _, values in nasty.tags for key in values)
+
+
+def test_texts_are_there_as_they_were_written():
+    text = page(report_of("base", EVIL, text=EVIL))
+    assert "<script>alert" not in text
+    assert "\x1b" not in text
+    assert html.escape(EVIL).replace("\x1b", "\\x1b") in text
+    assert loads_nothing(text)
+
+
+def test_whole_paths_are_shortened_to_names():
+    report = report_of("base", "sft")
+    report["models"][1]["checkpoint"] = "/home/someone/runs/fine"
+    report["title"] = "/home/someone/runs/fine against runs/base"
+    report["data"] |= {"file": "/data/stories.txt", "why": "that of /home/someone/runs/fine"}
+    text = page(report)
+    assert "someone" not in text
+    assert "/data" not in text
+    assert "<h1>fine against runs/base</h1>" in text
+    assert "<title>fine against runs/base</title>" in text
+    assert (
+        without_folders("/a/b.txt, C:\\x\\y.txt and runs/c", ["/a/b.txt", "C:\\x\\y.txt", "runs/c"])
+        == "b.txt, y.txt and runs/c"
+    )
+
+
+# Replies
+
+
+def replied(*parts: list[str], **more) -> str:
+    report = report_of("sft", groups=("",))
+    report["side_by_side"][0] |= {"required": [], "target": "", **more}
+    report["side_by_side"][0]["replies"]["sft"] = {"parts": list(parts), "finish": "stop", "score": 0.25}
+    text = page(report)
+    Read(text)
+    return text.partition('<article class="example"')[2].partition("</article>")[0]
+
+
+def test_right_wrong_and_required_words_are_marked():
+    shown = replied(["Be", "right"], [" mean to ", "wrong"], ["cats", "required"], [".", "plain"])
+    assert (
+        '<span class="right">Be</span> <span class="wrong">mean to</span> <span class="required">cats</span>.' in shown
+    )
+    assert "score 0.25" in shown
+
+
+def test_parts_never_run_into_one_word():
+    assert '<span class="right">Be</span> <span class="wrong">mean</span>!' in replied(
+        ["Be", "right"], ["mean", "wrong"], ["!", "plain"]
+    )
+    assert "(nothing)" in replied([" \n", "plain"])
+    assert "(nothing)" in replied()
+
+
+@pytest.mark.parametrize("kind", ["plain", "wrong"])
+@pytest.mark.parametrize("word", ["word ", "x"])
+def test_what_is_long_is_folded_and_nothing_is_lost(kind, word):
+    parts = [[word * 600, kind], ["the end", "right"]]
+    shown = replied(*parts, prompt="a story " * 200 + "Why?")
+    assert shown.count("<details") == 2
+    assert "… all 401 words …" in shown
+    said = re.sub(r"<summary>.*?</summary>|<[^>]+>| …|… ", "", shown.partition('<div class="replies">')[2])
+    assert (
+        said.partition("score 0.25")[2].split() == "".join(text for text, _ in parts).replace("xthe", "x the").split()
+    )
+
+
+def test_there_is_a_button_for_each_kind_and_group():
+    report = report_of("base", "sft")
+    report["side_by_side"].append(copy.deepcopy(report["side_by_side"][0]) | {"kind": "main_character"})
+    read = Read(page(report))
+    buttons = [{key: v for key, v in values.items() if key.startswith("data-")} for values in read.of("button")]
+    assert buttons == [
+        {"data-kind": ""}, {"data-kind": "moral"}, {"data-kind": "main_character"},
+        {"data-group": ""}, {"data-group": "seen"}, {"data-group": "unseen"},
+    ]  # fmt: skip
+    assert [values["data-group"] for values in read.of("article", "example")] == ["seen", "unseen", "seen"]
+    assert "hidden" in read.of("div", "filter")[0]  # until the script is there to make it work
+
+
+def test_checks_can_be_told_apart_without_colour():
+    text = page(report_of("base", "sft"))
+    assert '<span role="img" aria-label="not met">✗</span> contains Be kind.' in text
+    assert '<span role="img" aria-label="met">✓</span> short' in text
+
+
+# Pictures
+
+
+@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9))
+def test_ticks_are_few_and_lie_within(low, width):
+    found = ticks(low, high := low + width)
+    slack = 1e-6 * (width + abs(low))
+    assert len(found) <= 6
+    assert all(low - slack <= tick <= high + slack for tick in found)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.3, 7.5), (1.7, 6), (1e-5, 9), (2.01, 2.04)])
+def test_axes_of_logarithms_have_ticks(low, high):
+    assert 2 <= len(found := log_ticks(low, high)) <= 8
+    assert all(low <= tick <= high for tick in found)
+
+
+@given(st.lists(st.integers(0, 5000), min_size=1))
+def test_bins_hold_all_lengths(lengths):
+    edges = bins(lengths)
+    assert 2 <= len(edges) <= 17
+    assert edges[0] <= min(lengths)
+    assert max(lengths) < edges[-1]
+    assert sum(shares(lengths, edges)) == pytest.approx(1)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(0, 1e6)), max_size=30, unique_by=lambda point: point[0]))
+def test_curves_stay_within_their_picture(points):
+    drawn = loss_curves(sorted(points), sorted(points)[::3], 0, EVIL)
+    assert bool(drawn) == bool(points)
+    for x, y in re.findall(r'<circle [^>]*cx="([-\d.]+)" cy="([-\d.]+)"', drawn):
+        assert 0 <= float(x) <= 460
+        assert 0 <= float(y) <= 260
+
+
+def test_numbers_have_a_true_minus_and_thousands():
+    assert [number(value) for value in (0, -0.5, 1234.5, 31.44, 2.0, 1e-5)] == [
+        "0",
+        "−0.5",
+        "1,234",
+        "31.4",
+        "2",
+        "1e−05",
+    ]
+    assert escaped("a\x1b<\ud800") == "a\\x1b&lt;\ufffd"

@@ -1,0 +1,163 @@
+"""Records by number: the index agrees with reading, survives its users, and notices that a file has changed."""
+
+import multiprocessing
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.tinystories import record_index, records
+from mini_chat_gpt.tinystories.record_index import RecordIndex
+from mini_chat_gpt.tinystories.records import ENDING_UNKNOWN, FEATURES, FIELDS, parse_record, read_records
+
+TEXTS = [
+    "Features: Dialogue, BadEnding\nStory:\none",
+    "Words: a, b\nStory: \n\ntwo\nit was: so\n\nSummary: A two.",
+    "a plain story: three",
+    "Summary: nothing told",
+    "Story:\nfour\nFeatures: MoralValue, EndingUnknown",
+]
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "stories.txt"
+    path.write_text("\n<|endoftext|>\n".join(TEXTS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_records_by_number_equal_records_read_in_order(path):
+    index = RecordIndex(path)
+    assert [index[i] for i in range(len(index))] == list(read_records(path))
+
+
+def test_records_without_a_story_are_counted(path):
+    assert RecordIndex(path).without_story == 1
+
+
+def test_fields_and_features_of_each_record_are_known(path):
+    index = RecordIndex(path)
+    assert index.has("Summary").tolist() == [False, True, False, False]
+    assert index.has("Features").tolist() == [True, False, False, True]
+    assert index.has("BadEnding").tolist() == [True, False, False, False]
+    assert index.has(ENDING_UNKNOWN).tolist() == [False, False, False, True]
+
+
+def test_records_with_bytes_that_are_not_utf8_are_marked(tmp_path):
+    (tmp_path / "x").write_bytes("fine é<|endoftext|>".encode() + b"caf\xe9<|endoftext|>")
+    assert RecordIndex(tmp_path / "x").has("not UTF-8").tolist() == [False, True]
+
+
+LINES = st.sampled_from(
+    [
+        "",
+        "Features: Twist",
+        "Words: a",
+        "Summary: b",
+        "Random sentence: c",
+        "Story:",
+        "Story: x",
+        "said: y",
+        " Words: z",
+        "é",
+    ]
+)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(records=st.lists(st.lists(LINES, max_size=6).map("\n".join), min_size=1, max_size=4))
+def test_the_index_agrees_with_the_parser_on_any_arrangement_of_lines(tmp_path, records):
+    path = tmp_path / "any.txt"
+    path.write_text("<|endoftext|>".join([*records, "Story: last"]), encoding="utf-8")
+    index = RecordIndex(path, cache=False)
+    parsed = [record for text in [*records, "Story: last"] if (record := parse_record(text)).story]
+    assert [index[i] for i in range(len(index))] == parsed
+    for name in FEATURES:
+        assert index.has(name).tolist() == [name in record.features for record in parsed]
+    assert all(has or not record.words for has, record in zip(index.has("Words"), parsed, strict=True))
+
+
+def test_offsets_hold_when_the_file_is_read_in_small_pieces(path, monkeypatch):
+    monkeypatch.setattr(records, "_BLOCK", 3)
+    index = RecordIndex(path, cache=False)
+    assert [index[i] for i in range(len(index))] == list(read_records(path))
+
+
+def test_the_second_opening_reads_the_cache(path, monkeypatch):
+    RecordIndex(path)
+    monkeypatch.setattr(record_index, "_build", lambda path: pytest.fail("the file was read again"))
+    assert RecordIndex(path)[0].story == "one"
+
+
+def test_a_changed_file_is_indexed_anew(path):
+    RecordIndex(path)
+    path.write_text("Story:\nanother<|endoftext|>", encoding="utf-8")
+    index = RecordIndex(path)
+    assert [index[i].story for i in range(len(index))] == ["another"]
+
+
+def test_a_damaged_cache_is_made_anew(path):
+    RecordIndex(path)
+    path.with_name("stories.txt.index.npz").write_bytes(b"PK nonsense")
+    assert len(RecordIndex(path)) == 4
+
+
+def test_where_the_data_can_t_be_written_the_cache_goes_to_the_user_s_folder(path, tmp_path):
+    path.with_name("stories.txt.index.npz").mkdir()  # stands in the way for root too, as a mode would not
+    RecordIndex(path)
+    assert list((tmp_path / "cache" / "mini_chat_gpt").glob("stories.txt.*.index.npz"))
+
+
+def test_no_temporary_file_stays_behind(path):
+    RecordIndex(path)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["stories.txt", "stories.txt.index.npz"]
+
+
+def test_a_pickled_index_reads_on(path):
+    index = RecordIndex(path)
+    index[0]
+    assert pickle.loads(pickle.dumps(index))[1] == index[1]
+
+
+def test_forked_processes_and_threads_read_side_by_side(path):
+    index = RecordIndex(path)
+    expected = [index[i] for i in range(4)] * 50
+    with multiprocessing.get_context("fork").Pool(2) as pool, ThreadPoolExecutor(4) as threads:
+        in_processes = pool.map_async(index.__getitem__, list(range(4)) * 50)
+        assert list(threads.map(index.__getitem__, list(range(4)) * 50)) == expected
+        assert in_processes.get(timeout=30) == expected
+
+
+def test_a_file_that_was_cut_off_under_us_is_reported(path):
+    index = RecordIndex(path)
+    path.write_text("x", encoding="utf-8")
+    with pytest.raises(UserError, match="has become shorter"):
+        index[3]
+
+
+def test_a_file_without_any_story_is_a_mistake(tmp_path):
+    (tmp_path / "x").write_text("Words: a<|endoftext|>", encoding="utf-8")
+    with pytest.raises(UserError, match="Not one record"):
+        RecordIndex(tmp_path / "x")
+
+
+def test_all_fields_have_their_own_bit():
+    bits = list(record_index.BITS.values())
+    assert sum(bits) == 2 ** len(bits) - 1
+    assert set(FIELDS) < set(record_index.BITS)
+    assert len(bits) <= 16
+
+
+def test_an_index_of_real_stories_holds_them_all(real_data):
+    path = real_data / "tinystories" / "stories-train.txt"
+    index = RecordIndex(path, cache=False)
+    assert len(index) == 10958
+    assert index[5000] == list(read_records(path))[5000]

@@ -1,0 +1,99 @@
+"""Which examples a run gets: tasks, chats, or both; and what it is scored by meanwhile."""
+
+import json
+from collections import Counter
+
+import pytest
+from tiny import CountingSource, lively_model, tiny_config, tiny_tokenizer
+
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.sft_train import suite_of
+from mini_chat_gpt.training.sft_data import Mixed, make_examples
+
+TOKENIZER = tiny_tokenizer()
+
+
+@pytest.fixture
+def chats(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": f"Hi {n}", "completion": f"Hello {n}!"}) for n in range(20)))
+    return path
+
+
+def examples_of(file=None, sample=None, sft=None, **sections):
+    given = {"sft": {"dataset_path": str(sample), **(sft or {})}, **sections}
+    if file is not None:
+        given["chats"] = {"files": str(file)} | sections.get("chats", {})
+    return make_examples(tiny_config(**given), TOKENIZER, 512)
+
+
+def test_an_epoch_of_a_mixture_has_each_of_the_first_once_and_so_many_of_the_second():
+    first, second = CountingSource(30), CountingSource(1000)
+    first.example = lambda slot: ("first", slot)
+    second.example = lambda slot: ("second", slot)
+    mixed = Mixed(first, second, 0.25, seed=1)
+    assert len(mixed) == 40
+    for epoch in (0, 1, 7):
+        drawn = [mixed.example(slot) for slot in range(40 * epoch, 40 * epoch + 40)]
+        assert Counter(name for name, _ in drawn) == {"first": 30, "second": 10}
+        assert {slot for name, slot in drawn if name == "first"} == set(range(30 * epoch, 30 * epoch + 30))
+        assert {slot for name, slot in drawn if name == "second"} == set(range(10 * epoch, 10 * epoch + 10))
+    names = [mixed.example(slot)[0] for slot in range(40)]
+    assert names != sorted(names)
+
+
+def test_chats_alone_need_no_stories(chats):
+    found = examples_of(chats, chats={"valid_share": 0.2})
+    assert (len(found.source), len(found.validation)) == (16, 4)
+    assert {example.kind for example in found.validation} == {"chats"}
+    assert [shown.expected for shown in found.shown] == [
+        f"Hello {shown.prompt[0].content.removeprefix('Hi ')}!" for shown in found.shown
+    ]
+    assert not found.suite
+
+
+def test_chats_and_stories_together(chats, sample):
+    found = examples_of(chats, sample, chats={"stories": 0.5}, sft={"suite_tasks": 2})
+    kinds = Counter(found.source.example(slot).kind for slot in range(len(found.source)))
+    assert kinds["chats"] == 18
+    assert sum(kinds.values()) == 36
+    assert {example.kind for example in found.validation} > {"chats", "moral"}
+    assert Counter(task.kind for task in found.suite)["moral"] == 2
+
+
+def test_held_out_files_are_never_trained_on(chats, tmp_path):
+    other = tmp_path / "held_out.jsonl"
+    other.write_text(chats.read_text().replace("Hello 3!", "Hello three!"))
+    found = examples_of(chats, chats={"valid_files": str(other)})
+    assert (len(found.source), len(found.validation)) == (20, 20)
+    assert "Held-out chats that are trained on too: 19" in found.notes[0]
+    assert "Held-out chats that begin with a question that is trained on: 1" in found.notes[1]
+    with pytest.raises(UserError, match=r"stands in chats.files and in chats.valid_files"):
+        examples_of(chats, chats={"valid_files": str(chats)})
+
+
+def test_bad_records_end_it_or_are_skipped(chats):
+    chats.write_text(chats.read_text() + '\n{"prompt": "Hi"}\n')
+    with pytest.raises(UserError, match=r'line 21: it has "prompt" but no "completion"; mend it, or leave it out'):
+        examples_of(chats)
+    found = examples_of(chats, chats={"skip_bad": True})
+    assert "records skipped: 1; the first:" in found.notes[0]
+
+
+def test_lessons_are_made_of_stories(chats, sample):
+    lesson = {"curriculum": [{"share": 0.5, "seq_len": 64}], "num_workers": 0}
+    with pytest.raises(UserError, match=r"chats.stories is 0; give it a share"):
+        examples_of(chats, data=lesson)
+    assert len(examples_of(chats, sample, chats={"stories": 0.3}, data=lesson).stages) == 1
+
+
+def test_what_a_run_is_scored_by(sample):
+    tasks = examples_of(None, sample, sft={"suite_tasks": 1}).suite
+    config = tiny_config(sft={"best_by": "suite/moral/exact"})
+    measure = suite_of(tasks, TOKENIZER, config)
+    scores = measure(lively_model(TOKENIZER.vocab_size, context_length=512))
+    assert "suite/moral/exact" in scores
+    assert all(0 <= score <= 1 for score in scores.values())
+    with pytest.raises(UserError, match=r"sft.best_by is 'moral'; here it can be val_loss, suite/"):
+        suite_of(tasks, TOKENIZER, tiny_config(sft={"best_by": "moral"}))
+    assert suite_of([], TOKENIZER, tiny_config()) is None

@@ -1,0 +1,154 @@
+"""One step is a true token mean; what isn't finite changes nothing; float16 finds a scale that works."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from tiny import CountingSource, tiny_config, tiny_model
+from torch.nn.parallel import DistributedDataParallel
+
+from mini_chat_gpt.common.device import Precision, pick_precision
+from mini_chat_gpt.data.batching import micro_batches
+from mini_chat_gpt.training.train_step import Engine, LossScale
+
+CPU = torch.device("cpu")
+EXAMPLES = [CountingSource().example(i) for i in range(8)]
+
+
+def make_engine(precision=None, **training) -> Engine:
+    config = tiny_config(training={"batch_size": 4} | training, sft={"learning_rate": 1e-2})
+    return Engine(tiny_model(64), config, config.sft, precision or pick_precision(False, CPU))
+
+
+def gradients(engine: Engine, examples=EXAMPLES) -> dict[str, torch.Tensor]:
+    loss = engine.accumulate(examples).own_loss
+    return {name: p.grad.clone() for name, p in engine.model.named_parameters()} | {"loss": torch.tensor(loss)}
+
+
+@pytest.mark.parametrize("cut", [{"batch_size": 3}, {"batch_size": 1}, {"batch_size": 8, "batch_tokens": 25}])
+def test_the_size_of_a_micro_batch_changes_neither_loss_nor_gradient(cut):
+    whole, parts = (gradients(make_engine(grad_clip=0.0, **size)) for size in ({"batch_size": 8}, cut))
+    for name, gradient in whole.items():
+        torch.testing.assert_close(gradient, parts[name], rtol=1e-5, atol=1e-7)
+
+
+def test_the_loss_is_the_weighted_mean_over_tokens_computed_plainly():
+    engine = make_engine(batch_size=3)
+    top = bottom = 0.0
+    for example in EXAMPLES:
+        ids = torch.from_numpy(example.ids).long()
+        with torch.no_grad():
+            losses = torch.nn.functional.cross_entropy(engine.model(ids[None])[0, :-1], ids[1:], reduction="none")
+        trained = torch.from_numpy(example.trained[1:])
+        top += example.weight * losses[trained].sum().item()
+        bottom += example.weight * int(trained.sum())
+    report = engine.step(EXAMPLES)
+    assert report.weight == pytest.approx(bottom)
+    assert report.loss == pytest.approx(top / bottom, rel=1e-5)
+    assert report.tokens == sum(len(example.ids) for example in EXAMPLES)
+    assert report.trained_tokens == sum(example.n_trained for example in EXAMPLES)
+    assert report.outcome == "updated"
+
+
+def test_evaluation_counts_every_example_once_and_by_kind():
+    engine = make_engine()
+    examples = [CountingSource().example(i) for i in range(37)]
+    expected = {"a": [0.0, 0], "b": [0.0, 0]}
+    for example in examples:
+        ids = torch.from_numpy(example.ids).long()
+        with torch.no_grad():
+            each = torch.nn.functional.cross_entropy(engine.model(ids[None])[0, :-1], ids[1:], reduction="none")
+        trained = torch.from_numpy(example.trained[1:])
+        expected[example.kind][0] += each[trained].sum().item()
+        expected[example.kind][1] += int(trained.sum())
+    for kind, (total, count) in engine.evaluate(examples).items():
+        assert total == pytest.approx(expected[kind][0], rel=1e-5)
+        assert count == expected[kind][1]
+
+
+def poisoned(weight: float) -> list:
+    return [replace(EXAMPLES[0], weight=np.full(len(EXAMPLES[0].ids), weight, dtype=np.float32)), *EXAMPLES[1:]]
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_leaves_everything_as_it_was(weight):
+    engine = make_engine(ema=0.9)
+    engine.step(EXAMPLES)
+    before = [p.detach().clone() for p in engine.model.parameters()]
+    moments = {name: value.clone() for name, value in engine.optimizer.state_tensors().items()}
+    report = engine.step(poisoned(weight))
+    assert report.outcome == "accident"
+    assert report.guilty
+    assert all(torch.equal(a, b) for a, b in zip(before, engine.model.parameters(), strict=True))
+    assert all(torch.equal(value, moments[name]) for name, value in engine.optimizer.state_tensors().items())
+    assert engine.average.steps == 1
+    assert all(p.grad is None for p in engine.model.parameters())
+
+
+def test_the_loss_scale_halves_on_overflow_and_doubles_after_two_thousand_good_steps():
+    scale = LossScale(value=8.0)
+    scale.overflowed()
+    assert scale.value == 4
+    for _ in range(1999):
+        scale.good()
+    assert scale.value == 4
+    scale.good()
+    assert scale.value == 8
+
+
+def test_a_float16_gradient_that_overflows_is_scaled_back_and_no_accident():
+    engine = make_engine(Precision(torch.float16, "for the test"))
+    engine.loss_scale.value = 2.0**40
+    before = [p.detach().clone() for p in engine.model.parameters()]
+    outcomes = []
+    while not outcomes or outcomes[-1] != "updated":
+        report = engine.step(EXAMPLES)
+        outcomes.append(report.outcome)
+        if report.outcome == "scaled back":
+            assert all(torch.equal(a, b) for a, b in zip(before, engine.model.parameters(), strict=True))
+    assert "accident" not in outcomes
+    assert len(outcomes) > 3
+    assert engine.loss_scale.value < 2.0**38
+
+
+def test_the_loss_scale_does_not_change_the_gradient():
+    plain = gradients(make_engine(grad_clip=0.0))
+    engine = make_engine(grad_clip=0.0)
+    engine.loss_scale = LossScale(2.0**10)
+    for name, gradient in gradients(engine).items():
+        assert torch.equal(gradient, plain[name])
+
+
+def test_random_numbers_of_a_step_depend_on_its_number_alone():
+    drawn = []
+    for history in ([3], [1, 2, 3]):
+        engine = make_engine()
+        for number in history:
+            engine.step(EXAMPLES, number=number)
+        drawn.append(torch.rand(3).tolist())
+    assert drawn[0] == drawn[1]
+
+
+def test_gradients_travel_between_processes_once_a_step(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        engine = make_engine(batch_size=2, grad_clip=0.0)
+        plain = gradients(engine)
+        engine.net, travels = DistributedDataParallel(engine.model), []
+
+        def count(_state, bucket):
+            travels.append(bucket.index())
+            future = torch.futures.Future()
+            future.set_result(bucket.buffer())
+            return future
+
+        engine.net.register_comm_hook(None, count)
+        engine.optimizer.zero_grad()
+        for name, gradient in gradients(engine).items():
+            torch.testing.assert_close(gradient, plain[name])
+        assert len(micro_batches(EXAMPLES, 2)) == 4
+        assert travels == sorted(set(travels))  # every bucket once
+    finally:
+        dist.destroy_process_group()
