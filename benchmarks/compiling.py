@@ -29,7 +29,7 @@ def measure(preset: str, precision: str, threads: int, device_name: str, steps: 
     from mini_chat_gpt.data.batching import Example
     from mini_chat_gpt.model import GPT
     from mini_chat_gpt.training.compile import choose_compiling, compile_model
-    from mini_chat_gpt.training.train_step import Engine
+    from mini_chat_gpt.training.train_step import TrainStep
 
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -43,12 +43,12 @@ def measure(preset: str, precision: str, threads: int, device_name: str, steps: 
         trained[-1] = True
         return Example(rng.integers(0, vocabulary, n).astype(np.int32), trained, 1.0, "any")
 
-    def engine() -> Engine:
+    def engine() -> TrainStep:
         torch.manual_seed(0)
         model = GPT(ModelSection(preset=preset).gpt_config(vocabulary)).to(device)
-        return Engine(model, Config(), Config().sft, pick_precision(precision, device))
+        return TrainStep(model, Config(), Config().sft, pick_precision(precision, device))
 
-    def seconds(engine: Engine, examples: list[Example]) -> float:
+    def seconds(engine: TrainStep, examples: list[Example]) -> float:
         started = time.perf_counter()
         engine.step(examples)  # reads the loss, so that a GPU has finished
         return time.perf_counter() - started

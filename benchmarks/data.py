@@ -77,7 +77,7 @@ def quickstart_source(file: Path, tokenizer: Any) -> Any:
 
 def measure_render(file: Path) -> None:
     from mini_chat_gpt.chat_format import render_arrays
-    from mini_chat_gpt.sft_dataloader import InstructSource
+    from mini_chat_gpt.sft_dataloader import InstructDataset
     from mini_chat_gpt.tinystories.records import decode, parse_record, raw_records
     from mini_chat_gpt.tinystories.tasks import generate_tasks
     from mini_chat_gpt.tinystories.truncation import messages_of
@@ -90,8 +90,8 @@ def measure_render(file: Path) -> None:
     contents = [message.content for chat in chats for message in chat]
     size, raw = sum(len(text.encode()) for text in contents), tokenizer.encoder._encoding.encode_ordinary
     together = "\n".join(contents)
-    single = InstructSource(file, tokenizer, 1024, 1337, turns=1)
-    several = InstructSource(file, tokenizer, 1024, 1337, turns=4)
+    single = InstructDataset(file, tokenizer, 1024, 1337, turns=1)
+    several = InstructDataset(file, tokenizer, 1024, 1337, turns=4)
     quick = quickstart_source(file, tokenizer)
     taken = by_turns(
         {
@@ -195,7 +195,7 @@ with importing():  # as the command does
     torch_there = time.time()
     from pathlib import Path
     from mini_chat_gpt.data.batching import collate
-    from mini_chat_gpt.sft_dataloader import InstructSource
+    from mini_chat_gpt.sft_dataloader import InstructDataset
     from mini_chat_gpt.tinystories.record_index import RecordIndex
     from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 ours_there = time.time()
@@ -203,7 +203,7 @@ tokenizer = ChatTokenizer.load(sys.argv[3])
 tokenizer_there = time.time()
 index = RecordIndex(sys.argv[2])
 index_there = time.time()
-source = InstructSource(index, tokenizer, 1024, 1337)
+source = InstructDataset(index, tokenizer, 1024, 1337)
 balanced = time.time()
 collate([source.example(slot) for slot in range(32)])
 end = time.time()

@@ -30,8 +30,8 @@ from mini_chat_gpt.chat.session import ChatSession
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints.hf import to_hf_config, to_hf_state
 from mini_chat_gpt.config import GPTConfig
-from mini_chat_gpt.generation.cpu_model import DecodingModel
-from mini_chat_gpt.generation.prompt_lookup import LookupReader
+from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
+from mini_chat_gpt.generation.prompt_lookup import PromptLookupDecoder
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import decode, random_streams
 from mini_chat_gpt.model import GPT, RMSNorm
@@ -192,7 +192,7 @@ def needed_work(config: GPTConfig, n_tokens: int) -> float:
 # Tables
 
 
-def our_reply(model: DecodingModel, prompts: torch.Tensor, n_new: int, lookup: bool = False) -> list[list[int]]:
+def our_reply(model: CPUInferenceModel, prompts: torch.Tensor, n_new: int, lookup: bool = False) -> list[list[int]]:
     rows: list[list[int]] = [[] for _ in prompts]
     sampling = Sampling(temperature=0, max_new_tokens=n_new)
     streams = random_streams(0, range(len(prompts)))
@@ -203,7 +203,7 @@ def our_reply(model: DecodingModel, prompts: torch.Tensor, n_new: int, lookup: b
 
 def replies(size: str, model: GPT, n_rows: int, run_c: RunC | None, rounds: int) -> None:
     """Tokens a second of replies."""
-    n_new, forms = N_NEW[size, n_rows], {weights: DecodingModel(model, weights) for weights in WEIGHTS}
+    n_new, forms = N_NEW[size, n_rows], {weights: CPUInferenceModel(model, weights) for weights in WEIGHTS}
     prompts = torch.full((n_rows, 1), BOS) if n_rows == 1 else torch.randint(3, VOCABULARY, (n_rows, 8))
     hf = {"float32": HuggingFace(model, torch.float32), "bf16": HuggingFace(model, torch.bfloat16)}
     contestants = {f"ours {name}": timed(partial(our_reply, form, prompts, n_new)) for name, form in forms.items()}
@@ -225,7 +225,7 @@ def replies(size: str, model: GPT, n_rows: int, run_c: RunC | None, rounds: int)
     table(f"Replies: {size}, batch {n_rows}, {n_new} tokens", header, rows)
 
 
-def same_tokens(run_c: RunC, form: DecodingModel, prompts: torch.Tensor, n_new: int) -> None:
+def same_tokens(run_c: RunC, form: CPUInferenceModel, prompts: torch.Tensor, n_new: int) -> None:
     """Compare greedy tokens where run.c was made to print ids (a plain checkout prints text)."""
     printed, [ours] = run_c.run(n_new)[0].split(), our_reply(form, prompts, n_new)
     if all(word.isdigit() for word in printed):
@@ -241,7 +241,7 @@ def prompts_read(size: str, model: GPT, rounds: int) -> None:
     """Reading prompts: the share of the processor's matrix peak that is needed work."""
     config, rows = model.config, []
     hf = {"float32": HuggingFace(model, torch.float32), "bf16": HuggingFace(model, torch.bfloat16)}
-    forms = {weights: DecodingModel(model, weights, few_rows=False) for weights in WEIGHTS}
+    forms = {weights: CPUInferenceModel(model, weights, few_rows=False) for weights in WEIGHTS}
     for length in (512, 1000):
         ids = torch.randint(3, VOCABULARY, (1, length))
         contestants = {f"ours {name}": timed(partial(read, form, ids)) for name, form in forms.items()}
@@ -280,7 +280,7 @@ def prompts_read(size: str, model: GPT, rounds: int) -> None:
     )
 
 
-def read(form: DecodingModel, ids: torch.Tensor) -> None:
+def read(form: CPUInferenceModel, ids: torch.Tensor) -> None:
     form.next_logits(ids, form.make_cache(1, ids.shape[1]), [ids.shape[1]])
 
 
@@ -290,17 +290,17 @@ def copies(size: str, model: GPT, rounds: int) -> None:
     prompt = rng.permutation(np.arange(3, VOCABULARY))[:200].tolist()
     never = torch.tensor([0])
     for weights in ("float32", "bf16"):
-        form = DecodingModel(model, weights)  # type: ignore[arg-type]
+        form = CPUInferenceModel(model, weights)  # type: ignore[arg-type]
         for piece, every in ((96, 96), (16, 24), (8, 24), (0, 24)):
             script: list[int] = []
             while len(script) < 96:
                 at = int(rng.integers(0, 100))
                 script += prompt[at : at + piece] + rng.integers(3, VOCABULARY, every - piece).tolist()
 
-            def follow(lookup: bool, form: DecodingModel = form, script: list[int] = script[:96]) -> float:
+            def follow(lookup: bool, form: CPUInferenceModel = form, script: list[int] = script[:96]) -> float:
                 cache = form.make_cache(1, 320)
                 form.next_logits(torch.tensor([prompt]), cache, [len(prompt)])
-                reader = LookupReader(form, prompt, never) if lookup else form
+                reader = PromptLookupDecoder(form, prompt, never) if lookup else form
                 return timed(
                     lambda: [reader.next_logits(torch.tensor([[token_id]]), cache, [1]) for token_id in script]
                 )()

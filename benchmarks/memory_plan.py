@@ -31,7 +31,7 @@ from mini_chat_gpt.diagnostics.memory_plan import MemoryPlan, plan_memory
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.run_state import run_snapshot
-from mini_chat_gpt.training.train_step import Engine
+from mini_chat_gpt.training.train_step import TrainStep
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def measure(setting: Setting, n_steps: int) -> int:
     """
     config = setting.config()
     set_up(config.system)
-    engine = Engine(
+    engine = TrainStep(
         GPT(setting.gpt_config()), config, config.sft, Precision(getattr(torch, setting.dtype), ""), device=device()
     )
     engine.model.activation_checkpointing = setting.checkpointing

@@ -1,7 +1,7 @@
 """How the cost of training grows: `python benchmarks/scaling.py [--sweeps batch length ...] [--data FILE] [--plots FOLDER]`.
 
-Each sweep changes one thing and prints a table: time of a step and peak memory of its process, and how steeply they grow
-from the line before (1.00: twice as much for twice as much). The points of a sweep take turns. With --data the figures are
+Each remove_partial changes one thing and prints a table: time of a step and peak memory of its process, and how steeply they grow
+from the line before (1.00: twice as much for twice as much). The points of a remove_partial take turns. With --data the figures are
 kept in a file, so that sweeps can be measured one by one; with --plots the sweeps in it are drawn.
 
 batch     tokens in a step, by the number of examples
@@ -66,7 +66,7 @@ SWEEPS: dict[str, tuple[str, list[tuple[float, Setting]]]] = {
 
 
 def steps(name: str, rounds: int, seconds: float) -> list[Point]:
-    """The points of a sweep of one process, by turns."""
+    """The points of a remove_partial of one process, by turns."""
     points = []
     with tempfile.TemporaryDirectory() as place:
         children = []
@@ -133,7 +133,7 @@ def one_rank(setting: Setting, folder: str, seconds: float) -> None:
         began = time.perf_counter()
         engine.step(mine)
         times.append(time.perf_counter() - began)
-        if world.share(lambda: sum(times[3:]) > seconds):
+        if world.broadcast(lambda: sum(times[3:]) > seconds):
             break
     memory = world.sum([peak_bytes()])[0]
     if world.is_main:
@@ -227,7 +227,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Print each sweep as soon as it is measured; keep and draw what is asked for."""
+    """Print each remove_partial as soon as it is measured; keep and draw what is asked for."""
     kept: dict[str, list[Point]] = json.loads(args.data.read_text()) if args.data and args.data.exists() else {}
     for name in args.sweeps:
         kept[name] = steps(name, args.rounds, args.turn) if name in SWEEPS else OTHERS[name][1](args.rounds, args.turn)

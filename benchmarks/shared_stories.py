@@ -23,16 +23,16 @@ from mini_chat_gpt.config_file import parse_config
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.prepare.sample_stories import write_sample
-from mini_chat_gpt.sft_dataloader import InstructSource, stories
+from mini_chat_gpt.sft_dataloader import InstructDataset, stories
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.train_step import Engine
+from mini_chat_gpt.training.train_step import TrainStep
 
 
 def families(path: Path, tasks: int, vocab_size: int) -> list[Example]:
     """Examples with so many branches, of the first thousand slots."""
     tokenizer = ChatTokenizer.train(islice(stories(path), 2000), vocab_size)
     tokenizer.add_control_tokens()
-    source = InstructSource(path, tokenizer, seq_len=512, seed=1, turns=1, branches=tasks)
+    source = InstructDataset(path, tokenizer, seq_len=512, seed=1, turns=1, branches=tasks)
     return [example for example in map(source.example, range(1000)) if len(example.branches) == tasks]
 
 
@@ -46,7 +46,7 @@ def apart(family: Example) -> list[Example]:
     return made
 
 
-def step_seconds(engine: Engine, examples: list[Example]) -> float:
+def step_seconds(engine: TrainStep, examples: list[Example]) -> float:
     started = time.perf_counter()
     engine.step(examples)  # reads the loss, so that a GPU has finished
     return time.perf_counter() - started
@@ -55,7 +55,7 @@ def step_seconds(engine: Engine, examples: list[Example]) -> float:
 def difference(model: GPT, family: list[Example], separate: list[Example]) -> float:
     """Largest difference of a gradient, as a part of the largest gradient of its parameter, in float32."""
     config = parse_config({"training": {"batch_size": 64, "grad_clip": 0}}, "benchmark")
-    engine = Engine(model, config, config.sft, Precision(torch.float32, ""))
+    engine = TrainStep(model, config, config.sft, Precision(torch.float32, ""))
     found = []
     for examples in (family, separate):
         engine.accumulate(examples)
@@ -86,7 +86,7 @@ def main() -> None:
     shape = GPTConfig(vocab_size=arguments.vocab_size, n_layer=8, n_head=6, n_embd=384, context_length=512)
     model = GPT(shape).to(device)
     config = parse_config({"training": {"batch_size": 64}}, "benchmark")
-    engine = Engine(model, config, config.sft, pick_precision("auto", device))
+    engine = TrainStep(model, config, config.sft, pick_precision("auto", device))
     ratios, rates, tokens = [], [], []
     print(f"gradients differ by {difference(model, made[:2], apart(made[0]) + apart(made[1])):.1e} of the largest")
     with long_lived():

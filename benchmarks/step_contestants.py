@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mini_chat_gpt.common.distributed import World
     from mini_chat_gpt.data.batching import Example
     from mini_chat_gpt.lora import Frozen
-    from mini_chat_gpt.training.train_step import Engine
+    from mini_chat_gpt.training.train_step import TrainStep
 
 Step = Callable[[list[Item]], object]
 
@@ -105,13 +105,13 @@ def our_engine(
     clip: float = 1.0,
     world: World | None = None,
     frozen: Frozen | None = None,
-) -> Engine:
+) -> TrainStep:
     """The engine of a run with the settings file's defaults but for what the setting says; of an adapter with `frozen`."""
     from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint
     from mini_chat_gpt.common.device import pick_precision, set_up
     from mini_chat_gpt.common.distributed import ALONE
     from mini_chat_gpt.config import Config
-    from mini_chat_gpt.training.train_step import Engine
+    from mini_chat_gpt.training.train_step import TrainStep
 
     config = Config.model_validate(
         {
@@ -127,7 +127,7 @@ def our_engine(
 
         add_lora(model, config.lora, frozen)
     chosen = pick_precision(config.system.mixed_precision, model.device)
-    return Engine(model, config, config.sft, chosen, world or ALONE)
+    return TrainStep(model, config, config.sft, chosen, world or ALONE)
 
 
 def our_examples(items: list[Item]) -> list[Example]:
@@ -137,7 +137,7 @@ def our_examples(items: list[Item]) -> list[Example]:
 
 
 def ours(setting: Setting, folder: str, referee: Referee, precision: str, frozen: Frozen | None = None) -> None:
-    """`Engine.step`, which is what the trainer calls."""
+    """`TrainStep.step`, which is what the trainer calls."""
     engine = our_engine(setting, folder, precision, frozen=frozen)
     forget_peak()
     referee.run(setting, lambda items: engine.step(our_examples(items)))

@@ -16,7 +16,7 @@ from step_setting import Setting, batch
 
 if TYPE_CHECKING:
     from mini_chat_gpt.data.batching import Example
-    from mini_chat_gpt.training.train_step import Engine
+    from mini_chat_gpt.training.train_step import TrainStep
 
 # Operations by what they are for; the first group that has a part of an operation's name counts.
 GROUPS = {
@@ -98,7 +98,7 @@ def profile(setting: Setting, folder: Path, precision: str = "auto", watched: in
         print(f"{group:30}{spent:8.1f}{spent / profiled / 1e3:8.1%}   {listed}")
 
 
-def _seconds(engine: Engine, examples: list[Example]) -> float:
+def _seconds(engine: TrainStep, examples: list[Example]) -> float:
     began = time.perf_counter()
     engine.step(examples)
     return time.perf_counter() - began

@@ -22,7 +22,7 @@ from mini_chat_gpt.common.memory_use import peak
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.model import GPT, GPTConfig
 from mini_chat_gpt.training.compile import compile_model
-from mini_chat_gpt.training.train_step import Engine
+from mini_chat_gpt.training.train_step import TrainStep
 
 LONG = Setting(trained=1.0, shortest=256, longest=1024)
 SIZES = {
@@ -62,7 +62,7 @@ def main() -> None:
             torch.cuda.reset_peak_memory_stats(device)
         model = GPT(GPTConfig(**setting.model_fields())).to(device)
         config = Config.model_validate({"training": {"batch_size": setting.batch_size}})
-        engine = Engine(model, config, config.sft, precision)
+        engine = TrainStep(model, config, config.sft, precision)
         if arguments.compile:
             compile_model(model)
         rates, times = [], []

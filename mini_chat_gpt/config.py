@@ -183,7 +183,7 @@ class ScheduleFields(Section):
     """Steps between checkpoints."""
     patience: int | None = Field(None, ge=1)
     """Evaluations in a row without a better one after which the run ends (null: it goes to its end)."""
-    best_by: str = "val_loss"
+    best_metric: str = "val_loss"
     """What makes an evaluation, and its checkpoint, the best one: val_loss, or a score of the suite such as suite/moral/exact."""
     prompts: list[str] = Field(default_factory=list)
     """Prompts of your own, replied to at each evaluation beside the held-out ones."""
@@ -202,7 +202,7 @@ class SFTSection(ScheduleFields):
     """Base model: a checkpoint or run folder, a llama2.c .bin, or nanoGPT's ckpt.pt (null = the newest base under runs/)."""
     dataset_path: str = "./TinyStories"
     """Folder with TinyStories-Instruct files (TinyStoriesInstruct-train.txt and -valid.txt), or one such file."""
-    suite_tasks: int = Field(4, ge=0)
+    eval_tasks: int = Field(4, ge=0)
     """Held-out tasks of each kind that are replied to and scored at each evaluation (0: none)."""
     save_dir: str = "runs/sft"
     """Run folder. One that already holds a run is left alone: the next free name (runs/sft-2, …) is taken."""
@@ -252,7 +252,7 @@ class TrainingSection(Section):
     """Decay of an exponential moving average of the weights, which is then evaluated and saved as the model (null = none)."""
     activation_checkpointing: bool = False
     """Compute each block's activations again in the backward pass instead of keeping them: less memory, a third more time."""
-    max_accidents: int = Field(5, ge=1)
+    max_nonfinite_steps: int = Field(5, ge=1)
     """Steps in a row with a non-finite loss or gradient (none of them changes the weights) after which the run ends."""
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the newest checkpoints stay, beside the best."""
@@ -262,7 +262,7 @@ class TrainingSection(Section):
     """Time a few steps first, then set the number of steps so that the run ends after about this time (--time-budget)."""
 
 
-class Lesson(Section):
+class CurriculumStage(Section):
     """Steps with easier examples; what isn't given is as in the data section and the phase's own settings."""
 
     share: float = Field(gt=0, lt=1)
@@ -271,11 +271,11 @@ class Lesson(Section):
     """Longest example in tokens."""
     turns: int | None = Field(None, ge=1)
     """Most questions about one story."""
-    branches: int | None = Field(None, ge=1)
+    prefix_branches: int | None = Field(None, ge=1)
     """Most conversations that share the reading of a story."""
-    shares: dict[str, float] | None = None
-    """Shares of the kinds that differ from data.shares."""
-    focus: float | None = Field(None, ge=0)
+    mixture: dict[str, float] | None = None
+    """Shares of the kinds that differ from data.mixture."""
+    answer_weight: float | None = Field(None, ge=0)
     """Loss weight of the deciding tokens. Copying forms sooner without one."""
     prompt_weight: float | None = Field(None, ge=0)
     """Loss weight of what isn't the assistant's."""
@@ -292,20 +292,20 @@ class DataSection(Section):
     """Longest example in tokens; never more than the model's context. Longer stories lose text from their middle."""
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Processes that prepare examples ahead (0: the training process makes them in between; auto: 1 where a core is left for it)."""
-    shares: dict[str, float] | None = None
+    mixture: dict[str, float] | None = None
     """Share of each task kind among the examples, e.g. {summary: 2, moral: 1}; null = the measured defaults."""
-    weights: dict[str, float] | None = None
+    loss_weights: dict[str, float] | None = None
     """Loss weight of each task kind's tokens; null = the measured defaults."""
-    focus: float = Field(3.0, ge=0)
+    answer_weight: float = Field(3.0, ge=0)
     """Loss weight (at least) of tokens that end a reply or decide whether it is right; a factor on it for "Yes" and "No"."""
     prompt_weight: float = Field(0.0, ge=0)
     """Loss weight of what isn't the assistant's: 0 masks it (label -100); a little lets a small model learn from the stories it reads."""
     turns: int = Field(4, ge=1)
     """Most questions about one story in a training conversation; reading the story is most of the work."""
-    branches: int = Field(1, ge=1)
+    prefix_branches: int = Field(1, ge=1)
     """Most conversations of their own about one story that share its reading: computed once, where the story comes before the question."""
-    curriculum: list[Lesson] = Field(default_factory=list)
-    """Lessons before the others, easiest first, e.g. [{share: 0.2, seq_len: 96, shares: {quote: 4}}]; share: of the run's steps."""
+    curriculum: list[CurriculumStage] = Field(default_factory=list)
+    """Lessons before the others, easiest first, e.g. [{share: 0.2, seq_len: 96, mixture: {quote: 4}}]; share: of the run's steps."""
     limit: int | None = Field(None, ge=1)
     """Use only the first so many records (null = all)."""
     system_message: str | None = None

@@ -6,6 +6,7 @@ Every problem of a file is named at once, with its key, the allowed values or th
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -62,11 +63,55 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
 
 def validated(section: type[S], values: dict[str, Any], source: str) -> S:
     """A section of these values, from `source`. Raises UserError naming every problem at once, with its key."""
+    if section is Config:
+        values = _with_new_keys(values, source)
     try:
         return section(**values)
     except ValidationError as error:
         problems = "; ".join(_explain(item, section) for item in error.errors())
         raise UserError(f"{source}: {problems}") from None
+
+
+RENAMED_KEYS = {
+    "pretrain.best_by": "best_metric",
+    "sft.best_by": "best_metric",
+    "sft.suite_tasks": "eval_tasks",
+    "training.max_accidents": "max_nonfinite_steps",
+    "data.shares": "mixture",
+    "data.weights": "loss_weights",
+    "data.focus": "answer_weight",
+    "data.branches": "prefix_branches",
+    "data.curriculum.shares": "mixture",
+    "data.curriculum.focus": "answer_weight",
+    "data.curriculum.branches": "prefix_branches",
+}
+"""Old name of a setting -> its new key in the same section. Old names stay valid; see CHANGELOG.md."""
+
+
+def _with_new_keys(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """Replace old names of settings by the new ones, with one warning that lists them. Raises UserError where both are given."""
+    renamed: dict[str, str] = {}
+
+    def convert(value: Any, place: str) -> Any:
+        if isinstance(value, list):
+            return [convert(item, place) for item in value]
+        if not isinstance(value, dict):
+            return value
+        converted: dict[Any, Any] = {}
+        for key, item in value.items():
+            path = f"{place}.{key}" if place else str(key)
+            if new := RENAMED_KEYS.get(path):
+                if new in value:
+                    raise UserError(f"{source}: {path} is the old name of {place}.{new}; both are given, remove one.")
+                renamed[path], key = f"{place}.{new}", new
+            converted[key] = convert(item, path)
+        return converted
+
+    values = convert(values, "")
+    if renamed:
+        pairs = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
+        warnings.warn(f"{source}: old names of settings: {pairs}.", stacklevel=2)
+    return values
 
 
 def read_yaml(path: Path, what: str, hint: str, content: str) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class LoraLinear(nn.Module):
         self.magnitude = nn.Parameter(self.lengths()) if settings.dora else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.magnitude is None and fused.by_hand(x):
+        if self.magnitude is None and fused.use_fused_cpu(x):
             dropout = self.dropout.p if self.training else 0.0
             return fused.low_rank(self.base(x), x, self.lora_A, self.lora_B, self.scaling, dropout)
         dropped = self.dropout(x)

@@ -21,18 +21,18 @@ from torch.utils.checkpoint import checkpoint
 from mini_chat_gpt.config import PRESETS, GPTConfig
 from mini_chat_gpt.lora import Adapter
 from mini_chat_gpt.ops import fused
-from mini_chat_gpt.ops.attention import Cached, Causal, Flat, KVCache, Layout, attention
+from mini_chat_gpt.ops.attention import Cached, Causal, KVCache, Layout, Packed, attention
 from mini_chat_gpt.ops.loss import LossSums, cross_entropy_sums
 from mini_chat_gpt.ops.nf4 import Nf4Linear
 from mini_chat_gpt.token_rows import EmbeddingRows, HeadRows
 
-__all__ = ["GPT", "PRESETS", "FlatBatch", "GPTConfig", "model_of"]
+__all__ = ["GPT", "PRESETS", "GPTConfig", "PackedBatch", "model_of"]
 
 Rope = tuple[torch.Tensor, torch.Tensor]  # cos, sin (B, 1, T, D/2)
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q (B, H, T, D); k, v (B, Hkv, T, D)
 
 
-class FlatBatch(Protocol):
+class PackedBatch(Protocol):
     """What `forward` needs of a batch laid out end to end (see batching.py): T tokens, R rows to predict from."""
 
     @property
@@ -63,7 +63,7 @@ class RMSNorm(nn.Module):
         """In autocast's precision, where that is on: what comes out of a norm goes into products."""
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        if fused.by_hand(x):
+        if fused.use_fused_cpu(x):
             return fused.rms_norm(x, self.weight, self.eps, dtype)
         return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps).to(dtype)
 
@@ -117,7 +117,7 @@ def rope_frequencies(config: GPTConfig) -> torch.Tensor:
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn each pair (x1, x2) of the head's two halves. x (B, H, T, D); cos, sin (B, 1, T, D/2)."""
-    if fused.by_hand(x):
+    if fused.use_fused_cpu(x):
         return fused.rotate(x, cos, sin)
     x1, x2 = x.chunk(2, dim=-1)
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)
@@ -295,14 +295,14 @@ class GPT(nn.Module):
         dtype = dtype or self.embed_tokens.weight.dtype
         return KVCache(config.n_layer, batch_size, config.kv_heads, length, config.head_size, self.device, dtype)
 
-    def forward(self, batch: torch.Tensor | FlatBatch) -> Any:
+    def forward(self, batch: torch.Tensor | PackedBatch) -> Any:
         """Logits for ids (B, T), or `LossSums` for a flat batch. Raises ValueError for more tokens than the context."""
         if not isinstance(batch, torch.Tensor):
             return self.loss_sums(batch)
         positions = torch.arange(batch.shape[1], device=batch.device).expand(batch.shape)
         return self.lm_head(self.hidden(batch, positions, Causal()))
 
-    def loss_sums(self, batch: FlatBatch) -> LossSums:
+    def loss_sums(self, batch: PackedBatch) -> LossSums:
         """Σ w·loss over the batch's targets and the loss of each; see loss.py."""
         n_tokens, n_rows = len(batch.ids), len(batch.rows)
         ids, positions, rows, targets, weights = (
@@ -312,7 +312,7 @@ class GPT(nn.Module):
         longest = self.config.context_length
         filled = (*range(n_tokens + longest, len(ids), longest), len(ids)) if len(ids) > n_tokens else ()
         offsets = (*batch.offsets, *filled)
-        layout = Flat(offsets, ids.device, batch.branches)
+        layout = Packed(offsets, ids.device, batch.branches)
         hidden = self.hidden(ids[None], positions[None], layout, rows)[0]  # (R, C)
         sums = self.head_sums(hidden, targets, weights)
         return LossSums(sums.weighted_sum, sums.losses[:n_rows])
@@ -344,7 +344,7 @@ class GPT(nn.Module):
 
         All tokens are looked at up to the last block; there only those that something is predicted from go on.
         """
-        longest = layout.longest if isinstance(layout, Flat) else ids.shape[1]
+        longest = layout.longest if isinstance(layout, Packed) else ids.shape[1]
         if longest > self.config.context_length:
             raise ValueError(f"{longest} tokens do not fit into the context of {self.config.context_length}")
         x = self.embed_tokens(ids)

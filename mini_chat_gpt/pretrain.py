@@ -11,7 +11,7 @@ from rich.console import Console
 from mini_chat_gpt.checkpoints.checkpoint import load_model
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.config import Config
-from mini_chat_gpt.data.text_dataset import DocumentSource, find_text, sample_texts, split_documents, tokenize_file
+from mini_chat_gpt.data.text_dataset import TextDataset, find_text, sample_texts, split_documents, tokenize_file
 from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.sft_dataloader import stories
@@ -37,9 +37,9 @@ def prepare(config: Config, start: Start) -> Prepared:
     if checkpoint := start.place.checkpoint:
         tokenizer, model = ChatTokenizer.load(checkpoint), load_model(checkpoint)
     else:
-        tokenizer = world.share(lambda: make_tokenizer(config, text, start.out))
+        tokenizer = world.broadcast(lambda: make_tokenizer(config, text, start.out))
         model = GPT(config.model.gpt_config(tokenizer.vocab_size))
-    with world.first_on_each_machine():  # the first use of a file tokenises it
+    with world.local_rank_zero_first():  # the first use of a file tokenises it
         source, validation = make_sources(config, text, tokenizer, model.config.context_length, start.out)
     beginnings = [*section.prompts, "Once upon a time"]
 
@@ -66,7 +66,7 @@ def make_tokenizer(config: Config, text: Path, out: Console) -> ChatTokenizer:
 
 def make_sources(
     config: Config, text: Path, tokenizer: ChatTokenizer, context: int, out: Console
-) -> tuple[DocumentSource, DocumentSource]:
+) -> tuple[TextDataset, TextDataset]:
     """Training and validation documents; without a validation file every hundredth document is held out."""
     length = min(config.data.seq_len, context)
     file = tokenize_file(text, tokenizer, out)
@@ -75,13 +75,13 @@ def make_sources(
         valid_file = tokenize_file(valid_text, tokenizer, out)
         chosen = torch.arange(min(len(file), config.data.limit)).numpy() if config.data.limit else None
         return (
-            DocumentSource(file, tokenizer.document_id, length, seed, chosen),
-            DocumentSource(valid_file, tokenizer.document_id, length, seed),
+            TextDataset(file, tokenizer.document_id, length, seed, chosen),
+            TextDataset(valid_file, tokenizer.document_id, length, seed),
         )
     train, held = split_documents(min(len(file), config.data.limit or len(file)))
     return (
-        DocumentSource(file, tokenizer.document_id, length, seed, train),
-        DocumentSource(file, tokenizer.document_id, length, seed, held),
+        TextDataset(file, tokenizer.document_id, length, seed, train),
+        TextDataset(file, tokenizer.document_id, length, seed, held),
     )
 
 

@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.data.batching import Example, epoch_order, share_beginning
+from mini_chat_gpt.data.batching import Example, epoch_order, share_prefix
 from mini_chat_gpt.tinystories.mixture import balanced_weights, realised_shares
-from mini_chat_gpt.tinystories.prompts import Chooser
+from mini_chat_gpt.tinystories.prompts import TemplateSampler
 from mini_chat_gpt.tinystories.record_index import RecordIndex
 from mini_chat_gpt.tinystories.records import StoryRecord, find_instruct_file, parse_record, read_records, stories
 from mini_chat_gpt.tinystories.tasks import TASK_KINDS, YES_NO_KINDS, Task, categories, check_kinds, generate_tasks
-from mini_chat_gpt.tinystories.truncation import Fitted, add_turns, behind_story, fit_task
+from mini_chat_gpt.tinystories.truncation import RenderedTask, add_turns, as_follow_up, truncate_to_context
 
 if TYPE_CHECKING:
     from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 __all__ = [
-    "InstructSource", "RecordIndex", "StoryRecord", "Task", "find_instruct_file", "generate_tasks", "parse_record",
+    "InstructDataset", "RecordIndex", "StoryRecord", "Task", "find_instruct_file", "generate_tasks", "parse_record",
     "read_records", "stories",
 ]  # fmt: skip
 
@@ -50,10 +50,10 @@ _PROBES = 100  # other records tried for a slot whose own record gives nothing
 _FIXED = 2**32  # in the place of an epoch: the order in which held-out tasks are chosen
 
 
-class InstructSource:
+class InstructDataset:
     """Examples by slot: `source.example(i)` for any i ≥ 0, of which `len(source)` make an epoch.
 
-    Implements the trainer's `ExampleSource`. `shares` and `weights` are by kind and override the defaults one by one;
+    Implements the trainer's `ExampleDataset`. `shares` and `weights` are by kind and override the defaults one by one;
     `focus` is the loss weight of the tokens that end a reply or decide whether it is right, `prompt_weight` that of all
     that isn't the assistant's; a conversation has up to `turns` questions about its story, and up to `branches`
     conversations that begin with a story share its reading; `limit` takes the first so many records. `stats` counts what
@@ -78,8 +78,8 @@ class InstructSource:
     ) -> None:
         self.index = path_or_index if isinstance(path_or_index, RecordIndex) else RecordIndex(path_or_index)
         self.tokenizer, self.seq_len, self.seed, self.system = tokenizer, seq_len, seed, system
-        self.shares = _by_kind("data.shares", DEFAULT_SHARES, shares, otherwise=0.1)
-        self.weights = _by_kind("data.weights", DEFAULT_WEIGHTS, weights, otherwise=1.0)
+        self.shares = _by_kind("data.mixture", DEFAULT_SHARES, shares, otherwise=0.1)
+        self.weights = _by_kind("data.loss_weights", DEFAULT_WEIGHTS, weights, otherwise=1.0)
         self.focus, self.prompt_weight, self.turns, self.branches = focus, prompt_weight, turns, branches
         self._length = min(limit or len(self.index), len(self.index))
         self.stats: Counter[str] = Counter()
@@ -102,13 +102,13 @@ class InstructSource:
                     substituted=attempt > 0,
                     turns=turns,
                 )
-                return share_beginning(
+                return share_prefix(
                     [each.example(self.weights, self.tokenizer, self.focus, self.prompt_weight) for each in drawn]
                 )
             number = _number(f"{self.seed}/{slot}/{attempt}/other") % len(self)
         raise UserError(
             f"{self.index.path} gave no example of at most {self.seq_len} tokens from {_PROBES} records; "
-            "raise data.seq_len (the model's context limits it), or check data.shares."
+            "raise data.seq_len (the model's context limits it), or check data.mixture."
         )
 
     def validation_examples(self, n: int) -> list[Example]:
@@ -151,7 +151,7 @@ class InstructSource:
         if not chances.any():
             raise UserError(
                 f"The records of {self.index.path} support none of the kinds {', '.join(wanted) or '(all have share 0)'}; "
-                "ask for others in data.shares, or check the file's fields."
+                "ask for others in data.mixture, or check the file's fields."
             )
         self._chances = dict(zip(names, chances.tolist(), strict=True))
         self.realised: dict[str, float] = dict(zip(names, realised_shares(supported, chances).tolist(), strict=True))
@@ -162,13 +162,13 @@ class InstructSource:
         trained = {name.split("/")[0] for name, chance in self._chances.items() if chance > 0}
         self.kinds = [kind for kind in TASK_KINDS if kind in trained]
 
-    def _draw(self, number: int, epoch: int, salt: str) -> list[Fitted]:
+    def _draw(self, number: int, epoch: int, salt: str) -> list[RenderedTask]:
         """One of the record's tasks, drawn by weight, the next one drawn where the first doesn't fit; and its branches."""
         record = self.index[number]
         coming, tried = self._drawn(record, _number(f"{self.seed}/{epoch}"), salt), []
         for task in coming:
             tried.append(task)
-            if self.turns > 1 and not task.asks_first:
+            if self.turns > 1 and not task.question_first:
                 # Later questions all come behind the story: the first one practises, more often, to come before it.
                 task = generate_tasks(record, _number(f"{self.seed}/{epoch}/again"), [task.kind])[0]
             if fitted := self._fit(task):
@@ -180,15 +180,15 @@ class InstructSource:
             self.stats["records without a task"] += 1
         return []
 
-    def _branches(self, fitted: Fitted, questions: Iterable[Task]) -> Iterator[Fitted]:
+    def _branches(self, fitted: RenderedTask, questions: Iterable[Task]) -> Iterator[RenderedTask]:
         """Conversations about the same story that go on from it with other questions, as many as there are to be."""
         if self.branches == 1 or fitted.shortened:  # what another answer rests on may be missing
             return
         left, asked = self.branches - 1, {task.target for task in (fitted.task, *fitted.later)}
         for question in questions:
-            if question.target in asked or (behind := behind_story(question, fitted)) is None:
+            if question.target in asked or (behind := as_follow_up(question, fitted)) is None:
                 continue
-            branch = fit_task(behind, self.tokenizer, self.seq_len, self.system)
+            branch = truncate_to_context(behind, self.tokenizer, self.seq_len, self.system)
             if branch is not None and not branch.shortened:
                 asked.add(question.target)
                 yield branch
@@ -204,7 +204,7 @@ class InstructSource:
             for category, chance in self._chances.items()
             if chance > 0
         }
-        choose, made = Chooser(record, seed), dict[str, Task | None]()
+        choose, made = TemplateSampler(record, seed), dict[str, Task | None]()
         for category in sorted(keys, key=keys.__getitem__, reverse=True):
             kind = category.split("/")[0]
             if kind not in made:
@@ -217,8 +217,8 @@ class InstructSource:
         """Whether a question may follow another: always, but the commoner answer only as often as the rarer one."""
         return _number(f"{salt}{task.category}/again") < self._again[task.category] * 2**64
 
-    def _fit(self, task: Task) -> Fitted | None:
-        fitted = fit_task(task, self.tokenizer, self.seq_len, self.system)
+    def _fit(self, task: Task) -> RenderedTask | None:
+        fitted = truncate_to_context(task, self.tokenizer, self.seq_len, self.system)
         if fitted is None:
             self.stats[f"too long: {task.kind}"] += 1
         return fitted
@@ -229,7 +229,7 @@ class InstructSource:
         most: int,
         among: Sequence[int] | np.ndarray | None = None,
         only: Callable[[Task], bool] | None = None,
-    ) -> list[Fitted]:
+    ) -> list[RenderedTask]:
         """Tasks until `wanted` (category -> number) is met or `most` records were looked at, twice for what is rare.
 
         A record gives its task of the category of which the largest part is still missing; the second round takes what
@@ -239,7 +239,7 @@ class InstructSource:
         numbers = epoch_order(len(self), self.seed, _FIXED)
         numbers = (numbers if among is None else numbers[np.isin(numbers, among)])[:most]
         used: set[tuple[int, str]] = set()
-        chosen: list[Fitted] = []
+        chosen: list[RenderedTask] = []
         for _ in range(2):
             for number in numbers.tolist():
                 kinds = {category.split("/")[0] for category, left in missing.items() if left > 0}
@@ -256,7 +256,7 @@ class InstructSource:
                 for task in sorted(
                     tasks, key=lambda task: missing[task.category] / wanted[task.category], reverse=True
                 ):
-                    if fitted := fit_task(task, self.tokenizer, self.seq_len, self.system):
+                    if fitted := truncate_to_context(task, self.tokenizer, self.seq_len, self.system):
                         chosen.append(fitted)
                         missing[task.category] -= 1
                         used.add((number, task.kind))

@@ -26,7 +26,7 @@ from mini_chat_gpt.generation.text import (
     Reply,
     System,
     WeightsOption,
-    decoding_form,
+    for_inference,
     prompt_ids,
     stream,
 )
@@ -133,7 +133,7 @@ def open_model(path: str | None, device: str, weights: WeightsOption) -> tuple[M
         "" if tokenizer.chat_format is not None else ", a base model without a chat format: it goes on from the prompt"
     )
     print(f"{found}: {model.n_parameters() / 1e6:.2f} M parameters on {model.device}{kind}", file=sys.stderr)
-    return (model if weights == "auto" else decoding_form(model, weights=weights)), tokenizer
+    return (model if weights == "auto" else for_inference(model, weights=weights)), tokenizer
 
 
 def read_prompt(arguments: argparse.Namespace) -> str:

@@ -43,7 +43,7 @@ def prepare(config: Config, start: Start) -> Prepared:
     else:
         base = load_base(config, start)
         model, tokenizer = base.model, base.tokenizer
-    with start.world.first_on_each_machine():  # the first use of a file indexes it
+    with start.world.local_rank_zero_first():  # the first use of a file indexes it
         examples = make_examples(config, tokenizer, model.config.context_length)
     for note in examples.notes:
         start.out.print(note, markup=False, soft_wrap=True)
@@ -62,22 +62,22 @@ def prepare(config: Config, start: Start) -> Prepared:
         ]
         return "\n".join(lines + [sample_line(*pair) for pair in zip(examples.shown, replies[own:], strict=True)])
 
-    measure = suite_of(examples.suite, tokenizer, config)
+    measure = eval_metrics_of(examples.suite, tokenizer, config)
     files = examples.files
     job = Job("sft", config.sft, examples.source, examples.validation, show, examples.stages, files, measure)
     return Prepared(job, model, tokenizer)
 
 
-def suite_of(tasks: Sequence[Task], tokenizer: ChatTokenizer, config: Config) -> Callable[[GPT], Metrics] | None:
+def eval_metrics_of(tasks: Sequence[Task], tokenizer: ChatTokenizer, config: Config) -> Callable[[GPT], Metrics] | None:
     """What scores a model by these tasks: {"suite/KIND/MEASURE": score}, the main measure of each kind; None without any.
 
-    Raises UserError where sft.best_by names none of them.
+    Raises UserError where sft.best_metric names none of them.
     """
     tasks = [task for task in tasks if score(task, "")]
     names = {task.kind: f"suite/{task.kind}/{next(iter(score(task, '')))}" for task in tasks}
-    if config.sft.best_by not in ("val_loss", *names.values()):
+    if config.sft.best_metric not in ("val_loss", *names.values()):
         known = ", ".join(["val_loss", *names.values()])
-        raise UserError(f"sft.best_by is {config.sft.best_by!r}; here it can be {known}.")
+        raise UserError(f"sft.best_metric is {config.sft.best_metric!r}; here it can be {known}.")
     if not tasks:
         return None
 
@@ -90,7 +90,7 @@ def suite_of(tasks: Sequence[Task], tokenizer: ChatTokenizer, config: Config) ->
 
 def load_base(config: Config, start: Start) -> Base:
     """The base model, with all control tokens."""
-    path = config.sft.pretrained_checkpoint or start.world.share(lambda: newest_checkpoint(base=True))
+    path = config.sft.pretrained_checkpoint or start.world.broadcast(lambda: newest_checkpoint(base=True))
     if path is None:
         raise UserError(
             "There is no base model under runs/ to fine-tune; make one with `mini-chat-gpt pretrain`, "

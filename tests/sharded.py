@@ -19,14 +19,14 @@ from tiny import CountingSource, lively_model, tiny_config, tiny_tokenizer
 from mini_chat_gpt import pretrain
 from mini_chat_gpt.checkpoints.checkpoint import CheckpointWriter, load_model
 from mini_chat_gpt.common.device import pick_precision
-from mini_chat_gpt.common.distributed import World, join, own_part
+from mini_chat_gpt.common.distributed import World, join, local_shard
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training import optim
 from mini_chat_gpt.training.run_state import read_run_state, run_snapshot
-from mini_chat_gpt.training.train_step import Engine, LossScale
+from mini_chat_gpt.training.train_step import LossScale, TrainStep
 
 SHAPE = {"n_layer": 3, "intermediate_size": 81}  # rows that two processes can't share alike
 STEP = 3  # at which the checkpoints are written
@@ -38,14 +38,14 @@ SETTINGS = [
 Tensors = dict[str, torch.Tensor]
 
 
-def make_engine(world: World, sharded: bool, model: GPT | None = None, **training) -> Engine:
+def make_engine(world: World, sharded: bool, model: GPT | None = None, **training) -> TrainStep:
     config = tiny_config(
         training={"batch_size": 2, "ema": 0.9} | training,
         system={"fsdp": sharded, "device": "cpu", "mixed_precision": False},
         sft={"learning_rate": 1e-2},
     )
     model = model or lively_model(301, **SHAPE)
-    engine = Engine(model, config, config.sft, pick_precision(False, torch.device("cpu")), world)
+    engine = TrainStep(model, config, config.sft, pick_precision(False, torch.device("cpu")), world)
     engine.model.activation_checkpointing = sharded and "muon" in training.values()
     return engine
 
@@ -71,14 +71,14 @@ def difference(ours: Tensors, theirs: Tensors) -> float:
     return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs)
 
 
-def gradients(engine: Engine, examples: list) -> Tensors:
+def gradients(engine: TrainStep, examples: list) -> Tensors:
     loss = sum(engine.world.sum([engine.accumulate(examples).own_loss]))
     found = {name: whole(p.grad).clone() for name, p in engine.model.named_parameters()}
     engine.optimizer.zero_grad()
     return found | {"loss": torch.tensor(loss)}
 
 
-def state_of(engine: Engine) -> Tensors:
+def state_of(engine: TrainStep) -> Tensors:
     """All that a resume must bring back, whole."""
     parts = {
         "weights": dict(engine.model.named_parameters()),
@@ -92,12 +92,12 @@ def same(ours: Tensors, theirs: Tensors) -> bool:
     return set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def compare(world: World, optimizer: str) -> tuple[dict, Engine, Engine]:
+def compare(world: World, optimizer: str) -> tuple[dict, TrainStep, TrainStep]:
     """Some steps in shards and with DDP."""
     ours, theirs = (make_engine(world, sharded, optimizer=optimizer) for sharded in (True, False))
     tokenizer = tiny_tokenizer()
 
-    def replies(engine: Engine) -> list[str]:
+    def replies(engine: TrainStep) -> list[str]:
         with engine.averaged():
             return generate(engine.model.eval(), tokenizer, ["Once", "Tom was sad."], 12, temperature=0.0)
 
@@ -121,11 +121,11 @@ def compare(world: World, optimizer: str) -> tuple[dict, Engine, Engine]:
     found["replies"] &= replies(ours) == replies(theirs)
     found["tied"] = ours.model.lm_head.weight is ours.model.embed_tokens.weight
     whole_size = sum(tensor.numel() for tensor in theirs.optimizer.state_tensors().values())
-    found["own part"] = sum(own_part(t).numel() for t in ours.optimizer.state_tensors().values()) / whole_size
+    found["own part"] = sum(local_shard(t).numel() for t in ours.optimizer.state_tensors().values()) / whole_size
     return found, ours, theirs
 
 
-def save_and_resume(world: World, folder: Path, ours: Engine, theirs: Engine) -> dict:
+def save_and_resume(world: World, folder: Path, ours: TrainStep, theirs: TrainStep) -> dict:
     """Checkpoints in shards and whole, and each resumed both ways in two processes."""
     tokenizer, name, optimizer = (
         tiny_tokenizer(),
@@ -133,7 +133,7 @@ def save_and_resume(world: World, folder: Path, ours: Engine, theirs: Engine) ->
         "muon" if len(ours.optimizer.members) > 1 else "adamw",
     )
     reference = state_of(ours)
-    writer = CheckpointWriter(folder / "sharded", 3, world.apart())
+    writer = CheckpointWriter(folder / "sharded", 3, world.new_group())
     writer.write(name, run_snapshot(ours, tokenizer, {"job": "sft", "step": STEP}, {"step": STEP}))
     ours.step(own_examples(world, STEP), 1.0, 0.1, STEP)  # meanwhile
     writer.wait()
@@ -142,7 +142,7 @@ def save_and_resume(world: World, folder: Path, ours: Engine, theirs: Engine) ->
         run_snapshot(theirs, tokenizer, {"job": "sft", "step": STEP}, {"step": STEP}).write(folder / "whole" / name)
     world.gather([])
 
-    def resumed(kind: str, sharded: bool) -> Engine:
+    def resumed(kind: str, sharded: bool) -> TrainStep:
         engine = make_engine(world, sharded, load_model(folder / kind / name), optimizer=optimizer)
         state = read_run_state(folder / kind / name, engine)
         assert state == {"progress": {"step": STEP}, "averaged_steps": STEP}, state
@@ -190,25 +190,25 @@ def muon_parity(world: World) -> dict:
     return found
 
 
-def accident(world: World, engine: Engine) -> dict:
+def accident(world: World, engine: TrainStep) -> dict:
     """A gradient that isn't finite on one process alone."""
     before = state_of(engine)
     engine.accumulate(own_examples(world, 0))
     if not world.is_main:
-        own_part(engine.model.layers[0].mlp.up_proj.weight.grad)[0, 0] = math.nan
+        local_shard(engine.model.layers[0].mlp.up_proj.weight.grad)[0, 0] = math.nan
     norm = optim.clip_gradients(engine.model.parameters(), 1.0)
     outcome = engine._update(float(norm), 1.0, 1.0, None)
     told = world.sum([outcome == "accident" and type(norm) is torch.Tensor])
     return {"told": told, "nothing changed": same(state_of(engine), before)}
 
 
-def full_disk(world: World, folder: Path, engine: Engine) -> dict:
+def full_disk(world: World, folder: Path, engine: TrainStep) -> dict:
     """The disk of one process refuses."""
 
     def refuse(_):
         raise OSError(28, os.strerror(28))
 
-    writer, fsync = CheckpointWriter(folder / "full", 3, world.apart()), os.fsync
+    writer, fsync = CheckpointWriter(folder / "full", 3, world.new_group()), os.fsync
     snapshot = run_snapshot(engine, tiny_tokenizer(), {}, {"step": 1})
     if not world.is_main:
         os.fsync = refuse

@@ -26,7 +26,7 @@ from mini_chat_gpt.common.device import pick_precision
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import Config, LoraSettings
 from mini_chat_gpt.data.batching import collate
-from mini_chat_gpt.data.chat_dataset import ConversationSource
+from mini_chat_gpt.data.chat_dataset import ChatDataset
 from mini_chat_gpt.data.chat_files import read_conversations
 from mini_chat_gpt.lora import add_lora
 from mini_chat_gpt.model import GPT
@@ -34,7 +34,7 @@ from mini_chat_gpt.ops.loss import cross_entropy_sums
 from mini_chat_gpt.sft_train import train
 from mini_chat_gpt.tokenizer.chat_tokenizer import END_OF_TEXT, ChatTokenizer
 from mini_chat_gpt.training.compile import compile_model
-from mini_chat_gpt.training.train_step import Engine
+from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.training.trainer import TrainResult
 
 TOKENIZER = tiny_tokenizer()
@@ -80,7 +80,7 @@ def trained(place: Path, folder: Path, lora: dict | None = None, **sections) -> 
 
 
 def validation_batch(place: Path, tokenizer: ChatTokenizer):
-    source = ConversationSource(list(read_conversations(place / "chats.jsonl")), tokenizer, 64, seed=1)
+    source = ChatDataset(list(read_conversations(place / "chats.jsonl")), tokenizer, 64, seed=1)
     return collate(list(source.examples())[:6])
 
 
@@ -120,7 +120,7 @@ def train_losses(config: Config, model: GPT, tokenizer: ChatTokenizer) -> float:
     from mini_chat_gpt.training.sft_data import make_examples
 
     examples = make_examples(config, tokenizer, model.config.context_length).validation
-    engine = Engine(model, config, config.sft, pick_precision(config.system.mixed_precision, torch.device("cpu")))
+    engine = TrainStep(model, config, config.sft, pick_precision(config.system.mixed_precision, torch.device("cpu")))
     sums = engine.evaluate(examples)
     return sum(loss for loss, _ in sums.values()) / sum(n for _, n in sums.values())
 
@@ -169,7 +169,7 @@ def test_rows_of_new_tokens_get_the_gradients_of_a_whole_table(tied):
     plain = lively_model(70, tie_embeddings=tied)
     adapted = lively_model(70, tie_embeddings=tied)
     add_lora(adapted, LoraSettings(rank=2, dropout=0), token_ids=[66, 69])
-    source = ConversationSource(list(chats_with_ids()), TOKENIZER, 64, seed=1)
+    source = ChatDataset(list(chats_with_ids()), TOKENIZER, 64, seed=1)
     example = next(source.examples())
     ids = torch.from_numpy(example.ids.astype("int64")) % 68
     ids[3::5] = 66
@@ -296,8 +296,8 @@ def test_nothing_of_the_base_is_kept_for_the_optimizer(place):
     model = load_model(place / "base")
     add_lora(model, LoraSettings(rank=2))
     config = tiny_config()
-    engine = Engine(model, config, config.sft, pick_precision(False, torch.device("cpu")))
-    source = ConversationSource(list(read_conversations(place / "chats.jsonl")), TOKENIZER, 64, seed=1)
+    engine = TrainStep(model, config, config.sft, pick_precision(False, torch.device("cpu")))
+    source = ChatDataset(list(read_conversations(place / "chats.jsonl")), TOKENIZER, 64, seed=1)
     engine.step(list(source.examples())[:4])
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     moments = sum(t.numel() for name, t in engine.optimizer.state_tensors().items() if not name.endswith("/step"))

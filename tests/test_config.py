@@ -1,5 +1,6 @@
 """Settings: one typed object, clear mistakes, one file generated from it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import PRESETS, Config, GPTConfig, ModelSection
-from mini_chat_gpt.config_file import load_config, parse_config, to_yaml
+from mini_chat_gpt.config_file import RENAMED_KEYS, load_config, parse_config, to_yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,7 +25,7 @@ def test_the_committed_yaml_means_the_defaults():
 
 def test_a_resolved_config_reads_back_as_itself(tmp_path):
     config = load_config(
-        None, ["model.preset=15m", "model.n_layer=3", "sft.learning_rate=3e-4", "data.shares={words: 2}"]
+        None, ["model.preset=15m", "model.n_layer=3", "sft.learning_rate=3e-4", "data.mixture={words: 2}"]
     )
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
@@ -107,8 +108,26 @@ def test_every_setting_is_described():
 
 
 def test_lessons_of_a_curriculum_survive_being_written_and_read():
-    text = "data: {curriculum: [{share: 0.5, seq_len: 96, shares: {quote: 4}}, {share: 0.2, turns: 2}]}"
+    text = "data: {curriculum: [{share: 0.5, seq_len: 96, mixture: {quote: 4}}, {share: 0.2, turns: 2}]}"
     config = parse_config(yaml.safe_load(text), "the test")
     again = parse_config(yaml.safe_load(to_yaml(config)), "the test")
     assert again == config
     assert (again.data.curriculum[0].seq_len, again.data.curriculum[1].turns) == (96, 2)
+
+
+@pytest.mark.parametrize("old", RENAMED_KEYS)
+def test_an_old_name_of_a_setting_is_still_read_and_the_new_one_is_named(old):
+    section, *between, key = old.split(".")
+    new = RENAMED_KEYS[old]
+    field = {"mixture": {"moral": 2.0}, "loss_weights": {"moral": 2.0}, "best_metric": "x"}
+    value = field.get(new, 2)
+    given = {"curriculum": [{"share": 0.5, key: value}]} if between else {key: value}
+    with pytest.warns(UserWarning, match=f"{re.escape(old)} is now {re.escape(old.removesuffix(key))}{new}"):
+        config = parse_config({section: given}, "the test")
+    place = getattr(config, section)
+    assert getattr(place.curriculum[0] if between else place, new) == value
+
+
+def test_an_old_and_a_new_name_together_are_refused():
+    with pytest.raises(UserError, match=r"data.focus is the old name of data.answer_weight; both are given"):
+        load_config(None, ["data.focus=2", "data.answer_weight=3"])

@@ -165,7 +165,7 @@ def test_every_verb_has_help(home):
         (["sft", "sft.dataset_path=bad/unseparated-train.txt"], "endoftext"),
         (["sft", "sft.dataset_path=bad/storyless-train.txt"], "story"),
         (["sft", "data.seq_len=16"], "data.seq_len"),
-        (["sft", "data.shares={morals: 1}"], "did you mean 'moral'"),
+        (["sft", "data.mixture={morals: 1}"], "did you mean 'moral'"),
         (["sft", "system.device=cuda:7"], "system.device"),
         (["pretrain", "pretrain.dataset_path=nowhere"], "no text at nowhere"),
         (["pretrain", "pretrain.tokenizer=bad/text.txt"], "bad/text.txt"),

@@ -9,7 +9,7 @@ import torch
 from tiny import tiny_model
 
 from mini_chat_gpt.config import GPTConfig, ModelSection
-from mini_chat_gpt.data.batching import Example, collate, share_beginning
+from mini_chat_gpt.data.batching import Example, collate, share_prefix
 from mini_chat_gpt.model import GPT
 
 
@@ -115,7 +115,7 @@ def test_conversations_that_share_their_beginning_give_the_loss_and_gradients_of
         families.append(family)
     alone = examples(model.config)[0]
     found = []
-    for batch in ([*map(share_beginning, families), alone], [*chain(*families), alone]):
+    for batch in ([*map(share_prefix, families), alone], [*chain(*families), alone]):
         model.zero_grad()
         loss = model(collate(batch)).weighted_sum
         loss.backward()
@@ -130,7 +130,7 @@ def test_a_context_holds_the_longest_conversation_not_all_that_share_their_begin
     ids = np.zeros(length, dtype=np.int32)
     other = np.concatenate([ids[:-3], [1, 2, 3]]).astype(np.int32)
     family = [Example(each, np.arange(length) == length - 1, 1.0, "x") for each in (ids, other)]
-    assert model(collate([share_beginning(family)])).weighted_sum.isfinite()
+    assert model(collate([share_prefix(family)])).weighted_sum.isfinite()
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -12,7 +12,7 @@ from mini_chat_gpt import sft_dataloader
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.prepare.derive_records import derive_records
 from mini_chat_gpt.sft_dataloader import (
-    InstructSource,
+    InstructDataset,
     RecordIndex,
     generate_tasks,
     parse_record,
@@ -52,7 +52,7 @@ def tokenizer(path):
 
 @pytest.fixture
 def source(path, tokenizer):
-    return InstructSource(path, tokenizer, seq_len=256, seed=1)
+    return InstructDataset(path, tokenizer, seq_len=256, seed=1)
 
 
 def decoded(source, example) -> tuple[str, str]:
@@ -82,7 +82,7 @@ def test_ids_and_marks_have_the_types_of_a_batch(source):
 def test_a_slot_gives_the_same_example_whatever_came_before(path, tokenizer, source):
     slots = [5, 700, 3, 241, 5]
     first = [source.example(slot) for slot in slots]
-    fresh = InstructSource(path, tokenizer, seq_len=256, seed=1)
+    fresh = InstructDataset(path, tokenizer, seq_len=256, seed=1)
     assert all(same(example, fresh.example(slot)) for slot, example in reversed(list(zip(slots, first, strict=True))))
 
 
@@ -110,19 +110,19 @@ def test_the_next_epoch_has_another_order_and_other_wordings(source):
 
 
 def test_another_seed_gives_another_stream(path, tokenizer, source):
-    other = InstructSource(path, tokenizer, seq_len=256, seed=2)
+    other = InstructDataset(path, tokenizer, seq_len=256, seed=2)
     assert not all(same(source.example(slot), other.example(slot)) for slot in range(5))
 
 
 def test_limit_takes_the_first_records_only(path, tokenizer):
-    source = InstructSource(path, tokenizer, seq_len=256, seed=1, limit=10)
+    source = InstructDataset(path, tokenizer, seq_len=256, seed=1, limit=10)
     toys = {int(decoded(source, source.example(slot))[0].split(" toys.")[0].split()[-1]) for slot in range(30)}
     assert len(source) == 10
     assert toys == set(range(10))
 
 
 def test_kinds_come_in_the_wished_shares(path, tokenizer):
-    source = InstructSource(path, tokenizer, 256, 1, shares={"words": 3, "summary": 1, "what_happened": 0, "main_character": 0,
+    source = InstructDataset(path, tokenizer, 256, 1, shares={"words": 3, "summary": 1, "what_happened": 0, "main_character": 0,
                                                              "ending": 0, "dialogue": 0, "why": 0, "moral": 0})  # fmt: skip
     kinds = Counter(source.example(slot).kind for slot in range(960))
     assert kinds["words"] / 960 == pytest.approx(0.75, abs=0.05)
@@ -130,7 +130,7 @@ def test_kinds_come_in_the_wished_shares(path, tokenizer):
 
 
 def test_yes_and_no_are_equally_frequent_though_the_data_are_not(path, tokenizer):
-    source = InstructSource(path, tokenizer, 256, 1, shares={"ending": 0.1, "words": 0.9} | dict.fromkeys(
+    source = InstructDataset(path, tokenizer, 256, 1, shares={"ending": 0.1, "words": 0.9} | dict.fromkeys(
         ["summary", "what_happened", "main_character", "dialogue", "why", "moral"], 0.0))  # fmt: skip
     answers = Counter(decoded(source, e)[1][:3] for e in map(source.example, range(2400)) if e.kind == "ending")
     assert answers["Yes"] / sum(answers.values()) == pytest.approx(0.5, abs=0.1)
@@ -144,7 +144,7 @@ def test_realised_shares_are_told(source):
 
 
 def test_loss_weights_go_by_kind(path, tokenizer):
-    source = InstructSource(path, tokenizer, 256, 1, weights={"words": 0.25, "summary": 2, "ending": 1})
+    source = InstructDataset(path, tokenizer, 256, 1, weights={"words": 0.25, "summary": 2, "ending": 1})
     weights = {
         example.kind: set(example.weight[example.trained].tolist()) for example in map(source.example, range(200))
     }
@@ -152,14 +152,14 @@ def test_loss_weights_go_by_kind(path, tokenizer):
 
 
 def test_the_end_of_every_reply_carries_at_least_the_focus_weight(path, tokenizer):
-    source = InstructSource(path, tokenizer, 256, 1, weights={"summary": 5}, focus=3.0)
+    source = InstructDataset(path, tokenizer, 256, 1, weights={"summary": 5}, focus=3.0)
     for example in map(source.example, range(100)):
         assert example.ids[-1] == tokenizer.end_id
         assert example.weight[-1] == (5.0 if example.kind == "summary" else 3.0)
 
 
 def test_the_first_word_of_an_answer_and_the_name_it_gives_carry_the_focus_weight(path, tokenizer):
-    source = InstructSource(path, tokenizer, 256, 1, weights={"ending": 1, "main_character": 1}, focus=3.0)
+    source = InstructDataset(path, tokenizer, 256, 1, weights={"ending": 1, "main_character": 1}, focus=3.0)
     heavy = {}
     for example in map(source.example, range(200)):
         ids = np.array(example.ids)[example.trained & (np.array(example.weight) == 3.0)]
@@ -170,7 +170,7 @@ def test_the_first_word_of_an_answer_and_the_name_it_gives_carry_the_focus_weigh
 
 
 def test_the_one_word_that_decides_a_yes_or_no_answer_carries_both_weights(path, tokenizer):
-    source = InstructSource(path, tokenizer, 256, 1, weights={"ending": 2, "summary": 2}, focus=3.0)
+    source = InstructDataset(path, tokenizer, 256, 1, weights={"ending": 2, "summary": 2}, focus=3.0)
     found = {}
     for example in map(source.example, range(200)):
         weights = example.weight[example.trained].tolist()
@@ -180,7 +180,7 @@ def test_the_one_word_that_decides_a_yes_or_no_answer_carries_both_weights(path,
 
 
 def test_the_words_that_a_story_has_to_use_weigh_more_than_the_rest_of_it(path, tokenizer):
-    source = InstructSource(path, tokenizer, 256, 1, weights={"words": 0.5}, focus=3.0)
+    source = InstructDataset(path, tokenizer, 256, 1, weights={"words": 0.5}, focus=3.0)
     example = next(e for e in map(source.example, range(200)) if e.kind == "words")
     thing = source.tokenizer.decode(example.ids[example.weight == 3.0].tolist()).split()
     assert set(example.weight[example.trained].tolist()) == {0.5, 3.0}
@@ -188,7 +188,7 @@ def test_the_words_that_a_story_has_to_use_weigh_more_than_the_rest_of_it(path, 
 
 
 def conversations(path, tokenizer, n=200, **settings):
-    source = InstructSource(path, tokenizer, seq_len=settings.pop("seq_len", 512), seed=1, **settings)
+    source = InstructDataset(path, tokenizer, seq_len=settings.pop("seq_len", 512), seed=1, **settings)
     return source, [source.example(slot) for slot in range(n)]
 
 
@@ -269,23 +269,23 @@ def test_turns_are_added_while_there_is_room_and_not_to_a_shortened_story(path, 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"shares": {"sumary": 1}}, "data.shares: 'sumary' is no kind of task.*did you mean 'summary'"),
-        ({"weights": {"moral": -1}}, "data.weights.moral is -1"),
+        ({"shares": {"sumary": 1}}, "data.mixture: 'sumary' is no kind of task.*did you mean 'summary'"),
+        ({"weights": {"moral": -1}}, "data.loss_weights.moral is -1"),
         ({"shares": dict.fromkeys(sft_dataloader.DEFAULT_SHARES, 0)}, "support none of the kinds"),
     ],
 )
 def test_a_wrong_share_or_weight_is_named(path, tokenizer, settings, says):
     with pytest.raises(UserError, match=says):
-        InstructSource(path, tokenizer, 256, 1, **settings)
+        InstructDataset(path, tokenizer, 256, 1, **settings)
 
 
 def test_data_without_any_asked_kind_say_so(path, tokenizer):
     with pytest.raises(UserError, match="support none of the kinds moral"):
-        InstructSource(path, tokenizer, 256, 1, shares=dict.fromkeys(sft_dataloader.DEFAULT_SHARES, 0) | {"moral": 1})
+        InstructDataset(path, tokenizer, 256, 1, shares=dict.fromkeys(sft_dataloader.DEFAULT_SHARES, 0) | {"moral": 1})
 
 
 def test_nothing_is_longer_than_the_context_and_what_was_dropped_is_counted(path, tokenizer):
-    source = InstructSource(path, tokenizer, seq_len=70, seed=1)
+    source = InstructDataset(path, tokenizer, seq_len=70, seed=1)
     examples = [source.example(slot) for slot in range(240)]
     assert max(len(example.ids) for example in examples) <= 70
     assert all(example.n_trained > 0 for example in examples)
@@ -296,13 +296,13 @@ def test_nothing_is_longer_than_the_context_and_what_was_dropped_is_counted(path
 
 def test_a_context_too_short_for_anything_is_a_mistake(path, tokenizer):
     with pytest.raises(UserError, match=r"raise data\.seq_len"):
-        InstructSource(path, tokenizer, seq_len=16, seed=1).example(0)
+        InstructDataset(path, tokenizer, seq_len=16, seed=1).example(0)
 
 
 def test_a_record_that_gives_nothing_is_replaced_and_counted(tmp_path, tokenizer):
     path = tmp_path / "x.txt"
     path.write_text("A lone cat.<|endoftext|>" * 5 + record_text(7) * 5, encoding="utf-8")
-    source = InstructSource(
+    source = InstructDataset(
         path, tokenizer, 256, 1, shares=dict.fromkeys(sft_dataloader.DEFAULT_SHARES, 0) | {"summary": 1}
     )
     assert [source.example(slot).kind for slot in range(10)] == ["summary"] * 10
@@ -311,13 +311,13 @@ def test_a_record_that_gives_nothing_is_replaced_and_counted(tmp_path, tokenizer
 
 
 def test_a_system_message_opens_every_conversation(path, tokenizer):
-    source = InstructSource(path, tokenizer, 256, 1, system="You tell stories.")
+    source = InstructDataset(path, tokenizer, 256, 1, system="You tell stories.")
     assert decoded(source, source.example(3))[0].startswith("<|system|>You tell stories.<|user|>")
 
 
 def test_validation_is_a_fixed_balanced_list_with_weight_one(path, tokenizer, source):
     examples = source.validation_examples(100)
-    again = InstructSource(path, tokenizer, seq_len=256, seed=1).validation_examples(100)
+    again = InstructDataset(path, tokenizer, seq_len=256, seed=1).validation_examples(100)
     assert len(examples) == pytest.approx(100, abs=5)
     assert all(same(one, other) for one, other in zip(examples, again, strict=True))
     assert all((example.weight == example.trained).all() for example in examples)  # 0 where nothing is trained
@@ -344,7 +344,7 @@ def test_held_out_tasks_come_from_different_records(source):
 
 
 def test_what_a_story_must_use_carries_its_own_weight(path, tokenizer):
-    source = InstructSource(path, tokenizer, 1024, 1, shares={"words": 1.0}, weights={"words": 0.5}, focus=3.0)
+    source = InstructDataset(path, tokenizer, 1024, 1, shares={"words": 1.0}, weights={"words": 0.5}, focus=3.0)
     seen = 0
     for slot in range(60):
         example = source.example(slot)
@@ -363,7 +363,7 @@ def test_what_a_story_must_use_carries_its_own_weight(path, tokenizer):
 
 
 def test_held_out_tasks_are_shortened_to_the_context(path, tokenizer):
-    tasks = InstructSource(path, tokenizer, seq_len=70, seed=1).eval_tasks("main_character", 50)
+    tasks = InstructDataset(path, tokenizer, seq_len=70, seed=1).eval_tasks("main_character", 50)
     assert len(tasks) == 50
     assert all(len(tokenizer.encode(task.prompt)) < 70 for task in tasks)
 
@@ -378,7 +378,7 @@ def test_derived_records_are_never_asked_for_their_ending(real_data, tmp_path, t
     path = tmp_path / "derived.txt"
     texts = derive_records(stories(real_data / "tinystories" / "stories-valid.txt"))
     path.write_text("".join(text + "\n<|endoftext|>\n" for text in texts), encoding="utf-8")
-    source = InstructSource(path, tokenizer, seq_len=512, seed=0)
+    source = InstructDataset(path, tokenizer, seq_len=512, seed=0)
     assert len(source) == 843
     assert {kind for kind, share in source.realised.items() if share > 0} == {
         "moral", "main_character", "dialogue/yes", "dialogue/no", "why", "words",
@@ -399,7 +399,7 @@ def each_conversation(example) -> list[list[int]]:
 
 
 def test_branches_are_whole_conversations_about_the_story_they_share(path, tokenizer):
-    source = InstructSource(path, tokenizer, seq_len=256, seed=1, turns=1, branches=4)
+    source = InstructDataset(path, tokenizer, seq_len=256, seed=1, turns=1, branches=4)
     several = [example for example in map(source.example, range(100)) if example.branches]
     assert len(several) > 20
     for example in several:
@@ -411,19 +411,19 @@ def test_branches_are_whole_conversations_about_the_story_they_share(path, token
 
 
 def test_the_first_conversation_does_not_depend_on_how_many_branch_off(path, tokenizer):
-    alone, shared = (InstructSource(path, tokenizer, seq_len=256, seed=1, branches=n) for n in (1, 3))
+    alone, shared = (InstructDataset(path, tokenizer, seq_len=256, seed=1, branches=n) for n in (1, 3))
     for slot in range(50):
         assert each_conversation(shared.example(slot))[0] == alone.example(slot).ids.tolist()
 
 
 def test_what_asks_before_it_shows_the_story_has_no_branches(path, tokenizer):
-    source = InstructSource(path, tokenizer, seq_len=256, seed=1, turns=1, branches=4)
+    source = InstructDataset(path, tokenizer, seq_len=256, seed=1, turns=1, branches=4)
     for example in map(source.example, range(60)):
         first_words = decoded(source, example)[0].removeprefix("<|user|>").split()[:2]
         assert (first_words == ["Once", "there"]) >= bool(example.branches)
 
 
 def test_branches_are_counted(path, tokenizer):
-    source = InstructSource(path, tokenizer, seq_len=256, seed=1, branches=4)
+    source = InstructDataset(path, tokenizer, seq_len=256, seed=1, branches=4)
     made = [source.example(slot) for slot in range(60)]
     assert source.stats["conversations"] == sum(example.n_conversations for example in made) > 60

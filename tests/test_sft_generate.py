@@ -11,7 +11,7 @@ from tiny import tiny_model, tiny_tokenizer
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.generation.cpu_model import DecodingModel
+from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
 from mini_chat_gpt.generation.cpu_weights import has_packed_products
 from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.sft_generate import main
@@ -53,13 +53,13 @@ def test_replies_come_from_the_weights_that_were_asked_for(checkpoint, monkeypat
     if not has_packed_products():
         pytest.skip("this PyTorch or processor has no FBGEMM")
     read: list[str] = []
-    whole = DecodingModel.next_logits
+    whole = CPUInferenceModel.next_logits
 
     def noted(form, *arguments):
         read.append(form.weights)
         return whole(form, *arguments)
 
-    monkeypatch.setattr(DecodingModel, "next_logits", noted)
+    monkeypatch.setattr(CPUInferenceModel, "next_logits", noted)
     assert run(checkpoint, "--prompt", "Hi", "--max-new-tokens", "3", "--weights", weights) == 0
     assert set(read) == {weights}
 

@@ -38,7 +38,7 @@ from mini_chat_gpt.generation.text import (
     begins_text,
     concrete_seed,
     decode,
-    decoding_form,
+    for_inference,
     prompt_ids,
     random_streams,
 )
@@ -268,7 +268,7 @@ class ChatSession:
         turn.n_read = len(ids) - self._keep_common(ids)
         turn.prompt, turn.sampling = ids, self.sampling
         streams = random_streams(concrete_seed(self.sampling.seed), [turn.attempt])
-        self._reader = reader = self._reader or decoding_form(self.model)
+        self._reader = reader = self._reader or for_inference(self.model)
         for _, token_id, finish in decode(reader, self.tokenizer, [ids], self.sampling, streams, self._cache):
             turn.seconds = time.monotonic() - started
             if finish != "stop":

@@ -50,7 +50,7 @@ def trained_parameters(model: GPT) -> dict[str, torch.nn.Parameter]:
 
 
 @torch.no_grad()
-def put_in(model: GPT, tensors: Mapping[str, torch.Tensor]) -> None:
+def load_adapter(model: GPT, tensors: Mapping[str, torch.Tensor]) -> None:
     """Give an adapted model the values of a file. Raises ValueError where names or shapes differ."""
     trained = trained_parameters(model)
     if different := sorted(trained.keys() ^ tensors.keys()):

@@ -38,15 +38,15 @@ from mini_chat_gpt.checkpoints.adapters import (
     ADAPTER_CONFIG,
     adapter_facts,
     find_base,
+    load_adapter,
     peft_config,
-    put_in,
     read_adapter,
     trained_parameters,
 )
 from mini_chat_gpt.checkpoints.hf import from_hf_state, to_hf_config, to_hf_state, why_not_llama
 from mini_chat_gpt.checkpoints.sharded import Like, read_file, read_shards, shards_of, write_together
 from mini_chat_gpt.common.device import pick_device
-from mini_chat_gpt.common.distributed import ALONE, World, in_shards
+from mini_chat_gpt.common.distributed import ALONE, World, is_dtensor
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_folder, damage, free_name
 from mini_chat_gpt.config import GPTConfig
@@ -101,7 +101,7 @@ class Snapshot:
             _write_json(draft / "config.json", to_hf_config(config, self.tokenizer))
         else:  # a name that `transformers` doesn't know, so that it says so instead of loading something else
             _write_json(draft / "config.json", {"model_type": "mini_chat_gpt", "vocab_size": config.vocab_size})
-        if any(in_shards(tensor) for tensors in self.tensors.values() for tensor in tensors.values()):
+        if any(is_dtensor(tensor) for tensors in self.tensors.values() for tensor in tensors.values()):
             meta["sharded"] = True
         _write_json(draft / META, meta)
         if self.state is not None:
@@ -237,7 +237,7 @@ def load_adapted(folder: Path, base: Path | None = None, frozen: Frozen | None =
     frozen = frozen or ("nf4" if adapter.frozen == "nf4" else "float32")
     with _readable(folder):
         add_lora(model, adapter.settings, frozen, adapter.token_ids)
-        put_in(model, _read(folder, ADAPTER))
+        load_adapter(model, _read(folder, ADAPTER))
     model.adapter = replace(adapter, frozen=frozen)
     return model
 
@@ -386,14 +386,14 @@ def prune(run: Path, keep: int) -> None:
             shutil.rmtree(doomed, ignore_errors=True)
 
 
-def sweep(run: Path) -> None:
+def remove_partial(run: Path) -> None:
     """Delete what a killed process left of checkpoints that it was writing or deleting. Nobody else may be training here."""
     for pattern in (".step-*.tmp", ".step-*.old"):
         for leftover in run.glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def set_aside(run: Path, step: int) -> list[Path]:
+def move_aside(run: Path, step: int) -> list[Path]:
     """Rename the run's checkpoints of later steps, so that a run going on from `step` meets none of them; returns them."""
     moved = []
     for folder in steps_of(run):

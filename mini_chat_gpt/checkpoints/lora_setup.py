@@ -67,7 +67,7 @@ def adapt(base: Base, config: Config, start: Start) -> None:
     Control tokens that the base has never seen get rows that are trained. Where its path is no folder that has all of them
     the base is written to the run's folder: an adapter without its base is nothing. Raises UserError.
     """
-    folder = start.world.share(lambda: _base_folder(base, start))
+    folder = start.world.broadcast(lambda: _base_folder(base, start))
     unseen = {*base.added}
     if base.tokenizer.chat_format is None:
         unseen |= {*CONTROL_TOKENS} - {END_OF_TEXT}  # which ends texts as well

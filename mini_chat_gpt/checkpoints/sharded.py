@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 
-from mini_chat_gpt.common.distributed import World, in_shards
+from mini_chat_gpt.common.distributed import World, is_dtensor
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import complete, draft_of, readable_disk_errors
 from mini_chat_gpt.model import GPT
@@ -72,9 +72,9 @@ def write_together(
     """
     from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter, save
 
-    if world.share(folder.exists):
+    if world.broadcast(folder.exists):
         raise UserError(f"{folder} exists already and is not overwritten; choose another name or move it away.")
-    draft = world.share(lambda: draft_of(folder))
+    draft = world.broadcast(lambda: draft_of(folder))
     try:
         with readable_disk_errors(folder):
             for name, tensors in files.items():
@@ -88,7 +88,7 @@ def write_together(
                     raise _first_failure(error) from None
         own = len(list(draft.glob(f"*/shard-{world.rank + 1:05d}-*")))
         n_files = int(world.sum([own])[0])
-        if problem := world.share(lambda: _complete(draft, folder, write_rest, n_files)):
+        if problem := world.broadcast(lambda: _complete(draft, folder, write_rest, n_files)):
             raise UserError(problem)
     finally:
         if world.is_main:
@@ -170,7 +170,7 @@ def read_file(path: Path, like: Like) -> Tensors:
 def _distributed(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """In shards as `like` is, if it is and has the same shape."""
     room = _room_for(whole.shape, whole.dtype, like)
-    if not in_shards(room):
+    if not is_dtensor(room):
         return whole
     from torch.distributed.tensor import distribute_tensor
 
@@ -178,6 +178,6 @@ def _distributed(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _room_for(shape: torch.Size, dtype: torch.dtype, like: torch.Tensor | None) -> torch.Tensor:
-    if like is not None and in_shards(like) and like.shape == shape:
+    if like is not None and is_dtensor(like) and like.shape == shape:
         return torch.empty_like(like, dtype=dtype, requires_grad=False)
     return torch.empty(shape, dtype=dtype)

@@ -13,7 +13,7 @@ SECONDS = 20.0  # that are looked at together
 LEAST = 0.8  # of the threads' time that a run has on quiet cores; there it is 0.95 and more, beside another process 0.6
 
 
-class CoreShare:
+class CPUContention:
     """What part of its threads' time this process gets; `look` says once when that is too little."""
 
     def __init__(self, threads: int) -> None:

@@ -53,7 +53,7 @@ class World:
         """Sums over the ranks, added in the order of ranks and so the same everywhere."""
         return [sum(column) for column in zip(*self.gather(values), strict=True)]
 
-    def share(self, make: Callable[[], T]) -> T:
+    def broadcast(self, make: Callable[[], T]) -> T:
         """What `make` gives on rank 0, for everybody."""
         if self.size == 1:
             return make()
@@ -61,12 +61,12 @@ class World:
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"), group=self.group)
         return box[0]  # type: ignore[return-value]
 
-    def apart(self) -> World:
+    def new_group(self) -> World:
         """The same processes with a line of their own, for a thread beside training. All of them ask for it together."""
         return self if self.size == 1 else replace(self, group=dist.new_group(backend="gloo"))
 
     @contextmanager
-    def first_on_each_machine(self) -> Iterator[None]:
+    def local_rank_zero_first(self) -> Iterator[None]:
         """One process of each machine goes through the block, then the others: they find what it has written."""
         if self.local_rank > 0:
             self.wait()
@@ -83,14 +83,14 @@ class World:
 ALONE = World()
 
 
-def in_shards(tensor: torch.Tensor) -> bool:
+def is_dtensor(tensor: torch.Tensor) -> bool:
     """Whether only a part of the tensor lies here (a DTensor; asked without importing a second's worth of PyTorch)."""
     return hasattr(tensor, "to_local")
 
 
-def own_part(tensor: torch.Tensor) -> torch.Tensor:
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     """The part of a tensor in shards that lies here, in the same memory; any other tensor itself."""
-    return tensor.to_local() if in_shards(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def join(device_type: str, environment: Mapping[str, str] = os.environ) -> World:

@@ -8,7 +8,7 @@ trained token, and a target is always predicted from the row before it *in the s
     trained     .  .  x |  .  x  x  x
     rows          1     |  3  4  5           the rows that predict; targets = a2, b1, b2, b3
 
-Conversations that begin alike may share what they have in common, as branches of one example (`share_beginning`): it is
+Conversations that begin alike may share what they have in common, as branches of one example (`share_prefix`): it is
 computed once, each branch goes on from its end and sees it and itself. Losses and gradients are those of separate examples.
 
     ids        a0 a1 a2 b3 b4 c3             two conversations, a0 a1 a2 b3 b4 and a0 a1 a2 c3; branches (3, 5)
@@ -63,7 +63,7 @@ class Example:
         return before
 
 
-def share_beginning(examples: Sequence[Example]) -> Example:
+def share_prefix(examples: Sequence[Example]) -> Example:
     """One example of conversations that begin alike: what their ids have in common is read once.
 
     A target that is shared weighs as much as all of them together. Each conversation keeps a token of its own at least.

@@ -1,7 +1,7 @@
 """Chats of one's own as training examples: fitted to the context, mixed by weight, a part held out, repetitions found.
 
 A conversation that is too long for the context loses whole exchanges from its end; an answer is never cut in two. Where not
-even the first exchange fits it is left out. Both are counted, by file and with the reason, in `ConversationSource.left_out`.
+even the first exchange fits it is left out. Both are counted, by file and with the reason, in `ChatDataset.left_out`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class LeftOut:
     why: str
 
 
-class ConversationSource:
-    """Examples by slot, as the trainer's `ExampleSource`: an epoch takes the conversations of a file `weights[path]` times.
+class ChatDataset:
+    """Examples by slot, as the trainer's `ExampleDataset`: an epoch takes the conversations of a file `weights[path]` times.
 
     A weight of 2 takes each twice an epoch, one of 0.5 every other one, and the rest in the next epoch. `train` says
     whether all replies of a conversation are trained or the last one alone. `system` opens those that have no system

@@ -21,7 +21,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.data.batching import Example
 
 
-class ExampleSource(Protocol):
+class ExampleDataset(Protocol):
     """Examples by slot: `example(i)` is a pure function of i, for any i ≥ 0; `len` is one epoch."""
 
     def __len__(self) -> int: ...
@@ -31,7 +31,7 @@ class ExampleSource(Protocol):
 class SlotReader(torch.utils.data.Dataset["Example | UserError"]):
     """A source as a PyTorch dataset, so that worker processes can prepare examples in order."""
 
-    def __init__(self, source: ExampleSource) -> None:
+    def __init__(self, source: ExampleDataset) -> None:
         self.source = source
 
     def __getitem__(self, slot: int) -> Example | UserError:
@@ -41,7 +41,7 @@ class SlotReader(torch.utils.data.Dataset["Example | UserError"]):
             return error
 
 
-def examples_from(source: ExampleSource, slots: range, workers: int) -> Generator[Example, None, None]:
+def examples_from(source: ExampleDataset, slots: range, workers: int) -> Generator[Example, None, None]:
     """The examples of these slots, in order; `workers` processes prepare them ahead."""
     if workers == 0:
         yield from map(source.example, slots)
@@ -93,10 +93,10 @@ def _leave_signals_to_the_trainer(_worker: int) -> None:
 AHEAD = 8  # examples of each rank whose lengths the ranks tell each other at a time
 
 
-class StepReader:
+class StepLoader:
     """Reads a source step by step from slot `cursor` on. Use as a context manager: its worker processes end with it."""
 
-    def __init__(self, source: ExampleSource, cursor: int, workers: int = 0, world: World = ALONE) -> None:
+    def __init__(self, source: ExampleDataset, cursor: int, workers: int = 0, world: World = ALONE) -> None:
         self.cursor, self.world = cursor, world
         first = cursor + (world.rank - cursor) % world.size
         self._examples = examples_from(source, range(first, 2**62, world.size), workers)
@@ -104,7 +104,7 @@ class StepReader:
         self._lengths: deque[int] = deque()  # of everybody's examples from `cursor` on, as far as they are known
         self._known = cursor  # the first slot whose length isn't
 
-    def __enter__(self) -> StepReader:
+    def __enter__(self) -> StepLoader:
         return self
 
     def __exit__(self, *_: object) -> None:

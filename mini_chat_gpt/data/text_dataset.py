@@ -110,10 +110,10 @@ def _write_tokens(
     write_json(folder / "meta.json", {"dtype": np.dtype(dtype).name, "source": source.name})
 
 
-class DocumentSource:
+class TextDataset:
     """Pieces of documents as examples, in a new seeded order each epoch; every token but the first is a target.
 
-    Implements the trainer's `ExampleSource`: `example(slot)` depends on data, seed and slot alone.
+    Implements the trainer's `ExampleDataset`: `example(slot)` depends on data, seed and slot alone.
     """
 
     def __init__(

@@ -33,9 +33,9 @@ from mini_chat_gpt.diagnostics.memory_plan import MemoryPlan, Steps, largest_bat
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.monitor import Monitor, clock, size
 from mini_chat_gpt.training.run import Prepared, Start, parameters_in_words
-from mini_chat_gpt.training.run_folder import Place
+from mini_chat_gpt.training.run_folder import RunFolder
 from mini_chat_gpt.training.time_budget import TimePlan, time_run
-from mini_chat_gpt.training.train_step import Engine
+from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.training.trainer import Trainer
 
 LOOKED_AT = 20  # optimizer steps whose examples are read, to know how large micro-batches become
@@ -82,11 +82,11 @@ def admit(config: Config, job: str) -> Patient:
     set_up(config.system)
     quiet = Console(quiet=True)
     section = getattr(config, job)
-    start = Start(ALONE, device, Place(Path(section.save_dir)), quiet, time.monotonic(), rehearsal=True)
+    start = Start(ALONE, device, RunFolder(Path(section.save_dir)), quiet, time.monotonic(), rehearsal=True)
     before = in_use("cpu")
     prepared: Prepared = (pretrain if job == "pretrain" else sft_train).prepare(config, start)
     weights = 4 * prepared.model.n_parameters()
-    engine = Engine(prepared.model, config, prepared.job.phase, precision, ALONE, device)
+    engine = TrainStep(prepared.model, config, prepared.job.phase, precision, ALONE, device)
     engine.model.activation_checkpointing = config.training.activation_checkpointing
     monitor = Monitor(start.place.folder, config.wandb, {}, quiet, active=False)
     trainer = Trainer(prepared.job, engine, prepared.tokenizer, config, start.place.folder, monitor)

@@ -34,7 +34,7 @@ from mini_chat_gpt.config import Config
 from mini_chat_gpt.config_file import load_config
 from mini_chat_gpt.data.batching import Example, micro_batches
 from mini_chat_gpt.data.chat_files import read_conversations
-from mini_chat_gpt.data.step_loader import StepReader
+from mini_chat_gpt.data.step_loader import StepLoader
 from mini_chat_gpt.diagnostics.inspect_page import (
     Finding,
     Inspection,
@@ -255,7 +255,7 @@ def _first_steps(config: Config, examples: SftExamples, steps: int, n: int) -> t
     origin = _origins(examples)
     batches, specimens = list[MicroBatch](), list[Specimen]()
     step, enough = 0, min(n, len(source))
-    with StepReader(source, 0) as reader:
+    with StepLoader(source, 0) as reader:
         while step < steps or len(specimens) < enough:
             step += 1
             read, _ = reader.step(per_step, tokens)

@@ -27,7 +27,7 @@ from mini_chat_gpt.model import GPT
 from mini_chat_gpt.ops import fused, packed_layout
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.run_state import run_snapshot
-from mini_chat_gpt.training.train_step import Engine
+from mini_chat_gpt.training.train_step import TrainStep
 
 PARTS = ("weights", "gradients", "optimizer", "ema", "activations", "logits", "snapshot")
 """What tensors are for."""
@@ -116,7 +116,7 @@ def look_at_cpu(config: Config, precision: Precision) -> Machine:
 def tiny_step(config: Config, precision: Precision, device: torch.device) -> None:
     """Real steps: they load and prepare what any training does."""
     model = GPT(GPTConfig(vocab_size=64, n_layer=1, n_head=1, n_embd=16, context_length=64)).to(device)
-    engine = Engine(model, config, SFTSection(), precision)
+    engine = TrainStep(model, config, SFTSection(), precision)
     example = Example(np.arange(40, dtype=np.int32), np.arange(40) > 20, 1.0, "tiny")
     for number in range(2):
         engine.step([example], number=number)
@@ -138,7 +138,7 @@ def rehearse(
     on_cpu, place = device.type == "cpu", device
     if not on_cpu and not (device.type == "cuda" and torch.cuda.is_available()):
         place = torch.device("cpu")
-        for module, name in ((packed_layout, "blocks_are_faster"), (fused, "by_hand")):
+        for module, name in ((packed_layout, "blocks_are_faster"), (fused, "use_fused_cpu")):
             setattr(module, name, lambda *_: False)  # as on a GPU
     heap = None
     if machine.kernels is not None:
@@ -153,7 +153,7 @@ def rehearse(
                 add_lora(model, config.lora, *request["adapter"])
         model.to = lambda *_: model  # type: ignore[method-assign]  # it is there, and fake parameters can't be moved
         with live.calling("ema"):
-            engine = Engine(model, config, ScheduleFields(**request["phase"]), precision)
+            engine = TrainStep(model, config, ScheduleFields(**request["phase"]), precision)
         model.activation_checkpointing = config.training.activation_checkpointing
         for parameter in engine.optimizer.parameters.values():
             parameter.register_post_accumulate_grad_hook(lambda parameter: live.name("gradients", [parameter.grad]))
@@ -165,7 +165,7 @@ def rehearse(
     return found
 
 
-def go_through(engine: Engine, live: LiveTensors, request: dict[str, Any]) -> int:
+def go_through(engine: TrainStep, live: LiveTensors, request: dict[str, Any]) -> int:
     """Steps, an evaluation, and a step while a checkpoint is being written; returns the bytes that are copied for it."""
     steps = [[unpack(packed) for packed in step] for step in request["steps"]]
     engine.step(steps[0])
@@ -193,7 +193,7 @@ def kernels_and_gaps(live: LiveTensors, machine: Machine) -> dict[str, Any]:
     return found | {"gaps": max(0, live.heap.grown() - peak - kept)}
 
 
-def peak_with(engine: Engine, live: LiveTensors, batch_size: int, examples: list[Packed]) -> int:
+def peak_with(engine: TrainStep, live: LiveTensors, batch_size: int, examples: list[Packed]) -> int:
     """Most bytes in tensors while a micro-batch of this size is gone through."""
     engine.batch_size = batch_size
     live.restart()

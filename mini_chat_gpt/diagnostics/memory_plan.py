@@ -26,7 +26,7 @@ from mini_chat_gpt.data.batching import Batch, Example, micro_batches
 from mini_chat_gpt.diagnostics.memory_dry_run import PARTS, pack
 from mini_chat_gpt.lora import Adapter
 from mini_chat_gpt.model import ROUND_TO
-from mini_chat_gpt.ops.packed_layout import Flat
+from mini_chat_gpt.ops.packed_layout import Packed
 
 Steps = Sequence[Sequence[Example]]
 WORK = {"cpu": 300, "others": 100}
@@ -188,12 +188,12 @@ class _Micro:
 
     @property
     def groups(self) -> int:
-        return len(Flat(self.batch.offsets).groups)
+        return len(Packed(self.batch.offsets).groups)
 
     @property
     def shapes(self) -> set[tuple[object, ...]]:
         """What the shapes of its matrix products depend on."""
-        groups = Flat(self.batch.offsets).groups
+        groups = Packed(self.batch.offsets).groups
         sizes = {("tokens", -(-self.batch.n_tokens // ROUND_TO)), ("rows", -(-len(self.batch.rows) // ROUND_TO))}
         return sizes | {("group", group.n, group.longest) for group in groups}
 

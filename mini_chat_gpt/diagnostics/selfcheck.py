@@ -36,7 +36,7 @@ from mini_chat_gpt.config_file import load_config, parse_config
 from mini_chat_gpt.data.batching import Example, collate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.monitor import clock
-from mini_chat_gpt.training.train_step import Engine
+from mini_chat_gpt.training.train_step import TrainStep
 
 LIMIT = 1e-5
 """Largest relative difference in float32: what another order of the same additions may come to."""
@@ -104,7 +104,7 @@ def step_gradient(model: GPT, examples: Sequence[Example], batch_size: int, worl
     """Loss and gradients of one optimizer step as training computes them; `examples` are this rank's."""
     training = {"batch_size": batch_size, "examples_per_step": 8, "grad_clip": 0.0}
     config = parse_config({"training": training}, "selfcheck")
-    engine = Engine(model, config, config.sft, pick_precision(False, model.device), world)
+    engine = TrainStep(model, config, config.sft, pick_precision(False, model.device), world)
     loss = sum(world.sum([engine.accumulate(examples).own_loss]))
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     engine.optimizer.zero_grad()

@@ -24,9 +24,9 @@ from mini_chat_gpt.evaluation.task_metrics import score
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.prepare import sample_plots, sample_stories
 from mini_chat_gpt.prepare.sample_stories import ANSWERS_NAME, FILE_NAME, write_sample
-from mini_chat_gpt.sft_dataloader import InstructSource, find_instruct_file
+from mini_chat_gpt.sft_dataloader import InstructDataset, find_instruct_file
 from mini_chat_gpt.tinystories.tasks import Task, check_kinds
-from mini_chat_gpt.tinystories.truncation import fit_task
+from mini_chat_gpt.tinystories.truncation import truncate_to_context
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 GROUPS = {"seen": "plots of the train file", "unseen": "plots not in it"}
@@ -104,7 +104,7 @@ def held_out_tasks(
     check_kinds(kinds or (), "kinds", [REFUSALS])
     contexts = [_context(model, tokenizer) for model, tokenizer in models]
     tightest = min(contexts, key=lambda context: context[1])
-    source = InstructSource(file, tightest[0], tightest[1], seed, system=tightest[2])
+    source = InstructDataset(file, tightest[0], tightest[1], seed, system=tightest[2])
     kinds = [*dict.fromkeys(kinds or [*source.kinds, REFUSALS])]
     of_records = [kind for kind in kinds if kind != REFUSALS]
 
@@ -158,7 +158,7 @@ def _context(model: GPT, tokenizer: ChatTokenizer) -> tuple[ChatTokenizer, int, 
 def _fit_all(task: Task, contexts: Sequence[tuple[ChatTokenizer, int, Any]]) -> Task | None:
     """The task, its story shortened as far as the contexts need it; None if one of them has no room for it."""
     for tokenizer, length, system in contexts:
-        fitted = fit_task(task, tokenizer, length, system)
+        fitted = truncate_to_context(task, tokenizer, length, system)
         if fitted is None:
             return None
         task = fitted.task

@@ -1,4 +1,4 @@
-"""A model in the form that generates fastest on a CPU: `DecodingModel(model, weights)`.
+"""A model in the form that generates fastest on a CPU: `CPUInferenceModel(model, weights)`.
 
 Made once, read from many times. It has what generation needs of a GPT (`config`, `device`, `make_cache`, `next_logits`) and
 gives the same logits: to 1e-5 with float32 weights, nearly with bf16 and int8 (decoding_weights.py says how they are kept and
@@ -26,7 +26,7 @@ from mini_chat_gpt.model import GPT, MLP, Attention, Block, RMSNorm, RotaryEmbed
 from mini_chat_gpt.ops.kv_cache import Cached, KVCache, cached_product
 
 
-class DecodingModel:
+class CPUInferenceModel:
     """See the module. Without `few_rows` float32 weights are not packed: it costs nothing, but saves less.
 
     Raises UserError for a model that is not on a CPU or not in float32, and for weights that this processor has no kernels

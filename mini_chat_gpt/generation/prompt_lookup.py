@@ -5,7 +5,7 @@ github.com/apoorvumang/prompt-lookup-decoding). The model reads the next token a
 longer than one token alone, and predicts after each of them; as far as the guess proves right, those predictions are served
 without reading anything. Guesses are made where they pay: the share that proved right decides about the next ones.
 
-`LookupReader` stands in for the model of a single row. What it promises: greedy replies have the same tokens as without it.
+`PromptLookupDecoder` stands in for the model of a single row. What it promises: greedy replies have the same tokens as without it.
 Predictions from reading several tokens at once differ from those of reading them singly by rounding alone. Where that could
 matter, as the two likeliest tokens are nearer to each other than `SAME` allows, all that was read together is read again,
 token by token, and the decision is the plain loop's to the last bit. Drawn replies (temperature above 0) are the same up to
@@ -18,8 +18,8 @@ from collections.abc import Sequence
 
 import torch
 
-from mini_chat_gpt.generation.cpu_model import DecodingModel
-from mini_chat_gpt.generation.sampling import NEVER
+from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
+from mini_chat_gpt.generation.sampling import NEG_INF
 from mini_chat_gpt.ops.kv_cache import KVCache
 
 MATCH = 3  # so many tokens must have stood before
@@ -35,18 +35,18 @@ TRY_AGAIN_AFTER = 24  # tokens without a guess
 
 def can_look_up(model: object) -> bool:
     """Whether a model's predictions are so exact that guessing changes nothing."""
-    return isinstance(model, DecodingModel) and model.weights != "int8"
+    return isinstance(model, CPUInferenceModel) and model.weights != "int8"
 
 
-class LookupReader:
-    """The `DecodingModel` of one row that reads ahead; see the module.
+class PromptLookupDecoder:
+    """The `CPUInferenceModel` of one row that reads ahead; see the module.
 
     prompt   all ids before the reply
     never    ids that are never chosen, (n,); their logits are set to −inf
     n_read   so many times the model itself was asked; the rest was known already
     """
 
-    def __init__(self, model: DecodingModel, prompt: Sequence[int], never: torch.Tensor) -> None:
+    def __init__(self, model: CPUInferenceModel, prompt: Sequence[int], never: torch.Tensor) -> None:
         self.model, self.never, self.n_read = model, never, 0
         self.ids = list(prompt)  # all that was read or chosen
         self._followed: dict[tuple[int, ...], int] = {}  # where that stands which followed these tokens the last time
@@ -80,10 +80,10 @@ class LookupReader:
         self._guess = self._new_guess(cache.max_length - at - 1)
         if not self._guess:
             self._exact += self._exact == at
-            return self.model.next_logits(torch.tensor([[token_id]]), cache, [1]).index_fill_(1, self.never, NEVER)
+            return self.model.next_logits(torch.tensor([[token_id]]), cache, [1]).index_fill_(1, self.never, NEG_INF)
         self._last_guess = len(self.ids)
         self._known = self.model.all_logits(torch.tensor([[token_id, *self._guess]]), cache)[0]
-        self._known.index_fill_(1, self.never, NEVER)
+        self._known.index_fill_(1, self.never, NEG_INF)
         cache.lengths, self._served = [at + 1], 1
         return self._known[:1]
 
@@ -106,7 +106,7 @@ class LookupReader:
         values = logits.numpy()[0]
         best = int(values.argmax())
         highest = values[best]
-        values[best] = NEVER
+        values[best] = NEG_INF
         second = values.max()
         values[best] = highest
         return bool(highest - second < SAME)
@@ -118,4 +118,4 @@ class LookupReader:
             logits = self.model.next_logits(torch.tensor([[token_id]]), cache, [1])
             self.n_read += 1
         self._exact, self._known, self._served, self._guess = len(self.ids), torch.empty(0), 0, []
-        return logits.index_fill_(1, self.never, NEVER)
+        return logits.index_fill_(1, self.never, NEG_INF)

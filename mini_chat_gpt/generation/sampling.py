@@ -14,7 +14,7 @@ import torch
 
 from mini_chat_gpt.common.errors import UserError
 
-NEVER = float("-inf")
+NEG_INF = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float
 def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
     """Keep the k likeliest tokens of each row (and those as likely as the last of them)."""
     last = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
-    return logits.masked_fill(logits < last, NEVER)
+    return logits.masked_fill(logits < last, NEG_INF)
 
 
 def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
@@ -77,13 +77,13 @@ def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
     # A token goes if it and all less likely ones together hold no more than 1 − p. The likeliest always stays.
     excess = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
     excess[..., -1] = False
-    return logits.masked_fill(torch.zeros_like(excess).scatter(-1, order, excess), NEVER)
+    return logits.masked_fill(torch.zeros_like(excess).scatter(-1, order, excess), NEG_INF)
 
 
 def keep_min_p(logits: torch.Tensor, p: float) -> torch.Tensor:
     """Keep tokens at least p times as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082)."""
     probabilities = logits.softmax(dim=-1)
-    return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), NEVER)
+    return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), NEG_INF)
 
 
 def filtered(logits: torch.Tensor, sampling: Sampling, seen: torch.Tensor | None = None) -> torch.Tensor:

@@ -9,7 +9,7 @@ One decoding loop (`decode`) serves both. What it promises:
   chats a role token is a stop id and so ends the reply; llama2.c's BOS, which separates its documents, likewise.)
 - A chat model gets its prompt in the chat format, with the system message that it was trained with; a base model goes
   on from the prompt as the beginning of a document.
-- On a CPU the model is read in the form that is fastest there (`decoding_form`), with the same replies. A `DecodingModel`
+- On a CPU the model is read in the form that is fastest there (`for_inference`), with the same replies. A `CPUInferenceModel`
   with 16- or 8-bit weights can be given in the model's place wherever one is asked for here.
 """
 
@@ -25,17 +25,17 @@ import torch
 
 from mini_chat_gpt.chat_format import Message, render
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.generation.cpu_model import DecodingModel, can_decode
+from mini_chat_gpt.generation.cpu_model import CPUInferenceModel, can_decode
 from mini_chat_gpt.generation.cpu_weights import FEW_ROWS, Weights
-from mini_chat_gpt.generation.prompt_lookup import LookupReader, can_look_up
-from mini_chat_gpt.generation.sampling import NEVER, Sampling, next_ids
+from mini_chat_gpt.generation.prompt_lookup import PromptLookupDecoder, can_look_up
+from mini_chat_gpt.generation.sampling import NEG_INF, Sampling, next_ids
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.ops.kv_cache import KVCache
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 FinishReason = Literal["stop", "length", "context"]
 Prompt = str | Sequence[Message]
-Model = GPT | DecodingModel
+Model = GPT | CPUInferenceModel
 WeightsOption = Weights | Literal["auto"]
 
 
@@ -117,7 +117,7 @@ def generate_replies(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
     encoded = _encode_prompts(model, tokenizer, prompts, system)
-    model = decoding_form(model, min(batch_size, len(prompts)), sampling.max_new_tokens)
+    model = for_inference(model, min(batch_size, len(prompts)), sampling.max_new_tokens)
     seed = concrete_seed(sampling.seed)
     replies: dict[int, Reply] = {}
     # Prompts of similar length go together, the longest first: least padding, and memory runs out at once or never.
@@ -156,7 +156,7 @@ def stream(
     """
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     [ids] = _encode_prompts(model, tokenizer, [prompt], system)
-    model = decoding_form(model, 1, max_new_tokens)
+    model = for_inference(model, 1, max_new_tokens)
     steps = decode(model, tokenizer, [ids], sampling, random_streams(concrete_seed(sampling.seed), [0]))
     return _pieces(tokenizer, ids, steps)
 
@@ -213,18 +213,18 @@ def _encode_prompts(
     return encoded
 
 
-def decoding_form(model: Model, n_rows: int = 1, n_new: int | None = None, weights: WeightsOption = "auto") -> Model:
+def for_inference(model: Model, n_rows: int = 1, n_new: int | None = None, weights: WeightsOption = "auto") -> Model:
     """The form in which to read this model for replies of up to `n_new` tokens (None: many), `n_rows` at a time.
 
     "auto" keeps float32 weights, and what can't be put into another form (a model on a GPU, or in 16 bits) as it is. Raises
     UserError for other weights where that is so.
     """
-    if isinstance(model, DecodingModel):
+    if isinstance(model, CPUInferenceModel):
         return model
     if weights == "auto":
         worth_packing = n_rows <= FEW_ROWS and (n_new is None or n_new >= WORTH_PACKING)
-        return DecodingModel(model, "float32", few_rows=worth_packing) if can_decode(model) else model
-    return DecodingModel(model, weights)
+        return CPUInferenceModel(model, "float32", few_rows=worth_packing) if can_decode(model) else model
+    return CPUInferenceModel(model, weights)
 
 
 @torch.inference_mode()
@@ -241,7 +241,7 @@ def decode(
 
     A `cache` that holds the beginnings of these prompts already (`cache.lengths[row]` tokens of each, at least one less
     than all) is gone on from; nothing is read twice. Of several rows, those that have ended leave it. A single row of a
-    `DecodingModel` is read ahead where that pays (lookup.py), unless `lookup` is False.
+    `CPUInferenceModel` is read ahead where that pays (lookup.py), unless `lookup` is False.
     """
     cache = cache or model.make_cache(len(prompts), max(map(len, prompts)) + sampling.max_new_tokens)
     context, stop_ids, device = model.config.context_length, tokenizer.stop_ids, model.device
@@ -250,13 +250,13 @@ def decode(
     seen = _seen(tokenizer, prompts, model.config.vocab_size).to(device) if sampling.repetition_penalty != 1 else None
     fresh = [list(prompt[length:]) for prompt, length in zip(prompts, cache.lengths, strict=True)]
     logits = _read(model, fresh, cache)
-    reader: Model | LookupReader = model
-    if lookup and len(prompts) == 1 and isinstance(model, DecodingModel) and can_look_up(model) and seen is None:
-        reader = LookupReader(model, prompts[0], never)
+    reader: Model | PromptLookupDecoder = model
+    if lookup and len(prompts) == 1 and isinstance(model, CPUInferenceModel) and can_look_up(model) and seen is None:
+        reader = PromptLookupDecoder(model, prompts[0], never)
     rows, ended, n_new = list(range(len(prompts))), set[int](), 0
     while True:
         uniforms = _uniforms(streams, rows) if sampling.temperature != 0 else None
-        ids = next_ids(logits.index_fill_(1, never, NEVER), sampling, seen, uniforms)
+        ids = next_ids(logits.index_fill_(1, never, NEG_INF), sampling, seen, uniforms)
         n_new += 1
         for row, token_id in zip(rows, ids.tolist(), strict=True):
             if row in ended:

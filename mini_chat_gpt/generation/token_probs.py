@@ -24,9 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mini_chat_gpt.common.page import visible
-from mini_chat_gpt.generation.cpu_model import DecodingModel
+from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
 from mini_chat_gpt.generation.prompt_lookup import SAME
-from mini_chat_gpt.generation.sampling import NEVER, Sampling, filtered, likeliest
+from mini_chat_gpt.generation.sampling import NEG_INF, Sampling, filtered, likeliest
 from mini_chat_gpt.generation.text import Model, begins_text, forbidden
 from mini_chat_gpt.ops.attention import Causal
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
@@ -153,7 +153,7 @@ def explain(
         seen = None
         if sampling.repetition_penalty != 1:
             seen = _seen(tokenizer, prompt, targets, range(start, start + n_rows), logits.shape[1]).to(logits.device)
-        drawn = _drawn(logits.index_fill(1, never, NEVER), chosen, sampling, seen)
+        drawn = _drawn(logits.index_fill(1, never, NEG_INF), chosen, sampling, seen)
         ranks = (logits > logits.gather(1, chosen)).sum(dim=1) + 1
         for row, rank in zip(_candidates(tokenizer, logits, drawn, chosen, n_others), ranks.tolist(), strict=True):
             tokens.append(Token(**vars(row[0]), text=texts[len(tokens)], rank=rank, others=tuple(row[1:])))
@@ -176,7 +176,7 @@ def _logits(model: Model, prompt: Sequence[int], targets: Sequence[int]) -> Iter
     """What each target was chosen from, (R, V) float32, some of them at a time; of the prompt only its last row."""
     ids = torch.tensor([[*prompt, *targets[:-1]]], device=model.device)
     first, n = len(prompt), ids.shape[1]
-    if isinstance(model, DecodingModel):
+    if isinstance(model, CPUInferenceModel):
         cache = model.make_cache(1, n)
         yield model.next_logits(ids[:, :first], cache, [first])
         exact = model.weights == "float32"

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from mini_chat_gpt.ops.kv_cache import Cached, KVCache, cached
-from mini_chat_gpt.ops.packed_layout import Flat, flat
+from mini_chat_gpt.ops.packed_layout import Packed, flat
 from mini_chat_gpt.ops.products import causal_mask, sdpa
 
-__all__ = ["Cached", "Causal", "Flat", "KVCache", "Layout", "attention"]
+__all__ = ["Cached", "Causal", "KVCache", "Layout", "Packed", "attention"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Causal:
     """Every row of the batch is one sequence; token t sees tokens 0..t."""
 
 
-Layout = Causal | Flat | Cached
+Layout = Causal | Packed | Cached
 
 
 def attention(
@@ -41,7 +41,7 @@ def attention(
     q (B, H, T, D); k, v (B, Hkv, T, D). `scale` defaults to 1/√D. With `window` w a token sees itself and the w − 1 tokens
     before it. `layer` says which slice of a cache is meant. Returns (B, H, T, D).
     """
-    if isinstance(layout, Flat):
+    if isinstance(layout, Packed):
         return flat(q, k, v, layout, scale, window)
     if isinstance(layout, Cached):
         return cached(q, k, v, layout, layer, scale, window)

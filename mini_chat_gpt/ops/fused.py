@@ -12,7 +12,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 
-def by_hand(x: torch.Tensor) -> bool:
+def use_fused_cpu(x: torch.Tensor) -> bool:
     """Whether to take what is here: when training on a CPU, without a compiler, which would see to it."""
     return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 

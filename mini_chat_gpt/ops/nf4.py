@@ -62,7 +62,7 @@ class Nf4Weight(NamedTuple):
 
 
 @torch.no_grad()
-def quantise(weight: torch.Tensor) -> Nf4Weight:
+def quantize(weight: torch.Tensor) -> Nf4Weight:
     """A matrix (out, in) of any sizes, floats of any precision, in 4 bits. With a weight that is not finite none is."""
     flat = weight.reshape(-1)
     if len(flat) % BLOCK:
@@ -95,7 +95,7 @@ def _in_8_bits(absmax: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return bits.clone(), torch.cat([mean, scales]).view(torch.int32)
 
 
-def dequantised(parts: Nf4Weight, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+def dequantize(parts: Nf4Weight, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """The matrix (out, in), computed in float32 and rounded to `dtype`."""
     absmax = block_absmax(parts)[:, None]
     out = torch.empty(len(absmax), BLOCK, dtype=dtype, device=absmax.device)
@@ -145,7 +145,7 @@ class Nf4Linear(nn.Module):
     @classmethod
     def of(cls, linear: nn.Linear) -> Nf4Linear:
         """The layer in 4 bits, on its device, with its bias."""
-        return cls(quantise(linear.weight), (linear.out_features, linear.in_features), linear.bias)
+        return cls(quantize(linear.weight), (linear.out_features, linear.in_features), linear.bias)
 
     @property
     def parts(self) -> Nf4Weight:
@@ -154,7 +154,7 @@ class Nf4Linear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """(out, in) float32, made anew at each call; what is written to it is lost."""
-        return dequantised(self.parts, (self.out_features, self.in_features), torch.float32)
+        return dequantize(self.parts, (self.out_features, self.in_features), torch.float32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         device = x.device.type
@@ -186,7 +186,7 @@ def _product(x: torch.Tensor, parts: Sequence[torch.Tensor], shape: Sequence[int
     """x (..., in)·Wᵀ, or `back`, x (..., out)·W."""
     if torch.compiler.is_compiling():
         return _opaque_product(x, parts, shape, back)
-    weight = dequantised(Nf4Weight(*parts), shape, x.dtype)
+    weight = dequantize(Nf4Weight(*parts), shape, x.dtype)
     return x @ weight if back else F.linear(x, weight)
 
 

@@ -58,7 +58,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Flat:
+class Packed:
     """Examples end to end in a single row (B = 1); token t sees the tokens of its own example up to itself.
 
     offsets (0, 2, 5):   1 . . . .
@@ -156,7 +156,7 @@ def _group(start: int, lengths: list[int], branches: Sequence[tuple[int, ...]], 
 
 
 def flat(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Flat, scale: float | None, window: int | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Packed, scale: float | None, window: int | None
 ) -> torch.Tensor:
     """q (1, H, T, D); k, v (1, Hkv, T, D) -> (1, H, T, D), group by group.
 
@@ -175,7 +175,7 @@ def flat(
     return torch.cat(outs, dim=1).unsqueeze(0)
 
 
-def flash_can(q: torch.Tensor, layout: Flat) -> bool:
+def flash_can(q: torch.Tensor, layout: Packed) -> bool:
     """Whether PyTorch's flash kernel takes the row as it is: on a GPU from Ampere on, in 16 bits, without branches."""
     if q.device.type != "cuda" or q.dtype == torch.float32 or any(layout.branches):
         return False
@@ -183,7 +183,7 @@ def flash_can(q: torch.Tensor, layout: Flat) -> bool:
 
 
 def _by_flash(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Flat, scale: float, window: int | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Packed, scale: float, window: int | None
 ) -> torch.Tensor:
     """Nothing is padded: the kernel is told where examples begin (Dao 2023, arXiv:2307.08691)."""
     from torch.nn.attention.varlen import varlen_attn
@@ -209,7 +209,7 @@ def _by_flash(
 LONGEST_IN_BLOCKS = 1024
 
 
-def blocks_are_faster(q: torch.Tensor, layout: Flat) -> bool:
+def blocks_are_faster(q: torch.Tensor, layout: Packed) -> bool:
     on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float32)
     return on_cpu and max(group.longest for group in layout.groups) <= LONGEST_IN_BLOCKS
 
@@ -219,7 +219,7 @@ class _InBlocks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Flat, scale: float, window: int | None
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Packed, scale: float, window: int | None
     ) -> torch.Tensor:
         out, kept = _row_like(q), []
         for group in layout.groups:

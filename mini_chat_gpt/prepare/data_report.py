@@ -22,7 +22,7 @@ from rich.table import Table
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.prepare.data_folder import SOURCE_WORDS, double_files, present_files, read_source, size_text
-from mini_chat_gpt.sft_dataloader import InstructSource, RecordIndex, generate_tasks
+from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, generate_tasks
 from mini_chat_gpt.tinystories.records import FEATURES, FIELDS
 from mini_chat_gpt.tinystories.tasks import TASK_KINDS, categories
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
@@ -139,7 +139,7 @@ def _examples(
     index: RecordIndex, count: int, tokenizer: ChatTokenizer, seq_len: int, out: Console | None
 ) -> dict[str, Any]:
     """The first `count` examples of a fine-tuning run with the default shares, and what was left out on the way."""
-    source = InstructSource(index, tokenizer, seq_len, _SEED)
+    source = InstructDataset(index, tokenizer, seq_len, _SEED)
     tokens: dict[str, array[int]] = {kind: array("I") for kind in TASK_KINDS}
     trained: Counter[str] = Counter()
     for slot in _watched(range(count), f"Making examples of {index.path.name}", out):

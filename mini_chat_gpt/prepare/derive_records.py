@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from mini_chat_gpt.assets import load
 from mini_chat_gpt.tinystories.facts import first_speech, sentence_spans, stated_moral
-from mini_chat_gpt.tinystories.prompts import Chooser
+from mini_chat_gpt.tinystories.prompts import TemplateSampler
 from mini_chat_gpt.tinystories.reasons import past_to_base
 from mini_chat_gpt.tinystories.records import ENDING_UNKNOWN, StoryRecord, parse_record
 
@@ -41,7 +41,7 @@ def derive_records(stories: Iterable[str], seed: int = 0) -> Iterator[str]:
 
 def derive_record(story: str, seed: int = 0) -> str:
     """The record text of one story, its fields in a drawn order before the story, as in the real files."""
-    choose = Chooser(StoryRecord(story=story), seed)
+    choose = TemplateSampler(StoryRecord(story=story), seed)
     fields = []
     if features := _features(story):
         fields.append(f"Features: {', '.join(features)}")
@@ -71,7 +71,7 @@ def _word_lists() -> dict[str, frozenset[str]]:
     return words | {"verbs": frozenset(past_to_base().values()) - words["function_words"] - {"like"}}
 
 
-def content_words(story: str, choose: Chooser) -> list[str]:
+def content_words(story: str, choose: TemplateSampler) -> list[str]:
     """Three words of the story: a verb, a noun, an adjective as far as word lists tell, else other content words.
 
     They stand in the story exactly so and in small letters; names and function words are not among them. Fewer than three

@@ -26,7 +26,7 @@ from mini_chat_gpt.evaluation.memorization import in_words, recited, training_of
 from mini_chat_gpt.evaluation.prompt_suite import Answers, Prompts, ask, check_prompts, read_prompts, show
 from mini_chat_gpt.evaluation.refusals import REFUSALS
 from mini_chat_gpt.generation.sampling import Sampling
-from mini_chat_gpt.generation.text import Model, WeightsOption, decoding_form
+from mini_chat_gpt.generation.text import Model, WeightsOption, for_inference
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.reports.report import HTML, Subject, build, write
 from mini_chat_gpt.reports.results_table import show_differences, show_examples, show_table
@@ -167,7 +167,7 @@ def compare(
     if missing := [kind for kind in options.kinds if kind not in found]:
         out.print(f"None of them there: {', '.join(missing)}", markup=False, soft_wrap=True)
     forms = {
-        name: (decoding_form(model, MOST_ROWS, weights=weights), tokenizer)
+        name: (for_inference(model, MOST_ROWS, weights=weights), tokenizer)
         for name, (model, tokenizer) in loaded.items()
     }
     evaluations = {

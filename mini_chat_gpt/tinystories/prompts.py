@@ -17,7 +17,7 @@ from mini_chat_gpt.tinystories.records import StoryRecord
 T = TypeVar("T")
 
 
-class Chooser:
+class TemplateSampler:
     """Draws that depend on a record, a seed and the draw's own name, not on what was drawn before."""
 
     def __init__(self, record: StoryRecord, seed: int) -> None:
@@ -49,14 +49,14 @@ def phrasings() -> dict[str, Any]:
     return load("task_phrasings.yaml")
 
 
-def story_prompt(kind: str, story: str, choose: Chooser, **slots: str) -> tuple[str, tuple[int, int]]:
+def story_prompt(kind: str, story: str, choose: TemplateSampler, **slots: str) -> tuple[str, tuple[int, int]]:
     """A prompt about a story, and the (start, end) of the story in it."""
     before, after = choose.one(phrasings()[kind], kind).split("{story}")
     before, after = before.format(**slots), after.format(**slots)
     return before + story + after, (len(before), len(before) + len(story))
 
 
-def follow_up_prompt(kind: str, choose: Chooser, **slots: str) -> str:
+def follow_up_prompt(kind: str, choose: TemplateSampler, **slots: str) -> str:
     """The same question to a story that the conversation has shown already: one of the phrasings that stand behind it."""
     return choose.one(_behind_story(kind), f"{kind} again").format(**slots).strip()
 
@@ -67,7 +67,7 @@ def _behind_story(kind: str) -> list[str]:
     return [after for before, after in parts if not before]
 
 
-def writing_prompt(choose: Chooser, **slots: str) -> str:
+def writing_prompt(choose: TemplateSampler, **slots: str) -> str:
     """A prompt that asks for a story; the slots (words, sentence, features, summary) are what the story has to heed."""
     wording = phrasings()["words"]
     lines = [choose.one(wording["opening_with_words" if "words" in slots else "opening"], "opening")]

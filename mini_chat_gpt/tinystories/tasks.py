@@ -15,7 +15,13 @@ from functools import lru_cache
 from mini_chat_gpt.common.errors import UserError, nearest
 from mini_chat_gpt.tinystories.facts import first_speech, is_silent, sentence_spans, stated_moral
 from mini_chat_gpt.tinystories.main_character import find_word, main_character
-from mini_chat_gpt.tinystories.prompts import Chooser, feature_list, follow_up_prompt, story_prompt, writing_prompt
+from mini_chat_gpt.tinystories.prompts import (
+    TemplateSampler,
+    feature_list,
+    follow_up_prompt,
+    story_prompt,
+    writing_prompt,
+)
 from mini_chat_gpt.tinystories.reasons import stated_reasons
 from mini_chat_gpt.tinystories.records import ENDING_UNKNOWN, StoryRecord
 
@@ -43,7 +49,7 @@ class Task:
     """The same question for a conversation in which the story stands already; None where the task can't come later."""
 
     @property
-    def asks_first(self) -> bool:
+    def question_first(self) -> bool:
         """Whether the prompt's question (or whatever else it asks for) comes before its story, if it has one."""
         return self.story_span is None or not self.prompt[self.story_span[1] :]
 
@@ -53,7 +59,7 @@ class Task:
         return f"{self.kind}/{self.answer}" if self.kind in YES_NO_KINDS else self.kind
 
 
-TaskMaker = Callable[[StoryRecord, Chooser], "Task | None"]
+TaskMaker = Callable[[StoryRecord, TemplateSampler], "Task | None"]
 TASK_KINDS: dict[str, TaskMaker] = {}
 YES_NO_KINDS: set[str] = set()
 
@@ -92,7 +98,7 @@ def generate_tasks(record: StoryRecord, seed: int, kinds: Iterable[str] | None =
 
     Phrasings and variants depend on the record's text and `seed` alone; pass another seed in each epoch.
     """
-    choose = Chooser(record, seed)
+    choose = TemplateSampler(record, seed)
     makers = TASK_KINDS.items() if kinds is None else [(kind, TASK_KINDS[kind]) for kind in kinds]
     made = (maker(record, choose) for _, maker in makers)
     return [task for task in made if task is not None]
@@ -101,7 +107,7 @@ def generate_tasks(record: StoryRecord, seed: int, kinds: Iterable[str] | None =
 def _about(
     kind: str,
     record: StoryRecord,
-    choose: Chooser,
+    choose: TemplateSampler,
     target: str,
     answer: str | None = None,
     evidence: Span | None = None,
@@ -115,17 +121,17 @@ def _about(
 
 
 @task_kind("summary")
-def _summary(record: StoryRecord, choose: Chooser) -> Task | None:
+def _summary(record: StoryRecord, choose: TemplateSampler) -> Task | None:
     return _about("summary", record, choose, record.summary) if record.summary else None
 
 
 @task_kind("what_happened")
-def _what_happened(record: StoryRecord, choose: Chooser) -> Task | None:
+def _what_happened(record: StoryRecord, choose: TemplateSampler) -> Task | None:
     return _about("what_happened", record, choose, record.summary) if record.summary else None
 
 
 @task_kind("moral")
-def _moral(record: StoryRecord, choose: Chooser) -> Task | None:
+def _moral(record: StoryRecord, choose: TemplateSampler) -> Task | None:
     """Where the record is labelled to have a moral, and story or summary says what it is."""
     if "MoralValue" not in record.features:
         return None
@@ -137,7 +143,7 @@ def _moral(record: StoryRecord, choose: Chooser) -> Task | None:
 
 
 @task_kind("main_character")
-def _main_character(record: StoryRecord, choose: Chooser) -> Task | None:
+def _main_character(record: StoryRecord, choose: TemplateSampler) -> Task | None:
     name = _main_character_of(record.story)
     if name is None:
         return None
@@ -151,7 +157,7 @@ def _main_character_of(story: str) -> str | None:
 
 
 @task_kind("ending", yes_no=True)
-def _ending(record: StoryRecord, choose: Chooser) -> Task | None:
+def _ending(record: StoryRecord, choose: TemplateSampler) -> Task | None:
     """From the labels alone: a labelled record without BadEnding ends well."""
     if not record.features or ENDING_UNKNOWN in record.features:
         return None
@@ -161,7 +167,7 @@ def _ending(record: StoryRecord, choose: Chooser) -> Task | None:
 
 
 @task_kind("dialogue", yes_no=True)
-def _dialogue(record: StoryRecord, choose: Chooser) -> Task | None:
+def _dialogue(record: StoryRecord, choose: TemplateSampler) -> Task | None:
     """Where the story's text leaves no doubt, and the label (if the record has labels) says the same."""
     labelled = "Dialogue" in record.features if record.features else None
     if labelled is not False and (speech := first_speech(record.story)):
@@ -172,7 +178,7 @@ def _dialogue(record: StoryRecord, choose: Chooser) -> Task | None:
 
 
 @task_kind("why")
-def _why(record: StoryRecord, choose: Chooser) -> Task | None:
+def _why(record: StoryRecord, choose: TemplateSampler) -> Task | None:
     reasons = stated_reasons(record.story)
     if not reasons:
         return None
@@ -191,7 +197,7 @@ def _quotable(story: str) -> tuple[Span, ...]:
 
 
 @task_kind("quote")
-def _quote(record: StoryRecord, choose: Chooser) -> Task | None:
+def _quote(record: StoryRecord, choose: TemplateSampler) -> Task | None:
     """Find the only sentence with a word. Every story has some: it is how a small model learns to look up and copy."""
     story = record.story
     counts = Counter(_LONG_WORD.findall(story.lower()))
@@ -213,7 +219,7 @@ def _third_last_word_end(text: str) -> int:
 
 
 @task_kind("copyedit")
-def _copyedit(record: StoryRecord, choose: Chooser) -> Task | None:
+def _copyedit(record: StoryRecord, choose: TemplateSampler) -> Task | None:
     """Give words the capital and the period of a sentence: " stay" and "Stay" are different tokens, and a small model that
     has never written the second one can't answer with it.
     """
@@ -233,7 +239,7 @@ def _copyedit(record: StoryRecord, choose: Chooser) -> Task | None:
 
 
 @task_kind("words")
-def _words(record: StoryRecord, choose: Chooser) -> Task | None:
+def _words(record: StoryRecord, choose: TemplateSampler) -> Task | None:
     """Write the story: with the given words, and in half of the cases each with a sentence, features, a summary to heed."""
     optional = {
         "features": feature_list(record.features),

@@ -32,7 +32,7 @@ _WORD = re.compile(r"\S+")
 
 
 @dataclass(frozen=True)
-class Fitted:
+class RenderedTask:
     """A conversation as it goes into the model: a task, with the prompt as shortened, and the questions that follow it."""
 
     task: Task
@@ -64,7 +64,7 @@ class Fitted:
             if tokenizer is not None:
                 # All that a yes-or-no answer has to say is in its first word.
                 most = max(weight, focus * weight if task.kind in YES_NO_KINDS else focus)
-                for first, stop in deciding_tokens(task, self.ids[start : end - 1], tokenizer):
+                for first, stop in answer_tokens(task, self.ids[start : end - 1], tokenizer):
                     per_token[start + first : start + stop] = most
                 per_token[end - 1] = max(weight, focus)
         return Example(self.ids, self.trained | (prompt_weight > 0), per_token, self.task.kind)
@@ -82,8 +82,8 @@ def messages_of(task: Task, system: str | None = None) -> list[Message]:
 
 
 def add_turns(
-    fitted: Fitted, questions: Iterable[Task], tokenizer: ChatTokenizer, seq_len: int, n_turns: int
-) -> Fitted:
+    fitted: RenderedTask, questions: Iterable[Task], tokenizer: ChatTokenizer, seq_len: int, n_turns: int
+) -> RenderedTask:
     """The conversation with more questions about its story, as many as there is room for, `n_turns` turns in all.
 
     No answer comes twice. A conversation whose story was shortened stays as it is: what a later answer rests on may be
@@ -110,7 +110,7 @@ def add_turns(
     return replace(fitted, ids=np.concatenate(ids), trained=np.concatenate(trained), later=tuple(later))
 
 
-def behind_story(task: Task, fitted: Fitted) -> Task | None:
+def as_follow_up(task: Task, fitted: RenderedTask) -> Task | None:
     """The task with its question after the story, put as in a conversation that `fitted` begins with; None where it can't be.
 
     Conversations about one story that begin with it can share its reading.
@@ -124,11 +124,13 @@ def behind_story(task: Task, fitted: Fitted) -> Task | None:
     return replace(task, prompt=f"{story}\n\n{task.follow_up}", story_span=first.story_span, evidence=evidence)
 
 
-def fit_task(task: Task, tokenizer: ChatTokenizer, seq_len: int, system: str | None = None) -> Fitted | None:
+def truncate_to_context(
+    task: Task, tokenizer: ChatTokenizer, seq_len: int, system: str | None = None
+) -> RenderedTask | None:
     """The task rendered to at most `seq_len` tokens, its story shortened if need be; None if it can't be."""
     ids, trained = render_arrays(messages_of(task, system), tokenizer)
     if len(ids) <= seq_len:
-        return Fitted(task, ids, trained, shortened=False)
+        return RenderedTask(task, ids, trained, shortened=False)
     if task.story_span is None:
         return None
     begin, end = task.story_span
@@ -139,14 +141,14 @@ def fit_task(task: Task, tokenizer: ChatTokenizer, seq_len: int, system: str | N
     while budget > 0 and (shorter := _shorten(task, budget)):
         ids, trained = render_arrays(messages_of(shorter, system), tokenizer)
         if len(ids) <= seq_len:
-            return Fitted(shorter, ids, trained, shortened=True)
+            return RenderedTask(shorter, ids, trained, shortened=True)
         assert shorter.story_span is not None
         kept = shorter.story_span[1] - shorter.story_span[0]
         budget = min(budget, kept) - max(4, kept * (len(ids) - seq_len) // max(1, len(ids) - n_around))
     return None
 
 
-def deciding_tokens(task: Task, reply: np.ndarray, tokenizer: ChatTokenizer) -> list[tuple[int, int]]:
+def answer_tokens(task: Task, reply: np.ndarray, tokenizer: ChatTokenizer) -> list[tuple[int, int]]:
     """(start, end) of the few tokens that decide whether a reply is right, all others only say it well.
 
     In a story they are what first writes each required word, in whichever form, or the given sentence; in an answer about

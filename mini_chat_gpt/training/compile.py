@@ -20,7 +20,7 @@ from types import MethodType
 import torch
 
 from mini_chat_gpt.model import GPT, Block, Rope
-from mini_chat_gpt.ops.attention import Flat, Layout
+from mini_chat_gpt.ops.attention import Layout, Packed
 from mini_chat_gpt.ops.loss import LossSums
 
 # For a GPU a guess: its small kernels cost more to launch than to run, and compiled code has fewer of them. On a CPU (a core
@@ -125,7 +125,7 @@ def compile_model(model: GPT, backend: str = "inductor") -> None:
     def forward(
         block: Block, x: torch.Tensor, rope: Rope | None, layout: Layout, rows: torch.Tensor | None = None
     ) -> torch.Tensor:
-        if not isinstance(layout, Flat):
+        if not isinstance(layout, Packed):
             return Block.forward(block, x, rope, layout, rows)
         q, k, v = before(block, any_size(x, 1), rope and (any_size(rope[0], 2), any_size(rope[1], 2)))
         x, heads = block.product(x, q, k, v, layout, rows)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from mini_chat_gpt.common.distributed import in_shards, own_part
+from mini_chat_gpt.common.distributed import is_dtensor, local_shard
 from mini_chat_gpt.config import ScheduleFields, TrainingSection
 
 
@@ -113,11 +113,11 @@ class Muon(Member):
         for group in self.param_groups:
             for together in _stacks([p for p in group["params"] if p.grad is not None]):
                 updates = [self._nesterov(p, group["momentum"]) for p in together]
-                sharded = in_shards(together[0])
-                updates = _made_alike_in_shards(updates, together[0]) if sharded else _made_alike(updates)
+                sharded = is_dtensor(together[0])
+                updates = _made_alike_in_shards(updates, together[0]) if sharded else newton_schulz(updates)
                 for p, update in zip(together, updates, strict=True):
                     rows, columns = p.shape
-                    weight = own_part(p)
+                    weight = local_shard(p)
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.add_(update, alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
 
@@ -127,7 +127,7 @@ class Muon(Member):
         state = self.state[p]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p.grad)
-        gradient, buffer = own_part(p.grad), own_part(state["momentum_buffer"])
+        gradient, buffer = local_shard(p.grad), local_shard(state["momentum_buffer"])
         buffer.lerp_(gradient, 1 - momentum)
         return gradient.lerp(buffer, momentum)
 
@@ -139,9 +139,9 @@ def _stacks(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """
     by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
     for p in parameters:
-        by_shape.setdefault(tuple(p.shape) if in_shards(p) else tuple(sorted(p.shape)), []).append(p)
+        by_shape.setdefault(tuple(p.shape) if is_dtensor(p) else tuple(sorted(p.shape)), []).append(p)
     for shape, alike in by_shape.items():
-        processes = alike[0].device_mesh.size() if in_shards(alike[0]) else 1  # type: ignore[attr-defined]
+        processes = alike[0].device_mesh.size() if is_dtensor(alike[0]) else 1  # type: ignore[attr-defined]
         size = max(1, STACK_ELEMENTS // math.prod(shape)) * processes
         yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
@@ -149,11 +149,11 @@ def _stacks(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 STACK_ELEMENTS = 2**23  # 16 MiB in bf16
 
 
-def _made_alike(updates: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def newton_schulz(updates: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Each update orthogonalised. A tall one goes in lying down: the iteration multiplies by the shorter side."""
     tall = [update.shape[0] > update.shape[1] for update in updates]
     lying = torch.stack([update.T if is_tall else update for update, is_tall in zip(updates, tall, strict=True)])
-    return [update.T if is_tall else update for update, is_tall in zip(orthogonalized(lying), tall, strict=True)]
+    return [update.T if is_tall else update for update, is_tall in zip(orthogonalize(lying), tall, strict=True)]
 
 
 def _made_alike_in_shards(updates: Sequence[torch.Tensor], matrix: torch.Tensor) -> list[torch.Tensor]:
@@ -171,11 +171,11 @@ def _made_alike_in_shards(updates: Sequence[torch.Tensor], matrix: torch.Tensor)
         return whole.redistribute(placements=[want]).to_local()
 
     some = exchanged(torch.stack(list(updates)).bfloat16(), Shard(1), Shard(0))
-    done = torch.stack(_made_alike(some.unbind())) if len(some) else some
+    done = torch.stack(newton_schulz(some.unbind())) if len(some) else some
     return list(exchanged(done, Shard(0), Shard(1)).unbind())
 
 
-def orthogonalized(x: torch.Tensor) -> torch.Tensor:
+def orthogonalize(x: torch.Tensor) -> torch.Tensor:
     """(N, rows, columns ≥ rows) -> the same singular vectors with singular values of about 1 (0.7 to 1.2), in bfloat16.
 
     Five steps of the quintic Newton-Schulz iteration X ← aX + bXXᵀX + c(XXᵀ)²X with the coefficients of Jordan et al.
@@ -280,4 +280,4 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> torch.Te
     Of gradients in shards it is the norm over all processes, and all of them call this together.
     """
     norm = nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else math.inf)
-    return norm.full_tensor() if in_shards(norm) else norm  # type: ignore[attr-defined]
+    return norm.full_tensor() if is_dtensor(norm) else norm  # type: ignore[attr-defined]

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mini_chat_gpt.checkpoints.checkpoint import read_state, set_aside, sweep
+from mini_chat_gpt.checkpoints.checkpoint import move_aside, read_state, remove_partial
 from mini_chat_gpt.common import distributed
 from mini_chat_gpt.common.device import pick_device, pick_precision, set_up
 from mini_chat_gpt.common.distributed import World
@@ -40,10 +40,10 @@ from mini_chat_gpt.training.compile import choose_compiling, compile_model
 from mini_chat_gpt.training.loss_curves import draw_losses
 from mini_chat_gpt.training.monitor import Monitor, clock, keep_metrics_until, new_run_id
 from mini_chat_gpt.training.run_facts import collect, differences
-from mini_chat_gpt.training.run_folder import FACTS, RESULT, Place, find_place, held, read_facts, run_to_go_on
+from mini_chat_gpt.training.run_folder import FACTS, RESULT, RunFolder, find_place, held, read_facts, run_to_go_on
 from mini_chat_gpt.training.stop import EXIT_CODES
 from mini_chat_gpt.training.time_budget import time_run
-from mini_chat_gpt.training.train_step import Engine
+from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.training.trainer import Callback, Job, Trainer, TrainResult
 
 
@@ -53,7 +53,7 @@ class Start:
 
     world: World
     device: torch.device
-    place: Place
+    place: RunFolder
     out: Console
     time: float  # of `time.monotonic`
     rehearsal: bool = False  # nothing may be written
@@ -85,7 +85,7 @@ def begin(config: Config, section: SFTSection | PretrainSection) -> Start:
     set_up(config.system, world)
     if not world.is_main:
         warnings.simplefilter("ignore")  # rank 0 says the same
-    place = world.share(lambda: find_place(section, world.launch))
+    place = world.broadcast(lambda: find_place(section, world.launch))
     return Start(world, device, place, console(quiet=not world.is_main), started)
 
 
@@ -100,9 +100,9 @@ def execute(prepared: Prepared, config: Config, start: Start, callbacks: Sequenc
 def _execute(prepared: Prepared, config: Config, start: Start, callbacks: Sequence[Callback]) -> TrainResult:
     job, world, out, checkpoint = prepared.job, start.world, start.out, start.place.checkpoint
     at_step = read_state(checkpoint)["progress"]["step"] if checkpoint is not None else 0
-    facts = world.share(lambda: open_folder(prepared, config, start, at_step))
+    facts = world.broadcast(lambda: open_folder(prepared, config, start, at_step))
     precision = pick_precision(config.system.mixed_precision, start.device)
-    engine = Engine(prepared.model, config, job.phase, precision, world, start.device)
+    engine = TrainStep(prepared.model, config, job.phase, precision, world, start.device)
     engine.model.activation_checkpointing = config.training.activation_checkpointing
     folder = start.place.folder
     with Monitor(folder, config.wandb, config.model_dump(), out, facts["wandb_id"], active=world.is_main) as monitor:
@@ -114,7 +114,7 @@ def _execute(prepared: Prepared, config: Config, start: Start, callbacks: Sequen
             compile_model(engine.model)
         if checkpoint is None and config.training.time_budget:
             _plan(trainer, seconds_in(config.training.time_budget), start)
-        _announce(trainer, [precision.reason, compiling.reason, _company(engine)], out)
+        _announce(trainer, [precision.reason, compiling.reason, _world_summary(engine)], out)
         result = trainer.run()
     if world.is_main:
         _finish(result, trainer, start)
@@ -124,8 +124,8 @@ def _execute(prepared: Prepared, config: Config, start: Start, callbacks: Sequen
 def open_folder(prepared: Prepared, config: Config, start: Start, at_step: int) -> dict[str, Any]:
     """Make the run's folder ready for going on at `at_step`; returns what its run.json holds."""
     folder = start.place.folder
-    sweep(folder)
-    for later in set_aside(folder, at_step):
+    remove_partial(folder)
+    for later in move_aside(folder, at_step):
         start.out.print(
             f"{later} was ahead of what this run goes on from, or damaged; it is kept under this name.", markup=False
         )
@@ -148,7 +148,7 @@ def _plan(trainer: Trainer, budget: float, start: Start) -> None:
     """Set the number of steps to what fits the time that is left of the budget."""
     start.out.print(f"Timing a few steps, to plan a run of {clock(budget)} …", markup=False)
     plan = time_run(trainer, 0.03 * budget)
-    spent = start.world.share(lambda: time.monotonic() - start.time)
+    spent = start.world.broadcast(lambda: time.monotonic() - start.time)
     trainer.plan(plan.steps_in(budget - spent, trainer.job.phase.eval_interval))
     start.out.print(
         f"{plan.step:.2f} s a step, {plan.evaluation:.1f} s an evaluation: {trainer.total_steps:,} steps fit.",
@@ -156,7 +156,7 @@ def _plan(trainer: Trainer, budget: float, start: Start) -> None:
     )
 
 
-def _company(engine: Engine) -> str:
+def _world_summary(engine: TrainStep) -> str:
     if engine.world.size == 1:
         return ""
     return f"{engine.world.size} processes" + (", sharded (FSDP2)" if engine.sharded else "")

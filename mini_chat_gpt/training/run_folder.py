@@ -23,7 +23,7 @@ LOCK = ".lock"
 
 
 @dataclass(frozen=True)
-class Place:
+class RunFolder:
     """A run's folder, and the checkpoint in it to go on from (None: begin)."""
 
     folder: Path
@@ -41,16 +41,16 @@ def run_to_go_on(section: SFTSection | PretrainSection, launch: str | None = Non
     return next((folder for folder in family if launch and _began_by(folder, launch)), None)
 
 
-def find_place(section: SFTSection | PretrainSection, launch: str | None = None) -> Place:
+def find_place(section: SFTSection | PretrainSection, launch: str | None = None) -> RunFolder:
     """What `resume_from` and `save_dir` come to. Raises UserError if there is nothing to go on from, or nothing whole."""
     asked, run = section.resume_from, run_to_go_on(section, launch)
     if run is None:
-        return Place(free_run(section.save_dir))
+        return RunFolder(free_run(section.save_dir))
     if asked in (None, "auto") and not steps_of(run):
-        return Place(run)
+        return RunFolder(run)
     checkpoint = find_checkpoint(run if asked in (None, "auto") else asked, prefer="last")
     read_state(checkpoint)  # says so if it can't be continued
-    return Place(checkpoint.parent, checkpoint)
+    return RunFolder(checkpoint.parent, checkpoint)
 
 
 def _family(save_dir: str) -> Iterator[Path]:

@@ -15,10 +15,12 @@ import torch
 from mini_chat_gpt.checkpoints.checkpoint import OPTIMIZER, RAW, Snapshot, read_state, read_tensors, take_snapshot
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.train_step import Engine, LossScale
+from mini_chat_gpt.training.train_step import LossScale, TrainStep
 
 
-def run_snapshot(engine: Engine, tokenizer: ChatTokenizer, info: dict[str, Any], progress: dict[str, Any]) -> Snapshot:
+def run_snapshot(
+    engine: TrainStep, tokenizer: ChatTokenizer, info: dict[str, Any], progress: dict[str, Any]
+) -> Snapshot:
     """Copies of all that a resume needs, and of the model as it would be used."""
     state: dict[str, Any] = {"progress": progress}
     files = {OPTIMIZER: engine.optimizer.state_tensors()}
@@ -32,7 +34,7 @@ def run_snapshot(engine: Engine, tokenizer: ChatTokenizer, info: dict[str, Any],
 
 
 @torch.no_grad()
-def read_run_state(checkpoint: Path, engine: Engine) -> dict[str, Any]:
+def read_run_state(checkpoint: Path, engine: TrainStep) -> dict[str, Any]:
     """Put a checkpoint's state into an engine whose model has the checkpoint's weights already; returns training_state.json.
 
     Raises UserError where it doesn't fit this run's settings.

@@ -15,11 +15,11 @@ from pathlib import Path
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import Config, DataSection
 from mini_chat_gpt.data.batching import Example, epoch_order
-from mini_chat_gpt.data.chat_dataset import ConversationSource, duplicates, in_both, split
+from mini_chat_gpt.data.chat_dataset import ChatDataset, duplicates, in_both, split
 from mini_chat_gpt.data.chat_files import Conversation, Problem, read_conversations
-from mini_chat_gpt.data.step_loader import ExampleSource
+from mini_chat_gpt.data.step_loader import ExampleDataset
 from mini_chat_gpt.generation.text import Prompt
-from mini_chat_gpt.sft_dataloader import InstructSource, RecordIndex, find_instruct_file
+from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, find_instruct_file
 from mini_chat_gpt.tinystories.tasks import Task
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.trainer import Stage
@@ -41,13 +41,13 @@ class Shown:
 class ChatData:
     """Chat files as a run uses them."""
 
-    trained: ConversationSource
-    held_out: ConversationSource | None  # None: nothing is held out, validation is on what is trained
+    trained: ChatDataset
+    held_out: ChatDataset | None  # None: nothing is held out, validation is on what is trained
     problems: list[Problem]  # records that were skipped
     notes: list[str]  # what a user should know about them, a sentence each
 
     @property
-    def validated(self) -> ConversationSource:
+    def validated(self) -> ChatDataset:
         return self.held_out or self.trained
 
 
@@ -55,13 +55,13 @@ class ChatData:
 class SftExamples:
     """All that a run takes from its data."""
 
-    source: ExampleSource
+    source: ExampleDataset
     validation: list[Example]
     shown: list[Shown]
     files: list[Path]
     stages: list[Stage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    stories: InstructSource | None = None
+    stories: InstructDataset | None = None
     suite: list[Task] = field(default_factory=list)
     """Held-out tasks to be scored at each evaluation."""
     chats: ChatData | None = None
@@ -70,7 +70,7 @@ class SftExamples:
 class Mixed:
     """Two sources in one: an epoch has each of the first's examples once, and of the second as many as make `share` of all."""
 
-    def __init__(self, first: ExampleSource, second: ExampleSource, share: float, seed: int) -> None:
+    def __init__(self, first: ExampleDataset, second: ExampleDataset, share: float, seed: int) -> None:
         self.first, self.second, self.seed = first, second, seed
         self.added = max(1, round(len(first) * share / (1 - share)))
 
@@ -115,7 +115,7 @@ def make_examples(config: Config, tokenizer: ChatTokenizer, context: int) -> Sft
 
 def _of_stories(config: Config, tokenizer: ChatTokenizer, context: int) -> SftExamples:
     source, held_out = make_sources(config, tokenizer, context)
-    n = config.sft.suite_tasks
+    n = config.sft.eval_tasks
     tasks = [held_out.eval_tasks(kind, max(1, n)) for kind in held_out.kinds]
     return SftExamples(
         source=source,
@@ -128,7 +128,7 @@ def _of_stories(config: Config, tokenizer: ChatTokenizer, context: int) -> SftEx
     )
 
 
-def make_sources(config: Config, tokenizer: ChatTokenizer, context: int) -> tuple[InstructSource, InstructSource]:
+def make_sources(config: Config, tokenizer: ChatTokenizer, context: int) -> tuple[InstructDataset, InstructDataset]:
     """Training and held-out examples of the Instruct files; nothing of the held-out file is ever trained on."""
     data, seed = config.data, config.system.seed
     file, held_out = (find_instruct_file(config.sft.dataset_path, split) for split in ("train", "valid"))
@@ -141,25 +141,25 @@ def make_sources(config: Config, tokenizer: ChatTokenizer, context: int) -> tupl
 
 def make_source(
     index: RecordIndex, data: DataSection, tokenizer: ChatTokenizer, context: int, seed: int
-) -> InstructSource:
+) -> InstructDataset:
     """Examples of one file, as the data section has them."""
-    return InstructSource(
+    return InstructDataset(
         index,
         tokenizer,
         seq_len=min(data.seq_len, context),
         seed=seed,
-        shares=data.shares,
-        weights=data.weights,
+        shares=data.mixture,
+        weights=data.loss_weights,
         system=data.system_message,
         limit=data.limit,
-        focus=data.focus,
+        focus=data.answer_weight,
         prompt_weight=data.prompt_weight,
         turns=data.turns,
-        branches=data.branches,
+        branches=data.prefix_branches,
     )
 
 
-def make_stages(source: InstructSource, config: Config, context: int) -> list[Stage]:
+def make_stages(source: InstructDataset, config: Config, context: int) -> list[Stage]:
     """The lessons of data.curriculum, on the records of `source`. Raises UserError where they leave nothing to the rest."""
     if (together := sum(lesson.share for lesson in config.data.curriculum)) >= 1:
         raise UserError(
@@ -167,9 +167,11 @@ def make_stages(source: InstructSource, config: Config, context: int) -> list[St
         )
     stages = []
     for lesson in config.data.curriculum:
-        given = lesson.model_dump(include={"seq_len", "turns", "branches", "focus", "prompt_weight"}, exclude_none=True)
-        shares = (config.data.shares or {}) | (lesson.shares or {})
-        data = config.data.model_copy(update=given | {"shares": shares})
+        given = lesson.model_dump(
+            include={"seq_len", "turns", "prefix_branches", "answer_weight", "prompt_weight"}, exclude_none=True
+        )
+        mixture = (config.data.mixture or {}) | (lesson.mixture or {})
+        data = config.data.model_copy(update=given | {"mixture": mixture})
         easier = make_source(source.index, data, source.tokenizer, context, config.system.seed)
         stages.append(Stage(lesson.share, easier, lesson.tokens_per_step, lesson.weight_decay))
     return stages
@@ -204,8 +206,8 @@ def read_chats(config: Config, tokenizer: ChatTokenizer, context: int) -> ChatDa
     if not chats.valid_files:
         trained, held_out = split(trained, chats.valid_share, seed)
 
-    def source(conversations: Sequence[Conversation], weights: dict[str, float]) -> ConversationSource:
-        return ConversationSource(
+    def source(conversations: Sequence[Conversation], weights: dict[str, float]) -> ChatDataset:
+        return ChatDataset(
             conversations,
             tokenizer,
             min(config.data.seq_len, context),
@@ -255,7 +257,7 @@ def _in_both(trained: Sequence[Conversation], held_out: Sequence[Conversation]) 
     return notes
 
 
-def _shown(source: ConversationSource) -> Iterator[Shown]:
+def _shown(source: ChatDataset) -> Iterator[Shown]:
     """Chats up to the reply to their first question."""
     for conversation in source.conversations:
         end = next(at for at, message in enumerate(conversation.messages) if message.role == "assistant")

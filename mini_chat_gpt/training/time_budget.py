@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mini_chat_gpt.training.train_step import Engine, LossScale
+from mini_chat_gpt.training.train_step import LossScale, TrainStep
 from mini_chat_gpt.training.trainer import Stage, Trainer
 
 WARM_UP = 2  # steps that are not counted: kernels are prepared, memory is got
@@ -48,7 +48,7 @@ def time_run(trainer: Trainer, seconds: float) -> TimePlan:
     with _as_it_was(trainer.engine):
         step = sum(stage.share * _step_seconds(trainer, stage, seconds / (len(stages) + 1)) for stage in stages)
         evaluation = _evaluation_seconds(trainer)
-    return trainer.world.share(lambda: TimePlan(step, evaluation, time.monotonic() - started))
+    return trainer.world.broadcast(lambda: TimePlan(step, evaluation, time.monotonic() - started))
 
 
 def _step_seconds(trainer: Trainer, stage: Stage, seconds: float) -> float:
@@ -57,7 +57,7 @@ def _step_seconds(trainer: Trainer, stage: Stage, seconds: float) -> float:
     end = time.monotonic() + seconds
 
     def go_on() -> bool:
-        return len(times) < WARM_UP + LEAST or world.share(lambda: time.monotonic() < end)
+        return len(times) < WARM_UP + LEAST or world.broadcast(lambda: time.monotonic() < end)
 
     with trainer.reader(stage) as reader:
         while len(times) < WARM_UP + MOST and go_on():
@@ -81,7 +81,7 @@ def _evaluation_seconds(trainer: Trainer) -> float:
 
 
 @contextmanager
-def _as_it_was(engine: Engine) -> Iterator[None]:
+def _as_it_was(engine: TrainStep) -> Iterator[None]:
     """Undo what steps do to an engine that has not made one yet."""
     parameters = list(engine.model.parameters())
     before = [parameter.detach().clone() for parameter in parameters]

@@ -72,7 +72,7 @@ class LossScale:
         self.value, self.good_steps = self.value / 2, 0
 
 
-class Engine:
+class TrainStep:
     """A model with its optimizer, spread over the processes of `world`, on `device` (default: where the model is)."""
 
     def __init__(
@@ -141,7 +141,7 @@ class Engine:
                 sum(len(batch.targets) for batch in batches),
             ]
         )
-        own_loss = self._backward(self._equally_many(batches), weight)
+        own_loss = self._backward(self._pad_micro_batches(batches), weight)
         return Gradient(own_loss, weight, int(tokens), int(trained), float(self._clip()))
 
     def _backward(self, batches: Sequence[Batch], weight: float) -> float:
@@ -151,18 +151,18 @@ class Engine:
         factor = self.world.size * (self.loss_scale.value if self.loss_scale else 1.0)
         loss = torch.zeros((), device=self.model.device)
         for number, batch in enumerate(batches, 1):
-            with self._synchronised(number == len(batches)):
+            with self._grad_sync(number == len(batches)):
                 sums = self._forward(self.net, batch)
                 (sums.weighted_sum / weight * factor).backward()
             loss += sums.weighted_sum.detach() / weight
         return float(loss)
 
-    def _equally_many(self, batches: list[Batch]) -> list[Batch]:
+    def _pad_micro_batches(self, batches: list[Batch]) -> list[Batch]:
         """Filled up with blank ones: under FSDP2 each pass through the model is something that all ranks do together."""
         most = int(max(count for (count,) in self.world.gather([len(batches)])))
         return batches + [blank_batch()] * (most - len(batches))
 
-    def _synchronised(self, last: bool) -> AbstractContextManager[object]:
+    def _grad_sync(self, last: bool) -> AbstractContextManager[object]:
         """Gradients travel between ranks once a step, with its last micro-batch."""
         if self.sharded:
             self.net.set_requires_gradient_sync(last)  # type: ignore[operator]
@@ -209,7 +209,7 @@ class Engine:
         world, kinds = self.world, sorted({example.kind for example in examples})
         batches = micro_batches(examples[world.rank :: world.size], max(8, self.batch_size), self.batch_tokens)
         sums, counts = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0)
-        for batch in self._equally_many(batches):
+        for batch in self._pad_micro_batches(batches):
             losses = self._forward(self.model, batch).losses.double().cpu()
             for index, kind in enumerate(batch.kind_names):
                 of_kind = losses[batch.kinds == index]

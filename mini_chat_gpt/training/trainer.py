@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mini_chat_gpt.checkpoints.checkpoint import CheckpointWriter
-from mini_chat_gpt.common.core_share import CoreShare
+from mini_chat_gpt.common.core_share import CPUContention
 from mini_chat_gpt.common.device import cpu_threads, long_lived
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError
@@ -23,14 +23,14 @@ from mini_chat_gpt.common.memory_use import in_use
 from mini_chat_gpt.config import Config, ScheduleFields, seconds_in
 from mini_chat_gpt.data.batch_dump import describe
 from mini_chat_gpt.data.batching import Example
-from mini_chat_gpt.data.step_loader import ExampleSource, StepReader, count_workers
+from mini_chat_gpt.data.step_loader import ExampleDataset, StepLoader, count_workers
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.monitor import Monitor, Status, StepProgress
 from mini_chat_gpt.training.optim import lr_fraction
 from mini_chat_gpt.training.run_state import read_run_state, run_snapshot
 from mini_chat_gpt.training.stop import REASONS, StopRequest
-from mini_chat_gpt.training.train_step import Engine, StepReport
+from mini_chat_gpt.training.train_step import StepReport, TrainStep
 
 Metrics = dict[str, float]
 Callback = Callable[["Trainer", int, Metrics], None]
@@ -94,7 +94,7 @@ class Stage:
     """A part of a run, with examples of its own; what isn't given is as in the rest of it."""
 
     share: float  # of the run's steps
-    source: ExampleSource
+    source: ExampleDataset
     tokens_per_step: int | None = None
     weight_decay: float | None = None
 
@@ -105,7 +105,7 @@ class Job:
 
     name: str  # "pretrain" or "sft": prefix of metrics, and what the checkpoint says it is
     phase: ScheduleFields
-    source: ExampleSource
+    source: ExampleDataset
     validation: Sequence[Example]
     # Text to show at each evaluation, for example replies to a few held-out prompts.
     show: Callable[[GPT], str] | None = None
@@ -123,7 +123,7 @@ class Trainer:
     def __init__(
         self,
         job: Job,
-        engine: Engine,
+        engine: TrainStep,
         tokenizer: ChatTokenizer,
         config: Config,
         folder: Path,
@@ -138,11 +138,13 @@ class Trainer:
         training = config.training
         _, self.examples_per_step, self.tokens_per_step = config.step_size(job.phase)
         self.total_steps = self._count_steps()
-        if job.measure is None and job.phase.best_by != "val_loss":
-            raise UserError(f"{job.name}.best_by is {job.phase.best_by!r}, but nothing is scored here; take val_loss.")
+        if job.measure is None and job.phase.best_metric != "val_loss":
+            raise UserError(
+                f"{job.name}.best_metric is {job.phase.best_metric!r}, but nothing is scored here; take val_loss."
+            )
         self.val_losses: Metrics = {}
         self.scores: Metrics = {}
-        writers = self.world.apart() if engine.sharded else ALONE
+        writers = self.world.new_group() if engine.sharded else ALONE
         self.writer = CheckpointWriter(folder, training.keep_checkpoints, writers)
         limit = (started or time.monotonic()) + seconds_in(training.time_limit) if training.time_limit else None
         self.stop = StopRequest(monitor.message, limit)
@@ -180,12 +182,12 @@ class Trainer:
         """Fix the number of steps, for a resumed run as well."""
         self.total_steps = self.progress.planned_steps = steps
 
-    def reader(self, stage: Stage) -> StepReader:
+    def reader(self, stage: Stage) -> StepLoader:
         """Of the stage's examples, from the present position on."""
         workers = count_workers(self.config.data.num_workers, self.world)
-        return StepReader(stage.source, self.progress.cursor, workers, self.world)
+        return StepLoader(stage.source, self.progress.cursor, workers, self.world)
 
-    def read_step(self, reader: StepReader, stage: Stage) -> tuple[list[Example], int]:
+    def read_step(self, reader: StepLoader, stage: Stage) -> tuple[list[Example], int]:
         """(this rank's examples of the coming step, slots it takes)."""
         return reader.step(self.examples_per_step, stage.tokens_per_step or self.tokens_per_step)
 
@@ -203,7 +205,7 @@ class Trainer:
         """Train to the end, or until asked to stop; the last state is always saved."""
         progress, last_loss = self.progress, float("nan")
         reader = stage = None
-        cores = CoreShare(cpu_threads(self.model.device))
+        cores = CPUContention(cpu_threads(self.model.device))
         bar = StepProgress(self.monitor.console, self.job.name, progress.step, self.total_steps)
         with self.stop.on_signals(), long_lived(), bar, ExitStack() as readers:
             while progress.step < self.total_steps and not self.stopped and not self._out_of_patience():
@@ -286,7 +288,7 @@ class Trainer:
         self.monitor.message(
             f"{what}: not finite, the weights are left as they were; its examples are in {place.parent}"
         )
-        if progress.accidents_in_a_row >= self.config.training.max_accidents:
+        if progress.accidents_in_a_row >= self.config.training.max_nonfinite_steps:
             self.writer.wait()
             raise UserError(
                 f"{what}: {progress.accidents_in_a_row} steps in a row were not finite, and the run ends. The examples are in "
@@ -369,7 +371,7 @@ class Trainer:
             self.monitor.message(text)
             with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
                 file.write(f"=== step {self.progress.step}\n{text}\n")
-        by, standing = self.job.phase.best_by, self.standing()
+        by, standing = self.job.phase.best_metric, self.standing()
         earlier = self.progress.best if self.progress.best_by in (by, None) else None
         best = earlier is None or standing > earlier
         if best:
@@ -383,11 +385,11 @@ class Trainer:
         if measure is None:
             return {}
         model = self.model.eval()
-        return measure(model) if self.engine.sharded else self.world.share(lambda: measure(model))
+        return measure(model) if self.engine.sharded else self.world.broadcast(lambda: measure(model))
 
     def goodness(self) -> float:
         """Of the last evaluation, by what `best_by` names; the higher the better."""
-        name = self.job.phase.best_by
+        name = self.job.phase.best_metric
         return -self.val_losses[name] if name in self.val_losses else self.scores[name]
 
     def standing(self) -> list[float]:
@@ -414,12 +416,12 @@ class Trainer:
         """Copy this step's state and have it written as a checkpoint; those that need not stay are deleted after it."""
         name = f"step-{self.progress.step:07d}"
         self.writer.wait()
-        if self.world.share((self.folder / name).exists):
+        if self.world.broadcast((self.folder / name).exists):
             return
         info = {"job": self.job.name, "step": self.progress.step, "trained_tokens": self.progress.trained_tokens}
         now = self._evaluated_now()
         info |= {"val_loss": self.val_losses.get("val_loss") if now else None}
-        info |= {"goodness": self.goodness() if now else None, "best_by": self.job.phase.best_by}
+        info |= {"goodness": self.goodness() if now else None, "best_by": self.job.phase.best_metric}
         snapshot = run_snapshot(self.engine, self.tokenizer, info, asdict(self.progress))
         if self.world.is_main or self.engine.sharded:
             self.writer.write(name, snapshot)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn as nn
 
-from mini_chat_gpt.common.distributed import own_part
+from mini_chat_gpt.common.distributed import local_shard
 
 
 class WeightAverage:
@@ -27,7 +27,7 @@ class WeightAverage:
         """Take in the weights as they are after a step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        averages, weights = ([own_part(t) for t in those.values()] for those in (self.averages, self.parameters))
+        averages, weights = ([local_shard(t) for t in those.values()] for those in (self.averages, self.parameters))
         torch._foreach_lerp_(averages, weights, 1 - decay)
 
     @contextmanager

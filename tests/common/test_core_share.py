@@ -6,7 +6,7 @@ import time
 import pytest
 
 from mini_chat_gpt.common import core_share
-from mini_chat_gpt.common.core_share import CoreShare
+from mini_chat_gpt.common.core_share import CPUContention
 
 
 @pytest.fixture
@@ -20,29 +20,29 @@ def clocks(monkeypatch):
     return now
 
 
-def after(clocks, watch: CoreShare, wall: float, used: float) -> str | None:
+def after(clocks, watch: CPUContention, wall: float, used: float) -> str | None:
     clocks["wall"] += wall
     clocks["used"] += used
     return watch.look()
 
 
 def test_it_is_said_once(clocks):
-    watch = CoreShare(2)
+    watch = CPUContention(2)
     assert after(clocks, watch, 19, 1) is None  # too early to tell
     assert "2 threads get 62% of their time" in (after(clocks, watch, 1, 23.8) or "")
     assert after(clocks, watch, 30, 1) is None
 
 
 def test_a_run_that_has_its_cores_is_told_nothing(clocks):
-    watch = CoreShare(2)
+    watch = CPUContention(2)
     assert after(clocks, watch, 25, 48) is None
     assert after(clocks, watch, 25, 41) is None
-    assert after(clocks, CoreShare(1), 25, 5) is None
+    assert after(clocks, CPUContention(1), 25, 5) is None
     clocks["load"] = 1.5  # it waits for something else, as a disk
     assert after(clocks, watch, 25, 5) is None
 
 
 def test_each_stretch_is_looked_at_by_itself(clocks):
-    watch = CoreShare(2)
+    watch = CPUContention(2)
     assert after(clocks, watch, 1000, 2000) is None
     assert after(clocks, watch, 20, 20) is not None

@@ -1,4 +1,4 @@
-"""Flat batches: nothing lost, nothing crosses from one example into the next."""
+"""Packed batches: nothing lost, nothing crosses from one example into the next."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_model
 
-from mini_chat_gpt.data.batching import Example, blank_batch, collate, micro_batches, share_beginning
+from mini_chat_gpt.data.batching import Example, blank_batch, collate, micro_batches, share_prefix
 
 
 @st.composite
@@ -116,7 +116,7 @@ def weight_by_history(batch):
 
 @given(conversations_that_begin_alike())
 def test_a_shared_beginning_leaves_each_target_its_history_and_all_its_weight(made):
-    shared = share_beginning(made)
+    shared = share_prefix(made)
     assert weight_by_history(collate([shared])) == pytest.approx(weight_by_history(collate(made)))
     assert shared.n_conversations == len(made)
 
@@ -127,10 +127,10 @@ def test_what_is_shared_is_read_once(made):
     while any((example.ids[:common] != made[0].ids[:common]).any() for example in made):
         common -= 1
     expected = common + sum(len(example.ids) - common for example in made)
-    assert len(share_beginning(made).ids) == (expected if len(made) > 1 else len(made[0].ids))
+    assert len(share_prefix(made).ids) == (expected if len(made) > 1 else len(made[0].ids))
 
 
 def test_conversations_that_share_nothing_are_refused():
     made = [Example(np.array([first, 5], np.int32), np.array([False, True]), 1.0, "x") for first in (1, 2)]
     with pytest.raises(ValueError, match="share nothing"):
-        share_beginning(made)
+        share_prefix(made)

@@ -10,7 +10,7 @@ from tiny import tiny_tokenizer
 
 from mini_chat_gpt.chat_format import Message, render
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.data.chat_dataset import ConversationSource, content_key, duplicates, in_both, names_of, split
+from mini_chat_gpt.data.chat_dataset import ChatDataset, content_key, duplicates, in_both, names_of, split
 from mini_chat_gpt.data.chat_files import Conversation
 
 TOKENIZER = tiny_tokenizer()
@@ -24,7 +24,7 @@ def chat(*texts: str, path: str = "a.jsonl", line: int = 1, system: str | None =
 
 def test_an_example_is_the_rendered_conversation():
     conversation = chat("Hi", "Hello!", "Bye", "Bye!")
-    source = ConversationSource([conversation], TOKENIZER, 100, seed=1)
+    source = ChatDataset([conversation], TOKENIZER, 100, seed=1)
     ids, trained = render(conversation.messages, TOKENIZER)
     example = source.example(7)
     assert example.ids.tolist() == ids
@@ -34,13 +34,13 @@ def test_an_example_is_the_rendered_conversation():
 
 
 def test_only_the_last_reply_may_be_trained():
-    source = ConversationSource([chat("Hi", "Hello!", "Bye", "Bye!")], TOKENIZER, 100, seed=1, train="last")
+    source = ChatDataset([chat("Hi", "Hello!", "Bye", "Bye!")], TOKENIZER, 100, seed=1, train="last")
     example = source.example(0)
     assert TOKENIZER.decode(example.ids[example.trained][:-1].tolist()) == "Bye!"
 
 
 def test_a_little_weight_on_what_is_read():
-    example = ConversationSource([chat("Hi", "Hello!")], TOKENIZER, 100, seed=1, prompt_weight=0.25).example(0)
+    example = ChatDataset([chat("Hi", "Hello!")], TOKENIZER, 100, seed=1, prompt_weight=0.25).example(0)
     _, trained = render([Message("user", "Hi"), Message("assistant", "Hello!")], TOKENIZER)
     assert example.weight.tolist() == [1.0 if one else 0.25 for one in trained]
     assert example.trained[1:].all()
@@ -48,14 +48,14 @@ def test_a_little_weight_on_what_is_read():
 
 def test_a_system_message_opens_those_that_have_none():
     chats = [chat("Hi", "Hello!"), chat("Hi", "Hello!", system="Be brief.")]
-    source = ConversationSource(chats, TOKENIZER, 100, seed=1, system="Be kind.")
+    source = ChatDataset(chats, TOKENIZER, 100, seed=1, system="Be kind.")
     texts = {TOKENIZER.decode(example.ids.tolist()) for example in source.examples()}
     assert {("Be kind." in text, "Be brief." in text) for text in texts} == {(True, False), (False, True)}
 
 
 def test_what_is_too_long_loses_exchanges_from_its_end_or_is_dropped():
     long = chat("Hi", "Hello!", "Bye", "Bye! " * 60)
-    source = ConversationSource([long, chat("Hi " * 80, "Hello!"), chat("Hi", "Hello!")], TOKENIZER, 60, seed=1)
+    source = ChatDataset([long, chat("Hi " * 80, "Hello!"), chat("Hi", "Hello!")], TOKENIZER, 60, seed=1)
     ids, _ = render(long.messages[:2], TOKENIZER)
     assert [example.ids.tolist() for example in source.examples()] == [ids, ids]
     shortened, dropped = source.left_out
@@ -67,12 +67,12 @@ def test_what_is_too_long_loses_exchanges_from_its_end_or_is_dropped():
 
 def test_nothing_left_to_train_on():
     with pytest.raises(UserError, match=r"No conversation of a.jsonl is left: its first trained exchange"):
-        ConversationSource([chat("Hi " * 80, "Hello!")], TOKENIZER, 60, seed=1)
+        ChatDataset([chat("Hi " * 80, "Hello!")], TOKENIZER, 60, seed=1)
     with pytest.raises(UserError, match="the files hold none"):
-        ConversationSource([], TOKENIZER, 60, seed=1)
+        ChatDataset([], TOKENIZER, 60, seed=1)
 
 
-def drawn(source: ConversationSource, slots: range) -> Counter[tuple[str, str]]:
+def drawn(source: ChatDataset, slots: range) -> Counter[tuple[str, str]]:
     examples = [source.example(slot) for slot in slots]
     return Counter((e.kind, TOKENIZER.decode(e.ids[e.trained][:-1].tolist())) for e in examples)
 
@@ -88,7 +88,7 @@ def test_files_are_mixed_by_weight_and_each_conversation_comes_as_often_as_the_o
     chats = [chat("Hi", f"a {k}", path="a.jsonl") for k in range(n)] + [
         chat("Hi", f"b {k}", path="b.jsonl") for k in range(m)
     ]
-    source = ConversationSource(chats, TOKENIZER, 100, seed, weights={"b.jsonl": weight})
+    source = ChatDataset(chats, TOKENIZER, 100, seed, weights={"b.jsonl": weight})
     of_b = max(1, round(m * weight))
     assert len(source) == n + of_b
     epochs = 6
@@ -101,7 +101,7 @@ def test_files_are_mixed_by_weight_and_each_conversation_comes_as_often_as_the_o
 
 def test_epochs_differ_in_order_and_repeat_exactly():
     chats = [chat("Hi", f"a {k}") for k in range(20)]
-    one, two = (ConversationSource(chats, TOKENIZER, 100, seed=3) for _ in range(2))
+    one, two = (ChatDataset(chats, TOKENIZER, 100, seed=3) for _ in range(2))
     orders = [[one.example(slot).ids.tolist() for slot in range(20 * epoch, 20 * epoch + 20)] for epoch in range(2)]
     assert orders[0] != orders[1]
     assert [two.example(slot).ids.tolist() for slot in range(20)] == orders[0]
@@ -135,5 +135,5 @@ def test_files_of_the_same_name_are_told_apart():
 
 
 def test_ids_are_those_a_batch_takes():
-    example = ConversationSource([chat("Hi", "Hello!")], TOKENIZER, 100, seed=1).example(0)
+    example = ChatDataset([chat("Hi", "Hello!")], TOKENIZER, 100, seed=1).example(0)
     assert (example.ids.dtype, example.trained.dtype) == (np.int32, bool)

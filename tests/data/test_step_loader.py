@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import CountingSource
 
 from mini_chat_gpt.common.distributed import World
-from mini_chat_gpt.data.step_loader import StepReader, count_workers, examples_from
+from mini_chat_gpt.data.step_loader import StepLoader, count_workers, examples_from
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def read_steps(size: int, cursor: int, tokens: int | None, n_steps: int) -> list
     found = [[] for _ in range(size)]
 
     def read(rank):
-        reader = StepReader(CountingSource(), cursor, 0, InThreads(rank, size, board=board))
+        reader = StepLoader(CountingSource(), cursor, 0, InThreads(rank, size, board=board))
         for _ in range(n_steps):
             examples, taken = reader.step(5, tokens)
             found[rank].append(([tuple(example.ids.tolist()) for example in examples], taken))
@@ -75,7 +75,7 @@ def test_worker_processes_give_the_same_examples_in_the_same_order(slots):
 
 
 def test_a_step_in_tokens_takes_examples_until_its_budget_is_reached():
-    taken, slots = StepReader(CountingSource(), 0).step(4, tokens=100)
+    taken, slots = StepLoader(CountingSource(), 0).step(4, tokens=100)
     lengths = [len(example.ids) for example in taken]
     assert slots == len(lengths)
     assert sum(lengths) >= 100 > sum(lengths[:-1])
@@ -104,7 +104,7 @@ class Broken(CountingSource):
 @pytest.mark.parametrize("source", [CountingSource(), Broken()], ids=["in the program", "in a worker"])
 def test_after_an_error_no_worker_is_left_though_the_error_remembers_everything(source):
     """The program would wait for it at its end, and a worker takes no signals."""
-    with pytest.raises(ValueError, match="slot") as error, StepReader(source, 0, workers=1) as reader:
+    with pytest.raises(ValueError, match="slot") as error, StepLoader(source, 0, workers=1) as reader:
         reader.step(3, None)
         raise ValueError("slots are fine")
     assert error.tb is not None

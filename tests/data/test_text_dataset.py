@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny import TEXTS, tiny_tokenizer
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.data.text_dataset import DocumentSource, find_text, split_documents, tokenize_file
+from mini_chat_gpt.data.text_dataset import TextDataset, find_text, split_documents, tokenize_file
 
 TOKENIZER = tiny_tokenizer()
 END = TOKENIZER.document_id
@@ -49,7 +49,7 @@ def test_each_token_and_each_end_is_predicted_exactly_once_an_epoch(lengths, con
         def __getitem__(self, index):
             return documents[index]
 
-    source = DocumentSource(Memory(), END, context, seed=3)
+    source = TextDataset(Memory(), END, context, seed=3)
     targets = []
     for slot in range(len(source)):
         example = source.example(slot)
@@ -61,8 +61,8 @@ def test_each_token_and_each_end_is_predicted_exactly_once_an_epoch(lengths, con
 
 
 def test_an_epoch_is_a_new_order_and_the_same_in_every_process(text_file):
-    source = DocumentSource(tokenize_file(text_file, TOKENIZER), END, 64, seed=1)
-    again = DocumentSource(tokenize_file(text_file, TOKENIZER), END, 64, seed=1)
+    source = TextDataset(tokenize_file(text_file, TOKENIZER), END, 64, seed=1)
+    again = TextDataset(tokenize_file(text_file, TOKENIZER), END, 64, seed=1)
     n = len(source)
     epochs = [[tuple(source.example(e * n + i).ids.tolist()) for i in range(n)] for e in (0, 1)]
     assert epochs[0] != epochs[1]

@@ -162,7 +162,9 @@ def test_a_mistake_is_one_sentence(home, words, says):
 
 
 def test_stories_are_shown_from_the_folder_named(home, sample):
-    printed = run(home, "inspect", str(sample), "data.branches=2", "--tokenizer", "runs/base", "data.seq_len=400")
+    printed = run(
+        home, "inspect", str(sample), "data.prefix_branches=2", "--tokenizer", "runs/base", "data.seq_len=400"
+    )
     assert printed.count("---- ") == 3
     assert printed.count("<|assistant|>[[") >= 3
     assert re.search(r"\n  summary +\d+ ", printed)
@@ -319,7 +321,7 @@ def test_stories_beside_chats_have_their_share(sample, chats):
 
 
 def test_lessons_are_shown_apart(sample):
-    lesson = {"share": 0.3, "shares": {"copyedit": 1000}, "tokens_per_step": 100, "prompt_weight": 0.5}
+    lesson = {"share": 0.3, "mixture": {"copyedit": 1000}, "tokens_per_step": 100, "prompt_weight": 0.5}
     seen = looked_at(sft={"dataset_path": str(sample)}, data={"curriculum": [lesson], "num_workers": 0}, context=400)
     lessons = [row for row in seen.rows if row.source == "lesson 1"]
     assert sum(row.share for row in lessons) == pytest.approx(1)

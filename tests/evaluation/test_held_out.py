@@ -13,7 +13,7 @@ from mini_chat_gpt.evaluation.held_out import find_held_out, groups_of, held_out
 from mini_chat_gpt.evaluation.task_metrics import score
 from mini_chat_gpt.generation.text import prompt_ids
 from mini_chat_gpt.prepare.sample_stories import write_sample
-from mini_chat_gpt.sft_dataloader import InstructSource, read_records, stories
+from mini_chat_gpt.sft_dataloader import InstructDataset, read_records, stories
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 TRAIN, VALID = "TinyStoriesInstruct-train.txt", "TinyStoriesInstruct-valid.txt"
@@ -180,7 +180,7 @@ def test_data_that_support_no_task_are_named(sample, tokenizer, tmp_path):
 
 def test_a_source_gives_tasks_of_the_records_and_of_the_sort_asked_for(sample, tokenizer):
     tokenizer.add_control_tokens()
-    source = InstructSource(sample / VALID, tokenizer, seq_len=900, seed=1)
+    source = InstructDataset(sample / VALID, tokenizer, seq_len=900, seed=1)
     among = [3, 5, 8, 13, 21]
     told = {source.index[number].story for number in among}
     tasks = source.eval_tasks("main_character", 60, among)

@@ -6,9 +6,9 @@ from test_decoding_weights import needs_fbgemm
 from tiny import lively_model, tiny_tokenizer
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.generation.cpu_model import DecodingModel, can_decode
+from mini_chat_gpt.generation.cpu_model import CPUInferenceModel, can_decode
 from mini_chat_gpt.generation.sampling import Sampling
-from mini_chat_gpt.generation.text import decoding_form, generate_replies
+from mini_chat_gpt.generation.text import for_inference, generate_replies
 from mini_chat_gpt.model import GPT
 
 VOCABULARY = 300
@@ -37,7 +37,7 @@ def some_ids(n_rows: int = 3, n: int = 40) -> torch.Tensor:
     return torch.randint(0, VOCABULARY, (n_rows, n), generator=torch.Generator().manual_seed(1))
 
 
-def read_in_steps(model: GPT | DecodingModel, ids: torch.Tensor, first: list[int], n_steps: int) -> torch.Tensor:
+def read_in_steps(model: GPT | CPUInferenceModel, ids: torch.Tensor, first: list[int], n_steps: int) -> torch.Tensor:
     """Logits after prompts of these lengths, and after each of the tokens that follow them, (steps + 1, B, V)."""
     cache = model.make_cache(len(ids))
     with torch.no_grad():
@@ -55,12 +55,12 @@ def read_in_steps(model: GPT | DecodingModel, ids: torch.Tensor, first: list[int
 def test_float32_logits_are_the_models(architecture, first):
     model, ids = lively_model(VOCABULARY, **ARCHITECTURES[architecture]), some_ids(len(first))
     expected = read_in_steps(model, ids, first, 12)
-    torch.testing.assert_close(read_in_steps(DecodingModel(model), ids, first, 12), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(read_in_steps(CPUInferenceModel(model), ids, first, 12), expected, atol=1e-5, rtol=0)
 
 
 def test_logits_of_weights_that_are_not_packed_are_the_models():
     model, ids = lively_model(VOCABULARY), some_ids()
-    got = read_in_steps(DecodingModel(model, few_rows=False), ids, [20, 7, 13], 12)
+    got = read_in_steps(CPUInferenceModel(model, few_rows=False), ids, [20, 7, 13], 12)
     torch.testing.assert_close(got, read_in_steps(model, ids, [20, 7, 13], 12), atol=1e-5, rtol=0)
 
 
@@ -71,14 +71,14 @@ def test_logits_of_weights_that_are_not_packed_are_the_models():
 def test_logits_of_smaller_weights_are_nearly_the_models(architecture, weights, error, first):
     model, ids = lively_model(VOCABULARY, **ARCHITECTURES[architecture]), some_ids(len(first))
     expected = read_in_steps(model, ids, first, 12)
-    got = read_in_steps(DecodingModel(model, weights), ids, first, 12)
+    got = read_in_steps(CPUInferenceModel(model, weights), ids, first, 12)
     assert (got - expected).square().mean().sqrt() < error * expected.std()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "windows", "learned positions"])
 def test_several_tokens_at_once_are_predicted_from_as_one_by_one(architecture):
     model, ids = lively_model(VOCABULARY, **ARCHITECTURES[architecture]), some_ids(1)
-    form = DecodingModel(model)
+    form = CPUInferenceModel(model)
     cache = form.make_cache(1)
     form.next_logits(ids[:, :9], cache, [9])
     together = form.all_logits(ids[:, 9:16], cache)[0]
@@ -92,12 +92,12 @@ def test_a_long_prompt_is_read_as_the_model_reads_it():
     ids = some_ids(2, 300)
     for first in ([300, 300], [300, 129]):
         expected = read_in_steps(model, ids, first, 0)
-        torch.testing.assert_close(read_in_steps(DecodingModel(model), ids, first, 0), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(read_in_steps(CPUInferenceModel(model), ids, first, 0), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("n_rows", [1, 2])
 def test_a_full_cache_is_an_error(n_rows):
-    form, ids = DecodingModel(lively_model(VOCABULARY)), some_ids(n_rows)
+    form, ids = CPUInferenceModel(lively_model(VOCABULARY)), some_ids(n_rows)
     cache = form.make_cache(n_rows, 5)
     form.next_logits(ids[:, :5], cache, [5] * n_rows)
     with pytest.raises(ValueError, match="holds 5 tokens, 6 are needed"):
@@ -115,7 +115,7 @@ def test_greedy_tokens_are_those_of_transformers():
     theirs.tie_weights()
     settings = GenerationConfig(max_new_tokens=30, do_sample=False, eos_token_id=None, pad_token_id=0)
     expected = theirs.generate(ids, generation_config=settings)[0, 8:].tolist()
-    form = DecodingModel(model)
+    form = CPUInferenceModel(model)
     cache, got, new = form.make_cache(1), [], ids
     for _ in range(30):
         got.append(int(form.next_logits(new, cache, [new.shape[1]]).argmax()))
@@ -140,14 +140,14 @@ def test_a_model_is_read_in_another_form_only_where_that_is_the_same():
 
 def test_what_has_no_other_form_is_read_as_it_is_unless_one_was_asked_for():
     half = lively_model(VOCABULARY).bfloat16()
-    assert decoding_form(half) is half
+    assert for_inference(half) is half
     with pytest.raises(UserError, match="Only a float32 model on a CPU"):
-        decoding_form(half, weights="int8")
+        for_inference(half, weights="int8")
 
 
 def test_a_form_that_was_made_is_used_as_it_is():
-    form = DecodingModel(lively_model(VOCABULARY))
-    assert decoding_form(form, weights="int8") is form
+    form = CPUInferenceModel(lively_model(VOCABULARY))
+    assert for_inference(form, weights="int8") is form
 
 
 @needs_fbgemm
@@ -158,7 +158,7 @@ def test_replies_with_other_weights_are_complete(weights, batch_size):
     model = lively_model(tokenizer.vocab_size)
     sampling = Sampling(temperature=0, max_new_tokens=12)
     prompts = ["Once", "Sara had a red ball. Then", "", "little cat", "Tom 😀", "Once upon a time there"]
-    replies = generate_replies(DecodingModel(model, weights), tokenizer, prompts, sampling, batch_size=batch_size)
+    replies = generate_replies(CPUInferenceModel(model, weights), tokenizer, prompts, sampling, batch_size=batch_size)
     exact = generate_replies(model, tokenizer, prompts, sampling, batch_size=batch_size)
     assert [reply.n_prompt for reply in replies] == [reply.n_prompt for reply in exact]
     same_start = [ours.ids[:1] == theirs.ids[:1] for ours, theirs in zip(replies, exact, strict=True)]

@@ -9,18 +9,20 @@ from tiny import lively_model, tiny_tokenizer
 
 import mini_chat_gpt.generation.prompt_lookup as lookup
 from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint
-from mini_chat_gpt.generation.cpu_model import DecodingModel
-from mini_chat_gpt.generation.prompt_lookup import LookupReader, can_look_up
+from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
+from mini_chat_gpt.generation.prompt_lookup import PromptLookupDecoder, can_look_up
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import decode, random_streams
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 TOKENIZER = tiny_tokenizer(300)
 LONG = {"context_length": 256, "n_layer": 2}
-NEVER = torch.tensor([2])
+NEG_INF = torch.tensor([2])
 
 
-def replies(form: DecodingModel, tokenizer: ChatTokenizer, prompt: list[int], sampling: Sampling) -> list[list[int]]:
+def replies(
+    form: CPUInferenceModel, tokenizer: ChatTokenizer, prompt: list[int], sampling: Sampling
+) -> list[list[int]]:
     """The reply without and with reading ahead."""
     return [
         [step.token_id for step in decode(form, tokenizer, [prompt], sampling, random_streams(0, [0]), lookup=ahead)]
@@ -29,7 +31,7 @@ def replies(form: DecodingModel, tokenizer: ChatTokenizer, prompt: list[int], sa
 
 
 @torch.inference_mode()
-def follow(reader: LookupReader, prompt: list[int], script: list[int]) -> torch.Tensor:
+def follow(reader: PromptLookupDecoder, prompt: list[int], script: list[int]) -> torch.Tensor:
     """Logits after each token of a reply that is given."""
     cache = reader.model.make_cache(1)
     reader.model.next_logits(torch.tensor([prompt]), cache, [len(prompt)])
@@ -41,17 +43,17 @@ def follow(reader: LookupReader, prompt: list[int], script: list[int]) -> torch.
 
 
 @torch.inference_mode()
-def plainly(form: DecodingModel, prompt: list[int], script: list[int]) -> torch.Tensor:
+def plainly(form: CPUInferenceModel, prompt: list[int], script: list[int]) -> torch.Tensor:
     cache = form.make_cache(1)
     form.next_logits(torch.tensor([prompt]), cache, [len(prompt)])
     logits = [form.next_logits(torch.tensor([[token_id]]), cache, [1]) for token_id in script]
-    return torch.cat(logits).index_fill(1, NEVER, float("-inf"))
+    return torch.cat(logits).index_fill(1, NEG_INF, float("-inf"))
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), copied=st.integers(4, 40), layers=st.integers(1, 3))
 def test_greedy_replies_are_the_same_with_and_without_it(seed, copied, layers):
-    form = DecodingModel(lively_model(300, seed % 50, context_length=256, n_layer=layers))
+    form = CPUInferenceModel(lively_model(300, seed % 50, context_length=256, n_layer=layers))
     part = torch.randint(3, 290, (copied,), generator=torch.Generator().manual_seed(seed)).tolist()
     plain, ahead = replies(
         form, TOKENIZER, [1, *part, *part[: copied // 2]], Sampling(temperature=0, max_new_tokens=80)
@@ -62,7 +64,7 @@ def test_greedy_replies_are_the_same_with_and_without_it(seed, copied, layers):
 @pytest.mark.parametrize("temperature", [0, 0.7])
 def test_replies_of_a_trained_model_are_the_same_with_and_without_it(real_data, temperature):
     model, tokenizer = load_checkpoint(real_data / "stories260K" / "stories260K.bin", "cpu")
-    form, sampling = DecodingModel(model), Sampling(temperature=temperature, max_new_tokens=200)
+    form, sampling = CPUInferenceModel(model), Sampling(temperature=temperature, max_new_tokens=200)
     for text in ("Once upon a time", "Tom had a red ball. Tom had a red", "Lily and Ben went to the park. They saw a"):
         plain, ahead = replies(form, tokenizer, [tokenizer.document_id, *tokenizer.encode(text)], sampling)
         assert ahead == plain
@@ -72,7 +74,9 @@ def test_replies_of_a_trained_model_are_the_same_with_and_without_it(real_data, 
 def test_replies_in_half_precision_are_the_same_with_and_without_it(real_data):
     model, tokenizer = load_checkpoint(real_data / "stories260K" / "stories260K.bin", "cpu")
     prompt = [tokenizer.document_id, *tokenizer.encode("Lily saw a big dog. Lily saw a big")]
-    plain, ahead = replies(DecodingModel(model, "bf16"), tokenizer, prompt, Sampling(temperature=0, max_new_tokens=200))
+    plain, ahead = replies(
+        CPUInferenceModel(model, "bf16"), tokenizer, prompt, Sampling(temperature=0, max_new_tokens=200)
+    )
     assert ahead == plain
 
 
@@ -80,66 +84,68 @@ def test_where_two_tokens_are_equally_likely_the_plain_loop_decides():
     model = lively_model(300, **LONG)
     with torch.no_grad():
         model.embed_tokens.weight[150:300] = model.embed_tokens.weight[:150]  # each token has a twin
-    form, prompt = DecodingModel(model), [5, 6, 7, 8, 9] * 6
+    form, prompt = CPUInferenceModel(model), [5, 6, 7, 8, 9] * 6
     plain, ahead = replies(form, TOKENIZER, prompt, Sampling(temperature=0, max_new_tokens=60))
     assert ahead == plain
 
 
 def test_what_was_undecided_is_read_again_to_the_last_bit(monkeypatch):
     monkeypatch.setattr(lookup, "SAME", float("inf"))
-    form, prompt = DecodingModel(lively_model(300, **LONG)), list(range(10, 60))
+    form, prompt = CPUInferenceModel(lively_model(300, **LONG)), list(range(10, 60))
     script = prompt[5:45]
-    assert torch.equal(follow(LookupReader(form, prompt, NEVER), prompt, script), plainly(form, prompt, script))
+    assert torch.equal(
+        follow(PromptLookupDecoder(form, prompt, NEG_INF), prompt, script), plainly(form, prompt, script)
+    )
 
 
 def test_logits_are_those_of_reading_singly_but_for_rounding():
-    form, prompt = DecodingModel(lively_model(300, **LONG)), list(range(10, 60))
+    form, prompt = CPUInferenceModel(lively_model(300, **LONG)), list(range(10, 60))
     script = [*prompt[5:25], 200, 201, *prompt[30:45], 7, 7, 7, 7]
-    got = follow(LookupReader(form, prompt, NEVER), prompt, script)
+    got = follow(PromptLookupDecoder(form, prompt, NEG_INF), prompt, script)
     torch.testing.assert_close(got, plainly(form, prompt, script), atol=1e-5, rtol=0)
 
 
 def test_a_copied_reply_is_read_in_few_goes():
-    form, prompt = DecodingModel(lively_model(300, **LONG)), list(range(10, 110))
-    reader = LookupReader(form, prompt, NEVER)
+    form, prompt = CPUInferenceModel(lively_model(300, **LONG)), list(range(10, 110))
+    reader = PromptLookupDecoder(form, prompt, NEG_INF)
     follow(reader, prompt, prompt[20:80])
     assert reader.n_read <= 20
 
 
 def test_a_reply_that_repeats_itself_is_read_in_few_goes():
-    form, prompt = DecodingModel(lively_model(300, **LONG)), [1, 2, 3]
-    reader = LookupReader(form, prompt, NEVER)
+    form, prompt = CPUInferenceModel(lively_model(300, **LONG)), [1, 2, 3]
+    reader = PromptLookupDecoder(form, prompt, NEG_INF)
     follow(reader, prompt, [50, 60, 70, 80] * 15)
     assert reader.n_read <= 25
 
 
 def test_a_reply_that_copies_nothing_is_read_token_by_token():
-    form, prompt = DecodingModel(lively_model(300, **LONG)), list(range(10, 60))
-    reader = LookupReader(form, prompt, NEVER)
+    form, prompt = CPUInferenceModel(lively_model(300, **LONG)), list(range(10, 60))
+    reader = PromptLookupDecoder(form, prompt, NEG_INF)
     follow(reader, prompt, list(range(100, 160)))
     assert reader.n_read == 60
 
 
 def test_guesses_that_prove_wrong_are_soon_given_up(monkeypatch):
     model = lively_model(300, **LONG)
-    form, asked = DecodingModel(model), []
+    form, asked = CPUInferenceModel(model), []
     whole = form.all_logits
     form.all_logits = lambda ids, cache: (asked.append(ids.shape[1]), whole(ids, cache))[1]  # type: ignore[method-assign]
     prompt = [part for at in range(20) for part in (7, 8, 9, 100 + at)]
     script = [part for at in range(20) for part in (7, 8, 9, 200 + at)]  # after 7 8 9 always another token
-    follow(LookupReader(form, prompt, NEVER), prompt, script)
+    follow(PromptLookupDecoder(form, prompt, NEG_INF), prompt, script)
     assert len(asked) <= 6
 
 
 def test_guesses_stop_where_the_context_ends():
-    form, prompt = DecodingModel(lively_model(300)), list(range(10, 40)) * 2
+    form, prompt = CPUInferenceModel(lively_model(300)), list(range(10, 40)) * 2
     script = [10, 11, 12, 13]  # 60 + 4 fill the context
-    assert len(follow(LookupReader(form, prompt, NEVER), prompt, script)) == 4
+    assert len(follow(PromptLookupDecoder(form, prompt, NEG_INF), prompt, script)) == 4
 
 
 def test_8_bit_weights_and_whole_models_are_not_read_ahead():
     model = lively_model(300)
-    assert can_look_up(DecodingModel(model))
+    assert can_look_up(CPUInferenceModel(model))
     assert not can_look_up(model)
     if "fbgemm" in torch.backends.quantized.supported_engines:
-        assert not can_look_up(DecodingModel(model, "int8"))
+        assert not can_look_up(CPUInferenceModel(model, "int8"))

@@ -5,7 +5,7 @@ import torch
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.sampling import (
-    NEVER,
+    NEG_INF,
     Sampling,
     draw,
     filtered,
@@ -85,9 +85,9 @@ def test_the_temperature_is_that_of_transformers(temperature):
 
 def test_filters_leave_forbidden_tokens_forbidden():
     logits = random_logits()
-    logits[:, 50:] = NEVER
+    logits[:, 50:] = NEG_INF
     sampling = Sampling(temperature=2.0, top_k=100, top_p=0.99, min_p=0.001, repetition_penalty=2.0)
-    assert (filtered(logits, sampling, torch.ones_like(logits, dtype=torch.bool))[:, 50:] == NEVER).all()
+    assert (filtered(logits, sampling, torch.ones_like(logits, dtype=torch.bool))[:, 50:] == NEG_INF).all()
 
 
 def test_filters_do_not_change_the_logits_they_are_given():
@@ -104,7 +104,7 @@ def test_temperature_0_takes_the_likeliest_token_whatever_the_other_filters_say(
 
 
 def test_draws_are_as_frequent_as_their_probabilities():
-    logits = torch.tensor([[2.0, NEVER, 0.5, 0.0, NEVER, -1.0]])
+    logits = torch.tensor([[2.0, NEG_INF, 0.5, 0.0, NEG_INF, -1.0]])
     n = 20_000
     uniforms = (torch.arange(n) + 0.5) / n  # every share of the unit interval exactly once
     counts = torch.bincount(draw(logits.expand(n, -1), uniforms), minlength=6)
@@ -114,7 +114,7 @@ def test_draws_are_as_frequent_as_their_probabilities():
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
 def test_no_draw_ever_hits_a_forbidden_token(uniform):
     logits = random_logits(500, 300)
-    logits[:, :9] = logits[:, -9:] = NEVER
+    logits[:, :9] = logits[:, -9:] = NEG_INF
     ids = draw(logits, torch.full((500,), uniform))
     assert ids.min() >= 9
     assert ids.max() < 291

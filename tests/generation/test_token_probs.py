@@ -20,8 +20,9 @@ from mini_chat_gpt.chat.token_probs_page import page
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints.checkpoint import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.generation import text as text_module
 from mini_chat_gpt.generation import token_probs
-from mini_chat_gpt.generation.cpu_model import DecodingModel
+from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
 from mini_chat_gpt.generation.cpu_weights import has_packed_products
 from mini_chat_gpt.generation.sampling import Sampling, filtered
 from mini_chat_gpt.generation.text import decode, forbidden, generate, prompt_ids, random_streams
@@ -107,23 +108,23 @@ class Seen:
 
 
 @pytest.mark.parametrize("sampling", SETTINGS, ids=range(len(SETTINGS)))
-@pytest.mark.parametrize("form", ["GPT", "DecodingModel"])
+@pytest.mark.parametrize("form", ["GPT", "CPUInferenceModel"])
 @pytest.mark.parametrize("kind", ["chat", "base", "llama2c", "llama2c chat"])
 def test_the_numbers_are_those_that_generation_saw(monkeypatch, tokenizers, kind, form, sampling):
     tokenizer = tokenizers[kind]
     model = model_for(tokenizer)
-    model = DecodingModel(model) if form == "DecodingModel" else model
+    model = CPUInferenceModel(model) if form == "CPUInferenceModel" else model
     prompt = prompt_ids(tokenizer, PROMPT)
     seen = Seen(monkeypatch, model, tokenizer, prompt, sampling)
     assert seen.explained_by(explain(model, tokenizer, prompt, seen.ids, seen.stop_id, sampling))
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
-@pytest.mark.parametrize("form", ["GPT", "DecodingModel"])
+@pytest.mark.parametrize("form", ["GPT", "CPUInferenceModel"])
 def test_a_long_reply_is_looked_at_in_parts(monkeypatch, chatty, form, at_once):
     monkeypatch.setattr(token_probs, "AT_ONCE", at_once)
     model, sampling = model_for(chatty), SETTINGS[-1]
-    model = DecodingModel(model) if form == "DecodingModel" else model
+    model = CPUInferenceModel(model) if form == "CPUInferenceModel" else model
     prompt = prompt_ids(chatty, PROMPT)
     seen = Seen(monkeypatch, model, chatty, prompt, sampling)
     assert len(seen.ids) > at_once
@@ -143,15 +144,15 @@ def test_other_architectures_are_explained_alike(monkeypatch, chatty, changes):
 def test_with_rounded_weights_the_reply_is_read_as_it_was_generated(monkeypatch, chatty, weights):
     if not has_packed_products():
         pytest.skip("this PyTorch or processor has no FBGEMM")
-    model, prompt = DecodingModel(model_for(chatty), weights), prompt_ids(chatty, PROMPT)
+    model, prompt = CPUInferenceModel(model_for(chatty), weights), prompt_ids(chatty, PROMPT)
     seen = Seen(monkeypatch, model, chatty, prompt, GREEDY)
     assert seen.explained_by(explain(model, chatty, prompt, seen.ids, seen.stop_id, GREEDY), atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["GPT", "DecodingModel"])
+@pytest.mark.parametrize("form", ["GPT", "CPUInferenceModel"])
 def test_the_token_that_ends_a_reply_is_explained_too(monkeypatch, chatty, form):
     model, sampling = model_for(chatty), Sampling(temperature=5.0, max_new_tokens=100)
-    model = DecodingModel(model) if form == "DecodingModel" else model
+    model = CPUInferenceModel(model) if form == "CPUInferenceModel" else model
     prompt = prompt_ids(chatty, PROMPT)
     replies = (Seen(monkeypatch, model, chatty, prompt, sampling, seed) for seed in range(50))
     seen = next(seen for seen in replies if seen.stop_id is not None)
@@ -254,7 +255,7 @@ def test_a_reply_after_forgotten_turns_is_explained_from_what_was_read(monkeypat
     while not session.n_forgotten:
         say(session, "Tom had a red ball")
     turn = session.asked
-    seen = Seen(monkeypatch, DecodingModel(session.model), chatty, turn.prompt, session.sampling, seed=3)
+    seen = Seen(monkeypatch, CPUInferenceModel(session.model), chatty, turn.prompt, session.sampling, seed=3)
     assert seen.ids == turn.ids
     assert seen.explained_by(session.explain())
 

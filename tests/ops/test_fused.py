@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mini_chat_gpt.ops import cpu_attention, packed_layout
 from mini_chat_gpt.ops.fused import low_rank, rms_norm, rotate
 from mini_chat_gpt.ops.loss import IGNORE_INDEX, cross_entropy_sums
-from mini_chat_gpt.ops.packed_layout import Flat, blocks_are_faster, flat
+from mini_chat_gpt.ops.packed_layout import Packed, blocks_are_faster, flat
 
 
 def results(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -71,7 +71,7 @@ def test_attention_in_blocks_is_pytorchs(monkeypatch, lengths, n_head, window):
     def theirs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return F.scaled_dot_product_attention(q, k, v, visible, scale=0.3, enable_gqa=True)
 
-    layout = Flat(tuple(accumulate(lengths, initial=0)))
+    layout = Packed(tuple(accumulate(lengths, initial=0)))
     assert blocks_are_faster(q, layout)
     assert_alike(results(lambda *qkv: flat(*qkv, layout, 0.3, window), q, k, v), results(theirs, q, k, v), 1e-5)
 
@@ -95,7 +95,7 @@ def test_a_flash_kernel_is_told_the_same_as_the_others(monkeypatch, window):
         return torch.cat(outs)
 
     q, k, v = torch.randn(1, 6, 40, 8), torch.randn(1, 2, 40, 8), torch.randn(1, 2, 40, 8)
-    layout = Flat((0, 7, 31, 40))
+    layout = Packed((0, 7, 31, 40))
     expected = flat(q, k, v, layout, 0.3, window)
     monkeypatch.setattr(packed_layout, "flash_can", lambda *_: True)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", plain)
@@ -104,7 +104,7 @@ def test_a_flash_kernel_is_told_the_same_as_the_others(monkeypatch, window):
 
 def test_attention_over_long_examples_keeps_nothing_quadratic():
     q = torch.randn(1, 1, 1030, 8)
-    assert not blocks_are_faster(q, Flat((0, 1030)))
+    assert not blocks_are_faster(q, Packed((0, 1030)))
 
 
 def plain_cross_entropy(hidden, head, targets, weights):

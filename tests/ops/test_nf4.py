@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from mini_chat_gpt.ops import nf4
-from mini_chat_gpt.ops.nf4 import Nf4Linear, Nf4Weight, block_absmax, codes, dequantised, quantise
+from mini_chat_gpt.ops.nf4 import Nf4Linear, Nf4Weight, block_absmax, codes, dequantize, quantize
 
 # As printed in appendix E of arXiv:2305.14314.
 PUBLISHED = [
@@ -43,7 +43,7 @@ def in_blocks(weight: torch.Tensor) -> torch.Tensor:
 
 
 def restored(weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return dequantised(quantise(weight), tuple(weight.shape), dtype)
+    return dequantize(quantize(weight), tuple(weight.shape), dtype)
 
 
 def test_the_values_are_those_of_the_paper():
@@ -84,13 +84,13 @@ def test_codes_times_one_absmax_are_kept_exactly():
     weight = (CODES.repeat(4 * 6) * absmax)[torch.randperm(384)].view(6, 64)
     weight[:, 0] = absmax  # so that each block has it
     torch.testing.assert_close(restored(weight), weight, rtol=3e-6, atol=0)
-    assert torch.equal(quantise(restored(weight)).indices, quantise(weight).indices)
+    assert torch.equal(quantize(restored(weight)).indices, quantize(weight).indices)
 
 
 def test_the_absmax_of_equal_blocks_is_kept_to_the_last_bit():
     weight = torch.where(normal(300, 64) > 0, 0.3, -0.3)
     assert torch.equal(restored(weight), weight)
-    assert not quantise(weight).absmax.any()
+    assert not quantize(weight).absmax.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -103,15 +103,15 @@ def test_every_precision_is_rounded_from_the_same_matrix(dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_matrix_made_in_many_pieces_is_the_one_made_at_once(monkeypatch, dtype):
     weight = normal(70, 90)
-    whole, whole_restored = quantise(weight), restored(weight, dtype)
+    whole, whole_restored = quantize(weight), restored(weight, dtype)
     monkeypatch.setattr(nf4, "CPU_CHUNK", 1024)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(quantise(weight), whole, strict=True))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(quantize(weight), whole, strict=True))
     assert torch.equal(restored(weight, dtype), whole_restored)
 
 
 def test_every_8_bit_number_is_read_as_pytorch_reads_it():
     bits = torch.tensor([b for b in range(256) if b & 0x7F != 0x7F], dtype=torch.uint8)  # without the two NaN
-    parts = quantise(normal(1, 64))._replace(absmax=bits, scales=torch.tensor([500.0, 0.7]).view(torch.int32))
+    parts = quantize(normal(1, 64))._replace(absmax=bits, scales=torch.tensor([500.0, 0.7]).view(torch.int32))
     torch.testing.assert_close(block_absmax(parts), 500 + 0.7 * bits.view(torch.float8_e4m3fn).float())
 
 
@@ -121,14 +121,14 @@ def test_no_absmax_is_read_as_less_than_nothing():
         weight = normal(40, 64, seed=seed)
         weight[3] = 0  # its difference from the mean is rounded up or down
         weight[4] *= 10
-        least.append(float(block_absmax(quantise(weight)).min()))
+        least.append(float(block_absmax(quantize(weight)).min()))
     assert min(least) == 0 < max(least)
 
 
 def test_stored_bytes():
-    assert quantise(normal(256, 256)).nbytes * 8 / 256**2 == 4 + 8 / 64 + 32 / (64 * 256) + 32 / 256**2
-    assert quantise(normal(3, 43)).nbytes == 3 * 32 + 3 + 4 + 4  # three blocks, a group, the mean
-    assert all(part.nbytes == part.untyped_storage().nbytes() for part in quantise(normal(3, 43)))  # no cut of more
+    assert quantize(normal(256, 256)).nbytes * 8 / 256**2 == 4 + 8 / 64 + 32 / (64 * 256) + 32 / 256**2
+    assert quantize(normal(3, 43)).nbytes == 3 * 32 + 3 + 4 + 4  # three blocks, a group, the mean
+    assert all(part.nbytes == part.untyped_storage().nbytes() for part in quantize(normal(3, 43)))  # no cut of more
     layer = Nf4Linear.of(linear(768, 512))
     table = layer.pairs.nbytes
     assert (sum(part.nbytes for part in layer.buffers()) - table) * 8 / (768 * 512) == pytest.approx(4.127, abs=5e-4)
@@ -262,7 +262,7 @@ def test_a_weight_that_is_not_finite_is_not_hidden(value):
 
 
 def test_parts_are_integers_of_the_documented_shapes():
-    parts = quantise(normal(100, 200))
+    parts = quantize(normal(100, 200))
     assert isinstance(parts, Nf4Weight)
     assert [(part.dtype, tuple(part.shape)) for part in parts] == [
         (torch.uint8, (313, 32)), (torch.uint8, (313,)), (torch.int32, (3,)), (torch.int64, (256,)),

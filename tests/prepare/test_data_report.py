@@ -16,7 +16,7 @@ from tiny import tiny_tokenizer
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.prepare import data_report
 from mini_chat_gpt.prepare.data_report import report_folder, show_report
-from mini_chat_gpt.sft_dataloader import InstructSource
+from mini_chat_gpt.sft_dataloader import InstructDataset
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 TRAIN, VALID = "TinyStoriesInstruct-train.txt", "TinyStoriesInstruct-valid.txt"
@@ -99,7 +99,7 @@ def test_word_lengths_are_those_of_the_stories(tmp_path: Path) -> None:
 def test_token_lengths_and_trained_share_are_those_of_the_examples_training_draws(folder: Path) -> None:
     tokenizer = tiny_tokenizer()
     report = report_folder(folder, tokenizer, seq_len=256)
-    source = InstructSource(folder / TRAIN, tokenizer, 256, data_report._SEED)
+    source = InstructDataset(folder / TRAIN, tokenizer, 256, data_report._SEED)
     examples = [source.example(slot) for slot in range(len(source))]
     found = report["files"]["train"]["examples"]
     assert found["tokens"]["max"] == max(len(example.ids) for example in examples)

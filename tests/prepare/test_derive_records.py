@@ -5,7 +5,7 @@ import re
 import pytest
 
 from mini_chat_gpt.prepare.derive_records import content_words, derive_record, derive_records
-from mini_chat_gpt.tinystories.prompts import Chooser
+from mini_chat_gpt.tinystories.prompts import TemplateSampler
 from mini_chat_gpt.tinystories.records import ENDING_UNKNOWN, StoryRecord, parse_record, stories
 from mini_chat_gpt.tinystories.tasks import generate_tasks
 
@@ -38,14 +38,14 @@ def test_no_summary_is_invented():
 
 
 def test_words_are_a_verb_a_noun_and_an_adjective_of_the_story():
-    verb, noun, adjective = content_words(QUIET, Chooser(StoryRecord(story=QUIET), 0))
+    verb, noun, adjective = content_words(QUIET, TemplateSampler(StoryRecord(story=QUIET), 0))
     assert verb == "jump"
     assert noun in {"cat", "mat"}
     assert adjective in {"small", "red", "soft"}
 
 
 def test_words_without_lists_are_other_content_words_but_no_names():
-    words = content_words("Zorg had gizmos and thingies near the whatsit.", Chooser(StoryRecord(), 0))
+    words = content_words("Zorg had gizmos and thingies near the whatsit.", TemplateSampler(StoryRecord(), 0))
     assert set(words) == {"gizmos", "thingies", "whatsit"}
 
 

@@ -15,7 +15,7 @@ from mini_chat_gpt.evaluation.capabilities import Evaluation, Item, evaluate, su
 from mini_chat_gpt.evaluation.prompt_suite import ask, read_prompts
 from mini_chat_gpt.evaluation.task_metrics import score
 from mini_chat_gpt.reports.report import Subject, build, markdown, write
-from mini_chat_gpt.sft_dataloader import InstructSource, find_instruct_file
+from mini_chat_gpt.sft_dataloader import InstructDataset, find_instruct_file
 from mini_chat_gpt.tinystories.word_forms import uses
 
 DATA = {"file": "valid.txt", "why": "named by you", "n": 3, "seed": 1, "seconds": 2.0}
@@ -23,7 +23,7 @@ DATA = {"file": "valid.txt", "why": "named by you", "n": 3, "seed": 1, "seconds"
 
 @pytest.fixture(scope="module")
 def tasks(sample):
-    source = InstructSource(find_instruct_file(sample, "valid"), tokenizer(), 512, 1)
+    source = InstructDataset(find_instruct_file(sample, "valid"), tokenizer(), 512, 1)
     return {"seen": [task for kind in source.kinds for task in source.eval_tasks(kind, 3)]}
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from mini_chat_gpt.tinystories.records import StoryRecord, stories
 from mini_chat_gpt.tinystories.tasks import Task, generate_tasks
-from mini_chat_gpt.tinystories.truncation import GAP, fit_task, messages_of
+from mini_chat_gpt.tinystories.truncation import GAP, messages_of, truncate_to_context
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 STORY = " ".join(f"Sentence number {number} tells of the cat." for number in range(60))
@@ -25,14 +25,14 @@ def about(story: str, evidence: str | None = None, target: str = "The cat.") -> 
 
 
 def test_what_fits_is_left_as_it_is(tokenizer):
-    fitted = fit_task(about("A cat."), tokenizer, 500)
+    fitted = truncate_to_context(about("A cat."), tokenizer, 500)
     assert fitted.task == about("A cat.")
     assert not fitted.shortened
 
 
 @pytest.mark.parametrize("seq_len", [80, 120, 200, 333])
 def test_an_over_long_story_loses_sentences_from_its_inside(tokenizer, seq_len):
-    fitted = fit_task(about(STORY), tokenizer, seq_len)
+    fitted = truncate_to_context(about(STORY), tokenizer, seq_len)
     story = fitted.task.prompt[slice(*fitted.task.story_span)]
     first, last = story.split(GAP)
     assert STORY.startswith(first)
@@ -45,11 +45,11 @@ def test_an_over_long_story_loses_sentences_from_its_inside(tokenizer, seq_len):
 @pytest.mark.parametrize("seq_len", [80, 120, 200, 333])
 def test_most_of_the_room_is_used(tokenizer, seq_len):
     one_sentence = len(tokenizer.encode(" Sentence number 33 tells of the cat."))
-    assert len(fit_task(about(STORY), tokenizer, seq_len).ids) > seq_len - 3 * one_sentence
+    assert len(truncate_to_context(about(STORY), tokenizer, seq_len).ids) > seq_len - 3 * one_sentence
 
 
 def test_instruction_and_whole_answer_survive(tokenizer):
-    fitted = fit_task(about(STORY), tokenizer, 100)
+    fitted = truncate_to_context(about(STORY), tokenizer, 100)
     assert fitted.task.prompt.startswith("Read this story. ")
     assert fitted.task.prompt.endswith("\n\nWho is it about?")
     trained = [id for id, target in zip(fitted.ids, fitted.trained, strict=True) if target]
@@ -57,32 +57,32 @@ def test_instruction_and_whole_answer_survive(tokenizer):
 
 
 def test_the_sentence_that_the_answer_rests_on_survives(tokenizer):
-    fitted = fit_task(about(STORY, evidence="number 31 tells"), tokenizer, 100)
+    fitted = truncate_to_context(about(STORY, evidence="number 31 tells"), tokenizer, 100)
     assert "Sentence number 31 tells of the cat." in fitted.task.prompt
     assert len(fitted.ids) <= 100
 
 
 def test_a_story_of_one_endless_sentence_is_cut_between_words(tokenizer):
     story = "the cat and " * 200
-    fitted = fit_task(about(story.strip()), tokenizer, 90)
+    fitted = truncate_to_context(about(story.strip()), tokenizer, 90)
     assert GAP in fitted.task.prompt
     assert len(fitted.ids) <= 90
 
 
 def test_a_long_system_message_counts(tokenizer):
-    fitted = fit_task(about(STORY), tokenizer, 200, system="You are a cat. " * 3)
+    fitted = truncate_to_context(about(STORY), tokenizer, 200, system="You are a cat. " * 3)
     assert len(fitted.ids) <= 200
     assert fitted.ids[0] == tokenizer.control["<|system|>"]
 
 
 def test_an_answer_without_room_for_a_story_is_given_up(tokenizer):
-    assert fit_task(about(STORY, target=STORY), tokenizer, 200) is None
+    assert truncate_to_context(about(STORY, target=STORY), tokenizer, 200) is None
 
 
 def test_a_story_that_is_the_answer_is_never_cut(tokenizer):
     task = Task("words", "Tell me a story.", STORY, None)
-    assert fit_task(task, tokenizer, 200) is None
-    assert fit_task(task, tokenizer, 5000).task.target == STORY
+    assert truncate_to_context(task, tokenizer, 200) is None
+    assert truncate_to_context(task, tokenizer, 5000).task.target == STORY
 
 
 def test_messages_have_a_system_message_only_if_there_is_one():
@@ -95,7 +95,7 @@ def test_real_stories_fit_small_contexts_with_their_answers(real_data, tokenizer
         if number >= 40:
             break
         for task in generate_tasks(StoryRecord(story=story), 0):
-            fitted = fit_task(task, tokenizer, 256)
+            fitted = truncate_to_context(task, tokenizer, 256)
             assert fitted is not None
             assert len(fitted.ids) <= 256
             assert task.evidence is None or task.prompt[slice(*task.evidence)] in fitted.task.prompt

@@ -17,7 +17,7 @@ from mini_chat_gpt.training.optim import (
     clip_gradients,
     is_block_matrix,
     lr_fraction,
-    orthogonalized,
+    orthogonalize,
 )
 
 CONFIG = GPTConfig(vocab_size=50, n_layer=2, n_head=2, n_embd=16, context_length=16)
@@ -175,7 +175,7 @@ def test_muon_equals_pytorchs(monkeypatch, stack_elements):
 
 
 def test_an_orthogonalized_update_moves_every_direction_alike():
-    values = torch.linalg.svdvals(orthogonalized(torch.randn(3, 16, 40)).float())
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(3, 16, 40)).float())
     assert values.min() > 0.5
     assert values.max() < 1.5
 

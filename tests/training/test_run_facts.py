@@ -73,7 +73,7 @@ def test_facts_have_what_repeating_a_run_takes_and_survive_json(data):
 
 
 def test_the_command_is_the_line_to_type_again(monkeypatch):
-    words = ["/usr/bin/python3", "mini_chat_gpt/sft_train.py", "sft.save_dir=my runs/a", "data.shares={why: 1}"]
+    words = ["/usr/bin/python3", "mini_chat_gpt/sft_train.py", "sft.save_dir=my runs/a", "data.mixture={why: 1}"]
     monkeypatch.setattr(sys, "orig_argv", words)
     command = collect([], "")["command"]
     assert command.startswith("/usr/bin/python3 mini_chat_gpt/sft_train.py ")

@@ -7,7 +7,7 @@ import sys
 import pytest
 from tiny import tiny_model, tiny_tokenizer
 
-from mini_chat_gpt.checkpoints.checkpoint import save_checkpoint, set_aside, steps_of
+from mini_chat_gpt.checkpoints.checkpoint import move_aside, save_checkpoint, steps_of
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import SFTSection
 from mini_chat_gpt.training.run_folder import FACTS, find_place, held
@@ -117,5 +117,5 @@ def test_with_no_whole_checkpoint_left_it_is_an_error(tmp_path, run):
 
 def test_later_checkpoints_are_set_aside_not_lost(tmp_path, run):
     folder = run("sft", 1, 2, 3)
-    assert [path.name for path in set_aside(folder, 1)] == ["set-aside-step-0000002", "set-aside-step-0000003"]
+    assert [path.name for path in move_aside(folder, 1)] == ["set-aside-step-0000002", "set-aside-step-0000003"]
     assert [path.name for path in steps_of(folder)] == ["step-0000001"]

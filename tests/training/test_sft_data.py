@@ -7,7 +7,7 @@ import pytest
 from tiny import CountingSource, lively_model, tiny_config, tiny_tokenizer
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.sft_train import suite_of
+from mini_chat_gpt.sft_train import eval_metrics_of
 from mini_chat_gpt.training.sft_data import Mixed, make_examples
 
 TOKENIZER = tiny_tokenizer()
@@ -53,7 +53,7 @@ def test_chats_alone_need_no_stories(chats):
 
 
 def test_chats_and_stories_together(chats, sample):
-    found = examples_of(chats, sample, chats={"stories": 0.5}, sft={"suite_tasks": 2})
+    found = examples_of(chats, sample, chats={"stories": 0.5}, sft={"eval_tasks": 2})
     kinds = Counter(found.source.example(slot).kind for slot in range(len(found.source)))
     assert kinds["chats"] == 18
     assert sum(kinds.values()) == 36
@@ -88,12 +88,12 @@ def test_lessons_are_made_of_stories(chats, sample):
 
 
 def test_what_a_run_is_scored_by(sample):
-    tasks = examples_of(None, sample, sft={"suite_tasks": 1}).suite
-    config = tiny_config(sft={"best_by": "suite/moral/exact"})
-    measure = suite_of(tasks, TOKENIZER, config)
+    tasks = examples_of(None, sample, sft={"eval_tasks": 1}).suite
+    config = tiny_config(sft={"best_metric": "suite/moral/exact"})
+    measure = eval_metrics_of(tasks, TOKENIZER, config)
     scores = measure(lively_model(TOKENIZER.vocab_size, context_length=512))
     assert "suite/moral/exact" in scores
     assert all(0 <= score <= 1 for score in scores.values())
-    with pytest.raises(UserError, match=r"sft.best_by is 'moral'; here it can be val_loss, suite/"):
-        suite_of(tasks, TOKENIZER, tiny_config(sft={"best_by": "moral"}))
-    assert suite_of([], TOKENIZER, tiny_config()) is None
+    with pytest.raises(UserError, match=r"sft.best_metric is 'moral'; here it can be val_loss, suite/"):
+        eval_metrics_of(tasks, TOKENIZER, tiny_config(sft={"best_metric": "moral"}))
+    assert eval_metrics_of([], TOKENIZER, tiny_config()) is None

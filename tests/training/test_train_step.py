@@ -11,18 +11,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mini_chat_gpt.common.device import Precision, pick_precision
 from mini_chat_gpt.data.batching import micro_batches
-from mini_chat_gpt.training.train_step import Engine, LossScale
+from mini_chat_gpt.training.train_step import LossScale, TrainStep
 
 CPU = torch.device("cpu")
 EXAMPLES = [CountingSource().example(i) for i in range(8)]
 
 
-def make_engine(precision=None, **training) -> Engine:
+def make_engine(precision=None, **training) -> TrainStep:
     config = tiny_config(training={"batch_size": 4} | training, sft={"learning_rate": 1e-2})
-    return Engine(tiny_model(64), config, config.sft, precision or pick_precision(False, CPU))
+    return TrainStep(tiny_model(64), config, config.sft, precision or pick_precision(False, CPU))
 
 
-def gradients(engine: Engine, examples=EXAMPLES) -> dict[str, torch.Tensor]:
+def gradients(engine: TrainStep, examples=EXAMPLES) -> dict[str, torch.Tensor]:
     loss = engine.accumulate(examples).own_loss
     return {name: p.grad.clone() for name, p in engine.model.named_parameters()} | {"loss": torch.tensor(loss)}
 

@@ -21,7 +21,7 @@ from mini_chat_gpt.data.batch_dump import read_ids
 from mini_chat_gpt.training.monitor import Monitor, keep_metrics_until
 from mini_chat_gpt.training.run_state import run_snapshot
 from mini_chat_gpt.training.time_budget import time_run
-from mini_chat_gpt.training.train_step import Engine
+from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.training.trainer import Job, Stage, Trainer
 
 TOKENIZER = tiny_tokenizer()
@@ -41,7 +41,7 @@ def make_trainer(
     )
     model = tiny_model(tokenizer.vocab_size)
     monitor = Monitor(folder, config.wandb, {}, Console(quiet=True))
-    engine = Engine(model, config, job.phase, pick_precision(config.system.mixed_precision, torch.device("cpu")))
+    engine = TrainStep(model, config, job.phase, pick_precision(config.system.mixed_precision, torch.device("cpu")))
     return Trainer(job, engine, tokenizer, config, folder, monitor, callbacks)
 
 
@@ -202,7 +202,7 @@ class PoisonedSource(CountingSource):
 
 def test_accidents_in_a_row_end_the_run_and_their_examples_are_kept(tmp_path):
     sft = {"max_steps": 12, "eval_interval": 12, "save_interval": 3}
-    training = {"batch_size": 4, "max_accidents": 3, "keep_checkpoints": 9}
+    training = {"batch_size": 4, "max_nonfinite_steps": 3, "keep_checkpoints": 9}
     trainer = make_trainer(tmp_path / "run", sft=sft, training=training)
     trainer.job = replace(trainer.job, source=PoisonedSource())
     with pytest.raises(UserError, match=r"step 6: loss nan.*3 steps in a row were not finite") as raised:
@@ -286,7 +286,7 @@ def test_the_best_may_be_chosen_by_a_score(tmp_path):
     scores = iter([0.2, 0.9, 0.4])
     trainer = make_trainer(
         tmp_path / "run",
-        sft={**SFT, "best_by": "suite/moral/exact"},
+        sft={**SFT, "best_metric": "suite/moral/exact"},
         measure=lambda _: {"suite/moral/exact": next(scores)},
     )
     result = trainer.run()
@@ -294,8 +294,8 @@ def test_the_best_may_be_chosen_by_a_score(tmp_path):
     assert find_checkpoint(tmp_path / "run").name == "step-0000008"
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["sft/suite/moral/exact"] for line in lines if "sft/suite/moral/exact" in line] == [0.2, 0.9, 0.4]
-    with pytest.raises(UserError, match=r"sft.best_by is 'suite/x', but nothing is scored here; take val_loss"):
-        make_trainer(tmp_path / "other", sft={**SFT, "best_by": "suite/x"})
+    with pytest.raises(UserError, match=r"sft.best_metric is 'suite/x', but nothing is scored here; take val_loss"):
+        make_trainer(tmp_path / "other", sft={**SFT, "best_metric": "suite/x"})
 
 
 def test_a_checkpoint_of_an_earlier_version_keeps_its_best(tmp_path):
@@ -314,7 +314,7 @@ def test_a_checkpoint_of_an_earlier_version_keeps_its_best(tmp_path):
 
 def test_between_equal_scores_the_loss_decides_and_what_is_not_finite_is_worst(tmp_path):
     scores, losses = iter([float("nan"), 0.5, 0.5]), iter([1.0, 3.0, 2.0])
-    by_score = {**SFT, "best_by": "suite/moral/exact"}
+    by_score = {**SFT, "best_metric": "suite/moral/exact"}
     run = tmp_path / "run"
     trainer = make_trainer(
         run, sft=by_score, measure=lambda _: {"suite/moral/exact": next(scores)}, training={"keep_checkpoints": 9}
@@ -329,7 +329,7 @@ def test_between_equal_scores_the_loss_decides_and_what_is_not_finite_is_worst(t
 def test_a_run_that_goes_on_by_another_measure_judges_by_that_one(tmp_path):
     run, scores = tmp_path / "run", iter([0.9, 0.2])
     losses = iter([4.0, 3.5, 3.0])
-    by_score = {**SFT, "best_by": "suite/moral/exact"}
+    by_score = {**SFT, "best_metric": "suite/moral/exact"}
     first = make_trainer(
         run, sft=by_score, measure=lambda _: {"suite/moral/exact": next(scores)}, training={"keep_checkpoints": 9}
     )
