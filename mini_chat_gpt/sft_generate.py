@@ -13,7 +13,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from mini_chat_gpt.chat.token_probs_page import check_page, write_page
+from mini_chat_gpt.chat.token_probs_view import check_page, render_text, write_page
 from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, newest_checkpoint, require_finite
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
@@ -30,7 +30,7 @@ from mini_chat_gpt.generation.text import (
     prompt_ids,
     stream,
 )
-from mini_chat_gpt.generation.token_probs import Explanation, explain, render
+from mini_chat_gpt.generation.token_probs import Explanation, explain
 from mini_chat_gpt.reports.compare import EvalOptions, add_weights_option, compare
 from mini_chat_gpt.reports.compare import add_options as add_test_options
 from mini_chat_gpt.reports.compare import options_of as test_options_of
@@ -171,7 +171,7 @@ def tell_why(explanation: Explanation, where: str) -> None:
     screen = console()
     colours = screen.color_system is not None and not screen.no_color
     hint = "--why all shows every one, --why FILE.html on a page"
-    print("\n" + render(explanation, screen.width, colours, every=where == "all", hint=hint))
+    print("\n" + render_text(explanation, screen.width, colours, every=where == "all", hint=hint))
 
 
 def run_test(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Word lists, phrasings, prompts and settings that come with the package."""
+"""Package data: word lists, prompt templates, prompts, settings, and the CSS and JavaScript of the pages."""
 
 from importlib.resources import files
 from typing import Any
@@ -7,6 +7,11 @@ import yaml
 
 
 def load(name: str) -> Any:
-    """What one of the YAML files here holds."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one, where it is built, takes a tenth of the time
-    return yaml.load((files(__name__) / name).read_text(encoding="utf-8"), Loader=loader)
+    """The content of a YAML file."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader, if available, is ten times as fast
+    return yaml.load(text(name), Loader=loader)
+
+
+def text(name: str) -> str:
+    """A file as text."""
+    return (files(__name__) / name).read_text(encoding="utf-8")

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mini_chat_gpt.chat.session import ChatSession, Turn
-from mini_chat_gpt.chat.token_probs_page import check_page, write_page
+from mini_chat_gpt.chat.token_probs_view import check_page, render_text, write_page
 from mini_chat_gpt.common.errors import UserError, nearest
 from mini_chat_gpt.common.files import readable_disk_errors
-from mini_chat_gpt.generation.token_probs import render
 
 Rows = list[tuple[str, str]]
 
@@ -190,7 +189,7 @@ def _why(session: ChatSession, argument: str) -> Outcome:
     if argument.lower() in ("", "all"):
         explanation = session.explain()
         every, hint = bool(argument), "/why all shows every one, /why FILE.html on a page"
-        return Outcome(layout=partial(render, explanation, every=every, hint=hint))
+        return Outcome(layout=partial(render_text, explanation, every=every, hint=hint))
     path = _path("why", argument)
     check_page(path)
     write_page(session.explain(), path)

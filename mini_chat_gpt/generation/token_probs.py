@@ -2,8 +2,7 @@
 
 `explain` reads prompt and reply once more, in the form that generation read them in, and finds for every token of the reply,
 and for the stop token that ended it, what generation saw there: the probability that the model gives it, its rank, the
-probability with which it was drawn, and the likeliest of the others. `render` shows that in a terminal; why_page.py makes a
-page of it.
+probability with which it was drawn, and the likeliest of the others. `chat/token_probs_view.py` shows that.
 
 Nothing else is touched: a conversation's cache stays as it is. With 16- and 8-bit weights several tokens read together get
 other last digits than one alone; so there the reply is read token by token, as it was generated.
@@ -14,16 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from statistics import fmean
 
 import torch
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from mini_chat_gpt.common.page import visible
 from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
 from mini_chat_gpt.generation.prompt_lookup import SAME
 from mini_chat_gpt.generation.sampling import NEG_INF, Sampling, filtered, likeliest
@@ -35,8 +28,6 @@ AT_ONCE = 128  # rows of logits, each as long as the vocabulary
 OTHERS, MOST_SURPRISING = 5, 12
 STEPS = (0.05, 0.2, 0.5, 0.9)  # where a probability gets the next colour, from red to green
 STEP_NAMES = ("below 5%", "5–20%", "20–50%", "50–90%", "90% and more")
-# Black on a light ground of its own can be read on dark and on light terminals.
-_COLOURS = tuple(f"color(16) on color({ground})" for ground in (210, 216, 229, 193, 114))
 _VISIBLE = {" ": "·", "\n": "↵", "\t": "→"}
 
 
@@ -231,70 +222,3 @@ def percent(p: float) -> str:
     if p < 1e-5:
         return "<0.001%"
     return f"{p:.1%}" if p >= 0.01 else f"{100 * p:.2g}%"
-
-
-# ---- showing it ------------------------------------------------------------------------------------------------------
-
-
-def render(explanation: Explanation, width: int, colours: bool, every: bool = False, hint: str = "") -> str:
-    """The explanation for a terminal with so many columns; in the table `every` token, or the most surprising and a `hint`."""
-    out = StringIO()
-    console = Console(file=out, width=width, force_terminal=colours, color_system="256" if colours else None)
-    console.no_color = not colours
-    n = len(explanation.tokens)
-    places = list(range(n)) if every else explanation.most_surprising(MOST_SURPRISING)
-    lines: list[Text | Table] = [_reply(explanation, colours)]
-    if colours:
-        legend = [Text(f" {name} ", style=colour) for name, colour in zip(STEP_NAMES, _COLOURS, strict=True)]
-        lines += [Text(), Text(" ").join(legend)]
-    lines += [Text(), Text(explanation.summary())]
-    if len(places) < n:
-        lines.append(Text(f"The {len(places)} most surprising of them{'; ' if hint else ''}{hint}:"))
-    lines += [Text(), _table(explanation, places, width), Text(explanation.legend(), style="dim")]
-    for line in lines:
-        console.print(line)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
-
-
-def _reply(explanation: Explanation, colours: bool) -> Text:
-    """The reply, each token on its colour; without colours those that were hardly expected with their probability.
-
-    A character of several tokens gets that of the least likely one.
-    """
-    shown, parts = Text(), list[Token]()
-    for token in explanation.tokens:
-        parts.append(token)
-        if not (text := visible(token.text)):
-            continue
-        least = min(parts, key=lambda part: part.log_probability)
-        if not colours and least.step < 2:
-            core = text.strip()
-            marked = f"[{core or token.shown} {percent(least.probability)}]"
-            text = text.replace(core, marked, 1) if core else marked + text
-        shown.append(text, style=_COLOURS[least.step] if colours else "")
-        parts = []
-    return shown
-
-
-def _table(explanation: Explanation, places: Sequence[int], width: int) -> Table:
-    rows = [["", "token", "model", "drawn", "rank"]]
-    for place in places:
-        token = explanation.tokens[place]
-        rows.append([f"{place + 1}", token.shown, percent(token.probability), percent(token.drawn), f"{token.rank:,}"])
-    if explanation.greedy:
-        rows = [[*row[:3], row[4]] for row in rows]
-    room = width - sum(max(map(cell_len, column)) + 2 for column in zip(*rows, strict=True))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for head in rows[0]:
-        table.add_column(head, justify="left" if head == "token" else "right", header_style="dim")
-    table.add_column("others", header_style="dim", overflow="fold")
-    for place, cells in zip(places, rows[1:], strict=True):
-        token, others = explanation.tokens[place], [""]
-        for other in token.others:  # a line is broken between them, never inside of one
-            part = f"{other.shown} {percent(other.probability)}"
-            if others[-1] and cell_len(f"{others[-1]}  {part}") > room:
-                others.append("")
-            others[-1] += f"  {part}" if others[-1] else part
-        styles = ["", _COLOURS[token.step], "", "", ""]
-        table.add_row(*map(Text, cells, styles), Text("\n".join(others)))
-    return table

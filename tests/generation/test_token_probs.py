@@ -1,24 +1,16 @@
-"""Why did it say that: the numbers are those that generation saw, and they are shown in a terminal, a pipe and on a page."""
+"""The probabilities of a reply's tokens are those that generation computed."""
 
-import html
-import io
-import json
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from tiny import lively_model, tiny_tokenizer
+from token_prob_samples import explanation_of
 from tokenizer_samples import llama2c_tokenizer
 
-from mini_chat_gpt import sft_generate
-from mini_chat_gpt.chat import loop
 from mini_chat_gpt.chat.commands import run_command
 from mini_chat_gpt.chat.session import ChatSession
-from mini_chat_gpt.chat.token_probs_page import page
 from mini_chat_gpt.chat_format import ChatFormat
-from mini_chat_gpt.checkpoints.checkpoint import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation import text as text_module
 from mini_chat_gpt.generation import token_probs
@@ -26,7 +18,7 @@ from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
 from mini_chat_gpt.generation.cpu_weights import has_packed_products
 from mini_chat_gpt.generation.sampling import Sampling, filtered
 from mini_chat_gpt.generation.text import decode, forbidden, generate, prompt_ids, random_streams
-from mini_chat_gpt.generation.token_probs import Candidate, Explanation, Token, explain, percent, render
+from mini_chat_gpt.generation.token_probs import Explanation, explain, percent
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 GREEDY = Sampling(temperature=0, max_new_tokens=20)
@@ -323,159 +315,6 @@ def test_what_is_no_name_for_a_page_is_refused_in_a_sentence(session, name):
     with pytest.raises(UserError) as raised:
         run_command(session, f"/why {name}")
     assert "\n" not in str(raised.value)
-
-
-# In a terminal
-
-
-def explanation_of(probabilities: list[float], text: str = "", sampling: Sampling = GREEDY) -> Explanation:
-    """Tokens t0, t1, ... of these probabilities; the last has this text."""
-    logs = torch.tensor(probabilities, dtype=torch.float64).log().tolist()
-    others = tuple(Candidate(i, f"·other{i}", -3.0 - i, 0.0) for i in range(5))
-    tokens = [Token(n, f"t{n}", log, 1.0, f" t{n}", 1, others) for n, log in enumerate(logs)]
-    if text:
-        tokens[-1] = replace(tokens[-1], text=text, shown=text if text.isprintable() else "t")
-    return Explanation("<|user|>Hi<|assistant|>", tuple(tokens), False, sampling)
-
-
-def test_a_short_reply_has_all_its_tokens_in_the_table_a_long_one_the_most_surprising():
-    short = render(explanation_of([0.5] * 12), 100, False)
-    assert len(re.findall(r"^ *\d+  t\d+ ", short, re.MULTILINE)) == 12
-    assert "most surprising" not in short
-    long = explanation_of([0.99] * 40 + [0.01] * 12)
-    shown = render(long, 100, False, hint="ask for more")
-    assert re.findall(r"^ *\d+  (t\d+) ", shown, re.MULTILINE) == [f"t{n}" for n in range(40, 52)]
-    assert "The 12 most surprising of them; ask for more:" in shown
-    assert len(re.findall(r"^ *\d+  t\d+ ", render(long, 100, False, every=True), re.MULTILINE)) == 52
-
-
-def test_the_five_steps_have_five_colours_and_without_colours_there_are_numbers():
-    explanation = explanation_of([0.01, 0.1, 0.3, 0.7, 0.95])
-    coloured = render(explanation, 100, True)
-    assert len(set(re.findall(r"\x1b\[38;5;16;48;5;\d+m", coloured))) == 5
-    plain = render(explanation, 100, False)
-    assert "\x1b" not in plain
-    assert "[t0 1.0%] [t1 10.0%] t2 t3 t4" in plain
-
-
-def test_the_probability_as_drawn_is_shown_only_where_something_was_drawn():
-    assert "drawn" not in render(explanation_of([0.5]), 100, False)
-    drawn = render(explanation_of([0.5], sampling=Sampling(temperature=0.5, top_k=3)), 100, False)
-    assert "the one with the settings: temperature 0.5, top_k 3." in drawn
-
-
-@pytest.mark.parametrize("width", [30, 50, 80])
-def test_no_line_is_longer_than_the_terminal_and_no_alternative_is_broken(width):
-    shown = render(explanation_of([0.5, 0.01]), width, False)
-    assert max(map(len, shown.splitlines())) <= width
-    assert width == 30 or len(re.findall(r"·other\d \d\.\d%|·other\d 0\.\d+%", shown)) == 10
-
-
-@pytest.mark.parametrize("colours", [False, True])
-def test_control_characters_of_a_reply_do_not_reach_the_terminal(colours):
-    shown = render(explanation_of([0.5], "Hi\x1b[2J\x07[bold]!"), 100, colours)
-    assert "\x1b[2J" not in shown
-    assert "\x07" not in shown
-    assert "Hi\\x1b[2J\\x07[bold]!" in re.sub(r"\x1b\[[0-9;]*m", "", shown)
-
-
-# On a page
-
-
-EVIL = "</script><script>alert('x')</script>&\"BODY STYLE SCRIPT"
-
-
-def test_a_page_escapes_what_model_and_user_wrote_and_loads_nothing():
-    explanation = replace(explanation_of([0.5, 0.1], EVIL, SETTINGS[3]), prompt=f"<|user|>{EVIL}")
-    evil = Candidate(1, EVIL, -1.0, 0.5)
-    explanation = replace(explanation, tokens=tuple(replace(token, others=(evil,)) for token in explanation.tokens))
-    written = page(explanation)
-    assert "<script>alert" not in written
-    assert written.count("</script>") == 2
-    assert not re.search(r"(src|href)=|https?:|@import|url\(", written)
-    assert f"{html.escape(EVIL)}</b>" in written
-    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', written)
-    assert json.loads(data[1])["tokens"][1][0][0] == EVIL
-
-
-def test_a_page_can_be_read_without_scripts_and_in_the_dark():
-    written = page(explanation_of([0.02, 0.95], sampling=SETTINGS[2]))
-    first, second = re.findall(r'<b class="(s\d)[^"]*" tabindex="0" title="([^"]*)"', written)
-    assert (first[0], second[0]) == ("s0", "s4")
-    assert html.unescape(first[1]).splitlines()[:3] == ["t0 2.0% (drawn 100%)", "rank 1", "·other0 5.0% (drawn 0%)"]
-    assert "prefers-color-scheme: dark" in written
-    assert "drawn" not in page(explanation_of([0.02])).partition("<script")[0]
-
-
-# The commands
-
-
-@pytest.fixture(scope="module", params=["chat", "base"])
-def checkpoint(request, tmp_path_factory, tokenizers) -> Path:
-    tokenizer = tokenizers[request.param]
-    return save_checkpoint(tmp_path_factory.mktemp("run") / "step-1", model_for(tokenizer), tokenizer)
-
-
-SHORT = ["--device", "cpu", "--seed", "3", "--max-new-tokens", "9"]
-
-
-def piped(monkeypatch, checkpoint: Path, text: str) -> int:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-    return loop.main(["--checkpoint", str(checkpoint), *SHORT])
-
-
-def test_why_over_a_pipe_is_told_on_standard_error(monkeypatch, capsys, checkpoint, tmp_path):
-    assert piped(monkeypatch, checkpoint, "Tom\nSara\n") == 0
-    replies = capsys.readouterr().out
-    assert piped(monkeypatch, checkpoint, f"Tom\n/why\n/why all\n/why {tmp_path / 'why.html'}\nSara\n") == 0
-    out, err = capsys.readouterr()
-    assert out == replies
-    assert err.count("mean probability") == 2
-    assert "\x1b" not in err
-    assert (tmp_path / "why.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    with pytest.raises(UserError, match="Line 1 of standard input: There is no reply yet"):
-        piped(monkeypatch, checkpoint, "/why\n")
-
-
-def run_generate(checkpoint: Path, *arguments: str) -> int:
-    return sft_generate.main(["--checkpoint", str(checkpoint), *SHORT, *arguments])
-
-
-def test_generate_explains_the_same_reply_after_it(capsys, checkpoint):
-    run_generate(checkpoint, "--prompt", "Tom")
-    reply = capsys.readouterr().out
-    assert run_generate(checkpoint, "--prompt", "Tom", "--why") == 0
-    out = capsys.readouterr().out
-    assert out.startswith(reply)
-    assert "mean probability" in out.removeprefix(reply)
-    assert "\x1b" not in out.removeprefix(reply)
-
-
-def test_generate_writes_a_page_and_standard_output_stays_the_reply(capsys, checkpoint, tmp_path):
-    run_generate(checkpoint, "--prompt", "Tom")
-    reply = capsys.readouterr().out
-    file = tmp_path / "why.html"
-    assert run_generate(checkpoint, "--prompt", "Tom", "--why", str(file)) == 0
-    assert capsys.readouterr().out == reply
-    assert "Why did it say that?" in file.read_text(encoding="utf-8")
-    with pytest.raises(UserError, match="exists already and is not overwritten"):
-        run_generate(checkpoint, "--prompt", "Tom", "--why", str(file))
-    assert capsys.readouterr().out == "", "it is said before there is a reply"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--prompt", "Tom", "--why", "page.txt"], "'page.txt' is no name for a page"),
-        (["--prompt", "Tom", "--why", "{file}/page.html"], "Can't write .*page.html"),
-        (["--test", "--why"], "--why goes with a prompt only"),
-        (["--interactive", "--why"], "in a chat, type /why"),
-    ],
-)
-def test_a_mistake_is_one_clear_sentence(checkpoint, tmp_path, arguments, message):
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(UserError, match=message):
-        run_generate(checkpoint, *(part.format(file=tmp_path / "file") for part in arguments))
 
 
 def test_an_explained_reply_equals_generates(tokenizers):
