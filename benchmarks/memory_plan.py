@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 import mini_chat_gpt.training.run  # noqa: F401  (what a real run has loaded)
 from mini_chat_gpt.common.device import Precision, set_up
-from mini_chat_gpt.common.memory_use import peak
+from mini_chat_gpt.common.resources import peak_memory
 from mini_chat_gpt.config import PRESETS, Config, GPTConfig
 from mini_chat_gpt.config_file import parse_config
 from mini_chat_gpt.data.batching import Example
@@ -93,7 +93,7 @@ def measure(setting: Setting, n_steps: int) -> int:
     The disk is a slow one: the copy that is being written lives until the next step is done.
     """
     config = setting.config()
-    set_up(config.system)
+    set_up(config.system.seed, config.system.threads)
     engine = TrainStep(
         GPT(setting.gpt_config()), config, config.sft, Precision(getattr(torch, setting.dtype), ""), device=device()
     )
@@ -111,7 +111,7 @@ def measure(setting: Setting, n_steps: int) -> int:
                 for name, tensors in snapshot.tensors.items():
                     save_file(tensors, Path(folder) / name)
     del snapshot
-    return peak(device())
+    return peak_memory(device())
 
 
 def predict(setting: Setting, n_steps: int) -> MemoryPlan:

@@ -167,14 +167,18 @@ def _files(place: Path) -> Iterator[tuple[int, Path]]:
 
 
 def index_one(path: str) -> None:
-    from mini_chat_gpt.common.memory_use import peak
+    from mini_chat_gpt.common.resources import peak_memory
     from mini_chat_gpt.tinystories.record_index import RecordIndex
 
     began = time.perf_counter()
     index = RecordIndex(path)
     story = index[len(index) - 1].story
     spent = time.perf_counter() - began
-    print(json.dumps({"seconds": spent, "bytes": peak("cpu"), "note": f"{len(index):,} records", "read": len(story)}))
+    print(
+        json.dumps(
+            {"seconds": spent, "bytes": peak_memory("cpu"), "note": f"{len(index):,} records", "read": len(story)}
+        )
+    )
 
 
 def print_table(name: str, points: list[Point]) -> None:

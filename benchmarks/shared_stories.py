@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mini_chat_gpt.common.device import Precision, keep_freed_memory, long_lived, pick_device, pick_precision
+from mini_chat_gpt.common.device import Precision, gc_frozen, keep_freed_memory, pick_device, pick_precision
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.config_file import parse_config
 from mini_chat_gpt.data.batching import Example
@@ -89,7 +89,7 @@ def main() -> None:
     engine = TrainStep(model, config, config.sft, pick_precision("auto", device))
     ratios, rates, tokens = [], [], []
     print(f"gradients differ by {difference(model, made[:2], apart(made[0]) + apart(made[1])):.1e} of the largest")
-    with long_lived():
+    with gc_frozen():
         for number in range(arguments.steps + 1):
             family = [made[(number * arguments.stories + i) % len(made)] for i in range(arguments.stories)]
             separate = [conversation for each in family for conversation in apart(each)]

@@ -120,7 +120,7 @@ def our_engine(
             "system": {"threads": setting.threads, "mixed_precision": precision},
         }
     )
-    set_up(config.system)
+    set_up(config.system.seed, config.system.threads)
     model, _ = load_checkpoint(folder, "cpu")
     if frozen is not None:
         from mini_chat_gpt.lora import add_lora

@@ -18,7 +18,7 @@ from step_contestants import our_examples, rate
 from step_setting import Setting, batch, n_tokens, needed_flops
 
 from mini_chat_gpt.common.device import keep_freed_memory, pick_device, pick_precision
-from mini_chat_gpt.common.memory_use import peak
+from mini_chat_gpt.common.resources import peak_memory
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.model import GPT, GPTConfig
 from mini_chat_gpt.training.compile import compile_model
@@ -78,7 +78,7 @@ def main() -> None:
         tokens, flops = (statistics.median(column) for column in zip(*rates, strict=True))
         sheet = f"{flops / arguments.peak / 1e12:.1%}" if arguments.peak else ""
         print(
-            f"{size:8}{tokens:12,.0f}{1e3 * statistics.median(times):12.1f}{peak(device) / 2**30:8.2f} GiB"
+            f"{size:8}{tokens:12,.0f}{1e3 * statistics.median(times):12.1f}{peak_memory(device) / 2**30:8.2f} GiB"
             f"{flops / reached:13.1%}{sheet:>11}",
             flush=True,
         )

@@ -18,14 +18,13 @@ from mini_chat_gpt.checkpoints.checkpoint import steps_of
 from mini_chat_gpt.common.entry import exit_with, under_torchrun
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name
+from mini_chat_gpt.common.terminal import console, format_duration
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.config_file import load_config
 from mini_chat_gpt.prepare.prepare import write_sample_folder
 from mini_chat_gpt.pretrain import pretrain
 from mini_chat_gpt.reports.compare import EvalOptions, compare
 from mini_chat_gpt.sft_train import train
-from mini_chat_gpt.training.monitor import clock
-from mini_chat_gpt.training.run import console
 from mini_chat_gpt.training.run_folder import is_finished
 from mini_chat_gpt.training.trainer import TrainResult
 
@@ -55,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = free_name(Path("runs/reports") / "quickstart")
     options = EvalOptions(n=arguments.items, seed=config.system.seed, report=page)
     compare([base, tuned], None, options, out)
-    out.print(f"\nAll of it took {clock(time.monotonic() - started)}. Now chat with it:", markup=False)
+    out.print(f"\nAll of it took {format_duration(time.monotonic() - started)}. Now chat with it:", markup=False)
     out.print(f"  mini-chat-gpt chat --checkpoint {tuned}", markup=False, soft_wrap=True)
     return 0
 

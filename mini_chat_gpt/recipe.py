@@ -21,6 +21,7 @@ from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, newest_checkpo
 from mini_chat_gpt.common.entry import exit_with, under_torchrun
 from mini_chat_gpt.common.errors import UserError, nearest
 from mini_chat_gpt.common.files import atomic_write_text
+from mini_chat_gpt.common.terminal import console, format_duration
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.config_file import load_config
 from mini_chat_gpt.data.chat_dataset import nearest_prompts
@@ -29,8 +30,6 @@ from mini_chat_gpt.evaluation.prompt_suite import Prompts, ask, read_prompts, re
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.sft_train import train
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.monitor import clock
-from mini_chat_gpt.training.run import console
 from mini_chat_gpt.training.trainer import TrainResult
 
 CONFIG, PROMPTS, REPORT = "config.yaml", "prompts.yaml", "before_after.md"
@@ -104,7 +103,7 @@ def facts_of(config: Config, result: TrainResult, prompts: Prompts) -> list[str]
     how = f"adapters (LoRA) of rank {config.lora.rank}" if config.lora.enabled else "all weights"
     chats = list(read_conversations(config.chats.files, [] if config.chats.skip_bad else None))
     facts = [
-        f"after: {how} trained on {len(chats):,} chats for {result.steps:,} steps in {clock(result.seconds)}, "
+        f"after: {how} trained on {len(chats):,} chats for {result.steps:,} steps in {format_duration(result.seconds)}, "
         f"learning rate {config.sft.learning_rate:g}",
         "replies: what the model is surest of (temperature 0), at most 160 tokens",
     ]

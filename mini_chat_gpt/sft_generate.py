@@ -17,6 +17,7 @@ from mini_chat_gpt.chat.token_probs_view import check_page, render_text, write_p
 from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, newest_checkpoint, require_finite
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.terminal import console
 from mini_chat_gpt.evaluation.capabilities import GREEDY, test_sft_capabilities
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import (
@@ -35,7 +36,6 @@ from mini_chat_gpt.reports.compare import EvalOptions, add_weights_option, compa
 from mini_chat_gpt.reports.compare import add_options as add_test_options
 from mini_chat_gpt.reports.compare import options_of as test_options_of
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.run import console
 
 __all__ = ["main", "test_sft_capabilities"]
 

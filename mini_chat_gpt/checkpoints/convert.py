@@ -10,9 +10,9 @@ from mini_chat_gpt.checkpoints.adapters import is_adapter, weights_hash
 from mini_chat_gpt.checkpoints.checkpoint import find_checkpoint, load_adapted, read_meta, save_checkpoint
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.terminal import console
 from mini_chat_gpt.lora import merge_lora
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.run import console
 
 
 def merge(adapter: Path | str, out: Path | str, base: Path | str | None = None) -> Path:

@@ -24,14 +24,15 @@ from mini_chat_gpt.common.device import Precision, pick_device, pick_precision, 
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.memory_use import in_use
+from mini_chat_gpt.common.resources import memory_in_use
+from mini_chat_gpt.common.terminal import format_duration, format_size
 from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields
 from mini_chat_gpt.config_file import load_config
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.diagnostics.machine_checks import Finding, disk_finding, free_memory, machine_findings
 from mini_chat_gpt.diagnostics.memory_plan import MemoryPlan, Steps, largest_batch, plan_memory, splits
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.training.monitor import Monitor, clock, size
+from mini_chat_gpt.training.monitor import Monitor
 from mini_chat_gpt.training.run import Prepared, Start, parameters_in_words
 from mini_chat_gpt.training.run_folder import RunFolder
 from mini_chat_gpt.training.time_budget import TimePlan, time_run
@@ -79,11 +80,11 @@ def admit(config: Config, job: str) -> Patient:
     """Make everything that the run would make, but its folder. Raises UserError for what is missing."""
     device = pick_device(config.system.device)
     precision = pick_precision(config.system.mixed_precision, device)
-    set_up(config.system)
+    set_up(config.system.seed, config.system.threads)
     quiet = Console(quiet=True)
     section = getattr(config, job)
     start = Start(ALONE, device, RunFolder(Path(section.save_dir)), quiet, time.monotonic(), rehearsal=True)
-    before = in_use("cpu")
+    before = memory_in_use("cpu")
     prepared: Prepared = (pretrain if job == "pretrain" else sft_train).prepare(config, start)
     weights = 4 * prepared.model.n_parameters()
     engine = TrainStep(prepared.model, config, prepared.job.phase, precision, ALONE, device)
@@ -91,7 +92,7 @@ def admit(config: Config, job: str) -> Patient:
     monitor = Monitor(start.place.folder, config.wandb, {}, quiet, active=False)
     trainer = Trainer(prepared.job, engine, prepared.tokenizer, config, start.place.folder, monitor)
     steps = first_steps(trainer)
-    return Patient(trainer, config, device, precision, steps, max(0, in_use("cpu") - before - weights))
+    return Patient(trainer, config, device, precision, steps, max(0, memory_in_use("cpu") - before - weights))
 
 
 def weights_finding(config: Config, device: torch.device) -> Finding | None:
@@ -103,7 +104,9 @@ def weights_finding(config: Config, device: torch.device) -> Finding | None:
         return None
     words = "take a smaller model.preset, a smaller vocabulary, or more GPUs with system.fsdp=true"
     return Finding(
-        "error", "memory", f"weights and gradients alone take {size(needed)}, {size(free)} are free: {words}"
+        "error",
+        "memory",
+        f"weights and gradients alone take {format_size(needed)}, {format_size(free)} are free: {words}",
     )
 
 
@@ -129,21 +132,21 @@ def memory_table(plan: MemoryPlan, free: int | None) -> Table:
     }  # fmt: skip
     for name, n_bytes in rows.items():
         if n_bytes >= 5e5:
-            table.add_row(name, size(n_bytes))
-    table.add_row("[bold]together[/]", f"[bold]{size(plan.total)}[/]", end_section=True)
+            table.add_row(name, format_size(n_bytes))
+    table.add_row("[bold]together[/]", f"[bold]{format_size(plan.total)}[/]", end_section=True)
     if free is not None:
-        table.add_row("free now", size(free))
+        table.add_row("free now", format_size(free))
     return table
 
 
 def memory_finding(plan: MemoryPlan, free: int | None) -> Finding:
     """Whether the run fits."""
     if free is None:
-        return Finding("note", "memory", f"{size(plan.total)} needed; how much is free can't be found out here")
+        return Finding("note", "memory", f"{format_size(plan.total)} needed; how much is free can't be found out here")
     if plan.total > free:
         words = "lower training.batch_size or data.seq_len, or set training.activation_checkpointing=true"
-        return Finding("error", "memory", f"{size(plan.total)} needed, {size(free)} free: {words}")
-    return Finding("ok", "memory", f"{size(plan.total)} needed, {size(free)} free")
+        return Finding("error", "memory", f"{format_size(plan.total)} needed, {format_size(free)} free: {words}")
+    return Finding("ok", "memory", f"{format_size(plan.total)} needed, {format_size(free)} free")
 
 
 def gaps_advice(plan: MemoryPlan) -> str | None:
@@ -151,7 +154,7 @@ def gaps_advice(plan: MemoryPlan) -> str | None:
     if plan.gaps < 0.15 * plan.total or "tcache_count" in os.environ.get("GLIBC_TUNABLES", ""):
         return None
     return (
-        f"{size(plan.gaps)} are gaps between tensors that the C library can't use again; there are fewer, at the same speed, "
+        f"{format_size(plan.gaps)} are gaps between tensors that the C library can't use again; there are fewer, at the same speed, "
         "with GLIBC_TUNABLES=glibc.malloc.tcache_count=0 before the command."
     )
 
@@ -163,7 +166,7 @@ def time_words(trainer: Trainer, plan: TimePlan) -> str:
     evaluations = -(-trainer.total_steps // phase.eval_interval)
     return (
         f"{trainer.total_steps:,} steps of {plan.step:.2f} s and {evaluations:,} evaluations of {plan.evaluation:.1f} s: "
-        f"about {clock(seconds)} (--time-budget sets the steps to fit a time)"
+        f"about {format_duration(seconds)} (--time-budget sets the steps to fit a time)"
     )
 
 

@@ -30,6 +30,7 @@ from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text
 from mini_chat_gpt.common.page import visible
+from mini_chat_gpt.common.terminal import console
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.config_file import load_config
 from mini_chat_gpt.data.batching import Example, micro_batches
@@ -49,7 +50,6 @@ from mini_chat_gpt.diagnostics.inspect_page import (
 )
 from mini_chat_gpt.sft_dataloader import find_instruct_file, stories
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.run import console
 from mini_chat_gpt.training.sft_data import Mixed, SftExamples, make_examples
 
 SAMPLE = 1000

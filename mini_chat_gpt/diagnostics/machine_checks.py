@@ -15,9 +15,9 @@ import torch
 
 from mini_chat_gpt.common.device import pick_device, pick_precision
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.terminal import format_size
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.training.compile import choose_compiling
-from mini_chat_gpt.training.monitor import size
 from mini_chat_gpt.training.wandb_run import wandb_mode
 
 
@@ -56,7 +56,7 @@ def _device(device: torch.device) -> Finding:
         properties = torch.cuda.get_device_properties(device)
         count = torch.cuda.device_count()
         more = f"; {count} of them: torchrun --nproc_per_node={count} uses all" if count > 1 else ""
-        return Finding("ok", "device", f"{properties.name}, {size(properties.total_memory)}{more}")
+        return Finding("ok", "device", f"{properties.name}, {format_size(properties.total_memory)}{more}")
     return Finding("ok", "device", f"{device.type}, {os.cpu_count()} processors ({platform.machine()})")
 
 
@@ -102,7 +102,7 @@ def disk_finding(folder: Path, checkpoint: int, kept: int) -> Finding:
     while not place.exists():
         place = place.parent
     needed, free = (kept + 2) * checkpoint, shutil.disk_usage(place).free
-    words = f"{size(free)} free at {place}; checkpoints of {size(checkpoint)} take up to {size(needed)}"
+    words = f"{format_size(free)} free at {place}; checkpoints of {format_size(checkpoint)} take up to {format_size(needed)}"
     if not os.access(place, os.W_OK):
         return Finding("error", "disk", f"{place} can't be written to; choose another save_dir")
     if free < needed:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from mini_chat_gpt.common.device import Precision, keep_freed_memory
-from mini_chat_gpt.common.memory_use import in_use
+from mini_chat_gpt.common.resources import memory_in_use
 from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields, SFTSection
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.diagnostics.memory_trace import Kernels, LiveTensors, ShadowHeap, heap_bytes
@@ -102,10 +102,10 @@ def look_at_cpu(config: Config, precision: Precision) -> Machine:
     kernels = Kernels(precision.dtype)
     for _ in range(8):  # the first ones bring in the library
         kernels.prepare()
-    resident, before = in_use("cpu"), heap_bytes()
+    resident, before = memory_in_use("cpu"), heap_bytes()
     for _ in range(TRIED):
         kernels.prepare()
-    added, after = in_use("cpu") - resident, heap_bytes()
+    added, after = memory_in_use("cpu") - resident, heap_bytes()
     if before is None or after is None:
         note = "this C library does not tell about its heap: gaps between tensors are not foreseen"
         return Machine(resident, None, 0, max(0, added) // TRIED, note)

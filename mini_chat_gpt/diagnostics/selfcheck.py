@@ -31,11 +31,11 @@ from mini_chat_gpt.common.device import pick_device, pick_precision
 from mini_chat_gpt.common.distributed import ALONE, World
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.terminal import format_duration
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.config_file import load_config, parse_config
 from mini_chat_gpt.data.batching import Example, collate
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.training.monitor import clock
 from mini_chat_gpt.training.train_step import TrainStep
 
 LIMIT = 1e-5
@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report(results, out)
     failed = sum(not check.passed for check in results)
     verdict = "All checks passed" if not failed else f"{failed} of {len(results)} checks FAILED"
-    out.print(f"{verdict} in {clock(time.monotonic() - started)}.", markup=False)
+    out.print(f"{verdict} in {format_duration(time.monotonic() - started)}.", markup=False)
     return 1 if failed else 0
 
 

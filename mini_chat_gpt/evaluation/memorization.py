@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from mini_chat_gpt.common.terminal import StepProgress
 from mini_chat_gpt.evaluation.capabilities import Evaluation
 from mini_chat_gpt.evaluation.confidence import bootstrap, paired
 from mini_chat_gpt.evaluation.memorised import Memorised, Shared, memorised, of_equal_length
 from mini_chat_gpt.sft_dataloader import stories
-from mini_chat_gpt.training.monitor import StepProgress
 
 WRITING = "words"
 """The kind of task whose replies are stories."""

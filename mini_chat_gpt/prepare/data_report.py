@@ -21,12 +21,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.terminal import StepProgress
 from mini_chat_gpt.prepare.data_folder import SOURCE_WORDS, double_files, present_files, read_source, size_text
 from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, generate_tasks
 from mini_chat_gpt.tinystories.records import FEATURES, FIELDS
 from mini_chat_gpt.tinystories.tasks import TASK_KINDS, categories
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.monitor import StepProgress
 
 LOOKED_AT = 20_000  # records
 PERCENTILES = (5, 25, 50, 75, 95, 99)

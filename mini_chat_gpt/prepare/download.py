@@ -28,7 +28,7 @@ from rich.progress import Progress as RichProgress
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import readable_disk_errors, sha256_of, write_json
-from mini_chat_gpt.training.monitor import clock
+from mini_chat_gpt.common.terminal import format_duration
 
 BLOCK = 1 << 18
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers that another try may better
@@ -236,7 +236,7 @@ class DownloadProgress:
         elif (now := time.monotonic()) - self.said >= self.every:
             self.said = now
             rate = (done - self.first) / (now - self.started)
-            left = f", {clock((total - done) / rate)} left" if total and rate > 0 else ""
+            left = f", {format_duration((total - done) / rate)} left" if total and rate > 0 else ""
             whole = f" of {total / 1e6:,.0f}" if total else ""
             self.console.print(f"{self.name}: {done / 1e6:,.0f}{whole} MB, {rate / 1e6:.1f} MB/s{left}", markup=False)
 

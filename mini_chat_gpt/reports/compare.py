@@ -19,6 +19,7 @@ from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, require_finite
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name, write_json
+from mini_chat_gpt.common.terminal import StepProgress, console, format_duration
 from mini_chat_gpt.evaluation.bits_per_byte import bits_per_byte
 from mini_chat_gpt.evaluation.capabilities import GREEDY, MOST_ROWS, Evaluation, evaluate
 from mini_chat_gpt.evaluation.held_out import find_held_out, held_out_tasks
@@ -33,8 +34,6 @@ from mini_chat_gpt.reports.results_table import show_differences, show_examples,
 from mini_chat_gpt.sft_dataloader import stories
 from mini_chat_gpt.tinystories.tasks import TASK_KINDS, Task, check_kinds
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.monitor import StepProgress, clock
-from mini_chat_gpt.training.run import console
 
 PLAIN_BYTES = 100_000
 """Of held-out stories, of which a report has the bits per byte."""
@@ -272,12 +271,12 @@ def _run(
 
         def show(done: int) -> None:
             rate = done / max(time.monotonic() - started, 1e-9)
-            bar.update(done, f"{rate:.3g} replies/s", share=work[done])
+            bar.update(done, f"{rate:.3g} replies/s", fraction=work[done])
 
         evaluation = evaluate(model, tokenizer, tasks, sampling, batch_size, progress=show)
     seconds = time.monotonic() - started
     rate = len(ours) / max(seconds, 1e-9)
-    text = f"{name}: {len(ours)} replies in {clock(seconds)} ({rate:.3g} a second)"
+    text = f"{name}: {len(ours)} replies in {format_duration(seconds)} ({rate:.3g} a second)"
     text += "" if tokenizer.chat_format is not None else "; without a chat format it goes on from the prompt"
     out.print(text, markup=False, soft_wrap=True)
     return evaluation

@@ -32,13 +32,14 @@ from mini_chat_gpt.common.distributed import World
 from mini_chat_gpt.common.entry import under_torchrun
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text, write_json
+from mini_chat_gpt.common.terminal import console, format_duration
 from mini_chat_gpt.config import Config, PretrainSection, SFTSection, seconds_in
 from mini_chat_gpt.config_file import load_config, to_yaml
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.compile import choose_compiling, compile_model
 from mini_chat_gpt.training.loss_curves import draw_losses
-from mini_chat_gpt.training.monitor import Monitor, clock, keep_metrics_until, new_run_id
+from mini_chat_gpt.training.monitor import Monitor, keep_metrics_until, new_run_id
 from mini_chat_gpt.training.run_facts import collect, differences
 from mini_chat_gpt.training.run_folder import FACTS, RESULT, RunFolder, find_place, held, read_facts, run_to_go_on
 from mini_chat_gpt.training.stop import EXIT_CODES
@@ -68,11 +69,6 @@ class Prepared:
     tokenizer: ChatTokenizer
 
 
-def console(quiet: bool = False) -> Console:
-    """The terminal, as every job writes to it."""
-    return Console(highlight=False, quiet=quiet)
-
-
 def begin(config: Config, section: SFTSection | PretrainSection) -> Start:
     """Find the other processes, the device, and the folder of the run."""
     started = time.monotonic()
@@ -82,7 +78,7 @@ def begin(config: Config, section: SFTSection | PretrainSection) -> Start:
     if world.launch is not None and device.type == "cuda":
         device = pick_device(f"cuda:{world.local_rank}")
         torch.cuda.set_device(device)
-    set_up(config.system, world)
+    set_up(config.system.seed, config.system.threads, world)
     if not world.is_main:
         warnings.simplefilter("ignore")  # rank 0 says the same
     place = world.broadcast(lambda: find_place(section, world.launch))
@@ -146,7 +142,7 @@ def open_folder(prepared: Prepared, config: Config, start: Start, at_step: int) 
 
 def _plan(trainer: Trainer, budget: float, start: Start) -> None:
     """Set the number of steps to what fits the time that is left of the budget."""
-    start.out.print(f"Timing a few steps, to plan a run of {clock(budget)} …", markup=False)
+    start.out.print(f"Timing a few steps, to plan a run of {format_duration(budget)} …", markup=False)
     plan = time_run(trainer, 0.03 * budget)
     spent = start.world.broadcast(lambda: time.monotonic() - start.time)
     trainer.plan(plan.steps_in(budget - spent, trainer.job.phase.eval_interval))
@@ -210,9 +206,9 @@ def _finish(result: TrainResult, trainer: Trainer, start: Start) -> None:
         early = f" at step {result.steps:,}, as the validation loss has not improved {trainer.job.phase.patience} times in a row"
     spent, budget = time.monotonic() - start.time, trainer.config.training.time_budget
     if budget and trainer.progress.step == trainer.progress.planned_steps and spent > 1.02 * seconds_in(budget):
-        early += f", {clock(spent - seconds_in(budget))} over its budget of {budget}"
+        early += f", {format_duration(spent - seconds_in(budget))} over its budget of {budget}"
     accidents = f"; {trainer.progress.accidents} steps were not finite" if trainer.progress.accidents else ""
-    out.print(f"Done in {clock(spent)}{early}{accidents}: {folder}", markup=False, soft_wrap=True)
+    out.print(f"Done in {format_duration(spent)}{early}{accidents}: {folder}", markup=False, soft_wrap=True)
 
 
 def insist_on_torchrun(config: Config, argv: Sequence[str] = ()) -> None:

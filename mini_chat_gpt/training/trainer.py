@@ -14,19 +14,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mini_chat_gpt.checkpoints.checkpoint import CheckpointWriter
-from mini_chat_gpt.common.core_share import CPUContention
-from mini_chat_gpt.common.device import cpu_threads, long_lived
+from mini_chat_gpt.common.device import cpu_threads, gc_frozen
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text
-from mini_chat_gpt.common.memory_use import in_use
+from mini_chat_gpt.common.resources import CPUContention, memory_in_use
+from mini_chat_gpt.common.terminal import StepProgress
 from mini_chat_gpt.config import Config, ScheduleFields, seconds_in
 from mini_chat_gpt.data.batch_dump import describe
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.data.step_loader import ExampleDataset, StepLoader, count_workers
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.monitor import Monitor, Status, StepProgress
+from mini_chat_gpt.training.monitor import Monitor, Status
 from mini_chat_gpt.training.optim import lr_fraction
 from mini_chat_gpt.training.run_state import read_run_state, run_snapshot
 from mini_chat_gpt.training.stop import REASONS, StopRequest
@@ -206,8 +206,8 @@ class Trainer:
         progress, last_loss = self.progress, float("nan")
         reader = stage = None
         cores = CPUContention(cpu_threads(self.model.device))
-        bar = StepProgress(self.monitor.console, self.job.name, progress.step, self.total_steps)
-        with self.stop.on_signals(), long_lived(), bar, ExitStack() as readers:
+        bar = StepProgress(self.monitor.console, self.job.name, progress.step, self.total_steps, keep=True)
+        with self.stop.on_signals(), gc_frozen(), bar, ExitStack() as readers:
             while progress.step < self.total_steps and not self.stopped and not self._out_of_patience():
                 started = time.monotonic()
                 coming = self.stage_at(progress.step)
@@ -228,9 +228,9 @@ class Trainer:
                 self._look_at(report, examples)
                 if progress.step % self._log_every == 0 or progress.step == self.total_steps or self.stopped:
                     last_loss = progress.window.loss
-                    bar.update(progress.step, self._log_window(report))
-                    if told := cores.look():
-                        self.monitor.message(told)
+                    bar.update(progress.step, self._log_window(report).items())
+                    if warning := cores.check():
+                        self.monitor.message(warning)
                 self._milestones()
         self.writer.wait()
         found = self.val_losses, self.scores
@@ -311,7 +311,7 @@ class Trainer:
             learning_rate=self.engine.optimizer.learning_rate,
             tokens_per_second=window.per_second(window.tokens),
             trained_per_second=window.per_second(window.trained_tokens),
-            memory=in_use(self.model.device),
+            memory=memory_in_use(self.model.device),
             data_wait_share=window.waiting / window.seconds if window.seconds else 0.0,
         )
         self._log(

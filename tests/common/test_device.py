@@ -1,4 +1,4 @@
-"""Which device and which precision, and why; GPUs that this machine hasn't are played."""
+"""Choice of device and precision with its reason. GPUs that this machine does not have are simulated."""
 
 import gc
 from contextlib import nullcontext
@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from mini_chat_gpt.common.device import cpu_has_bf16, long_lived, pick_device, pick_precision
+from mini_chat_gpt.common.device import cpu_has_bf16, gc_frozen, pick_device, pick_precision
 from mini_chat_gpt.common.errors import UserError
 
 CPU, GPU, APPLE = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
@@ -20,7 +20,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4")
-        # Without a GPU's own bf16 PyTorch emulates it, and calls that supported unless told otherwise.
+        # PyTorch emulates bf16 on GPUs without it, and counts that as supported by default.
         monkeypatch.setattr(
             torch.cuda,
             "is_bf16_supported",
@@ -34,36 +34,36 @@ def gpu(monkeypatch):
 @pytest.mark.parametrize(
     ("capability", "dtype", "reason"),
     [
-        ((9, 0), torch.bfloat16, "bf16: the GPU has it"),
-        ((8, 0), torch.bfloat16, "bf16: the GPU has it"),
-        ((7, 5), torch.float16, "float16 with a loss scale: the GPU has no bf16"),
-        ((7, 0), torch.float16, "float16 with a loss scale: the GPU has no bf16"),
-        ((6, 1), torch.float32, "float32: the GPU has neither bf16 nor fast float16"),
+        ((9, 0), torch.bfloat16, "bf16: supported by the GPU"),
+        ((8, 0), torch.bfloat16, "bf16: supported by the GPU"),
+        ((7, 5), torch.float16, "float16 with a loss scale: the GPU has no bf16 support"),
+        ((7, 0), torch.float16, "float16 with a loss scale: the GPU has no bf16 support"),
+        ((6, 1), torch.float32, "float32: the GPU supports neither bf16 nor fast float16"),
     ],
 )
-def test_a_gpu_computes_in_the_best_precision_it_has(gpu, setting, capability, dtype, reason):
+def test_a_gpu_uses_the_best_precision_that_it_supports(gpu, setting, capability, dtype, reason):
     gpu(*capability)
     precision = pick_precision(setting, GPU)
     assert (precision.dtype, precision.reason) == (dtype, reason)
     assert precision.needs_loss_scale == (dtype == torch.float16)
 
 
-def test_bf16_on_a_gpu_without_it_is_an_error_that_names_the_alternatives(gpu):
+def test_bf16_on_a_gpu_without_support_is_an_error_that_names_the_alternatives(gpu):
     gpu(7, 5)
-    with pytest.raises(UserError, match="bf16 was asked for, but Tesla T4 does not have it; write auto, fp16 or fp32"):
+    with pytest.raises(UserError, match="Tesla T4 does not support bf16; use auto, fp16 or fp32"):
         pick_precision("bf16", GPU)
 
 
-def test_a_processor_computes_in_bf16_where_it_has_it(monkeypatch):
+def test_a_cpu_uses_bf16_if_it_supports_it(monkeypatch):
     monkeypatch.setattr("mini_chat_gpt.common.device.cpu_has_bf16", lambda: True)
     assert pick_precision("auto", CPU).dtype == torch.bfloat16
     monkeypatch.setattr("mini_chat_gpt.common.device.cpu_has_bf16", lambda: False)
     precision = pick_precision("auto", CPU)
-    assert (precision.dtype, precision.reason) == (torch.float32, "float32: no fast bf16 here")
+    assert (precision.dtype, precision.reason) == (torch.float32, "float32: no fast bf16 on this device")
 
 
 @pytest.mark.parametrize("supported", [True, False])
-def test_an_arm_processor_has_bf16_where_onednn_says_so(monkeypatch, supported):
+def test_an_arm_cpu_has_bf16_if_onednn_says_so(monkeypatch, supported):
     for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, check, lambda: False)
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
@@ -72,26 +72,26 @@ def test_an_arm_processor_has_bf16_where_onednn_says_so(monkeypatch, supported):
     assert cpu_has_bf16() is supported
 
 
-def test_an_x86_processor_that_only_emulates_bf16_has_none(monkeypatch):
+def test_an_x86_cpu_that_only_emulates_bf16_does_not_count(monkeypatch):
     for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, check, lambda: False)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert not cpu_has_bf16()
 
 
-def test_apples_gpus_compute_in_float32_unless_told_otherwise():
+def test_apple_gpus_use_float32_by_default():
     precision = pick_precision("auto", APPLE)
-    assert (precision.dtype, precision.reason) == (torch.float32, "float32: half precision is untried on Apple's GPUs")
+    assert (precision.dtype, precision.reason) == (torch.float32, "float32: half precision is untested on Apple GPUs")
 
 
 @pytest.mark.parametrize("setting", [False, "fp32"])
-def test_float32_is_what_is_configured(setting):
+def test_float32_can_be_configured(setting):
     precision = pick_precision(setting, CPU)
     assert (precision.dtype, precision.needs_loss_scale) == (torch.float32, False)
 
 
 @pytest.mark.parametrize(("setting", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_a_16_bit_precision_asked_for_is_what_products_are_computed_in(setting, dtype):
+def test_products_are_computed_in_the_configured_16_bit_precision(setting, dtype):
     precision = pick_precision(setting, CPU)
     assert "as configured" in precision.reason
     assert precision.needs_loss_scale == (setting == "fp16")
@@ -103,20 +103,24 @@ def test_a_16_bit_precision_asked_for_is_what_products_are_computed_in(setting, 
     assert weight.grad.dtype == torch.float32
 
 
-def test_a_precision_that_the_device_cannot_multiply_is_an_error_that_says_so(monkeypatch):
+def test_a_precision_without_matrix_products_on_the_device_is_an_error(monkeypatch):
     def refuse(*args, **kwargs):
         raise TypeError("BFloat16 is not supported on MPS")
 
     monkeypatch.setattr(torch, "ones", refuse)
-    with pytest.raises(UserError, match=r"bf16 was asked for, but mps can't multiply it \(BFloat16 is not supported"):
+    with pytest.raises(UserError, match=r"mps does not support bf16 matrix products \(BFloat16 is not supported"):
         pick_precision("bf16", APPLE)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("gpu", "'gpu' is no device; write auto, cpu, cuda"), ("cuda", "PyTorch sees no GPU"), ("mps", "has none")],
+    [
+        ("gpu", "'gpu' is not a device; use auto, cpu, cuda"),
+        ("cuda", "PyTorch finds no GPU"),
+        ("mps", "mps is not available"),
+    ],
 )
-def test_a_device_that_is_not_there_is_an_error_that_says_what_to_write(monkeypatch, name, message):
+def test_a_missing_device_is_an_error_that_names_the_alternatives(monkeypatch, name, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match=message):
@@ -124,8 +128,8 @@ def test_a_device_that_is_not_there_is_an_error_that_says_what_to_write(monkeypa
     assert pick_device("auto") == CPU
 
 
-def test_what_exists_is_left_to_live_while_training_and_is_garbage_again_afterwards():
+def test_existing_objects_are_frozen_while_training_and_collected_again_afterwards():
     before = gc.get_freeze_count()
-    with long_lived():
+    with gc_frozen():
         assert gc.get_freeze_count() > before
     assert gc.get_freeze_count() == 0

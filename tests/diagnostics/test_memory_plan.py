@@ -49,19 +49,19 @@ import json, sys, torch
 from mini_chat_gpt.config import Config, GPTConfig
 from mini_chat_gpt.common.device import pick_precision, set_up
 from mini_chat_gpt.training.train_step import TrainStep
-from mini_chat_gpt.common.memory_use import peak
+from mini_chat_gpt.common.resources import peak_memory
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.diagnostics.memory_dry_run import unpack
 from mini_chat_gpt.training.run_state import run_snapshot
 told = json.load(sys.stdin)
 config = Config(**told["config"])
-set_up(config.system)
+set_up(config.system.seed, config.system.threads)
 model = GPT(GPTConfig(**told["shape"]))
 engine = TrainStep(model, config, config.sft, pick_precision("fp32", torch.device("cpu")))
 for number, step in enumerate(told["steps"]):
     engine.step([unpack(packed) for packed in step], number=number)
     copy = run_snapshot(engine, None, {}, {})  # which a slow disk is still writing during the next step
-print(peak("cpu"))
+print(peak_memory("cpu"))
 """
 
 

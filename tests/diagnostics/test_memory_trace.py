@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 
 from mini_chat_gpt.common.device import keep_freed_memory
-from mini_chat_gpt.common.memory_use import in_use
+from mini_chat_gpt.common.resources import memory_in_use
 from mini_chat_gpt.diagnostics.memory_trace import Kernels, LiveTensors, ShadowHeap, heap_bytes
 
 MIB = 2**20
@@ -34,13 +34,13 @@ def test_a_tensor_counts_as_long_as_it_lives():
 
 
 def test_what_no_machine_could_hold_takes_no_memory():
-    before = in_use("cpu")
+    before = memory_in_use("cpu")
     with LiveTensors() as live:
         weights = torch.zeros(10**7, 10**5)
         product = weights.T @ weights
         assert live.now == 4 * (10**12 + 10**10)
         assert product.shape == (10**5, 10**5)
-    assert in_use("cpu") - before < 100 * MIB
+    assert memory_in_use("cpu") - before < 100 * MIB
 
 
 def test_the_peak_of_a_training_step_is_that_of_pytorchs_own_tracker():
@@ -90,14 +90,14 @@ def test_bytes_are_told_by_name_at_the_peak():
 def test_a_shadow_heap_grows_without_taking_memory():
     keep_freed_memory()
     size, used = heap_bytes()
-    heap, before = ShadowHeap(Kernels(torch.float32), kernel_bytes=0), in_use("cpu")
+    heap, before = ShadowHeap(Kernels(torch.float32), kernel_bytes=0), memory_in_use("cpu")
     with LiveTensors(heap=heap):
         tensors = [torch.zeros(MIB) for _ in range(256)]
         assert heap.taken == 2**30
         del tensors
     assert heap.taken == 0
     assert 2**30 - (size - used) <= heap.grown() < 2**30 + 64 * MIB  # gaps that were there already may have been used
-    assert in_use("cpu") - before < 100 * MIB
+    assert memory_in_use("cpu") - before < 100 * MIB
 
 
 @needs_glibc

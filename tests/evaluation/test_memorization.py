@@ -144,7 +144,7 @@ def test_without_a_note_it_is_the_file_beside_the_held_out_one(tmp_path, note):
 def test_progress_is_told(file, monkeypatch):
     monkeypatch.setattr(module, "stories", lambda path: iter(["word " * 200_000] * 3))
     monkeypatch.setattr(
-        module.StepProgress, "update", lambda self, done, facts, share=None: steps.append((done, facts))
+        module.StepProgress, "update", lambda self, done, facts, fraction=None: steps.append((done, facts))
     )
     steps: list[tuple[int, str]] = []
     known({"a": told(TRAINING[0])}, file, most_bytes=3 * 10**6)

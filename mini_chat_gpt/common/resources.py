@@ -1,0 +1,93 @@
+"""Memory and CPU time of this process, as a run displays them and as `doctor` compares its predictions with them.
+
+On a CPU, memory is the resident set, including Python and its libraries. On a GPU it is what PyTorch's allocator has
+handed out. The driver shows more, because it also counts contexts and the allocator's cached blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import torch
+
+
+def memory_in_use(device: torch.device | str) -> int:
+    """Bytes in use now. Without /proc (macOS) this is the peak, the only value that the system reports; 0 if unknown."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    return _from_proc("VmRSS") or _max_resident_set()
+
+
+def peak_memory(device: torch.device | str) -> int:
+    """The largest number of bytes in use since the process began or since torch.cuda.reset_peak_memory_stats.
+
+    MPS does not record a peak. The driver's current allocation is used instead, because the driver seldom returns memory.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return _from_proc("VmHWM") or _max_resident_set()
+
+
+def _from_proc(name: str) -> int:
+    """A line of /proc/self/status such as "VmRSS:     1784 kB", in bytes; 0 if it does not exist."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith(f"{name}:")), 0)
+    except OSError:
+        return 0
+
+
+def _max_resident_set() -> int:
+    """The peak from getrusage, which counts bytes on macOS and kilobytes elsewhere; 0 on Windows, which lacks the call."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    max_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return max_rss if sys.platform == "darwin" else max_rss * 1024
+
+
+class CPUContention:
+    """Detects other programs that use the same cores; `check` warns once.
+
+    Threads that work on the same product spin while they wait for each other. If one of them does not get its core, the
+    others wait as well: on two cores with one other busy process, two threads are three times slower than one.
+    """
+
+    INTERVAL = 20.0  # seconds over which CPU time is measured
+    MIN_FRACTION = (
+        0.8  # of the threads' time. On idle cores a run gets at least 0.95, next to another process about 0.6
+    )
+
+    def __init__(self, threads: int) -> None:
+        self.threads, self.warned = threads, False
+        self.wall_time, self.cpu_time = time.monotonic(), time.process_time()
+
+    def check(self) -> str | None:
+        """A warning for the user, or None."""
+        seconds = time.monotonic() - self.wall_time
+        if self.warned or self.threads < 2 or seconds < self.INTERVAL:
+            return None
+        fraction = (time.process_time() - self.cpu_time) / (seconds * self.threads)
+        self.wall_time, self.cpu_time = time.monotonic(), time.process_time()
+        # Without the load test, a run that waits for its disk would be warned as well.
+        if fraction >= self.MIN_FRACTION or _load_average() <= (os.cpu_count() or 1):
+            return None
+        self.warned = True
+        return (
+            f"Other programs use the same cores: {self.threads} threads get {fraction:.0%} of their time. They wait for each other "
+            "and lose much more than that. If this continues, interrupt the run (Ctrl-C) and resume it with system.threads=1."
+        )
+
+
+def _load_average() -> float:
+    """Number of runnable processes, averaged over the last minute; 0 on systems that do not count them."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
