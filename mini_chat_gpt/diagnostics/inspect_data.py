@@ -1,7 +1,7 @@
-"""`mini-chat-gpt inspect`: what a fine-tuning run will train on, before it costs any time.
+"""`mini-chat-gpt inspect`: show what a fine-tuning run will train on.
 
-Shows the first steps' batches as the trainer will get them with the trained tokens marked, counts tokens by source and
-kind, and says how long the examples are, what is left out and why, and what the run is validated on.
+Shows the batches of the first steps exactly as the trainer gets them, with the trained tokens marked. Counts tokens by
+source and kind, and reports how long the examples are, which records are left out and why, and what the run validates on.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from mini_chat_gpt.checkpoints.checkpoint import (
     find_checkpoint,
@@ -29,150 +27,140 @@ from mini_chat_gpt.checkpoints.checkpoint import (
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text
-from mini_chat_gpt.common.page import visible
 from mini_chat_gpt.common.terminal import console
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.config_file import load_config
 from mini_chat_gpt.data.batching import Example, micro_batches
 from mini_chat_gpt.data.chat_files import read_conversations
 from mini_chat_gpt.data.step_loader import StepLoader
-from mini_chat_gpt.diagnostics.inspect_page import (
-    Finding,
-    Inspection,
-    MicroBatch,
-    Row,
-    Specimen,
-    bars,
-    histogram,
-    page,
-    token_pieces,
-    with_total,
-)
+from mini_chat_gpt.diagnostics.inspect_page import page
+from mini_chat_gpt.diagnostics.inspect_text import print_line, show
+from mini_chat_gpt.diagnostics.inspection import Finding, Inspection, MicroBatch, Row, ShownExample, histogram
 from mini_chat_gpt.sft_dataloader import find_instruct_file, stories
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.sft_data import Mixed, SftExamples, make_examples
 
 SAMPLE = 1000
-"""Examples that are looked at of a source that makes its tasks anew each epoch."""
-ON_PAGE = 40
-"""Examples on a page, unless told otherwise."""
-_TEXTS = 2000  # of each source, for a tokenizer made on the spot
-_PLACES = 3  # of the records to which something happened
+"""Examples to measure of a source that makes new tasks in each epoch."""
+SHOWN_ON_PAGE = 40
+"""Default number of examples on an HTML page."""
+_TOKENIZER_TEXTS = 2000  # texts of each source for a tokenizer trained on the spot
+_MAX_PLACES = 3  # file positions listed in a finding
 
 
-# ---- what a run would take -------------------------------------------------------------------------------------------
+# ---- the settings and the tokenizer of the run -----------------------------------------------------------------------
 
 
-def told_apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(overrides, files): a dotted key before "=" makes an override, unless a file is called so."""
+def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split command line words into (overrides, files).
+
+    A word with a dotted key before "=" is an override, unless a file of that name exists.
+    """
     overrides = [word for word in words if re.match(r"[A-Za-z_]\w*(\.\w+)+\s*=", word) and not Path(word).exists()]
     return overrides, [word for word in words if word not in overrides]
 
 
 def with_files(config: Config, files: Sequence[str], overrides: Sequence[str] = ()) -> Config:
-    """The config with these files in the place of its own: a folder or a .txt file has stories, any other one chats.
+    """Return the config with these files instead of its own: a folder or a .txt file holds stories, any other file chats.
 
-    What the config holds out belongs to its own files; it stays where an override names it. Raises UserError.
+    The config's validation files belong to its own chat files, so they are dropped unless an override names them.
+    Raises UserError.
     """
     for file in files:
         if not Path(file).exists():
             raise UserError(f"There is no {file}; give chat files, a folder with stories, or section.key=value.")
-    told = [file for file in files if Path(file).is_dir() or file.endswith(".txt")]
-    chats = [file for file in files if file not in told]
-    if len(told) > 1:
-        raise UserError(f"{told[0]} and {told[1]} are two places with stories; give one of them.")
-    if told and chats and not config.chats.stories:
-        raise UserError(f"{told[0]} has no share beside the chats; add one, for example chats.stories=0.3.")
-    if told:
-        config = config.model_copy(update={"sft": config.sft.model_copy(update={"dataset_path": told[0]})})
+    story_paths = [file for file in files if Path(file).is_dir() or file.endswith(".txt")]
+    chats = [file for file in files if file not in story_paths]
+    if len(story_paths) > 1:
+        raise UserError(f"{story_paths[0]} and {story_paths[1]} both hold stories; give one of them.")
+    if story_paths and chats and not config.chats.stories:
+        raise UserError(
+            f"{story_paths[0]} needs a share of the examples beside the chats; for example chats.stories=0.3."
+        )
+    if story_paths:
+        config = config.model_copy(update={"sft": config.sft.model_copy(update={"dataset_path": story_paths[0]})})
     if files:
-        kept = config.chats.valid_files if any(o.startswith("chats.valid_files") for o in overrides) else {}
+        overridden = any(override.startswith("chats.valid_files") for override in overrides)
+        valid_files = config.chats.valid_files if overridden and chats else {}
         weights = {file: config.chats.files.get(file, 1.0) for file in chats}
-        changes = {"files": weights, "valid_files": kept if chats else {}}
+        changes = {"files": weights, "valid_files": valid_files}
         config = config.model_copy(update={"chats": config.chats.model_copy(update=changes)})
     return config
 
 
 def tokenizer_for(config: Config, name: str | None = None) -> tuple[ChatTokenizer, int, str]:
-    """(tokenizer, context, a sentence about them): those of the base that the run would take, or the tokenizer named.
+    """Return (tokenizer, context length, a sentence about both).
 
-    Where there is neither, a tokenizer is made from the data.
+    `name` selects a tokenizer. Otherwise those of the base model that the run would use are taken, and if there is no base
+    model a tokenizer is trained on the data.
     """
     base = None if name else config.sft.pretrained_checkpoint or newest_checkpoint(base=True)
     if name is not None:
         tokenizer = ChatTokenizer.load(find_checkpoint(name) if steps_of(Path(name)) else name)
-        context, said = config.data.seq_len, f"Tokenizer: {Path(name).name}, as asked for; the context is data.seq_len."
+        context, note = config.data.seq_len, f"Tokenizer: {Path(name).name} (--tokenizer); the context is data.seq_len."
     elif base is None:
-        tokenizer, context = _stand_in(config), config.data.seq_len
-        said = (
-            f"There is no base model under runs/: a tokenizer of {tokenizer.vocab_size:,} entries was made from these texts. "
-            "A run's own will count otherwise; name it by --tokenizer."
+        tokenizer, context = _tokenizer_from_data(config), config.data.seq_len
+        note = (
+            f"There is no base model under runs/: a tokenizer with {tokenizer.vocab_size:,} entries was trained on these "
+            "texts. The counts of a run with another tokenizer differ; choose one with --tokenizer."
         )
     elif Path(base).is_file():
         model, tokenizer = load_checkpoint(base, "cpu")
-        context, said = model.config.context_length, f"Tokenizer and context: those of {base}."
+        context, note = model.config.context_length, f"Tokenizer and context: those of {base}."
     else:
         folder = find_checkpoint(base)
         tokenizer, context = ChatTokenizer.load(folder), int(read_meta(folder)["gpt_config"]["context_length"])
-        said = f"Tokenizer and context: those of {base}."
-    tokenizer.add_control_tokens()  # as fine-tuning will
-    return tokenizer, context, said
+        note = f"Tokenizer and context: those of {base}."
+    tokenizer.add_control_tokens()  # as fine-tuning does
+    return tokenizer, context, note
 
 
-def _stand_in(config: Config) -> ChatTokenizer:
+def _tokenizer_from_data(config: Config) -> ChatTokenizer:
     texts: list[str] = []
     if files := config.chats.files:
-        chats = islice(read_conversations(files, []), _TEXTS)  # what is wrong with them is said when they are used
+        # Bad records are skipped here; they are reported when the examples are made.
+        chats = islice(read_conversations(files, []), _TOKENIZER_TEXTS)
         texts += (message.content for chat in chats for message in chat.messages)
     if not files or config.chats.stories:
-        texts += islice(stories(find_instruct_file(config.sft.dataset_path, "train")), _TEXTS)
+        texts += islice(stories(find_instruct_file(config.sft.dataset_path, "train")), _TOKENIZER_TEXTS)
     return ChatTokenizer.train(texts, config.pretrain.tokenizer_vocab_size)
 
 
 def _replies_only(config: Config) -> Config:
-    """The same examples with the replies alone as targets: with a prompt_weight all is trained, and nothing would stand out."""
-    lessons = [lesson.model_copy(update={"prompt_weight": None}) for lesson in config.data.curriculum]
-    data = config.data.model_copy(update={"prompt_weight": 0.0, "curriculum": lessons})
+    """Return the config without prompt weights: with them every token is trained, and marking would show nothing."""
+    stages = [stage.model_copy(update={"prompt_weight": None}) for stage in config.data.curriculum]
+    data = config.data.model_copy(update={"prompt_weight": 0.0, "curriculum": stages})
     return config.model_copy(update={"data": data})
 
 
-# ---- looking at it ---------------------------------------------------------------------------------------------------
+# ---- inspection ------------------------------------------------------------------------------------------------------
 
 
 def inspect(
-    config: Config, tokenizer: ChatTokenizer, context: int, steps: int = 1, n: int = 3, said: Sequence[str] = ()
+    config: Config, tokenizer: ChatTokenizer, context: int, steps: int = 1, n: int = 3, notes: Sequence[str] = ()
 ) -> Inspection:
-    """Look at what a run with this config trains on: the batches of its first steps, at least `n` examples, all counts.
+    """Inspect what a run with this config trains on: the batches of its first steps, at least `n` examples, and all counts.
 
-    Raises UserError for data that a run could not use either.
+    `notes` are further sentences for the head of the output. Raises UserError for data that a run would reject, too.
     """
     examples = make_examples(_replies_only(config), tokenizer, context)
     limit = min(config.data.seq_len, context)
     sources = list(_sources(examples, config))
-    left_out = [*_of_chats(examples), *_of_stories(examples, sources, limit)]
-    streams = [source for source in sources if source.slots is not None]
-    lengths = np.concatenate([[tokens for _, tokens, _, _ in source.seen] for source in streams]).astype(np.int64)
-    times = np.concatenate([np.full(len(source.seen), source.times) for source in streams])
-    batches, specimens = _first_steps(config, examples, steps, n)
-    weights = [config.data.prompt_weight, *(lesson.prompt_weight for lesson in config.data.curriculum)]
-    about = [f"Data: {', '.join(map(str, examples.files))}", *said]
-    if given := sorted({weight for weight in weights if weight}):
-        about.append(
-            f"data.prompt_weight is {' or '.join(f'{weight:g}' for weight in given)}: what isn't marked is trained too, "
-            "with that weight."
-        )
-    if examples.stages:
-        about.append("The first steps are those of lesson 1 of data.curriculum.")
-    if any(specimen.example.branches for specimen in specimens):
-        about.append("Of an example with branches the context limits each conversation, not all of them together.")
+    # Before the first steps are read, as reading them adds to the statistics of the stories.
+    left_out = [*_chat_findings(examples), *_story_findings(examples, sources, limit)]
+    in_epoch = [source for source in sources if source.per_epoch is not None]
+    lengths = np.concatenate([[one.tokens for one in source.sizes] for source in in_epoch]).astype(np.int64)
+    repeats = np.concatenate([np.full(len(source.sizes), source.repeats) for source in in_epoch])
+    batches, shown = _first_steps(config, examples, steps, n)
+    per_epoch = sum(source.per_epoch or 0 for source in in_epoch)
     names = [config.sft.pretrained_checkpoint or "", config.sft.dataset_path, *map(str, examples.files)]
     return Inspection(
-        about=about,
+        about=[*_about(config, examples, notes), *_prefix_note(shown)],
         batches=batches,
-        specimens=specimens,
-        rows=[row for source in sources for row in source.rows(sum(one.slots or 0 for one in streams))],
+        shown=shown,
+        rows=[row for source in sources for row in source.rows(per_epoch)],
         counted=[source.counted for source in sources if source.counted],
-        lengths=histogram(lengths, times, limit, "context" if context <= config.data.seq_len else "data.seq_len"),
+        lengths=histogram(lengths, repeats, limit, "context" if context <= config.data.seq_len else "data.seq_len"),
         left_out=left_out,
         validation=Counter(example.kind for example in examples.validation),
         tokenizer=tokenizer,
@@ -180,96 +168,124 @@ def inspect(
     )
 
 
+def _about(config: Config, examples: SftExamples, notes: Sequence[str]) -> Iterator[str]:
+    """Sentences about the data and about settings that change what the marks mean."""
+    yield f"Data: {', '.join(map(str, examples.files))}"
+    yield from notes
+    weights = {config.data.prompt_weight, *(stage.prompt_weight for stage in config.data.curriculum)}
+    if nonzero := sorted(weight for weight in weights if weight):
+        values = " or ".join(f"{weight:g}" for weight in nonzero)
+        yield f"data.prompt_weight is {values}: unmarked tokens are trained as well, with that weight."
+    if examples.stages:
+        yield "The first steps are those of stage 1 of data.curriculum."
+
+
+def _prefix_note(shown: Sequence[ShownExample]) -> Iterator[str]:
+    if any(one.example.branches for one in shown):
+        yield "The context limits each conversation of an example with prefix branches, not their sum."
+
+
+class _Size(NamedTuple):
+    """The size of one example."""
+
+    kind: str
+    tokens: int
+    trained: int
+    weight: float  # sum over the trained tokens
+
+
 @dataclass(frozen=True)
 class _Source:
-    """Examples of one source that were looked at: (kind, tokens, targets, sum of their weights)."""
+    """The measured examples of one source."""
 
     name: str
-    seen: list[tuple[str, int, int, float]]
-    slots: int | None  # that it has of an epoch; None for a lesson
-    counted: str = ""  # a sentence, where it was not all of them
+    sizes: list[_Size]
+    per_epoch: int | None  # examples of an epoch that come from it; None for a curriculum stage
+    counted: str = ""  # a sentence, if the numbers are estimates
 
     @property
-    def times(self) -> float:
-        """How often each example comes in an epoch."""
-        return 1.0 if self.slots is None else self.slots / len(self.seen)
+    def repeats(self) -> float:
+        """How often each measured example occurs in an epoch."""
+        return 1.0 if self.per_epoch is None else self.per_epoch / len(self.sizes)
 
     def rows(self, epoch: int) -> Iterator[Row]:
-        """One for each kind; `epoch` is the number of its examples, all sources together."""
-        exact, whole = not self.counted, epoch / self.times if self.slots is not None else len(self.seen)
-        by_kind: dict[str, list[tuple[str, int, int, float]]] = {}
-        for one in self.seen:
-            by_kind.setdefault(one[0], []).append(one)
-        for kind, those in sorted(by_kind.items(), key=lambda item: -len(item[1])):
-            _, tokens, trained, weights = zip(*those, strict=True)
-            examples = None if self.slots is None else len(those) * self.times
-            share, n = len(those) / whole, sum(trained)
+        """One row for each kind; `epoch` is the number of examples of all sources in an epoch."""
+        total = len(self.sizes) if self.per_epoch is None else epoch / self.repeats
+        by_kind: dict[str, list[_Size]] = {}
+        for size in self.sizes:
+            by_kind.setdefault(size.kind, []).append(size)
+        for kind, sizes in sorted(by_kind.items(), key=lambda item: -len(item[1])):
+            trained = sum(size.trained for size in sizes)
             yield Row(
-                self.name,
-                kind,
-                examples,
-                share,
-                sum(tokens) * self.times,
-                n * self.times,
-                sum(weights) / max(1, n),
-                exact,
+                source=self.name,
+                kind=kind,
+                examples=None if self.per_epoch is None else len(sizes) * self.repeats,
+                share=len(sizes) / total,
+                tokens=sum(size.tokens for size in sizes) * self.repeats,
+                trained=trained * self.repeats,
+                weight=sum(size.weight for size in sizes) / max(1, trained),
+                exact=not self.counted,
             )
 
 
-def _measured(examples: Iterable[Example]) -> list[tuple[str, int, int, float]]:
+def _sizes(examples: Iterable[Example]) -> list[_Size]:
     return [
-        (example.kind, len(example.ids), example.n_trained, float((example.weight * example.trained)[1:].sum()))
+        _Size(example.kind, len(example.ids), example.n_trained, float((example.weight * example.trained)[1:].sum()))
         for example in examples
     ]
 
 
 def _sources(examples: SftExamples, config: Config) -> Iterator[_Source]:
-    """Of chat files every example, of stories and lessons a sample."""
+    """Measure every example of chat files, and a sample of the stories and of each curriculum stage."""
     if examples.chats:
         source = examples.chats.trained
         pairs = zip(source.conversations, source.examples(), strict=True)
-        for path, those in groupby(pairs, key=lambda pair: pair[0].path):
-            seen, weight = _measured(example for _, example in those), config.chats.files[path]
-            slots = max(1, round(len(seen) * weight))  # as the source takes them
-            again = "" if slots % len(seen) == 0 else f"{path} has weight {weight:g}: its tokens an epoch are a mean."
+        for path, file_pairs in groupby(pairs, key=lambda pair: pair[0].path):
+            sizes, weight = _sizes(example for _, example in file_pairs), config.chats.files[path]
+            per_epoch = max(1, round(len(sizes) * weight))  # the same rounding as in ChatDataset
+            uneven = per_epoch % len(sizes) != 0
+            note = f"{path} has weight {weight:g}: its tokens per epoch are a mean." if uneven else ""
             times = "" if weight == 1 else f" × {weight:g}"
-            yield _Source(Path(path).name + times, seen, slots, again)
-    if told := examples.stories:
-        slots = examples.source.added if isinstance(examples.source, Mixed) else len(told)
-        seen = _measured(map(told.example, range(min(SAMPLE, len(told)))))
-        sampled = f"{told.index.path}: reckoned from a sample of {len(seen):,} of its {len(told):,} records."
-        exact = len(seen) == len(told) == slots
-        yield _Source(told.index.path.name, seen, slots, "" if exact else sampled)
+            yield _Source(Path(path).name + times, sizes, per_epoch, note)
+    if dataset := examples.stories:
+        per_epoch = examples.source.added if isinstance(examples.source, Mixed) else len(dataset)
+        sizes = _sizes(map(dataset.example, range(min(SAMPLE, len(dataset)))))
+        note = f"{dataset.index.path}: estimated from a sample of {len(sizes):,} of its {len(dataset):,} records."
+        exact = len(sizes) == len(dataset) == per_epoch
+        yield _Source(dataset.index.path.name, sizes, per_epoch, "" if exact else note)
     for number, stage in enumerate(examples.stages, 1):
-        seen = _measured(map(stage.source.example, range(min(SAMPLE // 4, len(stage.source)))))
-        name = f"lesson {number}"
-        yield _Source(name, seen, None, f"{name}, the first {stage.share:.0%} of the steps: a sample of {len(seen):,}.")
+        sizes = _sizes(map(stage.source.example, range(min(SAMPLE // 4, len(stage.source)))))
+        note = f"Stage {number}, the first {stage.share:.0%} of the steps: a sample of {len(sizes):,}."
+        yield _Source(f"stage {number}", sizes, None, note)
 
 
-def _first_steps(config: Config, examples: SftExamples, steps: int, n: int) -> tuple[list[MicroBatch], list[Specimen]]:
-    """The micro-batches of the first steps, and their examples; more steps are read where these have fewer than n."""
+def _first_steps(
+    config: Config, examples: SftExamples, steps: int, n: int
+) -> tuple[list[MicroBatch], list[ShownExample]]:
+    """The micro-batches of the first steps and their examples. Reads more steps where these have fewer than n examples."""
     source = examples.source
     batch_size, per_step, tokens = config.step_size(config.sft)
     if examples.stages:
         source, tokens = examples.stages[0].source, examples.stages[0].tokens_per_step or tokens
     origin = _origins(examples)
-    batches, specimens = list[MicroBatch](), list[Specimen]()
+    batches, shown = list[MicroBatch](), list[ShownExample]()
     step, enough = 0, min(n, len(source))
     with StepLoader(source, 0) as reader:
-        while step < steps or len(specimens) < enough:
+        while step < steps or len(shown) < enough:
             step += 1
-            read, _ = reader.step(per_step, tokens)
-            in_order = iter(sorted(read, key=lambda example: len(example.ids), reverse=True))  # as micro_batches does
-            for number, batch in enumerate(micro_batches(read, batch_size, config.training.batch_tokens), 1):
+            step_examples, _ = reader.step(per_step, tokens)
+            # micro_batches sorts in the same way, so that the examples can be assigned to their batch.
+            in_order = iter(sorted(step_examples, key=lambda example: len(example.ids), reverse=True))
+            for number, batch in enumerate(micro_batches(step_examples, batch_size, config.training.batch_tokens), 1):
                 if step <= steps:
                     batches.append(MicroBatch(step, number, batch.n_examples, batch.n_tokens, len(batch.targets)))
                 for example in islice(in_order, batch.n_examples):
-                    specimens.append(Specimen(example, step, number, origin.get(id(example), "")))
-    return batches, specimens[:n]
+                    shown.append(ShownExample(example, step, number, origin.get(id(example), "")))
+    return batches, shown[:n]
 
 
 def _origins(examples: SftExamples) -> dict[int, str]:
-    """File and line of each chat's example, by its identity: the source gives the same objects again and again."""
+    """File and line of each chat example, keyed by `id()`: the dataset returns the same objects in every epoch."""
     if examples.chats is None:
         return {}
     source = examples.chats.trained
@@ -279,124 +295,44 @@ def _origins(examples: SftExamples) -> dict[int, str]:
     }
 
 
-def _of_chats(examples: SftExamples) -> Iterator[Finding]:
-    """What became of chats: those that are not trained on as they stand, with their places, and what else the run would say."""
+def _chat_findings(examples: SftExamples) -> Iterator[Finding]:
+    """Chats that are skipped, dropped or shortened, with their places, and the other notes of the run about its chats."""
     if (chats := examples.chats) is None:
         return
-    happened: dict[tuple[str, str], list[str]] = {}
+    places_of: dict[tuple[str, str], list[str]] = {}
     for problem in chats.problems:
-        happened.setdefault((problem.path, "records skipped"), []).append(f"line {problem.line}: {problem.what}")
-    said = {f"{problem}." for problem in chats.problems}
-    for part, name in ((chats.trained, "to train on"), (chats.held_out, "held out")):
-        for one in part.left_out if part else []:
+        places_of.setdefault((problem.path, "records skipped"), []).append(f"line {problem.line}: {problem.what}")
+    covered = {f"{problem}." for problem in chats.problems}  # notes that the findings repeat in more detail
+    for dataset, name in ((chats.trained, "to train on"), (chats.held_out, "held out")):
+        for one in dataset.left_out if dataset else []:
             where = f"line {one.conversation.line}: {one.why}"
-            happened.setdefault((one.conversation.path, f"chats {name} {one.what}"), []).append(where)
-        said.update(part.notes(name) if part else [])
-    for (path, what), places in happened.items():
-        more = [f"and {len(places) - _PLACES:,} more"] if len(places) > _PLACES else []
-        yield Finding(f"{path}: {len(places):,} of its {what}", (*places[:_PLACES], *more))
-    yield from (Finding(note) for note in chats.notes if not any(note.endswith(one) for one in said))
+            places_of.setdefault((one.conversation.path, f"chats {name} {one.what}"), []).append(where)
+        covered.update(dataset.notes(name) if dataset else [])
+    for (path, what), places in places_of.items():
+        more = [f"and {len(places) - _MAX_PLACES:,} more"] if len(places) > _MAX_PLACES else []
+        yield Finding(f"{path}: {len(places):,} of its {what}", (*places[:_MAX_PLACES], *more))
+    yield from (Finding(note) for note in chats.notes if not any(note.endswith(one) for one in covered))
 
 
-def _of_stories(examples: SftExamples, sources: Sequence[_Source], limit: int) -> Iterator[Finding]:
-    """What became of the records that were sampled."""
-    if (source := examples.stories) is None:
+def _story_findings(examples: SftExamples, sources: Sequence[_Source], limit: int) -> Iterator[Finding]:
+    """What happened to the sampled records."""
+    if (dataset := examples.stories) is None:
         return
-    file, stats = source.index.path, source.stats
-    n = next(len(one.seen) for one in sources if one.name == file.name)
-    if without := source.index.without_story:
-        yield Finding(f"{file}: {without:,} left out, which have no story")
+    file, stats = dataset.index.path, dataset.stats
+    n = next(len(source.sizes) for source in sources if source.name == file.name)
+    if without_story := dataset.index.without_story:
+        yield Finding(f"{file}: {without_story:,} records without a story are left out")
     sentences = {
         "shortened": f"whose story lost text from its middle, to fit into {limit:,} tokens",
-        "substituted": "made from another record, as its own gave nothing",
+        "substituted": "made from another record, because their own record gives no task",
     }
     for key, words in sentences.items():
         if stats[key]:
             yield Finding(f"{file}: {stats[key]:,} of {n:,} examples {words}")
-    if long := {key.removeprefix("too long: "): value for key, value in stats.items() if key.startswith("too long: ")}:
-        kinds = ", ".join(f"{kind} {value:,}" for kind, value in sorted(long.items(), key=lambda item: -item[1]))
-        yield Finding(f"{file}: tasks that don't fit into {limit:,} tokens, met with in {n:,} examples: {kinds}")
-
-
-# ---- showing it ------------------------------------------------------------------------------------------------------
-
-
-def show(inspection: Inspection, out: Console, n: int) -> None:
-    """Print it, with the first n examples."""
-    for line in inspection.about:
-        _print(out, line)
-    _show_steps(inspection, out, n)
-    _heading(out, "By source and kind")
-    out.print(_table(inspection.rows))
-    for line in inspection.counted:
-        _print(out, line)
-    _heading(out, "Lengths in tokens")
-    for line in bars(inspection.lengths):
-        _print(out, line)
-    _heading(out, "Left out, shortened or repeated")
-    for finding in inspection.left_out or [Finding("Nothing.")]:
-        _print(out, finding.what)
-        for place in finding.places:
-            _print(out, f"  {place}")
-    _heading(out, "Validation")
-    kinds = ", ".join(f"{kind} {number:,}" for kind, number in inspection.validation.items())
-    _print(out, f"{inspection.validation.total():,} examples: {kinds}")
-
-
-def _heading(out: Console, title: str) -> None:
-    out.print()
-    out.print(Text(title, style="bold"))
-
-
-def _print(out: Console, line: str) -> None:
-    out.print(visible(line), markup=False, soft_wrap=not out.is_terminal)
-
-
-def _show_steps(inspection: Inspection, out: Console, n: int) -> None:
-    for step, batches in groupby(inspection.batches, key=lambda batch: batch.step):
-        _heading(out, f"Step {step}")
-        for batch in batches:
-            _print(out, f"micro-batch {batch.number}: {batch}")
-    for specimen in inspection.specimens[:n]:
-        title, text = visible(specimen.title()), marked(specimen, inspection.tokenizer, _in_colour(out))
-        if out.is_terminal:
-            out.rule(Text(title), style="dim")
-            out.print(text)
-        else:  # to the letter; rich would turn tabs into blanks
-            print(f"\n---- {title}\n{text.plain}", file=out.file)
-
-
-def _in_colour(out: Console) -> bool:
-    return out.is_terminal and out.color_system is not None and not out.no_color
-
-
-def marked(specimen: Specimen, tokenizer: ChatTokenizer, in_colour: bool) -> Text:
-    """The text with what is trained in green, or between [[ and ]]."""
-    text = Text()
-    for trained, pieces in groupby(token_pieces(specimen.example, tokenizer), key=lambda piece: piece.trained):
-        if trained and not in_colour:
-            text.append("[[")
-        for piece in pieces:
-            style = "bold green" if trained else "cyan" if piece.control else None
-            text.append(visible(piece.text), style=style if in_colour else None)
-        if trained and not in_colour:
-            text.append("]]")
-    return text
-
-
-def _table(rows: Sequence[Row]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for place, head in enumerate(("", *Row.HEADS[2:])):
-        table.add_column(head, justify="right" if place else "left", overflow="fold", header_style="dim")
-    for source, group in groupby(with_total(rows), key=lambda row: row.source):
-        those = list(group)
-        alone = len(those) == 1 and those[0].kind in source  # a file of chats is a kind
-        if not alone:
-            table.add_row(Text(visible(source)))
-        for row in those:
-            name = source if alone else f"  {row.kind}"
-            table.add_row(*(Text(visible(cell), style="" if row.kind else "bold") for cell in (name, *row.cells()[2:])))
-    return table
+    prefix = "too long: "
+    if too_long := {key.removeprefix(prefix): value for key, value in stats.items() if key.startswith(prefix)}:
+        kinds = ", ".join(f"{kind} {value:,}" for kind, value in sorted(too_long.items(), key=lambda item: -item[1]))
+        yield Finding(f"{file}: tasks that don't fit into {limit:,} tokens, among {n:,} examples: {kinds}")
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -409,36 +345,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "what", nargs="*", metavar="FILE | section.key=value",
-        help="chat files, or a folder or .txt file with stories (default: what the settings say); settings",
+        help="chat files, or a folder or .txt file with stories (default: those of the settings); settings",
     )  # fmt: skip
     parser.add_argument("--config", help="YAML file with settings (default: sft_config.yaml if it is there)")
-    parser.add_argument("--n", type=int, help=f"examples to show (3; {ON_PAGE} on a page)")
+    parser.add_argument("--n", type=int, help=f"examples to show (3; {SHOWN_ON_PAGE} on a page)")
     parser.add_argument("--steps", type=int, default=1, help="optimizer steps whose batches are shown (1)")
-    parser.add_argument("--html", metavar="PAGE.html", help="write a page with all of it as well")
+    parser.add_argument("--html", metavar="PAGE.html", help="also write an HTML page with everything")
     parser.add_argument("--tokenizer", metavar="NAME", help="folder, file or encoding name (default: the base model's)")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out chats that can't be used: chats.skip_bad")
+    parser.add_argument("--skip-bad", action="store_true", help="skip bad records of chat files: chats.skip_bad")
     arguments = parser.parse_intermixed_args(argv)
     for name, least in (("n", 0), ("steps", 1)):
         if (value := getattr(arguments, name)) is not None and value < least:
             raise UserError(f"--{name} is {value}; it must be {least} or more.")
-    overrides, files = told_apart(arguments.what)
+    overrides, files = split_arguments(arguments.what)
     if arguments.skip_bad:
         overrides.append("chats.skip_bad=true")
     config = load_config(
         arguments.config or ("sft_config.yaml" if Path("sft_config.yaml").is_file() else None), overrides
     )
     config = with_files(config, files, overrides)
-    tokenizer, context, said = tokenizer_for(config, arguments.tokenizer)
+    tokenizer, context, note = tokenizer_for(config, arguments.tokenizer)
     on_screen = 3 if arguments.n is None else arguments.n
-    n = ON_PAGE if arguments.html and arguments.n is None else on_screen
-    inspection = inspect(config, tokenizer, context, arguments.steps, n, [said])
+    n = SHOWN_ON_PAGE if arguments.html and arguments.n is None else on_screen
+    inspection = inspect(config, tokenizer, context, arguments.steps, n, [note])
     out = console()
     if not out.is_terminal:
-        out.width = max(out.width, 200)  # nothing to be fitted into
+        out.width = max(out.width, 200)  # a pipe has no width to fit
     show(inspection, out, on_screen)
     if arguments.html:
         atomic_write_text(arguments.html, page(inspection))
-        _print(out, f"\nWrote {arguments.html}.")
+        print_line(out, f"\nWrote {arguments.html}.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What `inspect` shows is what a run trains on: the same batches, the same marks, every count right; and a page that is safe."""
+"""`inspect` shows what a run trains on: the same batches, marks and counts. Its HTML page escapes all data."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from mini_chat_gpt.checkpoints.checkpoint import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.data.batch_dump import read_examples
 from mini_chat_gpt.diagnostics import inspect_data
-from mini_chat_gpt.diagnostics.inspect_data import inspect, tokenizer_for, told_apart, with_files
-from mini_chat_gpt.diagnostics.inspect_page import bars, histogram, page, token_pieces, totals
+from mini_chat_gpt.diagnostics.inspect_data import inspect, split_arguments, tokenizer_for, with_files
+from mini_chat_gpt.diagnostics.inspect_page import page
+from mini_chat_gpt.diagnostics.inspect_text import bars, marked
+from mini_chat_gpt.diagnostics.inspection import histogram, token_pieces, totals
 from mini_chat_gpt.sft_train import train
 
 TOKENIZER = tiny_tokenizer()
@@ -41,13 +43,13 @@ def chats(tmp_path) -> str:
     return write_chats(tmp_path / "cats.jsonl", *map(pair, range(30)))
 
 
-def looked_at(*files: str, tokenizer=TOKENIZER, context: int = 200, steps: int = 1, n: int = 3, **sections):
+def inspection_of(*files: str, tokenizer=TOKENIZER, context: int = 200, steps: int = 1, n: int = 3, **sections):
     sections = {"chats": {"files": list(files)}} | sections if files else sections
     return inspect(tiny_config(**sections), tokenizer, context, steps, n)
 
 
 class Marks(HTMLParser):
-    """What a browser makes of a page: the tags, and of each article the trained text, all text and the ids."""
+    """A page as a browser parses it: the tags, and for each article the trained text, all text and the ids."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -74,7 +76,7 @@ class Marks(HTMLParser):
             self.articles[-1]["all"] += data
 
 
-# ---- as a user types it
+# ---- the command line
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ def test_the_verb_shows_chats_in_a_pipe(home):
     assert printed.endswith("Validation\n3 examples: cats 3\n")
 
 
-def test_all_parts_stand_in_their_order(home):
+def test_sections_are_printed_in_order(home):
     printed = run(home, "inspect", "long.jsonl", "chats.valid_share=0")
     heads = ["Step 1", "By source and kind", "Lengths in tokens", "Left out, shortened or repeated", "Validation"]
     assert [line for line in printed.splitlines() if line in heads] == heads
@@ -147,8 +149,8 @@ def test_bad_records_are_listed_or_skipped_and_counted(home):
         (["cats.jsonl", "training.batch_sise=3"], "did you mean 'batch_size'"),
         (["cats.jsonl", "--n", "-1"], "--n is -1; it must be 0 or more."),
         (["cats.jsonl", "--steps", "0"], "--steps is 0; it must be 1 or more."),
-        (["cats.jsonl", "runs"], "runs has no share beside the chats; add one, for example chats.stories=0.3."),
-        (["runs", "."], "runs and . are two places with stories; give one of them."),
+        (["cats.jsonl", "runs"], "runs needs a share of the examples beside the chats; for example chats.stories=0.3."),
+        (["runs", "."], "runs and . both hold stories; give one of them."),
         (["runs"], "runs holds no TinyStoriesInstruct-train.txt"),
         (["cats.jsonl", "sft.pretrained_checkpoint=nothing"], "no checkpoint at nothing"),
         (["cats.jsonl", "--tokenizer", "bad.jsonl"], "bad.jsonl is no tokenizer"),
@@ -157,7 +159,7 @@ def test_bad_records_are_listed_or_skipped_and_counted(home):
         (["--config", "nothing.yaml"], "no config file nothing.yaml"),
     ],
 )
-def test_a_mistake_is_one_sentence(home, words, says):
+def test_a_user_error_is_one_sentence(home, words, says):
     assert says in one_sentence(run(home, "inspect", *words, code=2))
 
 
@@ -169,24 +171,24 @@ def test_stories_are_shown_from_the_folder_named(home, sample):
     assert printed.count("<|assistant|>[[") >= 3
     assert re.search(r"\n  summary +\d+ ", printed)
     assert "sample of" not in printed  # there are so few that all were counted
-    assert "Tokenizer: base, as asked for; the context is data.seq_len." in printed
+    assert "Tokenizer: base (--tokenizer); the context is data.seq_len." in printed
 
 
-def test_without_a_base_model_a_tokenizer_is_made_of_the_texts(tmp_path, chats):
+def test_without_a_base_model_a_tokenizer_is_trained_on_the_texts(tmp_path, chats):
     printed = run(tmp_path, "inspect", "cats.jsonl", "--n", "1")
-    (entries,) = re.findall(r"There is no base model under runs/: a tokenizer of (\d+) entries was made", printed)
+    (entries,) = re.findall(r"There is no base model under runs/: a tokenizer with (\d+) entries was trained", printed)
     assert 260 < int(entries) < 400
     assert printed.count("[[Cat ") == 1
 
 
-# ---- which words are what
+# ---- arguments
 
 
-def test_settings_are_told_from_files(tmp_path, monkeypatch):
+def test_settings_are_distinguished_from_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("data.v2=final.jsonl").touch()
     words = ["a.jsonl", "data.seq_len=16", "b=c.json", "data.v2=final.jsonl", "sft.prompts=[a.b]", "dir/x.y=z"]
-    overrides, files = told_apart(words)
+    overrides, files = split_arguments(words)
     assert overrides == ["data.seq_len=16", "sft.prompts=[a.b]"]
     assert files == ["a.jsonl", "b=c.json", "data.v2=final.jsonl", "dir/x.y=z"]
 
@@ -210,11 +212,11 @@ def test_the_tokenizer_is_that_of_the_base(tmp_path, chats):
     config = tiny_config(sft={"pretrained_checkpoint": str(base)}, chats={"files": [chats]}, data={"seq_len": 32})
     tokenizer, context, _ = tokenizer_for(config)
     assert (tokenizer.fingerprint(), context) == (TOKENIZER.fingerprint(), 48)
-    _, context, said = tokenizer_for(config, str(base))
-    assert (context, said) == (32, "Tokenizer: b, as asked for; the context is data.seq_len.")
+    _, context, note = tokenizer_for(config, str(base))
+    assert (context, note) == (32, "Tokenizer: b (--tokenizer); the context is data.seq_len.")
 
 
-# ---- what is seen is what is trained on
+# ---- the shown examples are those of a run
 
 
 def test_the_first_steps_are_those_of_a_run(tmp_path, chats, monkeypatch):
@@ -228,58 +230,58 @@ def test_the_first_steps_are_those_of_a_run(tmp_path, chats, monkeypatch):
     train(config)
     real = read_examples(Path("run/first_batch.txt").read_text(encoding="utf-8"))
     seen = inspect(config, TOKENIZER, 128, n=len(real))
-    assert sorted(e.ids.tolist() for e in real) == sorted(s.example.ids.tolist() for s in seen.specimens)
+    assert sorted(e.ids.tolist() for e in real) == sorted(s.example.ids.tolist() for s in seen.shown)
     assert sum(batch.tokens for batch in seen.batches) == sum(len(e.ids) for e in real) >= 300
     assert sum(batch.trained for batch in seen.batches) == sum(e.n_trained for e in real)
     assert max(batch.examples for batch in seen.batches) <= 3
 
 
-def test_examples_stand_with_their_micro_batch(chats):
-    seen = looked_at(chats, steps=2, n=100, training={"batch_size": 4, "examples_per_step": 10})
+def test_examples_are_assigned_to_their_micro_batch(chats):
+    seen = inspection_of(chats, steps=2, n=100, training={"batch_size": 4, "examples_per_step": 10})
     assert [(b.step, b.number, b.examples) for b in seen.batches] == [
         (step, number, size) for step in (1, 2) for number, size in ((1, 4), (2, 4), (3, 2))
     ]
     for batch in seen.batches:
-        those = [s.example for s in seen.specimens if (s.step, s.batch) == (batch.step, batch.number)]
-        assert sum(len(example.ids) for example in those) == batch.tokens
-        assert sum(example.n_trained for example in those) == batch.trained
+        batch_examples = [s.example for s in seen.shown if (s.step, s.batch) == (batch.step, batch.number)]
+        assert sum(len(example.ids) for example in batch_examples) == batch.tokens
+        assert sum(example.n_trained for example in batch_examples) == batch.trained
 
 
-def test_each_example_says_from_which_line_it_comes(tmp_path, chats):
+def test_each_example_names_its_file_and_line(tmp_path, chats):
     more = write_chats(tmp_path / "dogs.jsonl", *((f"Dog {n}?", f"Woof {n}!") for n in range(10)))
-    for specimen in looked_at(chats, more, n=60).specimens:
-        path, line = specimen.origin.rsplit(", line ", 1)
+    for shown in inspection_of(chats, more, n=60).shown:
+        path, line = shown.origin.rsplit(", line ", 1)
         record = json.loads(Path(path).read_text(encoding="utf-8").splitlines()[int(line) - 1])
-        assert record["question"] in TOKENIZER.decode(specimen.example.ids.tolist())
+        assert record["question"] in TOKENIZER.decode(shown.example.ids.tolist())
 
 
 def test_marks_are_those_of_render(tmp_path):
     answer = f"{EVIL}\n\n tabs\there,  “日本語” 👍🏽 é\n"
-    seen = looked_at(
+    seen = inspection_of(
         write_chats(tmp_path / "one.jsonl", (EVIL, answer)),
         chats={"files": [str(tmp_path / "one.jsonl")], "valid_share": 0},
         context=400,
     )
     ids, trained = render([Message("user", EVIL), Message("assistant", answer)], TOKENIZER)
-    pieces = list(token_pieces(seen.specimens[0].example, TOKENIZER))
+    pieces = list(token_pieces(seen.shown[0].example, TOKENIZER))
     assert [token for piece in pieces for token in piece.ids] == ids
     assert [piece.trained for piece in pieces for _ in piece.ids] == trained
     assert "".join(piece.text for piece in pieces) == TOKENIZER.decode(ids, control=True)
-    plain = inspect_data.marked(seen.specimens[0], TOKENIZER, in_colour=False).plain
+    plain = marked(seen.shown[0], TOKENIZER, color=False).plain
     spelled = [text.replace("\x1b", "\\x1b") for text in (EVIL, answer)]
     assert plain == f"<|user|>{spelled[0]}<|assistant|>[[{spelled[1]}<|endoftext|>]]"
-    green = inspect_data.marked(seen.specimens[0], TOKENIZER, in_colour=True)
+    green = marked(seen.shown[0], TOKENIZER, color=True)
     assert (
         "".join(green.plain[s.start : s.end] for s in green.spans if s.style == "bold green")
         == f"{spelled[1]}<|endoftext|>"
     )
 
 
-def test_a_prompt_weight_leaves_the_replies_marked_and_is_told(chats):
-    plain, weighted = looked_at(chats), looked_at(chats, data={"prompt_weight": 0.25, "num_workers": 0})
-    for one, other in zip(plain.specimens, weighted.specimens, strict=True):
+def test_a_prompt_weight_leaves_only_the_replies_marked_and_is_reported(chats):
+    plain, weighted = inspection_of(chats), inspection_of(chats, data={"prompt_weight": 0.25, "num_workers": 0})
+    for one, other in zip(plain.shown, weighted.shown, strict=True):
         assert one.example.trained.tolist() == other.example.trained.tolist()
-    assert any("data.prompt_weight is 0.25: what isn't marked is trained too" in line for line in weighted.about)
+    assert any("data.prompt_weight is 0.25: unmarked tokens are trained as well" in line for line in weighted.about)
 
 
 # ---- counts
@@ -287,7 +289,7 @@ def test_a_prompt_weight_leaves_the_replies_marked_and_is_told(chats):
 
 def test_every_chat_is_counted_and_weights_repeat_them(tmp_path, chats):
     more = write_chats(tmp_path / "dogs.jsonl", *((f"Dog {n}?", f"Woof {n}!") for n in range(10)))
-    seen = looked_at(chats={"files": {chats: 2, more: 1}, "valid_share": 0})
+    seen = inspection_of(chats={"files": {chats: 2, more: 1}, "valid_share": 0})
     assert [(row.source, row.kind, row.examples) for row in seen.rows] == [
         ("cats.jsonl × 2", "cats", 60),
         ("dogs.jsonl", "dogs", 10),
@@ -302,15 +304,15 @@ def test_every_chat_is_counted_and_weights_repeat_them(tmp_path, chats):
 
 def test_stories_are_a_sample_of_the_stream(sample, monkeypatch):
     monkeypatch.setattr(inspect_data, "SAMPLE", 10)
-    seen = looked_at(sft={"dataset_path": str(sample)}, context=400)
+    seen = inspection_of(sft={"dataset_path": str(sample)}, context=400)
     assert sum(row.examples for row in seen.rows) == sum(seen.lengths.counts) == 20
     assert not any(row.exact for row in seen.rows)
-    assert "reckoned from a sample of 10 of its 20 records." in seen.counted[0]
+    assert "estimated from a sample of 10 of its 20 records." in seen.counted[0]
     assert all(row.cells()[2].startswith("~") for row in seen.rows)
 
 
 def test_stories_beside_chats_have_their_share(sample, chats):
-    seen = looked_at(sft={"dataset_path": str(sample)}, chats={"files": [chats], "stories": 0.25}, context=400)
+    seen = inspection_of(sft={"dataset_path": str(sample)}, chats={"files": [chats], "stories": 0.25}, context=400)
     shares = Counter[str]()
     for row in seen.rows:
         shares[row.source] += row.share
@@ -320,21 +322,21 @@ def test_stories_beside_chats_have_their_share(sample, chats):
     assert seen.validation.total() > 20
 
 
-def test_lessons_are_shown_apart(sample):
-    lesson = {"share": 0.3, "mixture": {"copyedit": 1000}, "tokens_per_step": 100, "prompt_weight": 0.5}
-    seen = looked_at(sft={"dataset_path": str(sample)}, data={"curriculum": [lesson], "num_workers": 0}, context=400)
-    lessons = [row for row in seen.rows if row.source == "lesson 1"]
-    assert sum(row.share for row in lessons) == pytest.approx(1)
-    assert lessons[0].kind == "copyedit"
+def test_curriculum_stages_have_their_own_rows(sample):
+    stage = {"share": 0.3, "mixture": {"copyedit": 1000}, "tokens_per_step": 100, "prompt_weight": 0.5}
+    seen = inspection_of(sft={"dataset_path": str(sample)}, data={"curriculum": [stage], "num_workers": 0}, context=400)
+    stage_rows = [row for row in seen.rows if row.source == "stage 1"]
+    assert sum(row.share for row in stage_rows) == pytest.approx(1)
+    assert stage_rows[0].kind == "copyedit"
     assert totals(seen.rows).examples == 20
     assert seen.batches[0].tokens >= 100
-    assert {specimen.example.kind for specimen in seen.specimens} == {"copyedit"}
-    assert "The first steps are those of lesson 1 of data.curriculum." in seen.about
+    assert {shown.example.kind for shown in seen.shown} == {"copyedit"}
+    assert "The first steps are those of stage 1 of data.curriculum." in seen.about
     assert any("data.prompt_weight is 0.5" in line for line in seen.about)
 
 
 def test_shortened_stories_are_counted(sample):
-    seen = looked_at(sft={"dataset_path": str(sample)}, context=200)
+    seen = inspection_of(sft={"dataset_path": str(sample)}, context=200)
     assert any(re.search(r"of 20 examples whose story lost text from its middle", f.what) for f in seen.left_out)
     assert seen.lengths.longest <= 200
 
@@ -353,7 +355,7 @@ def test_a_histogram_counts_every_example_once():
         assert all(any(words in line for line in bars(drawn)) for _, words in drawn.marks)
 
 
-def test_a_histogram_counts_what_comes_more_often_as_often():
+def test_a_histogram_counts_repeated_examples_repeatedly():
     drawn = histogram(np.array([30, 10, 20]), np.array([2, 0.5, 0.5]), 64, "context")
     assert sum(drawn.counts) == 3
     assert drawn.median == 30
@@ -366,12 +368,12 @@ def test_a_page_shows_every_token_as_it_is_marked(tmp_path, chats):
     evil = write_chats(
         tmp_path / "<b>&.jsonl", (EVIL, f"Say {EVIL} to {TEXTS[2]}"), *((f"{EVIL}{n}", EVIL) for n in range(9))
     )
-    seen = looked_at(chats, evil, n=60)
+    seen = inspection_of(chats, evil, n=60)
     text = page(seen)
     marks = Marks(text)
-    assert len(marks.articles) == len(seen.specimens) >= 36
-    for article, specimen in zip(marks.articles, seen.specimens, strict=True):
-        ids, trained = specimen.example.ids, specimen.example.trained
+    assert len(marks.articles) == len(seen.shown) >= 36
+    for article, shown in zip(marks.articles, seen.shown, strict=True):
+        ids, trained = shown.example.ids, shown.example.trained
         assert article["ids"].split() == [str(token) for token in ids.tolist()]
         for name, part in (("b", ids[trained]), ("i", ids[~trained]), ("all", ids)):
             assert article[name] == TOKENIZER.decode(part.tolist(), control=True).replace("\x1b", "\\x1b")
@@ -379,7 +381,7 @@ def test_a_page_shows_every_token_as_it_is_marked(tmp_path, chats):
 
 def test_a_page_holds_no_markup_of_the_data_and_loads_nothing(tmp_path):
     evil = write_chats(tmp_path / "<b>&'\".jsonl", *((f'"{EVIL}" {n}', EVIL) for n in range(9)))
-    text = page(looked_at(evil, n=9))
+    text = page(inspection_of(evil, n=9))
     assert "&lt;b&gt;&amp;&#x27;&quot;" in text
     marks = Marks(text)
     assert marks.articles[0]["all"].count("<script>alert('&')</script>") == 2
@@ -394,7 +396,7 @@ def test_a_page_holds_no_markup_of_the_data_and_loads_nothing(tmp_path):
 
 def test_a_page_names_files_without_their_folders(tmp_path, chats):
     Path(chats).write_text(Path(chats).read_text(encoding="utf-8") + '{"question": 3}\n', encoding="utf-8")
-    text = page(looked_at(chats={"files": [chats], "skip_bad": True}))
+    text = page(inspection_of(chats={"files": [chats], "skip_bad": True}))
     assert str(tmp_path) not in text
     assert "cats.jsonl: 1 of its records skipped" in text
     assert "Data: cats.jsonl" in text
@@ -402,13 +404,13 @@ def test_a_page_names_files_without_their_folders(tmp_path, chats):
 
 def test_a_page_has_a_button_for_each_kind(tmp_path, chats):
     more = write_chats(tmp_path / "dogs.jsonl", *((f"Dog {n}?", f"Woof {n}!") for n in range(30)))
-    seen = looked_at(chats, more, n=40)
-    kinds = Counter(specimen.example.kind for specimen in seen.specimens)
+    seen = inspection_of(chats, more, n=40)
+    kinds = Counter(shown.example.kind for shown in seen.shown)
     for kind, n in kinds.items():
         assert f'data-kind="{kind}">{kind} {n}</button>' in page(seen)
 
 
-# ---- chats that people have
+# ---- real chat files
 
 
 @pytest.mark.parametrize(
@@ -417,15 +419,15 @@ def test_a_page_has_a_button_for_each_kind(tmp_path, chats):
 def test_real_chats(real_data, name):
     if not (path := real_data / "chat" / name).is_file():
         pytest.skip(f"there is no {name}")
-    seen = looked_at(str(path), context=512, n=20)
+    seen = inspection_of(str(path), context=512, n=20)
     marks = Marks(page(seen))
     assert [article["b"] for article in marks.articles] == [
-        TOKENIZER.decode(s.example.ids[s.example.trained].tolist(), control=True) for s in seen.specimens
+        TOKENIZER.decode(s.example.ids[s.example.trained].tolist(), control=True) for s in seen.shown
     ]
     assert sum(seen.lengths.counts) == totals(seen.rows).examples > 300
-    assert all(specimen.origin.startswith(f"{path}, line ") for specimen in seen.specimens)
+    assert all(shown.origin.startswith(f"{path}, line ") for shown in seen.shown)
 
 
-def test_what_no_run_could_use_is_said_as_a_run_says_it(chats):
+def test_data_that_a_run_rejects_is_rejected_with_the_same_message(chats):
     with pytest.raises(UserError, match="No conversation of"):
-        looked_at(chats, context=8)
+        inspection_of(chats, context=8)
