@@ -29,6 +29,7 @@ from typing import Any, Literal
 from mini_chat_gpt.chat_format import Message, check_messages, render
 from mini_chat_gpt.common.errors import UserError, nearest
 from mini_chat_gpt.common.files import write_json
+from mini_chat_gpt.common.text import well_formed
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import (
     USE_FORMAT_DEFAULT,
@@ -43,7 +44,7 @@ from mini_chat_gpt.generation.text import (
     random_streams,
 )
 from mini_chat_gpt.generation.token_probs import Explanation, explain
-from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer, well_formed
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 # The part of the context that older turns leave to a reply, if it may be so long. Most replies to a pasted story are short,
 # and a forgotten story spoils them all, while a reply that is cut off can be had again with less before it (`retry`).

@@ -21,8 +21,8 @@ from mini_chat_gpt import assets
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text, readable_disk_errors
 from mini_chat_gpt.common.page import document, escaped, tiles, visible
+from mini_chat_gpt.common.text import well_formed
 from mini_chat_gpt.generation.token_probs import MOST_SURPRISING, STEP_NAMES, Candidate, Explanation, Token, percent
-from mini_chat_gpt.tokenizer.chat_tokenizer import well_formed
 
 # Black on a light background can be read on dark and on light terminals.
 _COLORS = tuple(f"color(16) on color({background})" for background in (210, 216, 229, 193, 114))

@@ -27,10 +27,11 @@ import numpy as np
 import torch
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.text import well_formed
 from mini_chat_gpt.data.batching import Example, micro_batches
 from mini_chat_gpt.evaluation.confidence import SEED, bootstrap, ratio
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer, well_formed
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 MAX_BYTES = 500_000  # of real stories: an interval of about ± 2 %
 # Tokens of a batch. More fall out of a processor's cache; a GPU wants more. With a large vocabulary the logits limit it.

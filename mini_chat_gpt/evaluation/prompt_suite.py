@@ -35,13 +35,13 @@ from rich.table import Table
 from rich.text import Text
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.text import clean
 from mini_chat_gpt.config import Section
 from mini_chat_gpt.config_file import read_yaml, validated
 from mini_chat_gpt.evaluation.refusals import declines, reply_signs, sign_pattern
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import Reply, generate_replies, prompt_ids
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.reports.results_table import clean
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 GREEDY = Sampling(max_new_tokens=160, temperature=0.0)

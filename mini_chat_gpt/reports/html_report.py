@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from mini_chat_gpt import assets
 from mini_chat_gpt.common.page import document, escaped, tiles
 from mini_chat_gpt.reports.charts import SPACE, number, shown
 from mini_chat_gpt.reports.html_replies import own_prompts, side_by_side
 from mini_chat_gpt.reports.html_sections import lengths, losses, plain_text, recited, tasks
-from mini_chat_gpt.reports.report_style import SCRIPT, STYLE
 from mini_chat_gpt.reports.report_words import (
     HIGHER,
     LOWER,
@@ -49,7 +49,9 @@ def page(report: Row) -> str:
     title = about.said(report["title"])
     body = [f"<header><h1>{title}</h1>", _models(about), tiles(_summary(about)), f"<nav>{links}</nav></header>"]
     body += [f'<section id="{anchor}"><h2>{title}</h2>\n{text}</section>' for anchor, title, text in there]
-    return document(about.by_name(report["title"]), "\n".join(body), STYLE, SCRIPT)
+    return document(
+        about.by_name(report["title"]), "\n".join(body), assets.text("report.css"), assets.text("report.js")
+    )
 
 
 # The head

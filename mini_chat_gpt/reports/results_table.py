@@ -15,6 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from mini_chat_gpt.common.text import clean
 from mini_chat_gpt.evaluation.capabilities import Evaluation, Item, Results, differences
 from mini_chat_gpt.evaluation.confidence import SIGNIFICANT
 from mini_chat_gpt.evaluation.held_out import GROUPS
@@ -381,8 +382,3 @@ def shortened_prompt(task: Task) -> str:
     if len(words) > STORY_BEGIN + STORY_END + 4:
         words = [*words[:STORY_BEGIN], f"… ({len(words) - STORY_BEGIN - STORY_END} words) …", *words[-STORY_END:]]
     return clean(f"{task.prompt[:start]} «{' '.join(words)}» {task.prompt[end:]}")
-
-
-def clean(text: str) -> str:
-    """The text on one line, without characters that would move a terminal's cursor or ring its bell."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))

@@ -27,6 +27,7 @@ import numpy as np
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import readable_disk_errors, write_json
+from mini_chat_gpt.common.text import well_formed
 from mini_chat_gpt.tokenizer import tiktoken_files
 from mini_chat_gpt.tokenizer.encoders import (
     DEFAULT_PATTERN,
@@ -287,15 +288,6 @@ class StreamDecoder:
     def finish(self) -> str:
         """What is left: U+FFFD for a character that was begun and never finished, otherwise ""."""
         return self._utf8.decode(b"", final=True)
-
-
-def well_formed(text: str) -> str:
-    """The text with each lone surrogate replaced by U+FFFD (surrogates that belong together become their character)."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 def _load_folder(folder: Path) -> ChatTokenizer:
