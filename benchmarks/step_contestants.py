@@ -107,7 +107,7 @@ def our_engine(
     frozen: Frozen | None = None,
 ) -> TrainStep:
     """The engine of a run with the settings file's defaults but for what the setting says; of an adapter with `frozen`."""
-    from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint
+    from mini_chat_gpt.checkpoints.load import load_checkpoint
     from mini_chat_gpt.common.device import pick_precision, set_up
     from mini_chat_gpt.common.distributed import ALONE
     from mini_chat_gpt.config import Config

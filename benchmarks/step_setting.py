@@ -118,7 +118,7 @@ def write_checkpoint(setting: Setting, folder: Path) -> Path:
     """The model everybody starts from, as our checkpoint, which `transformers` loads as it is."""
     import torch
 
-    from mini_chat_gpt.checkpoints.checkpoint import save_checkpoint
+    from mini_chat_gpt.checkpoints.save import save_checkpoint
     from mini_chat_gpt.model import GPT, GPTConfig
     from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 

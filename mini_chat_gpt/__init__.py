@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint
+    from mini_chat_gpt.checkpoints.load import load_checkpoint
     from mini_chat_gpt.sft_train import train
 
 __all__ = ["load_checkpoint", "train"]
 
-_HOME = {"load_checkpoint": "mini_chat_gpt.checkpoints.checkpoint", "train": "mini_chat_gpt.sft_train"}
+_HOME = {"load_checkpoint": "mini_chat_gpt.checkpoints.load", "train": "mini_chat_gpt.sft_train"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from mini_chat_gpt.checkpoints.checkpoint import load_model
+from mini_chat_gpt.checkpoints.load import load_model
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.data.text_dataset import TextDataset, find_text, sample_texts, split_documents, tokenize_file

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mini_chat_gpt.checkpoints.checkpoint import steps_of
+from mini_chat_gpt.checkpoints.find import steps_of
 from mini_chat_gpt.common.entry import exit_with, under_torchrun
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
+from mini_chat_gpt.checkpoints.find import newest_checkpoint
+from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.common.entry import exit_with, under_torchrun
 from mini_chat_gpt.common.errors import UserError, nearest
 from mini_chat_gpt.common.files import atomic_write_text

@@ -14,7 +14,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from mini_chat_gpt.chat.token_probs_view import check_page, render_text, write_page
-from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, newest_checkpoint, require_finite
+from mini_chat_gpt.checkpoints.find import newest_checkpoint
+from mini_chat_gpt.checkpoints.load import load_checkpoint, require_finite
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.terminal import console

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints import lora_setup
-from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
+from mini_chat_gpt.checkpoints.find import newest_checkpoint
+from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.checkpoints.lora_setup import Base
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
@@ -49,7 +50,7 @@ def prepare(config: Config, start: Start) -> Prepared:
         start.out.print(note, markup=False, soft_wrap=True)
     if base is not None:
         if config.lora.enabled:  # which may write to the run's folder: only now that the data are known to be good
-            lora_setup.adapt(base, config, start)
+            lora_setup.adapt(base, config, start.place.folder, start.world, start.device, start.rehearsal)
         tokenizer.chat_format = ChatFormat(default_system=config.data.system_message)
     prompts = [*config.sft.prompts, *(shown.prompt for shown in examples.shown)]
 

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from tiny import CountingSource, lively_model, tiny_config, tiny_tokenizer
 
 from mini_chat_gpt import pretrain
-from mini_chat_gpt.checkpoints.checkpoint import CheckpointWriter, load_model
+from mini_chat_gpt.checkpoints.load import load_model
+from mini_chat_gpt.checkpoints.save import CheckpointWriter
 from mini_chat_gpt.common.device import pick_precision
 from mini_chat_gpt.common.distributed import World, join, local_shard
 from mini_chat_gpt.common.entry import exit_with

@@ -12,16 +12,10 @@ from tiny import lively_model, tiny_config, tiny_tokenizer
 
 from mini_chat_gpt.checkpoints import lora_setup
 from mini_chat_gpt.checkpoints.adapters import ADAPTER, ADAPTER_CONFIG
-from mini_chat_gpt.checkpoints.checkpoint import (
-    ADAPTER_BASE,
-    load_adapted,
-    load_checkpoint,
-    load_model,
-    newest_checkpoint,
-    save_checkpoint,
-    steps_of,
-)
-from mini_chat_gpt.checkpoints.convert import merge
+from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, newest_checkpoint, steps_of
+from mini_chat_gpt.checkpoints.load import load_adapted, load_checkpoint, load_model
+from mini_chat_gpt.checkpoints.merge import merge
+from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.device import pick_precision
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import Config, LoraSettings
@@ -226,7 +220,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(place, tmp_path, lora,
 def test_a_run_goes_on_as_what_it_is(place, tmp_path):
     trained(place, tmp_path / "run")
     whole = settings(place, tmp_path / "run", {"enabled": False}, sft={"resume_from": str(tmp_path / "run")})
-    with pytest.raises(UserError, match=r"trains an adapter, but lora.enabled is false; begin another run"):
+    with pytest.raises(UserError, match=r"trains an adapter, but lora.enabled is false; start another run"):
         train(whole)
 
 
@@ -249,14 +243,14 @@ def test_another_base_is_noticed(place, tmp_path):
     trained(tmp_path / "here", tmp_path / "run")
     base = tmp_path / "here" / "base"
     shutil.rmtree(base)
-    with pytest.raises(UserError, match=r"is an adapter for the base model .*base, which is not there; put it back"):
+    with pytest.raises(UserError, match=r"is an adapter for the base model .*base, which is missing; move it back"):
         load_checkpoint(tmp_path / "run", "cpu")
     save_checkpoint(base, lively_model(TOKENIZER.vocab_size, seed=5), TOKENIZER)
-    with pytest.raises(UserError, match=r"base is not the base model that .* was trained with, its weights are others"):
+    with pytest.raises(UserError, match=r"base is not the base model that .* was trained with: its weights differ"):
         load_checkpoint(tmp_path / "run", "cpu")
     moved = shutil.copytree(place / "base", tmp_path / "moved")
     merge(tmp_path / "run", tmp_path / "merged", moved)
-    with pytest.raises(UserError, match=r"is no base for the adapter .*: it differs in n_layer"):
+    with pytest.raises(UserError, match=r"is not a base for the adapter .*: they differ in n_layer"):
         save_checkpoint(tmp_path / "other", lively_model(TOKENIZER.vocab_size, n_layer=3), TOKENIZER)
         merge(tmp_path / "run", tmp_path / "merged-2", tmp_path / "other")
 
@@ -342,7 +336,7 @@ def test_the_commands(place, tmp_path):
     replies = [run(clone, "generate", "--checkpoint", path, *reply).split("\n")[0] for path in ("whole", "runs/sft")]
     assert replies[0] == replies[1] != ""
     printed = one_sentence(run(clone, "merge", "whole", "again", code=2))
-    assert "is a whole model already; there is nothing to merge" in printed
+    assert "is already a complete model; there is nothing to merge" in printed
     printed = one_sentence(run(clone, "sft", *brief, "lora.targets=[query]", code=2))
     assert "lora.targets: 'query' means no layer of this model; there are q_proj" in printed
     assert "memory" in run(clone, "doctor", *brief)
@@ -377,5 +371,5 @@ def test_two_processes_train_an_adapter_as_one_does(place, tmp_path):
 
 def test_shards_and_adapters_do_not_go_together(place, tmp_path):
     config = settings(place, tmp_path / "run", system={"fsdp": True, "device": "cpu"})
-    with pytest.raises(UserError, match=r"system.fsdp doesn't go with lora.enabled"):
+    with pytest.raises(UserError, match=r"system.fsdp can't be combined with lora.enabled"):
         lora_setup.check(config)

@@ -13,7 +13,8 @@ import yaml
 from tiny import lively_model, tiny_model
 
 from mini_chat_gpt.chat_format import ChatFormat, Message, render
-from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from mini_chat_gpt.checkpoints.load import load_checkpoint
+from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.evaluation.held_out import held_out_tasks
 from mini_chat_gpt.sft_dataloader import stories

@@ -15,7 +15,7 @@ from rich.console import Console
 from tiny import lively_model, tiny_tokenizer
 
 from mini_chat_gpt.chat_format import ChatFormat
-from mini_chat_gpt.checkpoints.checkpoint import save_checkpoint
+from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config_file import load_config
 from mini_chat_gpt.data.chat_dataset import duplicates, nearest_prompts

@@ -9,7 +9,8 @@ import pytest
 from tiny import tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.chat_format import ChatFormat
-from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from mini_chat_gpt.checkpoints.load import load_checkpoint
+from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
 from mini_chat_gpt.generation.cpu_weights import has_packed_products

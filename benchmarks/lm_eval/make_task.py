@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint
+from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text

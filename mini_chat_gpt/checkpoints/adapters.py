@@ -1,10 +1,11 @@
-"""An adapter as files of its own, in the form of Hugging Face's PEFT: a few megabytes beside a base that stays as it is.
+"""Adapter files in the format of Hugging Face's PEFT: a few megabytes beside a base that stays unchanged.
 
-    adapter_config.json         rank, layers, …, and where the base lies
+    adapter_config.json         rank, layers, …, and the path of the base
     adapter_model.safetensors   the trained matrices, and the rows of new control tokens
 
-`PeftModel.from_pretrained(base, folder)` reads them; the base must be the folder that the config names, which has room for the
-control tokens. The base is known by the hash of its weights too, so that an adapter never gets beside another one unnoticed.
+`PeftModel.from_pretrained(base, folder)` reads them. The base must be the folder that the config names, because its token
+tables have rows for the control tokens. The hash of the base's weights is stored as well, so that an adapter is never
+combined with another base unnoticed.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from typing import Any
 import torch
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import MANIFEST, damage, sha256_of
+from mini_chat_gpt.common.files import MANIFEST, find_damage, sha256_of
 from mini_chat_gpt.config import GPTConfig, LoraSettings
 from mini_chat_gpt.lora import Adapter
 from mini_chat_gpt.model import GPT
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
-_ENDS = {
+_PEFT_SUFFIX = {
     "lora_A": "lora_A.weight",
     "lora_B": "lora_B.weight",
     "magnitude": "lora_magnitude_vector",
     "rows": "token_adapter.trainable_tokens_delta",
-}  # ours: PEFT's
+}  # our parameter name -> PEFT's suffix
 
 
 def is_adapter(folder: Path) -> bool:
@@ -39,22 +40,22 @@ def is_adapter(folder: Path) -> bool:
 
 def peft_name(name: str) -> str:
     """ "layers.0.mlp.up_proj.lora_A" -> "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight" """
-    place, _, end = name.rpartition(".")
-    within = "" if place == "lm_head" else "model."
-    return f"{_PREFIX}{within}{place}.{_ENDS[end]}"
+    module, _, parameter = name.rpartition(".")
+    parent = "" if module == "lm_head" else "model."
+    return f"{_PREFIX}{parent}{module}.{_PEFT_SUFFIX[parameter]}"
 
 
 def trained_parameters(model: GPT) -> dict[str, torch.nn.Parameter]:
-    """PEFT's name -> what is trained of an adapted model."""
+    """The trainable parameters of an adapted model by their PEFT names."""
     return {peft_name(name): p for name, p in model.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()
 def load_adapter(model: GPT, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Give an adapted model the values of a file. Raises ValueError where names or shapes differ."""
+    """Copy the tensors of an adapter file into an adapted model. Raises ValueError if names or shapes differ."""
     trained = trained_parameters(model)
     if different := sorted(trained.keys() ^ tensors.keys()):
-        raise ValueError(f"{len(different)} names of weights differ, for example {different[0]}")
+        raise ValueError(f"{len(different)} parameter names differ, for example {different[0]}")
     for name, parameter in trained.items():
         if parameter.shape != tensors[name].shape:
             raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)} instead of {tuple(parameter.shape)}")
@@ -62,7 +63,7 @@ def load_adapter(model: GPT, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def peft_config(adapter: Adapter, config: GPTConfig) -> dict[str, Any]:
-    """adapter_config.json."""
+    """The contents of adapter_config.json."""
     settings, ids = adapter.settings, list(adapter.token_ids)
     tables = {"embed_tokens": ids} if config.tie_embeddings else {"embed_tokens": ids, "lm_head": ids}
     return {
@@ -84,15 +85,15 @@ def peft_config(adapter: Adapter, config: GPTConfig) -> dict[str, Any]:
 
 
 def _target_modules(layers: tuple[str, ...], n_layer: int) -> list[str]:
-    """Layers as PEFT wants them: by their last name where all blocks have them, else each by its whole one."""
-    found: dict[str, list[str]] = {}
+    """PEFT's target_modules: the last part of a name if all blocks have that layer adapted, else the full names."""
+    by_last_part: dict[str, list[str]] = {}
     for name in layers:
-        found.setdefault(name.rpartition(".")[2], []).append(name)
-    return [name for last, whole in found.items() for name in ([last] if len(whole) == n_layer else whole)]
+        by_last_part.setdefault(name.rpartition(".")[2], []).append(name)
+    return [name for last, full in by_last_part.items() for name in ([last] if len(full) == n_layer else full)]
 
 
-def adapter_facts(adapter: Adapter, folder: Path) -> dict[str, Any]:
-    """What our own JSON says beside PEFT's, for an adapter in a folder beside which it is written."""
+def adapter_metadata(adapter: Adapter, folder: Path) -> dict[str, Any]:
+    """The adapter's entry in mini_chat_gpt.json. `folder` must have the same parent as the final checkpoint folder."""
     return {
         "settings": adapter.settings.model_dump(include=set(LoraSettings.model_fields)),
         "layers": list(adapter.layers),
@@ -104,39 +105,39 @@ def adapter_facts(adapter: Adapter, folder: Path) -> dict[str, Any]:
     }
 
 
-def read_adapter(facts: Mapping[str, Any]) -> Adapter:
-    """The adapter that `adapter_facts` told of."""
+def read_adapter(metadata: Mapping[str, Any]) -> Adapter:
+    """The inverse of `adapter_metadata`."""
     return Adapter(
-        LoraSettings(**facts["settings"]),
-        tuple(facts["layers"]),
-        facts["frozen"],
-        tuple(facts["token_ids"]),
-        facts["base"],
-        facts["base_hash"],
+        LoraSettings(**metadata["settings"]),
+        tuple(metadata["layers"]),
+        metadata["frozen"],
+        tuple(metadata["token_ids"]),
+        metadata["base"],
+        metadata["base_hash"],
     )
 
 
-def find_base(folder: Path, facts: Mapping[str, Any]) -> Path:
-    """The base of the adapter in `folder`: where it was, or where it is now if both were moved together.
+def find_base(folder: Path, metadata: Mapping[str, Any]) -> Path:
+    """Find the base of the adapter in `folder`: at its stored path, or at its relative path if both were moved together.
 
-    Raises UserError if it isn't there, is damaged, or has other weights.
+    Raises UserError if it is missing, is damaged, or has other weights.
     """
-    remedy = f"put it back, or join the two with `mini-chat-gpt merge {folder} OUT --base PATH`"
-    there = [place for place in (Path(facts["base"]), folder / facts["base_from_here"]) if place.is_dir()]
-    if not there:
-        raise UserError(f"{folder} is an adapter for the base model {facts['base']}, which is not there; {remedy}.")
-    for base in there:
-        if weights_hash(base) == facts["base_hash"]:
-            if reason := damage(base):
+    remedy = f"move it back, or merge the two with `mini-chat-gpt merge {folder} OUT --base PATH`"
+    candidates = [path for path in (Path(metadata["base"]), folder / metadata["base_from_here"]) if path.is_dir()]
+    if not candidates:
+        raise UserError(f"{folder} is an adapter for the base model {metadata['base']}, which is missing; {remedy}.")
+    for base in candidates:
+        if weights_hash(base) == metadata["base_hash"]:
+            if reason := find_damage(base):
                 raise UserError(f"{base}, the base model of {folder}, is damaged: {reason}.")
             return base
     raise UserError(
-        f"{there[0]} is not the base model that {folder} was trained with, its weights are others; {remedy}."
+        f"{candidates[0]} is not the base model that {folder} was trained with: its weights differ; {remedy}."
     )
 
 
 def weights_hash(folder: Path, name: str = "model.safetensors") -> str:
-    """The hash of a checkpoint's weights, as its manifest has it."""
+    """The hash of a checkpoint's weights, from its manifest if it has one."""
     try:
         return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"][name]["sha256"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,53 +1,58 @@
-"""`mini-chat-gpt merge ADAPTER OUT`: an adapter and its base joined to one checkpoint folder, which needs neither any more."""
+"""`mini-chat-gpt import SRC DST`: convert a model of another project, or a sharded checkpoint, into a checkpoint folder."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from mini_chat_gpt.checkpoints.adapters import is_adapter, weights_hash
-from mini_chat_gpt.checkpoints.checkpoint import find_checkpoint, load_adapted, read_meta, save_checkpoint
+from mini_chat_gpt.checkpoints.find import find_checkpoint, read_meta
+from mini_chat_gpt.checkpoints.foreign import import_model
+from mini_chat_gpt.checkpoints.load import load_model
+from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.terminal import console
-from mini_chat_gpt.lora import merge_lora
+from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 
-def merge(adapter: Path | str, out: Path | str, base: Path | str | None = None) -> Path:
-    """Write the joined model to the folder `out`, which must not exist; returns it.
+def _read_file(source: Path, tokenizer: str | None) -> tuple[GPT, ChatTokenizer, dict[str, Any]]:
+    return *import_model(source, tokenizer), {"job": "import", "source": str(source)}
 
-    `adapter` is a run or checkpoint folder; `base` is needed only where its base is no longer where it was. Raises UserError.
-    """
-    folder = find_checkpoint(adapter)
-    if not is_adapter(folder):
-        raise UserError(f"{folder} is a whole model already; there is nothing to merge.")
-    if Path(out).exists():  # said before anything is computed
-        raise UserError(f"{out} exists already and is not overwritten; choose another name or move it away.")
-    model = load_adapted(folder, find_checkpoint(base) if base is not None else None)
-    merge_lora(model)
-    return save_checkpoint(out, model, ChatTokenizer.load(folder), read_meta(folder)["info"] | {"merged": str(folder)})
+
+def _read_checkpoint(source: Path, tokenizer: str | None) -> tuple[GPT, ChatTokenizer, dict[str, Any]]:
+    if tokenizer is not None:
+        raise UserError(f"{source} is a folder that has its own tokenizer; omit --tokenizer.")
+    folder = find_checkpoint(source)
+    return load_model(folder), ChatTokenizer.load(folder), read_meta(folder)["info"] | {"source": str(folder)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Join an adapter and its base to one checkpoint folder.")
-    parser.add_argument("adapter", help="run or checkpoint folder that was trained with lora.enabled")
-    parser.add_argument("out", help="folder to write, which must not exist")
-    parser.add_argument("--base", metavar="PATH", help="the base model, where it is no longer where it was")
+    parser = argparse.ArgumentParser(
+        description="Convert a llama2.c or nanoGPT model, or a sharded checkpoint, into an ordinary checkpoint folder."
+    )
+    parser.add_argument(
+        "source", metavar="SRC", type=Path, help="llama2.c's .bin, nanoGPT's ckpt.pt, or a checkpoint or run folder"
+    )
+    parser.add_argument("folder", metavar="DST", type=Path, help="checkpoint folder to write; must not exist yet")
+    parser.add_argument(
+        "--tokenizer",
+        help="llama2.c's tok*.bin, a .tiktoken file, a saved folder or the name of an encoding "
+        "(default: the tok*.bin beside a .bin, gpt2 for nanoGPT)",
+    )
     arguments = parser.parse_args(argv)
-    out = console()
-    if arguments.base is not None:
-        facts = read_meta(find_checkpoint(arguments.adapter)).get("adapter", {})
-        if weights_hash(find_checkpoint(arguments.base)) != facts.get("base_hash"):
-            out.print(
-                f"Note: {arguments.base} has other weights than the base that the adapter was trained with.",
-                markup=False,
-                soft_wrap=True,
-            )
-    folder = merge(arguments.adapter, arguments.out, arguments.base)
-    out.print(f"Merged: {folder}", markup=False, soft_wrap=True)
+    read = _read_checkpoint if arguments.source.is_dir() else _read_file
+    model, tokenizer, info = read(arguments.source, arguments.tokenizer)
+    save_checkpoint(arguments.folder, model, tokenizer, info=info)
+    config = model.config
+    padding = config.vocab_size - tokenizer.vocab_size
+    print(
+        f"Imported {arguments.source} into {arguments.folder}: {model.n_parameters():,} parameters, "
+        f"{config.n_layer} layers, width {config.n_embd}, vocabulary {tokenizer.vocab_size:,}"
+        f"{f' (+ {padding} padding)' if padding else ''}, context {config.context_length:,} tokens."
+    )
     return 0
 
 

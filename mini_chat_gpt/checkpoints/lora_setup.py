@@ -1,4 +1,4 @@
-"""The beginning of a run that trains an adapter: which base, which rows, and in which form the frozen weights are kept."""
+"""Start or resume LoRA training: choose the base, the rows of the token tables to train, and the precision of frozen weights."""
 
 from __future__ import annotations
 
@@ -10,84 +10,81 @@ from pathlib import Path
 import torch
 
 from mini_chat_gpt.checkpoints.adapters import is_adapter, weights_hash
-from mini_chat_gpt.checkpoints.checkpoint import (
-    ADAPTER_BASE,
-    MODEL,
-    find_checkpoint,
-    load_adapted,
-    load_model,
-    read_meta,
-    save_checkpoint,
-)
+from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, MODEL, find_checkpoint, read_meta
+from mini_chat_gpt.checkpoints.load import load_adapted, load_model
+from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.device import pick_precision
+from mini_chat_gpt.common.distributed import World
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.lora import Frozen, add_lora
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import CONTROL_TOKENS, END_OF_TEXT, ChatTokenizer
-from mini_chat_gpt.training.run import Start
 
-BY_DTYPE: dict[torch.dtype, Frozen] = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+FROZEN_BY_DTYPE: dict[torch.dtype, Frozen] = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
 class Base:
-    """What a run begins with."""
+    """The model that a run fine-tunes."""
 
-    path: Path  # that it was read from
+    path: Path  # where it was read from
     model: GPT
-    tokenizer: ChatTokenizer  # with all control tokens; its chat format is still the base's
-    added: Collection[str]  # control tokens that it lacked
+    tokenizer: ChatTokenizer  # has all control tokens; its chat format is still that of the base
+    added: Collection[str]  # control tokens that the base lacked
 
 
 def check(config: Config) -> None:
-    """Raises UserError for settings that don't go together."""
+    """Raise UserError for settings that exclude each other."""
     if config.lora.enabled and config.system.fsdp:
         raise UserError(
-            "system.fsdp doesn't go with lora.enabled: frozen weights need neither gradients nor optimizer state. Set "
-            "system.fsdp=false, and lora.frozen=nf4 where memory is short."
+            "system.fsdp can't be combined with lora.enabled: frozen weights need neither gradients nor optimizer state. "
+            "Set system.fsdp=false, and lora.frozen=nf4 if memory is short."
         )
 
 
 def model_of_run(checkpoint: Path, config: Config) -> GPT:
-    """The model of a run's checkpoint, as training goes on with it. Raises UserError where the settings mean another kind."""
+    """Load the model of a run's checkpoint for further training. Raises UserError if `lora.enabled` differs from the run's."""
     if is_adapter(checkpoint) != config.lora.enabled:
-        was = "an adapter" if is_adapter(checkpoint) else "all weights"
+        trained = "an adapter" if is_adapter(checkpoint) else "all weights"
         raise UserError(
-            f"{checkpoint.parent} trains {was}, but lora.enabled is {str(config.lora.enabled).lower()}; begin another run."
+            f"{checkpoint.parent} trains {trained}, but lora.enabled is {str(config.lora.enabled).lower()}; "
+            "start another run."
         )
     if not config.lora.enabled:
         return load_model(checkpoint)
     return load_adapted(checkpoint, frozen=read_meta(checkpoint)["adapter"]["frozen"])
 
 
-def adapt(base: Base, config: Config, start: Start) -> None:
-    """Freeze a base and put the config's adapters beside it.
+def adapt(base: Base, config: Config, run: Path, world: World, device: torch.device, dry_run: bool = False) -> None:
+    """Freeze the base and add the config's adapters to it.
 
-    Control tokens that the base has never seen get rows that are trained. Where its path is no folder that has all of them
-    the base is written to the run's folder: an adapter without its base is nothing. Raises UserError.
+    Control tokens that the base has never seen get trainable rows. An adapter is useless without its base, so if
+    `base.path` is not a checkpoint folder with all control tokens, the base is written to the folder `run`, except in a
+    `dry_run`. `device` is where training will run; it decides the precision of the frozen weights if `lora.frozen` is
+    auto. Raises UserError.
     """
-    folder = start.world.broadcast(lambda: _base_folder(base, start))
+    folder = world.broadcast(lambda: _base_folder(base, run, dry_run))
     unseen = {*base.added}
     if base.tokenizer.chat_format is None:
-        unseen |= {*CONTROL_TOKENS} - {END_OF_TEXT}  # which ends texts as well
-    ids = sorted(base.tokenizer.control[name] for name in unseen)
-    asked = config.lora.frozen
-    frozen = BY_DTYPE[pick_precision(config.system.mixed_precision, start.device).dtype] if asked == "auto" else asked
-    torch.manual_seed(config.system.seed)  # of the random matrices
-    add_lora(base.model, config.lora, frozen, ids)
+        unseen |= {*CONTROL_TOKENS} - {END_OF_TEXT}  # <|endoftext|> also ends documents, so a plain-text base knows it
+    token_ids = sorted(base.tokenizer.control[name] for name in unseen)
+    dtype = pick_precision(config.system.mixed_precision, device).dtype
+    frozen = FROZEN_BY_DTYPE[dtype] if config.lora.frozen == "auto" else config.lora.frozen
+    torch.manual_seed(config.system.seed)  # for the random matrices
+    add_lora(base.model, config.lora, frozen, token_ids)
     assert base.model.adapter is not None
     base.model.adapter = replace(base.model.adapter, base=str(folder), base_hash=weights_hash(folder))
 
 
-def _base_folder(base: Base, start: Start) -> Path:
-    """The folder that the adapter's files will name."""
+def _base_folder(base: Base, run: Path, dry_run: bool) -> Path:
+    """The folder that the adapter's files will name as their base; writes it if necessary."""
     if not base.path.is_file() and not base.added:
         folder = find_checkpoint(base.path).resolve()
         if (folder / MODEL).is_file():
             return folder
-    folder = (start.place.folder / ADAPTER_BASE).resolve()
-    if not start.rehearsal:
-        shutil.rmtree(folder, ignore_errors=True)  # of a start that came to nothing
+    folder = (run / ADAPTER_BASE).resolve()
+    if not dry_run:
+        shutil.rmtree(folder, ignore_errors=True)  # from a start that failed
         save_checkpoint(folder, base.model, base.tokenizer, {"job": "base", "from": str(base.path)})
     return folder

@@ -1,7 +1,7 @@
-"""Files that are whole or absent: atomic writes, and folders with a manifest of sizes and hashes.
+"""Write files and folders atomically, and detect later damage with a manifest of sizes and hashes.
 
-A folder is written under a temporary name beside its place and renamed into it, so that whatever instant a process dies
-at, its name either does not exist or holds everything. The manifest finds later damage.
+A folder is written under a temporary name in the same parent and then renamed. If the process dies at any moment, the final
+name either does not exist or has all contents.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ MANIFEST = "manifest.json"
 
 @contextmanager
 def readable_disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left", "permission denied" and the like into one sentence that names the place."""
+    """Turn an OSError such as "no space left" or "permission denied" into a UserError that names the path."""
     try:
         yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(
-            f"Can't write {path}: {reason}. Free some space or choose another place; what was there is kept."
+            f"Can't write {path}: {reason}. Free some space or choose another path; existing content is unchanged."
         ) from error
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new content, never a part."""
+    """Write a text file so that readers see either the old or the new content, never a part."""
     path = Path(path)
     with readable_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,13 +50,13 @@ def atomic_write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """`value` as indented JSON, atomically."""
+    """Write `value` as indented JSON, atomically."""
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """A folder to fill, which gets its manifest and its real name when the block ends well, and vanishes when it doesn't.
+    """Yield a temporary folder to fill. On success it gets its manifest and its final name, on an error it is deleted.
 
     Raises UserError if `path` exists already, or if the disk refuses.
     """
@@ -74,36 +74,36 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
 
 
 def free_name(path: Path) -> Path:
-    """`path`, or with -2, -3, … the first that doesn't exist."""
-    number, free = 1, path
-    while free.exists():
+    """Return `path`, or the first of path-2, path-3, … that does not exist."""
+    number, candidate = 1, path
+    while candidate.exists():
         number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
 
 
 def draft_of(path: Path) -> Path:
-    """A name beside `path` to write under."""
+    """Return a temporary name in the same parent as `path`."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def complete(draft: Path, path: Path) -> None:
-    """Give a filled folder its manifest and its real name."""
+    """Give a filled temporary folder its manifest and its final name."""
     write_manifest(draft)
-    for folder in (*(part for part in draft.rglob("*") if part.is_dir()), draft):
+    for folder in (*(entry for entry in draft.rglob("*") if entry.is_dir()), draft):
         sync_folder(folder)
     os.rename(draft, path)
     sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names and contents reach the disk before anything refers to them."""
+    """Flush a folder's file names and contents to the disk."""
     for file in [*folder.iterdir(), folder] if folder.is_dir() else []:
         if file.is_file() or file == folder:
             handle = os.open(file, os.O_RDONLY)
             try:
                 os.fsync(handle)
-            except OSError:  # some file systems can't sync a folder; the files themselves were synced
+            except OSError:  # some file systems can't sync a folder; its files are synced already
                 if file != folder:
                     raise
             finally:
@@ -117,6 +117,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _digest(file: Any) -> str:
+    """`hashlib.file_digest` for Python 3.10, which lacks it."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
@@ -124,7 +125,7 @@ def _digest(file: Any) -> str:
 
 
 def write_manifest(folder: Path) -> None:
-    """Record size and hash of each file of `folder`, and of the folders in it, in its manifest.json."""
+    """Write manifest.json with the size and hash of every file in `folder` and its subfolders."""
     files = {
         file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of(file)}
         for file in sorted(folder.rglob("*"))
@@ -133,25 +134,25 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that has a manifest, or None when it is whole."""
+def find_damage(folder: Path) -> str | None:
+    """Compare a folder with its manifest; return a description of the first difference, or None if there is none."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:
         return "its manifest.json is missing"
     except (OSError, ValueError, KeyError, TypeError):
         return "its manifest.json can't be read"
-    for name, facts in files.items():
+    for name, entry in files.items():
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != facts["size"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {facts['size']}"
-        if sha256_of(file) != facts["sha256"]:
+        if file.stat().st_size != entry["size"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {entry['size']}"
+        if sha256_of(file) != entry["sha256"]:
             return f"the content of {name} has changed (its hash differs)"
     return None
 
 
 def user_cache() -> Path:
-    """Where what can be made again is kept when it can't lie beside its source; XDG_CACHE_HOME moves it."""
+    """Folder for reproducible files that can't be stored beside their source; XDG_CACHE_HOME moves it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mini_chat_gpt"

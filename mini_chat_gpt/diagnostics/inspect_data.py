@@ -17,13 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mini_chat_gpt.checkpoints.checkpoint import (
-    find_checkpoint,
-    load_checkpoint,
-    newest_checkpoint,
-    read_meta,
-    steps_of,
-)
+from mini_chat_gpt.checkpoints.find import find_checkpoint, newest_checkpoint, read_meta, steps_of
+from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
-from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint
+from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.common import distributed
 from mini_chat_gpt.common.device import pick_device, pick_precision
 from mini_chat_gpt.common.distributed import ALONE, World

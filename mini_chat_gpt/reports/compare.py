@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, require_finite
+from mini_chat_gpt.checkpoints.load import load_checkpoint, require_finite
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name, write_json

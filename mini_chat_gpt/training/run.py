@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mini_chat_gpt.checkpoints.checkpoint import move_aside, read_state, remove_partial
+from mini_chat_gpt.checkpoints.find import move_aside, read_state, remove_partial
 from mini_chat_gpt.common import distributed
 from mini_chat_gpt.common.device import pick_device, pick_precision, set_up
 from mini_chat_gpt.common.distributed import World

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from mini_chat_gpt.checkpoints.checkpoint import find_checkpoint, is_checkpoint, read_state, steps_of
+from mini_chat_gpt.checkpoints.find import find_checkpoint, is_checkpoint, read_state, steps_of
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import PretrainSection, SFTSection
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from mini_chat_gpt.checkpoints.checkpoint import OPTIMIZER, RAW, Snapshot, read_state, read_tensors, take_snapshot
+from mini_chat_gpt.checkpoints.find import OPTIMIZER, RAW, read_state
+from mini_chat_gpt.checkpoints.load import read_tensors
+from mini_chat_gpt.checkpoints.save import Snapshot, take_snapshot
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.train_step import LossScale, TrainStep

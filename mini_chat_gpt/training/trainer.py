@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from mini_chat_gpt.checkpoints.checkpoint import CheckpointWriter
+from mini_chat_gpt.checkpoints.save import CheckpointWriter
 from mini_chat_gpt.common.device import cpu_threads, gc_frozen
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError

@@ -15,7 +15,8 @@ import torch
 from mini_chat_gpt.chat.commands import COMMANDS
 from mini_chat_gpt.chat.loop import main
 from mini_chat_gpt.chat_format import ChatFormat
-from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from mini_chat_gpt.checkpoints.load import load_checkpoint
+from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.generation.text import generate

@@ -15,7 +15,7 @@ from mini_chat_gpt import sft_generate
 from mini_chat_gpt.chat import loop
 from mini_chat_gpt.chat.token_probs_view import render_page, render_text
 from mini_chat_gpt.chat_format import ChatFormat
-from mini_chat_gpt.checkpoints.checkpoint import save_checkpoint
+from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.token_probs import Candidate

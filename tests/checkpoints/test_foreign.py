@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mini_chat_gpt.checkpoints.foreign import import_model, main
+from mini_chat_gpt.checkpoints.convert import main
+from mini_chat_gpt.checkpoints.foreign import import_model
+from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
@@ -427,8 +429,6 @@ def test_where_gpt2s_tokenizer_cannot_be_had_the_way_to_name_one_is_shown(tmp_pa
 
 
 def test_the_command_writes_a_checkpoint_and_says_what_it_imported(model_file, tmp_path, capsys):
-    from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint
-
     assert main([str(model_file), str(tmp_path / "imported")]) == 0
     model, tokenizer = load_checkpoint(tmp_path / "imported", device="cpu")
     original, _ = import_model(model_file)
@@ -440,8 +440,6 @@ def test_the_command_writes_a_checkpoint_and_says_what_it_imported(model_file, t
 
 
 def test_an_imported_nanogpt_model_is_saved_and_loaded(tmp_path, tokenizer_folder):
-    from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint
-
     path = write_nanogpt(tmp_path / "ckpt.pt", nanogpt_state(ARGUMENTS))
     main([str(path), str(tmp_path / "imported"), "--tokenizer", str(tokenizer_folder)])
     model, _ = load_checkpoint(tmp_path / "imported", device="cpu")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import atomic_folder, atomic_write_text, damage, readable_disk_errors
+from mini_chat_gpt.common.files import atomic_folder, atomic_write_text, find_damage, readable_disk_errors
 
 
 def fill(folder: Path) -> Path:
@@ -19,7 +19,7 @@ def fill(folder: Path) -> Path:
 def test_a_folder_has_all_its_files_and_is_whole(tmp_path):
     folder = fill(tmp_path / "x")
     assert sorted(p.name for p in folder.iterdir()) == ["a.txt", "b.bin", "manifest.json"]
-    assert damage(folder) is None
+    assert find_damage(folder) is None
 
 
 def test_a_failure_inside_leaves_nothing_behind(tmp_path):
@@ -33,7 +33,7 @@ def test_an_existing_folder_is_not_overwritten(tmp_path):
     folder = fill(tmp_path / "x")
     with pytest.raises(UserError, match="exists already"), atomic_folder(folder):
         pass
-    assert damage(folder) is None
+    assert find_damage(folder) is None
 
 
 @pytest.mark.parametrize(
@@ -49,16 +49,16 @@ def test_an_existing_folder_is_not_overwritten(tmp_path):
 def test_damage_is_named(tmp_path, harm, words):
     folder = fill(tmp_path / "x")
     harm(folder)
-    assert words in damage(folder)
+    assert words in find_damage(folder)
 
 
 def test_files_in_folders_of_a_folder_belong_to_it(tmp_path):
     with atomic_folder(tmp_path / "x") as draft:
         (draft / "part").mkdir()
         (draft / "part" / "a.txt").write_text("hello")
-    assert damage(tmp_path / "x") is None
+    assert find_damage(tmp_path / "x") is None
     (tmp_path / "x" / "part" / "a.txt").unlink()
-    assert damage(tmp_path / "x") == "part/a.txt is missing"
+    assert find_damage(tmp_path / "x") == "part/a.txt is missing"
 
 
 def test_a_text_that_can_not_be_written_leaves_the_old_one(tmp_path, monkeypatch):

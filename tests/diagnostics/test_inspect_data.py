@@ -14,7 +14,7 @@ from commands import one_sentence, run
 from tiny import TEXTS, tiny_config, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.chat_format import Message, render
-from mini_chat_gpt.checkpoints.checkpoint import save_checkpoint
+from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.data.batch_dump import read_examples
 from mini_chat_gpt.diagnostics import inspect_data

@@ -8,7 +8,7 @@ from test_decoding_weights import needs_fbgemm
 from tiny import lively_model, tiny_tokenizer
 
 import mini_chat_gpt.generation.prompt_lookup as lookup
-from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint
+from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
 from mini_chat_gpt.generation.prompt_lookup import PromptLookupDecoder, can_look_up
 from mini_chat_gpt.generation.sampling import Sampling

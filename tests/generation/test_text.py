@@ -7,8 +7,8 @@ import torch
 from tiny import lively_model, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.chat_format import ChatFormat, Message, render
-from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint
 from mini_chat_gpt.checkpoints.hf import to_hf_config, to_hf_state
+from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import (

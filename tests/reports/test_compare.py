@@ -14,7 +14,8 @@ from rich.console import Console
 from tiny import tiny_model
 
 from mini_chat_gpt.chat_format import ChatFormat
-from mini_chat_gpt.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from mini_chat_gpt.checkpoints.load import load_checkpoint
+from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.prepare.sample_stories import write_sample
 from mini_chat_gpt.reports.compare import EvalOptions, _report_folder, _work_done, compare, main, short_names

@@ -7,7 +7,8 @@ import sys
 import pytest
 from tiny import tiny_model, tiny_tokenizer
 
-from mini_chat_gpt.checkpoints.checkpoint import move_aside, save_checkpoint, steps_of
+from mini_chat_gpt.checkpoints.find import move_aside, steps_of
+from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import SFTSection
 from mini_chat_gpt.training.run_folder import FACTS, find_place, held
@@ -111,7 +112,10 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, run, damage, as
 def test_with_no_whole_checkpoint_left_it_is_an_error(tmp_path, run):
     folder = run("sft", 1)
     (folder / "step-0000001" / "model.safetensors").unlink()
-    with pytest.warns(UserWarning, match=r"model\.safetensors is missing"), pytest.raises(UserError, match="no whole"):
+    with (
+        pytest.warns(UserWarning, match=r"model\.safetensors is missing"),
+        pytest.raises(UserError, match="no complete"),
+    ):
         place(tmp_path, "auto")
 
 

@@ -13,7 +13,8 @@ from rich.console import Console
 from safetensors import SafetensorError
 from tiny import CountingSource, tiny_config, tiny_model, tiny_tokenizer
 
-from mini_chat_gpt.checkpoints.checkpoint import best_of, find_checkpoint, load_model, steps_of
+from mini_chat_gpt.checkpoints.find import best_of, find_checkpoint, steps_of
+from mini_chat_gpt.checkpoints.load import load_model
 from mini_chat_gpt.common.device import pick_precision
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import SFTSection
@@ -258,7 +259,7 @@ def test_averaged_weights_are_what_is_evaluated_and_saved(tmp_path):
 def test_what_the_disk_refuses_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path / "run")
     monkeypatch.setattr(
-        "mini_chat_gpt.checkpoints.checkpoint.save_file",
+        "mini_chat_gpt.checkpoints.save.save_file",
         lambda *_, **__: (_ for _ in ()).throw(SafetensorError("IoError(Os { code: 28, kind: StorageFull })")),
     )
     with pytest.raises(UserError, match="no space left on device"):

@@ -1,0 +1,53 @@
+"""`mini-chat-gpt merge ADAPTER OUT`: merge an adapter into its base and write a checkpoint folder that needs neither."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mini_chat_gpt.checkpoints.adapters import is_adapter, weights_hash
+from mini_chat_gpt.checkpoints.find import find_checkpoint, read_meta
+from mini_chat_gpt.checkpoints.load import load_adapted
+from mini_chat_gpt.checkpoints.save import save_checkpoint
+from mini_chat_gpt.common.entry import exit_with
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.lora import merge_lora
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+
+
+def merge(adapter: Path | str, out: Path | str, base: Path | str | None = None) -> Path:
+    """Write the merged model to the folder `out`, which must not exist, and return it.
+
+    `adapter` is a run or checkpoint folder. `base` is only needed if the base has moved. Raises UserError.
+    """
+    folder = find_checkpoint(adapter)
+    if not is_adapter(folder):
+        raise UserError(f"{folder} is already a complete model; there is nothing to merge.")
+    if Path(out).exists():  # checked here as well, before the work begins
+        raise UserError(f"{out} exists already and is not overwritten; choose another name or move it away.")
+    model = load_adapted(folder, find_checkpoint(base) if base is not None else None)
+    merge_lora(model)
+    return save_checkpoint(out, model, ChatTokenizer.load(folder), read_meta(folder)["info"] | {"merged": str(folder)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Merge an adapter (LoRA) and its base into one checkpoint folder.")
+    parser.add_argument("adapter", help="run or checkpoint folder of a run with lora.enabled")
+    parser.add_argument("out", help="folder to write; must not exist yet")
+    parser.add_argument("--base", metavar="PATH", help="the base model, if it has moved")
+    arguments = parser.parse_args(argv)
+    if arguments.base is not None:
+        metadata = read_meta(find_checkpoint(arguments.adapter)).get("adapter", {})
+        if weights_hash(find_checkpoint(arguments.base)) != metadata.get("base_hash"):
+            print(
+                f"Note: the weights of {arguments.base} differ from those of the base that the adapter was trained with."
+            )
+    folder = merge(arguments.adapter, arguments.out, arguments.base)
+    print(f"Merged: {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(main)

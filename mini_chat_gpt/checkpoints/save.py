@@ -1,0 +1,164 @@
+"""Write checkpoint folders: a snapshot of the model in memory, and a thread that writes snapshots during training."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from mini_chat_gpt.checkpoints.adapters import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    adapter_metadata,
+    peft_config,
+    trained_parameters,
+)
+from mini_chat_gpt.checkpoints.find import FORMAT, META, MODEL, STATE, prune
+from mini_chat_gpt.checkpoints.hf import to_hf_config, to_hf_state, why_not_llama
+from mini_chat_gpt.checkpoints.sharded import write_together
+from mini_chat_gpt.common.distributed import ALONE, World, is_dtensor
+from mini_chat_gpt.common.files import atomic_folder
+from mini_chat_gpt.config import GPTConfig
+from mini_chat_gpt.lora import Adapter
+from mini_chat_gpt.model import GPT
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The contents of a checkpoint folder, copied from the model, so that training can continue during the write."""
+
+    model_config: GPTConfig
+    tokenizer: ChatTokenizer
+    tensors: dict[str, dict[str, torch.Tensor]]  # by file: model.safetensors, optimizer.safetensors, …
+    info: dict[str, Any]  # metadata of the run
+    state: dict[str, Any] | None  # what a resume needs besides tensors
+    adapter: Adapter | None = None  # set if the tensors are an adapter instead of a complete model
+
+    def write(self, folder: Path | str, world: World = ALONE) -> Path:
+        """Write the folder atomically. Raises UserError if it exists or the disk refuses.
+
+        For a sharded model every process of `world` has a snapshot, and all of them must call this.
+        """
+        folder = Path(folder)
+        if world.size > 1:
+            write_together(folder, self.tensors, self._write_rest, world)
+            return folder
+        with atomic_folder(folder) as draft:
+            for name, tensors in self.tensors.items():
+                _write_tensors(draft / name, tensors)
+            self._write_rest(draft)
+        return folder
+
+    def _write_rest(self, draft: Path) -> None:
+        """Write everything but the tensors."""
+        config = self.model_config
+        self.tokenizer.save(draft)
+        meta = {"format": FORMAT, "gpt_config": config.model_dump(), "info": self.info}
+        if self.adapter is not None:
+            _write_json(draft / ADAPTER_CONFIG, peft_config(self.adapter, config))
+            meta["adapter"] = adapter_metadata(self.adapter, draft)
+        elif why_not_llama(config) is None:
+            _write_json(draft / "config.json", to_hf_config(config, self.tokenizer))
+        else:  # a type that `transformers` doesn't know, so that it fails instead of loading a different model
+            _write_json(draft / "config.json", {"model_type": "mini_chat_gpt", "vocab_size": config.vocab_size})
+        if any(is_dtensor(tensor) for tensors in self.tensors.values() for tensor in tensors.values()):
+            meta["sharded"] = True
+        _write_json(draft / META, meta)
+        if self.state is not None:
+            _write_json(draft / STATE, self.state)
+
+
+def take_snapshot(
+    model: GPT,
+    tokenizer: ChatTokenizer,
+    info: dict[str, Any] | None = None,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+    state: dict[str, Any] | None = None,
+) -> Snapshot:
+    """Copy the model's weights and further `tensors` (by file name) as they are now."""
+    if model.adapter is not None:
+        files = {ADAPTER: _copy_to_cpu(trained_parameters(model))}
+    else:
+        files = {MODEL: to_hf_state(_copy_to_cpu(model.state_dict()), model.config)}
+    files |= {name: _copy_to_cpu(tensors_of_file) for name, tensors_of_file in (tensors or {}).items()}
+    return Snapshot(model.config, tokenizer, files, info or {}, state, model.adapter)
+
+
+def _copy_to_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous copies on the CPU that share no memory with anything else."""
+    return {
+        name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+        for name, tensor in tensors.items()
+    }
+
+
+def save_checkpoint(
+    folder: Path | str, model: GPT, tokenizer: ChatTokenizer, info: dict[str, Any] | None = None
+) -> Path:
+    """Write a model and its tokenizer into a new folder. Raises UserError if the folder exists or the disk refuses."""
+    return take_snapshot(model, tokenizer, info).write(folder)
+
+
+class CheckpointWriter:
+    """Writes snapshots in a background thread, one at a time, and prunes the run's older checkpoints.
+
+    For a sharded model every process has a writer. `world` must then have a process group of its own (`World.new_group`),
+    because the writer's collectives run concurrently with those of training.
+    """
+
+    def __init__(self, run: Path, keep: int, world: World = ALONE) -> None:
+        self.run, self.keep, self.world = run, keep, world
+        self.seconds = 0.0  # duration of the last write
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def write(self, name: str, snapshot: Snapshot) -> None:
+        """Start writing the run's checkpoint `name` after the previous one is done. Raises the previous one's error, if any."""
+        self.wait()
+        # A daemon thread: a second Ctrl-C exits at once, and an incomplete checkpoint is never visible.
+        self._thread = threading.Thread(target=self._write, args=(name, snapshot), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for the write in progress. Raises UserError if the disk refused."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _write(self, name: str, snapshot: Snapshot) -> None:
+        started = time.monotonic()
+        try:
+            snapshot.write(self.run / name, self.world)
+            if self.world.is_main:
+                prune(self.run, self.keep)
+        except BaseException as error:
+            self._failure = error
+        self.seconds = time.monotonic() - started
+
+
+def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a safetensors file directly from the tensors' memory. Raises OSError, as other ways of writing do."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(0o644)  # safetensors makes its files readable by their owner only
+    except SafetensorError as error:
+        code = re.search(r"code: (\d+)", str(error))  # "IoError(Os { code: 28, … })"
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error)) from None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,41 @@
+"""Loading gives the saved model; what is not a checkpoint is reported in one sentence."""
+
+import pytest
+import torch
+from tiny import tiny_model, tiny_tokenizer
+
+from mini_chat_gpt import load_checkpoint
+from mini_chat_gpt.checkpoints.save import save_checkpoint
+from mini_chat_gpt.common.errors import UserError
+
+IDS = torch.arange(20)[None]
+GPT2_LIKE = {"norm": "layernorm", "position": "learned", "activation": "gelu", "bias": True, "qkv_bias": True}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_embeddings": False}, GPT2_LIKE, {"qk_norm": True}, {"windows": (3, None)}]
+)
+def test_a_loaded_model_gives_the_same_logits(tmp_path, changes):
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer.vocab_size, **changes)
+    loaded, its_tokenizer = load_checkpoint(save_checkpoint(tmp_path / "m", model, tokenizer), device="cpu")
+    assert torch.equal(model(IDS), loaded(IDS))
+    assert loaded.config == model.config
+    assert its_tokenizer.fingerprint() == tokenizer.fingerprint()
+    assert (loaded.lm_head.weight is loaded.embed_tokens.weight) == model.config.tie_embeddings
+
+
+@pytest.mark.parametrize("what", ["missing", "empty folder", "text file", "empty file", "other json"])
+def test_what_is_not_a_checkpoint_is_reported_in_one_sentence(tmp_path, what):
+    path = tmp_path / "x"
+    if what == "empty folder":
+        path.mkdir()
+    elif what == "text file":
+        path.write_text("hello")
+    elif what == "empty file":
+        path.touch()
+    elif what == "other json":
+        path.mkdir()
+        (path / "mini_chat_gpt.json").write_text("{}")
+    with pytest.raises(UserError, match=str(path)):
+        load_checkpoint(path)
