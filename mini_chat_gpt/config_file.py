@@ -1,13 +1,17 @@
-"""Settings as text: YAML files and `section.key=value` in, `Config` out, and back.
+"""Settings as text: YAML files and `section.key=value` to `Config`, and back.
 
-Every problem of a file is named at once, with its key, the allowed values or the nearest right key.
+An error names every problem of a file at once, with the key, the allowed values or the nearest valid key.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import sys
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -15,13 +19,13 @@ import yaml
 from pydantic import ValidationError
 
 from mini_chat_gpt.common.errors import UserError, nearest
-from mini_chat_gpt.config import Config, ModelSection, Section
+from mini_chat_gpt.config import Config, Section
 
 S = TypeVar("S", bound=Section)
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file (null = defaults), apply `section.key=value` overrides, validate.
+    """Read a YAML file (None = defaults), apply `section.key=value` overrides, and validate.
 
     Raises UserError naming every wrong key or value, with the nearest valid key or the allowed values.
     """
@@ -31,38 +35,38 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         source = str(path)
         hint = f"`mini-chat-gpt config > {path}` writes the default one"
         values = read_yaml(Path(path), "config file", hint, "sections such as `sft:` with keys under them")
-        _find_beside(values, Path(path).parent)
+        _resolve_chat_files(values, Path(path).parent)
     for override in overrides:
         _apply_override(values, override)
     return parse_config(values, source)
 
 
-def _find_beside(values: dict[str, Any], folder: Path) -> None:
-    """Chat files that lie beside the config file are meant by their names alone, wherever a command is started."""
+def _resolve_chat_files(values: dict[str, Any], folder: Path) -> None:
+    """Replace names of chat files in the config file's folder by their paths, so that the working directory doesn't matter."""
     chats = values.get("chats")
     if not isinstance(chats, dict):
         return
+
+    def resolve(name: Any) -> Any:
+        return str(folder / name) if isinstance(name, str) and (folder / name).is_file() else name
+
     for key in ("files", "valid_files"):
-        given = chats.get(key)
-
-        def found(name: Any) -> Any:
-            return str(folder / name) if isinstance(name, str) and (folder / name).is_file() else name
-
-        if isinstance(given, dict):
-            chats[key] = {found(name): weight for name, weight in given.items()}
-        elif isinstance(given, list):
-            chats[key] = [found(name) for name in given]
-        elif given is not None:
-            chats[key] = found(given)
+        names = chats.get(key)
+        if isinstance(names, dict):
+            chats[key] = {resolve(name): weight for name, weight in names.items()}
+        elif isinstance(names, list):
+            chats[key] = [resolve(name) for name in names]
+        elif names is not None:
+            chats[key] = resolve(names)
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
-    """Validate a nested dict. Every problem is named at once, with its key."""
+    """Validate a nested dict. Raises UserError naming every problem with its key."""
     return validated(Config, values, source)
 
 
 def validated(section: type[S], values: dict[str, Any], source: str) -> S:
-    """A section of these values, from `source`. Raises UserError naming every problem at once, with its key."""
+    """A section with these values, which come from `source`. Raises UserError naming every problem with its key."""
     if section is Config:
         values = _with_new_keys(values, source)
     try:
@@ -85,11 +89,11 @@ RENAMED_KEYS = {
     "data.curriculum.focus": "answer_weight",
     "data.curriculum.branches": "prefix_branches",
 }
-"""Old name of a setting -> its new key in the same section. Old names stay valid; see CHANGELOG.md."""
+"""Old name of a setting -> its new key in the same section. Old names are still accepted; see CHANGELOG.md."""
 
 
 def _with_new_keys(values: dict[str, Any], source: str) -> dict[str, Any]:
-    """Replace old names of settings by the new ones, with one warning that lists them. Raises UserError where both are given."""
+    """Replace old names of settings by the new ones, with one warning that lists them. Raises UserError if both are set."""
     renamed: dict[str, str] = {}
 
     def convert(value: Any, place: str) -> Any:
@@ -102,7 +106,7 @@ def _with_new_keys(values: dict[str, Any], source: str) -> dict[str, Any]:
             path = f"{place}.{key}" if place else str(key)
             if new := RENAMED_KEYS.get(path):
                 if new in value:
-                    raise UserError(f"{source}: {path} is the old name of {place}.{new}; both are given, remove one.")
+                    raise UserError(f"{source}: {path} is the old name of {place}.{new}; both are set, remove one.")
                 renamed[path], key = f"{place}.{new}", new
             converted[key] = convert(item, path)
         return converted
@@ -115,10 +119,10 @@ def _with_new_keys(values: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def read_yaml(path: Path, what: str, hint: str, content: str) -> dict[str, Any]:
-    """What a YAML file with keys holds; {} for an empty one.
+    """The mapping in a YAML file; {} for an empty file.
 
-    Raises UserError, with file and line. `what` is what the file is called, `hint` says how to come by one, `content` what
-    is expected in it.
+    Raises UserError with file and line. For the messages, `what` names the kind of file, `hint` says how to get one, and
+    `content` describes the expected content.
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
@@ -128,8 +132,8 @@ def read_yaml(path: Path, what: str, hint: str, content: str) -> dict[str, Any]:
         raise UserError(f"The {what} {path} can't be read: {error}.") from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
-        at = f"{path}, line {where.line + 1}" if where else str(path)
-        raise UserError(f"{at}: not valid YAML ({getattr(error, 'problem', error)}).") from None
+        place = f"{path}, line {where.line + 1}" if where else str(path)
+        raise UserError(f"{place}: not valid YAML ({getattr(error, 'problem', error)}).") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -138,7 +142,7 @@ def read_yaml(path: Path, what: str, hint: str, content: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-5 as a string; here it is a number, as everybody means it."""
+    """YAML 1.1 reads 2e-5 as a string; this loader reads it as a number."""
 
 
 _Loader.add_implicit_resolver(
@@ -158,7 +162,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
-        raise UserError(f"{override!r}: the value is not valid YAML; put quotes around it.") from None
+        raise UserError(f"{override!r}: the value is not valid YAML; quote it.") from None
     place = values
     for part in parts[:-1]:
         child = place.get(part)
@@ -170,7 +174,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(item: Any, root: type[Section]) -> str:
-    """One problem of pydantic's list about a `root` in words: the key, what is wrong, what would be right."""
+    """One of pydantic's problems with a `root` section as text: the key, what is wrong, and what is valid."""
     path = [str(part) for part in item["loc"]]
     key = ".".join(path)
     if item["type"] == "extra_forbidden":
@@ -182,7 +186,7 @@ def _explain(item: Any, root: type[Section]) -> str:
 
 
 def _section_at(root: type[Section], path: Sequence[str]) -> list[str]:
-    """The settings of the section at this place; a number in it is that of a list's item."""
+    """The settings of the section at this path. A number in the path is the index of a list item."""
     section: Any = root
     for part in path:
         section = get_args(section)[0] if part.isdigit() else section.model_fields[part].annotation
@@ -193,25 +197,19 @@ def to_yaml(config: Config | None = None) -> str:
     """The settings as a commented YAML file; without an argument, the committed `sft_config.yaml`."""
     lines = [
         "# Settings of a run. Every value here is the default; override any on the command line: training.batch_size=16",
-        "# Made by `mini-chat-gpt config` from the settings' own descriptions.",
+        "# Generated by `mini-chat-gpt config`.",
     ]
     for name, section in (config or Config()).__dict__.items():
-        lines += ["", f"# {Config.model_fields[name].description}", f"{name}:"]
-        default_model = config is None and name == "model"
-        for key, field in type(section).model_fields.items():
+        lines += ["", f"# {type(section).__doc__}", f"{name}:"]
+        fields = dict(type(section).model_fields)
+        fields = {key: fields[key] for key in sorted(fields, key=lambda key: key != "preset")}  # the preset comes first
+        described = descriptions(type(section))
+        for key in fields:
             value = getattr(section, key)
-            if name == "model" and key == "preset":
-                continue
             shown = yaml.safe_dump(_plain(value), default_flow_style=True, width=1000).strip().removesuffix("\n...")
-            # A preset decides the shape; the fields it stands for are shown, but left to it.
-            lines += [f"  # {field.description}", f"  {'# ' if default_model else ''}{key}: {shown}"]
-        if name == "model":
-            at = len(lines) - 2 * (len(type(section).model_fields) - 1)
-            preset = [
-                "  # " + str(ModelSection.model_fields["preset"].description),
-                f"  preset: {section.preset or 'null'}",
-            ]
-            lines[at:at] = preset
+            # In the default file the preset determines the shape, so the fields that it sets are commented out.
+            commented = config is None and name == "model" and key != "preset"
+            lines += [f"  # {described[key]}", f"  {'# ' if commented else ''}{key}: {shown}"]
     return "\n".join(lines) + "\n"
 
 
@@ -219,3 +217,36 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Section):
         return value.model_dump(exclude_none=True)
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def descriptions(section: type[Section]) -> dict[str, str]:
+    """Each setting of a section with its docstring.
+
+    pydantic can do this (`use_attribute_docstrings`), but it reads the source when the class is defined, and every command
+    would start 0.1 s later.
+    """
+    described: dict[str, str] = {}
+    for owner in reversed(section.__mro__):
+        if issubclass(owner, Section):
+            described |= _docstrings(owner.__module__).get(owner.__name__, {})
+    return described
+
+
+@lru_cache
+def _docstrings(module: str) -> dict[str, dict[str, str]]:
+    """{class: {field: docstring}} of a module."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    found: dict[str, dict[str, str]] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            pairs = zip(node.body, node.body[1:], strict=False)
+            found[node.name] = {
+                field.target.id: inspect.cleandoc(text.value.value)
+                for field, text in pairs
+                if isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+                and isinstance(text.value.value, str)
+            }
+    return found

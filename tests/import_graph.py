@@ -19,6 +19,7 @@ ORDER = [
     "assets",
     "common",
     "ops",
+    "gpt_config",
     "config",
     "chat_format",
     "tokenizer",

@@ -1,4 +1,4 @@
-"""Settings: one typed object, clear mistakes, one file generated from it."""
+"""Settings: a typed object, clear errors, and the file generated from it."""
 
 import re
 from pathlib import Path
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.config import PRESETS, Config, GPTConfig, ModelSection
-from mini_chat_gpt.config_file import RENAMED_KEYS, load_config, parse_config, to_yaml
+from mini_chat_gpt.config import PRESETS, Config, CurriculumStage, GPTConfig, ModelSection
+from mini_chat_gpt.config_file import RENAMED_KEYS, descriptions, load_config, parse_config, to_yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,7 +19,7 @@ def test_the_committed_yaml_is_the_one_generated_from_the_settings():
     assert (ROOT / "sft_config.yaml").read_text(encoding="utf-8") == to_yaml()
 
 
-def test_the_committed_yaml_means_the_defaults():
+def test_the_committed_yaml_holds_the_defaults():
     assert load_config(ROOT / "sft_config.yaml") == Config()
 
 
@@ -59,19 +59,19 @@ def test_overrides_win_over_the_file_and_numbers_may_be_written_as_2e_5(tmp_path
         ("training.optimizer=sgd", ["training.optimizer", "adamw", "muon"]),
         ("model.preset=12m", ["preset '12m'", "did you mean '124m'"]),
         ("model.n_head=5", ["n_embd", "multiple of n_head"]),
-        ("model.windows=[0, 4, null, 4, 4, 4]", ["a window is 1 token or more"]),
+        ("model.windows=[0, 4, null, 4, 4, 4]", ["a window must be at least 1 token"]),
         ("batch_size", ["section.key=value"]),
         ("sft.learning_rate.x=1", ["sft.learning_rate"]),
         ("sft=3", ["sft"]),
     ],
 )
-def test_a_wrong_override_is_named_with_what_would_be_right(override, words):
+def test_the_error_for_a_wrong_override_names_the_valid_ones(override, words):
     with pytest.raises(UserError) as caught:
         load_config(None, [override])
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_all_problems_of_a_file_are_named_at_once(tmp_path):
+def test_an_error_names_all_problems_of_a_file(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("training:\n  batch_sise: 8\nsft:\n  max_steps: -1\n")
     with pytest.raises(UserError, match=r"bad\.yaml.*max_steps.*batch_sise|bad\.yaml.*batch_sise.*max_steps"):
@@ -81,7 +81,7 @@ def test_all_problems_of_a_file_are_named_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"), [("a: [1\n", "line 2"), ("- 1\n", "sections"), ("\xff\xfe", "read"), (None, "no config file")]
 )
-def test_a_file_that_is_no_config_is_named(tmp_path, content, words):
+def test_the_error_for_an_invalid_file_names_it(tmp_path, content, words):
     path = tmp_path / "bad.yaml"
     if content is not None:
         path.write_bytes(content.encode("latin-1"))
@@ -101,13 +101,13 @@ def test_any_field_of_the_model_overrides_its_preset():
 
 
 def test_every_setting_is_described():
-    for section in Config().__dict__.values():
-        for name, field in type(section).model_fields.items():
-            assert field.description, f"{type(section).__name__}.{name} has no description"
+    for section in [*map(type, Config().__dict__.values()), CurriculumStage]:
+        assert section.__doc__
+        assert descriptions(section).keys() == section.model_fields.keys()
     assert yaml.safe_load(to_yaml()).keys() == Config.model_fields.keys()
 
 
-def test_lessons_of_a_curriculum_survive_being_written_and_read():
+def test_curriculum_stages_survive_being_written_and_read():
     text = "data: {curriculum: [{share: 0.5, seq_len: 96, mixture: {quote: 4}}, {share: 0.2, turns: 2}]}"
     config = parse_config(yaml.safe_load(text), "the test")
     again = parse_config(yaml.safe_load(to_yaml(config)), "the test")
@@ -116,7 +116,7 @@ def test_lessons_of_a_curriculum_survive_being_written_and_read():
 
 
 @pytest.mark.parametrize("old", RENAMED_KEYS)
-def test_an_old_name_of_a_setting_is_still_read_and_the_new_one_is_named(old):
+def test_an_old_name_of_a_setting_is_accepted_with_a_warning_that_names_the_new_one(old):
     section, *between, key = old.split(".")
     new = RENAMED_KEYS[old]
     field = {"mixture": {"moral": 2.0}, "loss_weights": {"moral": 2.0}, "best_metric": "x"}
@@ -128,6 +128,6 @@ def test_an_old_name_of_a_setting_is_still_read_and_the_new_one_is_named(old):
     assert getattr(place.curriculum[0] if between else place, new) == value
 
 
-def test_an_old_and_a_new_name_together_are_refused():
-    with pytest.raises(UserError, match=r"data.focus is the old name of data.answer_weight; both are given"):
+def test_an_old_and_a_new_name_together_are_an_error():
+    with pytest.raises(UserError, match=r"data.focus is the old name of data.answer_weight; both are set"):
         load_config(None, ["data.focus=2", "data.answer_weight=3"])
