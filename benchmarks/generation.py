@@ -31,9 +31,9 @@ from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints.hf import to_hf_config, to_hf_state
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
+from mini_chat_gpt.generation.decode import decode, random_streams
 from mini_chat_gpt.generation.prompt_lookup import PromptLookupDecoder
 from mini_chat_gpt.generation.sampling import Sampling
-from mini_chat_gpt.generation.text import decode, random_streams
 from mini_chat_gpt.model import GPT, RMSNorm
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
@@ -196,7 +196,7 @@ def our_reply(model: CPUInferenceModel, prompts: torch.Tensor, n_new: int, looku
     rows: list[list[int]] = [[] for _ in prompts]
     sampling = Sampling(temperature=0, max_new_tokens=n_new)
     streams = random_streams(0, range(len(prompts)))
-    for step in decode(model, TOKENIZER, prompts.tolist(), sampling, streams, lookup=lookup):
+    for step in decode(model, TOKENIZER, prompts.tolist(), sampling, streams, prompt_lookup=lookup):
         rows[step.row].append(step.token_id)
     return rows
 

@@ -20,18 +20,9 @@ from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.terminal import console
 from mini_chat_gpt.evaluation.capabilities import GREEDY, test_sft_capabilities
+from mini_chat_gpt.generation.decode import FinishReason, Model, WeightsOption, for_inference
 from mini_chat_gpt.generation.sampling import Sampling
-from mini_chat_gpt.generation.text import (
-    USE_FORMAT_DEFAULT,
-    FinishReason,
-    Model,
-    Reply,
-    System,
-    WeightsOption,
-    for_inference,
-    prompt_ids,
-    stream,
-)
+from mini_chat_gpt.generation.text import USE_FORMAT_DEFAULT, Reply, System, prompt_ids, stream
 from mini_chat_gpt.generation.token_probs import Explanation, explain
 from mini_chat_gpt.reports.compare import EvalOptions, add_weights_option, compare
 from mini_chat_gpt.reports.compare import add_options as add_test_options

@@ -13,8 +13,9 @@ from mini_chat_gpt.chat.session import ChatSession, Turn
 from mini_chat_gpt.chat.terminal import Front, Plain, Terminal, has_comforts
 from mini_chat_gpt.common.entry import exit_with, forgive_odd_characters
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.generation.decode import Model
 from mini_chat_gpt.generation.sampling import Sampling
-from mini_chat_gpt.generation.text import USE_FORMAT_DEFAULT, Model, System
+from mini_chat_gpt.generation.text import USE_FORMAT_DEFAULT, System
 from mini_chat_gpt.sft_generate import add_model_options, add_sampling_options, open_model, sampling_of, system_of
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 

@@ -30,19 +30,9 @@ from mini_chat_gpt.chat_format import Message, check_messages, render
 from mini_chat_gpt.common.errors import UserError, nearest
 from mini_chat_gpt.common.files import write_json
 from mini_chat_gpt.common.text import well_formed
+from mini_chat_gpt.generation.decode import FinishReason, Model, concrete_seed, decode, for_inference, random_streams
 from mini_chat_gpt.generation.sampling import Sampling
-from mini_chat_gpt.generation.text import (
-    USE_FORMAT_DEFAULT,
-    FinishReason,
-    Model,
-    System,
-    begins_text,
-    concrete_seed,
-    decode,
-    for_inference,
-    prompt_ids,
-    random_streams,
-)
+from mini_chat_gpt.generation.text import USE_FORMAT_DEFAULT, System, begins_text, prompt_ids
 from mini_chat_gpt.generation.token_probs import Explanation, explain
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 

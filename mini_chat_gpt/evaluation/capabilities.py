@@ -26,8 +26,9 @@ from mini_chat_gpt.evaluation.confidence import Paired, bootstrap, paired, wilso
 from mini_chat_gpt.evaluation.held_out import find_held_out, held_out_tasks
 from mini_chat_gpt.evaluation.task_metrics import by_measure, score
 from mini_chat_gpt.evaluation.text_metrics import RIGHT_OR_WRONG, Scores
+from mini_chat_gpt.generation.decode import FinishReason, Model
 from mini_chat_gpt.generation.sampling import Sampling
-from mini_chat_gpt.generation.text import FinishReason, Model, generate_replies
+from mini_chat_gpt.generation.text import generate_replies
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tinystories.tasks import Task
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer

@@ -18,9 +18,10 @@ from statistics import fmean
 import torch
 
 from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
-from mini_chat_gpt.generation.prompt_lookup import SAME
-from mini_chat_gpt.generation.sampling import NEG_INF, Sampling, filtered, likeliest
-from mini_chat_gpt.generation.text import Model, begins_text, forbidden
+from mini_chat_gpt.generation.decode import Model, suppressed_tokens
+from mini_chat_gpt.generation.prompt_lookup import MIN_LOGIT_GAP
+from mini_chat_gpt.generation.sampling import NEG_INF, Sampling, argmax, process_logits
+from mini_chat_gpt.generation.text import begins_text
 from mini_chat_gpt.ops.attention import Causal
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
@@ -130,7 +131,7 @@ def explain(
     targets = [*reply, *([] if stop_id is None else [stop_id])]
     if not targets:
         raise ValueError("there is no token to explain")
-    never = forbidden(tokenizer, model.config.vocab_size).nonzero().flatten().to(model.device)
+    never = suppressed_tokens(tokenizer, model.config.vocab_size).to(model.device)
     decoder = tokenizer.stream_decoder(start=begins_text(tokenizer, prompt))
     texts = [decoder.push(token_id) for token_id in reply]
     if reply:
@@ -195,12 +196,12 @@ def _seen(
 
 def _drawn(logits: torch.Tensor, targets: torch.Tensor, sampling: Sampling, seen: torch.Tensor | None) -> torch.Tensor:
     """The probabilities (R, V) with which `sampling` draws from logits (R, V); targets (R, 1) came of it."""
-    logits = filtered(logits, sampling, seen)
+    logits = process_logits(logits, sampling, seen)
     if sampling.temperature != 0:
         return logits.softmax(dim=-1)
-    best = likeliest(logits)[:, None]
+    best = argmax(logits)[:, None]
     # Between two that are as good as equal rounding decides, and that differs where tokens are read together.
-    near = logits.gather(1, targets) > logits.gather(1, best) - SAME
+    near = logits.gather(1, targets) > logits.gather(1, best) - MIN_LOGIT_GAP
     return torch.zeros_like(logits).scatter_(1, torch.where(near, targets, best), 1.0)
 
 

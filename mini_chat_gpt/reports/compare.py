@@ -26,8 +26,8 @@ from mini_chat_gpt.evaluation.held_out import find_held_out, held_out_tasks
 from mini_chat_gpt.evaluation.memorization import in_words, recited, training_of
 from mini_chat_gpt.evaluation.prompt_suite import Answers, Prompts, ask, check_prompts, read_prompts, show
 from mini_chat_gpt.evaluation.refusals import REFUSALS
+from mini_chat_gpt.generation.decode import Model, WeightsOption, for_inference
 from mini_chat_gpt.generation.sampling import Sampling
-from mini_chat_gpt.generation.text import Model, WeightsOption, for_inference
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.reports.report import HTML, Subject, build, write
 from mini_chat_gpt.reports.results_table import show_differences, show_examples, show_table

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from test_decoding_weights import needs_fbgemm
+from test_cpu_weights import needs_fbgemm
 from tiny import lively_model, tiny_tokenizer
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.cpu_model import CPUInferenceModel, can_decode
+from mini_chat_gpt.generation.decode import for_inference
 from mini_chat_gpt.generation.sampling import Sampling
-from mini_chat_gpt.generation.text import for_inference, generate_replies
+from mini_chat_gpt.generation.text import generate_replies
 from mini_chat_gpt.model import GPT
 
 VOCABULARY = 300

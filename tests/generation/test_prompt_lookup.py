@@ -4,15 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_decoding_weights import needs_fbgemm
+from test_cpu_weights import needs_fbgemm
 from tiny import lively_model, tiny_tokenizer
 
 import mini_chat_gpt.generation.prompt_lookup as lookup
 from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
-from mini_chat_gpt.generation.prompt_lookup import PromptLookupDecoder, can_look_up
+from mini_chat_gpt.generation.decode import decode, random_streams
+from mini_chat_gpt.generation.prompt_lookup import PromptLookupDecoder, supports_prompt_lookup
 from mini_chat_gpt.generation.sampling import Sampling
-from mini_chat_gpt.generation.text import decode, random_streams
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 TOKENIZER = tiny_tokenizer(300)
@@ -25,7 +25,10 @@ def replies(
 ) -> list[list[int]]:
     """The reply without and with reading ahead."""
     return [
-        [step.token_id for step in decode(form, tokenizer, [prompt], sampling, random_streams(0, [0]), lookup=ahead)]
+        [
+            step.token_id
+            for step in decode(form, tokenizer, [prompt], sampling, random_streams(0, [0]), prompt_lookup=ahead)
+        ]
         for ahead in (False, True)
     ]
 
@@ -90,7 +93,7 @@ def test_where_two_tokens_are_equally_likely_the_plain_loop_decides():
 
 
 def test_what_was_undecided_is_read_again_to_the_last_bit(monkeypatch):
-    monkeypatch.setattr(lookup, "SAME", float("inf"))
+    monkeypatch.setattr(lookup, "MIN_LOGIT_GAP", float("inf"))
     form, prompt = CPUInferenceModel(lively_model(300, **LONG)), list(range(10, 60))
     script = prompt[5:45]
     assert torch.equal(
@@ -109,21 +112,21 @@ def test_a_copied_reply_is_read_in_few_goes():
     form, prompt = CPUInferenceModel(lively_model(300, **LONG)), list(range(10, 110))
     reader = PromptLookupDecoder(form, prompt, NEG_INF)
     follow(reader, prompt, prompt[20:80])
-    assert reader.n_read <= 20
+    assert reader.n_forward <= 20
 
 
 def test_a_reply_that_repeats_itself_is_read_in_few_goes():
     form, prompt = CPUInferenceModel(lively_model(300, **LONG)), [1, 2, 3]
     reader = PromptLookupDecoder(form, prompt, NEG_INF)
     follow(reader, prompt, [50, 60, 70, 80] * 15)
-    assert reader.n_read <= 25
+    assert reader.n_forward <= 25
 
 
 def test_a_reply_that_copies_nothing_is_read_token_by_token():
     form, prompt = CPUInferenceModel(lively_model(300, **LONG)), list(range(10, 60))
     reader = PromptLookupDecoder(form, prompt, NEG_INF)
     follow(reader, prompt, list(range(100, 160)))
-    assert reader.n_read == 60
+    assert reader.n_forward == 60
 
 
 def test_guesses_that_prove_wrong_are_soon_given_up(monkeypatch):
@@ -145,7 +148,7 @@ def test_guesses_stop_where_the_context_ends():
 
 def test_8_bit_weights_and_whole_models_are_not_read_ahead():
     model = lively_model(300)
-    assert can_look_up(CPUInferenceModel(model))
-    assert not can_look_up(model)
+    assert supports_prompt_lookup(CPUInferenceModel(model))
+    assert not supports_prompt_lookup(model)
     if "fbgemm" in torch.backends.quantized.supported_engines:
-        assert not can_look_up(CPUInferenceModel(model, "int8"))
+        assert not supports_prompt_lookup(CPUInferenceModel(model, "int8"))

@@ -7,13 +7,13 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.sampling import (
     NEG_INF,
     Sampling,
-    draw,
-    filtered,
     keep_min_p,
     keep_top_k,
     keep_top_p,
     next_ids,
     penalize_repetition,
+    process_logits,
+    sample,
 )
 
 
@@ -73,28 +73,28 @@ def test_all_filters_together_run_in_the_order_of_transformers():
         theirs("MinPLogitsWarper", 0.05),
     ):
         want = processor(history, want)
-    torch.testing.assert_close(filtered(logits, sampling, seen_in(history)), want)
+    torch.testing.assert_close(process_logits(logits, sampling, seen_in(history)), want)
 
 
 @pytest.mark.parametrize("temperature", [0.001, 0.3, 1.0, 5.0])
 def test_the_temperature_is_that_of_transformers(temperature):
     logits = random_logits()
     want = theirs("TemperatureLogitsWarper", temperature)(None, logits)
-    torch.testing.assert_close(filtered(logits, Sampling(temperature=temperature)), want)
+    torch.testing.assert_close(process_logits(logits, Sampling(temperature=temperature)), want)
 
 
 def test_filters_leave_forbidden_tokens_forbidden():
     logits = random_logits()
     logits[:, 50:] = NEG_INF
     sampling = Sampling(temperature=2.0, top_k=100, top_p=0.99, min_p=0.001, repetition_penalty=2.0)
-    assert (filtered(logits, sampling, torch.ones_like(logits, dtype=torch.bool))[:, 50:] == NEG_INF).all()
+    assert (process_logits(logits, sampling, torch.ones_like(logits, dtype=torch.bool))[:, 50:] == NEG_INF).all()
 
 
 def test_filters_do_not_change_the_logits_they_are_given():
     logits = random_logits()
     before = logits.clone()
     sampling = Sampling(temperature=0.5, top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=2.0)
-    filtered(logits, sampling, torch.ones_like(logits, dtype=torch.bool))
+    process_logits(logits, sampling, torch.ones_like(logits, dtype=torch.bool))
     assert torch.equal(logits, before)
 
 
@@ -107,7 +107,7 @@ def test_draws_are_as_frequent_as_their_probabilities():
     logits = torch.tensor([[2.0, NEG_INF, 0.5, 0.0, NEG_INF, -1.0]])
     n = 20_000
     uniforms = (torch.arange(n) + 0.5) / n  # every share of the unit interval exactly once
-    counts = torch.bincount(draw(logits.expand(n, -1), uniforms), minlength=6)
+    counts = torch.bincount(sample(logits.expand(n, -1), uniforms), minlength=6)
     torch.testing.assert_close(counts / n, logits[0].softmax(-1), atol=1e-4, rtol=0)
 
 
@@ -115,7 +115,7 @@ def test_draws_are_as_frequent_as_their_probabilities():
 def test_no_draw_ever_hits_a_forbidden_token(uniform):
     logits = random_logits(500, 300)
     logits[:, :9] = logits[:, -9:] = NEG_INF
-    ids = draw(logits, torch.full((500,), uniform))
+    ids = sample(logits, torch.full((500,), uniform))
     assert ids.min() >= 9
     assert ids.max() < 291
 

@@ -10,17 +10,9 @@ from mini_chat_gpt.chat_format import ChatFormat, Message, render
 from mini_chat_gpt.checkpoints.hf import to_hf_config, to_hf_state
 from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.generation.decode import decode, random_streams, suppressed_tokens
 from mini_chat_gpt.generation.sampling import Sampling
-from mini_chat_gpt.generation.text import (
-    Reply,
-    decode,
-    forbidden,
-    generate,
-    generate_replies,
-    prompt_ids,
-    random_streams,
-    stream,
-)
+from mini_chat_gpt.generation.text import Reply, generate, generate_replies, prompt_ids, stream
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
@@ -75,7 +67,7 @@ def their_reply(model: GPT, tokenizer: ChatTokenizer, ids: list[int], **settings
     theirs = LlamaForCausalLM(LlamaConfig(**to_hf_config(model.config, tokenizer))).eval()
     theirs.load_state_dict(to_hf_state(model.state_dict(), model.config), strict=False)
     theirs.tie_weights()
-    banned = forbidden(tokenizer, model.config.vocab_size).nonzero().flatten().tolist()
+    banned = suppressed_tokens(tokenizer, model.config.vocab_size).tolist()
     stops = sorted(tokenizer.stop_ids)
     settings |= {"do_sample": False, "eos_token_id": stops, "pad_token_id": 0, "suppress_tokens": banned or None}
     said = theirs.generate(torch.tensor([ids]), generation_config=GenerationConfig(**settings))[0, len(ids) :].tolist()
@@ -84,10 +76,10 @@ def their_reply(model: GPT, tokenizer: ChatTokenizer, ids: list[int], **settings
 
 def uncached_argmax(model: GPT, tokenizer: ChatTokenizer, ids: list[int], n: int) -> list[int]:
     """The plainest greedy loop: the whole sequence through the model for every token."""
-    never, reply = forbidden(tokenizer, model.config.vocab_size), []
+    suppressed, reply = suppressed_tokens(tokenizer, model.config.vocab_size), []
     with torch.no_grad():
         while len(reply) < n and len(ids) < model.config.context_length:
-            token_id = int(model(torch.tensor([ids]))[0, -1].masked_fill(never, float("-inf")).argmax())
+            token_id = int(model(torch.tensor([ids]))[0, -1].index_fill(0, suppressed, float("-inf")).argmax())
             if token_id in tokenizer.stop_ids:
                 break
             ids, reply = [*ids, token_id], [*reply, token_id]
@@ -100,7 +92,7 @@ def uncached_argmax(model: GPT, tokenizer: ChatTokenizer, ids: list[int], n: int
 @pytest.mark.parametrize("at_once", [1, 7, 10_000])
 @pytest.mark.parametrize("window", [None, 3])
 def test_how_many_tokens_are_read_at_a_time_makes_no_difference(base, monkeypatch, at_once, window):
-    monkeypatch.setattr("mini_chat_gpt.generation.text.READ_AT_ONCE_ON_CPU", at_once)
+    monkeypatch.setattr("mini_chat_gpt.generation.decode.PREFILL_TOKENS_CPU", at_once)
     model = lively(base, windows=[window, None])
     alone = [generate_replies(model, base, [prompt], GREEDY)[0] for prompt in PROMPTS]
     assert generate_replies(model, base, PROMPTS, GREEDY) == alone
@@ -259,7 +251,7 @@ def test_a_role_token_ends_a_chat_reply_and_is_not_part_of_it(chat):
 
 def test_a_tokenizer_larger_than_the_models_table_is_refused(base):
     size = base.vocab_size
-    with pytest.raises(UserError, match=f"{size} ids, but the model's table only {size - 1} rows"):
+    with pytest.raises(UserError, match=f"{size} ids, but the model's table has only {size - 1} rows"):
         generate(tiny_model(size - 1), base, ["Once"])
 
 

@@ -12,12 +12,13 @@ from mini_chat_gpt.chat.commands import run_command
 from mini_chat_gpt.chat.session import ChatSession
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.generation import text as text_module
+from mini_chat_gpt.generation import decode as decode_module
 from mini_chat_gpt.generation import token_probs
 from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
 from mini_chat_gpt.generation.cpu_weights import has_packed_products
-from mini_chat_gpt.generation.sampling import Sampling, filtered
-from mini_chat_gpt.generation.text import decode, forbidden, generate, prompt_ids, random_streams
+from mini_chat_gpt.generation.decode import decode, random_streams, suppressed_tokens
+from mini_chat_gpt.generation.sampling import Sampling, process_logits
+from mini_chat_gpt.generation.text import generate, prompt_ids
 from mini_chat_gpt.generation.token_probs import Explanation, explain, percent
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
@@ -57,7 +58,7 @@ class Seen:
 
     def __init__(self, monkeypatch, model, tokenizer, prompt, sampling, seed=0):
         self.model, self.drawn, self.ids, self.stop_id = [], [], [], None
-        logits, choose = model.next_logits, text_module.next_ids
+        logits, choose = model.next_logits, decode_module.next_ids
 
         def noted_logits(*arguments):
             found = logits(*arguments)
@@ -66,14 +67,14 @@ class Seen:
 
         def noted_choice(masked, settings, seen, uniforms):
             ids = choose(masked, settings, seen, uniforms)
-            whole = filtered(masked.float(), settings, seen)[0].softmax(dim=-1)
+            whole = process_logits(masked.float(), settings, seen)[0].softmax(dim=-1)
             self.drawn.append(whole if uniforms is not None else torch.zeros_like(whole).index_fill_(0, ids, 1.0))
             return ids
 
         with monkeypatch.context() as patch:
             patch.setattr(model, "next_logits", noted_logits)
-            patch.setattr(text_module, "next_ids", noted_choice)
-            steps = decode(model, tokenizer, [prompt], sampling, random_streams(seed, [0]), lookup=False)
+            patch.setattr(decode_module, "next_ids", noted_choice)
+            steps = decode(model, tokenizer, [prompt], sampling, random_streams(seed, [0]), prompt_lookup=False)
             for _, token_id, finish in steps:
                 if finish == "stop":
                     self.stop_id = token_id
@@ -159,7 +160,7 @@ def test_what_is_never_sampled_has_probability_0_as_drawn_and_its_own_as_the_mod
     model, sampling = model_for(chatty), Sampling(temperature=1.0, max_new_tokens=10)
     prompt, size = prompt_ids(chatty, PROMPT), model.config.vocab_size
     seen = Seen(monkeypatch, model, chatty, prompt, sampling)
-    never = set(forbidden(chatty, size).nonzero().flatten().tolist())
+    never = set(suppressed_tokens(chatty, size).tolist())
     assert len(never) > 5, "chat tokens and padding"
     for token in explain(model, chatty, prompt, seen.ids, seen.stop_id, sampling, n_others=size).tokens:
         everything = {candidate.token_id: candidate for candidate in (token, *token.others)}
@@ -272,7 +273,7 @@ def test_a_reply_that_ended_at_once_is_explained_by_its_end(monkeypatch, session
     say(session, "Once")
     end = session.tokenizer.end_id
     with monkeypatch.context() as patch:
-        patch.setattr(text_module, "next_ids", lambda *_: torch.tensor([end]))
+        patch.setattr(decode_module, "next_ids", lambda *_: torch.tensor([end]))
         assert say(session, "Hi") == ""
     (token,) = session.explain().tokens
     assert token.token_id == end

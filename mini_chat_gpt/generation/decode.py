@@ -1,0 +1,186 @@
+"""Decoding: token ids in, token ids out.
+
+`decode` is the only decoding loop; chat, batches and streams all use it. Guarantees:
+
+- A row does not depend on the rest of the batch. Padding is masked, and every row samples from its own random stream.
+- A row ends at one of the tokenizer's stop ids. All other control tokens and the padding rows of the token table are
+  suppressed, so a chat model can't start a turn of another role within its reply.
+- `for_inference` chooses the fastest form of the model for the device. Every form gives the same replies; a
+  `CPUInferenceModel` with 16- or 8-bit weights is an explicit choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.generation.cpu_model import CPUInferenceModel, can_decode
+from mini_chat_gpt.generation.cpu_weights import FEW_ROWS, Weights
+from mini_chat_gpt.generation.prompt_lookup import PromptLookupDecoder, supports_prompt_lookup
+from mini_chat_gpt.generation.sampling import NEG_INF, Sampling, next_ids
+from mini_chat_gpt.model import GPT
+from mini_chat_gpt.ops.kv_cache import KVCache
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+
+FinishReason = Literal["stop", "length", "context"]
+Model = GPT | CPUInferenceModel
+WeightsOption = Weights | Literal["auto"]
+
+# Finished rows are removed from the batch once at most this fraction of the rows is still active. Removing rows copies
+# the KV cache, which costs more than computing a few finished rows.
+COMPACT_BELOW = 0.75
+
+# Prompts are prefilled in chunks of about this many tokens. On a CPU a small chunk keeps the activations in the processor's
+# cache, which makes a model of 1M parameters a sixth faster.
+PREFILL_TOKENS_CPU, PREFILL_TOKENS = 1024, 16384
+
+# Packing the weights for small batches takes about as long as it saves over 100 new tokens.
+MIN_NEW_TOKENS_TO_PACK = 100
+
+
+class Step(NamedTuple):
+    """One new token of one row. If `finish` is set the row has ended. A stop token is not part of the reply."""
+
+    row: int
+    token_id: int
+    finish: FinishReason | None
+
+
+def for_inference(model: Model, n_rows: int = 1, n_new: int | None = None, weights: WeightsOption = "auto") -> Model:
+    """Return the fastest form of the model for batches of `n_rows` and replies of up to `n_new` tokens (None: long ones).
+
+    "auto" keeps float32 weights, and returns a model that has no other form (one on a GPU, or in 16 bits) unchanged. Other
+    `weights` raise UserError for such a model.
+    """
+    if isinstance(model, CPUInferenceModel):
+        return model
+    if weights == "auto":
+        worth_packing = n_rows <= FEW_ROWS and (n_new is None or n_new >= MIN_NEW_TOKENS_TO_PACK)
+        return CPUInferenceModel(model, "float32", few_rows=worth_packing) if can_decode(model) else model
+    return CPUInferenceModel(model, weights)
+
+
+@torch.inference_mode()
+def decode(
+    model: Model,
+    tokenizer: ChatTokenizer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    streams: Sequence[np.random.Generator],
+    cache: KVCache | None = None,
+    prompt_lookup: bool = True,
+) -> Iterator[Step]:
+    """Prefill the prompts (ids), then generate one token per active row and step, until all rows have ended.
+
+    A `cache` that already holds the first `cache.lengths[row]` tokens of each prompt (at least one token fewer than the
+    prompt) is continued; those tokens are not computed again. Rows that have ended are removed from the cache, except the
+    last one. A single row on a `CPUInferenceModel` uses prompt lookup decoding where that helps, unless `prompt_lookup` is
+    False.
+    """
+    cache = cache or model.make_cache(len(prompts), max(map(len, prompts)) + sampling.max_new_tokens)
+    suppressed = suppressed_tokens(tokenizer, model.config.vocab_size).to(model.device)
+    seen = None  # (B, V); only a repetition penalty needs it
+    if sampling.repetition_penalty != 1:
+        seen = _tokens_in_prompts(tokenizer, prompts, model.config.vocab_size).to(model.device)
+    limits = [min(sampling.max_new_tokens, model.config.context_length - len(prompt)) for prompt in prompts]
+    logits = prefill(model, [prompt[n:] for prompt, n in zip(prompts, cache.lengths, strict=True)], cache)
+    decoder: Model | PromptLookupDecoder = model
+    # Prompt lookup checks the model's own logits for close decisions. A repetition penalty changes them afterwards.
+    if prompt_lookup and len(prompts) == 1 and seen is None and supports_prompt_lookup(model):
+        decoder = PromptLookupDecoder(model, prompts[0], suppressed)
+    rows, ended, n_new = list(range(len(prompts))), set[int](), 0
+    while True:
+        uniforms = _uniforms(streams, rows) if sampling.temperature != 0 else None
+        ids = next_ids(logits.index_fill_(1, suppressed, NEG_INF), sampling, seen, uniforms)  # (B,)
+        n_new += 1
+        for row, token_id in zip(rows, ids.tolist(), strict=True):
+            if row in ended:  # still in the batch, but its tokens no longer count
+                continue
+            finish = _finish_reason(token_id in tokenizer.stop_ids, n_new, limits[row], sampling.max_new_tokens)
+            if finish is not None:
+                ended.add(row)
+            yield Step(row, token_id, finish)
+        active = [index for index, row in enumerate(rows) if row not in ended]
+        if not active:
+            return
+        if len(active) <= COMPACT_BELOW * len(rows):
+            cache.keep_rows(active)
+            rows, ids = [rows[index] for index in active], ids[active]
+            seen = seen[active] if seen is not None else None
+        if seen is not None:
+            seen.scatter_(1, ids[:, None], True)
+        # An ended row that is still in the batch adds no token to its cache.
+        logits = decoder.next_logits(ids[:, None], cache, [int(row not in ended) for row in rows])
+
+
+def _finish_reason(stopped: bool, n_new: int, limit: int, max_new_tokens: int) -> FinishReason | None:
+    """Why a row ends after its `n_new`-th token, or None if it continues."""
+    if stopped:
+        return "stop"
+    if n_new == limit:
+        return "length" if n_new == max_new_tokens else "context"
+    return None
+
+
+def prefill(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache) -> torch.Tensor:
+    """Read the prompts into the cache, a chunk of rows at a time. Returns the logits (B, V) after each prompt's last token."""
+    chunk_tokens = PREFILL_TOKENS_CPU if model.device.type == "cpu" else PREFILL_TOKENS
+    n_rows = max(1, chunk_tokens // max(map(len, prompts)))
+    logits, lengths = [], []
+    for start in range(0, len(prompts), n_rows):
+        chunk, part = prompts[start : start + n_rows], cache.part(start, start + n_rows)
+        logits.append(model.next_logits(_right_padded(chunk).to(model.device), part, [len(ids) for ids in chunk]))
+        lengths += part.lengths
+    cache.lengths = lengths
+    return torch.cat(logits)
+
+
+def suppressed_tokens(tokenizer: ChatTokenizer, table_size: int) -> torch.Tensor:
+    """Ids (n,) int64 that are never sampled: control tokens that are not stop ids, and padding rows of the token table.
+
+    Raises UserError for a tokenizer that has more ids than the table has rows.
+    """
+    if tokenizer.vocab_size > table_size:
+        raise UserError(
+            f"The tokenizer has {tokenizer.vocab_size} ids, but the model's table has only {table_size} rows; "
+            "they don't belong together."
+        )
+    control = set(tokenizer.control.values()) - tokenizer.stop_ids
+    return torch.tensor(sorted(control | set(range(tokenizer.vocab_size, table_size))), dtype=torch.int64)
+
+
+def random_streams(seed: int, numbers: Sequence[int]) -> list[np.random.Generator]:
+    """One random stream per prompt. It depends on the seed and the prompt's number only, not on the batch."""
+    return [np.random.default_rng([seed, number]) for number in numbers]
+
+
+def _uniforms(streams: Sequence[np.random.Generator], rows: Sequence[int]) -> torch.Tensor:
+    """The next random number of each row, (B,) float32 in [0, 1)."""
+    return torch.from_numpy(np.array([streams[row].random(dtype=np.float32) for row in rows]))
+
+
+def concrete_seed(seed: int | None) -> int:
+    """Return the seed, or a new random one for None."""
+    return int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+
+
+def _tokens_in_prompts(tokenizer: ChatTokenizer, prompts: Sequence[Sequence[int]], table_size: int) -> torch.Tensor:
+    """(B, table_size) bool: the tokens in each prompt, without control tokens."""
+    seen = torch.zeros(len(prompts), table_size, dtype=torch.bool)
+    for row, ids in enumerate(prompts):
+        seen[row, list(ids)] = True
+    # Every turn ends with the same control token. If it counted, later replies would find it hard to end.
+    seen[:, list(tokenizer.control.values())] = False
+    return seen
+
+
+def _right_padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """(B, T) int64, where T is the longest row; shorter rows are padded with zeros on the right."""
+    padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    for row, ids in enumerate(rows):
+        padded[row, : len(ids)] = torch.tensor(ids)
+    return padded
