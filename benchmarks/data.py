@@ -100,9 +100,9 @@ def measure_render(file: Path) -> None:
             "at once": lambda: raw(together),
             "parse": lambda: [parse_record(text) for text in texts],
             "rules": lambda: [generate_tasks(record, 0, trained) for record in records],
-            "single": lambda: [single.example(slot) for slot in range(n)],
-            "several": lambda: [several.example(slot) for slot in range(n)],
-            "quick": lambda: [quick.example(slot) for slot in range(n)],
+            "single": lambda: [single[slot] for slot in range(n)],
+            "several": lambda: [several[slot] for slot in range(n)],
+            "quick": lambda: [quick[slot] for slot in range(n)],
         }
     )
     rate = {name: size / taken[name] / 1e6 for name in ("render", "encode", "at once")}
@@ -113,7 +113,7 @@ def measure_render(file: Path) -> None:
     line("parsing", f"{taken['parse'] / n * 1e6:.0f} µs a record", f"{parsed:.0f} MB/s")
     line("task rules, all 8 default kinds", f"{taken['rules'] / n * 1e6:.0f} µs a record")
     for name, what in (("single", "1 turn"), ("several", "up to 4 turns"), ("quick", "quickstart")):
-        tokens = sum(len({"single": single, "several": several, "quick": quick}[name].example(i).ids) for i in range(n))
+        tokens = sum(len({"single": single, "several": several, "quick": quick}[name][i].ids) for i in range(n))
         rate_of = f"{tokens / taken[name] / 1e3:,.0f} thousand tokens/s"
         line(f"record to example, {what}", f"{taken[name] / n * 1e6:.0f} µs", rate_of)
 
@@ -205,7 +205,7 @@ index = RecordIndex(sys.argv[2])
 index_there = time.time()
 source = InstructDataset(index, tokenizer, 1024, 1337)
 balanced = time.time()
-collate([source.example(slot) for slot in range(32)])
+collate([source[slot] for slot in range(32)])
 end = time.time()
 moments = [born, began, torch_there, ours_there, tokenizer_there, index_there, balanced, end]
 print(json.dumps([later - earlier for earlier, later in zip(moments, moments[1:])]))

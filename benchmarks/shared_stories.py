@@ -32,17 +32,17 @@ def families(path: Path, tasks: int, vocab_size: int) -> list[Example]:
     """Examples with so many branches, of the first thousand slots."""
     tokenizer = ChatTokenizer.train(islice(stories(path), 2000), vocab_size)
     tokenizer.add_control_tokens()
-    source = InstructDataset(path, tokenizer, seq_len=512, seed=1, turns=1, branches=tasks)
-    return [example for example in map(source.example, range(1000)) if len(example.branches) == tasks]
+    source = InstructDataset(path, tokenizer, seq_len=512, seed=1, turns=1, prefix_branches=tasks)
+    return [example for example in map(source.__getitem__, range(1000)) if len(example.prefix_branches) == tasks]
 
 
 def apart(family: Example) -> list[Example]:
     """The conversations of an example as examples of their own; the loss is on the answers alone, which aren't shared."""
-    made, common = [], family.branches[0]
+    made, common = [], family.prefix_branches[0]
     weight = np.broadcast_to(family.weight, len(family.ids))
-    for start, end in pairwise((*family.branches, len(family.ids))):
+    for start, end in pairwise((*family.prefix_branches, len(family.ids))):
         own = [*range(common), *range(start, end)]
-        made.append(Example(family.ids[own], family.trained[own], weight[own], family.kind))
+        made.append(Example(family.ids[own], family.loss_mask[own], weight[own], family.kind))
     return made
 
 

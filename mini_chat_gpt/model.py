@@ -40,13 +40,13 @@ class PackedBatch(Protocol):
     @property
     def positions(self) -> torch.Tensor: ...  # (T,)
     @property
-    def offsets(self) -> tuple[int, ...]: ...
+    def cu_seqlens(self) -> tuple[int, ...]: ...
     @property
-    def branches(self) -> tuple[tuple[int, ...], ...]: ...
+    def prefix_branches(self) -> tuple[tuple[int, ...], ...]: ...
     @property
-    def rows(self) -> torch.Tensor: ...  # (R,)
+    def target_positions(self) -> torch.Tensor: ...  # (R,)
     @property
-    def targets(self) -> torch.Tensor: ...  # (R,)
+    def labels(self) -> torch.Tensor: ...  # (R,)
     @property
     def weights(self) -> torch.Tensor: ...  # (R,)
 
@@ -304,15 +304,15 @@ class GPT(nn.Module):
 
     def loss_sums(self, batch: PackedBatch) -> LossSums:
         """Σ w·loss over the batch's targets and the loss of each; see loss.py."""
-        n_tokens, n_rows = len(batch.ids), len(batch.rows)
+        n_tokens, n_rows = len(batch.ids), len(batch.target_positions)
         ids, positions, rows, targets, weights = (
-            _rounded(part) for part in (batch.ids, batch.positions, batch.rows, batch.targets, batch.weights)
+            _rounded(part) for part in (batch.ids, batch.positions, batch.target_positions, batch.labels, batch.weights)
         )
         # What fills up the row are examples of their own, from which nothing is predicted.
         longest = self.config.context_length
         filled = (*range(n_tokens + longest, len(ids), longest), len(ids)) if len(ids) > n_tokens else ()
-        offsets = (*batch.offsets, *filled)
-        layout = Packed(offsets, ids.device, batch.branches)
+        cu_seqlens = (*batch.cu_seqlens, *filled)
+        layout = Packed(cu_seqlens, ids.device, batch.prefix_branches)
         hidden = self.hidden(ids[None], positions[None], layout, rows)[0]  # (R, C)
         sums = self.head_sums(hidden, targets, weights)
         return LossSums(sums.weighted_sum, sums.losses[:n_rows])

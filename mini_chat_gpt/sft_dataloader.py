@@ -34,28 +34,28 @@ __all__ = [
     "read_records", "stories",
 ]  # fmt: skip
 
-DEFAULT_SHARES = {
+DEFAULT_MIXTURE = {
     "words": 0.25, "summary": 0.15, "what_happened": 0.1, "moral": 0.1, "main_character": 0.15, "ending": 0.1, "dialogue": 0.1,
     "why": 0.05, "quote": 0.0, "copyedit": 0.0,
 }  # fmt: skip
 """Of the examples, by kind. Kinds that the data don't support fall away, the others grow in proportion."""
-DEFAULT_WEIGHTS = dict.fromkeys(DEFAULT_SHARES, 1.0) | {
+DEFAULT_LOSS_WEIGHTS = dict.fromkeys(DEFAULT_MIXTURE, 1.0) | {
     "words": 0.3, "main_character": 3.0, "moral": 2.0, "ending": 2.0, "dialogue": 2.0,
 }  # fmt: skip
 """Loss weight per token, found with stories260K (benchmarks/RESULTS.md): a story has thirty times as many tokens as a short
 answer, and with equal weights little else is learned."""
 
 _SAMPLE = 1000  # records on which the shares are balanced
-_PROBES = 100  # other records tried for a slot whose own record gives nothing
+_PROBES = 100  # other records tried for an index whose own record gives nothing
 _FIXED = 2**32  # in the place of an epoch: the order in which held-out tasks are chosen
 
 
 class InstructDataset:
-    """Examples by slot: `source.example(i)` for any i ≥ 0, of which `len(source)` make an epoch.
+    """A map-style dataset of examples (see `ExampleDataset`): `dataset[i]` for any i ≥ 0, `len(dataset)` of them an epoch.
 
-    Implements the trainer's `ExampleDataset`. `shares` and `weights` are by kind and override the defaults one by one;
-    `focus` is the loss weight of the tokens that end a reply or decide whether it is right, `prompt_weight` that of all
-    that isn't the assistant's; a conversation has up to `turns` questions about its story, and up to `branches`
+    `mixture` and `loss_weights` are by kind and override the defaults one by one;
+    `answer_weight` is the loss weight of the tokens that end a reply or decide whether it is right, `prompt_weight` that of all
+    that isn't the assistant's; a conversation has up to `turns` questions about its story, and up to `prefix_branches`
     conversations that begin with a story share its reading; `limit` takes the first so many records. `stats` counts what
     happened to the examples made so far in this process.
     Raises UserError for a kind that doesn't exist and for data that support none of the kinds asked for.
@@ -67,20 +67,21 @@ class InstructDataset:
         tokenizer: ChatTokenizer,
         seq_len: int,
         seed: int,
-        shares: Mapping[str, float] | None = None,
-        weights: Mapping[str, float] | None = None,
+        mixture: Mapping[str, float] | None = None,
+        loss_weights: Mapping[str, float] | None = None,
         system: str | None = None,
         limit: int | None = None,
-        focus: float = 0.0,
+        answer_weight: float = 0.0,
         prompt_weight: float = 0.0,
         turns: int = 1,
-        branches: int = 1,
+        prefix_branches: int = 1,
     ) -> None:
         self.index = path_or_index if isinstance(path_or_index, RecordIndex) else RecordIndex(path_or_index)
         self.tokenizer, self.seq_len, self.seed, self.system = tokenizer, seq_len, seed, system
-        self.shares = _by_kind("data.mixture", DEFAULT_SHARES, shares, otherwise=0.1)
-        self.weights = _by_kind("data.loss_weights", DEFAULT_WEIGHTS, weights, otherwise=1.0)
-        self.focus, self.prompt_weight, self.turns, self.branches = focus, prompt_weight, turns, branches
+        self.mixture = _by_kind("data.mixture", DEFAULT_MIXTURE, mixture, otherwise=0.1)
+        self.loss_weights = _by_kind("data.loss_weights", DEFAULT_LOSS_WEIGHTS, loss_weights, otherwise=1.0)
+        self.answer_weight, self.prompt_weight = answer_weight, prompt_weight
+        self.turns, self.prefix_branches = turns, prefix_branches
         self._length = min(limit or len(self.index), len(self.index))
         self.stats: Counter[str] = Counter()
         self._balance()
@@ -88,12 +89,12 @@ class InstructDataset:
     def __len__(self) -> int:
         return self._length
 
-    def example(self, slot: int) -> Example:
-        """The example of a slot: a pure function of data, seed and slot."""
-        epoch, place = divmod(slot, len(self))
+    def __getitem__(self, index: int) -> Example:
+        """The example of an index: a pure function of data, seed and index."""
+        epoch, place = divmod(index, len(self))
         number = int(epoch_order(len(self), self.seed, epoch)[place])
         for attempt in range(_PROBES):
-            if drawn := self._draw(number, epoch, f"{self.seed}/{slot}/{attempt}"):
+            if drawn := self._draw(number, epoch, f"{self.seed}/{index}/{attempt}"):
                 turns = sum(1 + len(fitted.later) for fitted in drawn)
                 self.stats.update(
                     examples=1,
@@ -103,9 +104,12 @@ class InstructDataset:
                     turns=turns,
                 )
                 return share_prefix(
-                    [each.example(self.weights, self.tokenizer, self.focus, self.prompt_weight) for each in drawn]
+                    [
+                        each.example(self.loss_weights, self.tokenizer, self.answer_weight, self.prompt_weight)
+                        for each in drawn
+                    ]
                 )
-            number = _number(f"{self.seed}/{slot}/{attempt}/other") % len(self)
+            number = _number(f"{self.seed}/{index}/{attempt}/other") % len(self)
         raise UserError(
             f"{self.index.path} gave no example of at most {self.seq_len} tokens from {_PROBES} records; "
             "raise data.seq_len (the model's context limits it), or check data.mixture."
@@ -141,13 +145,13 @@ class InstructDataset:
         """Find the weights of the draw, `_chances`, and the shares that will come of them, `realised`, on a sample."""
         rng = np.random.default_rng([self.seed % 2**64, _FIXED + 1])
         sample = np.sort(rng.choice(len(self), min(_SAMPLE, len(self)), replace=False))
-        wanted = [kind for kind, share in self.shares.items() if share > 0]
+        wanted = [kind for kind, share in self.mixture.items() if share > 0]
         names = categories()
         supported = np.zeros((len(sample), len(names)), dtype=bool)
         for row, number in enumerate(sample.tolist()):
             for task in generate_tasks(self.index[number], self.seed, wanted):
                 supported[row, names.index(task.category)] = True
-        chances = balanced_weights(supported, names, self.shares)
+        chances = balanced_weights(supported, names, self.mixture)
         if not chances.any():
             raise UserError(
                 f"The records of {self.index.path} support none of the kinds {', '.join(wanted) or '(all have share 0)'}; "
@@ -182,9 +186,9 @@ class InstructDataset:
 
     def _branches(self, fitted: RenderedTask, questions: Iterable[Task]) -> Iterator[RenderedTask]:
         """Conversations about the same story that go on from it with other questions, as many as there are to be."""
-        if self.branches == 1 or fitted.shortened:  # what another answer rests on may be missing
+        if self.prefix_branches == 1 or fitted.shortened:  # what another answer rests on may be missing
             return
-        left, asked = self.branches - 1, {task.target for task in (fitted.task, *fitted.later)}
+        left, asked = self.prefix_branches - 1, {task.target for task in (fitted.task, *fitted.later)}
         for question in questions:
             if question.target in asked or (behind := as_follow_up(question, fitted)) is None:
                 continue

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from commands import SMALL, write_stories
 from safetensors.torch import save_file
-from tiny import CountingSource, lively_model, tiny_config, tiny_tokenizer
+from tiny import CountingDataset, lively_model, tiny_config, tiny_tokenizer
 
 from mini_chat_gpt import pretrain
 from mini_chat_gpt.checkpoints.load import load_model
@@ -53,7 +53,7 @@ def make_engine(world: World, sharded: bool, model: GPT | None = None, **trainin
 
 def own_examples(world: World, step: int) -> list:
     """This process's examples of a step: as many as the other's, fewer micro-batches than it, or none."""
-    examples = [CountingSource().example(8 * step + i) for i in range(8)]
+    examples = [CountingDataset()[8 * step + i] for i in range(8)]
     return [
         examples[world.rank :: 2],
         examples[:7] if world.is_main else examples[7:],
@@ -107,7 +107,7 @@ def compare(world: World, optimizer: str) -> tuple[dict, TrainStep, TrainStep]:
         ours.loss_scale = LossScale() if step == 1 else None
         both = [gradients(engine, own_examples(world, step)) for engine in (ours, theirs)]
         found["gradient"] = max(found["gradient"], difference(*both))
-    held_out = [CountingSource().example(i) for i in range(11)]
+    held_out = [CountingDataset()[i] for i in range(11)]
     sums = []
     for engine in (ours, theirs):
         with engine.averaged():

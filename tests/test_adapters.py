@@ -167,7 +167,7 @@ def test_rows_of_new_tokens_get_the_gradients_of_a_whole_table(tied):
     example = next(source.examples())
     ids = torch.from_numpy(example.ids.astype("int64")) % 68
     ids[3::5] = 66
-    batch = collate([type(example)(ids.numpy().astype("int32"), example.trained, 1.0, "x")])
+    batch = collate([type(example)(ids.numpy().astype("int32"), example.loss_mask, 1.0, "x")])
     for model in (plain, adapted):
         model.train()
         model(batch).weighted_sum.backward()

@@ -144,7 +144,7 @@ def test_a_flat_batch_gives_the_gradients_of_plain_causal_logits(name):
         ids = torch.from_numpy(example.ids.astype(np.int64))
         logits = model(ids[None])[0, :-1]
         losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
-        (losses * torch.from_numpy(example.trained[1:]) * example.weight).sum().backward()
+        (losses * torch.from_numpy(example.loss_mask[1:]) * example.weight).sum().backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(flat[name], parameter.grad, atol=1e-4, rtol=1e-4)
 
@@ -214,7 +214,7 @@ def test_an_all_masked_batch_gives_a_connected_zero():
     empty = torch.zeros(0, dtype=torch.int64)
     from dataclasses import replace
 
-    sums = model(replace(batch, rows=empty, targets=empty, kinds=empty, weights=torch.zeros(0)))
+    sums = model(replace(batch, target_positions=empty, labels=empty, kinds=empty, weights=torch.zeros(0)))
     sums.weighted_sum.backward()
     assert sums.weighted_sum.item() == 0
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""The stream of training examples: a pure function of data, seed and slot, balanced, and never without a target."""
+"""The stream of training examples: a pure function of data, seed and index, balanced, and never without a target."""
 
 import pickle
 import re
@@ -58,7 +58,7 @@ def source(path, tokenizer):
 def decoded(source, example) -> tuple[str, str]:
     """(everything, the trained part) of an example as text."""
     ids = example.ids.tolist()
-    trained = [id for id, target in zip(ids, example.trained, strict=True) if target]
+    trained = [id for id, target in zip(ids, example.loss_mask, strict=True) if target]
     return source.tokenizer.decode(ids, control=True), source.tokenizer.decode(trained, control=True)
 
 
@@ -67,7 +67,7 @@ def same(one, other) -> bool:
 
 
 def test_an_example_is_a_conversation_of_which_the_answer_is_trained(source):
-    everything, trained = decoded(source, source.example(0))
+    everything, trained = decoded(source, source[0])
     assert everything.startswith("<|user|>")
     assert everything.endswith("<|assistant|>" + trained)
     assert trained.endswith("<|endoftext|>")
@@ -75,64 +75,62 @@ def test_an_example_is_a_conversation_of_which_the_answer_is_trained(source):
 
 
 def test_ids_and_marks_have_the_types_of_a_batch(source):
-    example = source.example(0)
-    assert (example.ids.dtype, example.trained.dtype) == (np.int32, np.bool_)
+    example = source[0]
+    assert (example.ids.dtype, example.loss_mask.dtype) == (np.int32, np.bool_)
 
 
 def test_a_slot_gives_the_same_example_whatever_came_before(path, tokenizer, source):
-    slots = [5, 700, 3, 241, 5]
-    first = [source.example(slot) for slot in slots]
+    indices = [5, 700, 3, 241, 5]
+    first = [source[index] for index in indices]
     fresh = InstructDataset(path, tokenizer, seq_len=256, seed=1)
-    assert all(same(example, fresh.example(slot)) for slot, example in reversed(list(zip(slots, first, strict=True))))
+    assert all(same(example, fresh[index]) for index, example in reversed(list(zip(indices, first, strict=True))))
 
 
 def test_a_pickled_source_goes_on_with_the_same_examples(source):
     copy = pickle.loads(pickle.dumps(source))
-    assert all(same(source.example(slot), copy.example(slot)) for slot in range(5))
+    assert all(same(source[index], copy[index]) for index in range(5))
 
 
 def test_an_epoch_takes_every_record_once(source):
-    numbers = Counter(decoded(source, source.example(slot))[0].count(" toys.") for slot in range(len(source)))
+    numbers = Counter(decoded(source, source[index])[0].count(" toys.") for index in range(len(source)))
     assert numbers == {1: 240}
     texts = {
         text[text.index("Once there") : text.index(" toys.")]
-        for text in (decoded(source, source.example(i))[0] for i in range(240))
+        for text in (decoded(source, source[i])[0] for i in range(240))
     }
     assert len(texts) == 240
 
 
 def test_the_next_epoch_has_another_order_and_other_wordings(source):
-    first, second = (
-        [decoded(source, source.example(slot + epoch * 240))[0] for slot in range(240)] for epoch in (0, 1)
-    )
+    first, second = ([decoded(source, source[index + epoch * 240])[0] for index in range(240)] for epoch in (0, 1))
     assert sum(one == other for one, other in zip(first, second, strict=True)) < 10
     assert len(set(first) & set(second)) < 120
 
 
 def test_another_seed_gives_another_stream(path, tokenizer, source):
     other = InstructDataset(path, tokenizer, seq_len=256, seed=2)
-    assert not all(same(source.example(slot), other.example(slot)) for slot in range(5))
+    assert not all(same(source[index], other[index]) for index in range(5))
 
 
 def test_limit_takes_the_first_records_only(path, tokenizer):
     source = InstructDataset(path, tokenizer, seq_len=256, seed=1, limit=10)
-    toys = {int(decoded(source, source.example(slot))[0].split(" toys.")[0].split()[-1]) for slot in range(30)}
+    toys = {int(decoded(source, source[index])[0].split(" toys.")[0].split()[-1]) for index in range(30)}
     assert len(source) == 10
     assert toys == set(range(10))
 
 
 def test_kinds_come_in_the_wished_shares(path, tokenizer):
-    source = InstructDataset(path, tokenizer, 256, 1, shares={"words": 3, "summary": 1, "what_happened": 0, "main_character": 0,
+    source = InstructDataset(path, tokenizer, 256, 1, mixture={"words": 3, "summary": 1, "what_happened": 0, "main_character": 0,
                                                              "ending": 0, "dialogue": 0, "why": 0, "moral": 0})  # fmt: skip
-    kinds = Counter(source.example(slot).kind for slot in range(960))
+    kinds = Counter(source[index].kind for index in range(960))
     assert kinds["words"] / 960 == pytest.approx(0.75, abs=0.05)
     assert kinds["summary"] / 960 == pytest.approx(0.25, abs=0.05)
 
 
 def test_yes_and_no_are_equally_frequent_though_the_data_are_not(path, tokenizer):
-    source = InstructDataset(path, tokenizer, 256, 1, shares={"ending": 0.1, "words": 0.9} | dict.fromkeys(
+    source = InstructDataset(path, tokenizer, 256, 1, mixture={"ending": 0.1, "words": 0.9} | dict.fromkeys(
         ["summary", "what_happened", "main_character", "dialogue", "why", "moral"], 0.0))  # fmt: skip
-    answers = Counter(decoded(source, e)[1][:3] for e in map(source.example, range(2400)) if e.kind == "ending")
+    answers = Counter(decoded(source, e)[1][:3] for e in map(source.__getitem__, range(2400)) if e.kind == "ending")
     assert answers["Yes"] / sum(answers.values()) == pytest.approx(0.5, abs=0.1)
     assert sum(answers.values()) / 2400 == pytest.approx(0.1, abs=0.03)
 
@@ -144,25 +142,27 @@ def test_realised_shares_are_told(source):
 
 
 def test_loss_weights_go_by_kind(path, tokenizer):
-    source = InstructDataset(path, tokenizer, 256, 1, weights={"words": 0.25, "summary": 2, "ending": 1})
+    source = InstructDataset(path, tokenizer, 256, 1, loss_weights={"words": 0.25, "summary": 2, "ending": 1})
     weights = {
-        example.kind: set(example.weight[example.trained].tolist()) for example in map(source.example, range(200))
+        example.kind: set(example.weight[example.loss_mask].tolist()) for example in map(source.__getitem__, range(200))
     }
     assert (weights["words"], weights["summary"], weights["ending"]) == ({0.25}, {2.0}, {1.0})
 
 
 def test_the_end_of_every_reply_carries_at_least_the_focus_weight(path, tokenizer):
-    source = InstructDataset(path, tokenizer, 256, 1, weights={"summary": 5}, focus=3.0)
-    for example in map(source.example, range(100)):
+    source = InstructDataset(path, tokenizer, 256, 1, loss_weights={"summary": 5}, answer_weight=3.0)
+    for example in map(source.__getitem__, range(100)):
         assert example.ids[-1] == tokenizer.end_id
         assert example.weight[-1] == (5.0 if example.kind == "summary" else 3.0)
 
 
 def test_the_first_word_of_an_answer_and_the_name_it_gives_carry_the_focus_weight(path, tokenizer):
-    source = InstructDataset(path, tokenizer, 256, 1, weights={"ending": 1, "main_character": 1}, focus=3.0)
+    source = InstructDataset(
+        path, tokenizer, 256, 1, loss_weights={"ending": 1, "main_character": 1}, answer_weight=3.0
+    )
     heavy = {}
-    for example in map(source.example, range(200)):
-        ids = np.array(example.ids)[example.trained & (np.array(example.weight) == 3.0)]
+    for example in map(source.__getitem__, range(200)):
+        ids = np.array(example.ids)[example.loss_mask & (np.array(example.weight) == 3.0)]
         heavy[example.kind] = tokenizer.decode(ids.tolist())
     assert heavy["ending"] in ("Yes", "No", "Yes,", "No,")
     assert heavy["main_character"].startswith("The")
@@ -170,26 +170,26 @@ def test_the_first_word_of_an_answer_and_the_name_it_gives_carry_the_focus_weigh
 
 
 def test_the_one_word_that_decides_a_yes_or_no_answer_carries_both_weights(path, tokenizer):
-    source = InstructDataset(path, tokenizer, 256, 1, weights={"ending": 2, "summary": 2}, focus=3.0)
+    source = InstructDataset(path, tokenizer, 256, 1, loss_weights={"ending": 2, "summary": 2}, answer_weight=3.0)
     found = {}
-    for example in map(source.example, range(200)):
-        weights = example.weight[example.trained].tolist()
+    for example in map(source.__getitem__, range(200)):
+        weights = example.weight[example.loss_mask].tolist()
         found[example.kind] = (weights[0], weights[-2], weights[-1])
     assert found["ending"] == (6.0, 2.0, 3.0)
     assert found["summary"] == (3.0, 2.0, 3.0)
 
 
 def test_the_words_that_a_story_has_to_use_weigh_more_than_the_rest_of_it(path, tokenizer):
-    source = InstructDataset(path, tokenizer, 256, 1, weights={"words": 0.5}, focus=3.0)
-    example = next(e for e in map(source.example, range(200)) if e.kind == "words")
+    source = InstructDataset(path, tokenizer, 256, 1, loss_weights={"words": 0.5}, answer_weight=3.0)
+    example = next(e for e in map(source.__getitem__, range(200)) if e.kind == "words")
     thing = source.tokenizer.decode(example.ids[example.weight == 3.0].tolist()).split()
-    assert set(example.weight[example.trained].tolist()) == {0.5, 3.0}
+    assert set(example.weight[example.loss_mask].tolist()) == {0.5, 3.0}
     assert thing[0] in decoded(source, example)[0].split("\n")[0]
 
 
 def conversations(path, tokenizer, n=200, **settings):
     source = InstructDataset(path, tokenizer, seq_len=settings.pop("seq_len", 512), seed=1, **settings)
-    return source, [source.example(slot) for slot in range(n)]
+    return source, [source[index] for index in range(n)]
 
 
 def test_more_turns_ask_more_questions_about_the_story_that_was_shown_once(path, tokenizer):
@@ -201,19 +201,19 @@ def test_more_turns_ask_more_questions_about_the_story_that_was_shown_once(path,
 
 
 def test_a_prompt_weight_trains_the_rest_and_leaves_the_answers_as_they_are(path, tokenizer):
-    _, masked = conversations(path, tokenizer, turns=3, focus=3.0)
-    source, examples = conversations(path, tokenizer, turns=3, focus=3.0, prompt_weight=0.25)
+    _, masked = conversations(path, tokenizer, turns=3, answer_weight=3.0)
+    source, examples = conversations(path, tokenizer, turns=3, answer_weight=3.0, prompt_weight=0.25)
     for example, plain in zip(examples, masked, strict=True):
         assert example.ids.tolist() == plain.ids.tolist()
-        assert example.trained.all()
-        assert (example.weight[~plain.trained] == 0.25).all()
-        assert (example.weight[plain.trained] == plain.weight[plain.trained]).all()
-    assert not all(example.trained.all() for example in source.validation_examples(20))
+        assert example.loss_mask.all()
+        assert (example.weight[~plain.loss_mask] == 0.25).all()
+        assert (example.weight[plain.loss_mask] == plain.weight[plain.loss_mask]).all()
+    assert not all(example.loss_mask.all() for example in source.validation_examples(20))
 
 
 def test_the_first_question_of_several_comes_more_often_before_the_story(path, tokenizer):
     def before(turns: int) -> float:
-        _, examples = conversations(path, tokenizer, n=400, turns=turns, shares={"words": 0})
+        _, examples = conversations(path, tokenizer, n=400, turns=turns, mixture={"words": 0})
         texts = [tokenizer.decode(example.ids.tolist(), control=True) for example in examples]
         prompts = [text.split("<|user|>")[1].split("<|assistant|>")[0] for text in texts]
         return sum("?" in prompt.split("Once")[0] or "." in prompt.split("Once")[0] for prompt in prompts) / len(
@@ -240,14 +240,14 @@ def test_the_first_turn_does_not_depend_on_how_many_follow(path, tokenizer):
 
 
 def test_each_answer_of_a_conversation_has_the_weight_of_its_kind(path, tokenizer):
-    _, examples = conversations(path, tokenizer, turns=4, weights={"main_character": 7, "dialogue": 2})
+    _, examples = conversations(path, tokenizer, turns=4, loss_weights={"main_character": 7, "dialogue": 2})
     for example in examples:
         ids, weights = example.ids.tolist(), example.weight
         for place in range(len(ids)):
             rest = tokenizer.decode(ids[place : place + 8])
-            if example.trained[place] and rest.startswith("The main character is"):
+            if example.loss_mask[place] and rest.startswith("The main character is"):
                 assert weights[place] == 7
-            if example.trained[place] and rest.startswith("Yes, the characters"):
+            if example.loss_mask[place] and rest.startswith("Yes, the characters"):
                 assert weights[place] == 2
 
 
@@ -269,9 +269,9 @@ def test_turns_are_added_while_there_is_room_and_not_to_a_shortened_story(path, 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"shares": {"sumary": 1}}, "data.mixture: 'sumary' is no kind of task.*did you mean 'summary'"),
-        ({"weights": {"moral": -1}}, "data.loss_weights.moral is -1"),
-        ({"shares": dict.fromkeys(sft_dataloader.DEFAULT_SHARES, 0)}, "support none of the kinds"),
+        ({"mixture": {"sumary": 1}}, "data.mixture: 'sumary' is no kind of task.*did you mean 'summary'"),
+        ({"loss_weights": {"moral": -1}}, "data.loss_weights.moral is -1"),
+        ({"mixture": dict.fromkeys(sft_dataloader.DEFAULT_MIXTURE, 0)}, "support none of the kinds"),
     ],
 )
 def test_a_wrong_share_or_weight_is_named(path, tokenizer, settings, says):
@@ -281,12 +281,14 @@ def test_a_wrong_share_or_weight_is_named(path, tokenizer, settings, says):
 
 def test_data_without_any_asked_kind_say_so(path, tokenizer):
     with pytest.raises(UserError, match="support none of the kinds moral"):
-        InstructDataset(path, tokenizer, 256, 1, shares=dict.fromkeys(sft_dataloader.DEFAULT_SHARES, 0) | {"moral": 1})
+        InstructDataset(
+            path, tokenizer, 256, 1, mixture=dict.fromkeys(sft_dataloader.DEFAULT_MIXTURE, 0) | {"moral": 1}
+        )
 
 
 def test_nothing_is_longer_than_the_context_and_what_was_dropped_is_counted(path, tokenizer):
     source = InstructDataset(path, tokenizer, seq_len=70, seed=1)
-    examples = [source.example(slot) for slot in range(240)]
+    examples = [source[index] for index in range(240)]
     assert max(len(example.ids) for example in examples) <= 70
     assert all(example.n_trained > 0 for example in examples)
     assert source.stats["examples"] == 240
@@ -296,23 +298,23 @@ def test_nothing_is_longer_than_the_context_and_what_was_dropped_is_counted(path
 
 def test_a_context_too_short_for_anything_is_a_mistake(path, tokenizer):
     with pytest.raises(UserError, match=r"raise data\.seq_len"):
-        InstructDataset(path, tokenizer, seq_len=16, seed=1).example(0)
+        InstructDataset(path, tokenizer, seq_len=16, seed=1)[0]
 
 
 def test_a_record_that_gives_nothing_is_replaced_and_counted(tmp_path, tokenizer):
     path = tmp_path / "x.txt"
     path.write_text("A lone cat.<|endoftext|>" * 5 + record_text(7) * 5, encoding="utf-8")
     source = InstructDataset(
-        path, tokenizer, 256, 1, shares=dict.fromkeys(sft_dataloader.DEFAULT_SHARES, 0) | {"summary": 1}
+        path, tokenizer, 256, 1, mixture=dict.fromkeys(sft_dataloader.DEFAULT_MIXTURE, 0) | {"summary": 1}
     )
-    assert [source.example(slot).kind for slot in range(10)] == ["summary"] * 10
+    assert [source[index].kind for index in range(10)] == ["summary"] * 10
     assert source.stats["substituted"] == 5
     assert source.stats["records without a task"] >= 5
 
 
 def test_a_system_message_opens_every_conversation(path, tokenizer):
     source = InstructDataset(path, tokenizer, 256, 1, system="You tell stories.")
-    assert decoded(source, source.example(3))[0].startswith("<|system|>You tell stories.<|user|>")
+    assert decoded(source, source[3])[0].startswith("<|system|>You tell stories.<|user|>")
 
 
 def test_validation_is_a_fixed_balanced_list_with_weight_one(path, tokenizer, source):
@@ -320,7 +322,7 @@ def test_validation_is_a_fixed_balanced_list_with_weight_one(path, tokenizer, so
     again = InstructDataset(path, tokenizer, seq_len=256, seed=1).validation_examples(100)
     assert len(examples) == pytest.approx(100, abs=5)
     assert all(same(one, other) for one, other in zip(examples, again, strict=True))
-    assert all((example.weight == example.trained).all() for example in examples)  # 0 where nothing is trained
+    assert all((example.weight == example.loss_mask).all() for example in examples)  # 0 where nothing is trained
     endings = Counter(decoded(source, example)[1][:3] for example in examples if example.kind == "ending")
     assert endings["Yes"] == pytest.approx(endings["No,"], abs=1)
 
@@ -344,17 +346,19 @@ def test_held_out_tasks_come_from_different_records(source):
 
 
 def test_what_a_story_must_use_carries_its_own_weight(path, tokenizer):
-    source = InstructDataset(path, tokenizer, 1024, 1, shares={"words": 1.0}, weights={"words": 0.5}, focus=3.0)
+    source = InstructDataset(
+        path, tokenizer, 1024, 1, mixture={"words": 1.0}, loss_weights={"words": 0.5}, answer_weight=3.0
+    )
     seen = 0
-    for slot in range(60):
-        example = source.example(slot)
+    for index in range(60):
+        example = source[index]
         if example.kind != "words":
             continue
         weights = np.asarray(example.weight)
-        assert set(weights[example.trained].tolist()) <= {0.5, 3.0}
-        prompt = tokenizer.decode(example.ids[~example.trained].tolist())
+        assert set(weights[example.loss_mask].tolist()) <= {0.5, 3.0}
+        prompt = tokenizer.decode(example.ids[~example.loss_mask].tolist())
         focused = tokenizer.decode(example.ids[weights == 3.0].tolist()).lower()
-        assert example.trained[weights == 3.0].all()
+        assert example.loss_mask[weights == 3.0].all()
         listed = re.search(r"words:? ([a-z]+), ([a-z]+), ([a-z]+)|words ([a-z]+), ([a-z]+), ([a-z]+)", prompt)
         if listed:
             seen += 1
@@ -393,14 +397,14 @@ def test_the_public_names_work_together(path):
 
 
 def each_conversation(example) -> list[list[int]]:
-    ids, edges = example.ids.tolist(), [*example.branches, len(example.ids)]
+    ids, edges = example.ids.tolist(), [*example.prefix_branches, len(example.ids)]
     beginning = ids[: edges[0]]
     return [beginning + ids[start:end] for start, end in pairwise(edges)] or [ids]
 
 
 def test_branches_are_whole_conversations_about_the_story_they_share(path, tokenizer):
-    source = InstructDataset(path, tokenizer, seq_len=256, seed=1, turns=1, branches=4)
-    several = [example for example in map(source.example, range(100)) if example.branches]
+    source = InstructDataset(path, tokenizer, seq_len=256, seed=1, turns=1, prefix_branches=4)
+    several = [example for example in map(source.__getitem__, range(100)) if example.prefix_branches]
     assert len(several) > 20
     for example in several:
         texts = [tokenizer.decode(ids, control=True) for ids in each_conversation(example)]
@@ -411,19 +415,19 @@ def test_branches_are_whole_conversations_about_the_story_they_share(path, token
 
 
 def test_the_first_conversation_does_not_depend_on_how_many_branch_off(path, tokenizer):
-    alone, shared = (InstructDataset(path, tokenizer, seq_len=256, seed=1, branches=n) for n in (1, 3))
-    for slot in range(50):
-        assert each_conversation(shared.example(slot))[0] == alone.example(slot).ids.tolist()
+    alone, shared = (InstructDataset(path, tokenizer, seq_len=256, seed=1, prefix_branches=n) for n in (1, 3))
+    for index in range(50):
+        assert each_conversation(shared[index])[0] == alone[index].ids.tolist()
 
 
 def test_what_asks_before_it_shows_the_story_has_no_branches(path, tokenizer):
-    source = InstructDataset(path, tokenizer, seq_len=256, seed=1, turns=1, branches=4)
-    for example in map(source.example, range(60)):
+    source = InstructDataset(path, tokenizer, seq_len=256, seed=1, turns=1, prefix_branches=4)
+    for example in map(source.__getitem__, range(60)):
         first_words = decoded(source, example)[0].removeprefix("<|user|>").split()[:2]
-        assert (first_words == ["Once", "there"]) >= bool(example.branches)
+        assert (first_words == ["Once", "there"]) >= bool(example.prefix_branches)
 
 
 def test_branches_are_counted(path, tokenizer):
-    source = InstructDataset(path, tokenizer, seq_len=256, seed=1, branches=4)
-    made = [source.example(slot) for slot in range(60)]
+    source = InstructDataset(path, tokenizer, seq_len=256, seed=1, prefix_branches=4)
+    made = [source[index] for index in range(60)]
     assert source.stats["conversations"] == sum(example.n_conversations for example in made) > 60

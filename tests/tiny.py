@@ -57,8 +57,8 @@ def tiny_config(**sections) -> Config:
     return parse_config(quiet | sections, "the test")
 
 
-class CountingSource:
-    """Examples that depend on the slot alone: the sequence slot, slot+1, … modulo 50."""
+class CountingDataset:
+    """Examples that depend on the index alone: the sequence index, index+1, … modulo 50."""
 
     def __init__(self, n: int = 40) -> None:
         self.n = n
@@ -66,10 +66,10 @@ class CountingSource:
     def __len__(self) -> int:
         return self.n
 
-    def example(self, slot: int) -> Example:
-        rng = np.random.default_rng(slot)
+    def __getitem__(self, index: int) -> Example:
+        rng = np.random.default_rng(index)
         length = int(rng.integers(3, 20))
-        ids = (np.arange(length) + slot) % 50
+        ids = (np.arange(length) + index) % 50
         trained = rng.random(length) < 0.6
         trained[-1] = True
-        return Example(ids.astype(np.int32), trained, weight=1.0 + slot % 3, kind="ab"[slot % 2])
+        return Example(ids.astype(np.int32), trained, weight=1.0 + index % 3, kind="ab"[index % 2])

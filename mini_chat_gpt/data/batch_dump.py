@@ -7,10 +7,10 @@
       <|user|>Write a story with cat, ball.<|assistant|>[[Once there was a cat.
       It had a ball.<|endoftext|>]]
     ids: [301, 87, 114, …]
-    trained: [[45, 143]]
+    loss_mask: [[45, 143]]
     weight: 0.3
 
-Of conversations that share their beginning, a line "branches: [120, 151]" says where in ids each goes on. Between [[ and ]]
+Of conversations that share their beginning, a line "prefix_branches: [120, 151]" says where in ids each goes on. Between [[ and ]]
 stands what is trained. Text is indented and its control characters are written out (\\r as \\x0d), so that none of it can be
 taken for a line of numbers, and a terminal that shows the file stays as it is.
 """
@@ -51,8 +51,8 @@ def describe(examples: Sequence[Example], tokenizer: ChatTokenizer, title: str) 
 
 def headline(example: Example) -> str:
     """What an example is, in a line: "words: 143 tokens, 98 trained, weight 0.3" (the targets' mean, where they differ)."""
-    weight = np.broadcast_to(example.weight, len(example.ids))[1:][example.trained[1:]]
-    several = f", {example.n_conversations} conversations that share their beginning" if example.branches else ""
+    weight = np.broadcast_to(example.weight, len(example.ids))[1:][example.loss_mask[1:]]
+    several = f", {example.n_conversations} conversations that share their beginning" if example.prefix_branches else ""
     return (
         f"{_one_line(example.kind)}: {len(example.ids):,} tokens, {example.n_trained:,} trained, "
         f"weight {np.mean(weight) if len(weight) else 0:.3g}{several}"
@@ -68,7 +68,7 @@ def marked_parts(example: Example, tokenizer: ChatTokenizer) -> Iterator[tuple[s
     decoder = tokenizer.stream_decoder(control=True)
     part, is_target = "", False
     for place, token_id in enumerate(example.ids.tolist()):
-        target = place > 0 and bool(example.trained[place])
+        target = place > 0 and bool(example.loss_mask[place])
         if target != is_target and part:
             yield part, is_target
             part = ""
@@ -94,12 +94,12 @@ def read_examples(text: str) -> list[Example]:
         found = {}
         for inner in lines:
             name, colon, value = inner.partition(": ")
-            if colon and name in ("ids", "trained", "branches", "weight"):
+            if colon and name in ("ids", "loss_mask", "prefix_branches", "weight"):
                 found[name] = _parsed(inner, value)
             if name == "weight":
                 break
-        if set(found) - {"branches"} != {"ids", "trained", "weight"}:
-            raise UserError(f"{line!r}: its lines of ids, trained and weight are not all there; take a whole file.")
+        if set(found) - {"prefix_branches"} != {"ids", "loss_mask", "weight"}:
+            raise UserError(f"{line!r}: its lines of ids, loss_mask and weight are not all there; take a whole file.")
         examples.append(_example(head["kind"], **found))
     return examples
 
@@ -111,24 +111,28 @@ def read_ids(text: str) -> list[list[int]]:
 
 def _numbers(example: Example) -> dict[str, Any]:
     """All that a batch needs of an example: ids, where the trained ones begin and end, and weights."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], example.trained, [False]]).astype(np.int8)))
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], example.loss_mask, [False]]).astype(np.int8)))
     weight = example.weight
     return {
         "ids": example.ids.tolist(),
-        "trained": edges.reshape(-1, 2).tolist(),
-        **({"branches": list(example.branches)} if example.branches else {}),
+        "loss_mask": edges.reshape(-1, 2).tolist(),
+        **({"prefix_branches": list(example.prefix_branches)} if example.prefix_branches else {}),
         "weight": weight.tolist() if isinstance(weight, np.ndarray) else float(weight),
     }
 
 
 def _example(
-    kind: str, ids: list[int], trained: list[list[int]], weight: float | list[float], branches: Sequence[int] = ()
+    kind: str,
+    ids: list[int],
+    loss_mask: list[list[int]],
+    weight: float | list[float],
+    prefix_branches: Sequence[int] = (),
 ) -> Example:
-    is_trained = np.zeros(len(ids), dtype=bool)
-    for begin, end in trained:
-        is_trained[begin:end] = True
+    mask = np.zeros(len(ids), dtype=bool)
+    for begin, end in loss_mask:
+        mask[begin:end] = True
     weights = np.array(weight, dtype=np.float32) if isinstance(weight, list) else weight
-    return Example(np.array(ids, dtype=np.int32), is_trained, weights, kind, tuple(branches))
+    return Example(np.array(ids, dtype=np.int32), mask, weights, kind, tuple(prefix_branches))
 
 
 def _parsed(line: str, value: str) -> Any:

@@ -3,15 +3,15 @@
 A batch is one row without padding. Promises: `positions` start at 0 in every example, every example holds at least one
 trained token, and a target is always predicted from the row before it *in the same example*.
 
-    ids        a0 a1 a2 | b0 b1 b2 b3        two examples, offsets = (0, 3, 7)
+    ids        a0 a1 a2 | b0 b1 b2 b3        two examples, cu_seqlens = (0, 3, 7)
     positions   0  1  2 |  0  1  2  3
-    trained     .  .  x |  .  x  x  x
-    rows          1     |  3  4  5           the rows that predict; targets = a2, b1, b2, b3
+    loss_mask   .  .  x |  .  x  x  x
+    target_positions  = (1, 3, 4, 5)         the tokens that predict; labels = (a2, b1, b2, b3)
 
 Conversations that begin alike may share what they have in common, as branches of one example (`share_prefix`): it is
 computed once, each branch goes on from its end and sees it and itself. Losses and gradients are those of separate examples.
 
-    ids        a0 a1 a2 b3 b4 c3             two conversations, a0 a1 a2 b3 b4 and a0 a1 a2 c3; branches (3, 5)
+    ids        a0 a1 a2 b3 b4 c3             two conversations, a0 a1 a2 b3 b4 and a0 a1 a2 c3; prefix_branches (3, 5)
     positions   0  1  2  3  4  3
 """
 
@@ -31,35 +31,35 @@ from mini_chat_gpt.ops.packed_layout import positions_of
 class Example:
     """One rendered conversation or document.
 
-    ids: (n,) int32 token ids; trained: (n,) bool, True where the token is a target; weight: loss weight of its
-    targets, one for all or (n,) one for each token. Of several conversations that share their beginning, `branches`
+    ids: (n,) int32 token ids; loss_mask: (n,) bool, True where the token is a target; weight: loss weight of its
+    targets, one for all or (n,) one for each token. Of several conversations that share their beginning, `prefix_branches`
     says where in ids each of them goes on.
     """
 
     ids: np.ndarray
-    trained: np.ndarray
+    loss_mask: np.ndarray
     weight: float | np.ndarray
     kind: str
-    branches: tuple[int, ...] = ()
+    prefix_branches: tuple[int, ...] = ()
 
     @property
     def n_trained(self) -> int:
         """Targets in this example: trained tokens that have a token before them."""
-        return int(self.trained[1:].sum())
+        return int(self.loss_mask[1:].sum())
 
     @property
     def n_conversations(self) -> int:
-        return max(1, len(self.branches))
+        return max(1, len(self.prefix_branches))
 
     def positions(self) -> np.ndarray:
         """(n,) how many tokens stand before each in its conversation."""
-        return positions_of(len(self.ids), self.branches).numpy()
+        return positions_of(len(self.ids), self.prefix_branches).numpy()
 
     def predicting(self) -> np.ndarray:
         """(n,) the place of the token before each in its conversation, from which it is predicted; −1 before the first."""
         before = np.arange(-1, len(self.ids) - 1)
-        for start in self.branches:
-            before[start] = self.branches[0] - 1
+        for start in self.prefix_branches:
+            before[start] = self.prefix_branches[0] - 1
         return before
 
 
@@ -78,20 +78,20 @@ def share_prefix(examples: Sequence[Example]) -> Example:
     if not common:
         raise ValueError("conversations that share nothing can't be branches of one example")
     per_token = [np.broadcast_to(np.float32(example.weight), len(example.ids)) for example in examples]
-    shared = [weight[:common] * e.trained[:common] for weight, e in zip(per_token, examples, strict=True)]
+    shared = [weight[:common] * e.loss_mask[:common] for weight, e in zip(per_token, examples, strict=True)]
     own = [weight[common:] for weight in per_token]
     lengths = [len(weight) for weight in own]
     return Example(
         ids=np.concatenate([examples[0].ids[:common], *(example.ids[common:] for example in examples)]),
-        trained=np.concatenate(
+        loss_mask=np.concatenate(
             [
-                np.logical_or.reduce([example.trained[:common] for example in examples]),
-                *(example.trained[common:] for example in examples),
+                np.logical_or.reduce([example.loss_mask[:common] for example in examples]),
+                *(example.loss_mask[common:] for example in examples),
             ]
         ),
         weight=np.concatenate([np.sum(shared, axis=0, dtype=np.float32), *own]),
         kind=examples[0].kind,
-        branches=tuple((common + np.cumsum([0, *lengths[:-1]])).tolist()),
+        prefix_branches=tuple((common + np.cumsum([0, *lengths[:-1]])).tolist()),
     )
 
 
@@ -101,17 +101,17 @@ class Batch:
 
     ids: torch.Tensor  # (T,) int64
     positions: torch.Tensor  # (T,) int64, from 0 in each example
-    offsets: tuple[int, ...]  # N + 1 boundaries: example n is ids[offsets[n]:offsets[n + 1]]
-    rows: torch.Tensor  # (R,) int64, indices into ids
-    targets: torch.Tensor  # (R,) int64, the token that row predicts
+    cu_seqlens: tuple[int, ...]  # N + 1 boundaries: example n is ids[cu_seqlens[n]:cu_seqlens[n + 1]]
+    target_positions: torch.Tensor  # (R,) int64, indices into ids
+    labels: torch.Tensor  # (R,) int64, the token to predict from each
     weights: torch.Tensor  # (R,) float32
     kinds: torch.Tensor  # (R,) int64, index into kind_names
     kind_names: tuple[str, ...]
-    branches: tuple[tuple[int, ...], ...] = ()  # N times `Example.branches`; () where no example has any
+    prefix_branches: tuple[tuple[int, ...], ...] = ()  # N times `Example.prefix_branches`; () where no example has any
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device; `offsets` stay in Python, kernels choose their own form."""
-        fields = ("ids", "positions", "rows", "targets", "weights", "kinds")
+        """The same batch on another device; `cu_seqlens` stay in Python, kernels choose their own form."""
+        fields = ("ids", "positions", "target_positions", "labels", "weights", "kinds")
         tensors = {name: getattr(self, name) for name in fields}
         if torch.device(device).type == "cuda":  # from pinned memory the copy runs beside what the GPU is at
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
@@ -123,7 +123,7 @@ class Batch:
 
     @property
     def n_examples(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.cu_seqlens) - 1
 
 
 @lru_cache(maxsize=4)
@@ -135,29 +135,30 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 def collate(examples: Sequence[Example]) -> Batch:
     """Lay examples end to end. Raises ValueError for an example without a target (its loss would be 0/0)."""
     lengths = [len(example.ids) for example in examples]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    rows: list[np.ndarray] = []
-    targets: list[np.ndarray] = []
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
+    target_positions: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     weights: list[np.ndarray] = []
     names = tuple(sorted({example.kind for example in examples}))
-    for example, start in zip(examples, offsets, strict=False):
-        at = np.flatnonzero(example.trained[1:])
+    for example, start in zip(examples, cu_seqlens, strict=False):
+        at = np.flatnonzero(example.loss_mask[1:])
         if not len(at):
             raise ValueError(f"an example of kind {example.kind!r} has no trained token; it must not get into a batch")
-        rows.append(example.predicting()[1:][at] + start)
-        targets.append(example.ids[1:][at])
+        target_positions.append(example.predicting()[1:][at] + start)
+        labels.append(example.ids[1:][at])
         weights.append(np.broadcast_to(np.float32(example.weight), len(example.ids))[1:][at])
-    counts = [len(part) for part in rows]
+    branches = tuple(example.prefix_branches for example in examples)
+    counts = [len(part) for part in labels]
     return Batch(
         ids=_tensor(np.concatenate([example.ids for example in examples])),
         positions=_tensor(np.concatenate([example.positions() for example in examples])),
-        offsets=tuple(int(offset) for offset in offsets),
-        rows=_tensor(np.concatenate(rows)),
-        targets=_tensor(np.concatenate(targets)),
+        cu_seqlens=tuple(cu_seqlens.tolist()),
+        target_positions=_tensor(np.concatenate(target_positions)),
+        labels=_tensor(np.concatenate(labels)),
         weights=torch.from_numpy(np.concatenate(weights)),
         kinds=_tensor(np.repeat([names.index(example.kind) for example in examples], counts)),
         kind_names=names,
-        branches=tuple(example.branches for example in examples) if any(e.branches for e in examples) else (),
+        prefix_branches=branches if any(branches) else (),
     )
 
 

@@ -38,7 +38,7 @@ class LeftOut:
 
 
 class ChatDataset:
-    """Examples by slot, as the trainer's `ExampleDataset`: an epoch takes the conversations of a file `weights[path]` times.
+    """Examples by index, as the trainer's `ExampleDataset`: an epoch takes the conversations of a file `weights[path]` times.
 
     A weight of 2 takes each twice an epoch, one of 0.5 every other one, and the rest in the next epoch. `train` says
     whether all replies of a conversation are trained or the last one alone. `system` opens those that have no system
@@ -68,29 +68,31 @@ class ChatDataset:
             fitted = [(c, self._fitted(c, tokenizer, seq_len, train, system)) for c in by_file[path]]
             kept = [(c, Example(*rendered, weight=1.0, kind=name)) for c, rendered in fitted if rendered is not None]
             if kept:
-                slots = max(1, round(len(kept) * (weights or {}).get(path, 1.0)))
-                self._files.append(_File([c for c, _ in kept], [example for _, example in kept], slots))
+                n_per_epoch = max(1, round(len(kept) * (weights or {}).get(path, 1.0)))
+                self._files.append(_File([c for c, _ in kept], [example for _, example in kept], n_per_epoch))
         if not self._files:
             why = f": {self.left_out[0].why}" if self.left_out else "; the files hold none"
             raise UserError(f"No conversation of {', '.join(by_file) or 'the chats'} is left{why}.")
-        self._ends = np.cumsum([file.slots for file in self._files])
+        self._ends = np.cumsum([file.n_per_epoch for file in self._files])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def example(self, slot: int) -> Example:
-        """The example of a slot: a pure function of conversations, seed and slot."""
-        epoch, place = divmod(slot, len(self))
+    def __getitem__(self, index: int) -> Example:
+        """The example of an index: a pure function of conversations, seed and index."""
+        epoch, place = divmod(index, len(self))
         at = int(epoch_order(len(self), self.seed, epoch)[place])
         number = int(np.searchsorted(self._ends, at, side="right"))
         file = self._files[number]
-        taken = epoch * file.slots + at - int(self._ends[number] - file.slots)  # of this file, since the beginning
-        turn, index = divmod(taken, len(file.examples))
-        example = file.examples[int(epoch_order(len(file.examples), self.seed + number + 1, turn)[index])]
+        taken = (
+            epoch * file.n_per_epoch + at - int(self._ends[number] - file.n_per_epoch)
+        )  # of this file, since the beginning
+        turn, at = divmod(taken, len(file.examples))
+        example = file.examples[int(epoch_order(len(file.examples), self.seed + number + 1, turn)[at])]
         if not self.prompt_weight:
             return example
-        weight = np.where(example.trained, 1.0, self.prompt_weight).astype(np.float32)
-        return replace(example, weight=weight, trained=np.arange(len(example.ids)) > 0)
+        weight = np.where(example.loss_mask, 1.0, self.prompt_weight).astype(np.float32)
+        return replace(example, weight=weight, loss_mask=np.arange(len(example.ids)) > 0)
 
     def examples(self) -> Iterator[Example]:
         """Each once, in the files' order, with only the replies trained."""
@@ -149,7 +151,7 @@ class ChatDataset:
 class _File:
     conversations: list[Conversation]
     examples: list[Example]
-    slots: int  # of an epoch
+    n_per_epoch: int
 
 
 def names_of(paths: Sequence[str]) -> dict[str, str]:

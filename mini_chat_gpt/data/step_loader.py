@@ -1,6 +1,6 @@
 """The examples of one optimizer step after another, of each step those that are this rank's.
 
-Slot i is read by rank i mod size, and by no other. Which slots make a step depends on the examples alone, never on the number of
+Example i is read by rank i mod size, and by no other. Which indices make a step depends on the examples alone, never on the number of
 ranks, the size of a micro-batch or the worker processes: so a run may go on with another number of any of them.
 """
 
@@ -22,10 +22,14 @@ from mini_chat_gpt.data.batching import Example
 
 
 class ExampleDataset(Protocol):
-    """Examples by slot: `example(i)` is a pure function of i, for any i ≥ 0; `len` is one epoch."""
+    """A map-style dataset of any number of epochs: `dataset[i]` depends on i alone, for any i ≥ 0.
+
+    `len` is one epoch. An index beyond it is in a later epoch, in which each record comes again in another order; there is
+    no IndexError, so read a range of indices instead of iterating.
+    """
 
     def __len__(self) -> int: ...
-    def example(self, slot: int) -> Example: ...
+    def __getitem__(self, index: int) -> Example: ...
 
 
 class SlotReader(torch.utils.data.Dataset["Example | UserError"]):
@@ -34,21 +38,21 @@ class SlotReader(torch.utils.data.Dataset["Example | UserError"]):
     def __init__(self, source: ExampleDataset) -> None:
         self.source = source
 
-    def __getitem__(self, slot: int) -> Example | UserError:
+    def __getitem__(self, index: int) -> Example | UserError:
         try:
-            return self.source.example(slot)
+            return self.source[index]
         except UserError as error:  # raised there, it would arrive with a traceback for a text
             return error
 
 
-def examples_from(source: ExampleDataset, slots: range, workers: int) -> Generator[Example, None, None]:
-    """The examples of these slots, in order; `workers` processes prepare them ahead."""
+def examples_from(source: ExampleDataset, indices: range, workers: int) -> Generator[Example, None, None]:
+    """The examples of these indices, in order; `workers` processes prepare them ahead."""
     if workers == 0:
-        yield from map(source.example, slots)
+        yield from map(source.__getitem__, indices)
         return
     loader = torch.utils.data.DataLoader(
         SlotReader(source),
-        batch_sampler=_chunks(slots, 32),
+        batch_sampler=_chunks(indices, 32),
         num_workers=workers,
         collate_fn=list,
         prefetch_factor=4,
@@ -80,8 +84,8 @@ def count_workers(setting: int | str, world: World = ALONE) -> int:
     return 1 if forks and cores // world.local_size >= 2 else 0
 
 
-def _chunks(slots: range, size: int) -> Any:
-    return (slots[start : start + size] for start in range(0, len(slots), size))
+def _chunks(indices: range, size: int) -> Any:
+    return (indices[start : start + size] for start in range(0, len(indices), size))
 
 
 def _leave_signals_to_the_trainer(_worker: int) -> None:
@@ -94,7 +98,7 @@ AHEAD = 8  # examples of each rank whose lengths the ranks tell each other at a 
 
 
 class StepLoader:
-    """Reads a source step by step from slot `cursor` on. Use as a context manager: its worker processes end with it."""
+    """Reads a source step by step from index `cursor` on. Use as a context manager: its worker processes end with it."""
 
     def __init__(self, source: ExampleDataset, cursor: int, workers: int = 0, world: World = ALONE) -> None:
         self.cursor, self.world = cursor, world
@@ -102,7 +106,7 @@ class StepLoader:
         self._examples = examples_from(source, range(first, 2**62, world.size), workers)
         self._read: deque[Example] = deque()  # own examples whose length had to be known
         self._lengths: deque[int] = deque()  # of everybody's examples from `cursor` on, as far as they are known
-        self._known = cursor  # the first slot whose length isn't
+        self._known = cursor  # the first index whose length isn't
 
     def __enter__(self) -> StepLoader:
         return self
@@ -111,7 +115,7 @@ class StepLoader:
         self._examples.close()
 
     def step(self, examples: int, tokens: int | None) -> tuple[list[Example], int]:
-        """(this rank's examples of the coming step, number of slots it takes): `examples`, or as many as reach `tokens`."""
+        """(this rank's examples of the coming step, number of indices it takes): `examples`, or as many as reach `tokens`."""
         taken = self._slots_for(tokens) if tokens is not None else examples
         stop = self.cursor + taken
         own = len(range(self.cursor + (self.world.rank - self.cursor) % self.world.size, stop, self.world.size))
@@ -128,13 +132,13 @@ class StepLoader:
         return taken
 
     def _look_ahead(self) -> None:
-        """Learn the lengths of the next slots: each rank reads its own, and all tell each other."""
+        """Learn the lengths of the next indices: each rank reads its own, and all tell each other."""
         world, ahead = self.world, AHEAD if self.world.size > 1 else 1
         new = list(islice(self._examples, ahead))
         self._read.extend(new)
         by_rank = world.gather([len(example.ids) for example in new])
-        for slot in range(self._known, self._known + ahead * world.size):
-            owner = slot % world.size
+        for index in range(self._known, self._known + ahead * world.size):
+            owner = index % world.size
             first = self._known + (owner - self._known) % world.size
-            self._lengths.append(int(by_rank[owner][(slot - first) // world.size]))
+            self._lengths.append(int(by_rank[owner][(index - first) // world.size]))
         self._known += ahead * world.size

@@ -1,4 +1,4 @@
-"""Plain text for pretraining: documents tokenised once into a memory-mapped file, then read by slot.
+"""Plain text for pretraining: documents tokenised once into a memory-mapped file, then read by index.
 
 A document is `[sep] text [sep]`, where sep is the tokenizer's `document_id`: the model learns to begin after it and to end
 with it. Documents don't see each other; one longer than the context is read in consecutive pieces.
@@ -113,7 +113,7 @@ def _write_tokens(
 class TextDataset:
     """Pieces of documents as examples, in a new seeded order each epoch; every token but the first is a target.
 
-    Implements the trainer's `ExampleDataset`: `example(slot)` depends on data, seed and slot alone.
+    Implements the trainer's `ExampleDataset`: `example(index)` depends on data, seed and index alone.
     """
 
     def __init__(
@@ -130,8 +130,8 @@ class TextDataset:
     def __len__(self) -> int:
         return len(self.documents)
 
-    def example(self, slot: int) -> Example:
-        epoch, index = divmod(slot, len(self))
+    def __getitem__(self, index: int) -> Example:
+        epoch, index = divmod(index, len(self))
         return self.read(int(epoch_order(len(self), self.seed, epoch)[index]))
 
     def read(self, index: int) -> Example:

@@ -176,7 +176,7 @@ def _about(config: Config, examples: SftExamples, notes: Sequence[str]) -> Itera
 
 
 def _prefix_note(shown: Sequence[ShownExample]) -> Iterator[str]:
-    if any(one.example.branches for one in shown):
+    if any(one.example.prefix_branches for one in shown):
         yield "The context limits each conversation of an example with prefix branches, not their sum."
 
 
@@ -225,7 +225,7 @@ class _Source:
 
 def _sizes(examples: Iterable[Example]) -> list[_Size]:
     return [
-        _Size(example.kind, len(example.ids), example.n_trained, float((example.weight * example.trained)[1:].sum()))
+        _Size(example.kind, len(example.ids), example.n_trained, float((example.weight * example.loss_mask)[1:].sum()))
         for example in examples
     ]
 
@@ -244,12 +244,12 @@ def _sources(examples: SftExamples, config: Config) -> Iterator[_Source]:
             yield _Source(Path(path).name + times, sizes, per_epoch, note)
     if dataset := examples.stories:
         per_epoch = examples.source.added if isinstance(examples.source, Mixed) else len(dataset)
-        sizes = _sizes(map(dataset.example, range(min(SAMPLE, len(dataset)))))
+        sizes = _sizes(map(dataset.__getitem__, range(min(SAMPLE, len(dataset)))))
         note = f"{dataset.index.path}: estimated from a sample of {len(sizes):,} of its {len(dataset):,} records."
         exact = len(sizes) == len(dataset) == per_epoch
         yield _Source(dataset.index.path.name, sizes, per_epoch, "" if exact else note)
     for number, stage in enumerate(examples.stages, 1):
-        sizes = _sizes(map(stage.source.example, range(min(SAMPLE // 4, len(stage.source)))))
+        sizes = _sizes(map(stage.source.__getitem__, range(min(SAMPLE // 4, len(stage.source)))))
         note = f"Stage {number}, the first {stage.share:.0%} of the steps: a sample of {len(sizes):,}."
         yield _Source(f"stage {number}", sizes, None, note)
 
@@ -273,7 +273,7 @@ def _first_steps(
             in_order = iter(sorted(step_examples, key=lambda example: len(example.ids), reverse=True))
             for number, batch in enumerate(micro_batches(step_examples, batch_size, config.training.batch_tokens), 1):
                 if step <= steps:
-                    batches.append(MicroBatch(step, number, batch.n_examples, batch.n_tokens, len(batch.targets)))
+                    batches.append(MicroBatch(step, number, batch.n_examples, batch.n_tokens, len(batch.labels)))
                 for example in islice(in_order, batch.n_examples):
                     shown.append(ShownExample(example, step, number, origin.get(id(example), "")))
     return batches, shown[:n]

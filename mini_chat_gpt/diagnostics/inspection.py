@@ -38,7 +38,7 @@ def token_pieces(example: Example, tokenizer: ChatTokenizer) -> Iterator[Piece]:
     trained = False
     for index, token_id in enumerate(example.ids.tolist()):
         ids.append(token_id)
-        trained = index > 0 and bool(example.trained[index])
+        trained = index > 0 and bool(example.loss_mask[index])
         if text := decoder.push(token_id):
             yield Piece(tuple(ids), text, trained, token_id in control)
             ids = []

@@ -40,7 +40,7 @@ Packed = list[Any]
 
 def pack(example: Example) -> Packed:
     """Length and targets, all that memory depends on, for JSON."""
-    return [len(example.ids), np.packbits(example.trained).tobytes().hex(), example.branches]
+    return [len(example.ids), np.packbits(example.loss_mask).tobytes().hex(), example.prefix_branches]
 
 
 def unpack(packed: Packed) -> Example:

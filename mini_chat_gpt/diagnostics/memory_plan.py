@@ -188,13 +188,16 @@ class _Micro:
 
     @property
     def groups(self) -> int:
-        return len(Packed(self.batch.offsets).groups)
+        return len(Packed(self.batch.cu_seqlens).groups)
 
     @property
     def shapes(self) -> set[tuple[object, ...]]:
         """What the shapes of its matrix products depend on."""
-        groups = Packed(self.batch.offsets).groups
-        sizes = {("tokens", -(-self.batch.n_tokens // ROUND_TO)), ("rows", -(-len(self.batch.rows) // ROUND_TO))}
+        groups = Packed(self.batch.cu_seqlens).groups
+        sizes = {
+            ("tokens", -(-self.batch.n_tokens // ROUND_TO)),
+            ("rows", -(-len(self.batch.target_positions) // ROUND_TO)),
+        }
         return sizes | {("group", group.n, group.longest) for group in groups}
 
 
@@ -215,7 +218,7 @@ def _worth_rehearsing(steps: Sequence[list[_Micro]], most_groups: float) -> list
         return max(micro.batch.n_tokens for micro in steps[number])
 
     def targets(number: int) -> int:
-        return max(len(micro.batch.rows) for micro in steps[number])
+        return max(len(micro.batch.target_positions) for micro in steps[number])
 
     numbers = range(len(steps))
     largest = list(dict.fromkeys([max(numbers, key=targets), max(numbers, key=tokens)]))
@@ -234,7 +237,7 @@ def _worth_rehearsing(steps: Sequence[list[_Micro]], most_groups: float) -> list
 
 def _few_of(step: list[_Micro], most_groups: float) -> list[_Micro]:
     """The first micro-batch, which has the longest examples, the one with most targets, and others while they are few."""
-    most_targets = max(range(len(step)), key=lambda number: len(step[number].batch.rows))
+    most_targets = max(range(len(step)), key=lambda number: len(step[number].batch.target_positions))
     chosen = list(dict.fromkeys([0, most_targets, *range(len(step))]))[:MOST_OF_A_STEP]
     while len(chosen) > 2 - (most_targets == 0) and sum(step[number].groups for number in chosen) > most_groups:
         chosen.pop()

@@ -128,7 +128,7 @@ def plain_losses(model: GPT, example: Example) -> tuple[torch.Tensor, torch.Tens
     """(loss, weight) of every target of one conversation, read alone."""
     ids = torch.from_numpy(example.ids).long().to(model.device)
     losses = F.cross_entropy(model(ids[None])[0, :-1].float(), ids[1:], reduction="none")
-    trained = torch.from_numpy(example.trained[1:]).to(model.device)
+    trained = torch.from_numpy(example.loss_mask[1:]).to(model.device)
     return losses[trained], torch.full((int(trained.sum()),), float(example.weight), device=model.device)
 
 

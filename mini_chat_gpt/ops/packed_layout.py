@@ -61,30 +61,30 @@ class Group:
 class Packed:
     """Examples end to end in a single row (B = 1); token t sees the tokens of its own example up to itself.
 
-    offsets (0, 2, 5):   1 . . . .
-                         1 1 . . .
-                         . . 1 . .
-                         . . 1 1 .
-                         . . 1 1 1
+    cu_seqlens (0, 2, 5):       1 . . . .
+                                1 1 . . .
+                                . . 1 . .
+                                . . 1 1 .
+                                . . 1 1 1
 
     Where an example has branches, conversations that share their beginning, a token of a branch doesn't see the others.
 
-    offsets (0, 5):      1 . . . .
-    branches ((2, 3),):  1 1 . . .
-                         1 1 1 . .
-                         1 1 . 1 .
-                         1 1 . 1 1
+    cu_seqlens (0, 5):          1 . . . .
+    prefix_branches ((2, 3),):  1 1 . . .
+                                1 1 1 . .
+                                1 1 . 1 .
+                                1 1 . 1 1
     """
 
-    offsets: tuple[int, ...]
+    cu_seqlens: tuple[int, ...]
     device: torch.device | str = "cpu"
-    branches: tuple[tuple[int, ...], ...] = ()
+    prefix_branches: tuple[tuple[int, ...], ...] = ()
     """For each example where in it each branch begins; those missing at the end have none."""
 
     @property
     def longest(self) -> int:
         """Tokens of the longest conversation."""
-        return max(map(_longest_conversation, self._lengths, self._branches))
+        return max(map(_longest_conversation, self._lengths, self._all_branches))
 
     # The rest is made at its first use and shared by all layers.
 
@@ -96,25 +96,27 @@ class Packed:
             together = lengths[first : last + 1]
             alike = min(together) >= LEAST_FILL * max(together) and len(together) * max(together) <= MOST_TOKENS
             if last == len(lengths) or not alike:
-                groups.append(_group(self.offsets[first], lengths[first:last], self._branches[first:last], self.device))
+                groups.append(
+                    _group(self.cu_seqlens[first], lengths[first:last], self._all_branches[first:last], self.device)
+                )
                 first = last
         return tuple(groups)
 
     @cached_property
     def edges(self) -> torch.Tensor:
-        """The offsets, (N + 1,) int32 on the device."""
-        edges = torch.tensor(self.offsets, dtype=torch.int32)
+        """`cu_seqlens`, (N + 1,) int32 on the device."""
+        edges = torch.tensor(self.cu_seqlens, dtype=torch.int32)
         return (
             edges.pin_memory().to(self.device, non_blocking=True) if torch.device(self.device).type == "cuda" else edges
         )
 
     @cached_property
     def _lengths(self) -> list[int]:
-        return [stop - start for start, stop in pairwise(self.offsets)]
+        return [stop - start for start, stop in pairwise(self.cu_seqlens)]
 
     @cached_property
-    def _branches(self) -> list[tuple[int, ...]]:
-        return [*self.branches, *[()] * (len(self._lengths) - len(self.branches))]
+    def _all_branches(self) -> list[tuple[int, ...]]:
+        return [*self.prefix_branches, *[()] * (len(self._lengths) - len(self.prefix_branches))]
 
 
 # Examples are padded together while the shortest has this part of the longest one's length and they stay small: fewer
@@ -177,7 +179,7 @@ def flat(
 
 def flash_can(q: torch.Tensor, layout: Packed) -> bool:
     """Whether PyTorch's flash kernel takes the row as it is: on a GPU from Ampere on, in 16 bits, without branches."""
-    if q.device.type != "cuda" or q.dtype == torch.float32 or any(layout.branches):
+    if q.device.type != "cuda" or q.dtype == torch.float32 or any(layout.prefix_branches):
         return False
     return torch.cuda.get_device_capability(q.device) >= (8, 0) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 

@@ -142,8 +142,8 @@ def _examples(
     source = InstructDataset(index, tokenizer, seq_len, _SEED)
     tokens: dict[str, array[int]] = {kind: array("I") for kind in TASK_KINDS}
     trained: Counter[str] = Counter()
-    for slot in _watched(range(count), f"Making examples of {index.path.name}", out):
-        example = source.example(slot)
+    for number in _watched(range(count), f"Making examples of {index.path.name}", out):
+        example = source[number]
         tokens[example.kind].append(len(example.ids))
         trained[example.kind] += example.n_trained
     total = {kind: sum(lengths) for kind, lengths in tokens.items()}

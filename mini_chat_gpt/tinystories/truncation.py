@@ -38,7 +38,7 @@ class RenderedTask:
     task: Task
     ids: np.ndarray
     """(n,) int32"""
-    trained: np.ndarray
+    loss_mask: np.ndarray
     """(n,) bool: which of the ids are targets."""
     shortened: bool
     later: tuple[Task, ...] = ()
@@ -46,12 +46,12 @@ class RenderedTask:
 
     def example(
         self,
-        weights: Mapping[str, float] | None = None,
+        loss_weights: Mapping[str, float] | None = None,
         tokenizer: ChatTokenizer | None = None,
-        focus: float = 0.0,
+        answer_weight: float = 0.0,
         prompt_weight: float = 0.0,
     ) -> Example:
-        """For a batch; `weights` has the loss weight of each kind's targets, `focus` (if larger) that of the few that
+        """For a batch; `loss_weights` has the loss weight of each kind's targets, `answer_weight` (if larger) that of the few that
         matter most.
 
         Those are the token that ends a reply and, with a tokenizer to find them, those that decide whether it is right.
@@ -59,19 +59,21 @@ class RenderedTask:
         """
         per_token = np.full(len(self.ids), prompt_weight, dtype=np.float32)
         for task, (start, end) in zip((self.task, *self.later), self.replies(), strict=True):
-            weight = weights[task.kind] if weights else 1.0
+            weight = loss_weights[task.kind] if loss_weights else 1.0
             per_token[start:end] = weight
             if tokenizer is not None:
                 # All that a yes-or-no answer has to say is in its first word.
-                most = max(weight, focus * weight if task.kind in YES_NO_KINDS else focus)
+                most = max(weight, answer_weight * weight if task.kind in YES_NO_KINDS else answer_weight)
                 for first, stop in answer_tokens(task, self.ids[start : end - 1], tokenizer):
                     per_token[start + first : start + stop] = most
-                per_token[end - 1] = max(weight, focus)
-        return Example(self.ids, self.trained | (prompt_weight > 0), per_token, self.task.kind)
+                per_token[end - 1] = max(weight, answer_weight)
+        return Example(self.ids, self.loss_mask | (prompt_weight > 0), per_token, self.task.kind)
 
     def replies(self) -> list[tuple[int, int]]:
         """(start, end) of each reply in `ids`, with the token that ends it."""
-        edges = np.flatnonzero(self.trained[1:] != self.trained[:-1]) + 1  # the first token is none, the last one is
+        edges = (
+            np.flatnonzero(self.loss_mask[1:] != self.loss_mask[:-1]) + 1
+        )  # the first token is none, the last one is
         return list(zip(edges[::2].tolist(), [*edges[1::2].tolist(), len(self.ids)], strict=True))
 
 
@@ -91,7 +93,7 @@ def add_turns(
     """
     if fitted.shortened:
         return fitted
-    ids, trained, later, size = [fitted.ids], [fitted.trained], list(fitted.later), len(fitted.ids)
+    ids, loss_masks, later, size = [fitted.ids], [fitted.loss_mask], list(fitted.later), len(fitted.ids)
     if len(later) + 1 >= n_turns:
         return fitted
     for task in questions:
@@ -102,12 +104,12 @@ def add_turns(
         skipped = int(tokenizer.bos_id is not None)
         if size + len(new_ids) - skipped <= seq_len:
             ids.append(new_ids[skipped:])
-            trained.append(new_trained[skipped:])
+            loss_masks.append(new_trained[skipped:])
             later.append(task)
             size += len(new_ids) - skipped
             if len(later) + 1 >= n_turns:  # before another question is made that nobody would ask
                 break
-    return replace(fitted, ids=np.concatenate(ids), trained=np.concatenate(trained), later=tuple(later))
+    return replace(fitted, ids=np.concatenate(ids), loss_mask=np.concatenate(loss_masks), later=tuple(later))
 
 
 def as_follow_up(task: Task, fitted: RenderedTask) -> Task | None:

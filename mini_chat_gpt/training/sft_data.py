@@ -77,11 +77,11 @@ class Mixed:
     def __len__(self) -> int:
         return len(self.first) + self.added
 
-    def example(self, slot: int) -> Example:
-        """The example of a slot: a pure function of the sources, seed and slot."""
-        epoch, place = divmod(slot, len(self))
+    def __getitem__(self, index: int) -> Example:
+        """The example of an index: a pure function of the sources, seed and index."""
+        epoch, place = divmod(index, len(self))
         at, n = int(epoch_order(len(self), self.seed, epoch)[place]), len(self.first)
-        return self.first.example(epoch * n + at) if at < n else self.second.example(epoch * self.added + at - n)
+        return self.first[epoch * n + at] if at < n else self.second[epoch * self.added + at - n]
 
 
 def make_examples(config: Config, tokenizer: ChatTokenizer, context: int) -> SftExamples:
@@ -148,14 +148,14 @@ def make_source(
         tokenizer,
         seq_len=min(data.seq_len, context),
         seed=seed,
-        shares=data.mixture,
-        weights=data.loss_weights,
+        mixture=data.mixture,
+        loss_weights=data.loss_weights,
         system=data.system_message,
         limit=data.limit,
-        focus=data.answer_weight,
+        answer_weight=data.answer_weight,
         prompt_weight=data.prompt_weight,
         turns=data.turns,
-        branches=data.prefix_branches,
+        prefix_branches=data.prefix_branches,
     )
 
 

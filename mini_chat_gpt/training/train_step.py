@@ -138,7 +138,7 @@ class TrainStep:
             [
                 sum(float(batch.weights.sum()) for batch in batches),
                 sum(batch.n_tokens for batch in batches),
-                sum(len(batch.targets) for batch in batches),
+                sum(len(batch.labels) for batch in batches),
             ]
         )
         own_loss = self._backward(self._pad_micro_batches(batches), weight)

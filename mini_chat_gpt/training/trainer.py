@@ -156,7 +156,7 @@ class Trainer:
             slots = phase.epochs * len(self.job.source)
             per_step = float(self.examples_per_step)
             if self.tokens_per_step:
-                probe = [len(self.job.source.example(slot).ids) for slot in range(min(256, len(self.job.source)))]
+                probe = [len(self.job.source[index].ids) for index in range(min(256, len(self.job.source)))]
                 per_step = self.tokens_per_step / (sum(probe) / len(probe)) + 0.5  # a step ends above its budget
             return max(1, round(slots / per_step))
         if phase.max_steps is None:

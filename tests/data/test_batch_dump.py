@@ -17,7 +17,7 @@ from mini_chat_gpt.data.batching import Example, collate
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 TOKENIZER = tiny_tokenizer()
-FORGED = "ids: [1, 2]\ntrained: []\nweight: 1.0\n== 1. words: 2 tokens, 1 trained, weight 1\n\rids: [3]\u2028ids: [4]\x1b[2J]]"
+FORGED = "ids: [1, 2]\nloss_mask: []\nweight: 1.0\n== 1. words: 2 tokens, 1 trained, weight 1\n\rids: [3]\u2028ids: [4]\x1b[2J]]"
 
 
 def conversation(*texts: str, kind: str = "words", weight: float | np.ndarray = 1.0) -> Example:
@@ -64,7 +64,7 @@ def test_what_is_read_from_the_text_is_the_same_batch(batch, title, tmp_path_fac
 
 @given(example=examples())
 def test_the_marked_parts_are_the_whole_text_in_order(example):
-    known = Example(example.ids % TOKENIZER.vocab_size, example.trained, example.weight, example.kind)
+    known = Example(example.ids % TOKENIZER.vocab_size, example.loss_mask, example.weight, example.kind)
     parts = list(marked_parts(known, TOKENIZER))
     assert "".join(part for part, _ in parts) == TOKENIZER.decode(known.ids.tolist(), control=True)
 
@@ -112,7 +112,7 @@ def test_llama2c_words_keep_the_spaces_between_parts(real_data):
 
 
 @pytest.mark.parametrize(
-    "spoil", [lambda text: text.replace("trained: ", "trained "), lambda text: text.replace("ids: [", "ids: [x")]
+    "spoil", [lambda text: text.replace("loss_mask: ", "loss_mask "), lambda text: text.replace("ids: [", "ids: [x")]
 )
 def test_a_text_that_was_changed_is_refused_with_a_sentence(spoil):
     text = describe([conversation("Hi", "Tom.")], TOKENIZER, "step 1")

@@ -29,14 +29,14 @@ def examples(draw):
 def test_each_target_is_predicted_from_the_token_before_it_in_its_own_example(made):
     batch = collate(made)
     want = []
-    for start, example in zip(batch.offsets, made, strict=False):
-        for index in np.flatnonzero(example.trained):
+    for start, example in zip(batch.cu_seqlens, made, strict=False):
+        for index in np.flatnonzero(example.loss_mask):
             if index:  # the first token of an example has nothing before it
                 want.append((start + index - 1, int(example.ids[index]), np.float32(example.weight), example.kind))
     got = list(
         zip(
-            batch.rows.tolist(),
-            batch.targets.tolist(),
+            batch.target_positions.tolist(),
+            batch.labels.tolist(),
             batch.weights.numpy(),
             [batch.kind_names[k] for k in batch.kinds],
             strict=True,
@@ -50,7 +50,7 @@ def test_positions_start_anew_in_each_example_and_no_token_is_lost(made):
     batch = collate(made)
     assert torch.equal(batch.ids, torch.from_numpy(np.concatenate([example.ids for example in made])).long())
     assert batch.positions.tolist() == [i for example in made for i in range(len(example.ids))]
-    assert batch.offsets[-1] == batch.n_tokens
+    assert batch.cu_seqlens[-1] == batch.n_tokens
     assert batch.n_examples == len(made)
 
 
@@ -58,9 +58,9 @@ def test_positions_start_anew_in_each_example_and_no_token_is_lost(made):
 def test_micro_batches_hold_every_example_once(made, size):
     batches = micro_batches(made, size)
     assert all(batch.n_examples <= size for batch in batches)
-    pieces = [tuple(b.ids[s:e].tolist()) for b in batches for s, e in zip(b.offsets, b.offsets[1:], strict=False)]
+    pieces = [tuple(b.ids[s:e].tolist()) for b in batches for s, e in zip(b.cu_seqlens, b.cu_seqlens[1:], strict=False)]
     assert sorted(pieces) == sorted(tuple(example.ids.tolist()) for example in made)
-    assert sum(len(batch.targets) for batch in batches) == sum(example.n_trained for example in made)
+    assert sum(len(batch.labels) for batch in batches) == sum(example.n_trained for example in made)
 
 
 def test_an_example_without_a_target_is_refused():
@@ -102,9 +102,11 @@ def conversations_that_begin_alike(draw):
 def weight_by_history(batch):
     """(tokens before, target) -> Σ weight, following each target back through its own conversation."""
     found = {}
-    for row, target, weight in zip(batch.rows.tolist(), batch.targets.tolist(), batch.weights.tolist(), strict=True):
-        example = next(n for n in range(batch.n_examples) if row < batch.offsets[n + 1])
-        start, branches = batch.offsets[example], batch.branches[example] if batch.branches else ()
+    for row, target, weight in zip(
+        batch.target_positions.tolist(), batch.labels.tolist(), batch.weights.tolist(), strict=True
+    ):
+        example = next(n for n in range(batch.n_examples) if row < batch.cu_seqlens[n + 1])
+        start, branches = batch.cu_seqlens[example], batch.prefix_branches[example] if batch.prefix_branches else ()
         place = row - start
         branch = max((begin for begin in branches if begin <= place), default=None)
         own = range(place + 1) if branch is None else [*range(branches[0]), *range(branch, place + 1)]

@@ -26,24 +26,24 @@ def test_an_example_is_the_rendered_conversation():
     conversation = chat("Hi", "Hello!", "Bye", "Bye!")
     source = ChatDataset([conversation], TOKENIZER, 100, seed=1)
     ids, trained = render(conversation.messages, TOKENIZER)
-    example = source.example(7)
+    example = source[7]
     assert example.ids.tolist() == ids
-    assert example.trained.tolist() == trained
+    assert example.loss_mask.tolist() == trained
     assert (example.kind, example.weight) == ("a", 1.0)
     assert not source.left_out
 
 
 def test_only_the_last_reply_may_be_trained():
     source = ChatDataset([chat("Hi", "Hello!", "Bye", "Bye!")], TOKENIZER, 100, seed=1, train="last")
-    example = source.example(0)
-    assert TOKENIZER.decode(example.ids[example.trained][:-1].tolist()) == "Bye!"
+    example = source[0]
+    assert TOKENIZER.decode(example.ids[example.loss_mask][:-1].tolist()) == "Bye!"
 
 
 def test_a_little_weight_on_what_is_read():
-    example = ChatDataset([chat("Hi", "Hello!")], TOKENIZER, 100, seed=1, prompt_weight=0.25).example(0)
+    example = ChatDataset([chat("Hi", "Hello!")], TOKENIZER, 100, seed=1, prompt_weight=0.25)[0]
     _, trained = render([Message("user", "Hi"), Message("assistant", "Hello!")], TOKENIZER)
     assert example.weight.tolist() == [1.0 if one else 0.25 for one in trained]
-    assert example.trained[1:].all()
+    assert example.loss_mask[1:].all()
 
 
 def test_a_system_message_opens_those_that_have_none():
@@ -72,9 +72,9 @@ def test_nothing_left_to_train_on():
         ChatDataset([], TOKENIZER, 60, seed=1)
 
 
-def drawn(source: ChatDataset, slots: range) -> Counter[tuple[str, str]]:
-    examples = [source.example(slot) for slot in slots]
-    return Counter((e.kind, TOKENIZER.decode(e.ids[e.trained][:-1].tolist())) for e in examples)
+def drawn(source: ChatDataset, indices: range) -> Counter[tuple[str, str]]:
+    examples = [source[index] for index in indices]
+    return Counter((e.kind, TOKENIZER.decode(e.ids[e.loss_mask][:-1].tolist())) for e in examples)
 
 
 @given(
@@ -102,9 +102,9 @@ def test_files_are_mixed_by_weight_and_each_conversation_comes_as_often_as_the_o
 def test_epochs_differ_in_order_and_repeat_exactly():
     chats = [chat("Hi", f"a {k}") for k in range(20)]
     one, two = (ChatDataset(chats, TOKENIZER, 100, seed=3) for _ in range(2))
-    orders = [[one.example(slot).ids.tolist() for slot in range(20 * epoch, 20 * epoch + 20)] for epoch in range(2)]
+    orders = [[one[index].ids.tolist() for index in range(20 * epoch, 20 * epoch + 20)] for epoch in range(2)]
     assert orders[0] != orders[1]
-    assert [two.example(slot).ids.tolist() for slot in range(20)] == orders[0]
+    assert [two[index].ids.tolist() for index in range(20)] == orders[0]
 
 
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=60), st.floats(0.01, 0.6), st.integers(0, 9))
@@ -135,5 +135,5 @@ def test_files_of_the_same_name_are_told_apart():
 
 
 def test_ids_are_those_a_batch_takes():
-    example = ChatDataset([chat("Hi", "Hello!")], TOKENIZER, 100, seed=1).example(0)
-    assert (example.ids.dtype, example.trained.dtype) == (np.int32, bool)
+    example = ChatDataset([chat("Hi", "Hello!")], TOKENIZER, 100, seed=1)[0]
+    assert (example.ids.dtype, example.loss_mask.dtype) == (np.int32, bool)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import CountingSource
+from tiny import CountingDataset
 
 from mini_chat_gpt.common.distributed import World
 from mini_chat_gpt.data.step_loader import StepLoader, count_workers, examples_from
@@ -28,12 +28,12 @@ class InThreads(World):
 
 
 def read_steps(size: int, cursor: int, tokens: int | None, n_steps: int) -> list[tuple[list[list[int]], int]]:
-    """For each step (ids of its examples by rank, slots it took)."""
+    """For each step (ids of its examples by rank, indices it took)."""
     board = (threading.Barrier(size), [None] * size)
     found = [[] for _ in range(size)]
 
     def read(rank):
-        reader = StepLoader(CountingSource(), cursor, 0, InThreads(rank, size, board=board))
+        reader = StepLoader(CountingDataset(), cursor, 0, InThreads(rank, size, board=board))
         for _ in range(n_steps):
             examples, taken = reader.step(5, tokens)
             found[rank].append(([tuple(example.ids.tolist()) for example in examples], taken))
@@ -50,34 +50,34 @@ def read_steps(size: int, cursor: int, tokens: int | None, n_steps: int) -> list
 @settings(max_examples=40, deadline=None)
 def test_any_number_of_ranks_reads_the_steps_that_one_reads(size, cursor, tokens):
     alone = [ranks[0] for ranks in read_steps(1, cursor, tokens, 4)]
-    for (expected, slots), ranks in zip(alone, read_steps(size, cursor, tokens, 4), strict=True):
-        assert {taken for _, taken in ranks} == {slots}
+    for (expected, indices), ranks in zip(alone, read_steps(size, cursor, tokens, 4), strict=True):
+        assert {taken for _, taken in ranks} == {indices}
         together = [example for examples, _ in ranks for example in examples]
-        assert len(together) == slots  # disjoint: nothing is read twice
+        assert len(together) == indices  # disjoint: nothing is read twice
         assert sorted(together) == sorted(expected)
 
 
 @given(st.integers(1, 4), st.integers(0, 50))
 @settings(max_examples=20, deadline=None)
-def test_a_slot_belongs_to_the_same_rank_wherever_reading_begins(size, cursor):
+def test_an_index_belongs_to_the_same_rank_wherever_reading_begins(size, cursor):
     steps = read_steps(size, cursor, None, 2)
     for rank in range(size):
-        expected = [slot for slot in range(cursor, cursor + 10) if slot % size == rank]
+        expected = [index for index in range(cursor, cursor + 10) if index % size == rank]
         read = [ids for step in steps for ids in step[rank][0]]
-        assert read == [tuple(CountingSource().example(slot).ids.tolist()) for slot in expected]
+        assert read == [tuple(CountingDataset()[index].ids.tolist()) for index in expected]
 
 
-@pytest.mark.parametrize("slots", [range(7, 107), range(8, 200, 3)])
-def test_worker_processes_give_the_same_examples_in_the_same_order(slots):
-    inline, workers = (examples_from(CountingSource(), slots, workers=n) for n in (0, 2))
+@pytest.mark.parametrize("indices", [range(7, 107), range(8, 200, 3)])
+def test_worker_processes_give_the_same_examples_in_the_same_order(indices):
+    inline, workers = (examples_from(CountingDataset(), indices, workers=n) for n in (0, 2))
     for ours, theirs in zip(inline, workers, strict=True):
         assert ours.ids.tolist() == theirs.ids.tolist()
 
 
 def test_a_step_in_tokens_takes_examples_until_its_budget_is_reached():
-    taken, slots = StepLoader(CountingSource(), 0).step(4, tokens=100)
+    taken, indices = StepLoader(CountingDataset(), 0).step(4, tokens=100)
     lengths = [len(example.ids) for example in taken]
-    assert slots == len(lengths)
+    assert indices == len(lengths)
     assert sum(lengths) >= 100 > sum(lengths[:-1])
 
 
@@ -96,16 +96,16 @@ def test_without_fork_no_worker_is_the_default(monkeypatch):
     assert count_workers("auto") == 0
 
 
-class Broken(CountingSource):
-    def example(self, slot):
-        raise ValueError(f"slot {slot}")
+class Broken(CountingDataset):
+    def __getitem__(self, index):
+        raise ValueError(f"index {index}")
 
 
-@pytest.mark.parametrize("source", [CountingSource(), Broken()], ids=["in the program", "in a worker"])
+@pytest.mark.parametrize("source", [CountingDataset(), Broken()], ids=["in the program", "in a worker"])
 def test_after_an_error_no_worker_is_left_though_the_error_remembers_everything(source):
     """The program would wait for it at its end, and a worker takes no signals."""
-    with pytest.raises(ValueError, match="slot") as error, StepLoader(source, 0, workers=1) as reader:
+    with pytest.raises(ValueError, match="index") as error, StepLoader(source, 0, workers=1) as reader:
         reader.step(3, None)
-        raise ValueError("slots are fine")
+        raise ValueError("no index failed")
     assert error.tb is not None
     assert not multiprocessing.active_children()

@@ -51,11 +51,11 @@ def test_each_token_and_each_end_is_predicted_exactly_once_an_epoch(lengths, con
 
     source = TextDataset(Memory(), END, context, seed=3)
     targets = []
-    for slot in range(len(source)):
-        example = source.example(slot)
+    for index in range(len(source)):
+        example = source[index]
         assert 2 <= len(example.ids) <= context
-        assert not example.trained[0]
-        targets += example.ids[1:][example.trained[1:]].tolist()
+        assert not example.loss_mask[0]
+        targets += example.ids[1:][example.loss_mask[1:]].tolist()
     wanted = [int(token) for document in documents for token in document[1:]] + [END] * len(documents)
     assert sorted(targets) == sorted(wanted)
 
@@ -64,10 +64,10 @@ def test_an_epoch_is_a_new_order_and_the_same_in_every_process(text_file):
     source = TextDataset(tokenize_file(text_file, TOKENIZER), END, 64, seed=1)
     again = TextDataset(tokenize_file(text_file, TOKENIZER), END, 64, seed=1)
     n = len(source)
-    epochs = [[tuple(source.example(e * n + i).ids.tolist()) for i in range(n)] for e in (0, 1)]
+    epochs = [[tuple(source[e * n + i].ids.tolist()) for i in range(n)] for e in (0, 1)]
     assert epochs[0] != epochs[1]
     assert sorted(epochs[0]) == sorted(epochs[1])
-    assert [tuple(again.example(n + i).ids.tolist()) for i in range(n)] == epochs[1]
+    assert [tuple(again[n + i].ids.tolist()) for i in range(n)] == epochs[1]
 
 
 def test_the_held_out_documents_are_never_trained_on():

@@ -280,7 +280,7 @@ def test_marks_are_those_of_render(tmp_path):
 def test_a_prompt_weight_leaves_only_the_replies_marked_and_is_reported(chats):
     plain, weighted = inspection_of(chats), inspection_of(chats, data={"prompt_weight": 0.25, "num_workers": 0})
     for one, other in zip(plain.shown, weighted.shown, strict=True):
-        assert one.example.trained.tolist() == other.example.trained.tolist()
+        assert one.example.loss_mask.tolist() == other.example.loss_mask.tolist()
     assert any("data.prompt_weight is 0.25: unmarked tokens are trained as well" in line for line in weighted.about)
 
 
@@ -373,7 +373,7 @@ def test_a_page_shows_every_token_as_it_is_marked(tmp_path, chats):
     marks = Marks(text)
     assert len(marks.articles) == len(seen.shown) >= 36
     for article, shown in zip(marks.articles, seen.shown, strict=True):
-        ids, trained = shown.example.ids, shown.example.trained
+        ids, trained = shown.example.ids, shown.example.loss_mask
         assert article["ids"].split() == [str(token) for token in ids.tolist()]
         for name, part in (("b", ids[trained]), ("i", ids[~trained]), ("all", ids)):
             assert article[name] == TOKENIZER.decode(part.tolist(), control=True).replace("\x1b", "\\x1b")
@@ -422,7 +422,7 @@ def test_real_chats(real_data, name):
     seen = inspection_of(str(path), context=512, n=20)
     marks = Marks(page(seen))
     assert [article["b"] for article in marks.articles] == [
-        TOKENIZER.decode(s.example.ids[s.example.trained].tolist(), control=True) for s in seen.shown
+        TOKENIZER.decode(s.example.ids[s.example.loss_mask].tolist(), control=True) for s in seen.shown
     ]
     assert sum(seen.lengths.counts) == totals(seen.rows).examples > 300
     assert all(shown.origin.startswith(f"{path}, line ") for shown in seen.shown)

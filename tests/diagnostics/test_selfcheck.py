@@ -24,14 +24,14 @@ def test_tokens_that_see_another_conversation_are_found():
     def leaking(batch):
         if isinstance(batch, torch.Tensor):
             return whole(batch)
-        return whole(collate_with(batch, (0, batch.offsets[2], *batch.offsets[3:])))  # two conversations as one
+        return whole(collate_with(batch, (0, batch.cu_seqlens[2], *batch.cu_seqlens[3:])))  # two conversations as one
 
     model.forward = leaking
     assert not selfcheck.batched_check(model, examples).passed
 
 
-def collate_with(batch, offsets):
-    return type(batch)(**{**vars(batch), "offsets": offsets})
+def collate_with(batch, cu_seqlens):
+    return type(batch)(**{**vars(batch), "cu_seqlens": cu_seqlens})
 
 
 def test_a_mean_of_means_is_found():

@@ -75,7 +75,7 @@ def test_every_token_is_predicted_once_and_from_half_a_context_at_least(n, conte
     for window in windows_of(ids, context):
         assert len(window.ids) <= context
         assert window.n_trained or n == 1
-        for place in np.flatnonzero(window.trained).tolist():
+        for place in np.flatnonzero(window.loss_mask).tolist():
             predicted.append(int(window.ids[place]))
             assert place >= min(window.ids[place], context / 2)
     assert predicted == ids[1:]

@@ -100,7 +100,7 @@ def test_token_lengths_and_trained_share_are_those_of_the_examples_training_draw
     tokenizer = tiny_tokenizer()
     report = report_folder(folder, tokenizer, seq_len=256)
     source = InstructDataset(folder / TRAIN, tokenizer, 256, data_report._SEED)
-    examples = [source.example(slot) for slot in range(len(source))]
+    examples = [source[slot] for slot in range(len(source))]
     found = report["files"]["train"]["examples"]
     assert found["tokens"]["max"] == max(len(example.ids) for example in examples)
     assert found["tokens"]["mean"] == pytest.approx(np.mean([len(example.ids) for example in examples]), abs=0.1)

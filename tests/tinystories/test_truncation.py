@@ -52,7 +52,7 @@ def test_instruction_and_whole_answer_survive(tokenizer):
     fitted = truncate_to_context(about(STORY), tokenizer, 100)
     assert fitted.task.prompt.startswith("Read this story. ")
     assert fitted.task.prompt.endswith("\n\nWho is it about?")
-    trained = [id for id, target in zip(fitted.ids, fitted.trained, strict=True) if target]
+    trained = [id for id, target in zip(fitted.ids, fitted.loss_mask, strict=True) if target]
     assert trained == [*tokenizer.encode("The cat."), tokenizer.end_id]
 
 

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-from tiny import CountingSource, lively_model, tiny_config, tiny_tokenizer
+from tiny import CountingDataset, lively_model, tiny_config, tiny_tokenizer
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.sft_train import eval_metrics_of
@@ -27,18 +27,25 @@ def examples_of(file=None, sample=None, sft=None, **sections):
     return make_examples(tiny_config(**given), TOKENIZER, 512)
 
 
+class NamedIndices(CountingDataset):
+    def __init__(self, name, n):
+        super().__init__(n)
+        self.name = name
+
+    def __getitem__(self, index):
+        return self.name, index
+
+
 def test_an_epoch_of_a_mixture_has_each_of_the_first_once_and_so_many_of_the_second():
-    first, second = CountingSource(30), CountingSource(1000)
-    first.example = lambda slot: ("first", slot)
-    second.example = lambda slot: ("second", slot)
+    first, second = NamedIndices("first", 30), NamedIndices("second", 1000)
     mixed = Mixed(first, second, 0.25, seed=1)
     assert len(mixed) == 40
     for epoch in (0, 1, 7):
-        drawn = [mixed.example(slot) for slot in range(40 * epoch, 40 * epoch + 40)]
+        drawn = [mixed[index] for index in range(40 * epoch, 40 * epoch + 40)]
         assert Counter(name for name, _ in drawn) == {"first": 30, "second": 10}
-        assert {slot for name, slot in drawn if name == "first"} == set(range(30 * epoch, 30 * epoch + 30))
-        assert {slot for name, slot in drawn if name == "second"} == set(range(10 * epoch, 10 * epoch + 10))
-    names = [mixed.example(slot)[0] for slot in range(40)]
+        assert {index for name, index in drawn if name == "first"} == set(range(30 * epoch, 30 * epoch + 30))
+        assert {index for name, index in drawn if name == "second"} == set(range(10 * epoch, 10 * epoch + 10))
+    names = [mixed[index][0] for index in range(40)]
     assert names != sorted(names)
 
 
@@ -54,7 +61,7 @@ def test_chats_alone_need_no_stories(chats):
 
 def test_chats_and_stories_together(chats, sample):
     found = examples_of(chats, sample, chats={"stories": 0.5}, sft={"eval_tasks": 2})
-    kinds = Counter(found.source.example(slot).kind for slot in range(len(found.source)))
+    kinds = Counter(found.source[index].kind for index in range(len(found.source)))
     assert kinds["chats"] == 18
     assert sum(kinds.values()) == 36
     assert {example.kind for example in found.validation} > {"chats", "moral"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from tiny import CountingSource, tiny_config, tiny_model
+from tiny import CountingDataset, tiny_config, tiny_model
 from torch.nn.parallel import DistributedDataParallel
 
 from mini_chat_gpt.common.device import Precision, pick_precision
@@ -14,7 +14,7 @@ from mini_chat_gpt.data.batching import micro_batches
 from mini_chat_gpt.training.train_step import LossScale, TrainStep
 
 CPU = torch.device("cpu")
-EXAMPLES = [CountingSource().example(i) for i in range(8)]
+EXAMPLES = [CountingDataset()[i] for i in range(8)]
 
 
 def make_engine(precision=None, **training) -> TrainStep:
@@ -41,7 +41,7 @@ def test_the_loss_is_the_weighted_mean_over_tokens_computed_plainly():
         ids = torch.from_numpy(example.ids).long()
         with torch.no_grad():
             losses = torch.nn.functional.cross_entropy(engine.model(ids[None])[0, :-1], ids[1:], reduction="none")
-        trained = torch.from_numpy(example.trained[1:])
+        trained = torch.from_numpy(example.loss_mask[1:])
         top += example.weight * losses[trained].sum().item()
         bottom += example.weight * int(trained.sum())
     report = engine.step(EXAMPLES)
@@ -54,13 +54,13 @@ def test_the_loss_is_the_weighted_mean_over_tokens_computed_plainly():
 
 def test_evaluation_counts_every_example_once_and_by_kind():
     engine = make_engine()
-    examples = [CountingSource().example(i) for i in range(37)]
+    examples = [CountingDataset()[i] for i in range(37)]
     expected = {"a": [0.0, 0], "b": [0.0, 0]}
     for example in examples:
         ids = torch.from_numpy(example.ids).long()
         with torch.no_grad():
             each = torch.nn.functional.cross_entropy(engine.model(ids[None])[0, :-1], ids[1:], reduction="none")
-        trained = torch.from_numpy(example.trained[1:])
+        trained = torch.from_numpy(example.loss_mask[1:])
         expected[example.kind][0] += each[trained].sum().item()
         expected[example.kind][1] += int(trained.sum())
     for kind, (total, count) in engine.evaluate(examples).items():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors import SafetensorError
-from tiny import CountingSource, tiny_config, tiny_model, tiny_tokenizer
+from tiny import CountingDataset, tiny_config, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.checkpoints.find import best_of, find_checkpoint, steps_of
 from mini_chat_gpt.checkpoints.load import load_model
@@ -36,10 +36,8 @@ def make_trainer(
 ) -> Trainer:
     config = tiny_config(**{"sft": SFT, "training": {"batch_size": 4, "keep_checkpoints": 20}} | sections)
     folder.mkdir(exist_ok=True)
-    source = CountingSource()
-    job = Job(
-        "sft", config.sft, source, [source.example(i + 1000) for i in range(validation)], stages=stages, measure=measure
-    )
+    source = CountingDataset()
+    job = Job("sft", config.sft, source, [source[i + 1000] for i in range(validation)], stages=stages, measure=measure)
     model = tiny_model(tokenizer.vocab_size)
     monitor = Monitor(folder, config.wandb, {}, Console(quiet=True))
     engine = TrainStep(model, config, job.phase, pick_precision(config.system.mixed_precision, torch.device("cpu")))
@@ -89,12 +87,12 @@ def test_a_checkpoint_from_before_waiting_was_counted_can_be_continued(tmp_path)
     assert go_on(make_trainer(tmp_path / "run"), checkpoint).progress.step == 6
 
 
-class SlowSource(CountingSource):
+class SlowSource(CountingDataset):
     """Examples that take longer to make than a step takes."""
 
-    def example(self, slot):
+    def __getitem__(self, index):
         time.sleep(0.05)
-        return super().example(slot)
+        return super().__getitem__(index)
 
 
 def test_the_share_of_waiting_for_examples_is_recorded(tmp_path):
@@ -107,11 +105,11 @@ def test_the_share_of_waiting_for_examples_is_recorded(tmp_path):
     assert all(0 < share <= 1 for share in shares)
 
 
-class OneLetterSource(CountingSource):
+class OneLetterSource(CountingDataset):
     """Examples that can be told from the others by their kind."""
 
-    def example(self, slot):
-        return replace(super().example(slot), kind="easy")
+    def __getitem__(self, index):
+        return replace(super().__getitem__(index), kind="easy")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -131,7 +129,7 @@ def test_stages_come_first_with_their_own_examples_and_step_size(tmp_path, worke
     assert all(sum(len(example.ids) for example in examples) >= 30 for examples in taken[:3])
     assert all(len(examples) == 4 for examples in taken[3:])
     assert decays == [None] * 3 + [0.3] * 2 + [None] * 7
-    assert trainer.progress.cursor == sum(map(len, taken))  # no example slot is used twice or left out
+    assert trainer.progress.cursor == sum(map(len, taken))  # no example index is used twice or left out
 
 
 def test_a_run_stopped_between_stages_goes_on_where_it_was(tmp_path):
@@ -189,16 +187,16 @@ def test_a_small_model_learns_what_it_is_shown(tmp_path):
     assert result.val_losses["val_loss"] < 0.5
 
 
-class PoisonedSource(CountingSource):
-    """From slot 12 on, examples whose loss is not a number."""
+class PoisonedSource(CountingDataset):
+    """From index 12 on, examples whose loss is not a number."""
 
     def __init__(self, first: int = 12, last: int = 10**9) -> None:
         super().__init__()
         self.first, self.last = first, last
 
-    def example(self, slot):
-        example = super().example(slot)
-        return replace(example, weight=float("nan")) if self.first <= slot <= self.last else example
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        return replace(example, weight=float("nan")) if self.first <= index <= self.last else example
 
 
 def test_accidents_in_a_row_end_the_run_and_their_examples_are_kept(tmp_path):
@@ -211,7 +209,7 @@ def test_accidents_in_a_row_end_the_run_and_their_examples_are_kept(tmp_path):
     assert str(tmp_path / "run" / "accidents") in str(raised.value)
     texts = sorted((tmp_path / "run" / "accidents").iterdir())
     assert [text.name for text in texts] == [f"step-000000{step}-rank-0.txt" for step in (4, 5, 6)]
-    expected = [trainer.job.source.example(slot).ids.tolist() for slot in range(12, 16)]
+    expected = [trainer.job.source[index].ids.tolist() for index in range(12, 16)]
     assert sorted(read_ids(texts[0].read_text())) == sorted(expected)
     assert steps_of(tmp_path / "run")[-1].name == "step-0000003"
 
