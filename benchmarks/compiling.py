@@ -1,8 +1,8 @@
-"""What torch.compile costs and gives on this machine: `python benchmarks/compiling.py [--presets 1m 15m] [--threads 2]`.
+"""Cost and gain of torch.compile on this machine: `python benchmarks/compiling.py [--presets 1m 15m] [--threads 2]`.
 
-Each row is a fresh pair of processes. The first compiles with an empty cache ("cold"), the second finds what the first left
-("warm") and then runs the same optimizer steps by turns on a compiled and on a plain model. Steps are those of fine-tuning:
-16 examples of 60 to 350 tokens in micro-batches of 8, four in ten tokens trained.
+Each row is a fresh pair of processes. The first compiles with an empty cache ("cold"). The second reuses that cache ("warm")
+and then runs the same optimizer steps alternately on a compiled and on a plain model. The steps are those of fine-tuning:
+16 examples of 60 to 350 tokens in micro-batches of 8, with 40 % of the tokens supervised.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VOCABULARY = {"1m": 4096, "3m": 4096, "15m": 32000, "30m": 50304, "124m": 50304}
 
 
 def measure(preset: str, precision: str, threads: int, device_name: str, steps: int) -> dict[str, float | str]:
-    """Seconds to compile, and median seconds of a step in both ways (0 steps: only compile)."""
+    """Seconds to compile, and median seconds per step with both models (steps=0: compile only)."""
     import numpy as np
     import torch
 
@@ -43,18 +43,18 @@ def measure(preset: str, precision: str, threads: int, device_name: str, steps: 
         trained[-1] = True
         return Example(rng.integers(0, vocabulary, n).astype(np.int32), trained, 1.0, "any")
 
-    def engine() -> TrainStep:
+    def make_train_step() -> TrainStep:
         torch.manual_seed(0)
         model = GPT(ModelSection(preset=preset).gpt_config(vocabulary)).to(device)
         return TrainStep(model, Config(), Config().sft, pick_precision(precision, device))
 
-    def seconds(engine: TrainStep, examples: list[Example]) -> float:
+    def seconds(train_step: TrainStep, examples: list[Example]) -> float:
         started = time.perf_counter()
-        engine.step(examples)  # reads the loss, so that a GPU has finished
+        train_step.step(examples)  # reads the loss, which waits for the GPU
         return time.perf_counter() - started
 
     batch = [example() for _ in range(16)]
-    plain, compiled = engine(), engine()
+    plain, compiled = make_train_step(), make_train_step()
     seconds(plain, batch), plain.evaluate(batch)
     started = time.perf_counter()
     choice = choose_compiling(True, device, steps)
@@ -65,18 +65,18 @@ def measure(preset: str, precision: str, threads: int, device_name: str, steps: 
     first = time.perf_counter() - started
     started = time.perf_counter()
     seconds(compiled, batch), compiled.evaluate(batch)
-    found = {"precision": plain.precision.reason, "compile": first - (time.perf_counter() - started)}
+    result = {"precision": plain.precision.reason, "compile": first - (time.perf_counter() - started)}
     if steps:
         pairs = [
-            (seconds(plain, made), seconds(compiled, made))
-            for made in ([example() for _ in range(16)] for _ in range(steps))
+            (seconds(plain, examples), seconds(compiled, examples))
+            for examples in ([example() for _ in range(16)] for _ in range(steps))
         ]
-        found |= {
-            "plain": statistics.median(one for one, _ in pairs),
-            "compiled": statistics.median(other for _, other in pairs),
-            "ratio": statistics.median(one / other for one, other in pairs),
+        result |= {
+            "plain": statistics.median(plain_seconds for plain_seconds, _ in pairs),
+            "compiled": statistics.median(compiled_seconds for _, compiled_seconds in pairs),
+            "ratio": statistics.median(numerator / denominator for numerator, denominator in pairs),
         }
-    return found
+    return result
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
-"""What stands between text and the training step, against its limits: `python benchmarks/data.py [--parts render workers …]`.
+"""The data pipeline from text to the training step, compared with its limits: `python benchmarks/data.py [--parts render workers …]`.
 
-    render      rendering into arrays against tiktoken's bare `encode_ordinary`; parsing, task rules and whole examples apart
-    workers     examples per second that two worker processes deliver against one, and against what they make by themselves
-    tokenizer   training our own tokenizer, against rustbpe and tokenizers
-    index       a file of 2.66 GB: indexing it, memory, and the first example of the next start
-    waiting     share of a training run in which the step waits for its examples
-    start       `mini-chat-gpt [VERB] --help`, and the time from a command to its first training step
+    render      rendering into arrays, compared with tiktoken's `encode_ordinary`; parsing, task rules and whole examples
+    workers     examples per second of two worker processes, one worker process, and no worker
+    tokenizer   training a tokenizer, compared with rustbpe and tokenizers
+    index       a file of 2.66 GB: indexing time, memory, and the first example at the next start
+    waiting     share of a training run in which the step waits for examples
+    start       `mini-chat-gpt [VERB] --help`, and the time from starting a command to its first training step
 
-Records are those of the generated sample (or of --data, a folder with TinyStoriesInstruct-train.txt), ids GPT-2's. All numbers of
-a line are measured in one run, by turns where they are compared; medians.
+Records are those of the generated sample (or of --data, a folder with TinyStoriesInstruct-train.txt); the tokenizer is GPT-2's.
+All numbers of a line are medians of one run; compared implementations are interleaved.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def by_turns(contestants: dict[str, Callable[[], Any]], rounds: int = 7) -> dict[str, float]:
-    """Median seconds of each, one after the other in every round."""
-    times = [{name: seconds(work) for name, work in contestants.items()} for _ in range(rounds)]
-    return {name: statistics.median(time[name] for time in times) for name in contestants}
+def interleaved(implementations: dict[str, Callable[[], Any]], rounds: int = 7) -> dict[str, float]:
+    """Median seconds of each; every round runs each of them once."""
+    times = [{name: seconds(work) for name, work in implementations.items()} for _ in range(rounds)]
+    return {name: statistics.median(time[name] for time in times) for name in implementations}
 
 
 def line(what: str, ours: str, limit: str = "", ratio: float | None = None, goal: str = "") -> None:
@@ -47,7 +47,7 @@ def line(what: str, ours: str, limit: str = "", ratio: float | None = None, goal
 
 
 def child(code: str, *arguments: object, environment: dict[str, str] | None = None) -> Any:
-    """What a fresh Python process prints last, as JSON."""
+    """Parse the last line that a new Python process prints as JSON."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (environment or {}))
     if done.returncode:
@@ -56,7 +56,7 @@ def child(code: str, *arguments: object, environment: dict[str, str] | None = No
 
 
 def gpt2() -> Any:
-    """GPT-2's tokenizer, from a file where MINI_CHAT_GPT_DATA has it, with the chat tokens."""
+    """GPT-2's tokenizer with the control tokens; from the folder MINI_CHAT_GPT_DATA if it is there."""
     from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
     file = Path(os.environ.get("MINI_CHAT_GPT_DATA", "")) / "gpt2-bpe" / "gpt2.tiktoken"
@@ -66,7 +66,7 @@ def gpt2() -> Any:
 
 
 def quickstart_source(file: Path, tokenizer: Any) -> Any:
-    """Examples as the quickstart makes them after its first lesson."""
+    """The examples of the quickstart after its first curriculum stage."""
     from mini_chat_gpt.config_file import load_config
     from mini_chat_gpt.quickstart import SETTINGS
     from mini_chat_gpt.tinystories.record_index import RecordIndex
@@ -89,15 +89,15 @@ def measure_render(file: Path) -> None:
     chats = [messages_of(task) for record in records for task in generate_tasks(record, 0, trained)][:n]
     contents = [message.content for chat in chats for message in chat]
     size, raw = sum(len(text.encode()) for text in contents), tokenizer.encoder._encoding.encode_ordinary
-    together = "\n".join(contents)
+    joined = "\n".join(contents)
     single = InstructDataset(file, tokenizer, 1024, 1337, turns=1)
     several = InstructDataset(file, tokenizer, 1024, 1337, turns=4)
     quick = quickstart_source(file, tokenizer)
-    taken = by_turns(
+    taken = interleaved(
         {
             "render": lambda: [render_arrays(chat, tokenizer) for chat in chats],
             "encode": lambda: [raw(text) for text in contents],
-            "at once": lambda: raw(together),
+            "at once": lambda: raw(joined),
             "parse": lambda: [parse_record(text) for text in texts],
             "rules": lambda: [generate_tasks(record, 0, trained) for record in records],
             "single": lambda: [single[slot] for slot in range(n)],
@@ -106,12 +106,12 @@ def measure_render(file: Path) -> None:
         }
     )
     rate = {name: size / taken[name] / 1e6 for name in ("render", "encode", "at once")}
-    line("render into arrays", f"{rate['render']:.1f} MB/s", f"encode_ordinary, one text a call {rate['encode']:.1f}",
+    line("render into arrays", f"{rate['render']:.1f} MB/s", f"encode_ordinary, one text per call {rate['encode']:.1f}",
          rate["render"] / rate["encode"], "goal 0.70")  # fmt: skip
     line("", "", f"encode_ordinary of all as one text {rate['at once']:.1f}", rate["render"] / rate["at once"])
     parsed = sum(len(text.encode()) for text in texts) / taken["parse"] / 1e6
-    line("parsing", f"{taken['parse'] / n * 1e6:.0f} µs a record", f"{parsed:.0f} MB/s")
-    line("task rules, all 8 default kinds", f"{taken['rules'] / n * 1e6:.0f} µs a record")
+    line("parsing", f"{taken['parse'] / n * 1e6:.0f} µs per record", f"{parsed:.0f} MB/s")
+    line("task rules, all 8 default kinds", f"{taken['rules'] / n * 1e6:.0f} µs per record")
     for name, what in (("single", "1 turn"), ("several", "up to 4 turns"), ("quick", "quickstart")):
         tokens = sum(len({"single": single, "several": several, "quick": quick}[name][i].ids) for i in range(n))
         rate_of = f"{tokens / taken[name] / 1e3:,.0f} thousand tokens/s"
@@ -156,7 +156,7 @@ def measure_tokenizer(file: Path) -> None:
         trainer = trainers.BpeTrainer(vocab_size=4092, initial_alphabet=alphabet, show_progress=False)
         tokenizer.train_from_iterator(texts, trainer)
 
-    taken = by_turns(
+    taken = interleaved(
         {
             "ours": lambda: ChatTokenizer.train(texts, 4096),
             "rustbpe": lambda: rustbpe.Tokenizer().train_from_iterator(iter(texts), 4092, pattern=DEFAULT_PATTERN),
@@ -190,24 +190,24 @@ import json, sys, time
 born = float(sys.argv[1])
 began = time.time()
 from mini_chat_gpt.common.entry import importing
-with importing():  # as the command does
+with importing():  # as the command line does
     import torch
-    torch_there = time.time()
+    torch_imported = time.time()
     from pathlib import Path
     from mini_chat_gpt.data.batching import collate
     from mini_chat_gpt.sft_dataloader import InstructDataset
     from mini_chat_gpt.tinystories.record_index import RecordIndex
     from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-ours_there = time.time()
+package_imported = time.time()
 tokenizer = ChatTokenizer.load(sys.argv[3])
-tokenizer_there = time.time()
+tokenizer_loaded = time.time()
 index = RecordIndex(sys.argv[2])
-index_there = time.time()
+index_loaded = time.time()
 source = InstructDataset(index, tokenizer, 1024, 1337)
-balanced = time.time()
+dataset_made = time.time()
 collate([source[slot] for slot in range(32)])
 end = time.time()
-moments = [born, began, torch_there, ours_there, tokenizer_there, index_there, balanced, end]
+moments = [born, began, torch_imported, package_imported, tokenizer_loaded, index_loaded, dataset_made, end]
 print(json.dumps([later - earlier for earlier, later in zip(moments, moments[1:])]))
 """
 
@@ -223,9 +223,9 @@ def measure_index(file: Path, folder: Path) -> None:
         size = big.stat().st_size / 1e6
         raw = child(READ, big)
         taken, records, memory = child(INDEX, big)
-        line(f"index {size / 1e3:.2f} GB, {records:,} records", f"{size / taken:.0f} MB/s", f"only reading it {size / raw:,.0f}",
+        line(f"index {size / 1e3:.2f} GB, {records:,} records", f"{size / taken:.0f} MB/s", f"only reading {size / raw:,.0f}",
              raw / taken, "goal 300 MB/s")  # fmt: skip
-        line("   memory of the process while it does", f"{memory / 1e6:.0f} MB", goal="goal < 500 MB")
+        line("   memory of the process", f"{memory / 1e6:.0f} MB", goal="goal < 500 MB")
         saved = folder / "tokenizer"
         gpt2().save(saved)
         runs = [child(FIRST_BATCH, time.time(), big, saved) for _ in range(5)]
@@ -237,7 +237,7 @@ def measure_index(file: Path, folder: Path) -> None:
             f"import torch alone {parts[1]:.2f}",
             goal="goal 2 s",
         )
-        names = ("Python", "torch", "our modules", "tokenizer", "index from its cache", "source", "32 examples")
+        names = ("Python", "torch", "this package", "tokenizer", "index from its cache", "dataset", "32 examples")
         print("   " + ", ".join(f"{name} {part:.2f}" for name, part in zip(names, parts, strict=True)))
     finally:
         for leftover in folder.glob("big-train*"):
@@ -255,7 +255,7 @@ def in_folder(folder: Path, arguments: Sequence[str]) -> None:
 
 
 def quickstart_run(folder: Path, sft: str, *changes: str) -> list[str]:
-    """The fine-tuning of the quickstart, short and without evaluations."""
+    """Arguments of the quickstart's fine-tuning, short and without evaluations."""
     from mini_chat_gpt.quickstart import SETTINGS
 
     return ["sft", "--config", str(SETTINGS), f"sft.dataset_path={folder}", f"pretrain.dataset_path={folder}",
@@ -276,14 +276,14 @@ def make_base(folder: Path) -> None:
     in_folder(folder, [*base, "pretrain.max_steps=2", "data.eval_examples=8"])
 
 
-LESSONS = {
-    "first lesson": "data.curriculum=[{share: 0.99, seq_len: 96, turns: 1, tokens_per_step: 768}]",
+STAGES = {
+    "first stage": "data.curriculum=[{share: 0.99, seq_len: 96, turns: 1, tokens_per_step: 768}]",
     "afterwards": "data.curriculum=[]",
 }
 
 
 def waiting(folder: Path, run: str, *changes: str) -> tuple[float, float]:
-    """(share of a short training run in which its step waits for examples, tokens per second), without its first quarter."""
+    """(share of the time in which the step waits for examples, tokens per second) of a short run without its first quarter."""
     in_folder(folder, quickstart_run(folder, run, *changes))
     rows = [json.loads(text) for text in (folder / run / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "sft/data_wait_share" in row]
@@ -294,16 +294,16 @@ def waiting(folder: Path, run: str, *changes: str) -> tuple[float, float]:
 
 def measure_waiting(folder: Path, threads: int, steps: int, rounds: int) -> None:
     settings = [f"sft.max_steps={steps}", f"system.threads={threads}"]
-    for name, lesson in LESSONS.items():
+    for name, stage in STAGES.items():
         runs: dict[int, list[tuple[float, float]]] = {1: [], 0: []}
-        for number in range(rounds):  # by turns
+        for number in range(rounds):  # interleaved
             for workers in runs:
                 run = f"waiting-{name.replace(' ', '-')}-{workers}-{number}"
-                runs[workers].append(waiting(folder, run, lesson, f"data.num_workers={workers}", *settings))
-        rates = {workers: statistics.median(rate for _, rate in found) for workers, found in runs.items()}
-        for workers, found in runs.items():
-            share = statistics.median(share for share, _ in found)
-            compared = f"each round {', '.join(f'{rate:,.0f}' for _, rate in found)}"
+                runs[workers].append(waiting(folder, run, stage, f"data.num_workers={workers}", *settings))
+        rates = {workers: statistics.median(rate for _, rate in results) for workers, results in runs.items()}
+        for workers, results in runs.items():
+            share = statistics.median(share for share, _ in results)
+            compared = f"each round {', '.join(f'{rate:,.0f}' for _, rate in results)}"
             line(f"quickstart, {name}, num_workers={workers}", f"{share:.1%} waiting", f"{rates[workers]:,.0f} tokens/s",
                  rates[workers] / rates[0], f"goal ≤ 2 %; {compared}")  # fmt: skip
 
@@ -338,15 +338,13 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, help="folder with TinyStoriesInstruct files (default: the generated sample)"
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the training step in `waiting`")
-    parser.add_argument("--steps", type=int, default=40, help="of each training run in `waiting`")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="of training runs in `waiting`, with and without a worker by turns"
+        "--threads", type=int, default=os.cpu_count() or 1, help="threads of the training step in `waiting`"
     )
-    parser.add_argument("--verbs", nargs="*", help="whose --help is timed (default: all)")
-    parser.add_argument(
-        "--scratch", help="where 2.7 GB and some runs find room (default: the system's temporary folder)"
-    )
+    parser.add_argument("--steps", type=int, default=40, help="steps of each training run in `waiting`")
+    parser.add_argument("--rounds", type=int, default=3, help="training runs in `waiting`, with and without a worker")
+    parser.add_argument("--verbs", nargs="*", help="verbs whose --help is timed (default: all)")
+    parser.add_argument("--scratch", help="folder with 2.7 GB of free space (default: the system's temporary folder)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         folder = Path(scratch)

@@ -1,9 +1,9 @@
-"""How fast replies come, on one core: `OMP_NUM_THREADS=1 python benchmarks/generation.py [--llama2c FOLDER] [--sizes 15m 110m]`.
+"""Speed of generation on one core: `OMP_NUM_THREADS=1 python benchmarks/generation.py [--llama2c FOLDER] [--sizes 15m 110m]`.
 
-Tables: tokens a second of replies, one and sixteen at a time; reading prompts; replies that copy from their prompt; the
-first token of a chat reply. Beside ours stand Hugging Face's `generate`, llama2.c's run.c (from a checkout in FOLDER, which
-is compiled with -Ofast; without one its column is left out) and what the memory's or the processor's speed allows, measured
-in the same run. Contestants take turns; figures are medians. Weights are random, the same ones for all.
+Tables: tokens per second of replies, one and sixteen at a time; prefill; replies that copy from their prompt; the first token
+of a chat reply. The comparisons are Hugging Face's `generate`, llama2.c's run.c (from a checkout in FOLDER, compiled with
+-Ofast; without one its column is omitted), and the limits of memory bandwidth or arithmetic, measured in the same run.
+Implementations are interleaved; numbers are medians. All use the same random weights.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ SIZES = {
 N_NEW = {("15m", 1): 128, ("15m", 16): 32, ("110m", 1): 40, ("110m", 16): 10}
 WEIGHTS = ("float32", "bf16", "int8")
 BYTES = {"float32": 4, "bf16": 2, "int8": 1}
-# What `decode` needs to know of a tokenizer; nothing ends a reply early.
+# The attributes of a tokenizer that `decode` uses; no stop id ends a reply early.
 TOKENIZER: Any = SimpleNamespace(stop_ids=frozenset(), control={}, vocab_size=VOCABULARY)
 
-Contestant = Callable[[], float]  # does its work once; returns seconds
+Work = Callable[[], float]  # does the work once and returns the seconds
 
 
-def alternate(contestants: dict[str, Contestant], rounds: int) -> dict[str, float]:
-    """Median seconds of each, after a first turn that doesn't count."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+def alternate(implementations: dict[str, Work], rounds: int) -> dict[str, float]:
+    """Median seconds of each, after a warm-up round."""
+    seconds: dict[str, list[float]] = {name: [] for name in implementations}
     for number in range(rounds + 1):
-        for name, work in contestants.items():
+        for name, work in implementations.items():
             taken = work()
             if number:
                 seconds[name].append(taken)
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
-def timed(work: Callable[[], object]) -> Contestant:
+def timed(work: Callable[[], object]) -> Work:
     def once() -> float:
         started = time.perf_counter()
         work()
@@ -76,7 +76,7 @@ def timed(work: Callable[[], object]) -> Contestant:
 
 
 def random_model(config: GPTConfig) -> GPT:
-    """Weights large enough that greedy replies vary, and logits as far apart as a trained model's."""
+    """A model with weights large enough that greedy replies vary and logits are as far apart as in a trained model."""
     torch.manual_seed(0)
     model = GPT(config).eval()
     with torch.no_grad():
@@ -92,7 +92,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
         print(f"| {' | '.join(row)} |", flush=True)
 
 
-# Peers
+# Other implementations
 
 
 class HuggingFace:
@@ -134,17 +134,17 @@ class RunC:
         (folder / "tokenizer.bin").write_bytes(struct.pack("<i", 1) + entry * VOCABULARY)
 
     def run(self, n_steps: int) -> tuple[str, float]:
-        """What it prints, and its own count of tokens a second."""
+        """Its output, and the tokens per second that it reports."""
         command = [str(self.program), str(self.weights), "-t", "0", "-n", str(n_steps)]
         done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=self.folder)
-        found = re.search(r"achieved tok/s: ([\d.]+)", done.stderr)
-        if found is None:
-            sys.exit(f"run.c did not say how fast it was: {done.stderr}")
-        return done.stdout, float(found[1])
+        speed = re.search(r"achieved tok/s: ([\d.]+)", done.stderr)
+        if speed is None:
+            sys.exit(f"run.c did not report its speed: {done.stderr}")
+        return done.stdout, float(speed[1])
 
 
 def llama2c_parts(model: GPT) -> Iterator[bytes]:
-    """A model of ours as llama2.c's original `.bin`."""
+    """Our model in llama2.c's original `.bin` format."""
     config, state = model.config, model.state_dict()
     sizes = (config.n_embd, config.mlp_size, config.n_layer, config.n_head, config.kv_heads, config.vocab_size)
     yield struct.pack("<7i", *sizes, config.context_length)
@@ -154,33 +154,34 @@ def llama2c_parts(model: GPT) -> Iterator[bytes]:
     for name in names:
         for layer in range(config.n_layer):
             weight = state[f"layers.{layer}.{name}.weight"]
-            if name in ("self_attn.q_proj", "self_attn.k_proj"):  # it turns neighbours together, we a head's two halves
+            # run.c rotates neighboring pairs, we rotate the two halves of a head.
+            if name in ("self_attn.q_proj", "self_attn.k_proj"):
                 halves = weight.view(-1, 2, config.head_size // 2, weight.shape[1])
                 weight = halves.transpose(1, 2).reshape(weight.shape)
             yield weight.numpy().tobytes()
     yield state["norm.weight"].numpy().tobytes()
-    yield bytes(4 * config.context_length * config.head_size)  # tables that it no longer reads
+    yield bytes(4 * config.context_length * config.head_size)  # tables that run.c no longer reads
 
 
 # Limits
 
 
 def memory_bandwidth() -> float:
-    """Bytes a second that this core reads, the best of some ways and turns."""
+    """Bytes per second that this core reads, the best of several methods and repetitions."""
     numbers = torch.ones(64 * 2**20)
     array = numbers.numpy()
-    ways = (lambda: numbers.sum(), lambda: np.dot(array, array), lambda: numbers.max())
-    return numbers.nbytes / min(timed(way)() for way in ways for _ in range(5))
+    methods = (lambda: numbers.sum(), lambda: np.dot(array, array), lambda: numbers.max())
+    return numbers.nbytes / min(timed(method)() for method in methods for _ in range(5))
 
 
 def matrix_peak(dtype: torch.dtype) -> float:
-    """FLOP a second of a large product: 512 rows, 768 by 4,096."""
+    """FLOP/s of a large matrix product, (512, 768) by (768, 4096)."""
     x, weight = torch.randn(512, 768).to(dtype), torch.randn(4096, 768).to(dtype)
     return 2 * 512 * 768 * 4096 / min(timed(lambda: F.linear(x, weight))() for _ in range(15))
 
 
 def needed_work(config: GPTConfig, n_tokens: int) -> float:
-    """FLOP to read a prompt: all weights for all tokens, but of the last block's only k and v for those before the last."""
+    """FLOP of the prefill of a prompt: all weights for all tokens, but in the last block only k and v of the tokens before the last."""
     width, heads = config.n_embd, config.n_head * config.head_size
     kv = 2 * width * config.kv_heads * config.head_size
     others = 2 * width * heads + 3 * width * config.mlp_size
@@ -202,16 +203,16 @@ def our_reply(model: CPUInferenceModel, prompts: torch.Tensor, n_new: int, looku
 
 
 def replies(size: str, model: GPT, n_rows: int, run_c: RunC | None, rounds: int) -> None:
-    """Tokens a second of replies."""
+    """Tokens per second of replies."""
     n_new, forms = N_NEW[size, n_rows], {weights: CPUInferenceModel(model, weights) for weights in WEIGHTS}
     prompts = torch.full((n_rows, 1), BOS) if n_rows == 1 else torch.randint(3, VOCABULARY, (n_rows, 8))
     hf = {"float32": HuggingFace(model, torch.float32), "bf16": HuggingFace(model, torch.bfloat16)}
-    contestants = {f"ours {name}": timed(partial(our_reply, form, prompts, n_new)) for name, form in forms.items()}
-    contestants |= {f"HF {name}": timed(partial(peer.reply, prompts, n_new)) for name, peer in hf.items()}
+    implementations = {f"ours {name}": timed(partial(our_reply, form, prompts, n_new)) for name, form in forms.items()}
+    implementations |= {f"HF {name}": timed(partial(peer.reply, prompts, n_new)) for name, peer in hf.items()}
     if run_c is not None and n_rows == 1:
-        contestants["run.c"] = lambda: n_new / run_c.run(n_new)[1]
+        implementations["run.c"] = lambda: n_new / run_c.run(n_new)[1]
         same_tokens(run_c, forms["float32"], prompts, n_new)
-    rate = {name: n_rows * n_new / seconds for name, seconds in alternate(contestants, rounds).items()}
+    rate = {name: n_rows * n_new / seconds for name, seconds in alternate(implementations, rounds).items()}
     bandwidth = memory_bandwidth()
     rows = []
     for name, tokens in rate.items():
@@ -226,32 +227,32 @@ def replies(size: str, model: GPT, n_rows: int, run_c: RunC | None, rounds: int)
 
 
 def same_tokens(run_c: RunC, form: CPUInferenceModel, prompts: torch.Tensor, n_new: int) -> None:
-    """Compare greedy tokens where run.c was made to print ids (a plain checkout prints text)."""
+    """Compare greedy tokens if run.c was changed to print ids (an unchanged checkout prints text)."""
     printed, [ours] = run_c.run(n_new)[0].split(), our_reply(form, prompts, n_new)
     if all(word.isdigit() for word in printed):
         n_same = next(
             (at for at, pair in enumerate(zip(printed, ours, strict=False)) if int(pair[0]) != pair[1]), n_new
         )
         print(
-            f"\nGreedy tokens of run.c and ours: the first {n_same} of {n_new} are the same ({len(set(ours))} different ones)."
+            f"\nGreedy tokens of run.c and ours: the first {n_same} of {n_new} are equal ({len(set(ours))} distinct tokens)."
         )
 
 
 def prompts_read(size: str, model: GPT, rounds: int) -> None:
-    """Reading prompts: the share of the processor's matrix peak that is needed work."""
+    """Prefill: the necessary work as a share of the processor's peak."""
     config, rows = model.config, []
     hf = {"float32": HuggingFace(model, torch.float32), "bf16": HuggingFace(model, torch.bfloat16)}
     forms = {weights: CPUInferenceModel(model, weights, few_rows=False) for weights in WEIGHTS}
     for length in (512, 1000):
         ids = torch.randint(3, VOCABULARY, (1, length))
-        contestants = {f"ours {name}": timed(partial(read, form, ids)) for name, form in forms.items()}
-        contestants |= {f"HF {name}": timed(partial(peer.read, ids)) for name, peer in hf.items()}
-        peaks: dict[str, Contestant] = {
+        implementations = {f"ours {name}": timed(partial(read, form, ids)) for name, form in forms.items()}
+        implementations |= {f"HF {name}": timed(partial(peer.read, ids)) for name, peer in hf.items()}
+        peaks: dict[str, Work] = {
             "peak float32": lambda: 1 / matrix_peak(torch.float32),
             "peak bf16": lambda: 1 / matrix_peak(torch.bfloat16),
         }
-        seconds = alternate(contestants | peaks, rounds)
-        for name in contestants:
+        seconds = alternate(implementations | peaks, rounds)
+        for name in implementations:
             kind = "float32" if name.endswith("float32") else "bf16"
             share = needed_work(config, length) / seconds[name] * seconds[f"peak {kind}"]
             peer = seconds[f"HF {kind}"] / seconds[name]
@@ -274,7 +275,7 @@ def prompts_read(size: str, model: GPT, rounds: int) -> None:
             "time",
             "tokens/s",
             "× HF in that type (int8: in bf16)",
-            "needed work, share of that type's peak",
+            "necessary work, share of that type's peak",
         ],
         rows,
     )
@@ -285,7 +286,7 @@ def read(form: CPUInferenceModel, ids: torch.Tensor) -> None:
 
 
 def copies(size: str, model: GPT, rounds: int) -> None:
-    """Replies of 96 tokens that are given, of which a share stands in the prompt of 200 tokens, with and without lookup."""
+    """Fixed replies of 96 tokens, of which a share occurs in the prompt of 200 tokens, with and without prompt lookup decoding."""
     rows, rng = [], np.random.default_rng(0)
     prompt = rng.permutation(np.arange(3, VOCABULARY))[:200].tolist()
     never = torch.tensor([0])
@@ -320,24 +321,24 @@ def copies(size: str, model: GPT, rounds: int) -> None:
 
 
 def first_token(size: str, rounds: int) -> None:
-    """How long a chat reply's first token takes with about 1,000 tokens of history, already read and not."""
+    """Time to the first token of a chat reply after about 1,000 tokens of history, in the KV cache and not."""
     tokenizer = ChatTokenizer.train(["a b c d e f g h"] * 9, 260)
     tokenizer.chat_format = ChatFormat()
     model = random_model(SIZES[size].model_copy(update={"context_length": 2048}))
-    known = ChatSession(model, tokenizer, Sampling(temperature=0, max_new_tokens=3))
-    list(known.send("a b c d e " * 99))
-    history = len(known._ids)
+    cached = ChatSession(model, tokenizer, Sampling(temperature=0, max_new_tokens=3))
+    list(cached.send("a b c d e " * 99))
+    history = len(cached._ids)
 
     def ask(session: ChatSession) -> None:
         list(session.send("a?"))
         session.undo()
 
-    def unread() -> float:
-        session = ChatSession(model, tokenizer, known.sampling)
-        session._reader, session.turns = known._reader, list(known.turns)
+    def uncached() -> float:
+        session = ChatSession(model, tokenizer, cached.sampling)
+        session._reader, session.turns = cached._reader, list(cached.turns)
         return timed(lambda: ask(session))()
 
-    seconds = alternate({"already read": timed(lambda: ask(known)), "read anew": unread}, rounds)
+    seconds = alternate({"in the KV cache": timed(lambda: ask(cached)), "not cached": uncached}, rounds)
     row = [f"{history:,}", *[f"{1000 * seconds[name]:.0f} ms" for name in seconds]]
     table(f"Chat: {size}, a question and three tokens of the reply", ["history, tokens", *seconds], [row])
 
@@ -351,7 +352,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} thread(s)")
     if arguments.llama2c is None:
-        print("Without run.c: --llama2c FOLDER names a checkout of llama2.c.")
+        print("Without run.c; --llama2c FOLDER names a checkout of llama2.c.")
     with tempfile.TemporaryDirectory() as folder:
         for size in arguments.sizes:
             model = random_model(SIZES[size])

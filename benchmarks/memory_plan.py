@@ -1,7 +1,7 @@
-"""Memory as planned and as measured: `python benchmarks/memory_plan.py [--steps 20] [--only 30m]`.
+"""Predicted and measured memory of training: `python benchmarks/memory_plan.py [--steps 20] [--only 30m]`.
 
-For each setting the plan is made (mini_chat_gpt/diagnostics/memory_plan.py), then another process trains on the same examples and tells
-the most memory it ever had. Prints one line each: predicted, measured, ratio.
+For each setting, mini_chat_gpt/diagnostics/memory_plan.py predicts the memory; then another process trains on the same
+examples and reports its peak memory. Prints one line per setting: predicted, measured, ratio.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-import mini_chat_gpt.training.run  # noqa: F401  (what a real run has loaded)
+import mini_chat_gpt.training.run  # noqa: F401  (a real run has imported it)
 from mini_chat_gpt.common.device import Precision, set_up
 from mini_chat_gpt.common.resources import peak_memory
 from mini_chat_gpt.config import PRESETS, Config, GPTConfig
@@ -65,7 +65,7 @@ class Setting:
 
 
 def settings() -> Iterator[Setting]:
-    """Every size with every choice at least once, not every combination."""
+    """Every size with every option at least once, not every combination."""
     for preset in ("1m", "15m", "30m"):
         for vocab_size in (4096, 50304):
             yield Setting(preset, vocab_size, "float32")
@@ -77,36 +77,36 @@ def settings() -> Iterator[Setting]:
 
 
 def steps_of(setting: Setting, n: int) -> list[list[Example]]:
-    """Examples from a third of the longest to the longest, the last two fifths of each trained."""
-    rng, made = np.random.default_rng(0), []
+    """Examples of between a third of and the full longest length, with the last 40 % of the tokens supervised."""
+    rng, steps = np.random.default_rng(0), []
     for _ in range(n):
         lengths = rng.integers(setting.longest // 3, setting.longest + 1, 2 * setting.batch_size)
-        made.append(
+        steps.append(
             [Example(np.zeros(n, dtype=np.int32), np.arange(n) >= 0.6 * n, 1.0, "x") for n in map(int, lengths)]
         )
-    return made
+    return steps
 
 
 def measure(setting: Setting, n_steps: int) -> int:
-    """Train in this process, with evaluations and checkpoints on the way; the most bytes it ever had.
+    """Train in this process, with evaluations and checkpoints, and return its peak memory in bytes.
 
-    The disk is a slow one: the copy that is being written lives until the next step is done.
+    Simulates a slow disk: the copy that is being written stays in memory until the next step is done.
     """
     config = setting.config()
     set_up(config.system.seed, config.system.threads)
-    engine = TrainStep(
+    train_step = TrainStep(
         GPT(setting.gpt_config()), config, config.sft, Precision(getattr(torch, setting.dtype), ""), device=device()
     )
-    engine.model.activation_checkpointing = setting.checkpointing
+    train_step.model.activation_checkpointing = setting.checkpointing
     steps = steps_of(setting, n_steps)
     snapshot = None
     for number, step in enumerate(steps):
-        engine.step(step, number=number)
+        train_step.step(step, number=number)
         snapshot = None
         if number in (n_steps // 3, 2 * n_steps // 3):
-            with engine.averaged():
-                engine.evaluate(steps[0][: max(8, setting.batch_size)])
-            snapshot = run_snapshot(engine, cast(ChatTokenizer, None), {}, {})
+            with train_step.averaged():
+                train_step.evaluate(steps[0][: max(8, setting.batch_size)])
+            snapshot = run_snapshot(train_step, cast(ChatTokenizer, None), {}, {})
             with tempfile.TemporaryDirectory() as folder:
                 for name, tensors in snapshot.tensors.items():
                     save_file(tensors, Path(folder) / name)
@@ -127,7 +127,7 @@ def device() -> torch.device:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Memory as planned and as measured.")
+    parser = argparse.ArgumentParser(description="Predicted and measured memory of training.")
     parser.add_argument("--steps", type=int, default=20, help="steps to train")
     parser.add_argument("--only", default="", help="settings whose line contains this")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -135,7 +135,7 @@ def main() -> None:
     if arguments.measure:
         print(measure(Setting(**json.loads(arguments.measure)), arguments.steps))
         return
-    print(f"{'setting':<46} predicted  measured   ratio   planned in")
+    print(f"{'setting':<46} predicted  measured   ratio   predicted in")
     for setting in settings():
         if arguments.only not in str(setting):
             continue

@@ -1,15 +1,15 @@
-"""How the cost of training grows: `python benchmarks/scaling.py [--sweeps batch length ...] [--data FILE] [--plots FOLDER]`.
+"""How the cost of training scales: `python benchmarks/scaling.py [--sweeps batch length ...] [--data FILE] [--plots FOLDER]`.
 
-Each remove_partial changes one thing and prints a table: time of a step and peak memory of its process, and how steeply they grow
-from the line before (1.00: twice as much for twice as much). The points of a remove_partial take turns. With --data the figures are
-kept in a file, so that sweeps can be measured one by one; with --plots the sweeps in it are drawn.
+Each sweep changes one quantity and prints a table: the time of a step, the peak memory of its process, and the exponent of
+their growth from the line before (1.00 is linear). The points of a sweep are interleaved. --data saves the results in a file,
+so that sweeps can be measured one at a time; --plots draws the sweeps in that file.
 
-batch     tokens in a step, by the number of examples
-length    tokens in an example, with as many tokens in a step
-size      the model, from 0.8 M to 85 M weights in its blocks
-trained   share of the tokens that are trained, with 50,257 words
-ranks     processes under torchrun (gloo), and threads of one process, on as many examples
-files     size of the data file, until the first record can be read
+batch     tokens per step, by the number of examples
+length    tokens per example, with the same number of tokens per step
+size      model size, from 0.8 M to 85 M weights in the blocks
+trained   share of supervised tokens, with a vocabulary of 50,257
+ranks     processes under torchrun (gloo), and threads of one process, on the same examples
+files     size of the data file: time until the first record is read
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from pathlib import Path
 from typing import Any
 
 from scaling_plots import draw, label_of
-from step_race import Child, race
+from step_runner import Child, run_interleaved
 from step_setting import Setting, batch, n_tokens, write_checkpoint
 
 Point = dict[str, Any]
-"""x: what is changed; seconds, bytes: what it costs (of a step, at most); series: the line it belongs to; note."""
+"""x: the changed quantity; seconds: time of a step; bytes: peak memory; series: the line in the plot; note."""
 
 SMALL = Setting(vocab_size=4096, shortest=250, longest=250)
 SWEEPS: dict[str, tuple[str, list[tuple[float, Setting]]]] = {
     "batch": (
-        "tokens in a step (examples of 250)",
+        "tokens per step (examples of 250)",
         [(250 * n, replace(SMALL, batch_size=n)) for n in (1, 2, 4, 8, 16, 32)],
     ),
     "length": (
-        "tokens in an example (4,096 in a step)",
+        "tokens per example (4,096 per step)",
         [
             (n, replace(SMALL, batch_size=4096 // n, shortest=n, longest=n, context_length=4096))
             for n in (64, 128, 256, 512, 1024, 2048, 4096)
@@ -59,14 +59,14 @@ SWEEPS: dict[str, tuple[str, list[tuple[float, Setting]]]] = {
         ],
     ),
     "trained": (
-        "share of tokens that are trained (V = 50,257)",
+        "share of supervised tokens (V = 50,257)",
         [(share, replace(SMALL, vocab_size=50257, trained=share)) for share in (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)],
     ),
 }
 
 
 def steps(name: str, rounds: int, seconds: float) -> list[Point]:
-    """The points of a remove_partial of one process, by turns."""
+    """Measure the points of a single-process sweep, interleaved."""
     points = []
     with tempfile.TemporaryDirectory() as place:
         children = []
@@ -74,7 +74,7 @@ def steps(name: str, rounds: int, seconds: float) -> list[Point]:
             folder = write_checkpoint(setting, Path(place) / str(number))
             children.append((x, setting, Child("ours", setting, folder, None)))
             print(f"  {label_of(name, x)} ready", file=sys.stderr, flush=True)
-        race([child for _, _, child in children], rounds, seconds)
+        run_interleaved([child for _, _, child in children], rounds, seconds)
         for x, setting, child in children:
             spent = statistics.median(step["seconds"] for step in child.steps)
             points.append({"x": x, "seconds": spent, "bytes": child.quit(), "tokens": n_tokens(batch(setting, 0))})
@@ -82,33 +82,33 @@ def steps(name: str, rounds: int, seconds: float) -> list[Point]:
 
 
 def ranks(rounds: int, seconds: float) -> list[Point]:
-    """A step of 16 examples over processes, and over threads, of which there are as many as cores."""
+    """A step of 16 examples on 1, 2, 4 … processes or threads, up to the number of cores."""
     setting = replace(SMALL, batch_size=16)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     counts = [n for n in (1, 2, 4, 8, 16) if n <= cores]
-    found: dict[tuple[str, int], list[Point]] = {}
+    results: dict[tuple[str, int], list[Point]] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = write_checkpoint(setting, Path(place) / "checkpoint")
         for _ in range(rounds):
             for n in counts:
                 for series, processes, threads in (("processes", n, 1), ("threads", 1, n)):
-                    given = json.dumps([replace(setting, threads=threads).as_dict(), str(folder), seconds])
-                    done = _run(["--rank", given], threads, processes)
-                    found.setdefault((series, n), []).append(done)
+                    arguments = json.dumps([replace(setting, threads=threads).as_dict(), str(folder), seconds])
+                    done = _run(["--rank", arguments], threads, processes)
+                    results.setdefault((series, n), []).append(done)
     return [
         {
             "x": n,
             "series": series,
-            "seconds": statistics.median(one["seconds"] for one in of),
-            "bytes": max(one["bytes"] for one in of),
-            "tokens": of[0]["tokens"],
+            "seconds": statistics.median(point["seconds"] for point in points),
+            "bytes": max(point["bytes"] for point in points),
+            "tokens": points[0]["tokens"],
         }
-        for (series, n), of in found.items()
+        for (series, n), points in results.items()
     ]
 
 
 def _run(arguments: list[str], threads: int = 1, processes: int = 1) -> Point:
-    """What this script prints when it is started with these arguments, by torchrun where there are several processes."""
+    """Run this script with these arguments and return its result; several processes are started with torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
@@ -120,18 +120,18 @@ def _run(arguments: list[str], threads: int = 1, processes: int = 1) -> Point:
 
 
 def one_rank(setting: Setting, folder: str, seconds: float) -> None:
-    """Steps for some seconds on this rank's part of the examples; rank 0 prints the median and all ranks' memory."""
-    from step_contestants import our_engine, our_examples, peak_bytes
+    """Run steps on this rank's examples for some seconds; rank 0 prints the median time and the memory of all ranks."""
+    from step_implementations import our_examples, our_train_step, peak_bytes
 
     from mini_chat_gpt.common.distributed import join
 
     world = join("cpu")
-    engine = our_engine(setting, folder, "auto", world=world)
+    train_step = our_train_step(setting, folder, "auto", world=world)
     times: list[float] = []
     for number in range(1000):
-        mine = our_examples(batch(setting, number))[world.rank :: world.size]
+        own_examples = our_examples(batch(setting, number))[world.rank :: world.size]
         began = time.perf_counter()
-        engine.step(mine)
+        train_step.step(own_examples)
         times.append(time.perf_counter() - began)
         if world.broadcast(lambda: sum(times[3:]) > seconds):
             break
@@ -142,7 +142,7 @@ def one_rank(setting: Setting, folder: str, seconds: float) -> None:
 
 
 def files(rounds: int, seconds: float) -> list[Point]:
-    """Until the first record of a file can be read: the first time, when it is indexed, and from then on."""
+    """Time until the first record of a file is read: at the first start, which indexes the file, and at later starts."""
     points = []
     with tempfile.TemporaryDirectory() as place:
         for megabytes, path in _files(Path(place)):
@@ -154,7 +154,7 @@ def files(rounds: int, seconds: float) -> list[Point]:
 
 
 def _files(place: Path) -> Iterator[tuple[int, Path]]:
-    """Record files of growing size, made of the sample's records again and again."""
+    """Record files of growing size, which repeat the sample's records."""
     from mini_chat_gpt.prepare.sample_stories import write_sample
 
     sample = write_sample(place / "sample", n_train=20_000, n_valid=10)[0].read_bytes()
@@ -198,26 +198,26 @@ def print_table(name: str, points: list[Point]) -> None:
 
 
 def steepness(before: Point | None, point: Point, key: str) -> str:
-    """The exponent by which a cost has grown since the point before: 1 is linear."""
+    """The exponent of the growth of a cost since the previous point: 1 is linear."""
     if before is None:
         return ""
     return f"{math.log(point[key] / before[key]) / math.log(point['x'] / before['x']):.2f}"
 
 
-OTHERS: dict[str, tuple[str, Callable[[int, float], list[Point]]]] = {
-    "ranks": ("processes or threads (16 examples of 250 tokens in a step)", ranks),
+MULTI_PROCESS_SWEEPS: dict[str, tuple[str, Callable[[int, float], list[Point]]]] = {
+    "ranks": ("processes or threads (16 examples of 250 tokens per step)", ranks),
     "files": ("bytes of the data file", files),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*SWEEPS, *OTHERS]
+    names = [*SWEEPS, *MULTI_PROCESS_SWEEPS]
     parser.add_argument("--sweeps", nargs="*", choices=names, default=names)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--turn", type=float, default=0.5, help="seconds; a turn has at least one step")
-    parser.add_argument("--data", type=Path, help="JSON file that keeps what was measured")
-    parser.add_argument("--plots", type=Path, help="folder for the drawings")
+    parser.add_argument("--data", type=Path, help="JSON file for the results")
+    parser.add_argument("--plots", type=Path, help="folder for the plots")
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     parser.add_argument("--index", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -231,20 +231,24 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Print each remove_partial as soon as it is measured; keep and draw what is asked for."""
-    kept: dict[str, list[Point]] = json.loads(args.data.read_text()) if args.data and args.data.exists() else {}
+    """Measure and print each sweep, then save and plot them if requested."""
+    sweeps: dict[str, list[Point]] = json.loads(args.data.read_text()) if args.data and args.data.exists() else {}
     for name in args.sweeps:
-        kept[name] = steps(name, args.rounds, args.turn) if name in SWEEPS else OTHERS[name][1](args.rounds, args.turn)
-        print_table(name, kept[name])
+        sweeps[name] = (
+            steps(name, args.rounds, args.turn)
+            if name in SWEEPS
+            else MULTI_PROCESS_SWEEPS[name][1](args.rounds, args.turn)
+        )
+        print_table(name, sweeps[name])
         if args.data:
-            args.data.write_text(json.dumps(kept, indent=1))
+            args.data.write_text(json.dumps(sweeps, indent=1))
     if args.plots:
-        for name, points in kept.items():
+        for name, points in sweeps.items():
             draw(name, title_of(name), points, args.plots)
 
 
 def title_of(name: str) -> str:
-    return SWEEPS[name][0] if name in SWEEPS else OTHERS[name][0]
+    return SWEEPS[name][0] if name in SWEEPS else MULTI_PROCESS_SWEEPS[name][0]
 
 
 if __name__ == "__main__":

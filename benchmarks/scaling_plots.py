@@ -1,4 +1,4 @@
-"""The drawings of scaling.py: time and memory against what was changed, on logarithmic axes, with a straight guide."""
+"""The plots of scaling.py: time and memory against the changed quantity, on logarithmic axes, with a linear guide."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, GUIDE = "#33415c", "#b8bfcc"
-COLOURS = ("#2a6f97", "#e07a3f")
+COLORS = ("#2a6f97", "#e07a3f")
 UNITS = {"seconds": (1.0, "s"), "bytes": (2.0**30, "GiB")}
-AXES = {  # what is along the bottom
-    "batch": "tokens in a step (examples of 250)",
-    "length": "tokens in an example (4,096 in a step)",
+AXES = {  # labels of the x axis
+    "batch": "tokens per step (examples of 250)",
+    "length": "tokens per example (4,096 per step)",
     "size": "weights in the blocks",
-    "trained": "share of the tokens that are trained",
+    "trained": "share of supervised tokens",
     "ranks": "processes or threads",
     "files": "size of the data file",
 }
 
 
 def draw(name: str, title: str, points: list[dict[str, Any]], folder: Path) -> Path:
-    """Writes scaling-NAME.svg: on the left seconds, on the right memory."""
+    """Write scaling-NAME.svg with time on the left and memory on the right."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -52,18 +52,18 @@ def draw(name: str, title: str, points: list[dict[str, Any]], folder: Path) -> P
 
 
 def panel(axes: Axes, name: str, points: list[dict[str, Any]], key: str, title: str) -> None:
-    """One cost, a line for each series, and what would be proportional (for ranks: inversely, in time)."""
+    """Plot one cost with a line for each series, and a guide for proportional growth (for the time of ranks: inverse)."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     unit = UNITS[key][0]
     all_series = list(dict.fromkeys(point.get("series", "") for point in points))
-    for colour, series in zip(COLOURS, all_series, strict=False):
-        mine = [point for point in points if point.get("series", "") == series]
-        ys = [point[key] / unit for point in mine]
-        axes.plot([point["x"] for point in mine], ys, "o-", color=colour, ms=4.5, lw=1.6, label=series or None)
+    for color, series in zip(COLORS, all_series, strict=False):
+        series_points = [point for point in points if point.get("series", "") == series]
+        ys = [point[key] / unit for point in series_points]
+        axes.plot([point["x"] for point in series_points], ys, "o-", color=color, ms=4.5, lw=1.6, label=series or None)
     costs = [point[key] / unit for point in points]
     middle = (min(costs) * max(costs)) ** 0.5
-    reach = max(max(costs) / middle * 1.3, 2.5)  # at least a factor of six from bottom to top
+    reach = max(max(costs) / middle * 1.3, 2.5)  # the axis spans at least a factor of six
     axes.set_ylim(middle / reach, middle * reach)
     guide(axes, name, [point for point in points if point.get("series", "") == all_series[0]], key)
     axes.set_title(title, loc="left", color=INK)
@@ -74,10 +74,10 @@ def panel(axes: Axes, name: str, points: list[dict[str, Any]], key: str, title: 
 
 
 def guide(axes: Axes, name: str, points: list[dict[str, Any]], key: str) -> None:
-    """A dashed line through the dearest point (for length and ranks the first): what linear growth would look like."""
+    """A dashed line of linear growth through the last point (for length and ranks: the first)."""
     last, first = points[-1], points[0]
     power, text, start = 1, "proportional", last
-    if name == "length":  # as many tokens in each step: linear is level
+    if name == "length":  # every step has the same number of tokens: linear is flat
         power, text, start = 0, "linear in the tokens", first
     elif name == "ranks":
         power, text, start = (-1, "perfect", first) if key == "seconds" else (1, "proportional", first)
@@ -88,11 +88,11 @@ def guide(axes: Axes, name: str, points: list[dict[str, Any]], key: str) -> None
     axes.plot([first["x"], last["x"]], [y(first["x"]), y(last["x"])], "--", color=GUIDE, lw=1.2, zorder=0)
     x = (first["x"] * last["x"]) ** 0.5
     lowest, highest = axes.get_ylim()
-    if y(x) < lowest:  # it comes into view further right
+    if y(x) < lowest:  # it becomes visible further right
         x = (x * last["x"]) ** 0.5
-    place = 12 if name == "ranks" and key == "bytes" else -12
+    offset = 12 if name == "ranks" and key == "bytes" else -12
     if 1.2 * lowest < y(x) < highest:
-        axes.annotate(text, (x, y(x)), xytext=(4, place), textcoords="offset points", color="#8a93a5", fontsize=8)
+        axes.annotate(text, (x, y(x)), xytext=(4, offset), textcoords="offset points", color="#8a93a5", fontsize=8)
 
 
 def ticks(axes: Axes, name: str, xs: list[float], key: str) -> None:

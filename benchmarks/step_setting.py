@@ -1,7 +1,7 @@
-"""What all contestants of training_step.py are given: one model, one stream of batches, and the work a step needs.
+"""The inputs of all implementations of training_step.py: one model, one stream of batches, and the work that a step needs.
 
-Examples are random tokens, because a step takes as long whatever they say. The trained ones stand at an example's end,
-where an answer stands.
+Examples are random tokens, because the time of a step does not depend on their values. The supervised tokens are at the end
+of an example, like an answer.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class Setting:
     """A Llama-like model and its examples."""
 
     vocab_size: int = 50257
-    trained: float = 0.1  # share of an example's tokens
+    trained: float = 0.1  # share of an example's tokens that are supervised
     n_layer: int = 8
     n_embd: int = 384
     n_head: int = 6
     context_length: int = 1024
-    batch_size: int = 8  # examples of an optimizer step
+    batch_size: int = 8  # examples per optimizer step
     shortest: int = 100  # tokens
     longest: int = 400
     threads: int = 1
@@ -32,7 +32,7 @@ class Setting:
 
     @property
     def table(self) -> int:
-        """Rows of the embedding: the vocabulary filled up to a multiple of 64, for all contestants alike."""
+        """Rows of the embedding: the vocabulary padded to a multiple of 64, for all implementations."""
         return -(-self.vocab_size // 64) * 64
 
     @property
@@ -40,7 +40,7 @@ class Setting:
         return -(-8 * self.n_embd // 3 // 16) * 16
 
     def model_fields(self) -> dict[str, Any]:
-        """For `GPTConfig`."""
+        """Arguments of `GPTConfig`."""
         return {
             "vocab_size": self.table,
             "context_length": self.context_length,
@@ -55,14 +55,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Item:
-    """One example: ids (n,) and trained (n,), both of the first token on."""
+    """One example: ids (n,) and its loss mask (n,)."""
 
     ids: np.ndarray
     trained: np.ndarray
 
 
 def batches(setting: Setting) -> Iterator[list[Item]]:
-    """Batch after batch without end, the same for everybody."""
+    """An endless stream of batches, the same for all implementations."""
     number = 0
     while True:
         yield batch(setting, number)
@@ -88,34 +88,34 @@ def n_trained(items: list[Item]) -> int:
 
 
 def needed_flops(setting: Setting, items: list[Item], skip_in_last: bool = True) -> float:
-    """Floating point operations that one step on these examples can't do without, two for a multiply and add.
+    """Floating point operations that a step on these examples needs; a multiply-add counts as two.
 
-    Three times the forward pass, since a product y = x·W is followed by one for the gradient of x and one for that of W:
+    Three times the forward pass, because a product y = x·W needs one more for the gradient of x and one for that of W:
 
-    - every block: q, k, v, o (4 C²) and the MLP (3 C·M) for each token; q·kᵀ and its product with v for the pairs that
-      causality allows, n (n + 1) / 2 of an example of n tokens, C each;
-    - in the last block only the rows from which something is predicted need q, o, the MLP, and their pairs; k and v all do
+    - every block: q, k, v, o (4 C²) and the MLP (3 C·M) for each token; q·kᵀ and its product with v for the causal pairs,
+      n (n + 1) / 2 in an example of n tokens, C each;
+    - the last block: q, o, the MLP and the pairs only for the positions that predict a supervised token, k and v for all
       (`skip_in_last=False` counts that block like the others);
-    - the head (C·V) only for those rows, V being the vocabulary without what fills the table up.
+    - the head (C·V): only for those positions, with V the vocabulary without padding rows.
 
-    Norms, rotary positions, softmax, the embedding and the optimizer aren't counted.
+    Norms, rotary positions, softmax, the embedding and the optimizer are not counted.
     """
     width, hidden = setting.n_embd, setting.mlp_size
     forward = 0.0
     for item in items:
         n = len(item.ids)
-        rows = np.flatnonzero(item.trained[1:])  # row i predicts token i + 1 and sees i + 1 tokens
+        positions = np.flatnonzero(item.trained[1:])  # position i predicts token i + 1 and attends to i + 1 tokens
         block = n * (4 * width**2 + 3 * width * hidden) + 2 * width * n * (n + 1) / 2
         last = block
         if skip_in_last:
-            last = n * 2 * width**2 + len(rows) * (2 * width**2 + 3 * width * hidden)
-            last += 2 * width * float((rows + 1).sum())
-        forward += 2 * ((setting.n_layer - 1) * block + last + len(rows) * width * setting.vocab_size)
+            last = n * 2 * width**2 + len(positions) * (2 * width**2 + 3 * width * hidden)
+            last += 2 * width * float((positions + 1).sum())
+        forward += 2 * ((setting.n_layer - 1) * block + last + len(positions) * width * setting.vocab_size)
     return 3 * forward
 
 
 def write_checkpoint(setting: Setting, folder: Path) -> Path:
-    """The model everybody starts from, as our checkpoint, which `transformers` loads as it is."""
+    """Write the initial model as a checkpoint of ours, which `transformers` also loads."""
     import torch
 
     from mini_chat_gpt.checkpoints.save import save_checkpoint

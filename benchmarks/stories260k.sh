@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job on real input: import stories260K, derive Instruct records from real TinyStories, fine-tune in two phases,
-# compare with the base on the real validation stories. Needs about half an hour on one core.
+# Fine-tuning on real data: import stories260K, label plain TinyStories as Instruct records, fine-tune in two phases, and
+# compare with the base on the real validation stories. Takes about half an hour on one core.
 #   MINI_CHAT_GPT_DATA=FOLDER benchmarks/stories260k.sh [WORK_FOLDER]
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"

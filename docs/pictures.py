@@ -1,7 +1,7 @@
-"""Draws the README's pictures from a finished quickstart: `python docs/pictures.py [runs/quickstart]`.
+"""Draw the README's pictures from a finished quickstart: `python docs/pictures.py [runs/quickstart]`.
 
-`loss.svg` is drawn from the metrics of both runs; `chat.svg` is what a real terminal (tmux, 80 columns) shows after the
-lines of `chat_lines` have been typed into `mini-chat-gpt chat`.
+`loss.svg` is drawn from the metrics of both runs. `chat.svg` is a capture of a real terminal (tmux, 80 columns) in which the
+lines of `chat_lines` are typed into `mini-chat-gpt chat`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ COLUMNS, ROWS = 80, 48
 
 
 def chat_lines(data: Path) -> list[str]:
-    """What to type: questions about the first held-out story that states a moral and has a plot training never shows."""
-    file, answers = (data / name.format(split="valid") for name in (FILE_NAME, ANSWERS_NAME))
-    lines, records = answers.read_text(encoding="utf-8").splitlines(), read_records(file)
-    known, record = next(
-        (known, record)
-        for known, record in zip(map(json.loads, lines), records, strict=True)
-        if known["moral"] and not known["seen"]
+    """The lines to type: questions about the first held-out story with a moral and a plot that is not in the training data."""
+    file, answers_file = (data / name.format(split="valid") for name in (FILE_NAME, ANSWERS_NAME))
+    lines, records = answers_file.read_text(encoding="utf-8").splitlines(), read_records(file)
+    answers, record = next(
+        (answers, record)
+        for answers, record in zip(map(json.loads, lines), records, strict=True)
+        if answers["moral"] and not answers["seen"]
     )
     return [
         f"{' '.join(record.story.split())} Who is the main character of this story?",
-        known["why"][0]["question"],
+        answers["why"][0]["question"],
         "What is the moral of this story?",
         "Does this story have a happy ending?",
         "/reset",
@@ -46,10 +46,10 @@ def chat_lines(data: Path) -> list[str]:
 
 
 def draw_losses(runs: Path) -> None:
-    """What each run draws of itself, side by side."""
+    """The loss curves of both runs, side by side."""
     figure = draw_figure({"base model": read_curves(runs / "base"), "fine-tuning": read_curves(runs / "sft")})
-    figure.set_size_inches(12.5, 4)  # or the letters get too small on a page
-    with matplotlib.rc_context({"svg.hashsalt": "mini_chat_gpt"}):  # the same picture for the same numbers
+    figure.set_size_inches(12.5, 4)  # larger letters on the page
+    with matplotlib.rc_context({"svg.hashsalt": "mini_chat_gpt"}):  # deterministic output
         figure.savefig(HERE / "loss.svg", metadata={"Date": None})
 
 
@@ -58,7 +58,7 @@ def tmux(*words: str) -> str:
 
 
 def capture_chat(model: Path, lines: list[str]) -> None:
-    """Type into a real chat and draw what its terminal shows."""
+    """Type into a real chat and draw the content of its terminal."""
     session = "mini-chat-gpt-picture"
     command = f"mini-chat-gpt chat --checkpoint {model} --temperature 0"
     tmux("new-session", "-d", "-s", session, "-x", str(COLUMNS), "-y", str(ROWS), command)
@@ -77,7 +77,7 @@ def capture_chat(model: Path, lines: list[str]) -> None:
 
 
 def wait_until_quiet(session: str, seconds: float = 4.0) -> None:
-    """Until the screen hasn't changed for so long."""
+    """Wait until the screen has not changed for this many seconds."""
     before, since = "", time.monotonic()
     while time.monotonic() - since < seconds:
         time.sleep(0.3)

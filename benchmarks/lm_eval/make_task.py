@@ -1,7 +1,7 @@
-"""Held-out yes/no questions as local files for EleutherAI's lm-evaluation-harness: `python benchmarks/lm_eval/make_task.py`.
+"""Write held-out yes/no questions as local files for EleutherAI's lm-evaluation-harness: `python benchmarks/lm_eval/make_task.py`.
 
-The questions are those that `mini-chat-gpt evaluate` takes for the same models, data, number and seed, so the accuracies can be
-put side by side. One line is one question; README.md has the commands.
+The questions are those of `mini-chat-gpt evaluate` for the same models, data, number and seed, so the accuracies can be
+compared. Each line is one question; README.md has the commands.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from mini_chat_gpt.tinystories.tasks import Task
 KINDS = ("dialogue", "ending")
 CHOICES = ("Yes", "No")
 FOLDER = Path("runs/lm_eval")
-"""Where the task files look for the questions, from the folder in which lm_eval is started."""
+"""The folder of the questions in the task files, relative to the folder in which lm_eval is started."""
 
 
 def row(task: Task, group: str) -> dict[str, object]:
-    """A question as the task files want it.
+    """A question in the format of the task files.
 
-    `prompt` is the bare question with its story: the harness puts the chat format around it with the template that lies in
-    the checkpoint folder, and a base model goes on from it as it is. `label` is the place of the right answer in `choices`.
+    `prompt` is the question with its story. The harness applies the chat template of the checkpoint folder; a base model
+    continues the bare prompt. `label` is the index of the right answer in `choices`.
     """
     label = CHOICES.index(str(task.answer).capitalize())
     return {"kind": task.kind, "group": group, "prompt": task.prompt, "choices": CHOICES, "label": label}
 
 
 def write_questions(tasks: Mapping[str, Iterable[Task]], folder: Path) -> dict[str, int]:
-    """Write KIND.jsonl for each kind of KINDS; returns how many questions each has. Raises UserError for a kind without any."""
-    rows = [row(task, group) for group, ours in tasks.items() for task in ours]
+    """Write KIND.jsonl for each kind of KINDS and return the number of questions by kind. Raises UserError if a kind has none."""
+    rows = [row(task, group) for group, group_tasks in tasks.items() for task in group_tasks]
     folder.mkdir(parents=True, exist_ok=True)
     counts = {}
     for kind in KINDS:
         lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in rows if one["kind"] == kind]
         if not lines:
-            raise UserError(f"The data have no question of the kind {kind}; name others with --data.")
+            raise UserError(f"The data has no question of the kind {kind}; choose other data with --data.")
         atomic_write_text(folder / f"{kind}.jsonl", "".join(lines))
         counts[kind] = len(lines)
     return counts
@@ -52,21 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Write held-out yes/no questions for lm-evaluation-harness.")
     parser.add_argument("--checkpoint", required=True, metavar="PATH", help="checkpoint or run folder")
-    parser.add_argument("--against", nargs="+", default=[], metavar="PATH", help="other models that are to be compared")
+    parser.add_argument("--against", nargs="+", default=[], metavar="PATH", help="other models to compare")
     parser.add_argument("--data", metavar="PATH", help="folder or file of Instruct records (default: the run's own)")
     parser.add_argument("--n", type=int, default=100, metavar="N", help="questions of each kind and group (100)")
-    parser.add_argument("--seed", type=int, default=1337, metavar="N", help="which questions are taken (1337)")
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help=f"where to write ({FOLDER})")
+    parser.add_argument("--seed", type=int, default=1337, metavar="N", help="seed of the choice of questions (1337)")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help=f"output folder ({FOLDER})")
     arguments = parser.parse_args(argv)
     paths = [Path(arguments.checkpoint), *map(Path, arguments.against)]
     models = [load_checkpoint(path, "cpu") for path in paths]
-    file, why = find_held_out(arguments.data, paths)
-    print(f"Held-out tasks: {file}\n({why})")
+    file, reason = find_held_out(arguments.data, paths)
+    print(f"Held-out tasks: {file}\n({reason})")
     counts = write_questions(held_out_tasks(file, models, arguments.n, arguments.seed, KINDS), arguments.out)
     print(f"{arguments.out}: " + ", ".join(f"{n} questions in {kind}.jsonl" for kind, n in counts.items()))
     for path, (_, tokenizer) in zip(paths, models, strict=True):
         if tokenizer.chat_format and tokenizer.chat_format.default_system:
-            # The template adds none by itself, and the model was trained with it.
+            # The template does not add the system message that the model was trained with.
             print(f"{path}: give lm_eval --system_instruction {tokenizer.chat_format.default_system!r}")
     return 0
 

@@ -1,7 +1,7 @@
-"""`mini-chat-gpt doctor`: will this run work here, how much memory and time will it take, and what would be better?
+"""`mini-chat-gpt doctor`: check whether a run works on this machine, and predict its memory and time.
 
-Looks at the machine, the data and the base model, predicts the peak of memory from the settings before anything is allocated,
-and times a few of the run's own steps. Nothing is written to a run folder.
+Checks the machine, the data and the base model, predicts peak memory from the settings before anything is allocated, and
+times a few steps of the run. Writes nothing to the run folder.
 """
 
 from __future__ import annotations
@@ -39,45 +39,47 @@ from mini_chat_gpt.training.time_budget import TimePlan, time_run
 from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.training.trainer import Trainer
 
-LOOKED_AT = 20  # optimizer steps whose examples are read, to know how large micro-batches become
+SAMPLED_STEPS = 20  # optimizer steps whose examples are read, to find the largest micro-batches
 MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "error": "[bold red]error[/]"}
-SHARE = 0.9
-"""Of the free memory that training may take: others want some too, and the prediction is not exact."""
+MAX_MEMORY_SHARE = 0.9
+"""Share of the free memory that training may use. The rest is for other processes and for the prediction's error."""
 
 
 @dataclass(frozen=True)
-class Patient:
-    """A run that is ready to begin, and what its first steps will read."""
+class PreparedRun:
+    """A run that is ready to start, and the examples of its first steps."""
 
     trainer: Trainer
     config: Config
     device: torch.device
     precision: Precision
     steps: list[list[Example]]
-    data_bytes: int  # that tokenizer, data and examples take
+    data_bytes: int  # memory of tokenizer, data and examples
 
     @property
     def examples_per_step(self) -> int:
         return round(statistics.mean(len(step) for step in self.steps))
 
     def plan(self) -> MemoryPlan:
-        return plan_memory(*self._arguments(), **self._circumstances())
+        """Predict the peak of memory with the configured micro-batch size."""
+        return plan_memory(*self._arguments(), **self._options())
 
-    def largest(self, fits: int, planned: MemoryPlan) -> int:
-        return largest_batch(*self._arguments(), fits=fits, first=planned, **self._circumstances())[0]
+    def largest_batch_size(self, limit: int, first: MemoryPlan) -> int:
+        """The largest micro-batch size that needs at most `limit` bytes; `first` is the plan of the configured size."""
+        return largest_batch(*self._arguments(), limit=limit, first=first, **self._options())[0]
 
     def _arguments(self) -> tuple[GPTConfig, Steps, Config, ScheduleFields, torch.device, torch.dtype]:
         job, model = self.trainer.job, self.trainer.model
         return model.config, self.steps, self.config, job.phase, self.device, self.precision.dtype
 
-    def _circumstances(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         imports = ["mini_chat_gpt.training.run", *(["wandb"] if self.config.wandb.enabled else [])]
         job, model = self.trainer.job, self.trainer.model
         return {"validation": job.validation, "imports": imports, "other": self.data_bytes, "adapter": model.adapter}
 
 
-def admit(config: Config, job: str) -> Patient:
-    """Make everything that the run would make, but its folder. Raises UserError for what is missing."""
+def prepare_run(config: Config, job: str) -> PreparedRun:
+    """Make everything that the run would make, except its folder. Raises UserError if something is missing."""
     device = pick_device(config.system.device)
     precision = pick_precision(config.system.mixed_precision, device)
     set_up(config.system.seed, config.system.threads)
@@ -92,37 +94,40 @@ def admit(config: Config, job: str) -> Patient:
     monitor = Monitor(start.place.folder, config.wandb, {}, quiet, active=False)
     trainer = Trainer(prepared.job, engine, prepared.tokenizer, config, start.place.folder, monitor)
     steps = first_steps(trainer)
-    return Patient(trainer, config, device, precision, steps, max(0, memory_in_use("cpu") - before - weights))
+    return PreparedRun(trainer, config, device, precision, steps, max(0, memory_in_use("cpu") - before - weights))
 
 
 def weights_finding(config: Config, device: torch.device) -> Finding | None:
-    """An error where the weights of a model to be pretrained and their gradients alone don't fit; None where they do."""
-    with torch.device("meta"):  # nothing is allocated
+    """Return an error if the weights of a new model and their gradients alone don't fit in memory, else None.
+
+    Needs no allocation, so that a model that is far too large is reported before it is made.
+    """
+    with torch.device("meta"):  # allocates nothing
         shape = config.model.gpt_config(config.pretrain.tokenizer_vocab_size)
         needed, free = 8 * GPT(shape).n_parameters(), free_memory(device)
     if free is None or needed <= free:
         return None
-    words = "take a smaller model.preset, a smaller vocabulary, or more GPUs with system.fsdp=true"
+    advice = "use a smaller model.preset, a smaller vocabulary, or more GPUs with system.fsdp=true"
     return Finding(
         "error",
         "memory",
-        f"weights and gradients alone take {format_size(needed)}, {format_size(free)} are free: {words}",
+        f"weights and gradients alone take {format_size(needed)}, {format_size(free)} are free: {advice}",
     )
 
 
 def first_steps(trainer: Trainer) -> list[list[Example]]:
-    """The examples of the run's first steps, of every stage some."""
+    """Return the examples of the run's first steps; every curriculum stage contributes some."""
     stages = trainer.stages()
-    each = max(2, LOOKED_AT // len(stages))
+    per_stage = max(2, SAMPLED_STEPS // len(stages))
     steps = []
     for stage in stages:
         with trainer.reader(stage) as reader:
-            steps += [trainer.read_step(reader, stage)[0] for _ in range(each)]
+            steps += [trainer.read_step(reader, stage)[0] for _ in range(per_stage)]
     return steps
 
 
 def memory_table(plan: MemoryPlan, free: int | None) -> Table:
-    """What takes how much at the peak."""
+    """A table of memory at the peak, by purpose."""
     table = Table("at the peak of memory", "", box=None, title_justify="left")
     table.columns[1].justify = "right"
     rows = {
@@ -133,81 +138,85 @@ def memory_table(plan: MemoryPlan, free: int | None) -> Table:
     for name, n_bytes in rows.items():
         if n_bytes >= 5e5:
             table.add_row(name, format_size(n_bytes))
-    table.add_row("[bold]together[/]", f"[bold]{format_size(plan.total)}[/]", end_section=True)
+    table.add_row("[bold]total[/]", f"[bold]{format_size(plan.total)}[/]", end_section=True)
     if free is not None:
         table.add_row("free now", format_size(free))
     return table
 
 
 def memory_finding(plan: MemoryPlan, free: int | None) -> Finding:
-    """Whether the run fits."""
+    """Compare the predicted peak with the free memory."""
     if free is None:
-        return Finding("note", "memory", f"{format_size(plan.total)} needed; how much is free can't be found out here")
+        return Finding(
+            "note", "memory", f"{format_size(plan.total)} needed; this system does not report its free memory"
+        )
     if plan.total > free:
-        words = "lower training.batch_size or data.seq_len, or set training.activation_checkpointing=true"
-        return Finding("error", "memory", f"{format_size(plan.total)} needed, {format_size(free)} free: {words}")
+        advice = "lower training.batch_size or data.seq_len, or set training.activation_checkpointing=true"
+        return Finding("error", "memory", f"{format_size(plan.total)} needed, {format_size(free)} free: {advice}")
     return Finding("ok", "memory", f"{format_size(plan.total)} needed, {format_size(free)} free")
 
 
 def gaps_advice(plan: MemoryPlan) -> str | None:
-    """How to have fewer gaps between tensors, where they matter (measured: benchmarks/RESULTS.md)."""
+    """Suggest an allocator setting if gaps between tensors take much memory (measured in benchmarks/RESULTS.md)."""
     if plan.gaps < 0.15 * plan.total or "tcache_count" in os.environ.get("GLIBC_TUNABLES", ""):
         return None
     return (
-        f"{format_size(plan.gaps)} are gaps between tensors that the C library can't use again; there are fewer, at the same speed, "
-        "with GLIBC_TUNABLES=glibc.malloc.tcache_count=0 before the command."
+        f"{format_size(plan.gaps)} are gaps between tensors that the C library can't reuse. Put "
+        "GLIBC_TUNABLES=glibc.malloc.tcache_count=0 before the command to have fewer of them, at the same speed."
     )
 
 
-def time_words(trainer: Trainer, plan: TimePlan) -> str:
-    """The whole run's time."""
+def time_estimate(trainer: Trainer, plan: TimePlan) -> str:
+    """A sentence about the duration of the whole run."""
     phase = trainer.job.phase
     seconds = plan.seconds_of(trainer.total_steps, phase.eval_interval)
     evaluations = -(-trainer.total_steps // phase.eval_interval)
     return (
         f"{trainer.total_steps:,} steps of {plan.step:.2f} s and {evaluations:,} evaluations of {plan.evaluation:.1f} s: "
-        f"about {format_duration(seconds)} (--time-budget sets the steps to fit a time)"
+        f"about {format_duration(seconds)} (--time-budget chooses the number of steps for a given time)"
     )
 
 
-def proposals(patient: Patient, plan: MemoryPlan, free: int | None, out: Console) -> None:
-    """Time micro-batches of several sizes that fit, the same examples in each step, and name the fastest."""
-    largest = patient.largest(int(SHARE * free), plan) if free is not None else patient.trainer.engine.batch_size
-    ways = splits(patient.examples_per_step, max(1, largest))[:5]
-    engine, whole = patient.trainer.engine, patient.examples_per_step
-    configured, present = engine.batch_size, min(engine.batch_size, whole)
+def compare_batch_sizes(run: PreparedRun, plan: MemoryPlan, free: int | None, out: Console) -> None:
+    """Time several micro-batch sizes that fit in memory, with the same examples per step, and print the fastest."""
+    largest = run.trainer.engine.batch_size
+    if free is not None:
+        largest = run.largest_batch_size(int(MAX_MEMORY_SHARE * free), plan)
+    candidates = splits(run.examples_per_step, max(1, largest))[:5]
+    engine, per_step = run.trainer.engine, run.examples_per_step
+    configured, current = engine.batch_size, min(engine.batch_size, per_step)
     speeds: dict[int, float] = {}
-    for batch_size in dict.fromkeys([present, *(way.batch_size for way in ways)]):
-        # A step in tokens has now more examples, now fewer: "all of them" is a number that is never reached.
-        engine.batch_size = configured if batch_size == present else batch_size
-        speeds[batch_size] = whole / time_run(patient.trainer, seconds=6.0).step
+    for batch_size in dict.fromkeys([current, *(split.batch_size for split in candidates)]):
+        # With training.tokens_per_step the number of examples varies, and a configured size may mean "all of them".
+        engine.batch_size = configured if batch_size == current else batch_size
+        speeds[batch_size] = per_step / time_run(run.trainer, seconds=6.0).step
     engine.batch_size = configured
     table = Table("micro-batch", "accumulation", "examples/s", box=None)
     for batch_size, speed in sorted(speeds.items()):
-        mark = " (as configured)" if batch_size == present else ""
-        table.add_row(f"{batch_size}{mark}", str(-(-patient.examples_per_step // batch_size)), f"{speed:.1f}")
+        note = " (as configured)" if batch_size == current else ""
+        table.add_row(f"{batch_size}{note}", str(-(-run.examples_per_step // batch_size)), f"{speed:.1f}")
     out.print(table)
     best = max(speeds, key=lambda batch_size: speeds[batch_size])
-    if speeds[best] > 1.05 * speeds[present]:
-        gain = speeds[best] / speeds[present]
+    if speeds[best] > 1.05 * speeds[current]:
+        gain = speeds[best] / speeds[current]
         out.print(
             f"training.batch_size={best} is {gain:.2f} times as fast, with the same examples in each step.",
             markup=False,
         )
     else:
-        out.print(f"training.batch_size={configured} is as good as any that fits.", markup=False)
+        out.print(f"training.batch_size={configured} is as fast as any other that fits.", markup=False)
 
 
 def show(findings: Sequence[Finding], out: Console) -> None:
-    """A line for each."""
+    """Print one line for each finding."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
         table.add_row(MARKS[finding.level], finding.about, finding.what)
     out.print(table)
 
 
-def examine(config: Config, job: str, out: Console) -> int:
-    """The whole examination; 0 if nothing prevents the run, else 2."""
+def check(config: Config, job: str, out: Console) -> int:
+    """Run all checks and print their results. Return 0 if the run can start, else 2."""
     section = getattr(config, job)
     findings = list(machine_findings(config, section.max_steps or 10_000))
     if job == "pretrain" and (too_large := weights_finding(config, pick_device(config.system.device))):
@@ -216,16 +225,16 @@ def examine(config: Config, job: str, out: Console) -> int:
         show(findings, out)
         return 2
     try:
-        patient = admit(config, job)
+        run = prepare_run(config, job)
     except UserError as error:
         show([*findings, Finding("error", "data", str(error))], out)
         return 2
-    model, trainer = patient.trainer.model, patient.trainer
+    model, trainer = run.trainer.model, run.trainer
     findings.append(
         Finding("ok", "data", f"{', '.join(map(str, trainer.job.files))}: {len(trainer.job.source):,} examples")
     )
     findings.append(Finding("ok", "model", f"{parameters_in_words(model)}, context {model.config.context_length}"))
-    plan, free = patient.plan(), free_memory(patient.device)
+    plan, free = run.plan(), free_memory(run.device)
     findings.append(
         disk_finding(Path(section.save_dir), plan.weights + plan.optimizer + plan.ema, config.training.keep_checkpoints)
     )
@@ -238,23 +247,23 @@ def examine(config: Config, job: str, out: Console) -> int:
     if any(finding.level == "error" for finding in findings):
         return 2
     out.print()
-    out.print(time_words(trainer, time_run(trainer, seconds=10.0)), markup=False)
+    out.print(time_estimate(trainer, time_run(trainer, seconds=10.0)), markup=False)
     out.print()
-    proposals(patient, plan, free, out)
+    compare_batch_sizes(run, plan, free, out)
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Check the machine, and predict memory and time of a training run.")
-    parser.add_argument("--config", help="YAML file with the run's settings (default: sft_config.yaml if it is there)")
-    parser.add_argument(
-        "--job", choices=["sft", "pretrain"], default="sft", help="which training is meant (default sft)"
+    parser = argparse.ArgumentParser(
+        description="Check the machine, and predict the memory and time of a training run."
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
+    parser.add_argument("--config", help="YAML file with the run's settings (default: sft_config.yaml if it is there)")
+    parser.add_argument("--job", choices=["sft", "pretrain"], default="sft", help="kind of training (default sft)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file")
     arguments = parser.parse_intermixed_args(argv)
     path = arguments.config or ("sft_config.yaml" if Path("sft_config.yaml").is_file() else None)
-    return examine(load_config(path, arguments.overrides), arguments.job, Console(highlight=False))
+    return check(load_config(path, arguments.overrides), arguments.job, Console(highlight=False))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a machine has and lacks for training, as findings in words. Nothing here trains, and nothing raises."""
+"""Checks of the machine before training, as findings in words. Nothing here trains, and nothing raises."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mini_chat_gpt.training.wandb_run import wandb_mode
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that was looked at: "ok", "note" (works, but could be better) or "error" (training can't begin)."""
+    """The result of one check: "ok", "note" (works, but could be better) or "error" (training can't start)."""
 
     level: Literal["ok", "note", "error"]
     about: str
@@ -31,7 +31,7 @@ class Finding:
 
 
 def machine_findings(config: Config, steps: int) -> Iterator[Finding]:
-    """Python, PyTorch, device, precision, compiling, threads, wandb."""
+    """Check Python, PyTorch, device, precision, compilation, threads and wandb. `steps` is the length of the run."""
     yield Finding("ok", "Python", f"{platform.python_version()}, PyTorch {torch.__version__}")
     try:
         device = pick_device(config.system.device)
@@ -44,8 +44,8 @@ def machine_findings(config: Config, steps: int) -> Iterator[Finding]:
     except UserError as error:
         yield Finding("error", "precision", str(error))
     compiling = choose_compiling(config.system.compile, device, steps)
-    wanted_in_vain = config.system.compile is True and not compiling.on
-    yield Finding("note" if wanted_in_vain else "ok", "compiling", compiling.reason)
+    requested_but_off = config.system.compile is True and not compiling.on
+    yield Finding("note" if requested_but_off else "ok", "compiling", compiling.reason)
     if device.type == "cpu":
         yield _threads(config)
     yield _wandb(config)
@@ -66,52 +66,52 @@ def _threads(config: Config) -> Finding:
     if others and threads > 1:
         return Finding(
             "note", "threads",
-            f"{threads}, but PyTorch is at work elsewhere as well ({others[0]}): two processes with several threads each slow each "
-            "other tenfold, as waiting threads spin. Set system.threads=1, or OMP_WAIT_POLICY=PASSIVE for both.",
+            f"{threads}, but another process uses PyTorch as well ({others[0]}): two processes with several threads each can be "
+            "ten times slower, because waiting threads spin. Set system.threads=1, or OMP_WAIT_POLICY=PASSIVE for both.",
         )  # fmt: skip
     return Finding("ok", "threads", str(threads))
 
 
 def other_torch_processes() -> Iterator[str]:
-    """Command lines of other running processes that have PyTorch loaded and several threads (Linux only)."""
-    ours = {os.getpid(), os.getppid()}
+    """Yield the command lines of other running processes with PyTorch loaded and several threads (Linux only)."""
+    own_pids = {os.getpid(), os.getppid()}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             status = (folder / "status").read_text(encoding="utf-8", errors="replace")
             threads = int(status.partition("Threads:")[2].split()[0])
-            if int(folder.name) in ours or threads < 2 or "\nState:\tR" not in status:
+            if int(folder.name) in own_pids or threads < 2 or "\nState:\tR" not in status:
                 continue
             if "libtorch" in (folder / "maps").read_text(encoding="utf-8", errors="replace"):
                 yield " ".join((folder / "cmdline").read_text(errors="replace").split("\0"))[:60].strip()
         except (OSError, ValueError, IndexError):
-            continue  # it has ended meanwhile, or is somebody else's
+            continue  # the process has ended, or belongs to another user
 
 
 def _wandb(config: Config) -> Finding:
     mode = wandb_mode(config.wandb)
     if mode == "offline":
         return Finding(
-            "ok", "wandb", "offline (no account or no network): kept in the run folder; `wandb sync` sends it"
+            "ok", "wandb", "offline (no account or no network): saved in the run folder; `wandb sync` uploads it"
         )
     return Finding("ok", "wandb", mode)
 
 
 def disk_finding(folder: Path, checkpoint: int, kept: int) -> Finding:
-    """Whether the checkpoints fit: `kept` of them, the best, and the one being written."""
+    """Check that the checkpoints fit on the disk: `kept` of them, the best one, and the one being written."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
     needed, free = (kept + 2) * checkpoint, shutil.disk_usage(place).free
     words = f"{format_size(free)} free at {place}; checkpoints of {format_size(checkpoint)} take up to {format_size(needed)}"
     if not os.access(place, os.W_OK):
-        return Finding("error", "disk", f"{place} can't be written to; choose another save_dir")
+        return Finding("error", "disk", f"{place} is not writable; choose another save_dir")
     if free < needed:
-        return Finding("error", "disk", f"{words}: free some, or lower training.keep_checkpoints")
+        return Finding("error", "disk", f"{words}: free some space, or lower training.keep_checkpoints")
     return Finding("ok", "disk", words)
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that training could take: of the GPU, or of the machine; None where the system doesn't tell."""
+    """Free bytes of the GPU, or of the machine; None if the system does not report them."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -126,7 +126,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def _container_limit() -> int | None:
-    """What a container's memory limit leaves, if there is one."""
+    """Bytes left under the container's memory limit; None without a limit."""
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))

@@ -1,8 +1,9 @@
-"""A training run rehearsed on tensors without contents, in a process of its own: `python -m mini_chat_gpt.diagnostics.memory_dry_run`.
+"""The memory dry run: training steps on fake tensors in a separate process.
 
-memory_plan.py sends a request as JSON and gets back bytes by what they are for. The process first makes a real step with a
-tiny model: what it holds then is what Python, PyTorch and their kernels take wherever one trains. Then it builds the real
-engine on fake tensors and goes through steps, evaluation and the copy for a checkpoint; see memory_trace.py.
+`python -m mini_chat_gpt.diagnostics.memory_dry_run` reads a request of memory_plan.py as JSON and prints the bytes by purpose.
+The process first runs real steps of a tiny model; the memory that it then holds is the baseline of every training process
+(Python, PyTorch and their kernels). Then it builds the real train step on fake tensors and runs optimizer steps, an
+evaluation and the copy for a checkpoint; see memory_trace.py.
 """
 
 from __future__ import annotations
@@ -30,45 +31,45 @@ from mini_chat_gpt.training.run_state import run_snapshot
 from mini_chat_gpt.training.train_step import TrainStep
 
 PARTS = ("weights", "gradients", "optimizer", "ema", "activations", "logits", "snapshot")
-"""What tensors are for."""
+"""The purposes of tensors."""
 
-TRIED = 24
-"""Kernels from which is learned what one takes."""
+N_PROBED_KERNELS = 24
+"""Number of kernels from which the mean size of a kernel is measured."""
 
-Packed = list[Any]
+JSONExample = list[Any]
 
 
-def pack(example: Example) -> Packed:
-    """Length and targets, all that memory depends on, for JSON."""
+def encode_example(example: Example) -> JSONExample:
+    """Encode the properties that memory depends on: length, loss mask and prefix branches."""
     return [len(example.ids), np.packbits(example.loss_mask).tobytes().hex(), example.prefix_branches]
 
 
-def unpack(packed: Packed) -> Example:
-    """An example of that length with those targets."""
-    length, trained, branches = packed
+def decode_example(encoded: JSONExample) -> Example:
+    """Make an example with the encoded properties; its ids are zeros."""
+    length, trained, branches = encoded
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(trained), dtype=np.uint8), count=length)
     return Example(np.zeros(length, dtype=np.int32), bits.astype(bool), 1.0, "", tuple(branches))
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What training takes here whatever is trained, in bytes."""
+    """Memory that training takes on this machine whatever is trained, in bytes."""
 
     baseline: int = 0
     kernels: Kernels | None = None
-    kernel_on_heap: int = 0  # for each kernel that is prepared for a shape, and kept
-    kernel_beside: int = 0
-    note: str | None = None  # what could not be found out
+    kernel_on_heap: int = 0  # size on the heap of each cached kernel
+    kernel_off_heap: int = 0
+    note: str | None = None  # what could not be measured
 
 
 def main() -> int:
-    """Answer the request on standard input in the last line of standard output."""
+    """Read the request from standard input and print the answer as the last line of standard output."""
     print(json.dumps(answer(json.load(sys.stdin))))
     return 0
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a `MemoryPlan`. This process is good for nothing else afterwards."""
+    """Return the fields of a `MemoryPlan`. The process can't be used for anything else afterwards."""
     for module in request["imports"]:
         import_module(module)
     config, device = Config(**request["config"]), torch.device(request["device"])
@@ -76,45 +77,45 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         torch.set_num_threads(config.system.threads)
     keep_freed_memory()
     precision = Precision(getattr(torch, request["dtype"]), "as given")
-    machine = look_at_machine(config, precision, device)
-    found = rehearse(request, config, device, precision, machine)
-    return found | {"notes": [note for note in (machine.note, found.pop("note", None)) if note]}
+    machine = measure_machine(config, precision, device)
+    sizes = dry_run(request, config, device, precision, machine)
+    return sizes | {"notes": [note for note in (machine.note, sizes.pop("note", None)) if note]}
 
 
 # The machine
 
 
-def look_at_machine(config: Config, precision: Precision, device: torch.device) -> Machine:
-    """What is taken before any tensor of the run is."""
+def measure_machine(config: Config, precision: Precision, device: torch.device) -> Machine:
+    """Measure the memory that is taken before the run's first tensor."""
     if device.type == "cpu":
-        return look_at_cpu(config, precision)
+        return measure_cpu(config, precision)
     if device.type == "cuda" and torch.cuda.is_available():
         tiny_step(config, precision, device)
-        return Machine(torch.cuda.memory_allocated(device))  # workspaces of its libraries
+        return Machine(torch.cuda.memory_allocated(device))  # workspaces of the libraries
     return Machine(
-        note=f"without a {device.type} to ask: worked out on the CPU, without the workspaces of its libraries"
+        note=f"this machine has no {device.type} device: computed on the CPU, without the workspaces of the device's libraries"
     )
 
 
-def look_at_cpu(config: Config, precision: Precision) -> Machine:
-    """Resident memory after a tiny step, and what each kernel adds that is prepared for another shape."""
+def measure_cpu(config: Config, precision: Precision) -> Machine:
+    """Measure resident memory after a tiny step, and the size of a kernel that the CPU caches for a new shape."""
     tiny_step(config, Precision(torch.float32, ""), torch.device("cpu"))
     kernels = Kernels(precision.dtype)
-    for _ in range(8):  # the first ones bring in the library
-        kernels.prepare()
+    for _ in range(8):  # the first ones load the library
+        kernels.make_one()
     resident, before = memory_in_use("cpu"), heap_bytes()
-    for _ in range(TRIED):
-        kernels.prepare()
+    for _ in range(N_PROBED_KERNELS):
+        kernels.make_one()
     added, after = memory_in_use("cpu") - resident, heap_bytes()
     if before is None or after is None:
-        note = "this C library does not tell about its heap: gaps between tensors are not foreseen"
-        return Machine(resident, None, 0, max(0, added) // TRIED, note)
+        note = "this C library does not report its heap size: gaps between tensors are not predicted"
+        return Machine(resident, None, 0, max(0, added) // N_PROBED_KERNELS, note)
     on_heap, heap_grown = max(0, after[1] - before[1]), after[0] - before[0]
-    return Machine(resident, kernels, on_heap // TRIED, max(0, added - heap_grown) // TRIED)
+    return Machine(resident, kernels, on_heap // N_PROBED_KERNELS, max(0, added - heap_grown) // N_PROBED_KERNELS)
 
 
 def tiny_step(config: Config, precision: Precision, device: torch.device) -> None:
-    """Real steps: they load and prepare what any training does."""
+    """Run real steps, which load and allocate what every training process needs."""
     model = GPT(GPTConfig(vocab_size=64, n_layer=1, n_head=1, n_embd=16, context_length=64)).to(device)
     engine = TrainStep(model, config, SFTSection(), precision)
     example = Example(np.arange(40, dtype=np.int32), np.arange(40) > 20, 1.0, "tiny")
@@ -122,8 +123,8 @@ def tiny_step(config: Config, precision: Precision, device: torch.device) -> Non
         engine.step([example], number=number)
 
 
-def kernels_kept() -> int:
-    """How many kernels oneDNN keeps at most (its documentation: 1024)."""
+def kernel_cache_capacity() -> int:
+    """The capacity of oneDNN's kernel cache; its documentation gives 1024 as the default."""
     names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
     return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 1024)
 
@@ -131,43 +132,45 @@ def kernels_kept() -> int:
 # The run
 
 
-def rehearse(
+def dry_run(
     request: dict[str, Any], config: Config, device: torch.device, precision: Precision, machine: Machine
 ) -> dict[str, Any]:
-    """Go through a run's parts on tensors without contents: bytes by what they are for."""
-    on_cpu, place = device.type == "cpu", device
+    """Run the parts of a training run on fake tensors and return the bytes by purpose."""
+    on_cpu, fake_device = device.type == "cpu", device
     if not on_cpu and not (device.type == "cuda" and torch.cuda.is_available()):
-        place = torch.device("cpu")
+        fake_device = torch.device("cpu")
         for module, name in ((packed_layout, "blocks_are_faster"), (fused, "use_fused_cpu")):
             setattr(module, name, lambda *_: False)  # as on a GPU
     heap = None
     if machine.kernels is not None:
-        heap = ShadowHeap(machine.kernels, machine.kernel_on_heap, request["kernels"], kernels_kept())
-    live = LiveTensors(place.type, heap, round_to=1 if on_cpu else 512)
+        heap = ShadowHeap(machine.kernels, machine.kernel_on_heap, request["kernels"], kernel_cache_capacity())
+    live = LiveTensors(fake_device.type, heap, round_to=1 if on_cpu else 512)
     gpt_config = GPTConfig(**request["gpt_config"])
     live.logits_width = gpt_config.vocab_size
     with live:
-        with live.calling("weights"), place:
+        with live.calling("weights"), fake_device:
             model = GPT(gpt_config)
             if request["adapter"] is not None:
                 add_lora(model, config.lora, *request["adapter"])
-        model.to = lambda *_: model  # type: ignore[method-assign]  # it is there, and fake parameters can't be moved
+        model.to = lambda *_: model  # type: ignore[method-assign]  # already on the device, and fake parameters can't be moved
         with live.calling("ema"):
             engine = TrainStep(model, config, ScheduleFields(**request["phase"]), precision)
         model.activation_checkpointing = config.training.activation_checkpointing
         for parameter in engine.optimizer.parameters.values():
             parameter.register_post_accumulate_grad_hook(lambda parameter: live.name("gradients", [parameter.grad]))
-        copied = go_through(engine, live, request)
-        found: dict[str, Any] = {part: live.at_peak.get(part, 0) for part in PARTS} | {"baseline": machine.baseline}
-        found |= kernels_and_gaps(live, machine) if on_cpu else {"host": copied, "snapshot": 0}
+        copied = run_steps(engine, live, request)
+        sizes: dict[str, Any] = {part: live.at_peak.get(part, 0) for part in PARTS} | {"baseline": machine.baseline}
+        sizes |= kernels_and_gaps(live, machine) if on_cpu else {"host": copied, "snapshot": 0}
         live.heap = None
-        found["live_by_batch_size"] = {size: peak_with(engine, live, size, those) for size, those in request["others"]}
-    return found
+        sizes["live_by_batch_size"] = {
+            batch_size: peak_with(engine, live, batch_size, examples) for batch_size, examples in request["others"]
+        }
+    return sizes
 
 
-def go_through(engine: TrainStep, live: LiveTensors, request: dict[str, Any]) -> int:
-    """Steps, an evaluation, and a step while a checkpoint is being written; returns the bytes that are copied for it."""
-    steps = [[unpack(packed) for packed in step] for step in request["steps"]]
+def run_steps(engine: TrainStep, live: LiveTensors, request: dict[str, Any]) -> int:
+    """Run steps, an evaluation, and a step while a checkpoint is being written; return the bytes copied for the checkpoint."""
+    steps = [[decode_example(encoded) for encoded in step] for step in request["steps"]]
     engine.step(steps[0])
     live.name("optimizer", list(engine.optimizer.state_tensors().values()))
     live.restart()
@@ -175,7 +178,7 @@ def go_through(engine: TrainStep, live: LiveTensors, request: dict[str, Any]) ->
         engine.step(step)
     if request["validation"]:
         with engine.averaged():
-            engine.evaluate([unpack(packed) for packed in request["validation"]])
+            engine.evaluate([decode_example(encoded) for encoded in request["validation"]])
     with live.calling("snapshot"):
         snapshot = run_snapshot(engine, cast(ChatTokenizer, None), {}, {})
     engine.step(steps[-1])
@@ -183,21 +186,23 @@ def go_through(engine: TrainStep, live: LiveTensors, request: dict[str, Any]) ->
 
 
 def kernels_and_gaps(live: LiveTensors, machine: Machine) -> dict[str, Any]:
-    """What resident memory has beside tensors."""
+    """Memory of the process besides its tensors."""
     if live.heap is None:
-        return {"kernels": len(live.products) * machine.kernel_beside}
-    kept, peak = live.heap.kept, live.peak
-    found = {"kernels": kept + kept // max(1, machine.kernel_on_heap) * machine.kernel_beside}
+        return {"kernels": len(live.products) * machine.kernel_off_heap}
+    kernels, peak = live.heap.kernel_bytes, live.peak
+    sizes: dict[str, Any] = {"kernels": kernels + kernels // max(1, machine.kernel_on_heap) * machine.kernel_off_heap}
     if live.heap.refused:
-        return found | {"note": "the system promises no such amount of memory: gaps between tensors are not foreseen"}
-    return found | {"gaps": max(0, live.heap.grown() - peak - kept)}
+        return sizes | {
+            "note": "the system refuses to reserve that much memory: gaps between tensors are not predicted"
+        }
+    return sizes | {"gaps": max(0, live.heap.grown() - peak - kernels)}
 
 
-def peak_with(engine: TrainStep, live: LiveTensors, batch_size: int, examples: list[Packed]) -> int:
-    """Most bytes in tensors while a micro-batch of this size is gone through."""
+def peak_with(engine: TrainStep, live: LiveTensors, batch_size: int, examples: list[JSONExample]) -> int:
+    """Peak bytes in tensors during the forward and backward pass of a micro-batch of this size."""
     engine.batch_size = batch_size
     live.restart()
-    engine.accumulate([unpack(packed) for packed in examples])
+    engine.accumulate([decode_example(encoded) for encoded in examples])
     engine.optimizer.zero_grad()
     return live.peak
 

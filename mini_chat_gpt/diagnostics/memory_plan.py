@@ -1,12 +1,12 @@
-"""The memory that training will need at most, predicted from the settings without taking it.
+"""Predict the peak memory of training from the settings, without allocating it.
 
-The training code itself (engine.py: forward, backward, update; evaluation; the copy for a checkpoint) is run on tensors
-without contents, in a process of its own (rehearsal.py). On a CPU the prediction is of resident memory: Python and its
-libraries, the gaps that the C library leaves between tensors, and the kernels that oneDNN keeps for each shape are part of it,
-all of them measured on this machine. On a GPU it is what PyTorch's allocator will have handed out at most.
+The training code itself (training/train_step.py: forward, backward, update; evaluation; the copy for a checkpoint) runs on
+fake tensors in a separate process (memory_dry_run.py). On a CPU the prediction is resident memory: Python and its libraries,
+the gaps that the C library leaves between tensors, and the kernels that oneDNN caches for each shape are part of it, all
+measured on this machine. On a GPU it is the peak of PyTorch's allocator.
 
-What is not foreseen: compiled code (system.compile), which needs less for activations and more for itself; the processes of
-data.num_workers; and what others on the machine take. Of several processes (torchrun) it is what each of them needs.
+Not predicted: compiled code (system.compile), which needs less memory for activations and more for itself; the processes of
+data.num_workers; and other processes on the machine. With several processes (torchrun) it is the memory of each of them.
 """
 
 from __future__ import annotations
@@ -23,49 +23,47 @@ import torch
 
 from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields
 from mini_chat_gpt.data.batching import Batch, Example, micro_batches
-from mini_chat_gpt.diagnostics.memory_dry_run import PARTS, pack
+from mini_chat_gpt.diagnostics.memory_dry_run import PARTS, encode_example
 from mini_chat_gpt.lora import Adapter
 from mini_chat_gpt.model import ROUND_TO
 from mini_chat_gpt.ops.packed_layout import Packed
 
 Steps = Sequence[Sequence[Example]]
 WORK = {"cpu": 300, "others": 100}
-"""Attention products to go through: groups of examples times layers. On a CPU more, since there gaps build up."""
-MOST_OF_A_STEP = 3
-"""Micro-batches."""
+"""Attention calls in the dry run: groups of examples times layers. On a CPU more, because gaps build up there."""
+MAX_MICRO_BATCHES = 3
+"""Micro-batches of each step in the dry run."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes at the moment when most are needed, by what they are for; `total` is the prediction."""
+    """Bytes at the peak, by purpose; `total` is the prediction."""
 
-    weights: int = 0  # with the tables of rotary positions
-    gradients: int = 0  # those that exist at that moment: of the micro-batches before
+    weights: int = 0  # including the tables of rotary positions
+    gradients: int = 0  # that exist at the peak: those of the previous micro-batches
     optimizer: int = 0
     ema: int = 0
-    activations: int = 0  # kept for the backward pass, and temporary
-    logits: int = 0  # whatever has a column for each entry of the vocabulary
-    snapshot: int = 0  # the copy that a checkpoint is written from while training goes on
-    gaps: int = 0  # between tensors, which the C library could not use again
-    kernels: int = 0  # prepared for the shapes of matrix products, and kept
-    baseline: int = 0  # Python, PyTorch and what it prepares in any training
-    other: int = 0  # what the caller says is there besides: tokenizer, data
-    host: int = 0  # not in the total: the snapshot of a model that is trained on a GPU
-    notes: tuple[str, ...] = ()  # what the prediction could not take into account here
-    live_by_batch_size: dict[int, int] = field(
-        default_factory=dict
-    )  # of two sizes: most bytes in tensors of a micro-batch
+    activations: int = 0  # saved for the backward pass, and temporary
+    logits: int = 0  # tensors with a column for each entry of the vocabulary
+    snapshot: int = 0  # the copy from which a checkpoint is written while training continues
+    gaps: int = 0  # between tensors, which the C library could not reuse
+    kernels: int = 0  # cached for the shapes of matrix products
+    baseline: int = 0  # Python, PyTorch and what every training process allocates
+    other: int = 0  # given by the caller: tokenizer, data
+    host: int = 0  # not in the total: the snapshot in CPU memory when training on a GPU
+    notes: tuple[str, ...] = ()  # what the prediction does not cover here
+    live_by_batch_size: dict[int, int] = field(default_factory=dict)  # for two sizes: peak bytes in tensors
 
     @property
     def tensors(self) -> int:
-        """Bytes in tensors."""
+        """Peak bytes in tensors."""
         return sum(int(getattr(self, part)) for part in PARTS)
 
     @property
     def bytes_per_example(self) -> float:
-        """What another example in the micro-batch takes, from the two sizes in `live_by_batch_size`; gaps grow alike."""
-        (small, fewer), (large, most) = sorted(self.live_by_batch_size.items())
-        return max(1.0, (most - fewer) / (large - small) * (1 + self.gaps / self.tensors))
+        """Memory of one more example in the micro-batch, from the two sizes in `live_by_batch_size`; gaps grow in proportion."""
+        (small, small_bytes), (large, large_bytes) = sorted(self.live_by_batch_size.items())
+        return max(1.0, (large_bytes - small_bytes) / (large - small) * (1 + self.gaps / self.tensors))
 
     @property
     def total(self) -> int:
@@ -84,20 +82,22 @@ def plan_memory(
     other: int = 0,
     adapter: Adapter | None = None,
 ) -> MemoryPlan:
-    """What training with `config` takes at most, in bytes. Takes some seconds, and little more memory than an idle process.
+    """Predict the peak memory of training with `config`, in bytes.
 
-    steps       the examples of some optimizer steps, as the trainer reads them; the largest micro-batch decides, so give many
+    Takes some seconds, and little more memory than an idle process.
+
+    steps       the examples of some optimizer steps as the trainer reads them. The largest micro-batch decides, so give many
     dtype       of the matrix products (`Precision.dtype`)
-    imports     modules that the real process will have loaded
-    other       bytes that it holds besides: tokenizer, index of the data, examples
-    adapter     what is trained of the model, where it isn't the whole
+    imports     modules that the training process will import
+    other       further bytes in that process: tokenizer, index of the data, examples
+    adapter     the adapter that is trained, if not the whole model
 
-    Raises RuntimeError with its last words if the other process fails.
+    Raises RuntimeError with the last line of its output if the dry run fails.
     """
     batch_size = config.step_size(phase).batch_size
-    measures = [_measure(step, batch_size, config.training.batch_tokens) for step in steps]
+    measures = [_split_step(step, batch_size, config.training.batch_tokens) for step in steps]
     work = WORK.get(torch.device(device).type, WORK["others"])
-    rehearsed = _worth_rehearsing(measures, work / gpt_config.n_layer)
+    dry_run_steps = _choose_steps(measures, work / gpt_config.n_layer)
     request = {
         "gpt_config": gpt_config.model_dump(),
         "config": config.model_dump(),
@@ -105,17 +105,18 @@ def plan_memory(
         "phase": phase.model_dump(include=set(ScheduleFields.model_fields)),
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "steps": [[pack(example) for micro in step for example in micro.examples] for step in rehearsed],
-        "validation": [pack(example) for example in _longest(validation, max(8, batch_size))],
+        "steps": [[encode_example(example) for micro in step for example in micro.examples] for step in dry_run_steps],
+        "validation": [encode_example(example) for example in _longest(validation, max(8, batch_size))],
         "imports": list(imports),
-        "kernels": len(_shapes(measures)) / len(_shapes(rehearsed)),
+        "kernels": len(_shapes(measures)) / len(_shapes(dry_run_steps)),
         "others": [
-            [size, [pack(e) for e in _largest(steps, size, config)]] for size in (batch_size, _another(batch_size))
+            [size, [encode_example(e) for e in _largest(steps, size, config)]]
+            for size in (batch_size, _second_size(batch_size))
         ],
     }
-    found = _in_another_process(request)
-    sizes = {int(size): live for size, live in found.pop("live_by_batch_size").items()}
-    return MemoryPlan(**found | {"notes": tuple(found["notes"])}, other=other, live_by_batch_size=sizes)
+    sizes = _in_another_process(request)
+    live = {int(batch_size): n_bytes for batch_size, n_bytes in sizes.pop("live_by_batch_size").items()}
+    return MemoryPlan(**sizes | {"notes": tuple(sizes["notes"])}, other=other, live_by_batch_size=live)
 
 
 def largest_batch(
@@ -125,14 +126,14 @@ def largest_batch(
     phase: ScheduleFields,
     device: torch.device | str,
     dtype: torch.dtype,
-    fits: int,
+    limit: int,
     first: MemoryPlan | None = None,
     **more: Any,
 ) -> tuple[int, MemoryPlan]:
-    """(most examples per micro-batch with which training stays within `fits` bytes, its plan); 0 if not even one does.
+    """The largest micro-batch size whose training needs at most `limit` bytes, and its plan; size 0 if none does.
 
-    Never more than a step has. Where to look next is estimated from two sizes; the size found is planned for itself. `first`
-    is the plan for the configured size, if that is there already; `more` goes to `plan_memory`.
+    Never exceeds the number of examples in a step. The search estimates the next size from the memory of two sizes and plans
+    each candidate. `first` is the plan of the configured size, if it exists already; `more` goes to `plan_memory`.
     """
     fitting, too_large = 0, max(len(step) for step in steps) + 1
     size = min(too_large - 1, config.step_size(phase).batch_size)
@@ -140,12 +141,12 @@ def largest_batch(
     while True:
         sized = phase.model_copy(update={"batch_size": size})
         plan, first = first or plan_memory(gpt_config, steps, config, sized, device, dtype, **more), None
-        if plan.total <= fits:
+        if plan.total <= limit:
             fitting, best = size, plan
         else:
             too_large = size
-        room = (fits - plan.total) / plan.bytes_per_example
-        guess = size + int(room) if room >= 0 else min(size - 1, size + int(room) - 1)
+        spare = (limit - plan.total) / plan.bytes_per_example
+        guess = size + int(spare) if spare >= 0 else min(size - 1, size + int(spare) - 1)
         size = max(min(guess, too_large - 1), 1)
         if size <= fitting or size >= too_large:
             return fitting, best or plan
@@ -160,28 +161,28 @@ class Split:
 
 
 def splits(examples_per_step: int, largest: int) -> list[Split]:
-    """Ways to cut a step into about equal micro-batches of at most `largest` examples, the largest first, each half as large."""
-    found: list[Split] = []
+    """Ways to split a step into micro-batches of about equal size: at most `largest` examples first, then half as many each time."""
+    result: list[Split] = []
     size = min(largest, examples_per_step)
     while size >= 1:
         count = -(-examples_per_step // size)
         even = -(-examples_per_step // count)
-        found.append(Split(even, count))
+        result.append(Split(even, count))
         size = even // 2
-    return found
+    return result
 
 
-# Which examples to go through
+# Which examples the dry run uses
 
 
-def _another(batch_size: int) -> int:
-    """A second size, from which is seen what an example takes."""
+def _second_size(batch_size: int) -> int:
+    """A second micro-batch size, from which the memory of one example is computed."""
     return batch_size // 2 or 2
 
 
 @dataclass(frozen=True)
 class _Micro:
-    """A micro-batch and its measures."""
+    """A micro-batch and its sizes."""
 
     batch: Batch
     examples: list[Example]
@@ -192,7 +193,7 @@ class _Micro:
 
     @property
     def shapes(self) -> set[tuple[object, ...]]:
-        """What the shapes of its matrix products depend on."""
+        """The numbers that the shapes of its matrix products depend on."""
         groups = Packed(self.batch.cu_seqlens).groups
         sizes = {
             ("tokens", -(-self.batch.n_tokens // ROUND_TO)),
@@ -201,17 +202,17 @@ class _Micro:
         return sizes | {("group", group.n, group.longest) for group in groups}
 
 
-def _measure(step: Sequence[Example], batch_size: int, batch_tokens: int | None) -> list[_Micro]:
-    """The micro-batches of a step."""
+def _split_step(step: Sequence[Example], batch_size: int, batch_tokens: int | None) -> list[_Micro]:
+    """Split a step into its micro-batches."""
     in_order = iter(sorted(step, key=lambda example: len(example.ids), reverse=True))
     batches = micro_batches(step, batch_size, batch_tokens)
     return [_Micro(batch, [next(in_order) for _ in range(batch.n_examples)]) for batch in batches]
 
 
-def _worth_rehearsing(steps: Sequence[list[_Micro]], most_groups: float) -> list[list[_Micro]]:
-    """Some steps as they come, as far as `most_groups` allow, then those with most targets and most tokens in a micro-batch.
+def _choose_steps(steps: Sequence[list[_Micro]], max_groups: float) -> list[list[_Micro]]:
+    """Choose the first steps, up to `max_groups`, and then the steps whose micro-batches have the most targets and tokens.
 
-    Of each a few micro-batches; the largest are always among them.
+    Each step is reduced to a few micro-batches, which always include its largest ones.
     """
 
     def tokens(number: int) -> int:
@@ -222,24 +223,24 @@ def _worth_rehearsing(steps: Sequence[list[_Micro]], most_groups: float) -> list
 
     numbers = range(len(steps))
     largest = list(dict.fromkeys([max(numbers, key=targets), max(numbers, key=tokens)]))
-    chosen = [_few_of(steps[number], most_groups / len(largest)) for number in largest]
-    before: list[list[_Micro]] = []
-    left = most_groups - sum(micro.groups for step in chosen for micro in step)
+    chosen = [_few_of(steps[number], max_groups / len(largest)) for number in largest]
+    first: list[list[_Micro]] = []
+    budget = max_groups - sum(micro.groups for step in chosen for micro in step)
     for number in numbers:
-        step = _few_of(steps[number], left)
-        left -= sum(micro.groups for micro in step)
-        if left < 0:
+        step = _few_of(steps[number], budget)
+        budget -= sum(micro.groups for micro in step)
+        if budget < 0:
             break
         if number not in largest:
-            before.append(step)
-    return before + chosen
+            first.append(step)
+    return first + chosen
 
 
-def _few_of(step: list[_Micro], most_groups: float) -> list[_Micro]:
-    """The first micro-batch, which has the longest examples, the one with most targets, and others while they are few."""
+def _few_of(step: list[_Micro], max_groups: float) -> list[_Micro]:
+    """The first micro-batch, which has the longest examples, the one with the most targets, and others within the limits."""
     most_targets = max(range(len(step)), key=lambda number: len(step[number].batch.target_positions))
-    chosen = list(dict.fromkeys([0, most_targets, *range(len(step))]))[:MOST_OF_A_STEP]
-    while len(chosen) > 2 - (most_targets == 0) and sum(step[number].groups for number in chosen) > most_groups:
+    chosen = list(dict.fromkeys([0, most_targets, *range(len(step))]))[:MAX_MICRO_BATCHES]
+    while len(chosen) > 2 - (most_targets == 0) and sum(step[number].groups for number in chosen) > max_groups:
         chosen.pop()
     return [step[number] for number in sorted(chosen)]
 
@@ -249,8 +250,8 @@ def _shapes(steps: Sequence[list[_Micro]]) -> set[tuple[object, ...]]:
 
 
 def _largest(steps: Steps, batch_size: int, config: Config) -> list[Example]:
-    """The examples of the micro-batch with most tokens, were micro-batches of this size."""
-    micros = [micro for step in steps for micro in _measure(step, batch_size, config.training.batch_tokens)]
+    """The examples of the micro-batch with the most tokens, if micro-batches had this size."""
+    micros = [micro for step in steps for micro in _split_step(step, batch_size, config.training.batch_tokens)]
     return max(micros, key=lambda micro: micro.batch.n_tokens).examples
 
 
@@ -263,5 +264,5 @@ def _in_another_process(request: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env={**os.environ})
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
-        raise RuntimeError(f"the memory could not be planned: {lines[-1]}")
+        raise RuntimeError(f"memory could not be predicted: {lines[-1]}")
     return json.loads(done.stdout.splitlines()[-1])

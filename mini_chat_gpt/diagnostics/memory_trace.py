@@ -1,13 +1,13 @@
-"""Running training code on tensors without contents, to see what memory it would take.
+"""Count the memory of training code that runs on fake tensors.
 
-PyTorch's fake tensors have shape, dtype and device, but no memory: code that runs on them does everything except the
-arithmetic, backward pass and optimizer included. `LiveTensors` counts their bytes while they live, so that a prediction
-follows the code instead of a formula. Whole numbers and masks on the CPU (ids, positions, offsets) stay real, since shapes
-depend on them.
+PyTorch's fake tensors have a shape, dtype and device, but no memory. Code that runs on them does everything except the
+arithmetic, including the backward pass and the optimizer. `LiveTensors` counts the bytes of live tensors, so that a
+prediction follows the code instead of a formula. Integers and masks on the CPU (ids, positions, offsets) stay real, because
+shapes depend on them.
 
-How much memory a process takes for tensors that come and go is decided by the C library's `malloc`, which can't always
-use a gap again. `ShadowHeap` asks it: for each fake tensor it gets a block of that size and never touches it. Pages that
-were never touched take no memory; how far the heap has grown is seen all the same.
+On a CPU the C library's `malloc` decides how much memory a process needs for its tensors, because it can't always reuse a
+gap. `ShadowHeap` measures this: it allocates a block of the same size for each fake tensor and never touches it. Untouched
+pages take no memory, but the heap grows by the same amount as with real tensors.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
-PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm}  # for each shape of them a CPU keeps a kernel
+PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm}  # a CPU caches a kernel for each shape
 
 
 @dataclass
 class _Block:
-    """A storage that lives."""
+    """A live storage."""
 
     size: int
     name: str
-    shadow: torch.UntypedStorage | None  # its block of the heap
+    shadow: torch.UntypedStorage | None  # its block on the heap
 
 
 class LiveTensors(TorchDispatchMode):
-    """Within the block, operations on floating-point tensors are faked, and every storage on `device_type` is counted.
+    """Context manager that fakes operations on floating-point tensors and counts every storage on `device_type`.
 
-    `peak` is the most bytes that lived at one time since `restart`, and `at_peak` what they were by name: one given to
-    known tensors (`name`), that of the part of the program that made them (`calling`), "logits", or "activations".
+    `peak` is the largest number of live bytes since `restart`; `at_peak` has these bytes by name. A tensor's name is set by
+    `name`, or by the `calling` block that made it; otherwise it is "logits" or "activations".
     """
 
     def __init__(self, device_type: str = "cpu", heap: ShadowHeap | None = None, round_to: int = 1) -> None:
@@ -52,7 +52,7 @@ class LiveTensors(TorchDispatchMode):
         self.device_type, self.heap, self.round_to = device_type, heap, round_to
         self.now = self.peak = 0
         self.products: set[tuple[Any, ...]] = set()  # matrix products by operation, dtypes and shapes
-        self.logits_width = 0  # tensors (R, this) are called logits
+        self.logits_width = 0  # tensors of shape (R, logits_width) are named logits
         self._blocks: dict[int, _Block] = {}
         self._sizes: Counter[str] = Counter()
         self._calling: str | None = None
@@ -60,7 +60,7 @@ class LiveTensors(TorchDispatchMode):
 
     @contextmanager
     def calling(self, name: str) -> Iterator[None]:
-        """What is made within the block has this name."""
+        """Give all tensors that are made within the block this name."""
         before, self._calling = self._calling, name
         try:
             yield
@@ -68,7 +68,7 @@ class LiveTensors(TorchDispatchMode):
             self._calling = before
 
     def name(self, name: str, tensors: Any) -> None:
-        """Give the storages of these tensors a name from now on."""
+        """Rename the storages of these tensors."""
         for tensor in tree_leaves(tensors):
             block = self._blocks.get(tensor.untyped_storage()._cdata)
             if block is not None:
@@ -77,10 +77,10 @@ class LiveTensors(TorchDispatchMode):
                 block.name = name
 
     def restart(self) -> None:
-        """Forget the peak so far."""
+        """Reset the peak."""
         self.peak, self.at_peak = self.now, dict(self._sizes)
 
-    def _see(self, tensor: torch.Tensor) -> None:
+    def _track(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._blocks or tensor.device.type != self.device_type or not storage.nbytes():
@@ -105,7 +105,7 @@ class LiveTensors(TorchDispatchMode):
         self._sizes[block.name] -= block.size
         self.now -= block.size
         if self.heap is not None:
-            self.heap.taken -= block.size
+            self.heap.block_bytes -= block.size
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -113,8 +113,8 @@ class LiveTensors(TorchDispatchMode):
         out = self._run(func, args, kwargs or {})
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
-                self._see(tensor)
-        if func.overloadpacket in PRODUCTS:  # its kernel is prepared when there is a place for what it gives
+                self._track(tensor)
+        if func.overloadpacket in PRODUCTS:  # its kernel is made after its output is allocated
             self._count_product(func, [leaf for leaf in args if isinstance(leaf, self._fake_type)])
         return out
 
@@ -124,17 +124,17 @@ class LiveTensors(TorchDispatchMode):
         if tensors and on_cpu and not any(isinstance(tensor, self._fake_type) for tensor in tensors):
             return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
-            return 1.0  # a loss, a norm: finite, and nothing else is asked of it
+            return 1.0  # a loss or a norm: the code only checks that it is finite
         if func is aten.index.Tensor:
-            args = (args[0], tree_map(self._places, list(args[1])))
+            args = (args[0], tree_map(self._mask_indices, list(args[1])))
         with self._fake:
             out = func(*args, **kwargs)
         if not tensors and on_cpu and isinstance(out, torch.Tensor) and not out.is_floating_point():
             return func(*args, **kwargs)
         return out
 
-    def _places(self, index: Any) -> Any:
-        """A mask as the places where it is true: how many they are decides the shape of what they pick."""
+    def _mask_indices(self, index: Any) -> Any:
+        """Replace a real boolean mask by the indices where it is true: their number decides the shape of the result."""
         real = isinstance(index, torch.Tensor) and not isinstance(index, self._fake_type)
         return index.nonzero()[:, 0] if real and index.dtype == torch.bool and index.dim() == 1 else index
 
@@ -143,7 +143,7 @@ class LiveTensors(TorchDispatchMode):
         if product not in self.products:
             self.products.add(product)
             if self.heap is not None:
-                self.heap.keep_kernels()
+                self.heap.add_kernels()
 
 
 class _MallInfo(ctypes.Structure):
@@ -154,7 +154,7 @@ class _MallInfo(ctypes.Structure):
 
 
 def heap_bytes() -> tuple[int, int] | None:
-    """(size of this process's heap, bytes of it in use), as the C library says; None where it can't (glibc 2.33 and later can)."""
+    """(size of this process's heap, bytes in use), from the C library; None where it has no mallinfo2 (glibc < 2.33)."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except (OSError, AttributeError, TypeError):
@@ -165,58 +165,58 @@ def heap_bytes() -> tuple[int, int] | None:
 
 
 class Kernels:
-    """Matrix products of ever new shapes. For each a CPU may prepare a kernel and keep it, as it does in training."""
+    """Matrix products of ever new shapes, for each of which a CPU may cache a kernel, as in training."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.number = 0
+        self.n_made = 0
         self._matrix = torch.ones(2**13, 32, dtype=dtype)
 
-    def prepare(self) -> None:
-        """One more; what it gives is small, but for the kernel that makes no difference."""
-        self.number = min(self.number + 1, len(self._matrix))
-        self._matrix[: self.number] @ self._matrix[:32]
+    def make_one(self) -> None:
+        """Compute one more product. The result is small; the size of the kernel does not depend on it."""
+        self.n_made = min(self.n_made + 1, len(self._matrix))
+        self._matrix[: self.n_made] @ self._matrix[:32]
 
 
 class ShadowHeap:
-    """Blocks of this process's heap in place of tensors. Only where `heap_bytes` can tell.
+    """Blocks on this process's heap in place of tensors. Works only where `heap_bytes` does.
 
-    For each new shape that `keep_kernels` is told of, `per_shape` kernels are really prepared: more than one where it stands for
-    others that aren't seen here. Where they come to lie decides which gaps can be used again. Up to `most` of them are kept,
-    and each takes `kernel_bytes` of the heap.
+    For each new shape, `add_kernels` really makes `per_shape` kernels of `kernel_size` bytes: more than one if the shape
+    stands for others that the dry run leaves out. Their addresses decide which gaps can be reused. The CPU caches at most
+    `capacity` of them.
     """
 
-    def __init__(self, kernels: Kernels, kernel_bytes: int, per_shape: float = 1.0, most: int = 1024) -> None:
-        self.taken = 0  # bytes in blocks that live
-        self.kept = 0  # bytes in kernels
-        self.refused = False  # whether the system would not promise a block; `grown` says nothing then
-        self._kernels, self._kernel_bytes, self._per_shape, self._most = kernels, kernel_bytes, per_shape, most
+    def __init__(self, kernels: Kernels, kernel_size: int, per_shape: float = 1.0, capacity: int = 1024) -> None:
+        self.block_bytes = 0  # in live blocks
+        self.kernel_bytes = 0  # in cached kernels
+        self.refused = False  # the system refused to reserve a block; `grown` is meaningless then
+        self._kernels, self._kernel_size, self._per_shape, self._capacity = kernels, kernel_size, per_shape, capacity
         self._due = 0.0
-        self._size, self._in_use = self._look()
+        self._size, self._in_use = self._measure()
 
-    def _look(self) -> tuple[int, int]:
-        told = heap_bytes()
-        assert told is not None, "the caller has asked whether the C library can tell"
-        return told
+    def _measure(self) -> tuple[int, int]:
+        sizes = heap_bytes()
+        assert sizes is not None, "the caller checks heap_bytes() first"
+        return sizes
 
     def take(self, size: int) -> torch.UntypedStorage | None:
-        """A block as a tensor of this size would get it, but never touched; None once the system has refused one."""
-        self.taken += size
+        """Allocate an untouched block of the size of a tensor; None once the system has refused one."""
+        self.block_bytes += size
         try:
             return None if self.refused else torch.UntypedStorage(size)
-        except RuntimeError:  # not enough memory, were the block used
+        except RuntimeError:  # larger than the memory that the system would reserve
             self.refused = True
             return None
 
-    def keep_kernels(self) -> None:
-        """Prepare the kernels for a new shape."""
+    def add_kernels(self) -> None:
+        """Make the kernels for a new shape."""
         self._due += self._per_shape
         while self._due >= 1:
             self._due -= 1
-            self._kernels.prepare()
-            self.kept = min(self.kept + self._kernel_bytes, self._most * self._kernel_bytes)
+            self._kernels.make_one()
+            self.kernel_bytes = min(self.kernel_bytes + self._kernel_size, self._capacity * self._kernel_size)
 
     def grown(self) -> int:
-        """Bytes by which the heap has grown for blocks and kernels, without what this process itself has taken meanwhile."""
-        size, in_use = self._look()
-        itself = in_use - self._in_use - self.taken - self.kept
-        return size - self._size - max(0, itself)
+        """Bytes by which the heap has grown for blocks and kernels, without other allocations of this process."""
+        size, in_use = self._measure()
+        other = in_use - self._in_use - self.block_bytes - self.kernel_bytes
+        return size - self._size - max(0, other)

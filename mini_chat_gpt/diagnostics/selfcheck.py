@@ -1,8 +1,8 @@
-"""`mini-chat-gpt selfcheck`: does this machine compute what the mathematics says?
+"""`mini-chat-gpt selfcheck`: check that this machine computes training and decoding correctly.
 
-In float32, on a small random model or on one of yours: the loss and gradient of a step don't depend on how it is cut into
-micro-batches and processes, examples laid end to end give what each gives alone, and decoding with a cache gives what
-reading everything again gives. Every check compares two ways of computing the same thing and prints their difference.
+Runs in float32 on a small random model, or on a model of yours. Each check computes the same result in two ways and prints
+the difference: the loss and gradients of a step must not depend on micro-batches and processes, packing must not change the
+loss of an example, and decoding with a KV cache must give the logits of a full forward pass.
 """
 
 from __future__ import annotations
@@ -38,38 +38,38 @@ from mini_chat_gpt.data.batching import Example, collate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.train_step import TrainStep
 
-LIMIT = 1e-5
-"""Largest relative difference in float32: what another order of the same additions may come to."""
+TOLERANCE = 1e-5
+"""Largest relative difference in float32; another order of the same additions stays below it."""
 
 Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Check:
-    """Two ways of computing the same, and how far apart they are."""
+    """The difference between two ways of computing the same result."""
 
     what: str
-    difference: float  # largest, relative to the largest value
-    limit: float = LIMIT
+    difference: float  # the largest absolute difference, relative to the largest value
+    limit: float = TOLERANCE
 
     @property
     def passed(self) -> bool:
-        return self.difference <= self.limit  # not so for NaN
+        return self.difference <= self.limit  # False for NaN
 
 
-def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Largest absolute difference, as a part of the largest absolute value of `theirs`."""
-    ours, theirs = ours.detach().double().cpu(), theirs.detach().double().cpu()
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
+def relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest absolute difference, divided by the largest absolute value of `expected`."""
+    actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
+    return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
-def gradient_check(what: str, ours: Tensors, theirs: Tensors) -> Check:
-    """Of a step's loss and of every parameter's gradient, the one that differs most."""
-    return Check(what, max(difference(ours[name], theirs[name]) for name in theirs))
+def gradient_check(what: str, actual: Tensors, expected: Tensors) -> Check:
+    """Compare the loss and every parameter's gradient, and keep the largest difference."""
+    return Check(what, max(relative_difference(actual[name], expected[name]) for name in expected))
 
 
 def make_model(arguments: argparse.Namespace, device: torch.device) -> GPT:
-    """The user's checkpoint; or random weights in the shape of the user's config, or of a small model."""
+    """Load the user's checkpoint, or make random weights in the shape of the user's config or of a small model."""
     if arguments.checkpoint:
         model, _ = load_checkpoint(arguments.checkpoint, device)
         return model.float()
@@ -80,14 +80,14 @@ def make_model(arguments: argparse.Namespace, device: torch.device) -> GPT:
     else:
         shape = GPTConfig(vocab_size=512, context_length=128, n_layer=3, n_head=4, n_kv_head=2, n_embd=64)
     model = GPT(shape)
-    with torch.no_grad():  # away from the initialisation, where attention is nearly uniform and would hide mistakes
+    with torch.no_grad():  # right after initialization attention is nearly uniform, which would hide mistakes
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3 / parameter.shape[-1] ** 0.5)
     return model.to(device)
 
 
 def make_examples(model: GPT, n: int = 8) -> list[Example]:
-    """Random conversations of very different lengths, trained parts and weights."""
+    """Make random examples with very different lengths, loss masks and weights."""
     rng = np.random.default_rng(0)
     longest = min(model.config.context_length, 256)
     examples = []
@@ -101,31 +101,31 @@ def make_examples(model: GPT, n: int = 8) -> list[Example]:
 
 
 def step_gradient(model: GPT, examples: Sequence[Example], batch_size: int, world: World = ALONE) -> Tensors:
-    """Loss and gradients of one optimizer step as training computes them; `examples` are this rank's."""
+    """Loss and gradients of one optimizer step as training computes them; `examples` are those of this rank."""
     training = {"batch_size": batch_size, "examples_per_step": 8, "grad_clip": 0.0}
     config = parse_config({"training": training}, "selfcheck")
     engine = TrainStep(model, config, config.sft, pick_precision(False, model.device), world)
     loss = sum(world.sum([engine.accumulate(examples).own_loss]))
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     engine.optimizer.zero_grad()
-    return found | {"loss": torch.tensor(loss)}
+    return gradients | {"loss": torch.tensor(loss)}
 
 
 def plain_gradient(model: GPT, examples: Sequence[Example]) -> Tensors:
-    """The same, written down plainly: all logits of one conversation after the other, one division at the end."""
+    """The plain formula for the same step: all logits of one conversation at a time, and one division at the end."""
     model.train()
-    top, bottom = torch.zeros((), device=model.device), 0.0
+    loss_sum, weight_sum = torch.zeros((), device=model.device), 0.0
     for example in examples:
         losses, weights = plain_losses(model, example)
-        top, bottom = top + (losses * weights).sum(), bottom + float(weights.sum())
-    (top / bottom).backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        loss_sum, weight_sum = loss_sum + (losses * weights).sum(), weight_sum + float(weights.sum())
+    (loss_sum / weight_sum).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    return found | {"loss": (top / bottom).detach()}
+    return gradients | {"loss": (loss_sum / weight_sum).detach()}
 
 
 def plain_losses(model: GPT, example: Example) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, weight) of every target of one conversation, read alone."""
+    """Loss and weight of every supervised token of one conversation, without packing: two tensors of shape (R,)."""
     ids = torch.from_numpy(example.ids).long().to(model.device)
     losses = F.cross_entropy(model(ids[None])[0, :-1].float(), ids[1:], reduction="none")
     trained = torch.from_numpy(example.loss_mask[1:]).to(model.device)
@@ -134,27 +134,29 @@ def plain_losses(model: GPT, example: Example) -> tuple[torch.Tensor, torch.Tens
 
 @torch.no_grad()
 def batched_check(model: GPT, examples: Sequence[Example]) -> Check:
-    """The loss of each target, with all conversations laid end to end and with each read alone."""
+    """Compare the loss of each supervised token in a packed row with its loss when its conversation is run alone."""
     model.eval()
-    together = model(collate(examples).to(model.device)).losses
+    packed = model(collate(examples).to(model.device)).losses
     alone = torch.cat([plain_losses(model, example)[0] for example in examples])
-    return Check("conversations laid end to end = each alone", difference(together, alone))
+    return Check("packed conversations = each alone", relative_difference(packed, alone))
 
 
 @torch.no_grad()
 def cache_check(model: GPT, examples: Sequence[Example]) -> Check:
-    """Logits after each of the last 16 tokens, read one by one into a cache, and all read at once."""
+    """Compare the logits of the last 16 tokens, decoded one by one with a KV cache, with those of one forward pass."""
     model.eval()
     ids = torch.from_numpy(max(examples, key=lambda example: len(example.ids)).ids).long().to(model.device)[None]
     whole, begin = model(ids)[0], max(1, ids.shape[1] - 16)
     cache = model.make_cache(1)
     steps = [model.next_logits(ids[:, :begin], cache, [begin])]
     steps += [model.next_logits(ids[:, at : at + 1], cache, [1]) for at in range(begin, ids.shape[1])]
-    return Check("decoding with a cache = reading all again", difference(torch.cat(steps), whole[begin - 1 :]))
+    return Check(
+        "decoding with a KV cache = full forward pass", relative_difference(torch.cat(steps), whole[begin - 1 :])
+    )
 
 
 def ranks_gradient(argv: Sequence[str]) -> Tensors:
-    """Loss and gradients of the step in two processes, started by torchrun as training would be."""
+    """Loss and gradients of the step in two processes, started by torchrun as training is."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "gradient.safetensors"
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -169,42 +171,42 @@ def ranks_gradient(argv: Sequence[str]) -> Tensors:
         ]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         if done.returncode:
-            said = re.findall(r"^.*(?:\berror|Error|exitcode ?): .*$", done.stderr, re.MULTILINE) or [
-                "nothing was said"
+            errors = re.findall(r"^.*(?:\berror|Error|exitcode ?): .*$", done.stderr, re.MULTILINE) or [
+                "no error message"
             ]
-            raise UserError(f"Two processes can't work together here: {said[0].strip()}")
+            raise UserError(f"Two processes can't train together here: {errors[0].strip()}")
         return load_file(file)
 
 
 def run_rank(arguments: argparse.Namespace) -> int:
-    """One of two processes: its half of the examples; rank 0 writes what came of the whole step."""
-    enough = torch.cuda.device_count() >= 2 and arguments.device != "cpu"
-    world = distributed.join("cuda" if enough else "cpu")
-    device = torch.device("cuda", world.local_rank) if enough else torch.device("cpu")
+    """Run one of the two processes on its half of the examples; rank 0 writes the gradients of the whole step."""
+    two_gpus = torch.cuda.device_count() >= 2 and arguments.device != "cpu"
+    world = distributed.join("cuda" if two_gpus else "cpu")
+    device = torch.device("cuda", world.local_rank) if two_gpus else torch.device("cpu")
     model = make_model(arguments, device)
-    found = step_gradient(model, make_examples(model)[world.rank :: world.size], 4, world)
+    gradients = step_gradient(model, make_examples(model)[world.rank :: world.size], 4, world)
     if world.is_main:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in found.items()}, arguments.ranks_to)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in gradients.items()}, arguments.ranks_to)
     distributed.leave()
     return 0
 
 
 def checks(arguments: argparse.Namespace, argv: Sequence[str], device: torch.device) -> Iterator[Check]:
-    """All of them, one after the other."""
+    """Run the checks one after the other."""
     model = make_model(arguments, device)
     examples = make_examples(model)
     plain = plain_gradient(model, examples)
-    at_once = step_gradient(model, examples, 8)
-    yield gradient_check("1 micro-batch of 8 = written down plainly", at_once, plain)
-    yield gradient_check("8 micro-batches of 1 = 1 of 8", step_gradient(model, examples, 1), at_once)
+    one_batch = step_gradient(model, examples, 8)
+    yield gradient_check("1 micro-batch of 8 = the plain formula", one_batch, plain)
+    yield gradient_check("8 micro-batches of 1 = 1 of 8", step_gradient(model, examples, 1), one_batch)
     backend = "nccl" if torch.cuda.device_count() >= 2 and arguments.device != "cpu" else "gloo"
-    yield gradient_check(f"2 processes with 4 each ({backend}) = 1 with 8", ranks_gradient(argv), at_once)
+    yield gradient_check(f"2 processes with 4 each ({backend}) = 1 with 8", ranks_gradient(argv), one_batch)
     yield batched_check(model, examples)
     yield cache_check(model, examples)
 
 
 def report(results: Sequence[Check], out: Console) -> None:
-    """The table that a user sees."""
+    """Print the results as a table."""
     table = Table("check", "difference", "limit", "", box=None)
     for check in results:
         verdict = "[green]ok[/]" if check.passed else "[bold red]FAILED[/]"
@@ -215,7 +217,7 @@ def report(results: Sequence[Check], out: Console) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Exit code 1 if a check fails."""
     parser = argparse.ArgumentParser(
-        description="Check that batches, processes and caches change nothing, in a minute."
+        description="Check in a minute that micro-batches, processes and KV caches don't change the results."
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--checkpoint", help="check this model instead of a small random one")
@@ -226,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.ranks_to:
         return run_rank(arguments)
     out, started = Console(highlight=False), time.monotonic()
-    given = [
+    child_arguments = [
         part
         for name in ("checkpoint", "config", "device")
         if (value := getattr(arguments, name))
@@ -235,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = pick_device(arguments.device)
     torch.backends.cuda.matmul.allow_tf32 = False
     out.print(f"Loss and gradients in float32 on {device}; differences relative to the largest value", markup=False)
-    results = list(checks(arguments, given, device))
+    results = list(checks(arguments, child_arguments, device))
     report(results, out)
     failed = sum(not check.passed for check in results)
     verdict = "All checks passed" if not failed else f"{failed} of {len(results)} checks FAILED"

@@ -1,4 +1,4 @@
-"""What the machine has, in findings; the disk and the memory that are free."""
+"""Checks of the machine, the free disk space and the free memory."""
 
 import subprocess
 import sys
@@ -21,14 +21,14 @@ def by_subject(findings) -> dict[str, Finding]:
     return {finding.about: finding for finding in findings}
 
 
-def test_an_ordinary_machine_has_nothing_in_the_way():
-    found = by_subject(machine_findings(tiny_config(), steps=10))
-    assert {"Python", "device", "precision", "compiling", "threads", "wandb"} == set(found)
-    assert not [finding for finding in found.values() if finding.level == "error"]
-    assert torch.__version__ in found["Python"].what
+def test_an_ordinary_machine_has_no_errors():
+    findings = by_subject(machine_findings(tiny_config(), steps=10))
+    assert {"Python", "device", "precision", "compiling", "threads", "wandb"} == set(findings)
+    assert not [finding for finding in findings.values() if finding.level == "error"]
+    assert torch.__version__ in findings["Python"].what
 
 
-def test_a_device_that_is_not_there_is_an_error():
+def test_a_missing_device_is_an_error():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     config = tiny_config(system={"device": "cuda"})
@@ -40,14 +40,14 @@ def test_a_disk_too_small_for_the_checkpoints_is_an_error(tmp_path):
     assert "keep_checkpoints" in disk_finding(tmp_path, 2**60, 2).what
 
 
-def test_memory_that_is_free_is_told():
+def test_free_memory_is_measured():
     if not Path("/proc/meminfo").exists():
         pytest.skip("needs Linux's /proc")
     assert 0 < free_memory(torch.device("cpu")) < 2**50
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="finding other processes needs Linux's /proc")
-def test_another_process_that_computes_is_seen():
+def test_another_process_that_computes_is_found():
     code = "import torch, threading; a = torch.randn(256, 256); work = lambda: [a @ a for _ in range(10**9)]\n"
     code += "threading.Thread(target=work, daemon=True).start(); print('on', flush=True); work()"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:

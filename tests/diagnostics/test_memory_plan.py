@@ -1,4 +1,4 @@
-"""The peak of memory, predicted: against what a process really took, and part by part."""
+"""The predicted peak of memory, compared with the measured peak of a process, and part by part."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from mini_chat_gpt.config import PRESETS, GPTConfig
 from mini_chat_gpt.config_file import parse_config
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.diagnostics import memory_plan
-from mini_chat_gpt.diagnostics.memory_dry_run import pack, unpack
+from mini_chat_gpt.diagnostics.memory_dry_run import decode_example, encode_example
 from mini_chat_gpt.diagnostics.memory_plan import MemoryPlan, Split, largest_batch, plan_memory, splits
 from mini_chat_gpt.diagnostics.memory_trace import heap_bytes
 from mini_chat_gpt.model import GPT
@@ -43,7 +43,7 @@ def plain() -> MemoryPlan:
     return plan_of()
 
 
-# A process that trains on what it is told and prints the most memory it ever had.
+# A process that trains on the examples of its standard input and prints its peak memory.
 TRAIN = """
 import json, sys, torch
 from mini_chat_gpt.config import Config, GPTConfig
@@ -51,36 +51,36 @@ from mini_chat_gpt.common.device import pick_precision, set_up
 from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.common.resources import peak_memory
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.diagnostics.memory_dry_run import unpack
+from mini_chat_gpt.diagnostics.memory_dry_run import decode_example
 from mini_chat_gpt.training.run_state import run_snapshot
-told = json.load(sys.stdin)
-config = Config(**told["config"])
+request = json.load(sys.stdin)
+config = Config(**request["config"])
 set_up(config.system.seed, config.system.threads)
-model = GPT(GPTConfig(**told["shape"]))
+model = GPT(GPTConfig(**request["shape"]))
 engine = TrainStep(model, config, config.sft, pick_precision("fp32", torch.device("cpu")))
-for number, step in enumerate(told["steps"]):
-    engine.step([unpack(packed) for packed in step], number=number)
-    copy = run_snapshot(engine, None, {}, {})  # which a slow disk is still writing during the next step
+for number, step in enumerate(request["steps"]):
+    engine.step([decode_example(encoded) for encoded in step], number=number)
+    copy = run_snapshot(engine, None, {}, {})  # during the next step a slow disk is still writing it
 print(peak_memory("cpu"))
 """
 
 
-@pytest.mark.skipif(heap_bytes() is None, reason="gaps between tensors are foreseen with glibc only")
-def test_the_peak_is_within_15_percent_of_what_training_took():
+@pytest.mark.skipif(heap_bytes() is None, reason="gaps between tensors are predicted with glibc only")
+def test_the_peak_is_within_15_percent_of_the_measured_peak():
     config, steps = config_with(batch_size=8), steps_of(512, n_steps=4)
     shape = GPTConfig(**PRESETS["1m"] | {"vocab_size": 4096})
-    told = {"config": config.model_dump(), "shape": shape.model_dump()}
-    told["steps"] = [[pack(example) for example in step] for step in steps]
+    request = {"config": config.model_dump(), "shape": shape.model_dump()}
+    request["steps"] = [[encode_example(example) for example in step] for step in steps]
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN], input=json.dumps(told), capture_output=True, text=True, check=True
+        [sys.executable, "-c", TRAIN], input=json.dumps(request), capture_output=True, text=True, check=True
     )
     measured = int(done.stdout)
     plan = plan_memory(shape, steps, config, config.sft, "cpu", torch.float32, imports=())
-    assert plan.total - plan.baseline > 0.3 * measured  # else hardly anything would be shown
+    assert plan.total - plan.baseline > 0.3 * measured  # otherwise the comparison would show hardly anything
     assert plan.total == pytest.approx(measured, rel=0.15)
 
 
-def test_weights_and_moments_are_known_to_the_byte(plain):
+def test_weights_and_moments_are_exact(plain):
     n_bytes = 4 * GPT(TINY).n_parameters()
     tables = 2 * 4 * TINY.context_length * TINY.head_size // 2  # of rotary positions, not trained
     counters = 4 * len(list(GPT(TINY).parameters()))
@@ -100,86 +100,86 @@ def test_parts_add_up_to_the_total(plain):
     assert summed == plain.total
 
 
-def test_averaged_weights_and_recomputed_activations_show(plain):
+def test_averaged_weights_and_recomputed_activations_are_counted(plain):
     other = plan_of(ema=0.9, activation_checkpointing=True)
     assert other.ema == 4 * GPT(TINY).n_parameters()
     assert other.activations < 0.8 * plain.activations
 
 
-def test_a_gpu_is_planned_for_where_there_is_none(plain):
+def test_a_gpu_run_is_planned_on_a_machine_without_a_gpu(plain):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     plan = plan_of("cuda")
-    assert "without a cuda to ask" in plan.notes[0]
+    assert "this machine has no cuda device" in plan.notes[0]
     assert (plan.baseline, plan.gaps, plan.kernels, plan.snapshot) == (0, 0, 0, 0)
     assert plan.host >= plain.weights
     assert plan.weights == pytest.approx(plain.weights, rel=0.05)  # in blocks of 512 bytes
 
 
-def test_a_process_that_fails_says_why():
+def test_a_failed_process_reports_its_error():
     config = config_with()
     with pytest.raises(RuntimeError, match="no_such_module"):
         plan_memory(TINY, steps_of(128), config, config.sft, "cpu", torch.float32, imports=("no_such_module",))
 
 
-def rehearsed(monkeypatch, steps, **training) -> list[list[int]]:
-    """Lengths of the examples that are gone through."""
+def dry_run_lengths(monkeypatch, steps, **training) -> list[list[int]]:
+    """Lengths of the examples of the dry run."""
     requests = []
     monkeypatch.setattr(
         memory_plan, "_in_another_process", lambda r: requests.append(r) or {"notes": [], "live_by_batch_size": {}}
     )
     config = config_with(**training)
     plan_memory(TINY, steps, config, config.sft, "cpu", torch.float32)
-    return [[len(unpack(packed).ids) for packed in step] for step in requests[0]["steps"]]
+    return [[len(decode_example(encoded).ids) for encoded in step] for step in requests[0]["steps"]]
 
 
-def test_the_largest_micro_batch_is_gone_through_last(monkeypatch):
+def test_the_largest_micro_batch_comes_last(monkeypatch):
     steps = steps_of(100, n_steps=30)
     steps[17][3] = example(128)
-    assert 128 in rehearsed(monkeypatch, steps)[-1]
+    assert 128 in dry_run_lengths(monkeypatch, steps)[-1]
 
 
-def test_the_micro_batch_with_most_targets_is_gone_through(monkeypatch):
+def test_the_micro_batch_with_the_most_targets_is_included(monkeypatch):
     steps = steps_of(100, n_steps=30)
     steps[11] = [example(99, trained_from=0.0) for _ in range(8)]
-    assert any(99 in lengths for lengths in rehearsed(monkeypatch, steps))
+    assert any(99 in lengths for lengths in dry_run_lengths(monkeypatch, steps))
 
 
-def test_a_step_of_many_micro_batches_is_not_gone_through_whole(monkeypatch):
-    assert max(map(len, rehearsed(monkeypatch, steps_of(128, each=400)))) <= 12
+def test_a_step_of_many_micro_batches_is_shortened(monkeypatch):
+    assert max(map(len, dry_run_lengths(monkeypatch, steps_of(128, each=400)))) <= 12
 
 
 def affine(fixed: int, an_example: int):
-    """A stand-in for `plan_memory`, and the sizes that it was asked for."""
-    asked = []
+    """A replacement for `plan_memory`, and the list of the sizes that it gets."""
+    sizes_planned = []
 
     def plan(_shape, _steps, _config, phase, *_rest, **_more) -> MemoryPlan:
-        asked.append(phase.batch_size)
+        sizes_planned.append(phase.batch_size)
         sizes = {n: an_example * n for n in (phase.batch_size, phase.batch_size // 2 or 2)}
         return MemoryPlan(baseline=fixed, activations=an_example * phase.batch_size, live_by_batch_size=sizes)
 
-    return plan, asked
+    return plan, sizes_planned
 
 
-@pytest.mark.parametrize(("fits", "largest"), [(10**6, 64), (559, 45), (125, 2), (110, 1), (100, 0)])
-def test_the_largest_batch_that_fits_is_found_in_a_few_plans(monkeypatch, fits, largest):
-    plan, asked = affine(fixed=100, an_example=10)
+@pytest.mark.parametrize(("limit", "largest"), [(10**6, 64), (559, 45), (125, 2), (110, 1), (100, 0)])
+def test_the_largest_batch_that_fits_is_found_in_a_few_plans(monkeypatch, limit, largest):
+    plan, sizes_planned = affine(fixed=100, an_example=10)
     monkeypatch.setattr(memory_plan, "plan_memory", plan)
     config = config_with(batch_size=8)
-    found, its_plan = largest_batch(TINY, steps_of(20, each=64), config, config.sft, "cpu", torch.float32, fits)
-    assert found == largest
-    assert not found or its_plan.total <= fits
-    assert len(asked) <= 3
+    batch_size, its_plan = largest_batch(TINY, steps_of(20, each=64), config, config.sft, "cpu", torch.float32, limit)
+    assert batch_size == largest
+    assert not batch_size or its_plan.total <= limit
+    assert len(sizes_planned) <= 3
 
 
-def test_a_plan_that_is_there_already_is_not_made_again(monkeypatch):
-    plan, asked = affine(fixed=100, an_example=10)
+def test_a_given_first_plan_is_not_computed_again(monkeypatch):
+    plan, sizes_planned = affine(fixed=100, an_example=10)
     monkeypatch.setattr(memory_plan, "plan_memory", plan)
     config = config_with(batch_size=64)
     first = plan(None, None, None, config.sft.model_copy(update={"batch_size": 64}))
     arguments = (TINY, steps_of(20, each=64), config, config.sft, "cpu", torch.float32, 10**6)
     assert largest_batch(*arguments, first=first) == (64, first)
-    assert asked == [64]
+    assert sizes_planned == [64]
 
 
 @pytest.mark.parametrize(

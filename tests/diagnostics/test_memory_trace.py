@@ -1,4 +1,4 @@
-"""Tensors without contents: counted like real ones, computed with nothing."""
+"""Fake tensors are counted like real ones, but take no memory."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from mini_chat_gpt.common.resources import memory_in_use
 from mini_chat_gpt.diagnostics.memory_trace import Kernels, LiveTensors, ShadowHeap, heap_bytes
 
 MIB = 2**20
-needs_glibc = pytest.mark.skipif(heap_bytes() is None, reason="this C library does not tell about its heap")
+needs_glibc = pytest.mark.skipif(heap_bytes() is None, reason="this C library does not report its heap size")
 
 
 def train_a_little(model: nn.Module, inputs: torch.Tensor) -> None:
@@ -28,12 +28,12 @@ def test_a_tensor_counts_as_long_as_it_lives():
         part = whole[:10]
         assert live.now == 4 * MIB
         del whole
-        assert live.now == 4 * MIB  # a view keeps what it looks at
+        assert live.now == 4 * MIB  # a view keeps its storage alive
         del part
         assert (live.now, live.peak) == (0, 4 * MIB)
 
 
-def test_what_no_machine_could_hold_takes_no_memory():
+def test_fake_tensors_of_any_size_take_no_memory():
     before = memory_in_use("cpu")
     with LiveTensors() as live:
         weights = torch.zeros(10**7, 10**5)
@@ -43,7 +43,7 @@ def test_what_no_machine_could_hold_takes_no_memory():
     assert memory_in_use("cpu") - before < 100 * MIB
 
 
-def test_the_peak_of_a_training_step_is_that_of_pytorchs_own_tracker():
+def test_the_peak_of_a_training_step_equals_that_of_pytorchs_tracker():
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
 
@@ -54,23 +54,23 @@ def test_the_peak_of_a_training_step_is_that_of_pytorchs_own_tracker():
         tracker.track_external(model, inputs)
         with tracker:
             train_a_little(model, inputs)
-    theirs = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-    assert live.peak == pytest.approx(theirs, rel=0.01)
+    expected = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    assert live.peak == pytest.approx(expected, rel=0.01)
 
 
-def test_a_mask_of_real_numbers_picks_as_many_rows_as_it_lets_through():
+def test_a_real_mask_selects_as_many_rows_as_it_has_true_values():
     mask = torch.tensor([True, False, True])
     with LiveTensors():
         assert torch.zeros(3, 5)[mask].shape == (2, 5)
 
 
-def test_whole_numbers_are_computed():
+def test_integers_are_computed():
     with LiveTensors():
         lengths = torch.tensor([3, 4])
         assert torch.arange(int(lengths.sum())).tolist() == list(range(7))
 
 
-def test_bytes_are_told_by_name_at_the_peak():
+def test_bytes_at_the_peak_are_counted_by_name():
     with LiveTensors() as live:
         live.logits_width = 1000
         with live.calling("weights"):
@@ -90,20 +90,20 @@ def test_bytes_are_told_by_name_at_the_peak():
 def test_a_shadow_heap_grows_without_taking_memory():
     keep_freed_memory()
     size, used = heap_bytes()
-    heap, before = ShadowHeap(Kernels(torch.float32), kernel_bytes=0), memory_in_use("cpu")
+    heap, before = ShadowHeap(Kernels(torch.float32), kernel_size=0), memory_in_use("cpu")
     with LiveTensors(heap=heap):
         tensors = [torch.zeros(MIB) for _ in range(256)]
-        assert heap.taken == 2**30
+        assert heap.block_bytes == 2**30
         del tensors
-    assert heap.taken == 0
-    assert 2**30 - (size - used) <= heap.grown() < 2**30 + 64 * MIB  # gaps that were there already may have been used
+    assert heap.block_bytes == 0
+    assert 2**30 - (size - used) <= heap.grown() < 2**30 + 64 * MIB  # earlier gaps may be used
     assert memory_in_use("cpu") - before < 100 * MIB
 
 
 @needs_glibc
-def test_what_is_freed_is_used_again():
+def test_freed_blocks_are_reused():
     keep_freed_memory()
-    heap = ShadowHeap(Kernels(torch.float32), kernel_bytes=0)
+    heap = ShadowHeap(Kernels(torch.float32), kernel_size=0)
     with LiveTensors(heap=heap):
         for _ in range(50):
             torch.zeros(64 * MIB)
@@ -111,10 +111,10 @@ def test_what_is_freed_is_used_again():
 
 
 @needs_glibc
-def test_kernels_stand_for_shapes_that_are_not_seen():
-    heap = ShadowHeap(Kernels(torch.float32), kernel_bytes=1000, per_shape=2.5, most=9)
-    kept = []
+def test_kernels_stand_for_shapes_that_the_dry_run_leaves_out():
+    heap = ShadowHeap(Kernels(torch.float32), kernel_size=1000, per_shape=2.5, capacity=9)
+    kernel_bytes = []
     for _ in range(4):
-        heap.keep_kernels()
-        kept.append(heap.kept)
-    assert kept == [2000, 5000, 7000, 9000]
+        heap.add_kernels()
+        kernel_bytes.append(heap.kernel_bytes)
+    assert kernel_bytes == [2000, 5000, 7000, 9000]

@@ -1,4 +1,4 @@
-"""The check that users run: it passes where all is well, and fails where something is wrong."""
+"""`selfcheck` passes with a correct model and fails with each kind of error."""
 
 import torch
 from tiny import lively_model
@@ -14,17 +14,17 @@ def test_everything_agrees_on_this_machine(capsys):
     assert "2 processes with 4 each" in printed
 
 
-def test_tokens_that_see_another_conversation_are_found():
+def test_attention_to_another_conversation_is_detected():
     model = lively_model(64, context_length=256)
     examples = selfcheck.make_examples(model)
-    examples.sort(key=lambda example: len(example.ids))  # two of which fit the context together
+    examples.sort(key=lambda example: len(example.ids))  # the first two fit into the context together
     assert selfcheck.batched_check(model, examples).passed
-    whole = model.forward
+    correct = model.forward
 
     def leaking(batch):
         if isinstance(batch, torch.Tensor):
-            return whole(batch)
-        return whole(collate_with(batch, (0, batch.cu_seqlens[2], *batch.cu_seqlens[3:])))  # two conversations as one
+            return correct(batch)
+        return correct(collate_with(batch, (0, batch.cu_seqlens[2], *batch.cu_seqlens[3:])))  # two conversations as one
 
     model.forward = leaking
     assert not selfcheck.batched_check(model, examples).passed
@@ -34,16 +34,16 @@ def collate_with(batch, cu_seqlens):
     return type(batch)(**{**vars(batch), "cu_seqlens": cu_seqlens})
 
 
-def test_a_mean_of_means_is_found():
+def test_a_mean_of_means_is_detected():
     model = lively_model(64)
     examples = selfcheck.make_examples(model)
-    right = selfcheck.plain_gradient(model, examples)
+    correct = selfcheck.plain_gradient(model, examples)
     means = [selfcheck.plain_gradient(model, [example]) for example in examples]
-    wrong = {name: sum(mean[name] for mean in means) / len(means) for name in right}
-    assert not selfcheck.gradient_check("a mean of means", wrong, right).passed
+    wrong = {name: sum(mean[name] for mean in means) / len(means) for name in correct}
+    assert not selfcheck.gradient_check("a mean of means", wrong, correct).passed
 
 
-def test_a_cache_that_forgets_is_found():
+def test_a_cache_with_missing_keys_is_detected():
     model = lively_model(64)
     examples = selfcheck.make_examples(model)
     assert selfcheck.cache_check(model, examples).passed

@@ -1,8 +1,8 @@
-"""The contestants of training_step.py, each in a process of its own: `python step_contestants.py NAME SETTING FOLDER`.
+"""The implementations of training_step.py, each in its own process: `python step_implementations.py NAME SETTING FOLDER`.
 
-A contestant takes a first step, says "ready", and then waits: for every line on stdin it goes on for a turn of some seconds
-and reports its steps, so that the parent can let all of them alternate on a machine whose speed changes from minute to
-minute. Clocks start right after `import torch`.
+An implementation runs a first step, sends "ready", and then waits. For every line on stdin it runs steps for some seconds and
+reports them, so that the parent can interleave all implementations on a machine whose speed changes from minute to minute.
+Time is measured from the end of `import torch`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 Step = Callable[[list[Item]], object]
 
 
-class Referee:
-    """Takes the time of steps and lets the parent say when to go on."""
+class StepTimer:
+    """Measures the time of steps, and waits for the parent before each turn."""
 
     def __init__(self) -> None:
-        # What libraries print is nobody's message.
+        # Output of libraries goes to stderr, so that stdout has our messages only.
         self._out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         self._steps: list[dict[str, Any]] = []
@@ -44,7 +44,7 @@ class Referee:
         self._first = True
 
     def begin(self) -> None:
-        """Before a step. When the turn is over, reports it and waits for the next one."""
+        """Call before a step. At the end of a turn, report its steps and wait for the next turn."""
         now = time.perf_counter()
         if not self._first and now >= self._turn_ends:
             self._send({"steps": self._steps})
@@ -52,7 +52,7 @@ class Referee:
         self._step_began = now
 
     def end(self, **measured: Any) -> None:
-        """After a step of so many `tokens` (real ones) and `trained` among them."""
+        """Call after a step; `measured` has its tokens without padding, and the supervised ones among them."""
         now = time.perf_counter()
         if self._first:
             self._first = False
@@ -76,7 +76,7 @@ class Referee:
         self._out.flush()
 
     def run(self, setting: Setting, step: Step) -> None:
-        """Step after step, for contestants whose loop is ours to write."""
+        """The training loop of the implementations that don't have their own."""
         for items in batches(setting):
             self.begin()
             step(items)
@@ -84,7 +84,7 @@ class Referee:
 
 
 def peak_bytes() -> int:
-    """The most resident memory this process ever had (0 where /proc is missing)."""
+    """Peak resident memory of this process (0 without /proc)."""
     try:
         with open("/proc/self/status") as file:
             return next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM")), 0)
@@ -92,13 +92,13 @@ def peak_bytes() -> int:
         return 0
 
 
-def forget_peak() -> None:
-    """Let the most resident memory be counted from now on: reading a model may take more than training it."""
+def reset_peak() -> None:
+    """Reset peak resident memory, because loading a model may take more memory than training it."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
 
-def our_engine(
+def our_train_step(
     setting: Setting,
     folder: Path | str,
     precision: str,
@@ -106,7 +106,7 @@ def our_engine(
     world: World | None = None,
     frozen: Frozen | None = None,
 ) -> TrainStep:
-    """The engine of a run with the settings file's defaults but for what the setting says; of an adapter with `frozen`."""
+    """The train step of a run with default settings, except for those in `setting`. `frozen` adds an adapter."""
     from mini_chat_gpt.checkpoints.load import load_checkpoint
     from mini_chat_gpt.common.device import pick_precision, set_up
     from mini_chat_gpt.common.distributed import ALONE
@@ -126,8 +126,8 @@ def our_engine(
         from mini_chat_gpt.lora import add_lora
 
         add_lora(model, config.lora, frozen)
-    chosen = pick_precision(config.system.mixed_precision, model.device)
-    return TrainStep(model, config, config.sft, chosen, world or ALONE)
+    chosen_precision = pick_precision(config.system.mixed_precision, model.device)
+    return TrainStep(model, config, config.sft, chosen_precision, world or ALONE)
 
 
 def our_examples(items: list[Item]) -> list[Example]:
@@ -136,15 +136,15 @@ def our_examples(items: list[Item]) -> list[Example]:
     return [Example(item.ids.astype("int32"), item.trained, 1.0, "any") for item in items]
 
 
-def ours(setting: Setting, folder: str, referee: Referee, precision: str, frozen: Frozen | None = None) -> None:
-    """`TrainStep.step`, which is what the trainer calls."""
-    engine = our_engine(setting, folder, precision, frozen=frozen)
-    forget_peak()
-    referee.run(setting, lambda items: engine.step(our_examples(items)))
+def ours(setting: Setting, folder: str, timer: StepTimer, precision: str, frozen: Frozen | None = None) -> None:
+    """`TrainStep.step`, as the trainer calls it."""
+    train_step = our_train_step(setting, folder, precision, frozen=frozen)
+    reset_peak()
+    timer.run(setting, lambda items: train_step.step(our_examples(items)))
 
 
 def padded(items: list[Item], longest: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """ids and labels (B, T), filled up on the right; labels[:, t] is what position t predicts, or -100."""
+    """ids and labels (B, T), padded on the right; labels[:, t] is the token that position t predicts, or -100."""
     longest = longest or max(len(item.ids) for item in items)
     ids = torch.zeros(len(items), longest, dtype=torch.int64)
     labels = torch.full((len(items), longest), -100)
@@ -157,7 +157,7 @@ def padded(items: list[Item], longest: int | None = None) -> tuple[torch.Tensor,
 
 
 def plain_model(folder: str | Path) -> torch.nn.Module:
-    """The checkpoint as `transformers` runs it: somebody else's code, with derivatives by autograd alone."""
+    """The checkpoint loaded by `transformers`: independent code that uses only autograd."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -166,16 +166,14 @@ def plain_model(folder: str | Path) -> torch.nn.Module:
 
 
 def plain_loss(model: torch.nn.Module, items: list[Item]) -> torch.Tensor:
-    """The mean loss of the trained tokens, by way of a padded batch and the logits of every position."""
+    """The mean loss of the supervised tokens, from a padded batch and the logits of every position."""
     ids, labels = padded(items)
-    logits = model(
-        input_ids=ids, use_cache=False
-    ).logits  # what fills up stands on the right, where no real token looks
+    logits = model(input_ids=ids, use_cache=False).logits  # padding is on the right, where no real token attends
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
 
 
-def plain(setting: Setting, folder: str, referee: Referee) -> None:
-    """The loop that everybody writes first: padded, float32, all logits, AdamW as PyTorch gives it."""
+def plain(setting: Setting, folder: str, timer: StepTimer) -> None:
+    """A plain loop: padded batches, float32, all logits, PyTorch's AdamW."""
     torch.set_num_threads(setting.threads)
     model = plain_model(folder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=setting.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
@@ -188,11 +186,11 @@ def plain(setting: Setting, folder: str, referee: Referee) -> None:
         optimizer.zero_grad()
         loss.item()
 
-    referee.run(setting, step)
+    timer.run(setting, step)
 
 
-def peft(setting: Setting, folder: str, referee: Referee) -> None:
-    """PEFT's LoRA with the settings of ours, on the checkpoint as `transformers` runs it in bf16, padded, all logits."""
+def peft(setting: Setting, folder: str, timer: StepTimer) -> None:
+    """PEFT's LoRA with our settings, on the checkpoint in `transformers` in bf16: padded batches, all logits."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -203,7 +201,7 @@ def peft(setting: Setting, folder: str, referee: Referee) -> None:
     model = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.1, target_modules="all-linear"))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=setting.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    forget_peak()
+    reset_peak()
 
     def step(items: list[Item]) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -214,11 +212,11 @@ def peft(setting: Setting, folder: str, referee: Referee) -> None:
         optimizer.zero_grad()
         loss.item()
 
-    referee.run(setting, step)
+    timer.run(setting, step)
 
 
-def trl(setting: Setting, folder: str, referee: Referee, **options: Any) -> None:
-    """TRL's SFTTrainer on the same checkpoint, with examples already tokenised and labelled."""
+def trl(setting: Setting, folder: str, timer: StepTimer, **options: Any) -> None:
+    """TRL's SFTTrainer on the same checkpoint, with tokenized and labeled examples."""
     import tempfile
 
     from datasets import Dataset
@@ -226,21 +224,21 @@ def trl(setting: Setting, folder: str, referee: Referee, **options: Any) -> None
     from trl import SFTConfig, SFTTrainer
 
     torch.set_num_threads(setting.threads)
-    items = [item for number in range(STEPS_AT_MOST) for item in batch(setting, number)]
+    items = [item for number in range(MAX_STEPS) for item in batch(setting, number)]
     labels = [[int(t) if on else -100 for t, on in zip(item.ids, item.trained, strict=True)] for item in items]
     data = Dataset.from_dict({"input_ids": [item.ids.tolist() for item in items], "labels": labels})
-    seen: list[dict[str, int]] = []  # one entry for each batch, in the order in which they were laid out
+    seen: list[dict[str, int]] = []  # one entry for each collated batch, in order
 
     class Timed(TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            referee.begin()
+            timer.begin()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            referee.end(**seen[state.global_step - 1])
+            timer.end(**seen[state.global_step - 1])
 
     settings = SFTConfig(
         output_dir=tempfile.mkdtemp(),
-        max_steps=STEPS_AT_MOST,
+        max_steps=MAX_STEPS,
         learning_rate=setting.learning_rate,
         weight_decay=0.01,
         adam_beta2=0.95,
@@ -258,23 +256,23 @@ def trl(setting: Setting, folder: str, referee: Referee, **options: Any) -> None
     collate = trainer.data_collator
 
     def counting(examples: Any) -> Any:
-        made = collate(examples)
+        collated = collate(examples)
         tokens = sum(len(example["input_ids"]) for example in examples)
-        seen.append({"tokens": tokens, "trained": int((made["labels"][..., 1:] != -100).sum())})
-        return made
+        seen.append({"tokens": tokens, "trained": int((collated["labels"][..., 1:] != -100).sum())})
+        return collated
 
     trainer.data_collator = counting
     trainer.train()
 
 
-STEPS_AT_MOST = 300  # examples laid ready for TRL; more than a run takes
+MAX_STEPS = 300  # steps with examples for TRL; more than a run takes
 
 
-def nanochat(setting: Setting, checkout: str, referee: Referee, compiled: bool) -> None:
-    """nanochat's model of the same shape in its way of fine-tuning: padded batches, masked targets, all logits, bf16.
+def nanochat(setting: Setting, checkout: str, timer: StepTimer, compiled: bool) -> None:
+    """nanochat's model of the same size, fine-tuned as nanochat does: padded batches, masked targets, all logits, bf16.
 
-    Its tables are untied, its MLP is 4 C wide without a gate (as many weights as ours), queries and keys are normalised, the
-    embedding is bf16. AdamW for all of it, which on a CPU is faster than its own Muon.
+    Its embedding and head are untied, its MLP is 4 C wide without a gate (as many weights as ours), queries and keys are
+    normalized, and the embedding is bf16. All weights use AdamW, which is faster than nanochat's Muon on a CPU.
     """
     sys.path.insert(0, checkout)
     from nanochat.gpt import GPT, GPTConfig
@@ -290,7 +288,7 @@ def nanochat(setting: Setting, checkout: str, referee: Referee, compiled: bool) 
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=setting.learning_rate, betas=(0.9, 0.95), fused=True)
     net = torch.compile(model, dynamic=False) if compiled else model
-    width = setting.longest if compiled else None  # one shape, so that it is compiled once
+    width = setting.longest if compiled else None  # one shape, so that the model is compiled once
 
     def step(items: list[Item]) -> None:
         ids, labels = padded(items, width)
@@ -301,11 +299,11 @@ def nanochat(setting: Setting, checkout: str, referee: Referee, compiled: bool) 
         optimizer.zero_grad(set_to_none=True)
         loss.item()
 
-    referee.run(setting, step)
+    timer.run(setting, step)
 
 
-def matrix_peak(setting: Setting, referee: Referee) -> None:
-    """Matrix products as this model has them, and a large one: the fastest of them is what the machine can do."""
+def matrix_peak(setting: Setting, timer: StepTimer) -> None:
+    """Matrix products of this model's shapes and two large ones. The fastest of them is the peak of the machine."""
     torch.set_num_threads(setting.threads)
     tokens, width, hidden = 2048, setting.n_embd, setting.mlp_size
     shapes = [
@@ -321,12 +319,17 @@ def matrix_peak(setting: Setting, referee: Referee) -> None:
         for dtype in (torch.float32, torch.bfloat16)
     }
     while True:
-        referee.begin()
-        referee.end(**{str(dtype).removeprefix("torch."): [rate(a, b) for a, b in of] for dtype, of in pairs.items()})
+        timer.begin()
+        timer.end(
+            **{
+                str(dtype).removeprefix("torch."): [rate(a, b) for a, b in operands]
+                for dtype, operands in pairs.items()
+            }
+        )
 
 
 def rate(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Floating point operations a second of a @ b, the best of some."""
+    """FLOP/s of a @ b, the best of five."""
     best = float("inf")
     for _ in range(5):
         began = time.perf_counter()
@@ -338,36 +341,36 @@ def rate(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def main() -> None:
-    name, given, folder, checkout = sys.argv[1:]
-    setting = Setting(**json.loads(given))
-    referee = Referee()
+    name, setting_json, folder, checkout = sys.argv[1:]
+    setting = Setting(**json.loads(setting_json))
+    timer = StepTimer()
     no_checkpointing = {"gradient_checkpointing": False}
     packed = {"packing": True, "max_length": 1024, "per_device_train_batch_size": max(1, setting.batch_size // 4)}
-    contestants: dict[str, Callable[[], None]] = {
-        "ours-lora": lambda: ours(setting, folder, referee, "auto", "bf16"),
-        "ours-lora-float32": lambda: ours(setting, folder, referee, "fp32", "float32"),
-        "ours-qlora": lambda: ours(setting, folder, referee, "auto", "nf4"),
-        "peft": lambda: peft(setting, folder, referee),
-        "ours": lambda: ours(setting, folder, referee, "auto"),
-        "ours-float32": lambda: ours(setting, folder, referee, "fp32"),
-        "plain": lambda: plain(setting, folder, referee),
-        "trl": lambda: trl(setting, folder, referee),
-        "trl-fast": lambda: trl(setting, folder, referee, **no_checkpointing),
-        "trl-packed": lambda: trl(setting, folder, referee, **no_checkpointing | packed),
-        "nanochat": lambda: nanochat(setting, checkout, referee, compiled=False),
-        "nanochat-compiled": lambda: nanochat(setting, checkout, referee, compiled=True),
-        "peak": lambda: matrix_peak(setting, referee),
+    implementations: dict[str, Callable[[], None]] = {
+        "ours-lora": lambda: ours(setting, folder, timer, "auto", "bf16"),
+        "ours-lora-float32": lambda: ours(setting, folder, timer, "fp32", "float32"),
+        "ours-qlora": lambda: ours(setting, folder, timer, "auto", "nf4"),
+        "peft": lambda: peft(setting, folder, timer),
+        "ours": lambda: ours(setting, folder, timer, "auto"),
+        "ours-float32": lambda: ours(setting, folder, timer, "fp32"),
+        "plain": lambda: plain(setting, folder, timer),
+        "trl": lambda: trl(setting, folder, timer),
+        "trl-fast": lambda: trl(setting, folder, timer, **no_checkpointing),
+        "trl-packed": lambda: trl(setting, folder, timer, **no_checkpointing | packed),
+        "nanochat": lambda: nanochat(setting, checkout, timer, compiled=False),
+        "nanochat-compiled": lambda: nanochat(setting, checkout, timer, compiled=True),
+        "peak": lambda: matrix_peak(setting, timer),
     }
-    contestants[name.removesuffix("-kept")]()
+    implementations[name.removesuffix("-keep")]()
 
 
 def missing(name: str, checkout: str | None) -> str | None:
-    """Why a contestant can't take part here, or None."""
+    """Why an implementation can't run here, or None."""
     needed = {"trl": "trl", "plain": "transformers", "peft": "peft"}.get(name.partition("-")[0])
     if needed and importlib.util.find_spec(needed) is None:
         return f"{needed} is not installed here (pip install {needed})"
     if name.startswith("nanochat") and checkout is None:
-        return "it is in no package index; give --nanochat FOLDER_OF_A_CHECKOUT"
+        return "it is not on PyPI; give --nanochat FOLDER_OF_A_CHECKOUT"
     return None
 
 

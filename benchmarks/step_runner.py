@@ -1,4 +1,4 @@
-"""Contestants in processes of their own that take turns, so that a machine's moods meet all of them alike."""
+"""Run implementations in separate processes, interleaved, so that changes of the machine's speed affect all of them equally."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 
 from step_setting import Setting
 
-# For those who'd have to know of it: let the C library keep freed memory for the next step, as ours does by itself
-# (device.keep_freed_memory), and take it in large pages. Without it large blocks are given back and taken anew at every
-# step, and on virtual machines that is dear.
+# Allocator settings for the other implementations: let the C library keep freed memory for the next step, as ours does
+# (device.keep_freed_memory), and use large pages. Without them large blocks are returned to the system and allocated again
+# at every step, which is slow on virtual machines.
 KEEP_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
@@ -24,7 +24,7 @@ KEEP_MEMORY = {
 
 
 class Child:
-    """A contestant's process."""
+    """The process of one implementation."""
 
     def __init__(self, name: str, setting: Setting, folder: Path, nanochat: str | None) -> None:
         self.name, self.steps = name, list[dict[str, Any]]()
@@ -33,7 +33,7 @@ class Child:
         self.process = subprocess.Popen(
             [
                 sys.executable,
-                Path(__file__).with_name("step_contestants.py"),
+                Path(__file__).with_name("step_implementations.py"),
                 name,
                 json.dumps(setting.as_dict()),
                 folder,
@@ -45,7 +45,7 @@ class Child:
             text=True,
             env=os.environ
             | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
-            | (KEEP_MEMORY if name.endswith("kept") else {}),
+            | (KEEP_MEMORY if name.endswith("keep") else {}),
         )
         self.first = self._read()
 
@@ -57,24 +57,24 @@ class Child:
             raise SystemExit(f"{self.name} failed:\n{self.log.read()}")
         return json.loads(line)
 
-    def _say(self, line: str) -> dict[str, Any]:
+    def _send(self, line: str) -> dict[str, Any]:
         assert self.process.stdin
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         return self._read()
 
     def turn(self, seconds: float) -> None:
-        self.steps += self._say(str(seconds))["steps"]
+        self.steps += self._send(str(seconds))["steps"]
 
     def quit(self) -> int:
-        """Ends the process; returns the most memory it had, in bytes."""
-        peak = self._say("quit")["peak_bytes"]
+        """End the process and return its peak memory in bytes."""
+        peak = self._send("quit")["peak_bytes"]
         self.process.wait()
         return peak
 
 
-def race(children: Sequence[Child], rounds: int, seconds: float) -> None:
-    """One long turn each that doesn't count (memory still grows, kernels are still prepared), then `rounds` that do."""
+def run_interleaved(children: Sequence[Child], rounds: int, seconds: float) -> None:
+    """Run one long warm-up turn of each (memory still grows, kernels are created), then `rounds` turns that count."""
     for child in children:
         child.turn(3 * seconds)
         child.steps.clear()
