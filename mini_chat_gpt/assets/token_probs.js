@@ -11,7 +11,7 @@ function show(n) {
   const [it, rank, ...others] = data.tokens[n];
   panel.hidden = false;
   panel.replaceChildren();
-  const bars = data.greedy ? '' : '; upper bar and first number: the model, lower and second: as it was drawn';
+  const bars = data.greedy ? '' : '; upper bar and first number: the model, lower and second: with the sampling settings';
   add(panel, 'p', `Token ${n + 1} of ${tokens.length}, rank ${rank}${bars}`, 'dim');
   for (const row of [it, ...others].sort((a, b) => b[1] - a[1])) {
     const line = add(panel, 'div', '', row === it ? 'row it' : 'row');

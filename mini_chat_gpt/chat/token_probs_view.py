@@ -77,10 +77,18 @@ def _text_reply(explanation: Explanation, color: bool) -> Text:
 
 
 def _text_table(explanation: Explanation, places: Sequence[int], width: int) -> Table:
-    rows = [["", "token", "model", "drawn", "rank"]]
+    rows = [["", "token", "model", "sampled", "rank"]]
     for place in places:
         token = explanation.tokens[place]
-        rows.append([f"{place + 1}", token.shown, percent(token.probability), percent(token.drawn), f"{token.rank:,}"])
+        rows.append(
+            [
+                f"{place + 1}",
+                token.shown,
+                percent(token.probability),
+                percent(token.sampling_probability),
+                f"{token.rank:,}",
+            ]
+        )
     if explanation.greedy:
         rows = [[*row[:3], row[4]] for row in rows]
     free_columns = width - sum(max(map(cell_len, column)) + 2 for column in zip(*rows, strict=True))
@@ -148,9 +156,9 @@ def render_page(explanation: Explanation) -> str:
 
 
 def _json_row(candidate: Candidate) -> list[str | float]:
-    """[token, bar from 0 to 1, percent, bar as drawn, percent as drawn]."""
-    p, drawn = candidate.probability, candidate.drawn
-    return [well_formed(candidate.shown), round(p, 6), percent(p), round(drawn, 6), percent(drawn)]
+    """[token, probability from 0 to 1, as percent, sampling probability from 0 to 1, as percent]."""
+    p, sampled = candidate.probability, candidate.sampling_probability
+    return [well_formed(candidate.shown), round(p, 6), percent(p), round(sampled, 6), percent(sampled)]
 
 
 def _page_tiles(explanation: Explanation) -> str:
@@ -176,12 +184,12 @@ def _page_token(token: Token, greedy: bool) -> str:
 
 
 def _tooltip_line(candidate: Candidate, greedy: bool) -> str:
-    drawn = "" if greedy else f" (drawn {percent(candidate.drawn)})"
-    return f"{candidate.shown} {percent(candidate.probability)}{drawn}"
+    sampled = "" if greedy else f" (sampled {percent(candidate.sampling_probability)})"
+    return f"{candidate.shown} {percent(candidate.probability)}{sampled}"
 
 
 def _page_table(explanation: Explanation, places: list[int]) -> str:
-    heads = ["", "token", "model", *([] if explanation.greedy else ["drawn"]), "rank", "others"]
+    heads = ["", "token", "model", *([] if explanation.greedy else ["sampled"]), "rank", "others"]
     lines = ["".join(f"<th>{head}</th>" for head in heads)]
     for place in places:
         token = explanation.tokens[place]
@@ -189,7 +197,7 @@ def _page_table(explanation: Explanation, places: list[int]) -> str:
             f"<span><code>{escaped(o.shown)}</code> {percent(o.probability)}</span>" for o in token.others
         )
         cells = [f"{place + 1:,}", f'<code class="s{token.step}">{escaped(token.shown)}</code>']
-        probabilities = [token.probability] if explanation.greedy else [token.probability, token.drawn]
+        probabilities = [token.probability] if explanation.greedy else [token.probability, token.sampling_probability]
         cells += [*(escaped(percent(p)) for p in probabilities), f"{token.rank:,}", others]
         lines.append("".join(f"<td>{cell}</td>" for cell in cells))
     return f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'

@@ -46,10 +46,10 @@ def test_the_five_steps_have_five_colors_and_without_colors_there_are_numbers():
     assert "[t0 1.0%] [t1 10.0%] t2 t3 t4" in plain
 
 
-def test_the_probability_as_drawn_is_shown_only_where_something_was_drawn():
-    assert "drawn" not in render_text(explanation_of([0.5]), 100, False)
-    drawn = render_text(explanation_of([0.5], sampling=Sampling(temperature=0.5, top_k=3)), 100, False)
-    assert "the one with the settings: temperature 0.5, top_k 3." in drawn
+def test_sampling_probabilities_are_shown_only_for_sampled_replies():
+    assert "sampled" not in render_text(explanation_of([0.5]), 100, False)
+    text = render_text(explanation_of([0.5], sampling=Sampling(temperature=0.5, top_k=3)), 100, False)
+    assert "“sampled” the probability with temperature 0.5, top_k 3." in text
 
 
 @pytest.mark.parametrize("width", [30, 50, 80])
@@ -90,9 +90,9 @@ def test_a_page_can_be_read_without_scripts_and_in_the_dark():
     written = render_page(explanation_of([0.02, 0.95], sampling=DRAWN))
     first, second = re.findall(r'<b class="(s\d)[^"]*" tabindex="0" title="([^"]*)"', written)
     assert (first[0], second[0]) == ("s0", "s4")
-    assert html.unescape(first[1]).splitlines()[:3] == ["t0 2.0% (drawn 100%)", "rank 1", "·other0 5.0% (drawn 0%)"]
+    assert html.unescape(first[1]).splitlines()[:3] == ["t0 2.0% (sampled 100%)", "rank 1", "·other0 5.0% (sampled 0%)"]
     assert "prefers-color-scheme: dark" in written
-    assert "drawn" not in render_page(explanation_of([0.02])).partition("<script")[0]
+    assert "sampled" not in render_page(explanation_of([0.02])).partition("<script")[0]
 
 
 # The commands

@@ -1,4 +1,4 @@
-"""Reading ahead changes no reply, and is done where it pays."""
+"""Prompt lookup decoding does not change replies, and drafts only where that saves forward passes."""
 
 import pytest
 import torch
@@ -17,136 +17,137 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 TOKENIZER = tiny_tokenizer(300)
 LONG = {"context_length": 256, "n_layer": 2}
-NEG_INF = torch.tensor([2])
+SUPPRESSED = torch.tensor([2])
 
 
 def replies(
     form: CPUInferenceModel, tokenizer: ChatTokenizer, prompt: list[int], sampling: Sampling
 ) -> list[list[int]]:
-    """The reply without and with reading ahead."""
+    """The replies without and with prompt lookup."""
     return [
         [
             step.token_id
-            for step in decode(form, tokenizer, [prompt], sampling, random_streams(0, [0]), prompt_lookup=ahead)
+            for step in decode(form, tokenizer, [prompt], sampling, random_streams(0, [0]), prompt_lookup=enabled)
         ]
-        for ahead in (False, True)
+        for enabled in (False, True)
     ]
 
 
 @torch.inference_mode()
-def follow(reader: PromptLookupDecoder, prompt: list[int], script: list[int]) -> torch.Tensor:
-    """Logits after each token of a reply that is given."""
-    cache = reader.model.make_cache(1)
-    reader.model.next_logits(torch.tensor([prompt]), cache, [len(prompt)])
+def logits_with_lookup(decoder: PromptLookupDecoder, prompt: list[int], script: list[int]) -> torch.Tensor:
+    """Logits after each token of a given reply."""
+    cache = decoder.model.make_cache(1)
+    decoder.model.next_logits(torch.tensor([prompt]), cache, [len(prompt)])
     logits = []
     for at, token_id in enumerate(script):
-        logits.append(reader.next_logits(torch.tensor([[token_id]]), cache, [1]).clone())
+        logits.append(decoder.next_logits(torch.tensor([[token_id]]), cache, [1]).clone())
         assert cache.lengths == [len(prompt) + at + 1]
     return torch.cat(logits)
 
 
 @torch.inference_mode()
-def plainly(form: CPUInferenceModel, prompt: list[int], script: list[int]) -> torch.Tensor:
+def logits_without_lookup(form: CPUInferenceModel, prompt: list[int], script: list[int]) -> torch.Tensor:
     cache = form.make_cache(1)
     form.next_logits(torch.tensor([prompt]), cache, [len(prompt)])
     logits = [form.next_logits(torch.tensor([[token_id]]), cache, [1]) for token_id in script]
-    return torch.cat(logits).index_fill(1, NEG_INF, float("-inf"))
+    return torch.cat(logits).index_fill(1, SUPPRESSED, float("-inf"))
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), copied=st.integers(4, 40), layers=st.integers(1, 3))
-def test_greedy_replies_are_the_same_with_and_without_it(seed, copied, layers):
+def test_greedy_replies_are_the_same_with_and_without_lookup(seed, copied, layers):
     form = CPUInferenceModel(lively_model(300, seed % 50, context_length=256, n_layer=layers))
     part = torch.randint(3, 290, (copied,), generator=torch.Generator().manual_seed(seed)).tolist()
-    plain, ahead = replies(
+    plain, with_lookup = replies(
         form, TOKENIZER, [1, *part, *part[: copied // 2]], Sampling(temperature=0, max_new_tokens=80)
     )
-    assert ahead == plain
+    assert with_lookup == plain
 
 
 @pytest.mark.parametrize("temperature", [0, 0.7])
-def test_replies_of_a_trained_model_are_the_same_with_and_without_it(real_data, temperature):
+def test_replies_of_a_trained_model_are_the_same_with_and_without_lookup(real_data, temperature):
     model, tokenizer = load_checkpoint(real_data / "stories260K" / "stories260K.bin", "cpu")
     form, sampling = CPUInferenceModel(model), Sampling(temperature=temperature, max_new_tokens=200)
     for text in ("Once upon a time", "Tom had a red ball. Tom had a red", "Lily and Ben went to the park. They saw a"):
-        plain, ahead = replies(form, tokenizer, [tokenizer.document_id, *tokenizer.encode(text)], sampling)
-        assert ahead == plain
+        plain, with_lookup = replies(form, tokenizer, [tokenizer.document_id, *tokenizer.encode(text)], sampling)
+        assert with_lookup == plain
 
 
 @needs_fbgemm
-def test_replies_in_half_precision_are_the_same_with_and_without_it(real_data):
+def test_replies_in_half_precision_are_the_same_with_and_without_lookup(real_data):
     model, tokenizer = load_checkpoint(real_data / "stories260K" / "stories260K.bin", "cpu")
     prompt = [tokenizer.document_id, *tokenizer.encode("Lily saw a big dog. Lily saw a big")]
-    plain, ahead = replies(
+    plain, with_lookup = replies(
         CPUInferenceModel(model, "bf16"), tokenizer, prompt, Sampling(temperature=0, max_new_tokens=200)
     )
-    assert ahead == plain
+    assert with_lookup == plain
 
 
-def test_where_two_tokens_are_equally_likely_the_plain_loop_decides():
+def test_tied_tokens_give_the_plain_loops_reply():
     model = lively_model(300, **LONG)
     with torch.no_grad():
         model.embed_tokens.weight[150:300] = model.embed_tokens.weight[:150]  # each token has a twin
     form, prompt = CPUInferenceModel(model), [5, 6, 7, 8, 9] * 6
-    plain, ahead = replies(form, TOKENIZER, prompt, Sampling(temperature=0, max_new_tokens=60))
-    assert ahead == plain
+    plain, with_lookup = replies(form, TOKENIZER, prompt, Sampling(temperature=0, max_new_tokens=60))
+    assert with_lookup == plain
 
 
-def test_what_was_undecided_is_read_again_to_the_last_bit(monkeypatch):
+def test_close_decisions_are_recomputed_bit_for_bit(monkeypatch):
     monkeypatch.setattr(lookup, "MIN_LOGIT_GAP", float("inf"))
     form, prompt = CPUInferenceModel(lively_model(300, **LONG)), list(range(10, 60))
     script = prompt[5:45]
     assert torch.equal(
-        follow(PromptLookupDecoder(form, prompt, NEG_INF), prompt, script), plainly(form, prompt, script)
+        logits_with_lookup(PromptLookupDecoder(form, prompt, SUPPRESSED), prompt, script),
+        logits_without_lookup(form, prompt, script),
     )
 
 
-def test_logits_are_those_of_reading_singly_but_for_rounding():
+def test_logits_equal_those_without_lookup_up_to_rounding():
     form, prompt = CPUInferenceModel(lively_model(300, **LONG)), list(range(10, 60))
     script = [*prompt[5:25], 200, 201, *prompt[30:45], 7, 7, 7, 7]
-    got = follow(PromptLookupDecoder(form, prompt, NEG_INF), prompt, script)
-    torch.testing.assert_close(got, plainly(form, prompt, script), atol=1e-5, rtol=0)
+    got = logits_with_lookup(PromptLookupDecoder(form, prompt, SUPPRESSED), prompt, script)
+    torch.testing.assert_close(got, logits_without_lookup(form, prompt, script), atol=1e-5, rtol=0)
 
 
-def test_a_copied_reply_is_read_in_few_goes():
+def test_a_copied_reply_needs_few_forward_passes():
     form, prompt = CPUInferenceModel(lively_model(300, **LONG)), list(range(10, 110))
-    reader = PromptLookupDecoder(form, prompt, NEG_INF)
-    follow(reader, prompt, prompt[20:80])
-    assert reader.n_forward <= 20
+    decoder = PromptLookupDecoder(form, prompt, SUPPRESSED)
+    logits_with_lookup(decoder, prompt, prompt[20:80])
+    assert decoder.n_forward <= 20
 
 
-def test_a_reply_that_repeats_itself_is_read_in_few_goes():
+def test_a_reply_that_repeats_itself_needs_few_forward_passes():
     form, prompt = CPUInferenceModel(lively_model(300, **LONG)), [1, 2, 3]
-    reader = PromptLookupDecoder(form, prompt, NEG_INF)
-    follow(reader, prompt, [50, 60, 70, 80] * 15)
-    assert reader.n_forward <= 25
+    decoder = PromptLookupDecoder(form, prompt, SUPPRESSED)
+    logits_with_lookup(decoder, prompt, [50, 60, 70, 80] * 15)
+    assert decoder.n_forward <= 25
 
 
-def test_a_reply_that_copies_nothing_is_read_token_by_token():
+def test_a_reply_that_copies_nothing_needs_a_forward_pass_per_token():
     form, prompt = CPUInferenceModel(lively_model(300, **LONG)), list(range(10, 60))
-    reader = PromptLookupDecoder(form, prompt, NEG_INF)
-    follow(reader, prompt, list(range(100, 160)))
-    assert reader.n_forward == 60
+    decoder = PromptLookupDecoder(form, prompt, SUPPRESSED)
+    logits_with_lookup(decoder, prompt, list(range(100, 160)))
+    assert decoder.n_forward == 60
 
 
-def test_guesses_that_prove_wrong_are_soon_given_up(monkeypatch):
+def test_drafting_stops_after_rejected_drafts(monkeypatch):
     model = lively_model(300, **LONG)
-    form, asked = CPUInferenceModel(model), []
-    whole = form.all_logits
-    form.all_logits = lambda ids, cache: (asked.append(ids.shape[1]), whole(ids, cache))[1]  # type: ignore[method-assign]
+    form, draft_sizes = CPUInferenceModel(model), []
+    all_logits = form.all_logits
+    form.all_logits = lambda ids, cache: (draft_sizes.append(ids.shape[1]), all_logits(ids, cache))[1]  # type: ignore[method-assign]
     prompt = [part for at in range(20) for part in (7, 8, 9, 100 + at)]
-    script = [part for at in range(20) for part in (7, 8, 9, 200 + at)]  # after 7 8 9 always another token
-    follow(PromptLookupDecoder(form, prompt, NEG_INF), prompt, script)
-    assert len(asked) <= 6
+    script = [part for at in range(20) for part in (7, 8, 9, 200 + at)]  # a different token after each 7 8 9
+    logits_with_lookup(PromptLookupDecoder(form, prompt, SUPPRESSED), prompt, script)
+    assert len(draft_sizes) <= 6
 
 
-def test_guesses_stop_where_the_context_ends():
+def test_drafts_do_not_exceed_the_context():
     form, prompt = CPUInferenceModel(lively_model(300)), list(range(10, 40)) * 2
     script = [10, 11, 12, 13]  # 60 + 4 fill the context
-    assert len(follow(PromptLookupDecoder(form, prompt, NEG_INF), prompt, script)) == 4
+    assert len(logits_with_lookup(PromptLookupDecoder(form, prompt, SUPPRESSED), prompt, script)) == 4
 
 
-def test_8_bit_weights_and_whole_models_are_not_read_ahead():
+def test_8_bit_weights_and_plain_models_do_not_support_lookup():
     model = lively_model(300)
     assert supports_prompt_lookup(CPUInferenceModel(model))
     assert not supports_prompt_lookup(model)

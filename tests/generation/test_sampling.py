@@ -1,4 +1,4 @@
-"""The filters against those of transformers, and the draw against the probabilities it stands for."""
+"""Filters equal those of transformers, and sampled tokens have the right frequencies."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def seen_in(history: torch.Tensor, size: int = 200) -> torch.Tensor:
     return torch.zeros(len(history), size, dtype=torch.bool).scatter(1, history, True)
 
 
-def theirs(name: str, *arguments):
+def their_processor(name: str, *arguments):
     import transformers
 
     return getattr(transformers, name)(*arguments)
@@ -39,58 +39,58 @@ def theirs(name: str, *arguments):
 @pytest.mark.parametrize("k", [1, 5, 199, 200, 1000])
 def test_top_k_is_that_of_transformers(k):
     logits = random_logits()
-    torch.testing.assert_close(keep_top_k(logits, k), theirs("TopKLogitsWarper", k)(None, logits))
+    torch.testing.assert_close(keep_top_k(logits, k), their_processor("TopKLogitsWarper", k)(None, logits))
 
 
 @pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 0.999])
 def test_top_p_is_that_of_transformers(p):
     logits = random_logits()
-    torch.testing.assert_close(keep_top_p(logits, p), theirs("TopPLogitsWarper", p)(None, logits))
+    torch.testing.assert_close(keep_top_p(logits, p), their_processor("TopPLogitsWarper", p)(None, logits))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.01, 0.3, 1.0])
 def test_min_p_is_that_of_transformers(p):
     logits = random_logits()
-    torch.testing.assert_close(keep_min_p(logits, p), theirs("MinPLogitsWarper", p)(None, logits))
+    torch.testing.assert_close(keep_min_p(logits, p), their_processor("MinPLogitsWarper", p)(None, logits))
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 4.0])
 def test_the_repetition_penalty_is_that_of_transformers(penalty):
     logits, history = random_logits(), random_history()
-    want = theirs("RepetitionPenaltyLogitsProcessor", penalty)(history, logits.clone())
-    torch.testing.assert_close(penalize_repetition(logits, seen_in(history), penalty), want)
+    expected = their_processor("RepetitionPenaltyLogitsProcessor", penalty)(history, logits.clone())
+    torch.testing.assert_close(penalize_repetition(logits, seen_in(history), penalty), expected)
 
 
 def test_all_filters_together_run_in_the_order_of_transformers():
     logits, history = random_logits(), random_history()
     sampling = Sampling(temperature=0.6, top_k=40, top_p=0.8, min_p=0.05, repetition_penalty=1.4)
-    want = logits.clone()
+    expected = logits.clone()
     for processor in (
-        theirs("RepetitionPenaltyLogitsProcessor", 1.4),
-        theirs("TemperatureLogitsWarper", 0.6),
-        theirs("TopKLogitsWarper", 40),
-        theirs("TopPLogitsWarper", 0.8),
-        theirs("MinPLogitsWarper", 0.05),
+        their_processor("RepetitionPenaltyLogitsProcessor", 1.4),
+        their_processor("TemperatureLogitsWarper", 0.6),
+        their_processor("TopKLogitsWarper", 40),
+        their_processor("TopPLogitsWarper", 0.8),
+        their_processor("MinPLogitsWarper", 0.05),
     ):
-        want = processor(history, want)
-    torch.testing.assert_close(process_logits(logits, sampling, seen_in(history)), want)
+        expected = processor(history, expected)
+    torch.testing.assert_close(process_logits(logits, sampling, seen_in(history)), expected)
 
 
 @pytest.mark.parametrize("temperature", [0.001, 0.3, 1.0, 5.0])
 def test_the_temperature_is_that_of_transformers(temperature):
     logits = random_logits()
-    want = theirs("TemperatureLogitsWarper", temperature)(None, logits)
-    torch.testing.assert_close(process_logits(logits, Sampling(temperature=temperature)), want)
+    expected = their_processor("TemperatureLogitsWarper", temperature)(None, logits)
+    torch.testing.assert_close(process_logits(logits, Sampling(temperature=temperature)), expected)
 
 
-def test_filters_leave_forbidden_tokens_forbidden():
+def test_filters_keep_suppressed_tokens_suppressed():
     logits = random_logits()
     logits[:, 50:] = NEG_INF
     sampling = Sampling(temperature=2.0, top_k=100, top_p=0.99, min_p=0.001, repetition_penalty=2.0)
     assert (process_logits(logits, sampling, torch.ones_like(logits, dtype=torch.bool))[:, 50:] == NEG_INF).all()
 
 
-def test_filters_do_not_change_the_logits_they_are_given():
+def test_filters_do_not_modify_their_input():
     logits = random_logits()
     before = logits.clone()
     sampling = Sampling(temperature=0.5, top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=2.0)
@@ -98,21 +98,21 @@ def test_filters_do_not_change_the_logits_they_are_given():
     assert torch.equal(logits, before)
 
 
-def test_temperature_0_takes_the_likeliest_token_whatever_the_other_filters_say():
+def test_temperature_0_is_argmax_whatever_the_other_filters():
     logits = random_logits()
     assert torch.equal(next_ids(logits, Sampling(temperature=0, top_k=2, top_p=0.1, min_p=0.9)), logits.argmax(-1))
 
 
-def test_draws_are_as_frequent_as_their_probabilities():
+def test_sampled_frequencies_equal_probabilities():
     logits = torch.tensor([[2.0, NEG_INF, 0.5, 0.0, NEG_INF, -1.0]])
     n = 20_000
-    uniforms = (torch.arange(n) + 0.5) / n  # every share of the unit interval exactly once
+    uniforms = (torch.arange(n) + 0.5) / n  # evenly spaced over the unit interval
     counts = torch.bincount(sample(logits.expand(n, -1), uniforms), minlength=6)
     torch.testing.assert_close(counts / n, logits[0].softmax(-1), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
-def test_no_draw_ever_hits_a_forbidden_token(uniform):
+def test_a_suppressed_token_is_never_sampled(uniform):
     logits = random_logits(500, 300)
     logits[:, :9] = logits[:, -9:] = NEG_INF
     ids = sample(logits, torch.full((500,), uniform))
@@ -141,12 +141,12 @@ def test_no_draw_ever_hits_a_forbidden_token(uniform):
         ("seed", -3),
     ],
 )
-def test_a_senseless_setting_is_refused_by_name_and_value(setting, value):
+def test_an_invalid_setting_is_rejected_with_name_and_value(setting, value):
     with pytest.raises(UserError) as caught:
         Sampling(**{setting: value})
     assert f"{setting} is {value!r}; it must be " in str(caught.value)
 
 
-def test_the_ends_of_the_allowed_ranges_are_allowed():
+def test_the_limits_of_the_ranges_are_valid():
     Sampling(max_new_tokens=1, temperature=0, top_k=1, top_p=1, min_p=0, repetition_penalty=0.1, seed=0)
     Sampling(temperature=100, top_k=10**9, top_p=1.0, min_p=1, seed=2**70)
