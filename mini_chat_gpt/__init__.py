@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from mini_chat_gpt.checkpoints.load import load_checkpoint
     from mini_chat_gpt.sft_train import train
 
-__all__ = ["load_checkpoint", "train"]
+__all__ = ["__version__", "load_checkpoint", "train"]
+__version__ = "0.1.0"
 
 _HOME = {"load_checkpoint": "mini_chat_gpt.checkpoints.load", "train": "mini_chat_gpt.sft_train"}
 

@@ -1,58 +1,212 @@
-"""The console command `mini-chat-gpt VERB …`: finds the verb's module, imports it only then, and runs its `main`."""
+"""The console command `mini-chat-gpt VERB …`: parse the verb's command line, then import its module and run it.
+
+Parsing imports only light modules, so `--help` and mistakes in options or settings don't wait for PyTorch.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import NamedTuple
 
+from mini_chat_gpt import __version__, cli_verbs
+from mini_chat_gpt.cli_options import CHAT_COMMANDS, PIPED, Arguments, Parser, load_settings
 from mini_chat_gpt.common.entry import exit_with, importing
 from mini_chat_gpt.common.errors import UserError, nearest
 
-# verb: (module with `main(argv) -> exit code`, what it does)
+EXIT_CODES = (
+    "Exit code: 0 at the end of the run, 2 for a mistake, 75 at the time limit, 130 after Ctrl-C, 143 after SIGTERM."
+)
+
+
+class Verb(NamedTuple):
+    """One command of `mini-chat-gpt`."""
+
+    target: str  # "module:function" inside the package, called with the parsed arguments; returns the exit code
+    summary: str  # in the list of verbs
+    add_options: Callable[[Parser], None]
+    description: str  # in the verb's help
+    check: Callable[[Arguments], None] | None = None  # checks what argparse can't, and loads the settings
+    epilog: str = ""
+
+
+def make_parser(verb: str) -> Parser:
+    """The argument parser of a verb."""
+    spec = VERBS[verb]
+    parser = argparse.ArgumentParser(
+        description=spec.description,
+        epilog=spec.epilog or None,
+        formatter_class=lambda prog: (argparse.RawDescriptionHelpFormatter if spec.epilog else argparse.HelpFormatter)(
+            prog, max_help_position=32
+        ),
+    )
+    spec.add_options(parser)
+    return parser
+
+
+def parse(verb: str, argv: Sequence[str] | None = None) -> Arguments:
+    """Parse a verb's command line (None = that of the process), check it, and load the settings.
+
+    Returns the options as attributes, and the command line as `argv`. If the verb takes settings, `settings` is the loaded
+    `Config`. Raises UserError.
+    """
+    parser = make_parser(verb)
+    # Options may stand between settings: sft --config FILE training.batch_size=2 --time-limit 2h
+    mixed = any(action.nargs == "*" for action in parser._actions if not action.option_strings)
+    arguments = parser.parse_intermixed_args(argv) if mixed else parser.parse_args(argv)
+    arguments.argv = list(sys.argv[1:] if argv is None else argv)
+    if (check := VERBS[verb].check) is not None:
+        check(arguments)
+    return arguments
+
+
 VERBS = {
-    "quickstart": ("quickstart", "the whole way on a small scale: data, tokenizer, base model, fine-tuning, replies"),
-    "prepare": ("prepare.prepare", "get, check and report the data"),
-    "inspect": ("diagnostics.inspect_data", "show what a fine-tuning run will train on, trained tokens coloured"),
-    "pretrain": ("pretrain", "train a base model on plain text"),
-    "sft": ("sft_train", "fine-tune a base model to answer"),
-    "recipe": ("recipe", "fine-tune as a recipe says (polite_helper), and compare before and after"),
-    "chat": ("chat.loop", "chat with a model in the terminal, or over a pipe"),
-    "generate": ("sft_generate", "reply to a prompt"),
-    "evaluate": ("reports.compare", "score replies to held-out tasks, of one model or of several side by side"),
-    "merge": ("checkpoints.merge", "join an adapter (LoRA) and its base to one checkpoint folder"),
-    "import": ("checkpoints.convert", "turn a llama2.c or nanoGPT model into a checkpoint folder"),
-    "doctor": ("diagnostics.doctor", "check the machine, predict memory and time of a run"),
-    "selfcheck": ("diagnostics.selfcheck", "check that batches, processes and caches change nothing, in a minute"),
-    "config": ("config_command", "print all settings with their descriptions"),
+    "quickstart": Verb(
+        "quickstart:run",
+        "the whole pipeline on a small scale: data, tokenizer, base model, fine-tuning, replies",
+        cli_verbs.quickstart_options,
+        "From sample stories to a model that answers, in minutes on a CPU.",
+        load_settings,
+    ),
+    "prepare": Verb(
+        "prepare.prepare:run",
+        "get the data, check them and report on them",
+        cli_verbs.prepare_options,
+        "Get the data (downloaded, your own, derived from plain stories, or the sample), check them and report on them. "
+        "Existing data are never replaced.",
+        cli_verbs.check_prepare,
+    ),
+    "inspect": Verb(
+        "diagnostics.inspect_data:run",
+        "show what a fine-tuning run will train on, with the trained tokens in color",
+        cli_verbs.inspect_options,
+        "Show what a fine-tuning run will train on, with the trained tokens marked.",
+        cli_verbs.check_inspect,
+    ),
+    "pretrain": Verb(
+        "pretrain:run",
+        "train a base model on plain text",
+        cli_verbs.training_options,
+        "Pretrain a base model on plain text.",
+        cli_verbs.load_training,
+        EXIT_CODES,
+    ),
+    "sft": Verb(
+        "sft_train:run",
+        "fine-tune a base model to answer",
+        cli_verbs.sft_options,
+        "Fine-tune a base model on TinyStories-Instruct tasks, on your own chats (chats.files), or on both.",
+        cli_verbs.load_training,
+        EXIT_CODES,
+    ),
+    "recipe": Verb(
+        "recipe:run",
+        "fine-tune with a recipe (polite_helper), and compare before and after",
+        cli_verbs.recipe_options,
+        "Fine-tune with a recipe, and compare the model with its base.",
+        cli_verbs.load_recipe,
+    ),
+    "chat": Verb(
+        "chat.loop:run",
+        "chat with a model in the terminal, or over a pipe",
+        cli_verbs.chat_options,
+        "Chat with a model. A base model without a chat format continues each text instead.",
+        cli_verbs.check_chat,
+        PIPED + "\ncommands:\n" + "".join(f"  {f'/{n} {arg}':<16}{what}\n" for n, (arg, what) in CHAT_COMMANDS.items()),
+    ),
+    "generate": Verb(
+        "sft_generate:run",
+        "reply to a prompt",
+        cli_verbs.generate_options,
+        "Reply to a prompt. A base model without a chat format continues the prompt instead.",
+        cli_verbs.check_generate,
+    ),
+    "evaluate": Verb(
+        "reports.compare:run",
+        "score replies to held-out tasks, for one model or several side by side",
+        cli_verbs.evaluate_options,
+        "Score greedy replies to held-out tasks of every kind.",
+    ),
+    "merge": Verb(
+        "checkpoints.merge:run",
+        "merge an adapter (LoRA) and its base into one checkpoint folder",
+        cli_verbs.merge_options,
+        "Merge an adapter (LoRA) and its base into one checkpoint folder.",
+    ),
+    "import": Verb(
+        "checkpoints.convert:run",
+        "convert a llama2.c or nanoGPT model into a checkpoint folder",
+        cli_verbs.import_options,
+        "Convert a llama2.c or nanoGPT model, or a sharded checkpoint, into an ordinary checkpoint folder.",
+    ),
+    "doctor": Verb(
+        "diagnostics.doctor:run",
+        "check the machine, and predict the memory and time of a run",
+        cli_verbs.doctor_options,
+        "Check the machine, and predict the memory and time of a training run.",
+        load_settings,
+    ),
+    "selfcheck": Verb(
+        "diagnostics.selfcheck:run",
+        "check that batches, processes and caches don't change results, in a minute",
+        cli_verbs.selfcheck_options,
+        "Check that batches, processes and caches don't change results, in a minute.",
+        cli_verbs.check_selfcheck,
+    ),
+    "config": Verb(
+        "cli:print_config",
+        "print all settings with their descriptions",
+        cli_verbs.config_options,
+        "Print all settings as a commented YAML file, or check a file.",
+        cli_verbs.check_config,
+    ),
 }
 
 
 def usage() -> str:
     """The help text."""
     width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items()]
-    return "\n".join(["usage: mini-chat-gpt VERB [options]   (mini-chat-gpt VERB --help for the options)", "", *lines])
+    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
+    head = "usage: mini-chat-gpt VERB [options]   (mini-chat-gpt VERB --help for the options; mini-chat-gpt --version)"
+    return "\n".join([head, "", *lines])
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run one verb; raises UserError for a verb that doesn't exist."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
+def dispatch(argv: Sequence[str]) -> int:
+    """Run one verb; returns its exit code. Raises UserError for an unknown verb."""
+    name, *rest = argv or ["--help"]
+    if name == "help" and rest:
+        name, rest = rest[0], ["--help"]
+    if name in ("-h", "--help", "help"):
         print(usage())
         return 0
-    if argv[0] not in VERBS:
+    if name in ("-V", "--version"):
+        print(f"mini-chat-gpt {__version__}")
+        return 0
+    if name not in VERBS:
         raise UserError(
-            f"{argv[0]!r} is no verb of mini-chat-gpt{nearest(argv[0], VERBS)}; the verbs are {', '.join(VERBS)}."
+            f"{name!r} is not a verb of mini-chat-gpt{nearest(name, VERBS)}; the verbs are {', '.join(VERBS)}."
         )
-    with importing():
-        module = import_module(f"mini_chat_gpt.{VERBS[argv[0]][0]}")
-    sys.argv[0] = f"mini-chat-gpt {argv[0]}"  # the name argparse shows
-    return int(module.main(argv[1:]))
+    sys.argv[0] = f"mini-chat-gpt {name}"  # argparse shows it
+    module, _, function = VERBS[name].target.partition(":")
+    with importing():  # `parse` imports pydantic, if the verb has settings
+        arguments = parse(name, rest)
+        run = getattr(import_module(f"mini_chat_gpt.{module}"), function)
+    return int(run(arguments))
+
+
+def print_config(arguments: Arguments) -> int:
+    """`mini-chat-gpt config`: print the settings with their descriptions."""
+    from mini_chat_gpt.config_file import to_yaml
+
+    print(to_yaml(arguments.settings), end="")
+    return 0
 
 
 def main() -> None:
     """Console entry point."""
-    exit_with(lambda: run(sys.argv[1:]))
+    exit_with(lambda: dispatch(sys.argv[1:]))
 
 
 if __name__ == "__main__":

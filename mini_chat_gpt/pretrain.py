@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from rich.console import Console
 
 from mini_chat_gpt.checkpoints.load import load_model
+from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.data.text_dataset import TextDataset, find_text, sample_texts, split_documents, tokenize_file
@@ -85,9 +87,14 @@ def make_sources(
     )
 
 
+def run(arguments: argparse.Namespace) -> int:
+    """`mini-chat-gpt pretrain` with a parsed command line."""
+    return run_command(arguments, pretrain, "pretrain")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    return run_command(argv, "Pretrain a base model on plain text.", pretrain, "pretrain")
+    return run(parse("pretrain", argv))
 
 
 if __name__ == "__main__":

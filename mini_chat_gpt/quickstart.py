@@ -15,12 +15,12 @@ from pathlib import Path
 from rich.console import Console
 
 from mini_chat_gpt.checkpoints.find import steps_of
+from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with, under_torchrun
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name
 from mini_chat_gpt.common.terminal import console, format_duration
 from mini_chat_gpt.config import Config
-from mini_chat_gpt.config_file import load_config
 from mini_chat_gpt.prepare.prepare import write_sample_folder
 from mini_chat_gpt.pretrain import pretrain
 from mini_chat_gpt.reports.compare import EvalOptions, compare
@@ -31,16 +31,9 @@ from mini_chat_gpt.training.trainer import TrainResult
 SETTINGS = Path(str(files("mini_chat_gpt.assets") / "quickstart.yaml"))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="From sample stories to a model that answers, in minutes on a CPU.")
-    parser.add_argument(
-        "--config", default=SETTINGS, help="settings of all stages (default: the package's quickstart.yaml)"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
-    parser.add_argument("--items", type=int, default=40, help="held-out prompts of each kind to score (default 40)")
-    arguments = parser.parse_intermixed_args(argv)
-    config = load_config(arguments.config, arguments.overrides)
+def run(arguments: argparse.Namespace) -> int:
+    """`mini-chat-gpt quickstart` with a parsed command line."""
+    config: Config = arguments.settings
     if under_torchrun():
         raise UserError("quickstart is for one process; start it without torchrun.")
     out, started = console(), time.monotonic()
@@ -77,6 +70,11 @@ def run_stage(title: str, job: Callable[[Config], TrainResult], stage: str, conf
         resumed = getattr(config, stage).model_copy(update={"resume_from": str(folder)})
         config = config.model_copy(update={stage: resumed})
     return bool(job(config).stopped)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    return run(parse("quickstart", argv))
 
 
 if __name__ == "__main__":

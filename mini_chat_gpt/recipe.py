@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from rich.console import Console
 
 from mini_chat_gpt.checkpoints.find import newest_checkpoint
 from mini_chat_gpt.checkpoints.load import load_checkpoint
+from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with, under_torchrun
-from mini_chat_gpt.common.errors import UserError, nearest
+from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text
 from mini_chat_gpt.common.terminal import console, format_duration
 from mini_chat_gpt.config import Config
-from mini_chat_gpt.config_file import load_config
 from mini_chat_gpt.data.chat_dataset import nearest_prompts
 from mini_chat_gpt.data.chat_files import read_conversations
 from mini_chat_gpt.evaluation.prompt_suite import Prompts, ask, read_prompts, report, show
@@ -34,24 +33,6 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.trainer import TrainResult
 
 CONFIG, PROMPTS, REPORT = "config.yaml", "prompts.yaml", "before_after.md"
-
-
-def places() -> list[Path]:
-    """Where recipes are looked for by name: here, in the installed package, and in the clone that it is."""
-    package = Path(str(files("mini_chat_gpt")))
-    return [Path("recipes"), package / "recipes", package.parent / "recipes"]
-
-
-def find_recipe(name: str) -> Path:
-    """The folder of a recipe, given by its path or name. Raises UserError, naming those that there are."""
-    candidates = [Path(name), *(place / name for place in places())]
-    if found := next((folder for folder in candidates if (folder / CONFIG).is_file()), None):
-        return found
-    known = sorted({file.parent.name for place in places() for file in place.glob(f"*/{CONFIG}")})
-    there = f"there are {', '.join(known)}" if known else "there are none here"
-    raise UserError(
-        f"There is no recipe {name!r}{nearest(name, known)} ({there}); give a name or a folder with a {CONFIG} and a {PROMPTS}."
-    )
 
 
 def base_of(config: Config) -> Path:
@@ -118,18 +99,16 @@ def facts_of(config: Config, result: TrainResult, prompts: Prompts) -> list[str]
     return facts
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Fine-tune as a recipe says, and compare the model with what it was before."
-    )
-    parser.add_argument("recipe", help="name (polite_helper) or folder of a recipe")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the recipe's")
-    arguments = parser.parse_intermixed_args(argv)
-    folder = find_recipe(arguments.recipe)
+def run(arguments: argparse.Namespace) -> int:
+    """`mini-chat-gpt recipe` with a parsed command line."""
     if under_torchrun():
         raise UserError("recipe is for one process; train with torchrun and its config.yaml instead.")
-    return 0 if cook(folder, load_config(folder / CONFIG, arguments.overrides), console()) else 130
+    return 0 if cook(arguments.folder, arguments.settings, console()) else 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    return run(parse("recipe", argv))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Only what the assistant says is trained; the rest of each conversation is contex
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mini_chat_gpt.checkpoints import lora_setup
 from mini_chat_gpt.checkpoints.find import newest_checkpoint
 from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.checkpoints.lora_setup import Base
+from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import Config
@@ -125,14 +127,14 @@ def _short(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+def run(arguments: argparse.Namespace) -> int:
+    """`mini-chat-gpt sft` with a parsed command line."""
+    return run_command(arguments, train, "sft")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    return run_command(
-        argv,
-        "Fine-tune a base model on TinyStories-Instruct tasks, on chats of your own (chats.files), or on both.",
-        train,
-        "sft",
-    )
+    return run(parse("sft", argv))
 
 
 if __name__ == "__main__":

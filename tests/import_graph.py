@@ -30,6 +30,7 @@ ORDER = [
     "conversations",
     "generation",
     "cli_options",
+    "cli_verbs",
     "cli",
     "tinystories",
     "checkpoints",

@@ -175,7 +175,7 @@ def test_every_verb_has_help(home):
         (["import", "bad/text.txt", "out"], "bad/text.txt"),
         (["sft", "--time-limit", "soon"], "training.time_limit"),
         (["selfcheck", "--checkpoint", "nothing"], "no checkpoint at nothing"),
-        (["chatt"], "no verb"),
+        (["chatt"], "not a verb"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(home, command, words):

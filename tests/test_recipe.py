@@ -16,6 +16,7 @@ from tiny import lively_model, tiny_tokenizer
 
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints.save import save_checkpoint
+from mini_chat_gpt.cli_options import find_recipe
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config_file import load_config
 from mini_chat_gpt.data.chat_dataset import duplicates, nearest_prompts
@@ -32,7 +33,6 @@ from mini_chat_gpt.evaluation.prompt_suite import (
 )
 from mini_chat_gpt.evaluation.refusals import sign_pattern
 from mini_chat_gpt.generation.text import Reply
-from mini_chat_gpt.recipe import find_recipe
 
 POLITE = ROOT / "recipes" / "polite_helper"
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from mini_chat_gpt.chat.session import ChatSession, Turn
 from mini_chat_gpt.chat.token_probs_view import check_page, render_text, write_page
+from mini_chat_gpt.cli_options import CHAT_COMMANDS
 from mini_chat_gpt.common.errors import UserError, nearest
 from mini_chat_gpt.common.files import readable_disk_errors
 
@@ -215,23 +216,20 @@ def _quit(session: ChatSession, _: str) -> Outcome:
     return Outcome(leave=True)
 
 
-COMMANDS: dict[str, Command] = {
-    "help": Command("", "this list", _help),
-    "reset": Command("", "begin a new conversation", _reset),
-    "retry": Command("", "another reply to the last message", _retry),
-    "undo": Command("", "take back the last message and its reply", _undo),
-    "system": Command("[TEXT]", "show or set the system message; none, default", _system),
-    "temp": Command("[T]", "temperature: 0 = the likeliest token, always", _setting("temperature", float, "0.7")),
-    "top_p": Command(
-        "[P]", "draw from the likeliest tokens that hold this probability", _setting("top_p", float, "0.9", True)
-    ),
-    "seed": Command("[N]", "the same seed gives the same replies", _setting("seed", int, "1", True)),
-    "max": Command("[N]", "longest reply in tokens", _setting("max_new_tokens", int, "256")),
-    "why": Command(
-        "[all|FILE]", "the last reply token by token, and what else it could have said; FILE.html: a page", _why
-    ),
-    "tokens": Command("", "how full the context is", _tokens),
-    "save": Command("FILE", "keep conversation and settings as JSON", _save),
-    "load": Command("FILE", "go on with a saved conversation", _load),
-    "quit": Command("", "leave", _quit),
+_RUN: dict[str, Callable[[ChatSession, str], Outcome]] = {
+    "help": _help,
+    "reset": _reset,
+    "retry": _retry,
+    "undo": _undo,
+    "system": _system,
+    "temp": _setting("temperature", float, "0.7"),
+    "top_p": _setting("top_p", float, "0.9", True),
+    "seed": _setting("seed", int, "1", True),
+    "max": _setting("max_new_tokens", int, "256"),
+    "why": _why,
+    "tokens": _tokens,
+    "save": _save,
+    "load": _load,
+    "quit": _quit,
 }
+COMMANDS = {name: Command(argument, what, _RUN[name]) for name, (argument, what) in CHAT_COMMANDS.items()}

@@ -9,14 +9,15 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 
 from mini_chat_gpt.chat.commands import COMMANDS, as_message, is_command, run_command
+from mini_chat_gpt.chat.model_options import open_model, system_of
 from mini_chat_gpt.chat.session import ChatSession, Turn
 from mini_chat_gpt.chat.terminal import Front, Plain, Terminal, has_comforts
+from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with, forgive_odd_characters
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.decode import Model
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import USE_FORMAT_DEFAULT, System
-from mini_chat_gpt.sft_generate import add_model_options, add_sampling_options, open_model, sampling_of, system_of
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 HOW_IT_ENDED = {
@@ -25,11 +26,6 @@ HOW_IT_ENDED = {
     "context": "; cut off there, the context is full",
     "interrupted": "; stopped there",
 }
-PIPED = """\
-Where standard input is not a terminal, each of its lines is a message or a command; a line that ends in a backslash goes on
-in the next one. Standard output gets the replies and nothing else, standard error the rest. The first mistake ends the chat
-with exit code 2.
-"""
 
 
 def chat(
@@ -140,30 +136,15 @@ def summary(turn: Turn) -> str:
     return f"{n} {'token' if n == 1 else 'tokens'}, {rate:,.0f} a second{HOW_IT_ENDED[turn.finish_reason]}"
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line's options."""
-    parser = argparse.ArgumentParser(
-        description="Chat with a model. A base model without a chat format goes on from each text instead.",
-        epilog=PIPED + "\ncommands:\n" + command_list(),
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32),
-    )
-    add_model_options(parser)
-    add_sampling_options(parser)
-    return parser
-
-
-def command_list() -> str:
-    """The slash commands as lines of the help."""
-    rows = [(f"/{name} {command.argument}", command.what) for name, command in COMMANDS.items()]
-    return "".join(f"  {left:<16}{right}\n" for left, right in rows)
+def run(arguments: argparse.Namespace) -> int:
+    """`mini-chat-gpt chat` with a parsed command line."""
+    model, tokenizer = open_model(arguments.checkpoint, arguments.device, arguments.weights)
+    return chat(model, tokenizer, arguments.sampling, system_of(arguments))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    arguments = make_parser().parse_args(argv)
-    sampling = sampling_of(arguments)  # mistakes show before the model is loaded
-    model, tokenizer = open_model(arguments.checkpoint, arguments.device, arguments.weights)
-    return chat(model, tokenizer, sampling, system_of(arguments))
+    return run(parse("chat", argv))
 
 
 if __name__ == "__main__":

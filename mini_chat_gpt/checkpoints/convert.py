@@ -11,6 +11,7 @@ from mini_chat_gpt.checkpoints.find import find_checkpoint, read_meta
 from mini_chat_gpt.checkpoints.foreign import import_model
 from mini_chat_gpt.checkpoints.load import load_model
 from mini_chat_gpt.checkpoints.save import save_checkpoint
+from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.model import GPT
@@ -28,21 +29,8 @@ def _read_checkpoint(source: Path, tokenizer: str | None) -> tuple[GPT, ChatToke
     return load_model(folder), ChatTokenizer.load(folder), read_meta(folder)["info"] | {"source": str(folder)}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Convert a llama2.c or nanoGPT model, or a sharded checkpoint, into an ordinary checkpoint folder."
-    )
-    parser.add_argument(
-        "source", metavar="SRC", type=Path, help="llama2.c's .bin, nanoGPT's ckpt.pt, or a checkpoint or run folder"
-    )
-    parser.add_argument("folder", metavar="DST", type=Path, help="checkpoint folder to write; must not exist yet")
-    parser.add_argument(
-        "--tokenizer",
-        help="llama2.c's tok*.bin, a .tiktoken file, a saved folder or the name of an encoding "
-        "(default: the tok*.bin beside a .bin, gpt2 for nanoGPT)",
-    )
-    arguments = parser.parse_args(argv)
+def run(arguments: argparse.Namespace) -> int:
+    """`mini-chat-gpt import` with a parsed command line."""
     read = _read_checkpoint if arguments.source.is_dir() else _read_file
     model, tokenizer, info = read(arguments.source, arguments.tokenizer)
     save_checkpoint(arguments.folder, model, tokenizer, info=info)
@@ -54,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{f' (+ {padding} padding)' if padding else ''}, context {config.context_length:,} tokens."
     )
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    return run(parse("import", argv))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from mini_chat_gpt.checkpoints.adapters import is_adapter, weights_hash
 from mini_chat_gpt.checkpoints.find import find_checkpoint, read_meta
 from mini_chat_gpt.checkpoints.load import load_adapted
 from mini_chat_gpt.checkpoints.save import save_checkpoint
+from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.lora import merge_lora
@@ -31,13 +32,8 @@ def merge(adapter: Path | str, out: Path | str, base: Path | str | None = None) 
     return save_checkpoint(out, model, ChatTokenizer.load(folder), read_meta(folder)["info"] | {"merged": str(folder)})
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Merge an adapter (LoRA) and its base into one checkpoint folder.")
-    parser.add_argument("adapter", help="run or checkpoint folder of a run with lora.enabled")
-    parser.add_argument("out", help="folder to write; must not exist yet")
-    parser.add_argument("--base", metavar="PATH", help="the base model, if it has moved")
-    arguments = parser.parse_args(argv)
+def run(arguments: argparse.Namespace) -> int:
+    """`mini-chat-gpt merge` with a parsed command line."""
     if arguments.base is not None:
         metadata = read_meta(find_checkpoint(arguments.adapter)).get("adapter", {})
         if weights_hash(find_checkpoint(arguments.base)) != metadata.get("base_hash"):
@@ -47,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = merge(arguments.adapter, arguments.out, arguments.base)
     print(f"Merged: {folder}")
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    return run(parse("merge", argv))
 
 
 if __name__ == "__main__":

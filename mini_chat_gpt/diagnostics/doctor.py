@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mini_chat_gpt import pretrain, sft_train
+from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.device import Precision, pick_device, pick_precision, set_up
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.entry import exit_with
@@ -27,7 +28,6 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.resources import memory_in_use
 from mini_chat_gpt.common.terminal import format_duration, format_size
 from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields
-from mini_chat_gpt.config_file import load_config
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.diagnostics.machine_checks import Finding, disk_finding, free_memory, machine_findings
 from mini_chat_gpt.diagnostics.memory_plan import MemoryPlan, Steps, largest_batch, plan_memory, splits
@@ -253,17 +253,14 @@ def check(config: Config, job: str, out: Console) -> int:
     return 0
 
 
+def run(arguments: argparse.Namespace) -> int:
+    """`mini-chat-gpt doctor` with a parsed command line."""
+    return check(arguments.settings, arguments.job, Console(highlight=False))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Check the machine, and predict the memory and time of a training run."
-    )
-    parser.add_argument("--config", help="YAML file with the run's settings (default: sft_config.yaml if it is there)")
-    parser.add_argument("--job", choices=["sft", "pretrain"], default="sft", help="kind of training (default sft)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file")
-    arguments = parser.parse_intermixed_args(argv)
-    path = arguments.config or ("sft_config.yaml" if Path("sft_config.yaml").is_file() else None)
-    return check(load_config(path, arguments.overrides), arguments.job, Console(highlight=False))
+    return run(parse("doctor", argv))
 
 
 if __name__ == "__main__":

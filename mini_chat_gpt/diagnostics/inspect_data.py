@@ -7,7 +7,6 @@ source and kind, and reports how long the examples are, which records are left o
 from __future__ import annotations
 
 import argparse
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ import numpy as np
 
 from mini_chat_gpt.checkpoints.find import find_checkpoint, newest_checkpoint, read_meta, steps_of
 from mini_chat_gpt.checkpoints.load import load_checkpoint
+from mini_chat_gpt.cli import parse
+from mini_chat_gpt.cli_verbs import EXAMPLES_ON_PAGE, EXAMPLES_SHOWN
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text
 from mini_chat_gpt.common.terminal import console
 from mini_chat_gpt.config import Config
-from mini_chat_gpt.config_file import load_config
 from mini_chat_gpt.data.batching import Example, micro_batches
 from mini_chat_gpt.data.chat_files import read_conversations
 from mini_chat_gpt.data.step_loader import StepLoader
@@ -37,22 +37,11 @@ from mini_chat_gpt.training.sft_data import Mixed, SftExamples, make_examples
 
 SAMPLE = 1000
 """Examples to measure of a source that makes new tasks in each epoch."""
-SHOWN_ON_PAGE = 40
-"""Default number of examples on an HTML page."""
 _TOKENIZER_TEXTS = 2000  # texts of each source for a tokenizer trained on the spot
 _MAX_PLACES = 3  # file positions listed in a finding
 
 
 # ---- the settings and the tokenizer of the run -----------------------------------------------------------------------
-
-
-def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split command line words into (overrides, files).
-
-    A word with a dotted key before "=" is an override, unless a file of that name exists.
-    """
-    overrides = [word for word in words if re.match(r"[A-Za-z_]\w*(\.\w+)+\s*=", word) and not Path(word).exists()]
-    return overrides, [word for word in words if word not in overrides]
 
 
 def with_files(config: Config, files: Sequence[str], overrides: Sequence[str] = ()) -> Config:
@@ -333,35 +322,12 @@ def _story_findings(examples: SftExamples, sources: Sequence[_Source], limit: in
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Show what a fine-tuning run will train on, the trained tokens marked."
-    )
-    parser.add_argument(
-        "what", nargs="*", metavar="FILE | section.key=value",
-        help="chat files, or a folder or .txt file with stories (default: those of the settings); settings",
-    )  # fmt: skip
-    parser.add_argument("--config", help="YAML file with settings (default: sft_config.yaml if it is there)")
-    parser.add_argument("--n", type=int, help=f"examples to show (3; {SHOWN_ON_PAGE} on a page)")
-    parser.add_argument("--steps", type=int, default=1, help="optimizer steps whose batches are shown (1)")
-    parser.add_argument("--html", metavar="PAGE.html", help="also write an HTML page with everything")
-    parser.add_argument("--tokenizer", metavar="NAME", help="folder, file or encoding name (default: the base model's)")
-    parser.add_argument("--skip-bad", action="store_true", help="skip bad records of chat files: chats.skip_bad")
-    arguments = parser.parse_intermixed_args(argv)
-    for name, least in (("n", 0), ("steps", 1)):
-        if (value := getattr(arguments, name)) is not None and value < least:
-            raise UserError(f"--{name} is {value}; it must be {least} or more.")
-    overrides, files = split_arguments(arguments.what)
-    if arguments.skip_bad:
-        overrides.append("chats.skip_bad=true")
-    config = load_config(
-        arguments.config or ("sft_config.yaml" if Path("sft_config.yaml").is_file() else None), overrides
-    )
-    config = with_files(config, files, overrides)
+def run(arguments: argparse.Namespace) -> int:
+    """`mini-chat-gpt inspect` with a parsed command line."""
+    config = with_files(arguments.settings, arguments.files, arguments.overrides)
     tokenizer, context, note = tokenizer_for(config, arguments.tokenizer)
-    on_screen = 3 if arguments.n is None else arguments.n
-    n = SHOWN_ON_PAGE if arguments.html and arguments.n is None else on_screen
+    on_screen = EXAMPLES_SHOWN if arguments.n is None else arguments.n
+    n = EXAMPLES_ON_PAGE if arguments.html and arguments.n is None else on_screen
     inspection = inspect(config, tokenizer, context, arguments.steps, n, [note])
     out = console()
     if not out.is_terminal:
@@ -371,6 +337,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         atomic_write_text(arguments.html, page(inspection))
         print_line(out, f"\nWrote {arguments.html}.")
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    return run(parse("inspect", argv))
 
 
 if __name__ == "__main__":

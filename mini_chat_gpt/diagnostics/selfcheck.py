@@ -26,6 +26,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 from mini_chat_gpt.checkpoints.load import load_checkpoint
+from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common import distributed
 from mini_chat_gpt.common.device import pick_device, pick_precision
 from mini_chat_gpt.common.distributed import ALONE, World
@@ -33,7 +34,7 @@ from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.terminal import format_duration
 from mini_chat_gpt.config import GPTConfig
-from mini_chat_gpt.config_file import load_config, parse_config
+from mini_chat_gpt.config_file import parse_config
 from mini_chat_gpt.data.batching import Example, collate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.train_step import TrainStep
@@ -75,7 +76,7 @@ def make_model(arguments: argparse.Namespace, device: torch.device) -> GPT:
         return model.float()
     torch.manual_seed(0)
     if arguments.config:
-        config = load_config(arguments.config)
+        config = arguments.settings
         shape = config.model.gpt_config(config.pretrain.tokenizer_vocab_size)
     else:
         shape = GPTConfig(vocab_size=512, context_length=128, n_layer=3, n_head=4, n_kv_head=2, n_embd=64)
@@ -214,17 +215,8 @@ def report(results: Sequence[Check], out: Console) -> None:
     out.print(table)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. Exit code 1 if a check fails."""
-    parser = argparse.ArgumentParser(
-        description="Check in a minute that micro-batches, processes and KV caches don't change the results."
-    )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--checkpoint", help="check this model instead of a small random one")
-    which.add_argument("--config", help="check random weights in the shape of this file's model section")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default auto)")
-    parser.add_argument("--ranks-to", help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+def run(arguments: argparse.Namespace) -> int:
+    """`mini-chat-gpt selfcheck` with a parsed command line; exit code 1 if a check fails."""
     if arguments.ranks_to:
         return run_rank(arguments)
     out, started = Console(highlight=False), time.monotonic()
@@ -243,6 +235,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     verdict = "All checks passed" if not failed else f"{failed} of {len(results)} checks FAILED"
     out.print(f"{verdict} in {format_duration(time.monotonic() - started)}.", markup=False)
     return 1 if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    return run(parse("selfcheck", argv))
 
 
 if __name__ == "__main__":

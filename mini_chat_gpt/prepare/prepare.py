@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.prepare.data_folder import (
@@ -234,75 +235,14 @@ def _folder_option(folder: Path) -> str:
 # Command line
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Get the data (downloaded, your own, derived from plain stories, or the sample), check and report them. "
-        "What is in the folder already is never replaced."
-    )
-    parser.add_argument(
-        "--folder", type=Path, default=Path("TinyStories"), help="where the data are or will be (./TinyStories)"
-    )
-    kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument(
-        "--split",
-        choices=("train", "valid", "both"),
-        help="which public files to download (both: 2.7 GB; valid: 27 MB)",
-    )
-    kinds.add_argument("--sample", action="store_true", help="write the sample, which needs no network")
-    kinds.add_argument(
-        "--source",
-        type=Path,
-        nargs="+",
-        metavar="PATH",
-        help="your own records: a folder, a file, or two (train, valid)",
-    )
-    kinds.add_argument(
-        "--derive", type=Path, nargs="+", metavar="PATH", help="make records of your own plain stories; paths as above"
-    )
-    parser.add_argument(
-        "--valid-fraction",
-        type=float,
-        default=0.02,
-        help="part of a single file's stories that is for validation (0.02)",
-    )
-    parser.add_argument(
-        "--replace-sample", action="store_true", help="let the data take the place of an unchanged sample"
-    )
-    parser.add_argument("--url", default=PUBLIC_URL, help="another place on the web with the two public files")
-    parser.add_argument(
-        "--tokenizer", help="count tokens with this one: a checkpoint, a tokenizer's folder or file, or gpt2"
-    )
-    parser.add_argument("--seq-len", type=int, default=1024, help="longest example in tokens (1024)")
-    parser.add_argument("--full", action="store_true", help="report on all records, not on 20,000 of each file")
-    parser.add_argument(
-        "--json", action="store_true", help="the report as JSON on the standard output, all else on the error output"
-    )
-    return parser
-
-
-def _check(options: argparse.Namespace) -> None:
-    """What argparse can't check."""
-    if not 0 < options.valid_fraction < 1:
-        raise UserError(f"--valid-fraction is {options.valid_fraction:g}; it must lie between 0 and 1, as 0.02 does.")
-    if options.seq_len < 16:
-        raise UserError(f"--seq-len is {options.seq_len}; it must be at least 16 tokens.")
-    for name in ("source", "derive"):
-        if len(getattr(options, name) or ()) > 2:
-            raise UserError(
-                f"--{name} takes one path, or two for train and valid; {len(getattr(options, name))} were given."
-            )
-
-
-def main(argv: Sequence[str] | None = None, patience: Patience = PATIENCE) -> int:
-    """Command line."""
-    options = _parser().parse_args(argv)
-    _check(options)
+def run(options: argparse.Namespace, patience: Patience = PATIENCE) -> int:
+    """`mini-chat-gpt prepare` with a parsed command line."""
     tokenizer = ChatTokenizer.load(options.tokenizer) if options.tokenizer else None
     out = Console(highlight=False, stderr=options.json)
     prepare(
         options.folder,
         split=options.split,
-        url=options.url,
+        url=options.url or PUBLIC_URL,
         sample=options.sample,
         source=options.source or (),
         derive=options.derive or (),
@@ -320,6 +260,11 @@ def main(argv: Sequence[str] | None = None, patience: Patience = PATIENCE) -> in
         for line in report["notes"]:
             out.print(f"- {line}", markup=False, soft_wrap=True)
     return 0
+
+
+def main(argv: Sequence[str] | None = None, patience: Patience = PATIENCE) -> int:
+    """Command line."""
+    return run(parse("prepare", argv), patience)
 
 
 if __name__ == "__main__":

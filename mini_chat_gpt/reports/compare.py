@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from mini_chat_gpt.checkpoints.load import load_checkpoint, require_finite
+from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name, write_json
@@ -32,7 +33,7 @@ from mini_chat_gpt.model import GPT
 from mini_chat_gpt.reports.report import HTML, Subject, build, write
 from mini_chat_gpt.reports.results_table import show_differences, show_examples, show_table
 from mini_chat_gpt.sft_dataloader import stories
-from mini_chat_gpt.tinystories.tasks import TASK_KINDS, Task, check_kinds
+from mini_chat_gpt.tinystories.tasks import Task, check_kinds
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 PLAIN_BYTES = 100_000
@@ -78,56 +79,6 @@ class EvalOptions:
 def _can_be_written(file: Path) -> bool:
     there = next(place for place in file.absolute().parents if place.exists())
     return not file.is_dir() and there.is_dir() and os.access(there, os.W_OK)
-
-
-def add_options(parser: argparse._ActionsContainer, seed: bool = True) -> None:
-    """The options of a test; those that aren't given stay None. Without `seed` where the parser has one already."""
-    kept = EvalOptions()
-    parser.add_argument(
-        "--data",
-        metavar="PATH",
-        help="folder or file of Instruct records (default: the run's valid split, or the sample's)",
-    )
-    parser.add_argument("--n", type=int, metavar="N", help=f"tasks of each kind, and group of plots ({kept.n})")
-    parser.add_argument(
-        "--kinds",
-        nargs="+",
-        metavar="KIND",
-        help=f"these of {', '.join([*TASK_KINDS, REFUSALS])} (default: what is taught by default, and {REFUSALS})",
-    )
-    parser.add_argument("--examples", type=int, metavar="N", help=f"replies of each kind to show ({kept.examples})")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="prompts at a time (default: as many as pays)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write results and every reply to this file")
-    parser.add_argument(
-        "--details", action="store_true", default=None, help="show all measures, and what each trivial rule reaches"
-    )
-    parser.add_argument(
-        "--report", type=Path, metavar="FOLDER", help="write report.html, before_after.md and report.json there"
-    )
-    parser.add_argument(
-        "--training-mb",
-        type=int,
-        metavar="N",
-        help=f"for the report, megabytes of training stories to look for recited passages in, 0: none ({kept.training_mb})",
-    )
-    parser.add_argument(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help="prompts and checks of your own, as recipes/*/prompts.yaml has them",
-    )
-    if seed:
-        parser.add_argument("--seed", type=int, metavar="N", help=f"which tasks are taken ({kept.seed})")
-
-
-def add_weights_option(parser: argparse.ArgumentParser) -> None:
-    """In which form the models' weights are read."""
-    parser.add_argument(
-        "--weights",
-        choices=("auto", "float32", "bf16", "int8"),
-        default="auto",
-        help="on a CPU: auto and float32 are exact, bf16 and int8 faster and nearly so (default: auto)",
-    )
 
 
 def options_of(arguments: argparse.Namespace) -> EvalOptions:
@@ -317,28 +268,19 @@ def _report_folder(names: Sequence[str]) -> Path:
     return free_name(Path("runs/reports") / name)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Score greedy replies to held-out tasks of every kind.")
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="PATH",
-        help="checkpoint or run folder, llama2.c .bin, nanoGPT ckpt.pt",
-    )
-    parser.add_argument(
-        "--against", nargs="+", default=[], metavar="PATH", help="other models to put beside it, for example its base"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (auto)")
-    add_weights_option(parser)
-    add_options(parser)
-    arguments = parser.parse_args(argv)
+def run(arguments: argparse.Namespace) -> int:
+    """`mini-chat-gpt evaluate` with a parsed command line."""
     models = [*map(Path, arguments.against), Path(arguments.checkpoint)]
     options = options_of(arguments)
     if options.report is None:
         options = replace(options, report=_report_folder(short_names(models)))
     compare(models, arguments.data, options, console(), device=arguments.device, weights=arguments.weights)
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    return run(parse("evaluate", argv))
 
 
 if __name__ == "__main__":

@@ -223,41 +223,15 @@ def insist_on_torchrun(config: Config, argv: Sequence[str] = ()) -> None:
     raise UserError(f"{asked[0]} needs several processes, which torchrun starts; type: {line}")
 
 
-def run_command(
-    argv: Sequence[str] | None,
-    description: str,
-    job: Callable[[Config], TrainResult],
-    section: str,
-    default_config: str = "sft_config.yaml",
-) -> int:
-    """Command line of a training job: [--config FILE] [section.key=value ...]. Returns the exit code (see stopping.py)."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog="Exit code: 0 at the run's end, 2 for a mistake, 75 when the time limit ended it, 130 after Ctrl-C, 143 after SIGTERM.",
-    )
-    parser.add_argument("--config", help=f"YAML file with settings (default: {default_config} if it is there)")
-    parser.add_argument("--time-limit", metavar="2h", help="save and leave after this time: training.time_limit")
-    parser.add_argument("--time-budget", metavar="10m", help="as many steps as fit this time: training.time_budget")
-    if section == "sft":
-        parser.add_argument(
-            "--skip-bad", action="store_true", help="leave out chats that can't be used: chats.skip_bad"
-        )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
-    arguments = parser.parse_intermixed_args(argv)
-    overrides = list(arguments.overrides)
-    for name in ("time_limit", "time_budget"):
-        if value := getattr(arguments, name):
-            overrides.append(f"training.{name}={value}")
-    if getattr(arguments, "skip_bad", False):
-        overrides.append("chats.skip_bad=true")
-    path = arguments.config or (default_config if Path(default_config).is_file() else None)
-    config = load_config(path, overrides)
-    insist_on_torchrun(config, sys.argv[1:] if argv is None else argv)
+def run_command(arguments: argparse.Namespace, job: Callable[[Config], TrainResult], section: str) -> int:
+    """Run a training job with the settings of its command line (`cli.parse`); returns the exit code (see stop.py)."""
+    config: Config = arguments.settings
+    insist_on_torchrun(config, arguments.argv)
     launch = distributed.launch_of(os.environ) if under_torchrun() else None
     going_on = run_to_go_on(getattr(config, section), launch)
     if arguments.config is None and going_on is not None and (going_on / "config.yaml").is_file():
-        # Its settings are the run's, but for what was meant for one start of it.
-        config = load_config(going_on / "config.yaml", ["training.time_limit=null", *overrides])
+        # Resume with the settings of the run, except for the time limit, which applies to one start only.
+        config = load_config(going_on / "config.yaml", ["training.time_limit=null", *arguments.overrides])
     result = job(config)
     distributed.leave()
     if result.stopped == "time limit" and launch is not None:

@@ -15,10 +15,11 @@ from tiny import TEXTS, tiny_config, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.chat_format import Message, render
 from mini_chat_gpt.checkpoints.save import save_checkpoint
+from mini_chat_gpt.cli_options import split_arguments
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.data.batch_dump import read_examples
 from mini_chat_gpt.diagnostics import inspect_data
-from mini_chat_gpt.diagnostics.inspect_data import inspect, split_arguments, tokenizer_for, with_files
+from mini_chat_gpt.diagnostics.inspect_data import inspect, tokenizer_for, with_files
 from mini_chat_gpt.diagnostics.inspect_page import page
 from mini_chat_gpt.diagnostics.inspect_text import bars, marked
 from mini_chat_gpt.diagnostics.inspection import histogram, token_pieces, totals

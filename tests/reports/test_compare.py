@@ -119,7 +119,7 @@ def test_a_mistake_ends_with_code_2_and_one_sentence(home):
 
 
 def test_an_option_of_the_test_without_it_is_a_mistake():
-    with pytest.raises(UserError, match="--batch-size goes with --test only"):
+    with pytest.raises(UserError, match="--batch-size works with --test only"):
         generate(["--checkpoint", "runs/sft", "--prompt", "Hi", "--batch-size", "5"])
 
 

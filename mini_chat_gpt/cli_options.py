@@ -1,0 +1,207 @@
+"""Options that several verbs share, and how a command line names settings, models and recipes.
+
+Light: `--help` and a mistake must not wait for PyTorch. `cli_verbs.py` has the options of each verb.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mini_chat_gpt.common.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from mini_chat_gpt.generation.settings import Sampling
+
+Parser = argparse.ArgumentParser
+Arguments = argparse.Namespace
+DEFAULT_CONFIG = "sft_config.yaml"
+RECIPE_CONFIG = "config.yaml"
+EVAL_DEFAULTS = {"n": 100, "examples": 1, "training_mb": 50, "seed": 1337}
+"""Defaults of `EvalOptions` for the help texts, as its module is slow to import. A test compares them."""
+CHAT_COMMANDS = {
+    "help": ("", "list the commands"),
+    "reset": ("", "start a new conversation"),
+    "retry": ("", "generate another reply to the last message"),
+    "undo": ("", "remove the last message and its reply"),
+    "system": ("[TEXT]", "show or set the system message; none, default"),
+    "temp": ("[T]", "temperature: 0 = greedy, always the most likely token"),
+    "top_p": ("[P]", "sample from the most likely tokens that have this total probability"),
+    "seed": ("[N]", "the same seed gives the same replies"),
+    "max": ("[N]", "maximum reply length in tokens"),
+    "why": ("[all|FILE]", "the last reply token by token, with probabilities and alternatives; FILE.html: as a page"),
+    "tokens": ("", "show how full the context is"),
+    "save": ("FILE", "save the conversation and the settings as JSON"),
+    "load": ("FILE", "continue a saved conversation"),
+    "quit": ("", "leave the chat"),
+}
+"""Slash command of a chat -> (its argument, what it does). `chat/commands.py` implements them."""
+
+PIPED = """\
+If standard input is not a terminal, each of its lines is a message or a command. A line that ends in a backslash continues in
+the next line. Standard output gets only the replies, standard error everything else. The first mistake ends the chat with exit
+code 2.
+"""
+
+
+def add_settings(parser: Parser, default: str = f"{DEFAULT_CONFIG} if it exists") -> None:
+    """--config FILE and section.key=value."""
+    parser.add_argument("--config", metavar="FILE", help=f"YAML file with settings (default: {default})")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file")
+
+
+def load_settings(arguments: Arguments) -> None:
+    """Set `arguments.settings` to the `Config` of --config and the overrides. Raises UserError."""
+    from mini_chat_gpt.config_file import load_config
+
+    path = arguments.config or (DEFAULT_CONFIG if Path(DEFAULT_CONFIG).is_file() else None)
+    arguments.settings = load_config(path, arguments.overrides)
+
+
+def add_device_option(parser: Parser) -> None:
+    """Which device computes."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+
+
+def add_weights_option(parser: Parser) -> None:
+    """The number format of a model's weights for inference on a CPU."""
+    parser.add_argument(
+        "--weights",
+        choices=("auto", "float32", "bf16", "int8"),
+        default="auto",
+        help="on a CPU: auto and float32 are exact, bf16 and int8 are faster and nearly exact (default: auto)",
+    )
+
+
+def add_model_options(parser: Parser) -> None:
+    """Which model replies, on which device, and its system message."""
+    parser.add_argument(
+        "--checkpoint", metavar="PATH", help="checkpoint or run folder, or a model file (default: newest under runs/)"
+    )
+    parser.add_argument("--system", metavar="TEXT", help='system message, "" for none (default: as in training)')
+    add_device_option(parser)
+    add_weights_option(parser)
+
+
+def add_sampling_options(parser: Parser) -> None:
+    """One option for each field of `Sampling`."""
+    from mini_chat_gpt.generation.settings import Sampling
+
+    default = Sampling()
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help=f"maximum reply length (default: {default.max_new_tokens})"
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help=f"0 = greedy, always the most likely token (default: {default.temperature})",
+    )
+    group.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens only")
+    group.add_argument(
+        "--top-p", type=float, metavar="P", help="sample from the most likely tokens with this total probability"
+    )
+    group.add_argument(
+        "--min-p", type=float, metavar="P", help="exclude tokens less than P times as likely as the most likely one"
+    )
+    group.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: repeat less (default: 1, none)")
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same reply")
+
+
+def sampling_of(arguments: Arguments, default: Sampling | None = None) -> Sampling:
+    """The sampling settings of the command line, those of `default` for the rest. Raises UserError for a wrong value."""
+    from dataclasses import fields, replace
+
+    from mini_chat_gpt.generation.settings import Sampling
+
+    values: dict[str, Any] = {field.name: getattr(arguments, field.name) for field in fields(Sampling)}
+    changes = {name: value for name, value in values.items() if value is not None}
+    return replace(default or Sampling(), **changes)
+
+
+def add_eval_options(parser: argparse._ActionsContainer, seed: bool = True) -> None:
+    """Options of the capability test; those not on the command line are None. No --seed if the parser has one already."""
+    default = EVAL_DEFAULTS
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="folder or file of Instruct records (default: the run's validation split, or the sample's)",
+    )
+    parser.add_argument(
+        "--n", type=int, metavar="N", help=f"tasks per kind and group of plots (default: {default['n']})"
+    )
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help="task kinds, such as moral summary, and refusals (default: all that are trained by default, and refusals)",
+    )
+    parser.add_argument(
+        "--examples", type=int, metavar="N", help=f"replies of each kind to show (default: {default['examples']})"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="prompts per batch (default: chosen for speed)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results and every reply to this file")
+    parser.add_argument(
+        "--details", action="store_true", default=None, help="show all metrics, and the score of every baseline"
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="write report.html, before_after.md and report.json to this folder",
+    )
+    parser.add_argument(
+        "--training-mb",
+        type=int,
+        metavar="N",
+        help="for the report, megabytes of training stories to search for memorized passages, 0 for none "
+        f"(default: {default['training_mb']})",
+    )
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="your own prompts and checks, in the format of recipes/*/prompts.yaml",
+    )
+    if seed:
+        parser.add_argument("--seed", type=int, metavar="N", help=f"which tasks to use (default: {default['seed']})")
+
+
+def check_at_least(arguments: Arguments, **minimums: int) -> None:
+    """Raise UserError for an option below its minimum; None passes."""
+    for name, minimum in minimums.items():
+        value = getattr(arguments, name)
+        if value is not None and value < minimum:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be {minimum} or more.")
+
+
+def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split command line words into (overrides, files).
+
+    A word with a dotted key before "=" is an override, unless a file of that name exists.
+    """
+    overrides = [word for word in words if re.match(r"[A-Za-z_]\w*(\.\w+)+\s*=", word) and not Path(word).exists()]
+    return overrides, [word for word in words if word not in overrides]
+
+
+def recipe_places() -> list[Path]:
+    """Where recipes are found by name: the working directory, the installed package, and the clone of the package."""
+    package = Path(__file__).parent
+    return [Path("recipes"), package / "recipes", package.parent / "recipes"]
+
+
+def find_recipe(name: str) -> Path:
+    """The folder of a recipe, by path or by name. Raises UserError that lists the recipes."""
+    candidates = [Path(name), *(place / name for place in recipe_places())]
+    if folder := next((folder for folder in candidates if (folder / RECIPE_CONFIG).is_file()), None):
+        return folder
+    known = sorted({file.parent.name for place in recipe_places() for file in place.glob(f"*/{RECIPE_CONFIG}")})
+    listed = f"the recipes are {', '.join(known)}" if known else "none were found"
+    raise UserError(
+        f"There is no recipe {name!r}{nearest(name, known)} ({listed}); "
+        f"give a name, or a folder with a {RECIPE_CONFIG} and a prompts.yaml."
+    )

@@ -1,0 +1,278 @@
+"""The options of each verb of `mini-chat-gpt`, and their checks: what argparse can't check, and loading the settings.
+
+Light, as `cli_options.py`, which has the options that several verbs share. `cli.py` has the table of verbs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mini_chat_gpt.cli_options import (
+    DEFAULT_CONFIG,
+    RECIPE_CONFIG,
+    Arguments,
+    Parser,
+    add_device_option,
+    add_eval_options,
+    add_model_options,
+    add_sampling_options,
+    add_settings,
+    add_weights_option,
+    check_at_least,
+    find_recipe,
+    load_settings,
+    sampling_of,
+    split_arguments,
+)
+from mini_chat_gpt.common.errors import UserError
+
+EXAMPLES_SHOWN, EXAMPLES_ON_PAGE = 3, 40  # by `inspect`
+
+
+# Getting and inspecting data
+
+
+def prepare_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--folder", type=Path, default=Path("TinyStories"), help="the data folder (default: TinyStories)"
+    )
+    sources = parser.add_mutually_exclusive_group()
+    sources.add_argument(
+        "--split",
+        choices=("train", "valid", "both"),
+        help="which public files to download (both: 2.7 GB; valid: 27 MB)",
+    )
+    sources.add_argument("--sample", action="store_true", help="write the sample, which needs no network")
+    sources.add_argument(
+        "--source",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="your own records: a folder, a file, or two files (train, valid)",
+    )
+    sources.add_argument(
+        "--derive",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="derive records from your own plain stories; paths as above",
+    )
+    parser.add_argument(
+        "--valid-fraction",
+        type=float,
+        default=0.02,
+        metavar="X",
+        help="fraction of a single file's stories to hold out for validation (default: 0.02)",
+    )
+    parser.add_argument("--replace-sample", action="store_true", help="replace an unchanged sample by the data")
+    parser.add_argument("--url", help="another web address that has the two public files")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="NAME",
+        help="count tokens with this tokenizer: a checkpoint, a tokenizer's folder or file, or gpt2",
+    )
+    parser.add_argument(
+        "--seq-len", type=int, default=1024, metavar="N", help="maximum example length in tokens (default: 1024)"
+    )
+    parser.add_argument("--full", action="store_true", help="report on all records, not on 20,000 of each file")
+    parser.add_argument(
+        "--json", action="store_true", help="the report as JSON on standard output, everything else on standard error"
+    )
+
+
+def check_prepare(arguments: Arguments) -> None:
+    if not 0 < arguments.valid_fraction < 1:
+        raise UserError(f"--valid-fraction is {arguments.valid_fraction:g}; it must be between 0 and 1, such as 0.02.")
+    check_at_least(arguments, seq_len=16)
+    for name in ("source", "derive"):
+        if (n_paths := len(getattr(arguments, name) or ())) > 2:
+            raise UserError(f"--{name} takes one path, or two for train and valid, not {n_paths}.")
+
+
+def inspect_options(parser: Parser) -> None:
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="FILE | section.key=value",
+        help="chat files, or a folder or .txt file with stories (default: those of the settings); settings",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help=f"YAML file with settings (default: {DEFAULT_CONFIG} if it exists)"
+    )
+    parser.add_argument(
+        "--n", type=int, help=f"examples to show (default: {EXAMPLES_SHOWN}, {EXAMPLES_ON_PAGE} on a page)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=1, metavar="N", help="optimizer steps whose batches are shown (default: 1)"
+    )
+    parser.add_argument("--html", metavar="PAGE.html", help="also write an HTML page with everything")
+    parser.add_argument("--tokenizer", metavar="NAME", help="folder, file or encoding name (default: the base model's)")
+    parser.add_argument("--skip-bad", action="store_true", help="skip bad records of chat files: chats.skip_bad")
+
+
+def check_inspect(arguments: Arguments) -> None:
+    check_at_least(arguments, n=0, steps=1)
+    arguments.overrides, arguments.files = split_arguments(arguments.words)
+    if arguments.skip_bad:
+        arguments.overrides.append("chats.skip_bad=true")
+    load_settings(arguments)
+
+
+# Training
+
+
+def training_options(parser: Parser) -> None:
+    add_settings(parser)
+    parser.add_argument("--time-limit", metavar="2h", help="save and exit after this time: training.time_limit")
+    parser.add_argument(
+        "--time-budget", metavar="10m", help="run as many steps as fit into this time: training.time_budget"
+    )
+
+
+def sft_options(parser: Parser) -> None:
+    training_options(parser)
+    parser.add_argument("--skip-bad", action="store_true", help="skip unusable chats: chats.skip_bad")
+
+
+def load_training(arguments: Arguments) -> None:
+    for name in ("time_limit", "time_budget"):
+        if value := getattr(arguments, name):
+            arguments.overrides.append(f"training.{name}={value}")
+    if getattr(arguments, "skip_bad", False):
+        arguments.overrides.append("chats.skip_bad=true")
+    load_settings(arguments)
+
+
+def quickstart_options(parser: Parser) -> None:
+    add_settings(parser, "the package's quickstart.yaml")
+    parser.set_defaults(config=Path(__file__).parent / "assets" / "quickstart.yaml")
+    parser.add_argument(
+        "--items", type=int, default=40, metavar="N", help="held-out prompts of each kind to score (default: 40)"
+    )
+
+
+def recipe_options(parser: Parser) -> None:
+    parser.add_argument("recipe", help="name (polite_helper) or folder of a recipe")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe's")
+
+
+def load_recipe(arguments: Arguments) -> None:
+    arguments.folder = find_recipe(arguments.recipe)
+    arguments.config = arguments.folder / RECIPE_CONFIG
+    load_settings(arguments)
+
+
+# Using a model
+
+
+def chat_options(parser: Parser) -> None:
+    add_model_options(parser)
+    add_sampling_options(parser)
+
+
+def check_chat(arguments: Arguments) -> None:
+    arguments.sampling = sampling_of(arguments)
+
+
+def generate_options(parser: Parser) -> None:
+    add_model_options(parser)
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--prompt", metavar="TEXT", help="what to reply to; - reads it from standard input")
+    task.add_argument("--prompt-file", metavar="FILE", help="what to reply to, from a file")
+    task.add_argument("--interactive", action="store_true", help="chat, as `mini-chat-gpt chat` does")
+    task.add_argument("--test", action="store_true", help="the capability test: held-out tasks of every kind, scored")
+    parser.add_argument(
+        "--why",
+        nargs="?",
+        const="",
+        metavar="FILE.html",
+        help="after the reply, show its tokens with their probabilities and alternatives; --why all shows all tokens, "
+        "--why FILE.html writes a page",
+    )
+    add_sampling_options(parser)
+    test = parser.add_argument_group("capability test (--test)")
+    add_eval_options(test, seed=False)
+    parser.set_defaults(test_options=[action.dest for action in test._group_actions])
+
+
+def check_generate(arguments: Arguments) -> None:
+    if arguments.why is not None and (arguments.test or arguments.interactive):
+        raise UserError("--why works with a prompt only; in a chat, type /why.")
+    if arguments.test and arguments.system is not None:
+        raise UserError("--system doesn't work with --test; the test uses the system message of the training.")
+    if not arguments.test:
+        for name in arguments.test_options:
+            if getattr(arguments, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} works with --test only; add --test, or omit it.")
+    arguments.sampling = sampling_of(arguments)
+
+
+def evaluate_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="checkpoint or run folder, llama2.c .bin, nanoGPT ckpt.pt",
+    )
+    parser.add_argument(
+        "--against", nargs="+", default=[], metavar="PATH", help="other models to compare it with, for example its base"
+    )
+    add_device_option(parser)
+    add_weights_option(parser)
+    add_eval_options(parser)
+
+
+# Checkpoints and checks
+
+
+def merge_options(parser: Parser) -> None:
+    parser.add_argument("adapter", help="run or checkpoint folder of a run with lora.enabled")
+    parser.add_argument("out", help="folder to write; must not exist yet")
+    parser.add_argument("--base", metavar="PATH", help="the base model, if it has moved")
+
+
+def import_options(parser: Parser) -> None:
+    parser.add_argument(
+        "source", metavar="SRC", type=Path, help="llama2.c's .bin, nanoGPT's ckpt.pt, or a checkpoint or run folder"
+    )
+    parser.add_argument("folder", metavar="DST", type=Path, help="checkpoint folder to write; must not exist yet")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="NAME",
+        help="llama2.c's tok*.bin, a .tiktoken file, a saved folder or the name of an encoding "
+        "(default: the tok*.bin beside a .bin, gpt2 for nanoGPT)",
+    )
+
+
+def doctor_options(parser: Parser) -> None:
+    add_settings(parser)
+    parser.add_argument("--job", choices=["sft", "pretrain"], default="sft", help="which training (default: sft)")
+
+
+def selfcheck_options(parser: Parser) -> None:
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--checkpoint", metavar="PATH", help="check this model instead of a small random one")
+    model.add_argument(
+        "--config", metavar="FILE", help="check random weights in the shape of this file's model section"
+    )
+    add_device_option(parser)
+    parser.add_argument("--ranks-to", help=argparse.SUPPRESS)
+
+
+def check_selfcheck(arguments: Arguments) -> None:
+    arguments.overrides = []
+    if arguments.config:
+        load_settings(arguments)
+
+
+def config_options(parser: Parser) -> None:
+    add_settings(parser, "the default settings")
+
+
+def check_config(arguments: Arguments) -> None:
+    """Unlike other verbs, `config` doesn't read sft_config.yaml unless told to: it can write that file."""
+    from mini_chat_gpt.config_file import load_config
+
+    changed = arguments.config or arguments.overrides
+    arguments.settings = load_config(arguments.config, arguments.overrides) if changed else None

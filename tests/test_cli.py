@@ -1,0 +1,135 @@
+"""The command line: help, versions and mistakes of every verb, without importing PyTorch."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from typing import get_args
+
+import pytest
+from commands import ROOT
+
+import mini_chat_gpt
+from mini_chat_gpt.cli import VERBS, dispatch, make_parser, parse, usage
+from mini_chat_gpt.cli_options import EVAL_DEFAULTS
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.generation.decode import WeightsOption
+from mini_chat_gpt.generation.sampling import Sampling
+from mini_chat_gpt.reports.compare import EvalOptions
+
+HEAVY = ["torch", "numpy", "matplotlib", "wandb", "rich", "tiktoken", "prompt_toolkit"]
+PROBE = """
+import json, sys
+from mini_chat_gpt.cli import dispatch
+try:
+    code = dispatch(sys.argv[1:])
+except SystemExit as error:
+    code = error.code
+except Exception as error:
+    code = str(error)
+print(json.dumps([code, sorted(sys.modules)]))
+"""
+VERBS_WITH_SETTINGS = ["quickstart", "inspect", "pretrain", "sft", "recipe", "doctor", "config"]
+
+
+def probe(*argv: str) -> tuple[int | str, set[str], str]:
+    """Run a command in a process of its own: exit code or error, the imported modules, and what it printed."""
+    done = subprocess.run([sys.executable, "-c", PROBE, *argv], cwd=ROOT, capture_output=True, text=True)
+    *printed, last = done.stdout.splitlines()
+    code, modules = json.loads(last)
+    return code, set(modules), "\n".join(printed) + done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_imports_nothing_heavy(verb):
+    code, modules, printed = probe(verb, "--help")
+    assert code == 0
+    assert f"usage: mini-chat-gpt {verb}" in printed
+    assert not modules & {*HEAVY, "pydantic", "yaml"}
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["help"], ["--version"], ["help", "sft"]])
+def test_general_help_imports_nothing_heavy(argv):
+    code, modules, printed = probe(*argv)
+    assert code == 0
+    assert printed
+    assert not modules & {*HEAVY, "pydantic", "yaml"}
+
+
+@pytest.mark.parametrize("verb", VERBS_WITH_SETTINGS)
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("trainig.batch_size=3", "did you mean 'training'"), ("training.batch_size=many", "training.batch_size: ")],
+)
+def test_a_mistake_in_a_setting_is_reported_before_anything_heavy_is_imported(verb, setting, message):
+    argv = [verb, "polite_helper", setting] if verb == "recipe" else [verb, setting]
+    error, modules, _ = probe(*argv)
+    assert message in str(error)
+    assert not modules & set(HEAVY)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sft", "--time-limit", "soon"], "training.time_limit"),
+        (["sft", "--config", "nothing.yaml"], "There is no config file nothing.yaml"),
+        (["recipe", "polite_helpr"], "did you mean 'polite_helper'"),
+        (["chat", "--temperature", "-1"], "temperature"),
+        (["generate", "--prompt", "x", "--top-p", "2"], "top_p"),
+        (["generate", "--prompt", "x", "--n", "3"], "--n works with --test only"),
+        (["generate", "--test", "--system", "x"], "--system doesn't work with --test"),
+        (["prepare", "--valid-fraction", "2"], "--valid-fraction is 2"),
+        (["prepare", "--source", "a", "b", "c"], "--source takes one path, or two"),
+        (["inspect", "--steps", "0"], "--steps is 0; it must be 1 or more"),
+        (["selfcheck", "--config", "nothing.yaml"], "There is no config file nothing.yaml"),
+        (["snail"], "'snail' is not a verb"),
+    ],
+)
+def test_a_wrong_option_is_reported_before_anything_heavy_is_imported(argv, message):
+    error, modules, _ = probe(*argv)
+    assert message in str(error)
+    assert not modules & set(HEAVY)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_unknown_option_ends_with_exit_code_2_before_anything_heavy_is_imported(verb):
+    code, modules, printed = probe(verb, "--no-such-option")
+    assert code == 2
+    assert f"mini-chat-gpt {verb}: error: " in printed
+    assert not modules & set(HEAVY)
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert dispatch(["--version"]) == 0
+    assert capsys.readouterr().out == f"mini-chat-gpt {mini_chat_gpt.__version__}\n"
+
+
+def test_the_usage_lists_every_verb():
+    assert all(f"\n  {verb} " in usage() for verb in VERBS)
+
+
+def test_a_wrong_verb_is_named_with_the_nearest_one():
+    with pytest.raises(UserError, match="did you mean 'chat'"):
+        dispatch(["chatt"])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_is_described(verb):
+    undescribed = [action.dest for action in make_parser(verb)._actions if not action.help]
+    assert not undescribed
+
+
+def test_options_may_stand_between_settings():
+    arguments = parse("sft", ["training.batch_size=2", "--time-limit", "2h", "data.turns=3"])
+    settings = arguments.settings
+    assert (settings.training.batch_size, settings.training.time_limit, settings.data.turns) == (2, "2h", 3)
+
+
+def test_the_defaults_in_the_help_are_those_of_the_code():
+    defaults = {field.name: field.default for field in fields(EvalOptions)}
+    assert {name: defaults[name] for name in EVAL_DEFAULTS} == EVAL_DEFAULTS
+    (weights,) = [action for action in make_parser("chat")._actions if action.dest == "weights"]
+    literals = [value for part in get_args(WeightsOption) for value in get_args(part) or [part]]
+    assert sorted(weights.choices) == sorted(literals)
+    assert {action.dest for action in make_parser("generate")._actions} >= {field.name for field in fields(Sampling)}
+    assert {action.dest for action in make_parser("evaluate")._actions} >= {field.name for field in fields(EvalOptions)}
