@@ -1,16 +1,16 @@
 """LoRA: small trainable matrices beside frozen ones (Hu et al. 2021, arXiv:2106.09685).
 
-    y = W·x + scaling · B·(A·dropout(x))        A (r, in) random, B (out, r) zero, so that training begins with y = W·x
+    y = W·x + scaling · B·(A·dropout(x))        A (r, in) random, B (out, r) zero: training begins with y = W·x
 
-`scaling` is alpha / r, or alpha / √r with `rslora` (Kalajdzievski 2023, arXiv:2312.03732), which keeps the size of what is
-added the same for every rank. With `dora` the length of each output's weights is trained apart from their direction
-(Liu et al. 2024, arXiv:2402.09353): W' = m · (W + scaling·B·A) / ‖W + scaling·B·A‖, the norm taken as a constant.
+`scaling` is alpha / r, or alpha / √r with `rslora` (Kalajdzievski 2023, arXiv:2312.03732), which keeps the size of the added
+term the same for every rank. With `dora` the length of each output's weights is trained apart from their direction
+(Liu et al. 2024, arXiv:2402.09353): W' = m · (W + scaling·B·A) / ‖W + scaling·B·A‖, with the norm treated as a constant.
 
-W itself needs no gradient and no optimizer state, and may be kept in fewer bits (`frozen`): 16 (as the products have them under
-mixed precision), or 4 (QLoRA, Dettmers et al. 2023, arXiv:2305.14314; nf4.py). Rows of the embedding table can be trained whole:
-control tokens that the base has never seen can't be learned by anything else (token_rows.py).
+W needs neither gradient nor optimizer state, and may be stored in fewer bits (`frozen`): in 16, the precision of products
+under mixed precision, or in 4 (QLoRA, Dettmers et al. 2023, arXiv:2305.14314; ops/nf4.py). Single rows of a frozen embedding
+table can be trained whole: a model can't learn control tokens that its base has never seen in any other way.
 
-The arithmetic is that of Hugging Face's PEFT, so that its adapters and ours are the same.
+The arithmetic is that of Hugging Face's PEFT, so that adapters can be exchanged.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ import torch.nn.functional as F
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import LoraSettings
-from mini_chat_gpt.ops import fused
+from mini_chat_gpt.ops.functional import add_low_rank
 from mini_chat_gpt.ops.nf4 import Nf4Linear
-from mini_chat_gpt.token_rows import put_back, train_rows
 
 if TYPE_CHECKING:
     from mini_chat_gpt.model import GPT
@@ -41,18 +40,21 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is trained of a model that is not trained as a whole, and beside which base."""
+    """Which part of a model is trained, and the base that it belongs to."""
 
     settings: LoraSettings
     layers: tuple[str, ...]
     frozen: Frozen = "float32"
-    token_ids: tuple[int, ...] = ()  # whose rows are trained
+    token_ids: tuple[int, ...] = ()  # whose rows of the embedding table are trained
     base: str = ""  # its folder
     base_hash: str = ""
 
 
+# Layers
+
+
 class HalfLinear(nn.Module):
-    """A frozen layer in 16 bits; its products are too, and come out in the precision of x."""
+    """A frozen layer in 16 bits. x (..., in) -> (..., out), computed in 16 bits and returned in the precision of x."""
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
@@ -82,69 +84,131 @@ class LoraLinear(nn.Module):
         self.lora_A = nn.Parameter(torch.empty(settings.rank, base.in_features))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, settings.rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        self.magnitude = nn.Parameter(self.lengths()) if settings.dora else None
+        self.magnitude = nn.Parameter(self.row_norms()) if settings.dora else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.magnitude is None and fused.use_fused_cpu(x):
+        """x (..., in) -> (..., out)"""
+        if self.magnitude is None:
             dropout = self.dropout.p if self.training else 0.0
-            return fused.low_rank(self.base(x), x, self.lora_A, self.lora_B, self.scaling, dropout)
+            return add_low_rank(self.base(x), x, self.lora_A, self.lora_B, self.scaling, dropout)
+        return self._dora(x, self.magnitude)
+
+    def _dora(self, x: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
+        """W'·x + bias of x (..., in) -> (..., out), as PEFT computes it."""
         dropped = self.dropout(x)
         added = F.linear(F.linear(dropped, self.lora_A), self.lora_B) * self.scaling
-        if self.magnitude is None:
-            return self.base(x) + added
-        stretch = self.magnitude / self.lengths()  # (out,); the length is a constant, the paper's section 4.3
+        ratio = magnitude / self.row_norms()  # (out,); the norm is a constant (the paper's section 4.3)
         whole, bias = self.base(x), self.base.bias
-        straight = whole if bias is None else whole - bias
-        if self.training and self.dropout.p:  # what is stretched is what the adapter sees, dropped out like it
-            straight = self.base(dropped) if bias is None else self.base(dropped) - bias
-        return (whole + (stretch - 1) * straight + stretch * added).to(whole.dtype)
+        without_bias = whole if bias is None else whole - bias
+        if self.training and self.dropout.p:  # PEFT scales what the adapter reads: with its dropout
+            without_bias = self.base(dropped) if bias is None else self.base(dropped) - bias
+        return (whole + (ratio - 1) * without_bias + ratio * added).to(whole.dtype)
 
     @torch.no_grad()
     def weight(self) -> torch.Tensor:
-        """(out, in) float32, W + scaling·B·A."""
+        """W + scaling·B·A, (out, in) float32."""
         with torch.autocast(self.lora_A.device.type, enabled=False):
             return self.base.weight.float() + self.scaling * (self.lora_B @ self.lora_A)
 
     @torch.no_grad()
-    def lengths(self) -> torch.Tensor:
-        """(out,) the lengths of the rows of `weight`."""
+    def row_norms(self) -> torch.Tensor:
+        """The norms of the rows of `weight`, (out,)."""
         return torch.linalg.vector_norm(self.weight(), dim=1)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """A plain layer with the adapter in its weights."""
+        """A plain layer with the adapter added to its weights."""
         weight, bias = self.weight(), self.base.bias
         if self.magnitude is not None:
-            weight *= (self.magnitude / self.lengths())[:, None]
-        with torch.device("meta"):
-            plain = nn.Linear(self.in_features, self.out_features, bias=bias is not None)
-        plain.weight = nn.Parameter(weight)
-        if bias is not None:
-            plain.bias = nn.Parameter(bias.detach().float())
-        return plain
+            weight *= (self.magnitude / self.row_norms())[:, None]
+        return _linear(weight, bias)
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    """A float32 layer around weight (out, in) and bias (out,)."""
+    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    linear.weight = nn.Parameter(weight.detach().float())
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().float())
+    return linear
+
+
+class EmbeddingRows(nn.Module):
+    """A frozen embedding of which the rows (k, C) of some ids (k,) are trained."""
+
+    ids: torch.Tensor
+
+    def __init__(self, base: nn.Embedding, ids: Sequence[int]) -> None:
+        super().__init__()
+        self.base = base
+        self.register_buffer("ids", torch.tensor(ids), persistent=False)
+        self.rows = nn.Parameter(base.weight.detach()[list(ids)].clone())
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The frozen table (V, C), without the training of the rows."""
+        return self.base.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids (...) -> (..., C)"""
+        hits = ids[..., None] == self.ids  # (..., k)
+        own = F.embedding(hits.int().argmax(dim=-1), self.rows)
+        return torch.where(hits.any(dim=-1, keepdim=True), own, self.base(ids))
+
+
+class HeadRows(nn.Module):
+    """A frozen head of which the rows (k, C) of some ids (k,) are trained. A tied head shares them with the embedding."""
+
+    ids: torch.Tensor
+
+    def __init__(self, base: nn.Linear, ids: Sequence[int], rows: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.base = base
+        self.register_buffer("ids", torch.tensor(ids), persistent=False)
+        self.rows = nn.Parameter(base.weight.detach()[list(ids)].clone()) if rows is None else rows
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The frozen table (V, C), without the training of the rows."""
+        return self.base.weight
+
+    @property
+    def trained_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """ids (k,) and rows (k, C) that replace those of `weight`; `GPT.head_sums` reads them."""
+        return self.ids, self.rows
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., C) -> logits (..., V)"""
+        logits = self.base(x)
+        return logits.index_copy(-1, self.ids, F.linear(x, self.rows).to(logits.dtype))
 
 
 def scaling_of(settings: LoraSettings) -> float:
-    """The factor on what an adapter adds."""
+    """The factor on B·A."""
     return settings.alpha / (math.sqrt(settings.rank) if settings.rslora else settings.rank)
+
+
+# Models
 
 
 def add_lora(
     model: GPT, settings: LoraSettings, frozen: Frozen = "float32", token_ids: Sequence[int] = ()
 ) -> list[str]:
-    """Freeze a model and put adapters beside the layers that `settings.targets` mean; returns their names.
+    """Freeze a model and add adapters to the layers that `settings.targets` name; returns the layers' names.
 
-    `settings.targets` names layers by the end of their name ("q_proj") or by a pattern of it ("layers.*.mlp.*"); "all-linear" are
-    those of all blocks. `frozen` is the form in which the blocks' layers are kept; the rows of `token_ids` are trained too.
-    Raises UserError for a target that means no layer.
+    A target is the end of a name ("q_proj") or a pattern ("layers.*.mlp.*"); "all-linear" stands for all linear layers of
+    the blocks. `frozen` is the precision in which their weights are stored; the embedding rows of `token_ids` are trained,
+    too. Raises UserError for a target that matches no layer.
     """
     model.requires_grad_(False)
-    names = _targets(model, settings.targets)
+    names = _target_layers(model, settings.targets)
     for name, linear in linear_layers(model):
-        base = kept(linear, frozen)
+        base = freeze_linear(linear, frozen)
         model.set_submodule(name, LoraLinear(base, settings) if name in names else base)
     if frozen != "float32":
-        # What is left of the weights lies, as they all did, in the memory into which their file is mapped: one that stays keeps all.
+        # The remaining weights may be views of the file that all of them were mapped from. A single view would keep the
+        # whole file in memory.
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
     train_rows(model, token_ids)
@@ -152,58 +216,74 @@ def add_lora(
     return names
 
 
-def kept(linear: nn.Linear, frozen: Frozen) -> FrozenLinear:
-    """A layer in the form in which it is kept."""
+def freeze_linear(linear: nn.Linear, frozen: Frozen) -> FrozenLinear:
+    """A layer with its weights in the precision `frozen`."""
     if frozen == "float32":
         return linear
     return Nf4Linear.of(linear) if frozen == "nf4" else HalfLinear(linear, HALF[frozen])
 
 
+def train_rows(model: GPT, ids: Sequence[int]) -> None:
+    """Make the embedding rows of these ids trainable in a frozen model, and those of the head."""
+    if not ids:
+        return
+    embedding = EmbeddingRows(model.embed_tokens, ids)
+    shared = embedding.rows if model.config.tie_embeddings else None
+    # An untied head needs rows of its own: without them the model could never learn to produce a new token.
+    head = HeadRows(model.lm_head, ids, shared)
+    model.embed_tokens, model.lm_head = embedding, head  # type: ignore[assignment]
+
+
 def merge_lora(model: GPT) -> None:
-    """Take the adapters into the weights; the model is then as plain as before, in float32, with nothing frozen."""
+    """Add the adapters to the weights. The model is then a plain one in float32, and nothing is frozen."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLinear):
             model.set_submodule(name, module.merged())
     for name, module in list(model.named_modules()):
         if isinstance(module, HalfLinear | Nf4Linear):
-            model.set_submodule(name, plain(module))
-    put_back(model)
+            model.set_submodule(name, dequantize(module))
+    merge_rows(model)
     model.requires_grad_(True)
     model.adapter = None
 
 
-def plain(layer: HalfLinear | Nf4Linear) -> nn.Linear:
-    """A layer in float32, with the numbers that are left of it."""
-    with torch.device("meta"):
-        linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-    linear.weight = nn.Parameter(layer.weight.detach().float())
-    if layer.bias is not None:
-        linear.bias = nn.Parameter(layer.bias.detach().float())
-    return linear
+def dequantize(layer: HalfLinear | Nf4Linear) -> nn.Linear:
+    """A layer in float32, with the values that its stored weights stand for."""
+    return _linear(layer.weight, layer.bias)
+
+
+@torch.no_grad()
+def merge_rows(model: GPT) -> None:
+    """Write the trained rows into the tables, and put plain tables back into the model."""
+    for name in ("embed_tokens", "lm_head"):
+        table = getattr(model, name)
+        if isinstance(table, EmbeddingRows | HeadRows):
+            table.base.weight[table.ids] = table.rows.to(table.base.weight.dtype)
+            setattr(model, name, table.base)
 
 
 def linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
-    """(name, layer) of the blocks' linear layers. The head is none of them: it is the embedding, or as large as one."""
+    """(name, layer) of the blocks' linear layers. The head is not among them: it is the embedding, or as large."""
     modules = [(name, module) for name, module in model.named_modules() if name.startswith("layers.")]
     return [(name, module) for name, module in modules if isinstance(module, nn.Linear)]
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
-    """(name of the layer, its adapter)."""
+    """(name of the layer, the layer with its adapter)."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLinear))
 
 
-def _targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    linear = [name for name, _ in linear_layers(model)]
-    wanted: set[str] = set()
+def _target_layers(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    names = [name for name, _ in linear_layers(model)]
+    selected: set[str] = set()
     for target in targets:
-        meant = linear if target == ALL_LINEAR else [name for name in linear if _means(target, name)]
-        if not meant:
-            ends = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear))
-            raise UserError(f"lora.targets: {target!r} means no layer of this model; there are {ends}.")
-        wanted |= set(meant)
-    return [name for name in linear if name in wanted]
+        matches = names if target == ALL_LINEAR else [name for name in names if _matches(target, name)]
+        if not matches:
+            ends = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
+            raise UserError(f"lora.targets: {target!r} matches no layer of this model; it has {ends}.")
+        selected |= set(matches)
+    return [name for name in names if name in selected]
 
 
-def _means(target: str, name: str) -> bool:
+def _matches(target: str, name: str) -> bool:
     return name == target or name.endswith(f".{target}") or fnmatch.fnmatchcase(name, target)

@@ -1,58 +1,36 @@
-"""The model: a decoder-only transformer, written out, described entirely by `GPTConfig`.
+"""The model: a decoder-only transformer, described by a `GPTConfig`.
 
-The default architecture is Llama's (Touvron et al. 2023, arXiv:2302.13971): RMSNorm before each sublayer, rotary
-positions, grouped-query attention, SwiGLU, no biases, tied embeddings. Parameter names are those of Hugging Face's Llama,
-so that a checkpoint of this family needs no conversion. The model knows nothing of text, tasks or training; which token
-may look at which is the layout's business (`ops/attention.py`).
+The default architecture is Llama's (Touvron et al. 2023, arXiv:2302.13971): RMSNorm before each sublayer, rotary positions,
+grouped-query attention, SwiGLU, no biases, tied embeddings. Parameter names are those of Hugging Face's Llama, so that a
+checkpoint of this family needs no conversion.
+
+Shapes: B sequences of T tokens, C = n_embd, H query heads and Hkv key/value heads of width D, V = vocab_size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from mini_chat_gpt.config import PRESETS, GPTConfig
-from mini_chat_gpt.lora import Adapter
-from mini_chat_gpt.ops import fused
 from mini_chat_gpt.ops.attention import Cached, Causal, KVCache, Layout, Packed, attention
+from mini_chat_gpt.ops.functional import activate, apply_rope, rms_norm, rope_frequencies
 from mini_chat_gpt.ops.loss import LossSums, cross_entropy_sums
-from mini_chat_gpt.ops.nf4 import Nf4Linear
-from mini_chat_gpt.token_rows import EmbeddingRows, HeadRows
+from mini_chat_gpt.ops.packed_layout import PackedBatch
 
-__all__ = ["GPT", "PRESETS", "GPTConfig", "PackedBatch", "model_of"]
+__all__ = ["GPT", "PRESETS", "GPTConfig", "PackedBatch"]
 
 Rope = tuple[torch.Tensor, torch.Tensor]  # cos, sin (B, 1, T, D/2)
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q (B, H, T, D); k, v (B, Hkv, T, D)
 
 
-class PackedBatch(Protocol):
-    """What `forward` needs of a batch laid out end to end (see batching.py): T tokens, R rows to predict from."""
-
-    @property
-    def ids(self) -> torch.Tensor: ...  # (T,)
-    @property
-    def positions(self) -> torch.Tensor: ...  # (T,)
-    @property
-    def cu_seqlens(self) -> tuple[int, ...]: ...
-    @property
-    def prefix_branches(self) -> tuple[tuple[int, ...], ...]: ...
-    @property
-    def target_positions(self) -> torch.Tensor: ...  # (R,)
-    @property
-    def labels(self) -> torch.Tensor: ...  # (R,)
-    @property
-    def weights(self) -> torch.Tensor: ...  # (R,)
-
-
 class RMSNorm(nn.Module):
-    """x / rms(x) · weight (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    """x / √(mean(x²) + eps) · weight (Zhang & Sennrich 2019, arXiv:1910.07467)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -60,12 +38,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """In autocast's precision, where that is on: what comes out of a norm goes into products."""
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        if fused.use_fused_cpu(x):
-            return fused.rms_norm(x, self.weight, self.eps, dtype)
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps).to(dtype)
+        """(..., C) -> (..., C)"""
+        return rms_norm(x, self.weight, self.eps)
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
@@ -75,56 +49,26 @@ def make_norm(config: GPTConfig) -> nn.Module:
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotary positions (Su et al. 2021, arXiv:2104.09864): pair (i, i + D/2) of a head is turned by position · frequency i.
-
-    Tables of cosine and sine are computed once for the context and looked up by position.
-    """
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864): the angle of pair (i, i + D/2) is position · frequency i."""
 
     cos: torch.Tensor
     sin: torch.Tensor
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        frequencies = rope_frequencies(config)  # (D/2,)
+        frequencies = rope_frequencies(config.head_size, config.rope_theta, config.rope_scaling)  # (D/2,)
         angles = torch.arange(config.context_length, dtype=torch.float32)[:, None] * frequencies[None, :]
+        # Not in the state dict: the config determines them.
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """positions (B, T) -> cos, sin (B, 1, T, D/2), broadcast over heads."""
+    def forward(self, positions: torch.Tensor) -> Rope:
+        """positions (B, T) -> cos, sin (B, 1, T, D/2), which broadcast over heads."""
         return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
 
 
-def rope_frequencies(config: GPTConfig) -> torch.Tensor:
-    """theta^(−2i/D) for i < D/2, with Hugging Face's linear or llama3 scaling applied."""
-    size = config.head_size
-    frequencies = config.rope_theta ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
-    scaling = config.rope_scaling
-    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
-    if scaling is None or kind == "default":
-        return frequencies
-    if kind == "linear":
-        return frequencies / scaling["factor"]
-    if kind == "llama3":
-        # Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between blended.
-        old_context, factor = scaling["original_max_position_embeddings"], scaling["factor"]
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        turns = old_context * frequencies / (2 * math.pi)  # how often a pair turns within the old context
-        blend = ((turns - low) / (high - low)).clamp(0, 1)
-        return frequencies * (blend + (1 - blend) / factor)
-    raise ValueError(f"rope_scaling of type {kind!r} is not supported; linear and llama3 are")
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn each pair (x1, x2) of the head's two halves. x (B, H, T, D); cos, sin (B, 1, T, D/2)."""
-    if fused.use_fused_cpu(x):
-        return fused.rotate(x, cos, sin)
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)
-
-
 class Attention(nn.Module):
-    """Projections into heads, the product between them (`attention`), and the projection back."""
+    """Multi-head attention (Vaswani et al. 2017, arXiv:1706.03762) with its projections."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -133,6 +77,7 @@ class Attention(nn.Module):
         self.scale = config.attention_scale
         self.window = config.windows[layer] if config.windows else None
         inner, kv_inner = self.n_head * self.head_dim, self.n_kv_head * self.head_dim
+        # Separate projections, as in Hugging Face's Llama: adapters and exports need them apart.
         self.q_proj = nn.Linear(config.n_embd, inner, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.n_embd, kv_inner, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.n_embd, kv_inner, bias=config.qkv_bias)
@@ -140,8 +85,8 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
-    def heads(self, x: torch.Tensor, rope: Rope | None) -> Heads:
-        """Queries (B, H, T, D), keys and values (B, Hkv, T, D) of x (B, T, C)."""
+    def qkv(self, x: torch.Tensor, rope: Rope | None) -> Heads:
+        """x (B, T, C) -> queries (B, H, T, D), keys and values (B, Hkv, T, D)."""
         b, t, _ = x.shape
         q = self.q_proj(x).view(b, t, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
         k = self.k_proj(x).view(b, t, self.n_kv_head, self.head_dim).transpose(1, 2)  # (B, Hkv, T, D)
@@ -149,13 +94,14 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         return q, k, v
 
-    def product(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """q (B, H, T, D); k, v (B, Hkv, T, D) -> (B, H, T, D)"""
         return attention(q, k, v, layout, layer=self.layer, scale=self.scale, window=self.window)
 
-    def merged(self, heads: torch.Tensor) -> torch.Tensor:
+    def out(self, heads: torch.Tensor) -> torch.Tensor:
         """(B, H, T, D) -> (B, T, C)"""
         return self.o_proj(heads.transpose(1, 2).flatten(2))
 
@@ -171,28 +117,18 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.mlp_size, config.n_embd, bias=config.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)"""
         up = self.up_proj(x)
         if self.gate_proj is not None:
             return self.down_proj(activate(self.gate_proj(x), self.activation) * up)
         return self.down_proj(activate(up, self.activation))
 
 
-def activate(x: torch.Tensor, name: str) -> torch.Tensor:
-    """The non-linearity of a `GPTConfig.activation`."""
-    if name == "swiglu":
-        return F.silu(x)
-    if name in ("geglu", "gelu_tanh"):
-        return F.gelu(x, approximate="tanh")
-    if name == "gelu":
-        return F.gelu(x)
-    return F.relu(x) if name == "relu" else F.relu(x).square()
-
-
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)).
+    """x + attention(norm(x)), then x + mlp(norm(x)), in three parts.
 
-    What looks at one token alone stands apart from the product in which tokens look at each other: only the latter
-    knows the layout, so that the former can be compiled once for all batches (compiling.py).
+    `qkv` and `out_and_mlp` treat each token by itself; only `attend` knows the layout. So the compiler compiles the two once
+    for all batches (training/compile.py).
     """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
@@ -203,30 +139,33 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: torch.Tensor, rope: Rope | None, layout: Layout, rows: torch.Tensor | None = None
+        self, x: torch.Tensor, rope: Rope | None, layout: Layout, positions: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """x (B, T, C) -> (B, T, C), or with `rows` (R,) only those of the tokens, (B, R, C)."""
-        q, k, v = self.before_product(x, rope)
-        return self.after_product(*self.product(x, q, k, v, layout, rows))
+        """x (B, T, C) -> (B, T, C), or with `positions` (R,) in the row only those tokens, (B, R, C)."""
+        q, k, v = self.qkv(x, rope)
+        x, heads = self.attend(x, q, k, v, layout, positions)
+        return self.out_and_mlp(x, heads)
 
-    def product(
+    def qkv(self, x: torch.Tensor, rope: Rope | None) -> Heads:
+        """x (B, T, C) -> q (B, H, T, D); k, v (B, Hkv, T, D)"""
+        return self.self_attn.qkv(self.input_layernorm(x), rope)
+
+    def attend(
         self,
         x: torch.Tensor,
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
         layout: Layout,
-        rows: torch.Tensor | None,
+        positions: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x and the heads of the tokens that go on."""
-        heads = self.self_attn.product(q, k, v, layout)
-        return (x, heads) if rows is None else (x.index_select(1, rows), heads.index_select(2, rows))
+        """x (B, T, C) and its attended heads (B, H, T, D), or of both only the tokens at `positions` (R,)."""
+        heads = self.self_attn.attend(q, k, v, layout)
+        return (x, heads) if positions is None else (x.index_select(1, positions), heads.index_select(2, positions))
 
-    def before_product(self, x: torch.Tensor, rope: Rope | None) -> Heads:
-        return self.self_attn.heads(self.input_layernorm(x), rope)
-
-    def after_product(self, x: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
-        x = x + self.self_attn.merged(heads)
+    def out_and_mlp(self, x: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+        """x (B, T, C); heads (B, H, T, D) -> (B, T, C)"""
+        x = x + self.self_attn.out(heads)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -243,10 +182,10 @@ def _rounded(part: torch.Tensor) -> torch.Tensor:
 
 
 class GPT(nn.Module):
-    """Token ids in, logits out; or a flat batch in, the sums of its loss out.
+    """Token ids in, logits out; or a packed batch in, the sums of its loss out.
 
-    `GPT(config)(ids)` with ids (B, T) returns logits (B, T, vocab_size). `GPT(config)(batch)` with a flat batch returns
-    `LossSums`; logits are then computed only for the rows that have a target.
+    `GPT(config)(ids)` with ids (B, T) returns logits (B, T, V). `GPT(config)(batch)` with a packed batch returns `LossSums`;
+    logits are then computed only for the tokens that predict a label.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -255,23 +194,23 @@ class GPT(nn.Module):
             raise ValueError("GPTConfig.vocab_size must be set to the tokenizer's size before a model is built")
         self.config = config
         self.activation_checkpointing = False
-        """Keep only what enters each block in training, and compute the rest again for the backward pass."""
-        self.adapter: Adapter | None = None
-        """Set where an adapter is trained instead of all weights (lora.py)."""
-        self.embed_tokens: nn.Embedding | EmbeddingRows = nn.Embedding(config.vocab_size, config.n_embd)
+        """In training keep only the input of each block, and compute the rest again in the backward pass."""
+        self.adapter: Any = None
+        """Describes the adapter that is trained instead of all weights; set by `lora.add_lora`."""
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
         self.embed_positions = (
             nn.Embedding(config.context_length, config.n_embd) if config.position == "learned" else None
         )
         self.rotary = RotaryEmbedding(config) if config.position == "rope" else None
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
-        self.lm_head: nn.Linear | HeadRows = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal(0, 0.02), the projections back into the residual stream smaller by √(2 · layers) (GPT-2's scheme)."""
+        """Normal(0, 0.02); projections into the residual stream are smaller by √(2 · layers) (GPT-2, Radford et al. 2019)."""
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
                 nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.ones_(parameter)
@@ -284,9 +223,10 @@ class GPT(nn.Module):
         return self.embed_tokens.weight.device
 
     def n_parameters(self) -> int:
-        """Number of weights, shared ones counted once; of an adapted model the base's and the adapter's."""
-        packed = sum(m.in_features * m.out_features for m in self.modules() if isinstance(m, Nf4Linear))
-        return packed + sum(parameter.numel() for parameter in self.parameters())
+        """Number of weights. Shared weights count once; an adapted model's are its base's and its adapter's."""
+        # A layer with quantized weights in buffers, which are not parameters, says how many they are.
+        in_buffers = sum(getattr(module, "n_weights", 0) for module in self.modules())
+        return in_buffers + sum(parameter.numel() for parameter in self.parameters())
 
     def make_cache(self, batch_size: int, max_length: int | None = None, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for `batch_size` sequences of at most `max_length` tokens (default: the context)."""
@@ -296,14 +236,18 @@ class GPT(nn.Module):
         return KVCache(config.n_layer, batch_size, config.kv_heads, length, config.head_size, self.device, dtype)
 
     def forward(self, batch: torch.Tensor | PackedBatch) -> Any:
-        """Logits for ids (B, T), or `LossSums` for a flat batch. Raises ValueError for more tokens than the context."""
+        """ids (B, T) -> logits (B, T, V), or a packed batch -> `LossSums`.
+
+        Raises ValueError for more tokens than the context holds.
+        """
+        # DDP and FSDP hook into `forward` alone, so that training comes through here, too.
         if not isinstance(batch, torch.Tensor):
             return self.loss_sums(batch)
         positions = torch.arange(batch.shape[1], device=batch.device).expand(batch.shape)
         return self.lm_head(self.hidden(batch, positions, Causal()))
 
     def loss_sums(self, batch: PackedBatch) -> LossSums:
-        """Σ w·loss over the batch's targets and the loss of each; see loss.py."""
+        """Σ w·loss over the batch's labels, and the loss of each; see ops/loss.py."""
         n_tokens, n_rows = len(batch.ids), len(batch.target_positions)
         ids, positions, rows, targets, weights = (
             _rounded(part) for part in (batch.ids, batch.positions, batch.target_positions, batch.labels, batch.weights)
@@ -311,40 +255,44 @@ class GPT(nn.Module):
         # What fills up the row are examples of their own, from which nothing is predicted.
         longest = self.config.context_length
         filled = (*range(n_tokens + longest, len(ids), longest), len(ids)) if len(ids) > n_tokens else ()
-        cu_seqlens = (*batch.cu_seqlens, *filled)
-        layout = Packed(cu_seqlens, ids.device, batch.prefix_branches)
+        offsets = (*batch.cu_seqlens, *filled)
+        layout = Packed(offsets, ids.device, batch.prefix_branches)
         hidden = self.hidden(ids[None], positions[None], layout, rows)[0]  # (R, C)
         sums = self.head_sums(hidden, targets, weights)
         return LossSums(sums.weighted_sum, sums.losses[:n_rows])
 
-    def head_sums(self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> LossSums:
-        """The loss of the states (R, C) that predict `targets` (R,)."""
-        head = self.lm_head
-        trained = (head.ids, head.rows) if isinstance(head, HeadRows) else None
-        return cross_entropy_sums(hidden, head.weight, targets, weights, trained)
+    def head_sums(self, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> LossSums:
+        """The loss of hidden states (R, C) that predict labels (R,) with weights (R,)."""
+        # Some rows of a frozen head may be trained: such a head keeps them apart.
+        trained_rows = getattr(self.lm_head, "trained_rows", None)
+        return cross_entropy_sums(hidden, self.lm_head.weight, labels, weights, trained_rows)
 
     def next_logits(self, ids: torch.Tensor, cache: KVCache, n_tokens: list[int]) -> torch.Tensor:
-        """Read new tokens into the cache and predict the one that follows.
+        """Read new tokens (a prompt, or one per row) into the cache and predict the token that follows.
 
-        ids (B, T), padded on the right; n_tokens[b] ≤ T of row b are real. Returns logits (B, vocab_size) after the last
-        real token of each row, and moves the cache on.
+        ids (B, T), padded on the right; n_tokens[b] ≤ T of row b are real. Returns logits (B, V) after the last real token
+        of each row, and advances the cache.
         """
         starts = torch.tensor(cache.lengths, device=ids.device)[:, None]
         positions = starts + torch.arange(ids.shape[1], device=ids.device)[None, :]
-        # A padded row may run past the context; those positions are never read, but must stay within the tables.
+        # The padding of a row may reach past the context. It is never read, but its positions must be valid indices.
         hidden = self.hidden(ids, positions.clamp(max=self.config.context_length - 1), Cached.after(cache))
         cache.advance(n_tokens)
         last = torch.tensor(n_tokens, device=ids.device) - 1
         return self.lm_head(hidden[torch.arange(len(ids), device=ids.device), last])
 
     def hidden(
-        self, ids: torch.Tensor, positions: torch.Tensor, layout: Layout, rows: torch.Tensor | None = None
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        layout: Layout,
+        target_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Final, normalised states (B, T, C) for ids and positions (B, T), or with `rows` (R,) only theirs, (B, R, C).
+        """Normalized final states (B, T, C) for ids and positions (B, T).
 
-        All tokens are looked at up to the last block; there only those that something is predicted from go on.
+        With `target_positions` (R,), indices into the row, only those of the tokens there: (B, R, C).
         """
-        longest = layout.longest if isinstance(layout, Packed) else ids.shape[1]
+        longest = layout.max_seqlen if isinstance(layout, Packed) else ids.shape[1]
         if longest > self.config.context_length:
             raise ValueError(f"{longest} tokens do not fit into the context of {self.config.context_length}")
         x = self.embed_tokens(ids)
@@ -353,11 +301,12 @@ class GPT(nn.Module):
         rope = self.rotary(positions) if self.rotary is not None else None
         recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
         for number, block in enumerate(self.layers, 1):
-            wanted = rows if number == len(self.layers) else None
+            # After the attention of the last block nothing reads tokens that don't predict a label.
+            selected = target_positions if number == len(self.layers) else None
             if recompute:
-                x = checkpoint(block, x, rope, layout, wanted, use_reentrant=False)
+                x = checkpoint(block, x, rope, layout, selected, use_reentrant=False)
             else:
-                x = block(x, rope, layout, wanted)
+                x = block(x, rope, layout, selected)
         return self.norm(x)
 
     def resize_vocabulary(self, vocab_size: int) -> None:
@@ -367,45 +316,18 @@ class GPT(nn.Module):
             return
         self.config = self.config.model_copy(update={"vocab_size": vocab_size})
         for table in self._tables():
-            weight = cast(nn.Parameter, table.weight)
+            weight = table.weight
             mean = weight.data.mean(dim=0, keepdim=True).expand(vocab_size - old, -1)
             table.weight = nn.Parameter(torch.cat([weight.data, mean]), requires_grad=weight.requires_grad)
         if self.config.tie_embeddings:
-            cast(nn.Linear, self.lm_head).weight = cast(nn.Parameter, self.embed_tokens.weight)
+            self.lm_head.weight = self.embed_tokens.weight
         self.embed_tokens.num_embeddings = self.lm_head.out_features = vocab_size
 
     @torch.no_grad()
     def set_rows_to_mean(self, ids: list[int]) -> None:
         """Set the table's rows of new tokens to the mean of the rows before them, a neutral start."""
         for table in self._tables():
-            weight = cast(nn.Parameter, table.weight)
-            weight[ids] = weight[: min(ids)].mean(dim=0)
+            table.weight[ids] = table.weight[: min(ids)].mean(dim=0)
 
-    def _tables(self) -> list[nn.Module]:
+    def _tables(self) -> list[nn.Embedding | nn.Linear]:
         return [self.embed_tokens] if self.config.tie_embeddings else [self.embed_tokens, self.lm_head]
-
-
-def model_of(config: GPTConfig, state: Mapping[str, torch.Tensor]) -> GPT:
-    """The model with these very tensors as its parameters; nothing is initialised first. A tied head need not be given.
-
-    Raises RuntimeError for tensors that don't fit the config.
-    """
-    with _Uninitialised():
-        model = GPT(config)
-    head = {"lm_head.weight": state["embed_tokens.weight"]} if config.tie_embeddings else {}
-    model.load_state_dict({**state, **head}, strict=True, assign=True)
-    if config.tie_embeddings:
-        cast(nn.Linear, model.lm_head).weight = cast(nn.Parameter, model.embed_tokens.weight)
-    return model
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Leaves parameters as they were allocated. (On the "meta" device PyTorch would first import a second's worth of itself.)"""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)

@@ -338,7 +338,7 @@ def test_the_commands(place, tmp_path):
     printed = one_sentence(run(clone, "merge", "whole", "again", code=2))
     assert "is already a complete model; there is nothing to merge" in printed
     printed = one_sentence(run(clone, "sft", *brief, "lora.targets=[query]", code=2))
-    assert "lora.targets: 'query' means no layer of this model; there are q_proj" in printed
+    assert "lora.targets: 'query' matches no layer of this model; it has q_proj" in printed
     assert "memory" in run(clone, "doctor", *brief)
     assert not (clone / "runs" / "sft-2").exists()
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from mini_chat_gpt.checkpoints.build import model_from_state
 from mini_chat_gpt.checkpoints.llama2c import read_llama2c
 from mini_chat_gpt.checkpoints.nanogpt import read_nanogpt
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.model import GPT, model_of
+from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 IMPORTABLE = "a llama2.c .bin or nanoGPT's ckpt.pt"
@@ -42,7 +43,7 @@ def import_model(source: Path | str, tokenizer: str | Path | None = None) -> tup
         first = error.errors()[0]
         what = "".join(f"{part}: " for part in first["loc"]) + first["msg"].removeprefix("Value error, ")
         raise UserError(f"{source} describes an impossible model ({what}); give {IMPORTABLE}.") from None
-    return model_of(config, state).eval(), loaded_tokenizer
+    return model_from_state(config, state).eval(), loaded_tokenizer
 
 
 def is_pickle(start: bytes) -> bool:

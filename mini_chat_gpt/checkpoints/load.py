@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from mini_chat_gpt.checkpoints.adapters import ADAPTER, find_base, load_adapter, read_adapter
+from mini_chat_gpt.checkpoints.build import model_from_state
 from mini_chat_gpt.checkpoints.find import MODEL, find_checkpoint, read_meta
 from mini_chat_gpt.checkpoints.foreign import import_model
 from mini_chat_gpt.checkpoints.hf import from_hf_state
@@ -19,7 +20,7 @@ from mini_chat_gpt.common.device import pick_device
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.lora import Frozen, add_lora, merge_lora
-from mini_chat_gpt.model import GPT, model_of
+from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 
@@ -46,7 +47,7 @@ def load_model(folder: Path) -> GPT:
         return model
     with _readable(folder):
         config = GPTConfig(**meta["gpt_config"])
-        return model_of(config, from_hf_state(_read(folder, MODEL), config))
+        return model_from_state(config, from_hf_state(_read(folder, MODEL), config))
 
 
 def load_adapted(folder: Path, base: Path | None = None, frozen: Frozen | None = None) -> GPT:

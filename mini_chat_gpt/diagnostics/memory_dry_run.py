@@ -25,7 +25,7 @@ from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.diagnostics.memory_trace import Kernels, LiveTensors, ShadowHeap, heap_bytes
 from mini_chat_gpt.lora import add_lora
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.ops import fused, packed_layout
+from mini_chat_gpt.ops import attention, functional
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.run_state import run_snapshot
 from mini_chat_gpt.training.train_step import TrainStep
@@ -139,7 +139,7 @@ def dry_run(
     on_cpu, fake_device = device.type == "cpu", device
     if not on_cpu and not (device.type == "cuda" and torch.cuda.is_available()):
         fake_device = torch.device("cpu")
-        for module, name in ((packed_layout, "blocks_are_faster"), (fused, "use_fused_cpu")):
+        for module, name in ((attention, "use_blocked_attention"), (functional, "use_fused_cpu")):
             setattr(module, name, lambda *_: False)  # as on a GPU
     heap = None
     if machine.kernels is not None:

@@ -199,7 +199,7 @@ class _Micro:
             ("tokens", -(-self.batch.n_tokens // ROUND_TO)),
             ("rows", -(-len(self.batch.target_positions) // ROUND_TO)),
         }
-        return sizes | {("group", group.n, group.longest) for group in groups}
+        return sizes | {("group", group.n, group.max_seqlen) for group in groups}
 
 
 def _split_step(step: Sequence[Example], batch_size: int, batch_tokens: int | None) -> list[_Micro]:

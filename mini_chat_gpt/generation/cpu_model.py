@@ -1,17 +1,17 @@
 """A model in the form that generates fastest on a CPU: `CPUInferenceModel(model, weights)`.
 
-Made once, read from many times. It has what generation needs of a GPT (`config`, `device`, `make_cache`, `next_logits`) and
-gives the same logits: to 1e-5 with float32 weights, nearly with bf16 and int8 (decoding_weights.py says how they are kept and
-what they cost). The model's weights are taken as they are; after training it further, make another.
+It has what generation needs of a GPT (`config`, `device`, `make_cache`, `next_logits`) and returns the same logits: to 1e-5
+with float32 weights, nearly with bf16 and int8 (cpu_weights.py says how they are stored and what they cost). It is made from
+the model's current weights; after more training, make another.
 
-What makes it fast: weights packed for products with few rows; those that read the same input multiplied at once (q, k and v;
-gate and up); few and small steps between the products, where each call costs as much as the arithmetic; and of a prompt's
-last block and head only the row that is asked for.
+It is fast because weights are packed for products with few rows; layers that read the same input are multiplied at once (q, k
+and v; gate and up); few small operations run between the products, where each call costs as much as its arithmetic; and the
+last block and the head compute only the token that is predicted from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -19,33 +19,56 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from mini_chat_gpt.common.config_fields import ANY, SIZES, Implemented, unsupported_fields
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.generation.cpu_single_token import SingleToken, is_llama
-from mini_chat_gpt.generation.cpu_weights import Product, Weights, product_of
-from mini_chat_gpt.model import GPT, MLP, Attention, Block, RMSNorm, RotaryEmbedding, activate
-from mini_chat_gpt.ops.kv_cache import Cached, KVCache, cached_product
+from mini_chat_gpt.generation.cpu_single_token import SingleToken, can_decode_single_tokens
+from mini_chat_gpt.generation.cpu_weights import PackedBlock, Weights, product_of
+from mini_chat_gpt.model import GPT, MLP, Attention, Block, RMSNorm, RotaryEmbedding
+from mini_chat_gpt.ops.attention import cached_attention
+from mini_chat_gpt.ops.functional import activate
+from mini_chat_gpt.ops.kv_cache import Cached, KVCache
+
+IMPLEMENTED: Implemented = SIZES | {
+    "norm": {"rmsnorm", "layernorm"},
+    "norm_eps": ANY,
+    "position": {"rope", "learned", "none"},
+    "rope_theta": ANY,
+    "rope_scaling": ANY,
+    "activation": {"swiglu", "geglu", "gelu", "gelu_tanh", "relu", "relu2"},
+    "bias": ANY,
+    "qkv_bias": ANY,
+    "qk_norm": ANY,
+    "attention_scale": ANY,
+    "windows": ANY,
+    "tie_embeddings": ANY,
+}
+"""Fields of `GPTConfig`; a model in which another one differs from its default generates through `GPT.forward`."""
+
+# The modules of a plain GPT. Adapters and parametrizations replace them by others.
+MODULES = {GPT, Attention, Block, MLP, RMSNorm, RotaryEmbedding, nn.Embedding, nn.LayerNorm, nn.Linear, nn.ModuleList}
 
 
 class CPUInferenceModel:
-    """See the module. Without `few_rows` float32 weights are not packed: it costs nothing, but saves less.
+    """See the module. Without `few_rows` float32 weights are not packed: that takes no time, but saves less.
 
-    Raises UserError for a model that is not on a CPU or not in float32, and for weights that this processor has no kernels
-    for.
+    Raises UserError for a model that `why_not_decodable` names a reason for, and for weights that this processor has no
+    kernels for.
     """
 
     def __init__(self, model: GPT, weights: Weights = "float32", few_rows: bool = True) -> None:
-        if not can_decode(model):
-            raise UserError("Only a float32 model on a CPU can be given other weights for generation.")
+        if reason := why_not_decodable(model):
+            raise UserError(reason)
         self.model, self.config, self.weights = model, model.config, weights
         config, rotary = model.config, model.rotary
         self.embedding = model.embed_tokens.weight.detach()
         self.positions = None if model.embed_positions is None else model.embed_positions.weight.detach()
-        self.turns = None if rotary is None else _turns(rotary.cos, rotary.sin)
+        self.rope = None if rotary is None else _rope_tables(rotary.cos, rotary.sin)
         pack = partial(product_of, weights=weights, few_rows=few_rows)
-        self.layers = [DecodingBlock(cast(Block, block), layer, pack) for layer, block in enumerate(model.layers)]
-        self.norm = norm_of(model.norm, config.n_embd)
-        self.head = pack([cast(nn.Linear, model.lm_head)], head=True)
-        self.single = SingleToken(model, self.layers) if is_llama(config) else None
+        blocks = [PackedBlock.of(cast(Block, block), pack) for block in model.layers]
+        self.layers = [BlockDecoder(block) for block in blocks]
+        self.norm = norm_function(model.norm, config.n_embd)
+        self.head = pack([model.lm_head], head=True)
+        self.single = SingleToken(model, blocks) if can_decode_single_tokens(config) else None
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +80,7 @@ class CPUInferenceModel:
 
     @torch.inference_mode()
     def next_logits(self, ids: torch.Tensor, cache: KVCache, n_tokens: list[int]) -> torch.Tensor:
-        """Read new tokens into the cache and predict the one that follows; see `GPT.next_logits`."""
+        """Read new tokens (B, T) into the cache and predict the next one, (B, V); see `GPT.next_logits`."""
         if ids.shape == (1, 1) and self.single is not None:
             hidden = self.single(int(ids), cache)
         else:
@@ -68,78 +91,76 @@ class CPUInferenceModel:
 
     @torch.inference_mode()
     def all_logits(self, ids: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """The same after each of the new tokens, (B, T) -> (B, T, vocab_size)."""
+        """The same after each of the new tokens, (B, T) -> (B, T, V)."""
         hidden = self._hidden(ids, cache, None)
         cache.advance([ids.shape[1]] * len(ids))
         return self.head(hidden).float().view(*ids.shape, -1)
 
     def _hidden(self, ids: torch.Tensor, cache: KVCache, last: torch.Tensor | None) -> torch.Tensor:
-        """Normalised states of all tokens (B·T, C), or of the one in column last[b] of each row (B, C)."""
+        """Normalized states of all tokens (B·T, C), or only of the token in column last[b] of each row (B, C)."""
         layout, n_new = Cached.after(cache), ids.shape[1]
         x = F.embedding(ids, self.embedding)  # (B, T, C)
         if self.positions is not None:
-            x = x + layout.rows_of(self.positions, n_new)
-        turns = None
-        if self.turns is not None:
-            turns = tuple(layout.rows_of(table, n_new).unsqueeze(2) for table in self.turns)  # (1 or B, T, 1, D)
+            x = x + layout.at_new_positions(self.positions, n_new)
+        rope = None
+        if self.rope is not None:
+            rope = tuple(layout.at_new_positions(table, n_new).unsqueeze(2) for table in self.rope)  # (1 or B, T, 1, D)
         for layer in self.layers:
-            only = last if layer is self.layers[-1] else None
-            x = layer(x, turns, layout, only)
+            selected = last if layer is self.layers[-1] else None
+            x = layer(x, rope, layout, selected)
         return self.norm(x.view(-1, x.shape[-1]))
 
 
-class DecodingBlock:
+class BlockDecoder:
     """A `Block` over tokens that come after those in a cache."""
 
-    def __init__(self, block: Block, layer: int, pack: Callable[[Sequence[nn.Linear]], Product]) -> None:
+    def __init__(self, packed: PackedBlock) -> None:
+        block = packed.block
         attention, mlp = block.self_attn, block.mlp
-        self.layer, self.scale, self.window = layer, attention.scale, attention.window
+        self.layer, self.scale, self.window = attention.layer, attention.scale, attention.window
         self.n_head, self.n_kv_head, self.head_dim = attention.n_head, attention.n_kv_head, attention.head_dim
-        width = block.self_attn.q_proj.in_features
-        self.input_norm = norm_of(block.input_layernorm, width)
-        self.qkv = pack([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.q_norm = None if attention.q_norm is None else norm_of(attention.q_norm, self.head_dim)
-        self.k_norm = None if attention.k_norm is None else norm_of(attention.k_norm, self.head_dim)
-        self.out = pack([attention.o_proj])
-        self.mlp_norm = norm_of(block.post_attention_layernorm, width)
+        width = attention.q_proj.in_features
+        self.input_norm = norm_function(block.input_layernorm, width)
+        self.q_norm = None if attention.q_norm is None else norm_function(attention.q_norm, self.head_dim)
+        self.k_norm = None if attention.k_norm is None else norm_function(attention.k_norm, self.head_dim)
+        self.mlp_norm = norm_function(block.post_attention_layernorm, width)
         self.activation = mlp.activation
-        self.gate_up = None if mlp.gate_proj is None else pack([mlp.gate_proj, mlp.up_proj])
-        self.up = pack([mlp.up_proj]) if mlp.gate_proj is None else None
-        self.down = pack([mlp.down_proj])
+        self.qkv, self.out, self.down = packed.qkv, packed.out, packed.down
+        self.gate_up, self.up = packed.gate_up, packed.up
 
     def __call__(
-        self, x: torch.Tensor, turns: tuple[torch.Tensor, ...] | None, layout: Cached, last: torch.Tensor | None
+        self, x: torch.Tensor, rope: tuple[torch.Tensor, ...] | None, layout: Cached, last: torch.Tensor | None
     ) -> torch.Tensor:
-        """x (B, T, C) -> (B, T, C); with `last` only what stands in column last[b] of each row, (B, 1, C)."""
+        """x (B, T, C) -> (B, T, C); with `last` only the token in column last[b] of each row, (B, 1, C)."""
         b, t, c = x.shape
-        q = self._heads(x, turns, layout)  # (B, T, H, D)
+        q = self._write_and_query(x, rope, layout)  # (B, T, H, D)
         if last is not None:
             rows = torch.arange(b)
-            layout, t = layout.at(last.tolist()), 1
+            layout, t = layout.single_tokens(last.tolist()), 1
             q, x = q[rows, last][:, None].float(), x[rows, last][:, None]
-        heads = cached_product(q.transpose(1, 2), layout, self.layer, self.scale, self.window)  # (B, H, T, D)
+        heads = cached_attention(q.transpose(1, 2), layout, self.layer, self.scale, self.window)  # (B, H, T, D)
         x = x.view(b * t, c)
         x = x + self.out(heads.transpose(1, 2).reshape(b * t, -1))
-        x += self.down(self._inside(self.mlp_norm(x)))
+        x += self.down(self._mlp_inner(self.mlp_norm(x)))
         return x.view(b, t, c)
 
-    def _heads(self, x: torch.Tensor, turns: tuple[torch.Tensor, ...] | None, layout: Cached) -> torch.Tensor:
-        """Puts keys and values into the cache and returns the queries (B, T, H, D)."""
+    def _write_and_query(self, x: torch.Tensor, rope: tuple[torch.Tensor, ...] | None, layout: Cached) -> torch.Tensor:
+        """Write keys and values of x (B, T, C) into the cache and return the queries (B, T, H, D)."""
         b, t, c = x.shape
-        n_head, n_turned = self.n_head, self.n_head + self.n_kv_head
+        n_head, n_rotated = self.n_head, self.n_head + self.n_kv_head
         qkv = self.qkv(self.input_norm(x.view(b * t, c))).view(b, t, -1, self.head_dim)  # (B, T, H + 2·Hkv, D)
         if self.q_norm is not None and self.k_norm is not None:
             qkv[:, :, :n_head] = self.q_norm(qkv[:, :, :n_head])
-            qkv[:, :, n_head:n_turned] = self.k_norm(qkv[:, :, n_head:n_turned])
-        if turns is not None:
-            heads = qkv[:, :, :n_turned]
+            qkv[:, :, n_head:n_rotated] = self.k_norm(qkv[:, :, n_head:n_rotated])
+        if rope is not None:
+            heads = qkv[:, :, :n_rotated]
             swapped = heads.roll(self.head_dim // 2, dims=-1)
-            heads.mul_(turns[0]).addcmul_(swapped, turns[1])
+            heads.mul_(rope[0]).addcmul_(swapped, rope[1])
         layout.write(self.layer, qkv[:, :, n_head:].transpose(1, 2))
         return qkv[:, :, :n_head]
 
-    def _inside(self, x: torch.Tensor) -> torch.Tensor:
-        """(R, C) -> (R, intermediate_size): what the MLP's last projection reads."""
+    def _mlp_inner(self, x: torch.Tensor) -> torch.Tensor:
+        """(R, C) -> (R, intermediate_size): the input of the MLP's last projection."""
         if self.up is not None:
             return activate(self.up(x), self.activation)
         assert self.gate_up is not None
@@ -147,28 +168,34 @@ class DecodingBlock:
         return activate(gate, self.activation).mul_(up)
 
 
-# What a GPT is made of. Adapters and parametrisations put other modules in their place.
-PARTS = {GPT, Attention, Block, MLP, RMSNorm, RotaryEmbedding, nn.Embedding, nn.LayerNorm, nn.Linear, nn.ModuleList}
+def why_not_decodable(model: object) -> str | None:
+    """Why `CPUInferenceModel` can't replace this model, in one sentence; None where it can."""
+    plain = type(model) is GPT and "next_logits" not in vars(model)
+    if not isinstance(model, GPT) or not plain or any(type(module) not in MODULES for module in model.modules()):
+        return "Only a plain GPT, without adapters or methods of its own, can be given other weights for generation."
+    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in model.parameters()):
+        return "Only a float32 model on a CPU can be given other weights for generation."
+    if fields := unsupported_fields(model.config, IMPLEMENTED):
+        return f"The decoder for CPUs does not implement {', '.join(fields)}; generate with the model's own weights."
+    return None
 
 
 def can_decode(model: object) -> bool:
-    """Whether there is a decoding form of this model: a GPT on a CPU, in float32, that reads as GPTs do."""
-    if type(model) is not GPT or "next_logits" in vars(model) or any(type(m) not in PARTS for m in model.modules()):
-        return False
-    return all(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters())
+    """Whether a `CPUInferenceModel` can replace this model."""
+    return why_not_decodable(model) is None
 
 
-def norm_of(norm: nn.Module, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The normalisation as a plain function; a module's call costs as much again."""
+def norm_function(norm: nn.Module, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The norm as a plain function (..., size) -> (..., size). Calling a module costs as much again."""
     shape = (size,)
     if isinstance(norm, RMSNorm):
-        gain, eps = norm.weight.detach(), norm.eps
-        return lambda x: F.rms_norm(x, shape, gain.to(x.dtype), eps)
+        weight, eps = norm.weight.detach(), norm.eps
+        return lambda x: F.rms_norm(x, shape, weight.to(x.dtype), eps)
     assert isinstance(norm, nn.LayerNorm)
-    scale, shift, eps = norm.weight.detach(), norm.bias if norm.bias is None else norm.bias.detach(), norm.eps
-    return lambda x: F.layer_norm(x, shape, scale, shift, eps)
+    scale, bias, eps = norm.weight.detach(), norm.bias if norm.bias is None else norm.bias.detach(), norm.eps
+    return lambda x: F.layer_norm(x, shape, scale, bias, eps)
 
 
-def _turns(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(context, D/2) each -> (context, D): x·first + (x with its halves swapped)·second is `rotate` of x."""
+def _rope_tables(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(context, D/2) each -> (context, D): x·first + (x with its halves swapped)·second is `apply_rope` of x."""
     return torch.cat((cos, cos), dim=1), torch.cat((-sin, sin), dim=1)

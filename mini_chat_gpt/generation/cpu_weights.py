@@ -1,14 +1,14 @@
-"""Weights in the forms that a CPU multiplies fastest with a few rows, as generation does: x·Wᵀ (+ b) for x (R, K).
+"""Weights in the formats that a CPU multiplies fastest with a few rows, as in generation: x·Wᵀ (+ b) for x (R, K).
 
-A token that is generated alone needs every weight once; the memory, not the arithmetic, sets the pace. PyTorch's ordinary
-product reads float32 weights at a third of the memory's speed there. FBGEMM, the library that it has for x86, reads packed
-16- and 8-bit weights at nearly full speed, and gives each row the same result to the last bit whatever stands beside it.
+A token that is generated alone needs every weight once, so memory bandwidth limits the speed, not arithmetic. PyTorch's
+ordinary product reads float32 weights at a third of that bandwidth. FBGEMM, PyTorch's library for x86, reads packed 16- and
+8-bit weights at nearly full bandwidth, and the result of a row doesn't depend on the other rows.
 
-float32   the weights themselves for many rows; for few of them, each weight is the sum of two half-precision numbers,
-          which together hold the 24 bits of a float32. As exact as the ordinary product, 4 more bytes a weight.
-bf16      half precision for few rows (float32 activations), bfloat16 products for many; 4 more bytes a weight.
+float32   the weights themselves for many rows; for few rows each weight is the sum of two half-precision numbers, which
+          together hold the 24 bits of a float32. As exact as the ordinary product, 4 more bytes per weight.
+bf16      half precision for few rows (float32 activations), bfloat16 products for many; 4 more bytes per weight.
 int8      8-bit weights with a scale for each output; activations in 14 bits with a scale for each row, before the head and
-          small matrices in 8 bits (or bfloat16); 1 more byte a weight, 2 in small matrices.
+          small matrices in 8 bits (or bfloat16); 1 more byte per weight, 2 in small matrices.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -25,15 +26,43 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.model import Block
 
 Weights = Literal["float32", "bf16", "int8"]
-Product = Callable[[torch.Tensor], torch.Tensor]  # (R, K) -> (R, N), float32; bf16 makes many rows bfloat16
+Product = Callable[[torch.Tensor], torch.Tensor]  # (R, K) -> (R, N), float32; with bf16 weights and many rows bfloat16
 
-FEW_ROWS = 8  # so many rows or fewer are faster with two halves (float32)
-VERY_FEW_ROWS = 4  # so many or fewer are faster with PyTorch's own kernel for small 8-bit matrices (int8)
-MANY_ROWS = 32  # more rows than that are faster in bfloat16 products (bf16)
-SMALL = 2**19  # matrices of so many weights or fewer are read faster by PyTorch's own kernel than by FBGEMM's (int8)
+FEW_ROWS = 8  # up to this many rows two halves are faster (float32)
+VERY_FEW_ROWS = 4  # up to this many rows PyTorch's own kernel for small 8-bit matrices is faster (int8)
+MANY_ROWS = 32  # above this many rows bfloat16 products are faster (bf16)
+SMALL = 2**19  # matrices of up to this many weights are read faster by PyTorch's own kernel than by FBGEMM's (int8)
 LARGEST_HALF = 65504.0
+
+
+@dataclass(frozen=True)
+class PackedBlock:
+    """The matrix products of a `Block`, packed; layers that read the same input are one product.
+
+    Both decoders, cpu_model.py and cpu_single_token.py, compute with it.
+    """
+
+    block: Block
+    qkv: Product
+    out: Product
+    gate_up: Product | None  # of an MLP with a gate
+    up: Product | None  # of one without
+    down: Product
+
+    @classmethod
+    def of(cls, block: Block, pack: Callable[[Sequence[nn.Linear]], Product]) -> PackedBlock:
+        attention, mlp = block.self_attn, block.mlp
+        return cls(
+            block,
+            qkv=pack([attention.q_proj, attention.k_proj, attention.v_proj]),
+            out=pack([attention.o_proj]),
+            gate_up=None if mlp.gate_proj is None else pack([mlp.gate_proj, mlp.up_proj]),
+            up=pack([mlp.up_proj]) if mlp.gate_proj is None else None,
+            down=pack([mlp.down_proj]),
+        )
 
 
 def has_packed_products() -> bool:
@@ -41,21 +70,21 @@ def has_packed_products() -> bool:
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
-def product_of(parts: Sequence[nn.Linear], weights: Weights, few_rows: bool = True, head: bool = False) -> Product:
-    """The product of some layers that read the same input, their outputs side by side.
+def product_of(layers: Sequence[nn.Linear], weights: Weights, few_rows: bool = True, head: bool = False) -> Product:
+    """The product of layers that read the same input, their outputs concatenated: (R, K) -> (R, N).
 
-    Float32 weights are packed if it is to be fast with few rows. The `head`'s outputs are told apart by their last digits
-    and so never rounded to bfloat16. Raises UserError where the weights need kernels that are not there.
+    `few_rows` packs float32 weights, too. The outputs of the `head` are compared by their last digits, so its products are
+    not rounded to bfloat16. Raises UserError where the weights need kernels that are missing.
     """
-    biases = [layer.bias for layer in parts if layer.bias is not None]
+    biases = [layer.bias for layer in layers if layer.bias is not None]
     bias = torch.cat([bias.detach() for bias in biases]) if biases else None
-    matrices = [layer.weight.detach() for layer in parts]
+    matrices = [layer.weight.detach() for layer in layers]
     if weights == "float32":
         plain = Plain(matrices, bias)
         packed = few_rows and has_packed_products()
         return ByRows(TwoHalves(matrices, bias), FEW_ROWS, plain) if packed else plain
     if not has_packed_products():
-        raise UserError(f"{weights} weights need FBGEMM, which this PyTorch or processor doesn't have; use float32.")
+        raise UserError(f"{weights} weights need FBGEMM, which this PyTorch or processor doesn't support; use float32.")
     if weights == "bf16":
         return Bf16(matrices, bias)
     small = not head and SmallInt8.fits(matrices)
@@ -64,7 +93,7 @@ def product_of(parts: Sequence[nn.Linear], weights: Weights, few_rows: bool = Tr
 
 
 class Plain:
-    """The layers' own float32 weights, nothing copied."""
+    """The layers' own float32 weights, not copied."""
 
     def __init__(self, matrices: Sequence[torch.Tensor], bias: torch.Tensor | None) -> None:
         self.matrices, self.bias = list(matrices), bias
@@ -74,20 +103,20 @@ class Plain:
         if len(self.matrices) == 1:
             return F.linear(x, self.matrices[0], self.bias)
         out = x.new_empty(len(x), sum(self.sizes))
-        for matrix, place in zip(self.matrices, out.split(self.sizes, dim=1), strict=True):
-            torch.mm(x, matrix.t(), out=place)
+        for matrix, columns in zip(self.matrices, out.split(self.sizes, dim=1), strict=True):
+            torch.mm(x, matrix.t(), out=columns)
         return out if self.bias is None else out.add_(self.bias)
 
 
 class TwoHalves:
-    """W = (H + L / 4096) · unit, both in half precision: H is W / unit rounded to 11 bits, L the next 12 or more."""
+    """W = (H + L / 4096) · unit, H and L in half precision: H is W / unit rounded to 11 bits, L the next 12 or more."""
 
     SHIFT = 4096.0
 
     def __init__(self, matrices: Sequence[torch.Tensor], bias: torch.Tensor | None) -> None:
         weight = torch.cat(list(matrices))
         largest = float(weight.abs().max())
-        # A power of two, where the weights would leave the range of half precision otherwise.
+        # A power of two that brings the weights into the range of half precision.
         self.unit = 1.0 if 2**-6 < largest < 2**14 else 2.0 ** math.frexp(largest)[1]
         weight.div_(self.unit)
         high = weight.half().float()
@@ -104,7 +133,7 @@ class TwoHalves:
 
 
 class ByRows:
-    """One product for few rows, another for more of them."""
+    """One product for up to `limit` rows, another for more."""
 
     def __init__(self, few: Product, limit: int, more: Product) -> None:
         self.few, self.limit, self.more = few, limit, more
@@ -114,7 +143,7 @@ class ByRows:
 
 
 class Bf16:
-    """Half precision (it has three bits more than bfloat16) for few rows; for many bfloat16 products, which stay bfloat16."""
+    """Half precision, which has three more bits than bfloat16, for few rows; bfloat16 products and results for many."""
 
     def __init__(self, matrices: Sequence[torch.Tensor], bias: torch.Tensor | None) -> None:
         weight = torch.cat(list(matrices))
@@ -132,9 +161,9 @@ class Bf16:
 class Int8:
     """Weights of 8 bits with a scale for each output; activations as integers with a scale for each row.
 
-    The kernel wants integers on both sides. One of 7 bits would round activations noticeably; a second one (`fine`) holds
-    what the first left over. For few rows it costs little, as the weights are read once for both. Where the processor adds
-    up exactly (VNNI), a single one may have 8 bits, which is enough for a head.
+    The kernel multiplies integers. Activations of 7 bits would be noticeably rounded, so a second integer (`fine`) holds
+    the rest of the first. For few rows this costs little, as the weights are read once for both. On a processor with exact
+    sums (VNNI) a single integer may have 8 bits, which is enough for a head.
     """
 
     def __init__(self, matrices: Sequence[torch.Tensor], bias: torch.Tensor | None, fine: bool = True) -> None:
@@ -142,7 +171,7 @@ class Int8:
         scales = (weight.abs().amax(dim=1) / 127).clamp_(min=1e-30).double()
         zeros = torch.zeros(len(weight), dtype=torch.int64)
         self.bias, self.fine = bias, fine or not torch.cpu._is_vnni_supported()
-        self.most = 63 if self.fine else 127  # others add two products of 7 by 8 bits in 16
+        self.most = 63 if self.fine else 127  # without VNNI two products of 7 by 8 bits are added in 16
         with _fbgemm(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
             rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
@@ -165,7 +194,7 @@ class Int8:
         return both[:n].add_(both[n:], alpha=0.5 / self.most).mul_(unit)
 
     def _single(self, x: np.ndarray) -> np.ndarray:
-        """The same for one row, by numpy, whose calls take a fraction of the time."""
+        """The same for one row, with numpy, whose calls take a fraction of the time."""
         unit = np.float32(max(float(np.abs(x).max()) / self.most, 1e-30))
         steps: np.ndarray = x / unit
         if not self.fine:
@@ -181,18 +210,18 @@ class Int8:
         return high
 
     def _kernel(self, steps: torch.Tensor) -> torch.Tensor:
-        # It is given whole steps (or rounds to them): a scale of 1, and a zero point that makes them positive.
+        # The input is in whole steps (or is rounded to them): a scale of 1, and a zero point that makes them positive.
         kernel = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
         out: torch.Tensor = kernel(steps, 1.0, self.most + 1, self.packed)
         return out
 
 
 class SmallInt8:
-    """Weights of 8 bits with a scale for each output; activations and result in bfloat16."""
+    """Weights of 8 bits with a scale for each output; activations and results in bfloat16."""
 
     @staticmethod
     def fits(matrices: Sequence[torch.Tensor]) -> bool:
-        """Whether the kernel is the faster one, and safe: it reads beyond matrices whose sides it can't divide."""
+        """Whether this kernel is faster, and safe: it reads beyond matrices whose sides are not multiples of 32."""
         sides = sum(map(len, matrices)), matrices[0].shape[1]
         return math.prod(sides) <= SMALL and not any(side % 32 for side in sides)
 
@@ -209,10 +238,10 @@ class SmallInt8:
 
 @contextmanager
 def _fbgemm() -> Iterator[None]:
-    """Pack for FBGEMM: PyTorch's default may choose another library, whose results depend on the other rows."""
-    kept = torch.backends.quantized.engine
+    """Pack for FBGEMM: PyTorch may choose another library by default, whose results depend on the other rows."""
+    before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
     try:
         yield
     finally:
-        torch.backends.quantized.engine = kept
+        torch.backends.quantized.engine = before

@@ -1,7 +1,7 @@
-"""Attention over examples that lie end to end in one row: what training, validation and scoring use.
+"""The layout of a packed row: examples concatenated in one row, and which of its tokens see which.
 
-For the product between tokens, and for that alone, neighbouring examples of similar length are laid under each other in a
-table and padded to the longest of them. Which kernel then multiplies is a matter of device and precision.
+Attention is the only operation that looks at the boundaries between examples. Where no kernel accepts the row as it is,
+neighboring examples of similar length form a *group*: a table with one example per row, padded to the longest of them.
 """
 
 from __future__ import annotations
@@ -9,125 +9,155 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice, pairwise
-from typing import Any, cast
+from itertools import pairwise
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
-from mini_chat_gpt.ops.cpu_attention import blocked_gradients, blocked_products, n_blocks
-from mini_chat_gpt.ops.products import causal_mask, sdpa
+# Examples share a group while the shortest has at least this part of the longest one's length and the table stays small:
+# fewer calls against computation on padding and products that no longer fit the cache. Measured on a CPU with examples of
+# 60-500 tokens.
+MIN_FILL = 0.8
+MAX_GROUP_TOKENS = 1024
+# A CPU prepares a kernel for each shape. Rounded lengths have few shapes, so the kernels are used again.
+LENGTH_MULTIPLE = 32
+
+
+def causal_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Which keys each query sees: (T, T) bool, or None where plain causal attention says it all.
+
+    With `window` w a token sees itself and the w − 1 tokens before it.
+    """
+    if window is None or window >= length:
+        return None
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
+    return (distance >= 0) & (distance < window)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Neighbouring examples of similar length, padded to the longest of them for the attention product alone."""
+    """Neighboring examples of similar length, padded to the longest of them: n rows of `max_seqlen` tokens."""
 
-    start: int  # first token of the group in the flat row
+    start: int  # first token of the group in the packed row
     stop: int
     n: int  # examples
-    longest: int
-    slots: torch.Tensor | None  # where each token goes in the padded (n · longest) table; None: one after the other
-    positions: torch.Tensor | None = None  # (n, longest), in the conversation; None: none of them has branches
-    visible: torch.Tensor | None = None  # (n, longest, longest) bool, likewise: which keys each query may look at
+    max_seqlen: int
+    slots: torch.Tensor | None  # (T,) index of each token in the flattened table; None if no row needs padding inside
+    positions: torch.Tensor | None = None  # (n, max_seqlen) in each conversation; None without prefix branches
+    visible: torch.Tensor | None = None  # (n, max_seqlen, max_seqlen) bool; None without prefix branches
 
-    def laid_out(self, row: torch.Tensor) -> torch.Tensor:
-        """(H, T, D) of the whole row -> (H, n, longest, D) of this group, zeros where an example is shorter."""
+    def pad(self, row: torch.Tensor) -> torch.Tensor:
+        """Heads (H, T, D) of the packed row -> (H, n, max_seqlen, D) of this group, zeros at padding."""
         n_head, _, size = row.shape
         part = row[:, self.start : self.stop]
         if self.slots is not None:
-            part = part.new_zeros(n_head, self.n * self.longest, size).index_copy(1, self.slots, part)
-        elif part.shape[1] < self.longest:
-            part = F.pad(part, (0, 0, 0, self.longest - part.shape[1]))
-        return part.reshape(n_head, self.n, self.longest, size)
+            part = part.new_zeros(n_head, self.n * self.max_seqlen, size).index_copy(1, self.slots, part)
+        elif part.shape[1] < self.max_seqlen:
+            part = F.pad(part, (0, 0, 0, self.max_seqlen - part.shape[1]))
+        return part.reshape(n_head, self.n, self.max_seqlen, size)
 
-    def taken_back(self, table: torch.Tensor) -> torch.Tensor:
-        """(H, n, longest, D) -> (H, T, D) of this group's part of the row."""
+    def unpad(self, table: torch.Tensor) -> torch.Tensor:
+        """(H, n, max_seqlen, D) -> (H, stop − start, D), the group's part of the packed row."""
         part = table.flatten(1, 2)
         return part[:, : self.stop - self.start] if self.slots is None else part.index_select(1, self.slots)
 
-    def mask(self, window: int | None, device: torch.device) -> torch.Tensor | str:
-        """What a kernel is told: "causal", or which keys are visible, (longest, longest) or (n, 1, longest, longest)."""
+    def mask(self, window: int | None, device: torch.device) -> torch.Tensor | None:
+        """The keys that each query sees: (T, T) or (n, 1, T, T) bool, T = max_seqlen; None for plain causal attention."""
         if self.visible is None or self.positions is None:
-            return causal_mask(self.longest, window, device)
+            return causal_mask(self.max_seqlen, window, device)
         visible = self.visible
         if window is not None:
+            # A window counts tokens of the conversation, and branches begin at the same position.
             visible = visible & (self.positions[:, :, None] - self.positions[:, None, :] < window)
         return visible[:, None]
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Examples end to end in a single row (B = 1); token t sees the tokens of its own example up to itself.
+    """Examples concatenated in a single row (B = 1). A token sees the tokens of its own example up to itself.
 
-    cu_seqlens (0, 2, 5):       1 . . . .
-                                1 1 . . .
-                                . . 1 . .
-                                . . 1 1 .
-                                . . 1 1 1
+    cu_seqlens (0, 2, 5):          1 . . . .
+                                   1 1 . . .
+                                   . . 1 . .
+                                   . . 1 1 .
+                                   . . 1 1 1
 
-    Where an example has branches, conversations that share their beginning, a token of a branch doesn't see the others.
+    An example with prefix branches holds several conversations that share a prefix. A token of one branch doesn't see the
+    other branches.
 
-    cu_seqlens (0, 5):          1 . . . .
-    prefix_branches ((2, 3),):  1 1 . . .
-                                1 1 1 . .
-                                1 1 . 1 .
-                                1 1 . 1 1
+    cu_seqlens (0, 5):             1 . . . .
+    prefix_branches ((2, 3),):     1 1 . . .
+                                   1 1 1 . .
+                                   1 1 . 1 .
+                                   1 1 . 1 1
     """
 
-    cu_seqlens: tuple[int, ...]
+    cu_seqlens: tuple[int, ...]  # cumulative lengths: example n is tokens cu_seqlens[n] to cu_seqlens[n + 1]
     device: torch.device | str = "cpu"
     prefix_branches: tuple[tuple[int, ...], ...] = ()
-    """For each example where in it each branch begins; those missing at the end have none."""
+    """For each example the index in it at which each branch begins; examples missing at the end have no branches."""
 
     @property
-    def longest(self) -> int:
+    def max_seqlen(self) -> int:
         """Tokens of the longest conversation."""
-        return max(map(_longest_conversation, self._lengths, self._all_branches))
+        return max(map(_longest_conversation, self._lengths, self._branches))
 
-    # The rest is made at its first use and shared by all layers.
+    # The properties below are computed at their first use and shared by all layers.
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """The examples as tables."""
+        """The examples as padded tables."""
         lengths, groups, first = self._lengths, [], 0
         for last in range(1, len(lengths) + 1):
-            together = lengths[first : last + 1]
-            alike = min(together) >= LEAST_FILL * max(together) and len(together) * max(together) <= MOST_TOKENS
-            if last == len(lengths) or not alike:
-                groups.append(
-                    _group(self.cu_seqlens[first], lengths[first:last], self._all_branches[first:last], self.device)
-                )
+            candidates = lengths[first : last + 1]
+            similar = min(candidates) >= MIN_FILL * max(candidates)
+            small = len(candidates) * max(candidates) <= MAX_GROUP_TOKENS
+            if last == len(lengths) or not (similar and small):
+                start, branches = self.cu_seqlens[first], self._branches[first:last]
+                groups.append(_make_group(start, lengths[first:last], branches, self.device))
                 first = last
         return tuple(groups)
 
     @cached_property
-    def edges(self) -> torch.Tensor:
-        """`cu_seqlens`, (N + 1,) int32 on the device."""
-        edges = torch.tensor(self.cu_seqlens, dtype=torch.int32)
-        return (
-            edges.pin_memory().to(self.device, non_blocking=True) if torch.device(self.device).type == "cuda" else edges
-        )
+    def cu_seqlens_tensor(self) -> torch.Tensor:
+        """`cu_seqlens` as (N + 1,) int32 on the device."""
+        cu_seqlens = torch.tensor(self.cu_seqlens, dtype=torch.int32)
+        if torch.device(self.device).type != "cuda":
+            return cu_seqlens
+        # From pinned memory the copy doesn't wait for the work that the GPU has already queued.
+        return cu_seqlens.pin_memory().to(self.device, non_blocking=True)
 
     @cached_property
     def _lengths(self) -> list[int]:
         return [stop - start for start, stop in pairwise(self.cu_seqlens)]
 
     @cached_property
-    def _all_branches(self) -> list[tuple[int, ...]]:
+    def _branches(self) -> list[tuple[int, ...]]:
         return [*self.prefix_branches, *[()] * (len(self._lengths) - len(self.prefix_branches))]
 
 
-# Examples are padded together while the shortest has this part of the longest one's length and they stay small: fewer
-# calls against wasted work and products that no longer fit the cache. Measured on a CPU with examples of 60-500 tokens.
-LEAST_FILL = 0.8
-MOST_TOKENS = 1024
-ROUND_TO = 32  # lengths are rounded up to this, so that kernels prepared for one shape serve again
+class PackedBatch(Protocol):
+    """What `GPT.forward` needs of a packed batch (data/batching.py): T tokens, R of which predict a label."""
+
+    @property
+    def ids(self) -> torch.Tensor: ...  # (T,)
+    @property
+    def positions(self) -> torch.Tensor: ...  # (T,)
+    @property
+    def cu_seqlens(self) -> tuple[int, ...]: ...
+    @property
+    def prefix_branches(self) -> tuple[tuple[int, ...], ...]: ...
+    @property
+    def target_positions(self) -> torch.Tensor: ...  # (R,)
+    @property
+    def labels(self) -> torch.Tensor: ...  # (R,)
+    @property
+    def weights(self) -> torch.Tensor: ...  # (R,)
 
 
 def positions_of(length: int, branches: tuple[int, ...]) -> torch.Tensor:
-    """(length,) how many tokens stand before each token of an example in its conversation."""
+    """(length,) the position of each token in its conversation. Every branch continues from the end of the shared prefix."""
     positions = torch.arange(length)
     for begin in branches:
         positions[begin:] = torch.arange(branches[0], branches[0] + length - begin)
@@ -140,130 +170,20 @@ def _longest_conversation(length: int, branches: tuple[int, ...]) -> int:
     return branches[0] + max(stop - start for start, stop in pairwise((*branches, length)))
 
 
-def _group(start: int, lengths: list[int], branches: Sequence[tuple[int, ...]], device: torch.device | str) -> Group:
+def _make_group(
+    start: int, lengths: list[int], branches: Sequence[tuple[int, ...]], device: torch.device | str
+) -> Group:
     n, total = len(lengths), sum(lengths)
-    longest = -(-max(lengths) // ROUND_TO) * ROUND_TO
+    max_seqlen = -(-max(lengths) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     slots = None
-    if n > 1 and n * longest != total:
-        table = torch.arange(n * longest).view(n, longest)
-        slots = table[torch.arange(longest) < torch.tensor(lengths)[:, None]].to(device)
+    if n > 1 and n * max_seqlen != total:
+        table = torch.arange(n * max_seqlen).view(n, max_seqlen)
+        slots = table[torch.arange(max_seqlen) < torch.tensor(lengths)[:, None]].to(device)
     if not any(branches):
-        return Group(start, start + total, n, longest, slots)
-    positions = torch.stack([positions_of(longest, begins) for begins in branches])
-    visible = torch.ones(longest, longest, dtype=torch.bool).tril().repeat(n, 1, 1)
+        return Group(start, start + total, n, max_seqlen, slots)
+    positions = torch.stack([positions_of(max_seqlen, begins) for begins in branches])
+    visible = torch.ones(max_seqlen, max_seqlen, dtype=torch.bool).tril().repeat(n, 1, 1)
     for row, begins in enumerate(branches):
         for begin in begins:
-            visible[row, begin:, begins[0] : begin] = False  # of the branches before it a branch sees nothing
-    return Group(start, start + total, n, longest, slots, positions.to(device), visible.to(device))
-
-
-def flat(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Packed, scale: float | None, window: int | None
-) -> torch.Tensor:
-    """q (1, H, T, D); k, v (1, Hkv, T, D) -> (1, H, T, D), group by group.
-
-    Padding stands behind each example, where the causal mask hides it by itself.
-    """
-    scale = scale if scale is not None else q.shape[-1] ** -0.5
-    if flash_can(q, layout):
-        return _by_flash(q, k, v, layout, scale, window)
-    if blocks_are_faster(q, layout):
-        return _InBlocks.apply(q[0], k[0], v[0], layout, scale, window).unsqueeze(0)
-    outs = []
-    for group in layout.groups:
-        gq, gk, gv = (group.laid_out(part[0]).transpose(0, 1) for part in (q, k, v))  # (N, H, T, D)
-        out = sdpa(gq, gk, gv, group.mask(window, q.device), scale)
-        outs.append(group.taken_back(out.transpose(0, 1)))
-    return torch.cat(outs, dim=1).unsqueeze(0)
-
-
-def flash_can(q: torch.Tensor, layout: Packed) -> bool:
-    """Whether PyTorch's flash kernel takes the row as it is: on a GPU from Ampere on, in 16 bits, without branches."""
-    if q.device.type != "cuda" or q.dtype == torch.float32 or any(layout.prefix_branches):
-        return False
-    return torch.cuda.get_device_capability(q.device) >= (8, 0) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
-
-
-def _by_flash(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Packed, scale: float, window: int | None
-) -> torch.Tensor:
-    """Nothing is padded: the kernel is told where examples begin (Dao 2023, arXiv:2307.08691)."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    longest = -(-layout.longest // ROUND_TO) * ROUND_TO
-    queries, keys, values = (part[0].transpose(0, 1) for part in (q, k, v))  # (T, H, D)
-    out = varlen_attn(
-        queries,
-        keys,
-        values,
-        layout.edges,
-        layout.edges,
-        longest,
-        longest,
-        scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),  # keys before a query, and after it
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-    return cast(torch.Tensor, out).transpose(0, 1).unsqueeze(0)
-
-
-# On a CPU plain products are faster than PyTorch's fused kernel, but they keep what is quadratic in the length.
-LONGEST_IN_BLOCKS = 1024
-
-
-def blocks_are_faster(q: torch.Tensor, layout: Packed) -> bool:
-    on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float32)
-    return on_cpu and max(group.longest for group in layout.groups) <= LONGEST_IN_BLOCKS
-
-
-class _InBlocks(torch.autograd.Function):
-    """All groups as one operation, of which the derivative is written out: q (H, T, D); k, v (Hkv, T, D) -> (H, T, D)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Packed, scale: float, window: int | None
-    ) -> torch.Tensor:
-        out, kept = _row_like(q), []
-        for group in layout.groups:
-            mask = group.mask(window, q.device)
-            queries, keys, values = (_by_kv_head(group.laid_out(part), len(k)) for part in (q, k, v))
-            tables = queries * scale, keys[:, 0], values[:, 0]
-            product, probabilities = blocked_products(*tables, None if isinstance(mask, str) else mask)
-            out[:, group.start : group.stop] = group.taken_back(_by_head(product, len(k)))
-            kept += [*tables, *probabilities]
-        ctx.save_for_backward(*kept)
-        ctx.layout, ctx.scale, ctx.n_kv = layout, scale, len(k)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        kept = iter(ctx.saved_tensors)
-        grads = [_row_like(grad), *(_row_like(grad[: ctx.n_kv]) for _ in "kv")]
-        for group in ctx.layout.groups:
-            q, k, v = islice(kept, 3)
-            probabilities = list(islice(kept, n_blocks(group.longest)))
-            d_out = _by_kv_head(group.laid_out(grad), ctx.n_kv)
-            dq, dk, dv = blocked_gradients(d_out, q, k, v, probabilities)
-            parts = [_by_head(part, ctx.n_kv) for part in (dq.mul_(ctx.scale), dk[:, None], dv[:, None])]
-            for whole, part in zip(grads, parts, strict=True):
-                whole[:, group.start : group.stop] = group.taken_back(part)
-        return *grads, None, None, None
-
-
-def _row_like(heads: torch.Tensor) -> torch.Tensor:
-    """(H, T, D) that lies in memory as what goes into products with weights does: token by token."""
-    n_head, n_tokens, size = heads.shape
-    return heads.new_empty(n_tokens, n_head, size).transpose(0, 1)
-
-
-def _by_kv_head(table: torch.Tensor, n_kv: int) -> torch.Tensor:
-    """(H, N, T, D) -> (Hkv · N, H / Hkv, T, D): the heads that share keys and values together."""
-    n_head, n, length, size = table.shape
-    return table.view(n_kv, n_head // n_kv, n, length, size).transpose(1, 2).reshape(n_kv * n, -1, length, size)
-
-
-def _by_head(table: torch.Tensor, n_kv: int) -> torch.Tensor:
-    """(Hkv · N, H / Hkv, T, D) -> (H, N, T, D)."""
-    _, times, length, size = table.shape
-    return table.view(n_kv, -1, times, length, size).transpose(1, 2).reshape(n_kv * times, -1, length, size)
+            visible[row, begin:, begins[0] : begin] = False  # a branch sees the prefix, not the branches before it
+    return Group(start, start + total, n, max_seqlen, slots, positions.to(device), visible.to(device))

@@ -1,11 +1,12 @@
 """torch.compile for a GPT: once for all lengths and all layers, and only where it works and pays back.
 
-What looks at one token alone is compiled: a block up to its attention product, a block after it, and the loss. They see
-tensors of which a single size changes from batch to batch, and that size is marked; so each of the three is compiled once
-for training and once for evaluation, whatever the batches and however many layers. The product itself stays as it is: its
-layouts are Python objects that differ from batch to batch, and its kernels are fused already.
+What treats each token by itself is compiled: the parts of a block before and after its attention (`Block.qkv` and
+`Block.out_and_mlp`), and the loss. A single size of their tensors changes from batch to batch, and that size is marked as
+dynamic, so each of the three is compiled once for training and once for evaluation, whatever the batches and the number of
+layers. Attention itself is not compiled: its layouts are Python objects that differ from batch to batch, and its kernels are
+fused already.
 
-PyTorch's compiler takes seconds to import: nothing here touches it before it is asked for.
+PyTorch's compiler takes seconds to import, so nothing here imports it before it is needed.
 """
 
 from __future__ import annotations
@@ -19,32 +20,49 @@ from types import MethodType
 
 import torch
 
+from mini_chat_gpt.common.config_fields import ANY, SIZES, Implemented, unsupported_fields
+from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.model import GPT, Block, Rope
 from mini_chat_gpt.ops.attention import Layout, Packed
 from mini_chat_gpt.ops.loss import LossSums
 
-# For a GPU a guess: its small kernels cost more to launch than to run, and compiled code has fewer of them. On a CPU (a core
-# with AVX-512-bf16, 1 to 30 million parameters; benchmarks/compiling.py) a step is 1.03 to 1.2 times faster, which pays for
-# the 30 to 65 s of compiling after 7 to 20 minutes of training, or for 4 to 7 s with a warm cache after one or two.
+# An estimate for GPUs, where small kernels cost more to launch than to run, and compiled code has fewer of them. On a CPU (a
+# core with AVX-512-bf16, 1 to 30 million parameters; benchmarks/compiling.py) a step is 1.03 to 1.2 times faster, which pays
+# for the 30 to 65 s of compiling after 7 to 20 minutes of training, or for 4 to 7 s with a warm cache after one or two.
 STEPS_TO_PAY_BACK = 500
+
+IMPLEMENTED: Implemented = SIZES | dict.fromkeys(
+    (
+        "norm", "norm_eps", "position", "rope_theta", "rope_scaling", "activation", "bias", "qkv_bias", "qk_norm",
+        "attention_scale", "windows", "tie_embeddings",
+    ),
+    ANY,
+)  # fmt: skip
+"""Fields of `GPTConfig`; a model in which another one differs from its default is not compiled: `compile_model` replaces
+`Block.forward` by the same three calls, and a new field may change what happens between them."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether to compile, and why, in words for the run's first lines."""
+    """Whether to compile, and the reason, which the run prints."""
 
     on: bool
     reason: str
 
 
-def choose_compiling(setting: bool | str, device: torch.device, steps: int) -> Choice:
-    """Resolve system.compile for a run of so many steps. Raises nothing: what cannot compile runs as it is, and says why."""
+def choose_compiling(setting: bool | str, device: torch.device, steps: int, config: GPTConfig | None = None) -> Choice:
+    """Resolve system.compile for a run of that many steps with a model of this config, if it is known.
+
+    Never raises: a run that can't compile continues without it.
+    """
     if setting is False:
         return Choice(False, "not compiled: as configured")
     if setting == "auto" and device.type != "cuda":
-        return Choice(False, f"not compiled: on a {device.type} that seldom pays back (system.compile=true does it)")
+        return Choice(False, f"not compiled: on a {device.type} that seldom pays back (system.compile=true forces it)")
     if setting == "auto" and steps < STEPS_TO_PAY_BACK:
         return Choice(False, f"not compiled: {steps} steps are too few to pay for it")
+    if config is not None and (fields := unsupported_fields(config, IMPLEMENTED)):
+        return Choice(False, f"not compiled: this is not implemented for a model with {', '.join(fields)}")
     obstacle = trial(device)
     if obstacle is not None:
         return Choice(False, f"not compiled: {obstacle}")
@@ -54,29 +72,30 @@ def choose_compiling(setting: bool | str, device: torch.device, steps: int) -> C
 
 
 def trial(device: torch.device) -> str | None:
-    """Compile a line of code and run it on `device`: None if that works, otherwise what is missing and what to do."""
+    """Compile one line of code and run it on `device`: None if that works, otherwise what is missing and what to do."""
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
-        return "the environment variable TORCH_COMPILE_DISABLE forbids it"
+        return "the environment variable TORCH_COMPILE_DISABLE is set"
     try:
         if device.type == "cpu":
             check_compiler()
         x = torch.arange(64.0, device=device)
-        if not torch.equal(torch.compile(_a_line_of_code)(x), _a_line_of_code(x)):
-            return "in a trial, compiled code gave other numbers than it should"
-    except Exception as error:  # whatever it is, the run can do without
+        if not torch.equal(torch.compile(_one_line)(x), _one_line(x)):
+            return "in a trial, compiled code computed wrong numbers"
+    except Exception as error:  # whatever it is, training works without the compiler
         return explain(error)
     return None
 
 
-def _a_line_of_code(x: torch.Tensor) -> torch.Tensor:
+def _one_line(x: torch.Tensor) -> torch.Tensor:
+    """(...) -> (...)"""
     return x * 2 + 1
 
 
 def check_compiler() -> None:
-    """Raises an exception that tells what the C++ compiler lacks.
+    """Raise an exception that says what the C++ compiler lacks.
 
-    PyTorch itself may say no more than "list index out of range" about a broken one, and nothing about a missing one as
-    long as all that it wants is in its cache.
+    PyTorch itself may only say "list index out of range" about a broken one, and doesn't notice a missing one while its
+    cache has everything.
     """
     import torch._inductor.cpp_builder
 
@@ -88,9 +107,9 @@ def check_compiler() -> None:
             raise RuntimeError(f"{compiler}: {done.stderr}")
 
 
-# What a failure's text contains: what is the matter, and the remedy.
+# Text in the error -> what is missing, and the remedy.
 OBSTACLES = {
-    "Python.h": "Python's headers are missing (Python.h); install python3-dev, or what your system calls it",
+    "Python.h": "Python's headers are missing (Python.h); install python3-dev or your system's equivalent",
     "InvalidCxxCompiler": "no C++ compiler is found; install g++ or clang, or name one in the environment variable CXX",
     "Failed to find C compiler": "Triton finds no C compiler; install gcc, or name one in the environment variable CC",
     "TritonMissing": "Triton is missing; pip install triton (on Windows triton-windows)",
@@ -99,53 +118,55 @@ OBSTACLES = {
 
 
 def explain(error: Exception) -> str:
-    """One sentence for what the trial stumbled over."""
+    """One sentence about the error of a trial."""
     text = f"{type(error).__name__}: {error}"
-    for sign, sentence in OBSTACLES.items():
-        if sign in text:
+    for part, sentence in OBSTACLES.items():
+        if part in text:
             return sentence
     first_line = next(line.strip() for line in text.splitlines() if line.strip())
     return f"a trial failed ({first_line[:200]})"
 
 
 def compile_model(model: GPT, backend: str = "inductor") -> None:
-    """Let the model run compiled code from its next flat batch on, in place; its weights, names and results stay.
+    """Make the model run compiled code from its next packed batch on, in place; weights, names and results stay the same.
 
-    It makes no difference whether DDP or FSDP2 have wrapped it already. Generation runs as ever: a token at a time and
-    batches of every size would want other code. `backend` is torch.compile's ("aot_eager" needs no compiler).
+    DDP or FSDP2 may wrap the model before or after. Generation is not compiled: single tokens and batches of any size would
+    need code of their own. `backend` is torch.compile's ("aot_eager" needs no compiler).
     """
     import torch._dynamo
 
-    # Gradients leave our pieces layer by layer already; they need no cutting up for DDP's buckets.
+    # Compiled code ends at each layer, so gradients reach DDP's buckets layer by layer without further splits.
     torch._dynamo.config.optimize_ddp = False
-    before = torch.compile(Block.before_product, backend=backend)
-    after = torch.compile(Block.after_product, backend=backend)
+    qkv = torch.compile(Block.qkv, backend=backend)
+    out_and_mlp = torch.compile(Block.out_and_mlp, backend=backend)
     loss = torch.compile(GPT.head_sums, backend=backend)
 
     def forward(
-        block: Block, x: torch.Tensor, rope: Rope | None, layout: Layout, rows: torch.Tensor | None = None
+        block: Block, x: torch.Tensor, rope: Rope | None, layout: Layout, positions: torch.Tensor | None = None
     ) -> torch.Tensor:
+        """As `Block.forward`: x (B, T, C) -> (B, T, C), or with `positions` (R,) only (B, R, C)."""
         if not isinstance(layout, Packed):
-            return Block.forward(block, x, rope, layout, rows)
-        q, k, v = before(block, any_size(x, 1), rope and (any_size(rope[0], 2), any_size(rope[1], 2)))
-        x, heads = block.product(x, q, k, v, layout, rows)
-        if heads.shape[2] < 2:  # code for any size means any but 0 and 1
-            return Block.after_product(block, x, heads)
-        return after(block, any_size(x, 1), any_size(heads, 2))
+            return Block.forward(block, x, rope, layout, positions)
+        q, k, v = qkv(block, any_size(x, 1), rope and (any_size(rope[0], 2), any_size(rope[1], 2)))
+        x, heads = block.attend(x, q, k, v, layout, positions)
+        if heads.shape[2] < 2:  # code compiled for a dynamic size excludes 0 and 1
+            return Block.out_and_mlp(block, x, heads)
+        return out_and_mlp(block, any_size(x, 1), any_size(heads, 2))
 
-    def head_sums(model: GPT, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> LossSums:
-        if len(targets) < 2:
-            return GPT.head_sums(model, hidden, targets, weights)
-        return loss(model, any_size(hidden, 0), any_size(targets, 0), any_size(weights, 0))
+    def head_sums(model: GPT, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> LossSums:
+        """As `GPT.head_sums`: hidden (R, C); labels, weights (R,)."""
+        if len(labels) < 2:
+            return GPT.head_sums(model, hidden, labels, weights)
+        return loss(model, any_size(hidden, 0), any_size(labels, 0), any_size(weights, 0))
 
-    # Bound methods: in a deep copy of the model they are bound to the copy.
+    # Bound methods, because a deep copy of the model binds them to the copy.
     model.head_sums = MethodType(head_sums, model)  # type: ignore[method-assign]
     for block in model.layers:
         block.forward = MethodType(forward, block)
 
 
 def any_size(tensor: torch.Tensor, dim: int) -> torch.Tensor:
-    """Marked so that code compiled for it takes any size of `dim`, also where that equals another size by chance."""
+    """The tensor, marked: code compiled for it accepts any size of `dim`, also where it happens to equal another size."""
     import torch._dynamo
 
     torch._dynamo.maybe_mark_dynamic(tensor, dim)

@@ -105,7 +105,8 @@ def _execute(prepared: Prepared, config: Config, start: Start, callbacks: Sequen
         trainer = Trainer(job, engine, prepared.tokenizer, config, folder, monitor, callbacks, start.time)
         if checkpoint is not None:
             trainer.resume(checkpoint)
-        compiling = choose_compiling(config.system.compile, start.device, trainer.total_steps - trainer.progress.step)
+        steps_left = trainer.total_steps - trainer.progress.step
+        compiling = choose_compiling(config.system.compile, start.device, steps_left, engine.model.config)
         if compiling.on:
             compile_model(engine.model)
         if checkpoint is None and config.training.time_budget:

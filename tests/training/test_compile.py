@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,14 +107,22 @@ def test_in_16_bits_compiled_numbers_differ_by_rounding(dtype, bound):
 @pytest.mark.usefixtures("compiler")
 def test_compiled_numbers_do_not_depend_on_the_batch_that_came_first(tmp_path):
     code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1]); from test_compiling import *; model = tiny_model(97);"
+        "import os, sys, torch; sys.path += sys.argv[1].split(os.pathsep); from test_compile import *; model = tiny_model(97);"
         "compile_model(model); made = batches(97);"
         "numbers(model, made[int(sys.argv[2])], torch.bfloat16, True);"
         "torch.save(numbers(model, made[3], torch.bfloat16, True), sys.argv[3])"
     )
+    here = Path(__file__).parent
     for first in "05":  # a run that is resumed begins with another batch, but must go on as if it had never stopped
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / f"cache-{first}")}
-        command = [sys.executable, "-c", code, os.path.dirname(os.path.dirname(__file__)), first, str(tmp_path / first)]
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            os.pathsep.join([str(here), str(here.parent)]),
+            first,
+            str(tmp_path / first),
+        ]
         subprocess.run(command, check=True, env=environment)
     for one, other in zip(torch.load(tmp_path / "0"), torch.load(tmp_path / "5"), strict=True):
         assert torch.equal(one, other)
