@@ -48,9 +48,9 @@ def measure(preset: str, precision: str, threads: int, device_name: str, steps: 
         model = GPT(ModelSection(preset=preset).gpt_config(vocabulary)).to(device)
         return TrainStep(model, Config(), Config().sft, pick_precision(precision, device))
 
-    def seconds(train_step: TrainStep, examples: list[Example]) -> float:
+    def seconds(engine: TrainStep, examples: list[Example]) -> float:
         started = time.perf_counter()
-        train_step.step(examples)  # reads the loss, which waits for the GPU
+        engine.train_step(examples)  # reads the loss, which waits for the GPU
         return time.perf_counter() - started
 
     batch = [example() for _ in range(16)]

@@ -30,7 +30,6 @@ from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.diagnostics.memory_plan import MemoryPlan, plan_memory
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.run_state import run_snapshot
 from mini_chat_gpt.training.train_step import TrainStep
 
 
@@ -94,19 +93,19 @@ def measure(setting: Setting, n_steps: int) -> int:
     """
     config = setting.config()
     set_up(config.system.seed, config.system.threads)
-    train_step = TrainStep(
+    engine = TrainStep(
         GPT(setting.gpt_config()), config, config.sft, Precision(getattr(torch, setting.dtype), ""), device=device()
     )
-    train_step.model.activation_checkpointing = setting.checkpointing
+    engine.model.activation_checkpointing = setting.checkpointing
     steps = steps_of(setting, n_steps)
     snapshot = None
     for number, step in enumerate(steps):
-        train_step.step(step, number=number)
+        engine.train_step(step, step=number)
         snapshot = None
         if number in (n_steps // 3, 2 * n_steps // 3):
-            with train_step.averaged():
-                train_step.evaluate(steps[0][: max(8, setting.batch_size)])
-            snapshot = run_snapshot(train_step, cast(ChatTokenizer, None), {}, {})
+            with engine.averaged():
+                engine.evaluate(steps[0][: max(8, setting.batch_size)])
+            snapshot = engine.snapshot(cast(ChatTokenizer, None), {}, {})
             with tempfile.TemporaryDirectory() as folder:
                 for name, tensors in snapshot.tensors.items():
                     save_file(tensors, Path(folder) / name)

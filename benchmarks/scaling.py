@@ -121,17 +121,17 @@ def _run(arguments: list[str], threads: int = 1, processes: int = 1) -> Point:
 
 def one_rank(setting: Setting, folder: str, seconds: float) -> None:
     """Run steps on this rank's examples for some seconds; rank 0 prints the median time and the memory of all ranks."""
-    from step_implementations import our_examples, our_train_step, peak_bytes
+    from step_implementations import our_engine, our_examples, peak_bytes
 
     from mini_chat_gpt.common.distributed import join
 
     world = join("cpu")
-    train_step = our_train_step(setting, folder, "auto", world=world)
+    engine = our_engine(setting, folder, "auto", world=world)
     times: list[float] = []
     for number in range(1000):
         own_examples = our_examples(batch(setting, number))[world.rank :: world.size]
         began = time.perf_counter()
-        train_step.step(own_examples)
+        engine.train_step(own_examples)
         times.append(time.perf_counter() - began)
         if world.broadcast(lambda: sum(times[3:]) > seconds):
             break

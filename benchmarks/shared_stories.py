@@ -46,19 +46,19 @@ def separate_examples(branched: Example) -> list[Example]:
     return result
 
 
-def step_seconds(train_step: TrainStep, examples: list[Example]) -> float:
+def step_seconds(engine: TrainStep, examples: list[Example]) -> float:
     started = time.perf_counter()
-    train_step.step(examples)  # reads the loss, which waits for the GPU
+    engine.train_step(examples)  # reads the loss, which waits for the GPU
     return time.perf_counter() - started
 
 
 def difference(model: GPT, branched: list[Example], separate: list[Example]) -> float:
     """Largest difference of a gradient, relative to the largest gradient of its parameter, in float32."""
     config = parse_config({"training": {"batch_size": 64, "grad_clip": 0}}, "benchmark")
-    train_step = TrainStep(model, config, config.sft, Precision(torch.float32, ""))
+    engine = TrainStep(model, config, config.sft, Precision(torch.float32, ""))
     gradients = []
     for examples in (branched, separate):
-        train_step.accumulate(examples)
+        engine.train_step(examples, update=False)
         gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
         model.zero_grad()
     return max(float((one - other).abs().max() / other.abs().max()) for one, other in zip(*gradients, strict=True))
@@ -88,7 +88,7 @@ def main() -> None:
     shape = GPTConfig(vocab_size=arguments.vocab_size, n_layer=8, n_head=6, n_embd=384, context_length=512)
     model = GPT(shape).to(device)
     config = parse_config({"training": {"batch_size": 64}}, "benchmark")
-    train_step = TrainStep(model, config, config.sft, pick_precision("auto", device))
+    engine = TrainStep(model, config, config.sft, pick_precision("auto", device))
     ratios, rates, tokens = [], [], []
     first_two = [conversation for example in examples[:2] for conversation in separate_examples(example)]
     print(f"gradients differ by {difference(model, examples[:2], first_two):.1e} of the largest")
@@ -96,14 +96,14 @@ def main() -> None:
         for number in range(arguments.steps + 1):
             branched = [examples[(number * arguments.stories + i) % len(examples)] for i in range(arguments.stories)]
             separate = [conversation for example in branched for conversation in separate_examples(example)]
-            slow, fast = step_seconds(train_step, separate), step_seconds(train_step, branched)
+            slow, fast = step_seconds(engine, separate), step_seconds(engine, branched)
             if number:  # the first step creates kernels
                 ratios.append(slow / fast)
                 rates.append((len(separate) / slow, len(separate) / fast))
                 tokens.append(sum(len(e.ids) for e in separate) / sum(len(e.ids) for e in branched))
     separate_rate, shared_rate = (statistics.median(column) for column in zip(*rates, strict=True))
     print(
-        f"{arguments.tasks} conversations per story, {train_step.precision.reason.split(':')[0]}, {arguments.threads} thread(s)"
+        f"{arguments.tasks} conversations per story, {engine.precision.reason.split(':')[0]}, {arguments.threads} thread(s)"
     )
     print(
         f"separate {separate_rate:.1f} conversations/s, shared {shared_rate:.1f}: {statistics.median(ratios):.2f} times"

@@ -98,7 +98,7 @@ def reset_peak() -> None:
         file.write("5")
 
 
-def our_train_step(
+def our_engine(
     setting: Setting,
     folder: Path | str,
     precision: str,
@@ -138,9 +138,9 @@ def our_examples(items: list[Item]) -> list[Example]:
 
 def ours(setting: Setting, folder: str, timer: StepTimer, precision: str, frozen: Frozen | None = None) -> None:
     """`TrainStep.step`, as the trainer calls it."""
-    train_step = our_train_step(setting, folder, precision, frozen=frozen)
+    engine = our_engine(setting, folder, precision, frozen=frozen)
     reset_peak()
-    timer.run(setting, lambda items: train_step.step(our_examples(items)))
+    timer.run(setting, lambda items: engine.train_step(our_examples(items)))
 
 
 def padded(items: list[Item], longest: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:

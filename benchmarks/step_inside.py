@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # hides the profiler's messages
 
 import torch
-from step_implementations import our_examples, our_train_step, plain_loss, plain_model
+from step_implementations import our_engine, our_examples, plain_loss, plain_model
 from step_setting import Setting, batch
 
 if TYPE_CHECKING:
@@ -49,15 +49,15 @@ def exact(setting: Setting, folder: Path) -> None:
     print(f"V = {setting.vocab_size:,}, {setting.trained:.0%} trained")
     print(f"{'':10}{'loss':>12}{'gradient: all':>15}{'worst weight':>14}{'worst element':>15}")
     for precision in ("fp32", "bf16"):
-        train_step = our_train_step(setting, folder, precision, clip=0.0)
-        gradient = train_step.accumulate(our_examples(items))
-        own = {name: p.grad for name, p in train_step.model.named_parameters() if p.grad is not None}
+        engine = our_engine(setting, folder, precision, clip=0.0)
+        report = engine.train_step(our_examples(items), update=False)
+        own = {name: p.grad for name, p in engine.model.named_parameters() if p.grad is not None}
         differences = {name: own[name].double() - grad.double() for name, grad in expected.items()}
         whole = sum(float(d.square().sum()) for d in differences.values()) ** 0.5
         size = sum(float(grad.double().square().sum()) for grad in expected.values()) ** 0.5
         worst = max(float(d.norm() / expected[name].double().norm()) for name, d in differences.items())
         element = max(float(d.abs().max() / expected[name].abs().max()) for name, d in differences.items())
-        off = abs(gradient.own_loss - loss.item()) / loss.item()
+        off = abs(report.loss - loss.item()) / loss.item()
         print(f"{precision:10}{off:12.1e}{whole / size:15.1e}{worst:14.1e}{element:15.1e}")
     print(
         "all, worst weight: |difference| / |gradient| (norms) of all weights and of the worst one; worst element: the largest"
@@ -71,13 +71,13 @@ def profile(setting: Setting, folder: Path, precision: str = "auto", n_sessions:
     The profiler's records take memory between the tensors, and getting new memory from the system is slow. So each profiled
     step is a separate session, and only the fastest ones, which reused their memory, are shown.
     """
-    train_step = our_train_step(setting, folder, precision)
+    engine = our_engine(setting, folder, precision)
     examples = our_examples(batch(setting, 0))
-    plain = min(_seconds(train_step, examples) for _ in range(8))
+    plain = min(_seconds(engine, examples) for _ in range(8))
     sessions = []
     for _ in range(n_sessions):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as record:
-            spent = _seconds(train_step, examples)
+            spent = _seconds(engine, examples)
         sessions.append((spent, record.key_averages(group_by_input_shape=True)))
     best = sorted(sessions, key=lambda session: session[0])[:n_best]
     profiled = sum(spent for spent, _ in best) / n_best
@@ -89,9 +89,7 @@ def profile(setting: Setting, folder: Path, precision: str = "auto", n_sessions:
         names[group][event.key] += event.self_cpu_time_total / n_best / 1e3
     groups[REST] += profiled * 1e3 - sum(groups.values())
     tokens = sum(len(example.ids) for example in examples)
-    print(
-        f"{tokens:,} tokens, V = {setting.vocab_size:,}, {setting.trained:.0%} supervised; {train_step.precision.reason}"
-    )
+    print(f"{tokens:,} tokens, V = {setting.vocab_size:,}, {setting.trained:.0%} supervised; {engine.precision.reason}")
     print(f"one step: {plain * 1e3:.0f} ms, {profiled * 1e3:.0f} ms with the profiler")
     print(f"{'':30}{'ms':>8}{'share':>8}   largest operations")
     for group, spent in sorted(groups.items(), key=lambda pair: -pair[1]):
@@ -100,9 +98,9 @@ def profile(setting: Setting, folder: Path, precision: str = "auto", n_sessions:
         print(f"{group:30}{spent:8.1f}{spent / profiled / 1e3:8.1%}   {listed}")
 
 
-def _seconds(train_step: TrainStep, examples: list[Example]) -> float:
+def _seconds(engine: TrainStep, examples: list[Example]) -> float:
     began = time.perf_counter()
-    train_step.step(examples)
+    engine.train_step(examples)
     return time.perf_counter() - began
 
 

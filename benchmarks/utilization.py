@@ -62,7 +62,7 @@ def main() -> None:
             torch.cuda.reset_peak_memory_stats(device)
         model = GPT(GPTConfig(**setting.model_fields())).to(device)
         config = Config.model_validate({"training": {"batch_size": setting.batch_size}})
-        train_step = TrainStep(model, config, config.sft, precision)
+        engine = TrainStep(model, config, config.sft, precision)
         if arguments.compile:
             compile_model(model)
         rates, times = [], []
@@ -70,7 +70,7 @@ def main() -> None:
             items = batch(setting, number)
             examples = our_examples(items)
             began = time.perf_counter()
-            train_step.step(examples)  # reads the loss, which waits for the GPU
+            engine.train_step(examples)  # reads the loss, which waits for the GPU
             spent = time.perf_counter() - began
             if number >= 3:
                 rates.append((n_tokens(items) / spent, needed_flops(setting, items, skip_in_last=False) / spent))
@@ -82,7 +82,7 @@ def main() -> None:
             f"{flops / peak:13.1%}{sheet:>11}",
             flush=True,
         )
-        del model, train_step
+        del model, engine
 
 
 if __name__ == "__main__":

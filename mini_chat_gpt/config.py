@@ -67,6 +67,11 @@ class ModelSection(GPTConfig):
         return GPTConfig(**fields | {"vocab_size": self.vocab_size or vocab_size})
 
 
+def current_metric_name(name: str | None) -> str | None:
+    """The name of a metric as it is now: "suite/moral/exact" of earlier versions is "eval/moral/exact"."""
+    return f"eval/{name.removeprefix('suite/')}" if name is not None and name.startswith("suite/") else name
+
+
 class ScheduleFields(Section):
     """Length, learning rate and evaluation of a training phase."""
 
@@ -93,7 +98,7 @@ class ScheduleFields(Section):
     patience: int | None = Field(None, ge=1)
     """End the run after this many evaluations in a row without improvement (null = never)."""
     best_metric: str = "val_loss"
-    """Metric that selects the best checkpoint: val_loss, or a score of the eval tasks such as suite/moral/exact."""
+    """Metric that selects the best checkpoint: val_loss, or a score of the eval tasks such as eval/moral/exact."""
     prompts: list[str] = Field(default_factory=list)
     """Your own prompts; each evaluation shows replies to them and to held-out prompts."""
     batch_size: int | None = Field(None, ge=1)

@@ -19,7 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from mini_chat_gpt.common.errors import UserError, nearest
-from mini_chat_gpt.config import Config, Section
+from mini_chat_gpt.config import Config, Section, current_metric_name
 
 S = TypeVar("S", bound=Section)
 
@@ -112,6 +112,12 @@ def _with_new_keys(values: dict[str, Any], source: str) -> dict[str, Any]:
         return converted
 
     values = convert(values, "")
+    for section in ("pretrain", "sft"):
+        fields: Any = values.get(section)
+        metric = fields.get("best_metric") if isinstance(fields, dict) else None
+        if isinstance(metric, str) and metric != current_metric_name(metric):
+            fields["best_metric"] = current_metric_name(metric)
+            renamed[f"{section}.best_metric={metric}"] = fields["best_metric"]
     if renamed:
         pairs = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
         warnings.warn(f"{source}: old names of settings: {pairs}.", stacklevel=2)

@@ -18,8 +18,8 @@ from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.sft_dataloader import stories
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.run import Prepared, Start, begin, execute, run_command
-from mini_chat_gpt.training.trainer import Callback, Job, TrainResult
+from mini_chat_gpt.training.job import Callback, Job, Prepared, TrainResult
+from mini_chat_gpt.training.run import RunContext, begin, execute, run_command
 
 
 def pretrain(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
@@ -27,22 +27,22 @@ def pretrain(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
 
     `callbacks` are called on rank 0 with (trainer, step, metrics) whenever metrics are recorded.
     """
-    start = begin(config, config.pretrain)
-    return execute(prepare(config, start), config, start, callbacks)
+    run = begin(config, config.pretrain)
+    return execute(prepare(config, run), config, run, callbacks)
 
 
-def prepare(config: Config, start: Start) -> Prepared:
+def prepare(config: Config, run: RunContext) -> Prepared:
     """Tokenizer, model and documents."""
-    section, world = config.pretrain, start.world
+    section, world = config.pretrain, run.world
     text = find_text(section.dataset_path, "train")
     assert text is not None  # find_text raises for a missing train split
-    if checkpoint := start.place.checkpoint:
+    if checkpoint := run.checkpoint:
         tokenizer, model = ChatTokenizer.load(checkpoint), load_model(checkpoint)
     else:
-        tokenizer = world.broadcast(lambda: make_tokenizer(config, text, start.out))
+        tokenizer = world.broadcast(lambda: make_tokenizer(config, text, run.out))
         model = GPT(config.model.gpt_config(tokenizer.vocab_size))
     with world.local_rank_zero_first():  # the first use of a file tokenises it
-        source, validation = make_sources(config, text, tokenizer, model.config.context_length, start.out)
+        source, validation = make_sources(config, text, tokenizer, model.config.context_length, run.out)
     beginnings = [*section.prompts, "Once upon a time"]
 
     def show(trained: GPT) -> str:

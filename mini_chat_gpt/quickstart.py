@@ -25,8 +25,8 @@ from mini_chat_gpt.prepare.prepare import write_sample_folder
 from mini_chat_gpt.pretrain import pretrain
 from mini_chat_gpt.reports.compare import EvalOptions, compare
 from mini_chat_gpt.sft_train import train
+from mini_chat_gpt.training.job import TrainResult
 from mini_chat_gpt.training.run_folder import is_finished
-from mini_chat_gpt.training.trainer import TrainResult
 
 SETTINGS = Path(str(files("mini_chat_gpt.assets") / "quickstart.yaml"))
 

@@ -30,7 +30,7 @@ from mini_chat_gpt.evaluation.prompt_suite import Prompts, ask, read_prompts, re
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.sft_train import train
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.trainer import TrainResult
+from mini_chat_gpt.training.job import TrainResult
 
 CONFIG, PROMPTS, REPORT = "config.yaml", "prompts.yaml", "before_after.md"
 

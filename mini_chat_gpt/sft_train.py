@@ -24,9 +24,9 @@ from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tinystories.tasks import Task
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.run import Prepared, Start, begin, execute, run_command
+from mini_chat_gpt.training.job import Callback, Job, Metrics, Prepared, TrainResult
+from mini_chat_gpt.training.run import RunContext, begin, execute, run_command
 from mini_chat_gpt.training.sft_data import Shown, make_examples
-from mini_chat_gpt.training.trainer import Callback, Job, Metrics, TrainResult
 
 
 def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
@@ -34,25 +34,25 @@ def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
 
     `callbacks` are called on rank 0 with (trainer, step, metrics) whenever metrics are recorded.
     """
-    start = begin(config, config.sft)
-    return execute(prepare(config, start), config, start, callbacks)
+    run = begin(config, config.sft)
+    return execute(prepare(config, run), config, run, callbacks)
 
 
-def prepare(config: Config, start: Start) -> Prepared:
+def prepare(config: Config, run: RunContext) -> Prepared:
     """Base model, examples and sample prompts."""
     lora_setup.check(config)
-    if checkpoint := start.place.checkpoint:
+    if checkpoint := run.checkpoint:
         base, model, tokenizer = None, lora_setup.model_of_run(checkpoint, config), ChatTokenizer.load(checkpoint)
     else:
-        base = load_base(config, start)
+        base = load_base(config, run)
         model, tokenizer = base.model, base.tokenizer
-    with start.world.local_rank_zero_first():  # the first use of a file indexes it
+    with run.world.local_rank_zero_first():  # the first use of a file indexes it
         examples = make_examples(config, tokenizer, model.config.context_length)
     for note in examples.notes:
-        start.out.print(note, markup=False, soft_wrap=True)
+        run.out.print(note, markup=False, soft_wrap=True)
     if base is not None:
         if config.lora.enabled:  # which may write to the run's folder: only now that the data are known to be good
-            lora_setup.adapt(base, config, start.place.folder, start.world, start.device, start.rehearsal)
+            lora_setup.adapt(base, config, run.folder, run.world, run.device, run.dry_run)
         tokenizer.chat_format = ChatFormat(default_system=config.data.system_message)
     prompts = [*config.sft.prompts, *(shown.prompt for shown in examples.shown)]
 
@@ -72,12 +72,12 @@ def prepare(config: Config, start: Start) -> Prepared:
 
 
 def eval_metrics_of(tasks: Sequence[Task], tokenizer: ChatTokenizer, config: Config) -> Callable[[GPT], Metrics] | None:
-    """What scores a model by these tasks: {"suite/KIND/MEASURE": score}, the main measure of each kind; None without any.
+    """What scores a model by these tasks: {"eval/KIND/METRIC": score}, the main measure of each kind; None without any.
 
     Raises UserError where sft.best_metric names none of them.
     """
     tasks = [task for task in tasks if score(task, "")]
-    names = {task.kind: f"suite/{task.kind}/{next(iter(score(task, '')))}" for task in tasks}
+    names = {task.kind: f"eval/{task.kind}/{next(iter(score(task, '')))}" for task in tasks}
     if config.sft.best_metric not in ("val_loss", *names.values()):
         known = ", ".join(["val_loss", *names.values()])
         raise UserError(f"sft.best_metric is {config.sft.best_metric!r}; here it can be {known}.")
@@ -91,9 +91,9 @@ def eval_metrics_of(tasks: Sequence[Task], tokenizer: ChatTokenizer, config: Con
     return measure
 
 
-def load_base(config: Config, start: Start) -> Base:
+def load_base(config: Config, run: RunContext) -> Base:
     """The base model, with all control tokens."""
-    path = config.sft.pretrained_checkpoint or start.world.broadcast(lambda: newest_checkpoint(base=True))
+    path = config.sft.pretrained_checkpoint or run.world.broadcast(lambda: newest_checkpoint(base=True))
     if path is None:
         raise UserError(
             "There is no base model under runs/ to fine-tune; make one with `mini-chat-gpt pretrain`, "
@@ -101,9 +101,7 @@ def load_base(config: Config, start: Start) -> Base:
         )
     model, tokenizer = load_checkpoint(path, "cpu")
     added = add_chat_tokens(model, tokenizer)
-    start.out.print(
-        f"Base model: {path}" + (f"; added control tokens {', '.join(added)}" if added else ""), markup=False
-    )
+    run.out.print(f"Base model: {path}" + (f"; added control tokens {', '.join(added)}" if added else ""), markup=False)
     return Base(Path(path), model.train(), tokenizer, added)
 
 

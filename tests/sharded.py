@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from commands import SMALL, write_stories
@@ -25,8 +26,7 @@ from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.training import optim
-from mini_chat_gpt.training.run_state import read_run_state, run_snapshot
+from mini_chat_gpt.training import optim, train_step
 from mini_chat_gpt.training.train_step import LossScale, TrainStep
 
 SHAPE = {"n_layer": 3, "intermediate_size": 81}  # rows that two processes can't share alike
@@ -73,7 +73,7 @@ def difference(ours: Tensors, theirs: Tensors) -> float:
 
 
 def gradients(engine: TrainStep, examples: list) -> Tensors:
-    loss = sum(engine.world.sum([engine.accumulate(examples).own_loss]))
+    loss = engine.train_step(examples, update=False).loss
     found = {name: whole(p.grad).clone() for name, p in engine.model.named_parameters()}
     engine.optimizer.zero_grad()
     return found | {"loss": torch.tensor(loss)}
@@ -114,7 +114,7 @@ def compare(world: World, optimizer: str) -> tuple[dict, TrainStep, TrainStep]:
             sums.append(engine.evaluate(held_out))
     found["evaluation"] = max(abs(sums[0][kind][0] / sums[1][kind][0] - 1) for kind in sums[1])
     for step in range(STEP):
-        one, other = (engine.step(own_examples(world, step), 1.0, 0.1, step) for engine in (ours, theirs))
+        one, other = (engine.train_step(own_examples(world, step), 1.0, 0.1, step) for engine in (ours, theirs))
         found["loss"] = max(found["loss"], abs(one.loss / other.loss - 1))
         if step == 0:  # later ones belong to weights that Muon has rounded to 16 bits on the way
             found["norm"] = abs(one.norm / other.norm - 1)
@@ -135,17 +135,17 @@ def save_and_resume(world: World, folder: Path, ours: TrainStep, theirs: TrainSt
     )
     reference = state_of(ours)
     writer = CheckpointWriter(folder / "sharded", 3, world.new_group())
-    writer.write(name, run_snapshot(ours, tokenizer, {"job": "sft", "step": STEP}, {"step": STEP}))
-    ours.step(own_examples(world, STEP), 1.0, 0.1, STEP)  # meanwhile
+    writer.write(name, ours.snapshot(tokenizer, {"job": "sft", "step": STEP}, {"step": STEP}))
+    ours.train_step(own_examples(world, STEP), 1.0, 0.1, STEP)  # meanwhile
     writer.wait()
     if world.is_main:
         save_file(reference, folder / "reference.safetensors")
-        run_snapshot(theirs, tokenizer, {"job": "sft", "step": STEP}, {"step": STEP}).write(folder / "whole" / name)
+        theirs.snapshot(tokenizer, {"job": "sft", "step": STEP}, {"step": STEP}).write(folder / "whole" / name)
     world.gather([])
 
     def resumed(kind: str, sharded: bool) -> TrainStep:
         engine = make_engine(world, sharded, load_model(folder / kind / name), optimizer=optimizer)
-        state = read_run_state(folder / kind / name, engine)
+        state = engine.restore(folder / kind / name)
         assert state == {"progress": {"step": STEP}, "averaged_steps": STEP}, state
         return engine
 
@@ -155,7 +155,7 @@ def save_and_resume(world: World, folder: Path, ours: TrainStep, theirs: TrainSt
         "shards to whole": same(state_of(resumed("sharded", False)), reference),
         "whole to shards": same(state_of(resumed("whole", True)), state_of(theirs)),
     }
-    again.step(own_examples(world, STEP), 1.0, 0.1, STEP)
+    again.train_step(own_examples(world, STEP), 1.0, 0.1, STEP)
     return found | {"goes on": same(state_of(again), state_of(ours))}
 
 
@@ -191,16 +191,21 @@ def muon_parity(world: World) -> dict:
     return found
 
 
-def accident(world: World, engine: TrainStep) -> dict:
-    """A gradient that isn't finite on one process alone."""
+def nonfinite_step(world: World, engine: TrainStep) -> dict:
+    """A gradient that is NaN on one process only."""
     before = state_of(engine)
-    engine.accumulate(own_examples(world, 0))
-    if not world.is_main:
-        local_shard(engine.model.layers[0].mlp.up_proj.weight.grad)[0, 0] = math.nan
-    norm = optim.clip_gradients(engine.model.parameters(), 1.0)
-    outcome = engine._update(float(norm), 1.0, 1.0, None)
-    told = world.sum([outcome == "accident" and type(norm) is torch.Tensor])
-    return {"told": told, "nothing changed": same(state_of(engine), before)}
+
+    def clip(parameters, limit):
+        if not world.is_main:
+            local_shard(engine.model.layers[0].mlp.up_proj.weight.grad)[0, 0] = math.nan
+        norm = optim.clip_gradients(parameters, limit)
+        assert type(norm) is torch.Tensor
+        return norm
+
+    with patch.object(train_step, "clip_gradients", clip):
+        report = engine.train_step(own_examples(world, 0))
+    noticed = world.sum([report.outcome == "non-finite" and math.isnan(report.norm)])
+    return {"noticed": noticed, "nothing changed": same(state_of(engine), before)}
 
 
 def full_disk(world: World, folder: Path, engine: TrainStep) -> dict:
@@ -210,7 +215,7 @@ def full_disk(world: World, folder: Path, engine: TrainStep) -> dict:
         raise OSError(28, os.strerror(28))
 
     writer, fsync = CheckpointWriter(folder / "full", 3, world.new_group()), os.fsync
-    snapshot = run_snapshot(engine, tiny_tokenizer(), {}, {"step": 1})
+    snapshot = engine.snapshot(tiny_tokenizer(), {}, {"step": 1})
     if not world.is_main:
         os.fsync = refuse
     told = ""
@@ -235,7 +240,7 @@ def main() -> int:
         found[optimizer], ours, theirs = compare(world, optimizer)
         found[optimizer] |= save_and_resume(world, place, ours, theirs)
     found |= {
-        "accident": accident(world, ours),
+        "non-finite step": nonfinite_step(world, ours),
         "full disk": full_disk(world, folder, ours),
         "muon alone": muon_parity(world),
     }

@@ -28,8 +28,8 @@ from mini_chat_gpt.ops.loss import cross_entropy_sums
 from mini_chat_gpt.sft_train import train
 from mini_chat_gpt.tokenizer.chat_tokenizer import END_OF_TEXT, ChatTokenizer
 from mini_chat_gpt.training.compile import compile_model
+from mini_chat_gpt.training.job import TrainResult
 from mini_chat_gpt.training.train_step import TrainStep
-from mini_chat_gpt.training.trainer import TrainResult
 
 TOKENIZER = tiny_tokenizer()
 FORMS = [
@@ -292,7 +292,7 @@ def test_nothing_of_the_base_is_kept_for_the_optimizer(place):
     config = tiny_config()
     engine = TrainStep(model, config, config.sft, pick_precision(False, torch.device("cpu")))
     source = ChatDataset(list(read_conversations(place / "chats.jsonl")), TOKENIZER, 64, seed=1)
-    engine.step(list(source.examples())[:4])
+    engine.train_step(list(source.examples())[:4])
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     moments = sum(t.numel() for name, t in engine.optimizer.state_tensors().items() if not name.endswith("/step"))
     assert moments == 2 * n_trained < 0.5 * model.n_parameters()

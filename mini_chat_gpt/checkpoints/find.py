@@ -25,6 +25,7 @@ from typing import Any
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import find_damage, free_name
+from mini_chat_gpt.config import current_metric_name
 
 META, MODEL, OPTIMIZER = "mini_chat_gpt.json", "model.safetensors", "optimizer.safetensors"
 STATE = "training_state.json"
@@ -95,26 +96,37 @@ def find_checkpoint(path: Path | str, prefer: str = "best") -> Path:
 
 
 def best_of(folders: list[Path]) -> Path | None:
-    """The best one by what its run looks at now (`best_by`: the validation loss or a score), None if none was evaluated.
+    """The best of these checkpoints by the best_metric of the newest one; None if none was evaluated by it.
 
-    Of several that are as good it is the one with the lowest validation loss, and of those the newest.
+    Of equally good checkpoints it is the one with the lowest validation loss, and of those the newest.
     """
-    found = [(read_meta(folder)["info"], folder) for folder in folders]
-    by = found[-1][0].get("best_by") if found else None  # a run that went on may look at something else than before
-    ranked = [(*rank, folder) for info, folder in found if (rank := _rank(info, by)) is not None]
-    return max(ranked, key=lambda one: one[:-1])[-1] if ranked else None
+    infos = [_with_new_keys(read_meta(folder)["info"]) for folder in folders]
+    best_metric = infos[-1].get("best_metric") if infos else None  # a resumed run may use another one than before
+    ranked = [
+        (rank_key, folder)
+        for info, folder in zip(infos, folders, strict=True)
+        if (rank_key := _rank_key(info, best_metric)) is not None
+    ]
+    return max(ranked, key=lambda pair: pair[0])[1] if ranked else None
 
 
-def _rank(info: Mapping[str, Any], by: str | None) -> tuple[float, float, int] | None:
-    """By what checkpoints are compared, the higher the better; None for one that was not evaluated by this measure."""
-    loss, value = info.get("val_loss"), info.get("goodness")
-    if by in (None, "val_loss"):
-        value = None if loss is None else -loss
-    elif info.get("best_by") != by:
-        value = None
-    if value is None or not math.isfinite(value):
+def _with_new_keys(info: dict[str, Any]) -> dict[str, Any]:
+    """Replace the keys of runs of November 2026: "goodness" and "best_by"."""
+    renamed = {"goodness": "score", "best_by": "best_metric"}
+    info = {renamed.get(key, key): value for key, value in info.items()}
+    return info | {"best_metric": current_metric_name(info.get("best_metric"))}
+
+
+def _rank_key(info: Mapping[str, Any], best_metric: str | None) -> tuple[float, float, int] | None:
+    """Sort key of checkpoints, higher is better; None if the checkpoint was not evaluated by this metric."""
+    loss, score = info.get("val_loss"), info.get("score")
+    if best_metric in (None, "val_loss"):
+        score = None if loss is None else -loss
+    elif info.get("best_metric") != best_metric:
+        score = None
+    if score is None or not math.isfinite(score):
         return None
-    return value, -loss if loss is not None and math.isfinite(loss) else -math.inf, info.get("step", 0)
+    return score, -loss if loss is not None and math.isfinite(loss) else -math.inf, info.get("step", 0)
 
 
 def newest_checkpoint(runs: Path | str = "runs", base: bool | None = None) -> Path | None:

@@ -12,7 +12,6 @@ number of processes, in shards or whole.
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
 import warnings
@@ -21,46 +20,15 @@ from math import prod
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 
 from mini_chat_gpt.common.distributed import World, is_dtensor
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import complete, draft_of, readable_disk_errors
-from mini_chat_gpt.model import GPT
 
 Tensors = dict[str, torch.Tensor]
 Like = Callable[[str], torch.Tensor | None]
 """The tensor of this run that a saved one of that name is meant for, if there is one."""
-
-
-def shard(model: GPT, device: torch.device) -> GPT:
-    """Leave each process its rows of every parameter of the model, on `device`; all processes call this together.
-
-    Whatever computes with the model, `next_logits` included, they then call together, too. Of processes that have different
-    weights the first one's count, as with DDP. The model need not fit on `device` before it is in shards.
-
-    Weights stay float32 under autocast, as everywhere: FSDP2's own MixedPrecisionPolicy would round the weights of norms
-    and the sum that runs through the blocks as well.
-    """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
-    # On CPUs Muon's exchange says at each process's first step that it takes another way than on GPUs.
-    logging.getLogger("torch.distributed.tensor._collective_utils").setLevel(logging.ERROR)
-    for parameter in model.parameters():
-        dist.broadcast(parameter.data, src=0)
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for block in model.layers:
-        fully_shard(block, mesh=mesh)
-    # Without resharding the table would stay whole after an evaluation, and later changes of its rows would go unseen.
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    register_fsdp_forward_method(model, "next_logits")
-    for part in (*model.layers, model):
-        # FSDP2 keeps the tensors that it first gathered into. If generation made them, in inference mode, training couldn't use them.
-        part.unshard()
-        part.reshard()
-    return model
 
 
 def write_together(

@@ -32,9 +32,9 @@ from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.diagnostics.machine_checks import Finding, disk_finding, free_memory, machine_findings
 from mini_chat_gpt.diagnostics.memory_plan import MemoryPlan, Steps, largest_batch, plan_memory, splits
 from mini_chat_gpt.model import GPT
+from mini_chat_gpt.training.job import Prepared
 from mini_chat_gpt.training.monitor import Monitor
-from mini_chat_gpt.training.run import Prepared, Start, parameters_in_words
-from mini_chat_gpt.training.run_folder import RunFolder
+from mini_chat_gpt.training.run import RunContext, parameter_summary
 from mini_chat_gpt.training.time_budget import TimePlan, time_run
 from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.training.trainer import Trainer
@@ -85,14 +85,14 @@ def prepare_run(config: Config, job: str) -> PreparedRun:
     set_up(config.system.seed, config.system.threads)
     quiet = Console(quiet=True)
     section = getattr(config, job)
-    start = Start(ALONE, device, RunFolder(Path(section.save_dir)), quiet, time.monotonic(), rehearsal=True)
+    context = RunContext(ALONE, device, Path(section.save_dir), None, quiet, time.monotonic(), dry_run=True)
     before = memory_in_use("cpu")
-    prepared: Prepared = (pretrain if job == "pretrain" else sft_train).prepare(config, start)
+    prepared: Prepared = (pretrain if job == "pretrain" else sft_train).prepare(config, context)
     weights = 4 * prepared.model.n_parameters()
     engine = TrainStep(prepared.model, config, prepared.job.phase, precision, ALONE, device)
     engine.model.activation_checkpointing = config.training.activation_checkpointing
-    monitor = Monitor(start.place.folder, config.wandb, {}, quiet, active=False)
-    trainer = Trainer(prepared.job, engine, prepared.tokenizer, config, start.place.folder, monitor)
+    monitor = Monitor(context.folder, config.wandb, {}, quiet, active=False)
+    trainer = Trainer(prepared.job, engine, prepared.tokenizer, config, context.folder, monitor)
     steps = first_steps(trainer)
     return PreparedRun(trainer, config, device, precision, steps, max(0, memory_in_use("cpu") - before - weights))
 
@@ -121,8 +121,8 @@ def first_steps(trainer: Trainer) -> list[list[Example]]:
     per_stage = max(2, SAMPLED_STEPS // len(stages))
     steps = []
     for stage in stages:
-        with trainer.reader(stage) as reader:
-            steps += [trainer.read_step(reader, stage)[0] for _ in range(per_stage)]
+        with trainer.loader(stage) as loader:
+            steps += [trainer.next_examples(loader, stage)[0] for _ in range(per_stage)]
     return steps
 
 
@@ -233,7 +233,7 @@ def check(config: Config, job: str, out: Console) -> int:
     findings.append(
         Finding("ok", "data", f"{', '.join(map(str, trainer.job.files))}: {len(trainer.job.source):,} examples")
     )
-    findings.append(Finding("ok", "model", f"{parameters_in_words(model)}, context {model.config.context_length}"))
+    findings.append(Finding("ok", "model", f"{parameter_summary(model)}, context {model.config.context_length}"))
     plan, free = run.plan(), free_memory(run.device)
     findings.append(
         disk_finding(Path(section.save_dir), plan.weights + plan.optimizer + plan.ema, config.training.keep_checkpoints)

@@ -27,7 +27,6 @@ from mini_chat_gpt.lora import add_lora
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.ops import attention, functional
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.run_state import run_snapshot
 from mini_chat_gpt.training.train_step import TrainStep
 
 PARTS = ("weights", "gradients", "optimizer", "ema", "activations", "logits", "snapshot")
@@ -120,7 +119,7 @@ def tiny_step(config: Config, precision: Precision, device: torch.device) -> Non
     engine = TrainStep(model, config, SFTSection(), precision)
     example = Example(np.arange(40, dtype=np.int32), np.arange(40) > 20, 1.0, "tiny")
     for number in range(2):
-        engine.step([example], number=number)
+        engine.train_step([example], step=number)
 
 
 def kernel_cache_capacity() -> int:
@@ -171,17 +170,17 @@ def dry_run(
 def run_steps(engine: TrainStep, live: LiveTensors, request: dict[str, Any]) -> int:
     """Run steps, an evaluation, and a step while a checkpoint is being written; return the bytes copied for the checkpoint."""
     steps = [[decode_example(encoded) for encoded in step] for step in request["steps"]]
-    engine.step(steps[0])
+    engine.train_step(steps[0])
     live.name("optimizer", list(engine.optimizer.state_tensors().values()))
     live.restart()
     for step in steps[1:]:
-        engine.step(step)
+        engine.train_step(step)
     if request["validation"]:
         with engine.averaged():
             engine.evaluate([decode_example(encoded) for encoded in request["validation"]])
     with live.calling("snapshot"):
-        snapshot = run_snapshot(engine, cast(ChatTokenizer, None), {}, {})
-    engine.step(steps[-1])
+        snapshot = engine.snapshot(cast(ChatTokenizer, None), {}, {})
+    engine.train_step(steps[-1])
     return sum(tensor.nbytes for tensors in snapshot.tensors.values() for tensor in tensors.values())
 
 
@@ -202,7 +201,7 @@ def peak_with(engine: TrainStep, live: LiveTensors, batch_size: int, examples: l
     """Peak bytes in tensors during the forward and backward pass of a micro-batch of this size."""
     engine.batch_size = batch_size
     live.restart()
-    engine.accumulate([decode_example(encoded) for encoded in examples])
+    engine.train_step([decode_example(encoded) for encoded in examples], update=False)
     engine.optimizer.zero_grad()
     return live.peak
 

@@ -106,7 +106,7 @@ def step_gradient(model: GPT, examples: Sequence[Example], batch_size: int, worl
     training = {"batch_size": batch_size, "examples_per_step": 8, "grad_clip": 0.0}
     config = parse_config({"training": training}, "selfcheck")
     engine = TrainStep(model, config, config.sft, pick_precision(False, model.device), world)
-    loss = sum(world.sum([engine.accumulate(examples).own_loss]))
+    loss = engine.train_step(examples, update=False).loss
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     engine.optimizer.zero_grad()
     return gradients | {"loss": torch.tensor(loss)}

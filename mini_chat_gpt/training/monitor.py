@@ -137,7 +137,7 @@ class Status:
     tokens_per_second: float  # all tokens that the model reads
     trained_per_second: float  # those that are targets
     memory: int  # bytes; 0 where it isn't known
-    data_wait_share: float = 0.0  # of the time, in which the step waits for its examples
+    data_wait_fraction: float = 0.0  # of the time, in which the step waits for its examples
 
     def items(self) -> list[StatusItem]:
         """The values to display, most important first."""
@@ -151,8 +151,8 @@ class Status:
         ]
         if self.memory:
             items.append(StatusItem("memory ", format_size(self.memory)))
-        if self.data_wait_share > WORTH_SAYING:
-            items.append(StatusItem("waiting for data ", f"{self.data_wait_share:.0%}"))
+        if self.data_wait_fraction > WORTH_SAYING:
+            items.append(StatusItem("waiting for data ", f"{self.data_wait_fraction:.0%}"))
         return items
 
 

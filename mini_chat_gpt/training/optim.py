@@ -240,8 +240,8 @@ class Optimizer:
         for member in self.members:
             member.zero_grad()
 
-    def forget(self) -> None:
-        """Be as before the first step."""
+    def reset(self) -> None:
+        """Drop all state, as before the first step."""
         for member in self.members:
             member.state.clear()
 

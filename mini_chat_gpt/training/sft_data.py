@@ -22,7 +22,7 @@ from mini_chat_gpt.generation.text import Prompt
 from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, find_instruct_file
 from mini_chat_gpt.tinystories.tasks import Task
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.trainer import Stage
+from mini_chat_gpt.training.job import Stage
 
 SHOWN = 4
 """Held-out chats that are replied to at each evaluation."""

@@ -1,8 +1,7 @@
-"""One optimizer step, over micro-batches and processes alike.
+"""One optimizer step over micro-batches and ranks, and its state in checkpoints.
 
-Loss and gradient of a step are Σ w·loss / Σ w over *all* its trained tokens, those of other ranks included; never a mean
-of means. The order: gather the micro-batches, count over all ranks, backward of sum / count, clip, finite check, update.
-So neither the size of a micro-batch nor the number of ranks changes a step.
+The loss of a step is Σ w·loss / Σ w over *all* of its supervised tokens, those of other ranks included. It is never a
+mean of means, so neither the size of a micro-batch nor the number of ranks changes a step.
 """
 
 from __future__ import annotations
@@ -10,70 +9,82 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mini_chat_gpt.checkpoints.find import OPTIMIZER, RAW, read_state
+from mini_chat_gpt.checkpoints.load import read_tensors
+from mini_chat_gpt.checkpoints.save import Snapshot, take_snapshot
 from mini_chat_gpt.common.device import Precision
 from mini_chat_gpt.common.distributed import ALONE, World
+from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import Config, ScheduleFields
 from mini_chat_gpt.data.batching import Batch, Example, blank_batch, micro_batches
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.ops.loss import LossSums
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.training.fsdp import shard
 from mini_chat_gpt.training.optim import Optimizer, clip_gradients
 from mini_chat_gpt.training.weight_average import WeightAverage
+
+Outcome = Literal["updated", "overflow", "non-finite"]
+"""Whether a step changed the weights. "overflow": the float16 loss scale was too large and has been halved.
+"non-finite": loss or gradient was NaN or infinite."""
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step was, over all ranks."""
+    """Result of one step, over all ranks."""
 
-    loss: float  # Σ w·loss / Σ w before the update: what was optimised
+    loss: float  # Σ w·loss / Σ w before the update: the optimized value
+    local_loss: float  # this rank's part of that sum
     weight: float  # Σ w
-    tokens: int  # read by the model
-    trained_tokens: int  # of them, targets
+    tokens: int  # tokens that the model has read
+    trained_tokens: int  # supervised tokens
     norm: float  # of the gradient, before clipping
-    outcome: Literal["updated", "scaled back", "accident"]
-    """"scaled back": float16 overflowed and its loss scale was halved; "accident": loss or gradient was not finite."""
-    guilty: bool = False  # in an accident: whether this rank's examples have a part in it
-    stop: int = 0  # the largest of the ranks' `stop`
+    outcome: Outcome
+    stop: int = 0  # the maximum of the ranks' `stop`
 
+    @property
+    def local_nonfinite(self) -> bool:
+        """In a non-finite step, whether examples of this rank may have caused it.
 
-@dataclass(frozen=True)
-class Gradient:
-    """What the gradients that lie in the parameters belong to; all but `own_loss` over all ranks."""
-
-    own_loss: float  # this rank's part of Σ w·loss / Σ w
-    weight: float  # Σ w
-    tokens: int
-    trained_tokens: int
-    norm: float  # before clipping
+        If all losses are finite but the gradient is not, any rank may have caused it.
+        """
+        return self.outcome == "non-finite" and (math.isfinite(self.loss) or not math.isfinite(self.local_loss))
 
 
 @dataclass
 class LossScale:
-    """Factor on the loss that keeps small float16 gradients from vanishing (Micikevicius et al. 2018, arXiv:1710.03740).
+    """Factor on the loss that keeps small float16 gradients from underflow (Micikevicius et al. 2018, arXiv:1710.03740).
 
-    A power of two, so that taking it out again is exact. Halved when a gradient overflows, doubled after 2,000 good steps.
+    It is a power of two, so dividing by it is exact. It is halved after an overflow and doubled after 2,000 finite steps.
     """
 
     value: float = 2.0**16
     good_steps: int = 0
 
-    def good(self) -> None:
+    def count_finite_step(self) -> None:
         self.good_steps += 1
         if self.good_steps == 2000:
             self.value, self.good_steps = self.value * 2, 0
 
-    def overflowed(self) -> None:
+    def back_off(self) -> None:
         self.value, self.good_steps = self.value / 2, 0
+
+    def unscale(self, model: nn.Module) -> None:
+        """Divide the model's gradients by the scale."""
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, 1 / self.value)
 
 
 class TrainStep:
-    """A model with its optimizer, spread over the processes of `world`, on `device` (default: where the model is)."""
+    """A model with its optimizer, distributed over the ranks of `world`, on `device` (default: where the model is)."""
 
     def __init__(
         self,
@@ -89,16 +100,64 @@ class TrainStep:
         self.batch_tokens, self.grad_clip = config.training.batch_tokens, config.training.grad_clip
         self.seed = config.system.seed
         self.sharded = config.system.fsdp and world.size > 1
-        self.net = self._spread(model, device or model.device)
+        self.net = self._distribute(model, device or model.device)
         self.optimizer = Optimizer(model, config.training, phase)
         self.average = WeightAverage(model, config.training.ema) if config.training.ema else None
         self.loss_scale = LossScale() if precision.needs_loss_scale else None
 
-    def _spread(self, model: GPT, device: torch.device) -> nn.Module:
-        """The model on `device`, where its shards may have room even if the whole doesn't."""
-        if self.sharded:
-            from mini_chat_gpt.checkpoints.sharded import shard
+    def train_step(
+        self,
+        examples: Sequence[Example],
+        lr_fraction: float = 1.0,
+        weight_decay: float | None = None,
+        step: int = 0,
+        stop: int = 0,
+        update: bool = True,
+    ) -> StepReport:
+        """One optimizer step on these examples and those of the other ranks. All ranks must call it together.
 
+        With `update=False` the gradients stay in the parameters and the weights do not change.
+        """
+        # Dropout depends on the seed, the step and the rank only, so a resumed run draws the same masks.
+        torch.manual_seed(((self.seed * 1_000_003 + step) * 65_537 + self.world.rank) % 2**63)
+        self.net.train()
+
+        # Gather the micro-batches, and count over all ranks before the first backward pass.
+        batches = micro_batches(examples, self.batch_size, self.batch_tokens)
+        weight, tokens, trained = self.world.sum(_counts(batches))
+        batches = self._pad_micro_batches(batches)
+
+        # Backward of sum / count. DDP and FSDP2 average gradients over ranks: the factor `world.size` makes it a sum.
+        factor = self.world.size * (self.loss_scale.value if self.loss_scale else 1.0)
+        local_loss = torch.zeros((), device=self.model.device)
+        for number, batch in enumerate(batches, 1):
+            with self._grad_sync(last=number == len(batches)):
+                part = self._forward(self.net, batch).weighted_sum / weight
+                (part * factor).backward()
+            local_loss += part.detach()
+
+        # Clip the gradient of the whole step. The norm is that of the true gradient, without the loss scale.
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(self.model)
+        norm = float(clip_gradients(self.model.parameters(), self.grad_clip))
+
+        # Finite check: loss and norm are the same on all ranks, so either all of them update or none does.
+        losses, stops = zip(*self.world.gather([float(local_loss), stop]), strict=True)
+        loss = sum(losses)
+        outcome = self._check_finite(loss, norm)
+
+        # Update, or drop the gradients of a non-finite step.
+        if update and outcome == "updated":
+            self.optimizer.step(lr_fraction, weight_decay)
+            if self.average is not None:
+                self.average.update()
+        elif update:
+            self.optimizer.zero_grad()
+        return StepReport(loss, float(local_loss), weight, int(tokens), int(trained), norm, outcome, int(max(stops)))
+
+    def _distribute(self, model: GPT, device: torch.device) -> nn.Module:
+        """The model on `device`, wrapped for several ranks. Its shards may fit there even if the whole model does not."""
+        if self.sharded:
             return shard(model, device)
         model.to(device)
         if self.world.size == 1:
@@ -108,103 +167,41 @@ class TrainStep:
             model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
         )
 
-    def step(
-        self,
-        examples: Sequence[Example],
-        lr_fraction: float = 1.0,
-        weight_decay: float | None = None,
-        number: int = 0,
-        stop: int = 0,
-    ) -> StepReport:
-        """One optimizer step on these examples and those that the other ranks give.
-
-        Random numbers within it (dropout) depend on the seed, the `number` of the step and the rank alone.
-        """
-        torch.manual_seed(((self.seed * 1_000_003 + number) * 65_537 + self.world.rank) % 2**63)
-        gradient = self.accumulate(examples)
-        losses, stops = zip(*self.world.gather([gradient.own_loss, stop]), strict=True)
-        loss, norm = sum(losses), gradient.norm
-        outcome = self._update(norm, loss, lr_fraction, weight_decay)
-        # Where every loss is finite, but not the gradient, whose it was is lost in the sum.
-        guilty = outcome == "accident" and (math.isfinite(loss) or not math.isfinite(gradient.own_loss))
-        return StepReport(
-            loss, gradient.weight, gradient.tokens, gradient.trained_tokens, norm, outcome, guilty, int(max(stops))
-        )
-
-    def accumulate(self, examples: Sequence[Example]) -> Gradient:
-        """Leave in the parameters the gradient of these examples' and the other ranks' examples' loss, clipped."""
-        batches = micro_batches(examples, self.batch_size, self.batch_tokens)
-        weight, tokens, trained = self.world.sum(
-            [
-                sum(float(batch.weights.sum()) for batch in batches),
-                sum(batch.n_tokens for batch in batches),
-                sum(len(batch.labels) for batch in batches),
-            ]
-        )
-        own_loss = self._backward(self._pad_micro_batches(batches), weight)
-        return Gradient(own_loss, weight, int(tokens), int(trained), float(self._clip()))
-
-    def _backward(self, batches: Sequence[Batch], weight: float) -> float:
-        """Gradients of Σ w·loss / `weight`; returns this rank's part of that loss."""
-        self.net.train()
-        # DDP and FSDP2 take the mean over ranks; the sum is what is meant.
-        factor = self.world.size * (self.loss_scale.value if self.loss_scale else 1.0)
-        loss = torch.zeros((), device=self.model.device)
-        for number, batch in enumerate(batches, 1):
-            with self._grad_sync(number == len(batches)):
-                sums = self._forward(self.net, batch)
-                (sums.weighted_sum / weight * factor).backward()
-            loss += sums.weighted_sum.detach() / weight
-        return float(loss)
-
     def _pad_micro_batches(self, batches: list[Batch]) -> list[Batch]:
-        """Filled up with blank ones: under FSDP2 each pass through the model is something that all ranks do together."""
+        """Append blank batches: every rank must run the same number of forward passes, because FSDP2 gathers in each."""
         most = int(max(count for (count,) in self.world.gather([len(batches)])))
         return batches + [blank_batch()] * (most - len(batches))
 
     def _grad_sync(self, last: bool) -> AbstractContextManager[object]:
-        """Gradients travel between ranks once a step, with its last micro-batch."""
+        """Context that exchanges gradients between ranks once a step, in its last micro-batch."""
         if self.sharded:
             self.net.set_requires_gradient_sync(last)  # type: ignore[operator]
         elif isinstance(self.net, DistributedDataParallel) and not last:
             return self.net.no_sync()
         return nullcontext()
 
-    def _clip(self) -> torch.Tensor:
-        """Take the loss scale out of the gradients and clip them; returns their norm before clipping."""
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        if self.loss_scale is not None:
-            torch._foreach_mul_(gradients, 1 / self.loss_scale.value)
-        return clip_gradients(self.model.parameters(), self.grad_clip)
-
-    def _update(
-        self, norm: float, loss: float, lr_fraction: float, weight_decay: float | None
-    ) -> Literal["updated", "scaled back", "accident"]:
-        """Move the weights if the gradient is finite; leave all as it was if not."""
-        if math.isfinite(norm) and math.isfinite(loss):
-            self.optimizer.step(lr_fraction, weight_decay)
-            if self.average is not None:
-                self.average.update()
-            if self.loss_scale is not None:
-                self.loss_scale.good()
-            return "updated"
-        self.optimizer.zero_grad()
-        if self.loss_scale is not None and self.loss_scale.value > 1 and math.isfinite(loss):
-            self.loss_scale.overflowed()
-            return "scaled back"
-        return "accident"
-
     def _forward(self, net: nn.Module, batch: Batch) -> LossSums:
         with self.precision.autocast(self.model.device):
             return net(batch.to(self.model.device))
 
+    def _check_finite(self, loss: float, norm: float) -> Outcome:
+        """Whether the step may update the weights; adjusts the loss scale of float16."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            if self.loss_scale is not None:
+                self.loss_scale.count_finite_step()
+            return "updated"
+        if self.loss_scale is not None and self.loss_scale.value > 1 and math.isfinite(loss):
+            self.loss_scale.back_off()  # a finite loss whose gradient overflows: a smaller scale may help
+            return "overflow"
+        return "non-finite"
+
     def averaged(self) -> AbstractContextManager[None]:
-        """Within the block the model has its averaged weights, where an average is kept."""
+        """Context in which the model has its averaged weights, if an average is kept."""
         return self.average.in_place() if self.average is not None else nullcontext()
 
     @torch.no_grad()
     def evaluate(self, examples: Sequence[Example]) -> dict[str, tuple[float, int]]:
-        """Unweighted loss of examples that all ranks are given alike, each counted once: kind -> (Σ loss, targets)."""
+        """Unweighted loss of examples, the same list on all ranks; each counts once: kind -> (Σ loss, supervised tokens)."""
         self.model.eval()
         world, kinds = self.world, sorted({example.kind for example in examples})
         batches = micro_batches(examples[world.rank :: world.size], max(8, self.batch_size), self.batch_tokens)
@@ -217,3 +214,55 @@ class TrainStep:
                 counts[kind] += len(of_kind)
         totals = world.sum([*sums.values(), *counts.values()])
         return {kind: (totals[i], int(totals[i + len(kinds)])) for i, kind in enumerate(kinds)}
+
+    # State in checkpoints
+
+    def snapshot(self, tokenizer: ChatTokenizer, info: dict[str, Any], progress: dict[str, Any]) -> Snapshot:
+        """Copies of everything that a resumed run needs, and of the model for use.
+
+        With averaged weights (`training.ema`) the model of the checkpoint is the average, because that is what was
+        evaluated. The weights that training continues with are stored in a file of their own.
+        """
+        state: dict[str, Any] = {"progress": progress}
+        files = {OPTIMIZER: self.optimizer.state_tensors()}
+        if self.loss_scale is not None:
+            state["loss_scale"] = asdict(self.loss_scale)
+        if self.average is not None:
+            state["averaged_steps"] = self.average.steps
+            files[RAW] = {name: parameter.detach().clone() for name, parameter in self.average.parameters.items()}
+        with self.averaged():
+            return take_snapshot(self.model, tokenizer, info, files, state)
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Path) -> dict[str, Any]:
+        """Load optimizer, averages and loss scale; the model must hold the checkpoint's weights already.
+
+        Returns training_state.json. Raises UserError if the checkpoint does not match the settings of this run.
+        """
+        state = read_state(checkpoint)
+        if self.average is not None:
+            averages = {name: parameter.clone() for name, parameter in self.average.parameters.items()}
+            self.average.load(averages, state.get("averaged_steps", 0))
+        if "averaged_steps" in state:  # the checkpoint's model is the average
+            parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+            raw = read_tensors(checkpoint, RAW, parameters.get)
+            for name, parameter in parameters.items():
+                parameter.copy_(raw[name])
+        if self.loss_scale is not None and "loss_scale" in state:
+            self.loss_scale = LossScale(**state["loss_scale"])
+        try:
+            self.optimizer.load_state_tensors(read_tensors(checkpoint, OPTIMIZER, self.optimizer.parameter_of))
+        except KeyError as error:
+            raise UserError(
+                f"{checkpoint}: the optimizer state does not match this run ({error}); is training.optimizer the same?"
+            ) from None
+        return state
+
+
+def _counts(batches: Sequence[Batch]) -> list[float]:
+    """[Σ w, tokens, supervised tokens] of micro-batches."""
+    return [
+        sum(float(batch.weights.sum()) for batch in batches),
+        sum(batch.n_tokens for batch in batches),
+        sum(len(batch.labels) for batch in batches),
+    ]

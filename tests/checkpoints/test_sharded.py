@@ -24,7 +24,6 @@ from mini_chat_gpt.checkpoints.load import load_model, read_tensors
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.text import generate
-from mini_chat_gpt.training.run_state import read_run_state
 
 NAME = f"step-{STEP:07d}"
 BOTH = pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -79,7 +78,7 @@ def test_all_processes_together_generate_what_the_whole_model_does(found, optimi
 
 
 def test_a_gradient_that_is_not_finite_on_one_process_is_seen_by_all(found):
-    assert found["accident"] == {"told": [2.0], "nothing changed": True}
+    assert found["non-finite step"] == {"noticed": [2.0], "nothing changed": True}
 
 
 def test_one_full_disk_is_told_by_all_and_leaves_nothing(found):
@@ -101,7 +100,7 @@ def test_a_resumed_run_goes_on_as_the_unbroken_one_which_trained_while_it_was_sa
 def test_one_process_resumes_from_shards_to_the_bit(ranks, optimizer):
     checkpoint = find_checkpoint(ranks / optimizer / "sharded")
     engine = make_engine(ALONE, True, load_model(checkpoint), optimizer=optimizer)
-    state = read_run_state(checkpoint, engine)
+    state = engine.restore(checkpoint)
     assert not engine.sharded
     assert state == {"progress": {"step": STEP}, "averaged_steps": STEP}
     assert same(state_of(engine), load_file(ranks / optimizer / "reference.safetensors"))

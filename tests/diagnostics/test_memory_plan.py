@@ -52,15 +52,14 @@ from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.common.resources import peak_memory
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.diagnostics.memory_dry_run import decode_example
-from mini_chat_gpt.training.run_state import run_snapshot
 request = json.load(sys.stdin)
 config = Config(**request["config"])
 set_up(config.system.seed, config.system.threads)
 model = GPT(GPTConfig(**request["shape"]))
 engine = TrainStep(model, config, config.sft, pick_precision("fp32", torch.device("cpu")))
 for number, step in enumerate(request["steps"]):
-    engine.step([decode_example(encoded) for encoded in step], number=number)
-    copy = run_snapshot(engine, None, {}, {})  # during the next step a slow disk is still writing it
+    engine.train_step([decode_example(encoded) for encoded in step], step=number)
+    copy = engine.snapshot(None, {}, {})  # during the next step a slow disk is still writing it
 print(peak_memory("cpu"))
 """
 

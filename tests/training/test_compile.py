@@ -159,7 +159,7 @@ def group():
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize(("how", "when"), [("ddp", "before"), ("fsdp", "after")])
 def test_a_wrapped_model_is_compiled_as_well(how, when):
-    from mini_chat_gpt.checkpoints.sharded import shard
+    from mini_chat_gpt.training.fsdp import shard
 
     def wrapped(model: GPT) -> torch.nn.Module:
         return DistributedDataParallel(model) if how == "ddp" else shard(model, CPU)

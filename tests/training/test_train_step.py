@@ -1,4 +1,4 @@
-"""One step is a true token mean; what isn't finite changes nothing; float16 finds a scale that works."""
+"""One step is a true mean over tokens; a non-finite step changes nothing; float16 finds a loss scale that works."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def make_engine(precision=None, **training) -> TrainStep:
 
 
 def gradients(engine: TrainStep, examples=EXAMPLES) -> dict[str, torch.Tensor]:
-    loss = engine.accumulate(examples).own_loss
+    loss = engine.train_step(examples, update=False).loss
     return {name: p.grad.clone() for name, p in engine.model.named_parameters()} | {"loss": torch.tensor(loss)}
 
 
@@ -44,7 +44,7 @@ def test_the_loss_is_the_weighted_mean_over_tokens_computed_plainly():
         trained = torch.from_numpy(example.loss_mask[1:])
         top += example.weight * losses[trained].sum().item()
         bottom += example.weight * int(trained.sum())
-    report = engine.step(EXAMPLES)
+    report = engine.train_step(EXAMPLES)
     assert report.weight == pytest.approx(bottom)
     assert report.loss == pytest.approx(top / bottom, rel=1e-5)
     assert report.tokens == sum(len(example.ids) for example in EXAMPLES)
@@ -73,42 +73,42 @@ def poisoned(weight: float) -> list:
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
-def test_a_step_that_is_not_finite_leaves_everything_as_it_was(weight):
+def test_a_non_finite_step_changes_nothing(weight):
     engine = make_engine(ema=0.9)
-    engine.step(EXAMPLES)
+    engine.train_step(EXAMPLES)
     before = [p.detach().clone() for p in engine.model.parameters()]
     moments = {name: value.clone() for name, value in engine.optimizer.state_tensors().items()}
-    report = engine.step(poisoned(weight))
-    assert report.outcome == "accident"
-    assert report.guilty
+    report = engine.train_step(poisoned(weight))
+    assert report.outcome == "non-finite"
+    assert report.local_nonfinite
     assert all(torch.equal(a, b) for a, b in zip(before, engine.model.parameters(), strict=True))
     assert all(torch.equal(value, moments[name]) for name, value in engine.optimizer.state_tensors().items())
     assert engine.average.steps == 1
     assert all(p.grad is None for p in engine.model.parameters())
 
 
-def test_the_loss_scale_halves_on_overflow_and_doubles_after_two_thousand_good_steps():
+def test_the_loss_scale_halves_on_overflow_and_doubles_after_two_thousand_finite_steps():
     scale = LossScale(value=8.0)
-    scale.overflowed()
+    scale.back_off()
     assert scale.value == 4
     for _ in range(1999):
-        scale.good()
+        scale.count_finite_step()
     assert scale.value == 4
-    scale.good()
+    scale.count_finite_step()
     assert scale.value == 8
 
 
-def test_a_float16_gradient_that_overflows_is_scaled_back_and_no_accident():
+def test_a_float16_overflow_halves_the_loss_scale_and_is_not_a_non_finite_step():
     engine = make_engine(Precision(torch.float16, "for the test"))
     engine.loss_scale.value = 2.0**40
     before = [p.detach().clone() for p in engine.model.parameters()]
     outcomes = []
     while not outcomes or outcomes[-1] != "updated":
-        report = engine.step(EXAMPLES)
+        report = engine.train_step(EXAMPLES)
         outcomes.append(report.outcome)
-        if report.outcome == "scaled back":
+        if report.outcome == "overflow":
             assert all(torch.equal(a, b) for a, b in zip(before, engine.model.parameters(), strict=True))
-    assert "accident" not in outcomes
+    assert "non-finite" not in outcomes
     assert len(outcomes) > 3
     assert engine.loss_scale.value < 2.0**38
 
@@ -121,25 +121,25 @@ def test_the_loss_scale_does_not_change_the_gradient():
         assert torch.equal(gradient, plain[name])
 
 
-def test_random_numbers_of_a_step_depend_on_its_number_alone():
-    drawn = []
+def test_random_numbers_of_a_step_depend_on_its_number_only():
+    draws = []
     for history in ([3], [1, 2, 3]):
         engine = make_engine()
         for number in history:
-            engine.step(EXAMPLES, number=number)
-        drawn.append(torch.rand(3).tolist())
-    assert drawn[0] == drawn[1]
+            engine.train_step(EXAMPLES, step=number)
+        draws.append(torch.rand(3).tolist())
+    assert draws[0] == draws[1]
 
 
-def test_gradients_travel_between_processes_once_a_step(tmp_path):
+def test_gradients_are_exchanged_between_ranks_once_per_step(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
     try:
         engine = make_engine(batch_size=2, grad_clip=0.0)
         plain = gradients(engine)
-        engine.net, travels = DistributedDataParallel(engine.model), []
+        engine.net, exchanges = DistributedDataParallel(engine.model), []
 
         def count(_state, bucket):
-            travels.append(bucket.index())
+            exchanges.append(bucket.index())
             future = torch.futures.Future()
             future.set_result(bucket.buffer())
             return future
@@ -149,6 +149,6 @@ def test_gradients_travel_between_processes_once_a_step(tmp_path):
         for name, gradient in gradients(engine).items():
             torch.testing.assert_close(gradient, plain[name])
         assert len(micro_batches(EXAMPLES, 2)) == 4
-        assert travels == sorted(set(travels))  # every bucket once
+        assert exchanges == sorted(set(exchanges))  # every bucket once
     finally:
         dist.destroy_process_group()

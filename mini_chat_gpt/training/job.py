@@ -1,0 +1,140 @@
+"""Records of a training run: what to train and on what (`Job`), where the run stands (`Progress`), and its result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mini_chat_gpt.config import ScheduleFields, current_metric_name
+from mini_chat_gpt.data.batching import Example
+from mini_chat_gpt.data.step_loader import ExampleDataset
+from mini_chat_gpt.model import GPT
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+
+Metrics = dict[str, float]
+Callback = Callable[[Any, int, Metrics], None]
+"""Called on rank 0 with (trainer, step, metrics) whenever metrics are logged."""
+SMOOTHING = 0.02
+"""Weight of the newest loss in the smoothed loss."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run with its own examples: a stage of the curriculum. Options that are None are those of the run."""
+
+    share: float  # fraction of the run's steps
+    source: ExampleDataset
+    tokens_per_step: int | None = None
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that distinguishes one kind of training from another."""
+
+    name: str  # "pretrain" or "sft": the prefix of metrics, stored in checkpoints
+    phase: ScheduleFields
+    source: ExampleDataset
+    validation: Sequence[Example]
+    # Returns text to show at each evaluation, for example replies to a few held-out prompts.
+    show: Callable[[GPT], str] | None = None
+    stages: Sequence[Stage] = ()
+    """Curriculum stages, which come before `source`."""
+    files: Sequence[Path] = ()
+    """The text files that the examples are made from."""
+    measure: Callable[[GPT], Metrics] | None = None
+    """Returns scores at each evaluation, higher is better, with names such as "eval/moral/exact"."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job with the model and the tokenizer that it trains."""
+
+    job: Job
+    model: GPT  # on the CPU
+    tokenizer: ChatTokenizer
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` returns."""
+
+    folder: Path
+    steps: int
+    train_loss: float  # over the last logging interval
+    val_losses: Metrics = field(default_factory=dict)  # "val_loss" and "val_loss/KIND" of the last evaluation
+    scores: Metrics = field(default_factory=dict)  # "eval/KIND/METRIC" of the last evaluation
+    seconds: float = 0.0
+    stopped: str = ""  # "SIGINT", "SIGTERM" or "time limit" if the run stopped before its last step
+
+
+@dataclass
+class Window:
+    """Sums since metrics were last logged. Their ratio is a true mean over tokens."""
+
+    loss_sum: float = 0.0
+    weight: float = 0.0
+    tokens: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    waiting: float = 0.0  # part of `seconds` spent waiting for examples
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / self.weight if self.weight else float("nan")
+
+    @property
+    def waiting_fraction(self) -> float:
+        return self.waiting / self.seconds if self.seconds else 0.0
+
+    def per_second(self, tokens: int) -> float:
+        return tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass
+class Progress:
+    """The position of a run. Every checkpoint stores it."""
+
+    step: int = 0  # optimizer steps done, non-finite steps included
+    cursor: int = 0  # example indices consumed
+    tokens: int = 0  # tokens that the model has read
+    trained_tokens: int = 0  # supervised tokens
+    seconds: float = 0.0  # spent in steps
+    smoothed_loss: float | None = None
+    best: list[float] | None = None  # rank key of the best evaluation, see `Evaluation.rank_key`
+    best_metric: str | None = None  # the metric that `best` was computed from
+    evaluations_since_best: int = 0
+    nonfinite_steps: int = 0  # steps with a non-finite loss or gradient
+    nonfinite_steps_in_a_row: int = 0
+    planned_steps: int | None = None  # number of steps that a time budget allowed
+    window: Window = field(default_factory=Window)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Progress:
+        """Progress from training_state.json, also with the names that earlier versions wrote."""
+        renamed = {"best_by": "best_metric", "accidents": "nonfinite_steps"}
+        renamed |= {"accidents_in_a_row": "nonfinite_steps_in_a_row"}
+        fields = {renamed.get(name, name): value for name, value in values.items()}
+        fields["best_metric"] = current_metric_name(fields.get("best_metric"))
+        return cls(**fields | {"window": Window(**fields["window"])})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of one evaluation."""
+
+    losses: Metrics  # "val_loss", and "val_loss/KIND" if there are several kinds
+    scores: Metrics = field(default_factory=dict)  # "eval/KIND/METRIC": higher is better
+    samples: str = ""  # text to show
+
+    def score(self, best_metric: str) -> float:
+        """The value by which evaluations are compared: the named score or the negative loss. Higher is better."""
+        return -self.losses[best_metric] if best_metric in self.losses else self.scores[best_metric]
+
+    def rank_key(self, best_metric: str) -> list[float]:
+        """Sort key of evaluations: `score`, then the validation loss. Non-finite values rank last."""
+        values = (self.score(best_metric), -self.losses["val_loss"])
+        return [value if math.isfinite(value) else -math.inf for value in values]
