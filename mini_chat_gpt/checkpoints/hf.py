@@ -1,8 +1,7 @@
-"""Our native family in Hugging Face's words: config.json and parameter names of `LlamaForCausalLM`, both ways.
+"""Mappings between our native family and Hugging Face's `LlamaForCausalLM`: config.json and parameter names, both ways.
 
-Pure mappings without files. The promise: what `to_hf_config` and `to_hf_state` give is what `transformers` (4.56 on,
-and 5) loads as this very model, and `from_hf_config(to_hf_config(c, t))` is the same architecture with its defaults
-spelled out.
+`transformers` (4.56 and later) loads the results of `to_hf_config` and `to_hf_state` as the same model.
+`from_hf_config(to_hf_config(config, tokenizer))` is the same architecture with explicit defaults. No files are involved.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ EMBEDDING = "embed_tokens.weight"
 
 
 def why_not_llama(config: GPTConfig) -> str | None:
-    """What `transformers`' Llama can't express of this architecture, or None when it holds it as it is."""
+    """Why `transformers`' Llama can't express this architecture, or None if it can."""
     if not config.is_llama:
         return "it is not RMSNorm, rotary positions and SwiGLU alone"
     if config.bias != config.qkv_bias:
@@ -35,7 +34,7 @@ def why_not_llama(config: GPTConfig) -> str | None:
 
 
 def to_hf_config(config: GPTConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """`config.json` of this model. Raises ValueError for one that Llama can't hold (see `why_not_llama`)."""
+    """The contents of config.json. Raises ValueError for a model that Llama can't express (see `why_not_llama`)."""
     if reason := why_not_llama(config):
         raise ValueError(f"this model can't be written as a Hugging Face Llama: {reason}")
     return {
@@ -51,7 +50,7 @@ def to_hf_config(config: GPTConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": config.context_length,
         "rms_norm_eps": config.norm_eps,
-        # transformers 5 turns these two into its `rope_parameters`; older readers know nothing else.
+        # transformers 5 converts these two to `rope_parameters`; older versions know only these.
         "rope_theta": config.rope_theta,
         "rope_scaling": config.rope_scaling,
         "attention_bias": config.qkv_bias,
@@ -66,71 +65,71 @@ def to_hf_config(config: GPTConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
 
 
 def _special_ids(tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """Begin, end and padding; several stop ids become a list, the one that ends a reply first."""
-    ends_reply = tokenizer.control.get("<|endoftext|>")
-    stops = sorted(tokenizer.stop_ids, key=lambda stop: (stop != ends_reply, stop))
+    """BOS, EOS and padding. Several stop ids become a list that begins with the one that ends a reply."""
+    end_of_text = tokenizer.control.get("<|endoftext|>")
+    stops = sorted(tokenizer.stop_ids, key=lambda stop: (stop != end_of_text, stop))
     return {
-        # As in GPT-2, the token that ends a document begins the next one where there is no BOS.
-        "bos_token_id": ends_reply if tokenizer.bos_id is None else tokenizer.bos_id,
+        # Without a BOS token, the token that ends a document also begins the next one, as in GPT-2.
+        "bos_token_id": end_of_text if tokenizer.bos_id is None else tokenizer.bos_id,
         "eos_token_id": stops[0] if len(stops) == 1 else stops or None,
-        # A padding id would make PyTorch's embedding leave that row out of training; the tokenizer's files name one.
+        # A padding id would exclude that row of the embedding from training. The tokenizer's files name one.
         "pad_token_id": None,
     }
 
 
-def from_hf_config(given: Mapping[str, Any]) -> GPTConfig:
-    """The architecture of a Llama's `config.json`, written by any version of `transformers` or by us.
+def from_hf_config(hf_config: Mapping[str, Any]) -> GPTConfig:
+    """Read the architecture from a Llama's config.json, written by any version of `transformers` or by us.
 
-    Keys that are absent mean what `transformers` takes them to mean. Raises UserError for another kind of model.
+    Missing keys have the defaults of `transformers`. Raises UserError for another model type.
     """
-    kind = given.get("model_type")
-    if kind != "llama":
-        raise UserError(f"config.json describes a model of type {kind!r}; only 'llama' can be read.")
-    if (activation := given.get("hidden_act", "silu")) != "silu":
+    model_type = hf_config.get("model_type")
+    if model_type != "llama":
+        raise UserError(f"config.json describes a model of type {model_type!r}; only 'llama' can be read.")
+    if (activation := hf_config.get("hidden_act", "silu")) != "silu":
         raise UserError(f"config.json has hidden_act {activation!r}; only 'silu' can be read.")
-    biased = bool(given.get("attention_bias", False))
-    if biased != bool(given.get("mlp_bias", False)):
-        raise UserError("config.json has attention_bias and mlp_bias unequal; only both or neither can be read.")
-    theta, scaling = _rope(given)
+    biased = bool(hf_config.get("attention_bias", False))
+    if biased != bool(hf_config.get("mlp_bias", False)):
+        raise UserError("config.json has different values of attention_bias and mlp_bias; only equal values can be read.")
+    theta, scaling = _rope(hf_config)
     try:
         return GPTConfig(
-            vocab_size=given["vocab_size"],
-            context_length=given["max_position_embeddings"],
-            n_layer=given["num_hidden_layers"],
-            n_head=given["num_attention_heads"],
-            n_kv_head=given.get("num_key_value_heads"),
-            n_embd=given["hidden_size"],
-            head_dim=given.get("head_dim"),
-            intermediate_size=given["intermediate_size"],
-            norm_eps=given.get("rms_norm_eps", 1e-6),
+            vocab_size=hf_config["vocab_size"],
+            context_length=hf_config["max_position_embeddings"],
+            n_layer=hf_config["num_hidden_layers"],
+            n_head=hf_config["num_attention_heads"],
+            n_kv_head=hf_config.get("num_key_value_heads"),
+            n_embd=hf_config["hidden_size"],
+            head_dim=hf_config.get("head_dim"),
+            intermediate_size=hf_config["intermediate_size"],
+            norm_eps=hf_config.get("rms_norm_eps", 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
             bias=biased,
             qkv_bias=biased,
-            tie_embeddings=given.get("tie_word_embeddings", False),
+            tie_embeddings=hf_config.get("tie_word_embeddings", False),
         )
     except KeyError as error:
-        raise UserError(f"config.json lacks {error.args[0]!r}, without which a Llama can't be built.") from None
+        raise UserError(f"config.json lacks {error.args[0]!r}, which is required.") from None
     except ValidationError as error:
         first = error.errors()[0]
         what = "".join(f"{part}: " for part in first["loc"]) + first["msg"].removeprefix("Value error, ")
-        raise UserError(f"config.json describes no possible model ({what}).") from None
+        raise UserError(f"config.json describes an impossible model ({what}).") from None
 
 
-def _rope(given: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    """Theta and scaling from transformers 5's `rope_parameters`, or from `rope_theta` and `rope_scaling` before it."""
-    parameters = dict(given.get("rope_scaling") or given.get("rope_parameters") or {})
-    theta = parameters.pop("rope_theta", given.get("rope_theta") or 10000.0)
+def _rope(hf_config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
+    """Theta and scaling, from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling` (before)."""
+    parameters = dict(hf_config.get("rope_scaling") or hf_config.get("rope_parameters") or {})
+    theta = parameters.pop("rope_theta", hf_config.get("rope_theta") or 10000.0)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):
-        raise UserError(f"config.json scales rotary positions by {kind!r}; only 'linear' and 'llama3' can be read.")
-    if parameters.pop("partial_rotary_factor", given.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise UserError("config.json turns only a part of each head (partial_rotary_factor); that is not supported.")
+        raise UserError(f"config.json has rope_type {kind!r}; only 'linear' and 'llama3' can be read.")
+    if parameters.pop("partial_rotary_factor", hf_config.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise UserError("config.json rotates only a part of each head (partial_rotary_factor); that is not supported.")
     return theta, None if kind == "default" else parameters
 
 
 def to_hf_state(state: Mapping[str, torch.Tensor], config: GPTConfig) -> dict[str, torch.Tensor]:
-    """Our parameter names to Hugging Face's: `model.` before all but the head, which a tied model leaves out."""
+    """Rename our parameters to Hugging Face's: `model.` before all but the head. A tied head is omitted."""
     return {
         name if name == HEAD else f"model.{name}": tensor
         for name, tensor in state.items()
@@ -139,14 +138,14 @@ def to_hf_state(state: Mapping[str, torch.Tensor], config: GPTConfig) -> dict[st
 
 
 def from_hf_state(state: Mapping[str, torch.Tensor], config: GPTConfig) -> dict[str, torch.Tensor]:
-    """Hugging Face's parameter names to ours; a tied head is the embedding itself.
+    """Rename Hugging Face's parameters to ours; a tied head is the embedding itself.
 
-    Only names change: what is missing or superfluous is for `load_state_dict(strict=True)` to find.
+    This does not check for missing or unexpected parameters; `load_state_dict(strict=True)` does.
     """
     ours = {
         name.removeprefix("model."): tensor
         for name, tensor in state.items()
-        if not name.endswith("rotary_emb.inv_freq")  # a constant that old versions saved
+        if not name.endswith("rotary_emb.inv_freq")  # a constant that old versions of transformers saved
     }
     if config.tie_embeddings and EMBEDDING in ours:
         ours[HEAD] = ours[EMBEDDING]

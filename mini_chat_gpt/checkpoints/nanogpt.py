@@ -1,7 +1,7 @@
-"""nanoGPT's `ckpt.pt`: what torch.save made of {"model": state_dict, "model_args": {...}, ...}.
+"""Read nanoGPT's `ckpt.pt`, a file of torch.save with {"model": state_dict, "model_args": {...}, ...}.
 
-GPT-2's architecture with exact GELU, with or without biases. Tensors and plain values are read, code never is; every
-tensor must be there with its shape, and none be left over, so that a variant of nanoGPT is refused and not misread.
+The architecture is GPT-2's with exact GELU, with or without biases. Only tensors and plain values are read, never code. All
+tensors must be present with the expected shapes and no others, so that a variant of nanoGPT is rejected instead of misread.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 ARGUMENTS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 KNOWN_ARGUMENTS = {*ARGUMENTS, "bias", "dropout"}
-# Tables are padded to a round number of rows (50,257 to 50,304); more than this is another tokenizer.
-MOST_PADDING = 1024
+# Tables are padded to a round number of rows (50,257 to 50,304). A larger difference means another tokenizer.
+MAX_PADDING = 1024
 
 
 def read_nanogpt(
     source: Path, tokenizer: str | Path | None
 ) -> tuple[GPTConfig, dict[str, torch.Tensor], ChatTokenizer]:
-    """Architecture, our state_dict (less a tied head) and tokenizer of nanoGPT's `ckpt.pt`.
+    """Read the architecture, our state_dict (without a tied head) and the tokenizer of nanoGPT's `ckpt.pt`.
 
-    `tokenizer` is anything that `ChatTokenizer.load` takes, None GPT-2's. Raises UserError.
+    `tokenizer` is anything that `ChatTokenizer.load` accepts, or None for GPT-2's. Raises UserError.
     """
     arguments, tensors = _contents(source, _unpickle(source))
     config = _config(source, arguments, tensors)
-    matching = _tokenizer(source, config.vocab_size, tokenizer)
-    return config, _state(source, config, tensors), matching
+    loaded_tokenizer = _tokenizer(source, config.vocab_size, tokenizer)
+    return config, _state(source, config, tensors), loaded_tokenizer
 
 
 def _unpickle(source: Path) -> Any:
-    """What torch.save wrote, tensors and plain values only; mapped into memory, so the optimizer's are never read."""
+    """Load tensors and plain values only. The file is memory-mapped, so the optimizer's tensors are never read."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a pickle has an unusual protocol: it is read or refused below
+            warnings.simplefilter("ignore")  # about unusual pickle protocols: the file is read or rejected below
             return torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
     except OSError:
         raise
-    except Exception as error:  # torch raises whatever the damaged or hostile bytes lead to
+    except Exception as error:  # damaged or malicious bytes make torch raise any exception
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code is None:
-            raise UserError(f"{source} is cut short, damaged or not written by torch.save; get it again.") from None
+            raise UserError(f"{source} is truncated, damaged or not written by torch.save; download it again.") from None
         raise UserError(
-            f"{source} holds pickled Python code ({code[1]}), which is never run here; if you trust its origin, save "
-            "its `model` (a state_dict) and `model_args` alone with torch.save and import that."
+            f"{source} contains pickled Python code ({code[1]}), which is never run here; if you trust its origin, save "
+            "only its `model` (a state_dict) and `model_args` with torch.save and import that."
         ) from None
 
 
 def _contents(source: Path, checkpoint: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """`model_args`, and the weights without torch.compile's prefix and the causal masks that some versions save."""
+    """Return `model_args`, and the weights without torch.compile's prefix and the causal masks that some versions save."""
     parts: list[Any] = [checkpoint.get(key) for key in ("model_args", "model")] if isinstance(checkpoint, dict) else []
     if not parts or not all(isinstance(part, Mapping) for part in parts):
         raise UserError(
@@ -65,10 +65,10 @@ def _contents(source: Path, checkpoint: Any) -> tuple[dict[str, Any], dict[str, 
         )
     arguments, weights = (dict(part) for part in parts)
     if "n_kv_heads" in arguments or "dim" in arguments:
-        raise UserError(f"{source} is a training checkpoint of llama2.c; import the .bin that export.py makes of it.")
+        raise UserError(f"{source} is a training checkpoint of llama2.c; import the .bin that export.py makes from it.")
     for key in ARGUMENTS:
         if not isinstance(arguments.get(key), int):
-            raise UserError(f"{source}: model_args[{key!r}] is {arguments.get(key)!r}, not a number as in nanoGPT's.")
+            raise UserError(f"{source}: model_args[{key!r}] is {arguments.get(key)!r}, not an integer as in nanoGPT.")
     unknown = [key for key, value in arguments.items() if key not in KNOWN_ARGUMENTS and not _is_off(value)]
     if unknown:
         raise UserError(f"{source}: nanoGPT has no {unknown[0]!r} in model_args; a variant of it can't be imported.")
@@ -83,8 +83,8 @@ def _is_off(value: Any) -> bool:
 def _config(source: Path, arguments: dict[str, Any], tensors: dict[str, torch.Tensor]) -> GPTConfig:
     layers = len({name.split(".")[2] for name in tensors if name.startswith("transformer.h.")})
     if layers != arguments["n_layer"]:
-        raise UserError(f"{source}: model_args says {arguments['n_layer']} layers, `model` has {layers}; get it again.")
-    bias = "transformer.ln_f.bias" in tensors  # the first versions had no argument for it
+        raise UserError(f"{source}: model_args says {arguments['n_layer']} layers, but `model` has {layers}; download it again.")
+    bias = "transformer.ln_f.bias" in tensors  # the first versions have no argument for it
     head, embedding = tensors.get("lm_head.weight"), tensors.get("transformer.wte.weight")
     untied = isinstance(head, torch.Tensor) and isinstance(embedding, torch.Tensor) and not torch.equal(head, embedding)
     return GPTConfig(
@@ -104,7 +104,7 @@ def _config(source: Path, arguments: dict[str, Any], tensors: dict[str, torch.Te
 
 
 def _parts(config: GPTConfig) -> list[tuple[str, tuple[str, ...], tuple[int, ...]]]:
-    """nanoGPT's modules: its name, ours (several where it fuses them), shape of the weight."""
+    """nanoGPT's modules: its name, our names (several for a fused module), and the shape of the weight."""
     width, inner = config.n_embd, config.mlp_size
     parts: list[tuple[str, tuple[str, ...], tuple[int, ...]]] = [
         ("transformer.wte", ("embed_tokens",), (config.vocab_size, width)),
@@ -128,41 +128,41 @@ def _parts(config: GPTConfig) -> list[tuple[str, tuple[str, ...], tuple[int, ...
 
 
 def _state(source: Path, config: GPTConfig, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our state_dict; every tensor must be there with its shape, and none be left over."""
-    left, state = dict(tensors), {}
+    """Our state_dict. Raises UserError for missing and unexpected tensors and for wrong shapes."""
+    remaining, state = dict(tensors), {}
     if config.tie_embeddings:
-        left.pop("lm_head.weight", None)
+        remaining.pop("lm_head.weight", None)
     for theirs, ours, shape in _parts(config):
         without_bias = theirs in ("transformer.wte", "transformer.wpe", "lm_head")
         for kind, expected in [("weight", shape), ("bias", shape[:1])]:
             if kind == "bias" and (without_bias or not config.bias):
                 continue
-            tensor = left.pop(f"{theirs}.{kind}", None)
+            tensor = remaining.pop(f"{theirs}.{kind}", None)
             if not isinstance(tensor, torch.Tensor) or tensor.shape != expected:
-                found = list(tensor.shape) if isinstance(tensor, torch.Tensor) else "missing"
+                actual = list(tensor.shape) if isinstance(tensor, torch.Tensor) else "missing"
                 raise UserError(
-                    f"{source}: {theirs}.{kind} is {found} where model_args asks for {list(expected)}; the file is "
-                    "damaged or of a variant of nanoGPT."
+                    f"{source}: {theirs}.{kind} is {actual}, but model_args requires {list(expected)}; the file is "
+                    "damaged or from a variant of nanoGPT."
                 )
             for name, piece in zip(ours, tensor.chunk(len(ours)), strict=True):
                 state[f"{name}.{kind}"] = piece.to(torch.float32, copy=True)
-    if left:
-        raise UserError(f"{source}: nanoGPT has no {next(iter(left))}; a variant of it can't be imported.")
+    if remaining:
+        raise UserError(f"{source}: nanoGPT has no {next(iter(remaining))}; a variant of it can't be imported.")
     return state
 
 
-def _tokenizer(source: Path, vocab_size: int, given: str | Path | None) -> ChatTokenizer:
+def _tokenizer(source: Path, vocab_size: int, path: str | Path | None) -> ChatTokenizer:
     command = f"`mini-chat-gpt import {source} FOLDER --tokenizer FILE`"
     try:
-        tokenizer = ChatTokenizer.load("gpt2" if given is None else given)
+        tokenizer = ChatTokenizer.load("gpt2" if path is None else path)
     except UserError as error:
-        if given is not None:
+        if path is not None:
             raise
         raise UserError(f"{source} needs GPT-2's tokenizer: {error} Name it: {command}.") from None
-    if not 0 <= vocab_size - tokenizer.vocab_size < MOST_PADDING:
+    if not 0 <= vocab_size - tokenizer.vocab_size < MAX_PADDING:
         raise UserError(
-            f"{source} has a table of {vocab_size} tokens, but the tokenizer {given or 'gpt2'} has "
-            f"{tokenizer.vocab_size}; name the one it was trained with: {command} (a character-level model has none "
-            "that can be read here)."
+            f"{source} has a table of {vocab_size} tokens, but the tokenizer {path or 'gpt2'} has "
+            f"{tokenizer.vocab_size}; name the one it was trained with: {command} (the tokenizers of character-level "
+            "models are not supported)."
         )
     return tokenizer

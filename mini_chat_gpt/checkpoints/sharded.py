@@ -1,13 +1,10 @@
-"""A model in shards: over the processes of a run (FSDP2), and in the files of its checkpoints.
+"""Sharded checkpoints (FSDP2): each process writes its rows of every tensor, and no process ever holds all of them.
 
-Each process keeps its rows of every weight, gradient and optimizer state. What a block computes with comes together from all
-of them when it computes, and goes again. In a checkpoint each process writes its rows, and nobody ever holds them all:
+    model/shard-00001-model-00001-of-00001.safetensors   the rows of the first process, and their offsets
+    optimizer/…  raw_weights/…                           like the files of the same names in other checkpoints
 
-    model/shard-00001-model-00001-of-00001.safetensors   the rows of the first process, and where they belong
-    optimizer/…  raw_weights/…                           as the files of the same names in other checkpoints
-
-These are `torch.distributed.checkpoint`'s files in its safetensors form: nothing in them is unpickled. They are read on any
-number of processes, in shards or whole.
+The files are those of `torch.distributed.checkpoint` in its safetensors format; nothing in them is pickled. They can be read
+on any number of processes, sharded or unsharded.
 """
 
 from __future__ import annotations
@@ -28,15 +25,15 @@ from mini_chat_gpt.common.files import complete, draft_of, readable_disk_errors
 
 Tensors = dict[str, torch.Tensor]
 Like = Callable[[str], torch.Tensor | None]
-"""The tensor of this run that a saved one of that name is meant for, if there is one."""
+"""Returns the current tensor with the given name, if there is one; a sharded one decides how the saved one is loaded."""
 
 
 def write_together(
     folder: Path, files: Mapping[str, Tensors], write_rest: Callable[[Path], None], world: World
 ) -> None:
-    """Write a checkpoint folder, whole or not at all: each process its shards of `files`, the first one what is left.
+    """Write a checkpoint folder atomically. Each process writes its shards of `files`, the first one also everything else.
 
-    All processes of `world` call this together, and all of them raise UserError if one of their disks refuses.
+    All processes of `world` must call this, and all of them raise UserError if one of their disks refuses.
     """
     from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter, save
 
@@ -47,15 +44,14 @@ def write_together(
         with readable_disk_errors(folder):
             for name, tensors in files.items():
                 writer = HuggingFaceStorageWriter(str(shards_of(draft, name)), save_distributed=True)
-                writer.per_thread_copy_ahead = (
-                    0  # all is on the CPU already; a GPU's stream would be the first GPU's here
-                )
+                # All tensors are on the CPU already. Copying ahead would use a stream of the first GPU.
+                writer.per_thread_copy_ahead = 0
                 try:
                     save(tensors, storage_writer=writer, process_group=world.group)
                 except CheckpointException as error:
                     raise _first_failure(error) from None
-        own = len(list(draft.glob(f"*/shard-{world.rank + 1:05d}-*")))
-        n_files = int(world.sum([own])[0])
+        n_own = len(list(draft.glob(f"*/shard-{world.rank + 1:05d}-*")))
+        n_files = int(world.sum([n_own])[0])
         if problem := world.broadcast(lambda: _complete(draft, folder, write_rest, n_files)):
             raise UserError(problem)
     finally:
@@ -64,7 +60,7 @@ def write_together(
 
 
 def _complete(draft: Path, folder: Path, write_rest: Callable[[Path], None], n_files: int) -> str:
-    """Add what isn't in shards and give the folder its name; returns what went wrong."""
+    """Add the files that are not sharded and give the folder its final name. Returns the error message, or "" on success."""
     try:
         with readable_disk_errors(folder):
             _await_shards(draft, n_files)
@@ -75,77 +71,78 @@ def _complete(draft: Path, folder: Path, write_rest: Callable[[Path], None], n_f
     return ""
 
 
-PATIENCE = 60.0  # seconds; a network's file system may show what other machines wrote a little later
+TIMEOUT = 60.0  # seconds; on a network file system, files of other machines may appear with a delay
 
 
 def _await_shards(draft: Path, n_files: int) -> None:
-    """Until the files of all processes are seen here. Raises UserError if they don't come."""
-    deadline = time.monotonic() + PATIENCE
-    while (seen := len(list(draft.glob("*/shard-*")))) < n_files:
+    """Wait until the files of all processes are visible here. Raises UserError after a timeout."""
+    deadline = time.monotonic() + TIMEOUT
+    while (n_visible := len(list(draft.glob("*/shard-*")))) < n_files:
         if time.monotonic() > deadline:
             raise UserError(
-                f"Only {seen} of the {n_files} files that the processes wrote are seen in {draft.parent}: a model in shards "
-                "needs its run folder on a disk that all machines share; set save_dir to one."
+                f"Only {n_visible} of the {n_files} files that the processes wrote are visible in {draft.parent}: a sharded "
+                "model needs its run folder on a disk that all machines share; set save_dir to one."
             )
         time.sleep(0.5)
 
 
 def shards_of(folder: Path, name: str) -> Path:
-    """Where the shards of what is elsewhere the file `name` of a checkpoint lie."""
+    """The folder with the shards of what is the file `name` in an unsharded checkpoint."""
     return folder / Path(name).stem
 
 
 def read_shards(folder: Path, like: Like) -> Tensors:
-    """The tensors whose shards lie in `folder`: each process reads for itself, and only what it needs.
+    """Read the tensors whose shards are in `folder`. Each process reads independently, and only what it needs.
 
-    Where `like` gives a tensor in shards the result is in shards like it, else whole and on the CPU. Raises ValueError if
-    rows are missing.
+    If `like` returns a sharded tensor for a name, the result is sharded like it, otherwise it is a complete tensor on the CPU.
+    Raises ValueError if rows are missing.
     """
     from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, TensorStorageMetadata, load
 
     reader = HuggingFaceStorageReader(str(folder))
-    found: Tensors = {}
-    for name, facts in reader.read_metadata().state_dict_metadata.items():
-        assert isinstance(facts, TensorStorageMetadata)
-        if sum(prod(chunk.sizes) for chunk in facts.chunks) != prod(facts.size):
+    tensors: Tensors = {}
+    for name, metadata in reader.read_metadata().state_dict_metadata.items():
+        assert isinstance(metadata, TensorStorageMetadata)
+        if sum(prod(chunk.sizes) for chunk in metadata.chunks) != prod(metadata.size):
             raise ValueError(f"rows of {name} are missing")
-        found[name] = _room_for(facts.size, facts.properties.dtype, like(name))
+        tensors[name] = _empty_like(metadata.size, metadata.properties.dtype, like(name))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # each for itself is what is meant
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # reading independently is intended
         try:
-            load(found, storage_reader=reader, no_dist=True)
+            load(tensors, storage_reader=reader, no_dist=True)
         except CheckpointException as error:
             raise _first_failure(error) from None
-    return found
+    return tensors
 
 
 def _first_failure(error: BaseException) -> BaseException:
-    """What happened to one of the processes (to say so `torch.distributed.checkpoint` has an exception of its own)."""
+    """The original exception of one process, which `torch.distributed.checkpoint` wraps in its own."""
     failures: dict[int, tuple[BaseException, object]] = error.failures  # type: ignore[attr-defined]
     return failures[min(failures)][0]
 
 
 def read_file(path: Path, like: Like) -> Tensors:
-    """The same from an ordinary safetensors file."""
-    found: Tensors = {}
+    """Like `read_shards`, from an unsharded safetensors file."""
+    tensors: Tensors = {}
     with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 (it is no mapping)
-            whole, target = file.get_tensor(name), like(name)
-            found[name] = whole if target is None else _distributed(whole, target)
-    return found
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            tensor, target = file.get_tensor(name), like(name)
+            tensors[name] = tensor if target is None else _distributed(tensor, target)
+    return tensors
 
 
-def _distributed(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """In shards as `like` is, if it is and has the same shape."""
-    room = _room_for(whole.shape, whole.dtype, like)
-    if not is_dtensor(room):
-        return whole
+def _distributed(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Shard `tensor` like `like`, if that is sharded and has the same shape."""
+    result = _empty_like(tensor.shape, tensor.dtype, like)
+    if not is_dtensor(result):
+        return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return room.copy_(distribute_tensor(whole, room.device_mesh, room.placements, src_data_rank=None))  # type: ignore[attr-defined]
+    return result.copy_(distribute_tensor(tensor, result.device_mesh, result.placements, src_data_rank=None))  # type: ignore[attr-defined]
 
 
-def _room_for(shape: torch.Size, dtype: torch.dtype, like: torch.Tensor | None) -> torch.Tensor:
+def _empty_like(shape: torch.Size, dtype: torch.dtype, like: torch.Tensor | None) -> torch.Tensor:
+    """An uninitialized tensor to load into: sharded like `like` if that is sharded and has this shape, else on the CPU."""
     if like is not None and is_dtensor(like) and like.shape == shape:
         return torch.empty_like(like, dtype=dtype, requires_grad=False)
     return torch.empty(shape, dtype=dtype)

@@ -82,7 +82,7 @@ def transformers_llama(tensors: dict[str, torch.Tensor], sizes: dict[str, int], 
     )
     even_then_odd = torch.cat([torch.arange(0, size, 2), torch.arange(1, size, 2)])
 
-    def halves(weight):  # the order of a head's rows that Hugging Face's rotary positions want
+    def halves(weight):  # the order of a head's rows in Hugging Face's RoPE
         return weight.unflatten(0, (-1, size))[:, even_then_odd].flatten(0, 1)
 
     state = {"model.embed_tokens.weight": tensors["token_embedding"], "model.norm.weight": tensors["rms_final"]}
@@ -147,41 +147,41 @@ def test_llama2c_version_1_holds_the_same_model_as_the_original_format(tmp_path,
     assert all(torch.equal(tensor, new.state_dict()[name]) for name, tensor in old.state_dict().items())
 
 
-def test_a_width_of_640_is_not_taken_for_a_pickle(tmp_path):
+def test_a_width_of_640_is_not_mistaken_for_a_pickle(tmp_path):
     sizes = SIZES | {"dim": 640, "n_layers": 1}
     write_llama2c(tmp_path / "model.bin", sizes)
     assert import_model(tmp_path / "model.bin")[0].config.n_embd == 640
 
 
-def test_the_tokenizer_of_the_models_size_is_chosen_among_those_beside_it(model_file):
+def test_the_tokenizer_with_the_models_vocabulary_size_is_chosen(model_file):
     write_tokenizer(model_file.parent / "tok260.bin", 260)
     (model_file.parent / "tok999.bin").write_bytes(b"no tokenizer at all")
     assert import_model(model_file)[1].vocab_size == 265
 
 
-def test_importing_draws_no_random_numbers(model_file):
+def test_importing_uses_no_random_numbers(model_file):
     state = torch.get_rng_state()
     import_model(model_file)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def refused(source, message: str, tokenizer=None) -> None:
+def check_error(source, message: str, tokenizer=None) -> None:
     with pytest.raises(UserError, match=message) as caught:
         import_model(source, tokenizer)
     assert str(source) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_truncated_llama2c_file_is_refused_with_its_expected_and_found_size(model_file):
+def test_a_truncated_llama2c_file_is_rejected_with_both_sizes(model_file):
     whole = model_file.stat().st_size
     os.truncate(model_file, whole - 1000)
-    refused(model_file, f"cut short.* {whole:,} bytes, it has {whole - 1000:,}")
+    check_error(model_file, f"truncated.* {whole:,} bytes, it has {whole - 1000:,}")
 
 
-def test_a_llama2c_file_with_bytes_left_over_is_refused(model_file):
+def test_a_llama2c_file_with_extra_bytes_is_rejected(model_file):
     with open(model_file, "ab") as file:
         file.write(b"1234")
-    refused(model_file, "where its header asks for")
+    check_error(model_file, "but its header requires")
 
 
 @pytest.mark.parametrize(
@@ -198,43 +198,43 @@ def test_a_llama2c_file_with_bytes_left_over_is_refused(model_file):
             r"n_head \(4\) must be a multiple of n_kv_head \(3\)",
         ),
         (struct.pack("<7i", *(SIZES | {"seq_len": 1}).values()), "context_length"),
-        (struct.pack("<Ii", 0x616B3432, 2).ljust(300, b"\0"), "version 2, which is quantised.*--version 0"),
-        (struct.pack("<Ii", 0x616B3432, 9).ljust(300, b"\0"), "version 9, which is not known"),
-        (struct.pack("<Ii", 0x616B3432, 1).ljust(100, b"\0"), "cut short within its header"),
+        (struct.pack("<Ii", 0x616B3432, 2).ljust(300, b"\0"), "version 2, which is quantized.*--version 0"),
+        (struct.pack("<Ii", 0x616B3432, 9).ljust(300, b"\0"), "version 9, which is unknown"),
+        (struct.pack("<Ii", 0x616B3432, 1).ljust(100, b"\0"), "truncated within its header"),
     ],
     ids=["empty", "short", "text", "zeros", "layers", "heads", "kv heads", "context", "version 2", "version 9", "cut"],
 )
-def test_a_file_that_is_no_model_is_refused(tmp_path, content, message):
+def test_a_file_that_is_not_a_model_is_rejected(tmp_path, content, message):
     (tmp_path / "model.bin").write_bytes(content)
-    refused(tmp_path / "model.bin", message)
+    check_error(tmp_path / "model.bin", message)
 
 
-def test_a_missing_file_is_refused(tmp_path):
-    refused(tmp_path / "none.bin", "There is no file")
+def test_a_missing_file_is_rejected(tmp_path):
+    check_error(tmp_path / "none.bin", "There is no file")
 
 
-def test_a_folder_is_refused(tmp_path):
-    refused(tmp_path, "is a folder; name the file")
+def test_a_folder_is_rejected(tmp_path):
+    check_error(tmp_path, "is a folder; name the file")
 
 
-def test_a_missing_llama2c_tokenizer_is_asked_for(tmp_path):
+def test_a_missing_llama2c_tokenizer_is_reported(tmp_path):
     write_llama2c(tmp_path / "model.bin", tokenizer=False)
-    refused(tmp_path / "model.bin", r"tokenizer of 265 entries, but no tok\*\.bin lies beside it; name it.*--tokenizer")
+    check_error(tmp_path / "model.bin", r"tokenizer of 265 entries, but there is no tok\*\.bin in its folder; name it.*--tokenizer")
 
 
-def test_tokenizers_of_other_sizes_beside_the_model_are_listed(model_file):
+def test_tokenizers_of_other_sizes_in_the_folder_are_listed(model_file):
     write_tokenizer(model_file.parent / "tokenizer.bin", 260)
-    refused(model_file, r"none beside it has that size \(tokenizer.bin has 260\)")
+    check_error(model_file, r"none in its folder has that size \(tokenizer.bin has 260\)")
 
 
-def test_two_different_tokenizers_of_the_right_size_are_not_guessed_between(model_file):
+def test_two_different_tokenizers_of_the_right_size_are_ambiguous(model_file):
     write_tokenizer(model_file.parent / "tok265.bin", first="n")
-    refused(model_file, "tok265.bin and tokenizer.bin beside it both have that size and differ")
+    check_error(model_file, "tok265.bin and tokenizer.bin in its folder have that size and differ")
 
 
-def test_a_given_llama2c_tokenizer_of_another_size_is_refused(model_file):
+def test_a_given_llama2c_tokenizer_of_another_size_is_rejected(model_file):
     write_tokenizer(model_file.parent / "other.bin", 260)
-    refused(model_file, "other.bin has 260 entries, but", tokenizer=model_file.parent / "other.bin")
+    check_error(model_file, "other.bin has 260 entries, but", tokenizer=model_file.parent / "other.bin")
 
 
 # nanoGPT
@@ -243,7 +243,7 @@ ARGUMENTS = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 24, "bias": 
 
 
 def nanogpt_state(arguments: dict) -> dict[str, torch.Tensor]:
-    """Random weights as nanoGPT's GPT.state_dict() names them."""
+    """Random weights with the names of nanoGPT's GPT.state_dict()."""
     torch.manual_seed(0)
     width, state = arguments["n_embd"], {}
 
@@ -267,7 +267,7 @@ def nanogpt_state(arguments: dict) -> dict[str, torch.Tensor]:
 
 
 def write_nanogpt(path, state, arguments=ARGUMENTS, **changes):
-    """All that nanoGPT's train.py saves."""
+    """Write what nanoGPT's train.py saves."""
     checkpoint = {"model": state, "optimizer": {"state": {}, "param_groups": []}, "model_args": arguments}
     checkpoint |= {"iter_num": 5, "best_val_loss": torch.tensor(1.5), "config": {"dataset": "openwebtext"}}
     torch.save(checkpoint | changes, path)
@@ -317,12 +317,12 @@ def same_as_plain(path, folder) -> bool:
     return ours.keys() == reference.keys() and all(torch.equal(ours[name], reference[name]) for name in ours)
 
 
-def test_the_prefix_of_torch_compile_is_taken_off(tmp_path, tokenizer_folder):
+def test_the_prefix_of_torch_compile_is_removed(tmp_path, tokenizer_folder):
     state = {f"_orig_mod.{name}": tensor for name, tensor in nanogpt_state(ARGUMENTS).items()}
     assert same_as_plain(write_nanogpt(tmp_path / "ckpt.pt", state), tokenizer_folder)
 
 
-def test_causal_masks_saved_by_some_versions_are_left_out(tmp_path, tokenizer_folder):
+def test_causal_masks_saved_by_some_versions_are_ignored(tmp_path, tokenizer_folder):
     masks = {f"transformer.h.{layer}.attn.bias": torch.ones(1, 1, 24, 24) for layer in range(2)}
     assert same_as_plain(write_nanogpt(tmp_path / "ckpt.pt", nanogpt_state(ARGUMENTS) | masks), tokenizer_folder)
 
@@ -355,19 +355,19 @@ class Malicious:
 
 
 @pytest.mark.parametrize("new_format", [True, False], ids=["zip", "plain pickle"])
-def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, new_format):
+def test_code_in_a_pickle_is_rejected_and_not_run(tmp_path, new_format):
     checkpoint = {"model": Malicious(tmp_path / "was-run"), "model_args": ARGUMENTS}
     torch.save(checkpoint, tmp_path / "ckpt.pt", _use_new_zipfile_serialization=new_format)
-    refused(tmp_path / "ckpt.pt", r"pickled Python code \(posix.mkdir\), which is never run")
+    check_error(tmp_path / "ckpt.pt", r"pickled Python code \(posix.mkdir\), which is never run")
     assert not (tmp_path / "was-run").exists()
 
 
 @pytest.mark.parametrize("new_format", [True, False], ids=["zip", "plain pickle"])
-def test_a_truncated_checkpoint_is_refused(tmp_path, new_format):
+def test_a_truncated_checkpoint_is_rejected(tmp_path, new_format):
     checkpoint = {"model": nanogpt_state(ARGUMENTS), "model_args": ARGUMENTS}
     torch.save(checkpoint, tmp_path / "ckpt.pt", _use_new_zipfile_serialization=new_format)
     os.truncate(tmp_path / "ckpt.pt", (tmp_path / "ckpt.pt").stat().st_size // 2)
-    refused(tmp_path / "ckpt.pt", "cut short")
+    check_error(tmp_path / "ckpt.pt", "truncated")
 
 
 @pytest.mark.parametrize(
@@ -382,47 +382,47 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, new_format):
         ({"n_kv_heads": 2, "dim": 32}, "training checkpoint of llama2.c"),
     ],
 )
-def test_model_args_that_do_not_fit_are_refused_by_name(tmp_path, tokenizer_folder, change, message):
+def test_model_args_that_do_not_fit_are_rejected_by_name(tmp_path, tokenizer_folder, change, message):
     path = write_nanogpt(tmp_path / "ckpt.pt", nanogpt_state(ARGUMENTS), ARGUMENTS | change)
-    refused(path, message, tokenizer_folder)
+    check_error(path, message, tokenizer_folder)
 
 
-def test_a_missing_tensor_is_refused_by_name(tmp_path, tokenizer_folder):
+def test_a_missing_tensor_is_rejected_by_name(tmp_path, tokenizer_folder):
     state = nanogpt_state(ARGUMENTS)
     del state["transformer.h.1.mlp.c_fc.bias"]
-    refused(write_nanogpt(tmp_path / "ckpt.pt", state), "h.1.mlp.c_fc.bias is missing", tokenizer_folder)
+    check_error(write_nanogpt(tmp_path / "ckpt.pt", state), "h.1.mlp.c_fc.bias is missing", tokenizer_folder)
 
 
-def test_a_superfluous_tensor_is_refused_by_name(tmp_path, tokenizer_folder):
+def test_an_unexpected_tensor_is_rejected_by_name(tmp_path, tokenizer_folder):
     state = nanogpt_state(ARGUMENTS) | {"transformer.h.0.attn.gate.weight": torch.ones(1)}
-    refused(write_nanogpt(tmp_path / "ckpt.pt", state), "nanoGPT has no transformer.h.0.attn.gate", tokenizer_folder)
+    check_error(write_nanogpt(tmp_path / "ckpt.pt", state), "nanoGPT has no transformer.h.0.attn.gate", tokenizer_folder)
 
 
 @pytest.mark.parametrize("checkpoint", [{"weights": torch.ones(2)}, torch.ones(2), {"model": 1, "model_args": 2}])
-def test_another_torch_file_is_refused(tmp_path, checkpoint):
+def test_another_torch_file_is_rejected(tmp_path, checkpoint):
     torch.save(checkpoint, tmp_path / "ckpt.pt")
-    refused(tmp_path / "ckpt.pt", "has no `model` and `model_args`")
+    check_error(tmp_path / "ckpt.pt", "has no `model` and `model_args`")
 
 
-def test_a_tokenizer_larger_than_nanogpts_table_is_refused(tmp_path, tokenizer_folder):
+def test_a_tokenizer_larger_than_nanogpts_table_is_rejected(tmp_path, tokenizer_folder):
     arguments = ARGUMENTS | {"vocab_size": 65}
     path = write_nanogpt(tmp_path / "ckpt.pt", nanogpt_state(arguments), arguments)
-    refused(path, "table of 65 tokens, but the tokenizer .* has .*--tokenizer", tokenizer_folder)
+    check_error(path, "table of 65 tokens, but the tokenizer .* has .*--tokenizer", tokenizer_folder)
 
 
-def test_a_tokenizer_much_smaller_than_nanogpts_table_is_refused(tmp_path, tokenizer_folder):
+def test_a_tokenizer_much_smaller_than_nanogpts_table_is_rejected(tmp_path, tokenizer_folder):
     arguments = ARGUMENTS | {"vocab_size": 4096}
     path = write_nanogpt(tmp_path / "ckpt.pt", nanogpt_state(arguments), arguments)
-    refused(path, "table of 4096 tokens", tokenizer_folder)
+    check_error(path, "table of 4096 tokens", tokenizer_folder)
 
 
-def test_where_gpt2s_tokenizer_cannot_be_had_the_way_to_name_one_is_shown(tmp_path, monkeypatch):
+def test_if_gpt2s_tokenizer_is_not_available_the_error_names_the_option(tmp_path, monkeypatch):
     def no_network(name):
         raise UserError(f"tiktoken can't download the ranks of {name!r}.")
 
     monkeypatch.setattr(ChatTokenizer, "load", no_network)
     path = write_nanogpt(tmp_path / "ckpt.pt", nanogpt_state(ARGUMENTS))
-    refused(path, "needs GPT-2's tokenizer: tiktoken can't download the ranks of 'gpt2'.*--tokenizer FILE")
+    check_error(path, "needs GPT-2's tokenizer: tiktoken can't download the ranks of 'gpt2'.*--tokenizer FILE")
 
 
 # The command
@@ -434,9 +434,9 @@ def test_the_command_writes_a_checkpoint_and_says_what_it_imported(model_file, t
     original, _ = import_model(model_file)
     assert all(torch.equal(tensor, original.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert tokenizer.vocab_size == 265
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for part in (f"{original.n_parameters():,} parameters", "2 layers", "width 32", "vocabulary 265", "context 24"):
-        assert part in said
+        assert part in printed
 
 
 def test_an_imported_nanogpt_model_is_saved_and_loaded(tmp_path, tokenizer_folder):
@@ -449,7 +449,7 @@ def test_an_imported_nanogpt_model_is_saved_and_loaded(tmp_path, tokenizer_folde
         assert torch.equal(model(ids), original(ids))
 
 
-def test_the_commands_folder_is_one_that_transformers_loads_with_the_same_logits(model_file, tmp_path):
+def test_transformers_loads_the_imported_folder_with_the_same_logits(model_file, tmp_path):
     from transformers import AutoModelForCausalLM
 
     main([str(model_file), str(tmp_path / "imported")])

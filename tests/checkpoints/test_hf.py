@@ -1,4 +1,4 @@
-"""The mapping to Hugging Face's Llama, judged by `transformers` itself loading a folder made with it."""
+"""The mapping to Hugging Face's Llama: `transformers` loads the result and computes the same logits."""
 
 import json
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ def small(**changes) -> GPTConfig:
 def build(config: GPTConfig) -> GPT:
     torch.manual_seed(0)
     model = GPT(config).eval()
-    with torch.no_grad():  # far from the initialisation, so that every path matters
+    with torch.no_grad():  # far from the initialization, so that every parameter matters
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
@@ -77,13 +77,13 @@ def test_a_folder_saved_by_transformers_comes_back_with_the_same_logits(tmp_path
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-def test_the_config_comes_back_with_its_defaults_spelled_out(changes):
+def test_the_config_round_trips_with_explicit_defaults(changes):
     config = small(**changes)
-    spelled_out = {"n_kv_head": config.kv_heads, "head_dim": config.head_size, "intermediate_size": config.mlp_size}
-    assert from_hf_config(to_hf_config(config, TOKENIZER)) == config.model_copy(update=spelled_out)
+    explicit = {"n_kv_head": config.kv_heads, "head_dim": config.head_size, "intermediate_size": config.mlp_size}
+    assert from_hf_config(to_hf_config(config, TOKENIZER)) == config.model_copy(update=explicit)
 
 
-def test_a_tied_head_is_left_out_and_an_untied_one_written():
+def test_a_tied_head_is_omitted_and_an_untied_one_written():
     tied, untied = build(small()), build(small(tie_embeddings=False))
     assert "lm_head.weight" not in to_hf_state(tied.state_dict(), tied.config)
     assert "lm_head.weight" in to_hf_state(untied.state_dict(), untied.config)
@@ -100,7 +100,7 @@ def test_a_tokenizer_with_several_stop_ids_lists_the_end_of_a_reply_first():
     [{"norm": "layernorm"}, {"qk_norm": True}, {"qkv_bias": True}, {"n_embd": 30, "head_dim": 8}],
     ids=lambda changes: next(iter(changes)),
 )
-def test_what_a_llama_cannot_hold_is_refused(changes):
+def test_what_a_llama_cannot_express_is_rejected(changes):
     config = small(**changes)
     assert why_not_llama(config)
     with pytest.raises(ValueError, match="can't be written as a Hugging Face Llama"):
@@ -119,19 +119,19 @@ def test_what_a_llama_cannot_hold_is_refused(changes):
         ({"hidden_size": "wide"}, "n_embd"),
     ],
 )
-def test_a_config_that_cannot_be_read_is_refused_by_name(change, message):
+def test_an_unsupported_config_is_rejected_by_name(change, message):
     with pytest.raises(UserError, match=message):
         from_hf_config(to_hf_config(small(), TOKENIZER) | change)
 
 
-def test_a_config_without_its_width_is_refused_by_name():
+def test_a_config_without_a_width_is_rejected_by_name():
     config = to_hf_config(small(), TOKENIZER)
     del config["hidden_size"]
     with pytest.raises(UserError, match="lacks 'hidden_size'"):
         from_hf_config(config)
 
 
-def test_a_config_of_an_early_llama_means_what_transformers_takes_it_to_mean():
+def test_a_config_of_an_early_llama_has_transformers_defaults():
     early = {"model_type": "llama", "vocab_size": 97, "max_position_embeddings": 64, "num_hidden_layers": 2}
     early |= {"num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 96}
     config = from_hf_config(early)

@@ -185,7 +185,7 @@ def test_rows_that_are_missing_are_never_made_up(ranks, tmp_path, missing):
 
 
 def test_processes_that_do_not_share_a_disk_are_told_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharded, "PATIENCE", 0.0)
+    monkeypatch.setattr(sharded, "TIMEOUT", 0.0)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "shard-00001-model-00001-of-00001.safetensors").touch()
     with pytest.raises(UserError, match=r"Only 1 of the 2 files .* a disk that all machines share"):
