@@ -93,9 +93,3 @@ class GPTConfig(Section):
         if self.intermediate_size:
             return self.intermediate_size
         return -(-8 * self.n_embd // 3 // 16) * 16 if self.gated else 4 * self.n_embd
-
-    @property
-    def is_llama(self) -> bool:
-        """Whether the architecture is that of Llama in `transformers`."""
-        plain = self.norm == "rmsnorm" and self.position == "rope" and self.activation == "swiglu"
-        return plain and not self.qk_norm and self.attention_scale is None and self.windows is None

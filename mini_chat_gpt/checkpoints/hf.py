@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ValidationError
 
+from mini_chat_gpt.common.config_fields import ANY, SIZES, Implemented, unsupported_fields
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import GPTConfig
 
@@ -20,12 +21,16 @@ if TYPE_CHECKING:
 
 HEAD = "lm_head.weight"
 EMBEDDING = "embed_tokens.weight"
+IMPLEMENTED: Implemented = SIZES | dict.fromkeys(
+    ("norm_eps", "rope_theta", "rope_scaling", "bias", "qkv_bias", "tie_embeddings"), ANY
+)
+"""Fields of `GPTConfig` that Llama's config.json can express; every other field must have its default value."""
 
 
 def why_not_llama(config: GPTConfig) -> str | None:
     """Why `transformers`' Llama can't express this architecture, or None if it can."""
-    if not config.is_llama:
-        return "it is not RMSNorm, rotary positions and SwiGLU alone"
+    if fields := unsupported_fields(config, IMPLEMENTED):
+        return f"Llama does not support {', '.join(fields)}"
     if config.bias != config.qkv_bias:
         return "Llama has biases on all four attention projections or on none (bias and qkv_bias must be equal)"
     if config.n_embd % config.n_head:
@@ -89,7 +94,9 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> GPTConfig:
         raise UserError(f"config.json has hidden_act {activation!r}; only 'silu' can be read.")
     biased = bool(hf_config.get("attention_bias", False))
     if biased != bool(hf_config.get("mlp_bias", False)):
-        raise UserError("config.json has different values of attention_bias and mlp_bias; only equal values can be read.")
+        raise UserError(
+            "config.json has different values of attention_bias and mlp_bias; only equal values can be read."
+        )
     theta, scaling = _rope(hf_config)
     try:
         return GPTConfig(

@@ -22,7 +22,15 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 REMEDY = "give a llama2.c .bin or nanoGPT's ckpt.pt"
 MAGIC = 0x616B3432  # "ak42", from version 1 on
 HEADER_FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
-LARGEST = (2**17, 2**20, 2**12, 2**12, 2**12, 2**24, 2**24)  # no such model has more: larger sizes mean another kind of file
+LARGEST = (
+    2**17,
+    2**20,
+    2**12,
+    2**12,
+    2**12,
+    2**24,
+    2**24,
+)  # no such model has more: larger sizes mean another kind of file
 LEGACY_BYTES, VERSION_1_BYTES = 28, 256  # sizes of the headers
 
 # Order of the tensors after the header; those of all layers are stacked.

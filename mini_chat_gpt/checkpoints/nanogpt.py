@@ -49,7 +49,9 @@ def _unpickle(source: Path) -> Any:
     except Exception as error:  # damaged or malicious bytes make torch raise any exception
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code is None:
-            raise UserError(f"{source} is truncated, damaged or not written by torch.save; download it again.") from None
+            raise UserError(
+                f"{source} is truncated, damaged or not written by torch.save; download it again."
+            ) from None
         raise UserError(
             f"{source} contains pickled Python code ({code[1]}), which is never run here; if you trust its origin, save "
             "only its `model` (a state_dict) and `model_args` with torch.save and import that."
@@ -83,7 +85,9 @@ def _is_off(value: Any) -> bool:
 def _config(source: Path, arguments: dict[str, Any], tensors: dict[str, torch.Tensor]) -> GPTConfig:
     layers = len({name.split(".")[2] for name in tensors if name.startswith("transformer.h.")})
     if layers != arguments["n_layer"]:
-        raise UserError(f"{source}: model_args says {arguments['n_layer']} layers, but `model` has {layers}; download it again.")
+        raise UserError(
+            f"{source}: model_args says {arguments['n_layer']} layers, but `model` has {layers}; download it again."
+        )
     bias = "transformer.ln_f.bias" in tensors  # the first versions have no argument for it
     head, embedding = tensors.get("lm_head.weight"), tensors.get("transformer.wte.weight")
     untied = isinstance(head, torch.Tensor) and isinstance(embedding, torch.Tensor) and not torch.equal(head, embedding)

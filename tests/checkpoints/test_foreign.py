@@ -219,7 +219,10 @@ def test_a_folder_is_rejected(tmp_path):
 
 def test_a_missing_llama2c_tokenizer_is_reported(tmp_path):
     write_llama2c(tmp_path / "model.bin", tokenizer=False)
-    check_error(tmp_path / "model.bin", r"tokenizer of 265 entries, but there is no tok\*\.bin in its folder; name it.*--tokenizer")
+    check_error(
+        tmp_path / "model.bin",
+        r"tokenizer with 265 entries, but there is no tok\*\.bin in its folder; name it with.*--tokenizer",
+    )
 
 
 def test_tokenizers_of_other_sizes_in_the_folder_are_listed(model_file):
@@ -373,9 +376,9 @@ def test_a_truncated_checkpoint_is_rejected(tmp_path, new_format):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_layer": 10**9}, "model_args says 1000000000 layers, `model` has 2"),
+        ({"n_layer": 10**9}, "model_args says 1000000000 layers, but `model` has 2"),
         ({"n_head": 5}, "must be a multiple of n_head"),
-        ({"n_embd": 64}, r"wte.weight is \[320, 32\] where model_args asks for \[320, 64\]"),
+        ({"n_embd": 64}, r"wte.weight is \[320, 32\], but model_args requires \[320, 64\]"),
         ({"block_size": 10**12}, "wpe.weight"),
         ({"block_size": None}, r"model_args\['block_size'\] is None"),
         ({"use_rmsnorm": True}, "'use_rmsnorm'.*a variant"),
@@ -395,7 +398,9 @@ def test_a_missing_tensor_is_rejected_by_name(tmp_path, tokenizer_folder):
 
 def test_an_unexpected_tensor_is_rejected_by_name(tmp_path, tokenizer_folder):
     state = nanogpt_state(ARGUMENTS) | {"transformer.h.0.attn.gate.weight": torch.ones(1)}
-    check_error(write_nanogpt(tmp_path / "ckpt.pt", state), "nanoGPT has no transformer.h.0.attn.gate", tokenizer_folder)
+    check_error(
+        write_nanogpt(tmp_path / "ckpt.pt", state), "nanoGPT has no transformer.h.0.attn.gate", tokenizer_folder
+    )
 
 
 @pytest.mark.parametrize("checkpoint", [{"weights": torch.ones(2)}, torch.ones(2), {"model": 1, "model_args": 2}])
