@@ -75,8 +75,8 @@ def with_files(config: Config, files: Sequence[str], overrides: Sequence[str] = 
 def tokenizer_for(config: Config, name: str | None = None) -> tuple[ChatTokenizer, int, str]:
     """Return (tokenizer, context length, a sentence about both).
 
-    `name` selects a tokenizer. Otherwise those of the base model that the run would use are taken, and if there is no base
-    model a tokenizer is trained on the data.
+    `name` selects a tokenizer. Otherwise those of the base model that the run would use are taken. Without a base model a tokenizer
+    is trained on the data.
     """
     base = None if name else config.sft.pretrained_checkpoint or newest_checkpoint(base=True)
     if name is not None:

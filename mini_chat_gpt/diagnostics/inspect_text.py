@@ -52,7 +52,7 @@ def print_line(out: Console, line: str) -> None:
 
 
 def bars(lengths: Lengths) -> list[str]:
-    """The histogram as lines of text; each mark stands beside the bar of its bin."""
+    """The histogram as lines of text; each mark follows the bar of its bin."""
     spans = [f"{a:,}–{b - 1:,}" for a, b in zip(lengths.edges, lengths.edges[1:], strict=False)]
     wide, digits = max(map(len, spans)), len(f"{max(lengths.counts):,}")
     lines = []

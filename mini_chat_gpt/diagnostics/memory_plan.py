@@ -5,7 +5,7 @@ fake tensors in a separate process (memory_dry_run.py). On a CPU the prediction 
 the gaps that the C library leaves between tensors, and the kernels that oneDNN caches for each shape are part of it, all
 measured on this machine. On a GPU it is the peak of PyTorch's allocator.
 
-Not predicted: compiled code (system.compile), which needs less memory for activations and more for itself; the processes of
+Not predicted: compiled code (system.compile), which needs less memory for activations but memory of its own; the processes of
 data.num_workers; and other processes on the machine. With several processes (torchrun) it is the memory of each of them.
 """
 
