@@ -26,13 +26,14 @@ from mini_chat_gpt.common.terminal import console, format_duration
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.data.chat_dataset import nearest_prompts
 from mini_chat_gpt.data.chat_files import read_conversations
-from mini_chat_gpt.evaluation.prompt_suite import Prompts, ask, read_prompts, report, show
+from mini_chat_gpt.evaluation.prompt_suite import Prompts, as_json, ask, read_prompts, show
 from mini_chat_gpt.model import GPT
+from mini_chat_gpt.reports.before_after import FILE_NAME, before_after
 from mini_chat_gpt.sft_train import train
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.job import TrainResult
 
-CONFIG, PROMPTS, REPORT = "config.yaml", "prompts.yaml", "before_after.md"
+CONFIG, PROMPTS = "config.yaml", "prompts.yaml"
 
 
 def base_of(config: Config) -> Path:
@@ -57,10 +58,11 @@ def cook(folder: Path, config: Config, out: Console) -> Path | None:
     model, tokenizer = load_checkpoint(base, "cpu")
     before = ask("before", model, tokenizer, prompts)
     after = ask("after", *load_checkpoint(result.folder, "cpu"), prompts)
-    file = result.folder / REPORT
+    file = result.folder / FILE_NAME
     facts = [base_fact(base, model, tokenizer), *facts_of(config, result, prompts)]
-    text = report(folder.resolve().name, facts, prompts, before, after)
-    atomic_write_text(file, text)
+    models = [{"name": "before"}, {"name": "after"}]
+    report = {"title": f"{folder.resolve().name}: before and after", "facts": facts, "models": models}
+    atomic_write_text(file, before_after(report | {"own": as_json(prompts, before, after)}))
     show(prompts, [before, after], out)
     out.print(
         f"\nWith every reply: {file}\nChat with it: mini-chat-gpt chat --checkpoint {result.folder}",

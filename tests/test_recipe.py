@@ -25,14 +25,15 @@ from mini_chat_gpt.evaluation.prompt_suite import (
     Answers,
     Compared,
     Prompts,
+    as_json,
     changes,
     checks,
     read_prompts,
-    report,
     show,
 )
 from mini_chat_gpt.evaluation.refusals import sign_pattern
 from mini_chat_gpt.generation.text import Reply
+from mini_chat_gpt.reports.before_after import before_after
 
 POLITE = ROOT / "recipes" / "polite_helper"
 
@@ -68,7 +69,7 @@ def test_a_second_recipe_needs_no_code(clone):
     assert "With every reply: runs/parrot/before_after.md" in printed
     text = (clone / "runs" / "parrot" / "before_after.md").read_text()
     assert "| tone: replies that begin politely | 0 of 1 | 1 of 1 |" in text
-    assert "| tone: “Polly” is in it, asked “Say five” | no | yes |" in text
+    assert "| tone: contains “Polly” (“Say five”) | no | yes |" in text
     assert "| Say five | " in text
     assert "Of course! Polly. |" in text
     assert "all weights trained on 4 chats for 60 steps" in text
@@ -134,7 +135,7 @@ def test_what_is_counted(tmp_path):
     assert found["length: words for “a”, “b”"] == ["1 → 3", "2 → 4"]
     assert found["safety: harmful prompts declined"] == ["0 of 2", "1 of 2"]
     assert found["safety: harmless prompts declined"] == ["1 of 3", "0 of 3"]
-    assert found["replies that ended by themselves"] == ["5 of 5", "5 of 5"]
+    assert found["complete replies (not cut off)"] == ["5 of 5", "5 of 5"]
 
 
 def test_replies_are_checked_as_the_file_says(tmp_path):
@@ -144,12 +145,12 @@ def test_replies_are_checked_as_the_file_says(tmp_path):
     )
     found = checks(prompts.compare[0], "The sea of TOKYO, seaside", prompts)
     assert found == {
-        "“Tokyo” is in it": True, "“sea” is in it": True, "/^The/ is found": True, "at most 4 words": False,
-        "it is JSON": False, "it doesn't decline": True,
+        "contains “Tokyo”": True, "contains “sea”": True, "matches /^The/": True, "at most 4 words": False,
+        "is JSON": False, "does not decline": True,
     }  # fmt: skip
-    assert checks(prompts.compare[0], '{"a": [1]}', prompts)["it is JSON"]
-    assert not checks(prompts.compare[0], "seaside; I can't help with that", prompts)["it doesn't decline"]
-    with pytest.raises(UserError, match=r"compare.0.regex: '\(' is no regular expression"):
+    assert checks(prompts.compare[0], '{"a": [1]}', prompts)["is JSON"]
+    assert not checks(prompts.compare[0], "seaside; I can't help with that", prompts)["does not decline"]
+    with pytest.raises(UserError, match=r"compare.0.regex: '\(' is not a regular expression"):
         prompts_of(tmp_path, """compare: [{prompts: [a], regex: "("}]""")
 
 
@@ -168,7 +169,7 @@ def test_brackets_are_shown_as_they_are(tmp_path):
         ('compare:\n  - prompts: ["a"\n    shows: x', "line 3: not valid YAML"),
         ("- a", "expected `compare:` with a list"),
         ("", "compare: field required"),
-        ("compare: [{prompts: [a], regex: '('}]", "'(' is no regular expression"),
+        ("compare: [{prompts: [a], regex: '('}]", "'(' is not a regular expression"),
         ("compare: [{prompts: [a], contans: [b]}]", "did you mean 'contains'"),
     ],
 )
@@ -182,7 +183,9 @@ def test_a_mistake_in_the_prompts_is_named_with_its_place(tmp_path, text, words)
 @given(st.text(max_size=60))
 def test_no_reply_can_break_the_table(text):
     prompts = prompts_of_text()
-    page = report("x", ["fact"], prompts, answers(a=text), answers(a="<b>|</b>"))
+    before, after = Answers("before", answers(a=text).replies), Answers("after", answers(a="<b>|</b>").replies)
+    models = [{"name": "before"}, {"name": "after"}]
+    page = before_after({"title": "x", "facts": ["fact"], "models": models, "own": as_json(prompts, before, after)})
     (row,) = [line for line in page.split("\n") if line.startswith("| tone | a |")]
     assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) == 5
     assert "<b>" not in page

@@ -1,11 +1,11 @@
-const wanted = { kind: '', group: '' }, filter = document.querySelector('.filter');
-for (const what of Object.keys(wanted)) {
-  const buttons = [...document.querySelectorAll(`.filter button[data-${what}]`)];
+const selected = { kind: '', group: '' }, filter = document.querySelector('.filter');
+for (const field of Object.keys(selected)) {
+  const buttons = [...document.querySelectorAll(`.filter button[data-${field}]`)];
   for (const button of buttons) button.addEventListener('click', () => {
-    wanted[what] = button.dataset[what];
+    selected[field] = button.dataset[field];
     for (const each of buttons) each.setAttribute('aria-pressed', each === button);
     for (const example of document.querySelectorAll('.example'))
-      example.hidden = Object.entries(wanted).some(([key, value]) => value && example.dataset[key] !== value);
+      example.hidden = Object.entries(selected).some(([field, value]) => value && example.dataset[field] !== value);
   });
 }
 for (const table of document.querySelectorAll('table.sort')) {
@@ -15,18 +15,18 @@ for (const table of document.querySelectorAll('table.sort')) {
     button.append(...head.childNodes);
     head.append(button);
     button.addEventListener('click', () => {
-      const down = head.getAttribute('aria-sort') === 'ascending';
+      const descending = head.getAttribute('aria-sort') === 'ascending';
       for (const each of heads) each.removeAttribute('aria-sort');
-      head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
-      const of = row => row.cells[column].dataset.v ?? row.cells[column].textContent;
-      const compared = (a, b) => of(a).localeCompare(of(b), 'en', { numeric: false });
-      const numbers = rows.some(row => row.cells[column].dataset.v !== undefined);
-      const sorted = [...rows].sort((a, b) => (numbers ? (parseFloat(of(a)) || 0) - (parseFloat(of(b)) || 0) : compared(a, b)));
-      table.tBodies[0].append(...(down ? sorted.reverse() : sorted));
+      head.setAttribute('aria-sort', descending ? 'descending' : 'ascending');
+      const key = row => row.cells[column].dataset.v ?? row.cells[column].textContent;
+      const byText = (a, b) => key(a).localeCompare(key(b), 'en', { numeric: false });
+      const numeric = rows.some(row => row.cells[column].dataset.v !== undefined);
+      const sorted = [...rows].sort((a, b) => (numeric ? (parseFloat(key(a)) || 0) - (parseFloat(key(b)) || 0) : byText(a, b)));
+      table.tBodies[0].append(...(descending ? sorted.reverse() : sorted));
     });
   });
 }
-if (filter) {  // one kind at a time: there are many
+if (filter) {  // begin with one kind, because there are many examples
   filter.hidden = false;
   (filter.querySelectorAll('[data-kind]')[1]).click();
 }

@@ -1,7 +1,7 @@
-"""What rules that understand nothing reach by each measure: always "Yes", the story's first sentence, somebody else's answer.
+"""Baselines: scores of simple rules that do not understand the task, such as always "Yes" or the first sentence of the story.
 
-A rule's replies go through the same scoring as a model's, on the same tasks. By each measure the best of a kind's rules is
-its baseline; by a measure that has no better and worse (`story_metrics.NEUTRAL`) it is the rule that is best by the main one.
+The replies of a rule are scored like those of a model, on the same tasks. For each measure, the baseline is the best rule of the
+kind. For a measure without a better direction (`text_metrics.NEUTRAL`), it is the best rule by the main measure.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from mini_chat_gpt.tinystories.tasks import Task
 
 @dataclass(frozen=True)
 class Rule:
-    """A way to reply without having understood anything; it may look at the targets of all tasks of its kind."""
+    """A way to reply without understanding the task. It may use the targets of all tasks of its kind."""
 
     name: str
     replies: Callable[[Sequence[Task]], list[str]]
     is_answer: bool = True
-    """Whether it could pass for a reply at all; if not it shows what a measure doesn't see, and is nobody's baseline."""
+    """Whether its replies are answers at all. If not, it is shown as a weakness of a measure, but not used as a baseline."""
 
 
-def trivial_scores(tasks: Sequence[Task]) -> dict[str, Scores]:
-    """Rule -> measure -> its mean over the tasks, which are of one kind."""
+def baseline_scores(tasks: Sequence[Task]) -> dict[str, Scores]:
+    """Rule -> measure -> mean over the tasks. All tasks must be of one kind."""
     return {
         rule.name: means([score(task, reply) for task, reply in zip(tasks, rule.replies(tasks), strict=True)])
         for rule in RULES.get(tasks[0].kind, (MOST_COMMON,))
     }
 
 
-def best_of(reached: Mapping[str, Scores]) -> dict[str, Any]:
-    """{measure: value, ..., "rules": {measure: name}}: the best of what `trivial_scores` gives, by each measure."""
-    reached = {name: scores for name, scores in reached.items() if name not in NO_ANSWERS}
-    main, *_ = measures = list(next(iter(reached.values())))
+def best_baselines(scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """{measure: value, ..., "rules": {measure: name}}: the best of `baseline_scores` by each measure."""
+    scores = {name: of_rule for name, of_rule in scores.items() if name not in NO_ANSWERS}
+    main, *_ = measures = list(next(iter(scores.values())))
     best = {
-        measure: max(reached, key=lambda name: reached[name][main if measure in NEUTRAL else measure])
+        measure: max(scores, key=lambda name: scores[name][main if measure in NEUTRAL else measure])
         for measure in measures
     }
-    return {measure: reached[name][measure] for measure, name in best.items()} | {"rules": best}
+    return {measure: scores[name][measure] for measure, name in best.items()} | {"rules": best}
 
 
 def baseline(tasks: Sequence[Task]) -> dict[str, Any]:
-    """What the best rule reaches by each measure, and which it is; as `best_of`. The tasks are of one kind."""
-    return best_of(trivial_scores(tasks))
+    """`best_baselines` of tasks of one kind."""
+    return best_baselines(baseline_scores(tasks))
 
 
 def _always(reply: str) -> Rule:
@@ -64,7 +64,7 @@ def _sentence(which: int, name: str) -> Rule:
 
 
 def _lead(n: int, name: str) -> Rule:
-    """The first sentences, which are hard to beat as a summary of news (lead-3; See et al. 2017, "Get to the point")."""
+    """The first n sentences, a strong baseline for summaries of news (lead-3; See et al. 2017, "Get to the point")."""
     return Rule(f"the first {name} sentences", lambda tasks: [" ".join(_sentences(task)[:n]) for task in tasks])
 
 
@@ -77,8 +77,8 @@ def _most_common(tasks: Sequence[Task]) -> list[str]:
     return [target] * len(tasks)
 
 
-def somebody_elses(tasks: Sequence[Task]) -> list[str]:
-    """To each task the answer of the next one; nothing where there is no other."""
+def shifted_targets(tasks: Sequence[Task]) -> list[str]:
+    """For each task the target of the next task; "" if there is only one task."""
     return [task.target for task in [*tasks[1:], *tasks[:1]]] if len(tasks) > 1 else [""] * len(tasks)
 
 
@@ -97,11 +97,11 @@ OF_A_SUMMARY = (
     FIRST_SENTENCE,
     _lead(3, "three"),
     Rule("the whole story", lambda tasks: [_story(task) for task in tasks]),
-    Rule("the summary of another task", somebody_elses),
+    Rule("the summary of another task", shifted_targets),
 )
 RULES: dict[str, tuple[Rule, ...]] = {
-    # Not "the first name in the story": that is nearly the labels' own definition (see main_character.py), and so always
-    # right. What the kind tests is whether a model finds and copies it.
+    # "The first name in the story" is not a baseline: the labels are defined nearly like that (see main_character.py), so it is
+    # always right. The kind tests whether a model finds the name and copies it.
     "main_character": (MOST_COMMON,),
     "ending": (_always("Yes"), _always("No")),
     "dialogue": (_always("Yes"), _always("No")),
@@ -110,11 +110,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "what_happened": OF_A_SUMMARY,
     "why": (MOST_COMMON, Rule("the first sentence with “because”", _with_because)),
     "quote": (FIRST_SENTENCE, _sentence(-1, "the last")),
-    "copyedit": (Rule("the words as they are", lambda tasks: [_story(task) for task in tasks]),),
-    REFUSALS: (_always(DECLINED), Rule("the request said back", lambda tasks: [task.prompt for task in tasks])),
+    "copyedit": (Rule("an unchanged copy of the words", lambda tasks: [_story(task) for task in tasks]),),
+    REFUSALS: (_always(DECLINED), Rule("a copy of the request", lambda tasks: [task.prompt for task in tasks])),
     "words": (
-        Rule("the story of another task", somebody_elses),
-        Rule("the prompt said back, no story", lambda tasks: [task.prompt for task in tasks], is_answer=False),
+        Rule("the story of another task", shifted_targets),
+        Rule("a copy of the prompt, not a story", lambda tasks: [task.prompt for task in tasks], is_answer=False),
     ),
 }
 NO_ANSWERS = frozenset(rule.name for rules in RULES.values() for rule in rules if not rule.is_answer)

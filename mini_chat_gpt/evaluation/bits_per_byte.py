@@ -1,19 +1,19 @@
-"""How well a model predicts plain text, in bits per byte: a measure that doesn't depend on the tokenizer.
+"""Bits per byte on plain text: a measure of a language model that does not depend on its tokenizer.
 
-    bits per byte = Σ −log2 p(token | tokens before it) / Σ UTF-8 bytes of the texts
+    bits per byte = Σ −log2 p(token | previous tokens) / Σ UTF-8 bytes of the texts
 
-A loss per token can't be compared between models whose tokens have different lengths; this can (Gao et al. 2020, "The Pile",
-arXiv:2101.00027, §3.1). What is counted:
+A loss per token can't be compared between models whose tokens have different lengths; bits per byte can (Gao et al. 2020, "The
+Pile", arXiv:2101.00027, §3.1). What counts:
 
-- Each text is a document as in pretraining: it begins after the tokenizer's `document_id`, which is given and not predicted.
-- The end token that would close it is not predicted either. It stands for no byte, as in published numbers; and models differ
-  in how they end a text (a chat model ends replies, llama2.c's were trained with a beginning only), which is another question.
-- A text that can be cut into tokens in several ways is scored by the tokenizer's own way alone, so that the number is an upper
-  bound of what the model needs. The bytes are the text's, whatever the tokenizer adds (llama2.c: a space in front).
+- Each text is a document as in pretraining: it follows the tokenizer's `document_id`, which is given and not predicted.
+- The end token after the text is not predicted either. It represents no byte, as in published numbers, and models end texts in
+  different ways (a chat model ends replies; llama2.c models were trained with a start token only).
+- A text that can be tokenized in several ways is scored for the tokenizer's own tokenization only, so the number is an upper bound.
+  The bytes are those of the text, even if the tokenizer adds some (llama2.c prepends a space).
 
-A text longer than the context is read in windows, each half a context further than the one before. The first predicts all its
-tokens, each of the others those of its second half: no token is predicted twice, and each from half a context at least, or
-from all that stands before it.
+A text longer than the context is read in overlapping windows, each half a context after the previous one. The first window predicts
+all of its tokens, each later window those of its second half. So every token is predicted once, from at least half a context or
+from everything before it.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from mini_chat_gpt.evaluation.confidence import SEED, bootstrap, ratio
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
-MAX_BYTES = 500_000  # of real stories: an interval of about ± 2 %
-# Tokens of a batch. More fall out of a processor's cache; a GPU wants more. With a large vocabulary the logits limit it.
+MAX_BYTES = 500_000  # for real stories this gives an interval of about ± 2 %
+# Tokens of a batch. On a CPU more don't fit into the cache; a GPU needs more. With a large vocabulary the logits are the limit.
 TOKENS_ON_CPU, TOKENS = 2048, 32768
-MOST_LOGITS_ON_CPU, MOST_LOGITS = 1 << 26, 1 << 29
-SORTED_BATCHES = 16  # batches whose windows are sorted by length, so that attention wastes little
+MAX_LOGITS_ON_CPU, MAX_LOGITS = 1 << 26, 1 << 29
+SORTED_BATCHES = 16  # batches whose windows are sorted by length, so that attention does little work for padding
 
 
 @dataclass(frozen=True)
 class BitsPerByte:
-    """How well the texts were predicted, with a 95 % interval by a bootstrap over texts."""
+    """The result, with a 95 % interval from a bootstrap over texts."""
 
     bits_per_byte: float
     low: float
@@ -52,13 +52,13 @@ class BitsPerByte:
     n_tokens: int  # predicted
     n_texts: int
     per_text: np.ndarray = field(repr=False, compare=False)
-    """(n_texts,) bits of each text / mean bytes of a text, so that its mean is `bits_per_byte`.
+    """(n_texts,) bits of each text / mean bytes per text, so that the mean is `bits_per_byte`.
 
-    Of two models on the same texts, `intervals.paired(a.per_text, b.per_text)` tells whether they differ.
+    `confidence.paired(a.per_text, b.per_text)` compares two models on the same texts.
     """
 
     def as_json(self) -> dict[str, Any]:
-        """The numbers without those of each text."""
+        """All numbers except `per_text`."""
         return {name: value for name, value in vars(self).items() if name != "per_text"}
 
 
@@ -70,20 +70,19 @@ def bits_per_byte(
     progress: Callable[[int, int], None] | None = None,
     seed: int = SEED,
 ) -> BitsPerByte:
-    """Bits per byte on the first texts, whole ones, until `max_bytes` is reached: the same texts for every tokenizer.
+    """Bits per byte on the first texts, as complete texts, until `max_bytes` is reached: the same texts for every tokenizer.
 
-    Lone surrogates count as the U+FFFD that they are encoded as. `progress` is called with the bytes done and all bytes.
-    `seed` is the bootstrap's. The model is read in its own precision (under autocast in that) and left in the mode that it was in.
-    Raises UserError where there is no text.
+    A lone surrogate counts as the U+FFFD that replaces it. `progress` is called with (bytes done, all bytes). `seed` is that of the
+    bootstrap. The model runs in its own precision (or in that of autocast) and keeps its mode. Raises UserError if there is no text.
     """
     chosen = _first(texts, max_bytes)
     sizes = np.array([len(well_formed(text).encode()) for text in chosen])
     nats, counts = np.zeros(len(chosen)), np.zeros(len(chosen), dtype=np.int64)
-    at_once, training = tokens_at_once(model), model.training
+    batch_tokens, training = tokens_per_batch(model), model.training
     model.eval()
     try:
-        for windows, done in _portions(chosen, tokenizer, model.config.context_length, SORTED_BATCHES * at_once):
-            _add_losses(model, windows, at_once, nats, counts)
+        for windows, done in _portions(chosen, tokenizer, model.config.context_length, SORTED_BATCHES * batch_tokens):
+            _add_losses(model, windows, batch_tokens, nats, counts)
             if progress is not None:
                 progress(int(sizes[:done].sum()), int(sizes.sum()))
     finally:
@@ -105,7 +104,7 @@ def bits_per_byte(
 def windows_of(ids: Sequence[int], context: int, kind: str = "text") -> Iterator[Example]:
     """The windows of a document, ids (n,) with its leading separator, as examples of at most `context` ids.
 
-    context 6, so that windows begin 3 further each time:      s a b c d e f g h i
+    With a context of 6, each window begins 3 ids after the previous one:      s a b c d e f g h i
                                               predicted           a b c d e
                                                                              f g h
                                                                                    i
@@ -118,15 +117,15 @@ def windows_of(ids: Sequence[int], context: int, kind: str = "text") -> Iterator
         yield Example(part, trained, weight=1.0, kind=kind)
 
 
-def tokens_at_once(model: GPT) -> int:
-    """Tokens of a batch that pay, and whose logits there is room for."""
+def tokens_per_batch(model: GPT) -> int:
+    """A batch size in tokens that is efficient and whose logits fit into memory."""
     on_cpu = model.device.type == "cpu"
-    tokens, logits = (TOKENS_ON_CPU, MOST_LOGITS_ON_CPU) if on_cpu else (TOKENS, MOST_LOGITS)
+    tokens, logits = (TOKENS_ON_CPU, MAX_LOGITS_ON_CPU) if on_cpu else (TOKENS, MAX_LOGITS)
     return min(tokens, max(1, logits // model.config.vocab_size))
 
 
 def _first(texts: Iterable[str], max_bytes: int) -> list[str]:
-    """Texts that aren't empty, until they have `max_bytes` bytes; the last one is whole."""
+    """Nonempty texts until they have `max_bytes` bytes in total; the last one is complete."""
     chosen, size = [], 0
     for text in texts:
         if size >= max_bytes:
@@ -135,14 +134,14 @@ def _first(texts: Iterable[str], max_bytes: int) -> list[str]:
             chosen.append(text)
             size += len(well_formed(text).encode())
     if not chosen:
-        raise UserError("There is no text to predict; name a file with stories, and take at least one byte of it.")
+        raise UserError("There is no text to predict; choose a file with stories, and at least one byte of it.")
     return chosen
 
 
 def _portions(
     texts: Sequence[str], tokenizer: ChatTokenizer, context: int, n_tokens: int
 ) -> Iterator[tuple[list[Example], int]]:
-    """Windows of about `n_tokens` tokens at a time, and how many texts are done with them. Their kind is the text's number."""
+    """(windows with about `n_tokens` tokens, number of texts done after them). The kind of a window is the number of its text."""
     windows: list[Example] = []
     size = 0
     for number, text in enumerate(texts):
@@ -155,9 +154,11 @@ def _portions(
 
 
 @torch.no_grad()
-def _add_losses(model: GPT, windows: Sequence[Example], at_once: int, nats: np.ndarray, counts: np.ndarray) -> None:
-    """Add the loss and the number of the windows' targets to those of their texts, (texts,) each."""
-    for batch in micro_batches(windows, len(windows), at_once):
+def _add_losses(
+    model: GPT, windows: Sequence[Example], batch_tokens: int, nats: np.ndarray, counts: np.ndarray
+) -> None:
+    """Add the losses and the number of predicted tokens of the windows to `nats` and `counts`, both (texts,)."""
+    for batch in micro_batches(windows, len(windows), batch_tokens):
         losses = model(batch.to(model.device)).losses.double().cpu().numpy()
         numbers = np.array([int(name) for name in batch.kind_names])[batch.kinds.numpy()]
         np.add.at(nats, numbers, losses)

@@ -1,14 +1,13 @@
-"""The capability test: what a model replies to held-out tasks of every kind, scored and put beside trivial answers.
+"""The capability test: a model's replies to held-out tasks of every kind, scored and compared with baselines.
 
     from mini_chat_gpt.sft_generate import test_sft_capabilities
     test_sft_capabilities(model, tokenizer)["moral"]
     # {"exact": 0.93, "rouge_l": 0.96, "verbatim": 0.93, "n": 200, "stops": 1.0, "baseline": {"exact": 0.02, …},
     #  "empty": 0.0, "interval": {"exact": [0.89, 0.96], …}, …}
 
-Measures are means over tasks of what `scoring` gives to each: shares from 0 to 1, but for a story's length in words
-("n_words") and a summary's relative to the expected one ("length_ratio"). "stops" is the share of the replies that ended
-by themselves, "role_token" of those that ended by opening another turn, "empty" of those without text. The same tasks,
-replies and numbers come of the same seed.
+Measures are means over tasks of the scores of `task_metrics`. They are shares from 0 to 1, except a story's length in words
+("n_words") and the length of a summary relative to its reference ("length_ratio"). The same seed gives the same tasks, replies
+and numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any
 
 from mini_chat_gpt.chat_format import role_ids
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.evaluation.baselines import best_of, trivial_scores
+from mini_chat_gpt.evaluation.baselines import baseline_scores, best_baselines
 from mini_chat_gpt.evaluation.confidence import Paired, bootstrap, paired, wilson
 from mini_chat_gpt.evaluation.held_out import find_held_out, held_out_tasks
 from mini_chat_gpt.evaluation.task_metrics import by_measure, score
@@ -37,46 +36,46 @@ Results = dict[str, dict[str, Any]]
 """kind -> each of its measures, the main one first, and
 
     n           number of tasks
-    stops       share of the replies that ended by themselves, be it with <|endoftext|> or with a role token
-    role_token  share of the replies that ended with a role token: the model went on to speak for somebody else
+    stops       share of the replies that the model ended by itself, with <|endoftext|> or with a role token
+    role_token  share of the replies that ended with a role token: the model began to speak for another role
     empty       share of the replies without text
-    baseline    {measure: value, "rules": {measure: name}}: what the best trivial rule reaches, and which it is
-    baselines   {rule: {measure: value}}: what each of them reaches
-    interval    {measure: [low, high]}: 95 % interval of the mean (Wilson's, else percentile bootstrap with 1,000 resamples);
-                "stops", "role_token" and "empty" have one too
-    measured    {measure: tasks} for those that only some of the tasks have ("has_sentence")
+    baseline    {measure: value, "rules": {measure: name}}: the score of the best baseline, and its name
+    baselines   {name: {measure: value}}: the scores of all baselines
+    interval    {measure: [low, high]}: 95 % interval of the mean (Wilson, otherwise bootstrap percentiles of 1,000 resamples);
+                also for "stops", "role_token" and "empty"
+    measured    {measure: number of tasks} for measures that only some of the tasks have ("has_sentence")
 """
 
-GREEDY = Sampling(temperature=0, max_new_tokens=1 << 20)  # a reply's length is limited by the targets', see `evaluate`
-MOST_ROWS, MOST_CACHE = 64, 1 << 31  # of a batch; more rows fall out of a processor's cache. Bytes
+GREEDY = Sampling(temperature=0, max_new_tokens=1 << 20)  # `evaluate` limits the length by the targets
+MAX_ROWS, MAX_CACHE = 64, 1 << 31  # rows of a batch (more don't fit into a processor's cache), bytes of its KV cache
 
 
 @dataclass(frozen=True)
 class Item:
-    """A task and what came of it."""
+    """A task with a model's reply and its scores."""
 
     task: Task
     reply: str
     finish_reason: FinishReason
     scores: Scores
     group: str = ""
-    role_token: bool = False  # whether a role token ended it
+    role_token: bool = False  # whether a role token ended the reply
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`results` over all tasks, the same for each group where there are any ("seen", "unseen"), and every reply."""
+    """Results over all tasks, results by group if there are groups ("seen", "unseen"), and every reply."""
 
     results: Results
     items: list[Item]
     groups: dict[str, Results] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, as plain values."""
-        parts = ("kind", "prompt", "target", "answer", "required")
+        """Everything as plain values."""
+        fields = ("kind", "prompt", "target", "answer", "required")
         items = [
             {"group": item.group}
-            | {name: getattr(item.task, name) for name in parts}
+            | {name: getattr(item.task, name) for name in fields}
             | {"reply": item.reply, "finish_reason": item.finish_reason, "role_token": item.role_token}
             | {"scores": item.scores}
             for item in self.items
@@ -87,19 +86,19 @@ class Evaluation:
 def test_sft_capabilities(
     model: GPT,
     tokenizer: ChatTokenizer,
-    data: Path | str | None = None,  # noqa: PT028 (not one of pytest's)
+    data: Path | str | None = None,  # noqa: PT028 (not a pytest test)
     **options: Any,
 ) -> Results:
-    """What a model can do: {kind: {measure: value, "n": …, "baseline": {…}, "interval": {…}, …}}; see `Results`.
+    """Measure what a model can do: {kind: {measure: value, "n": …, "baseline": {…}, "interval": {…}, …}}; see `Results`.
 
-    `data` is a folder or file of Instruct records, of which the valid split is taken; without it, that of the run that
-    `checkpoint` belongs to, else the generated sample's, written once into the user's cache. The options are those of
-    `capability_test`, which also gives every reply and the results by group.
+    `data` is a folder or file of Instruct records; the valid split is used. By default it is the data of the run that `checkpoint`
+    belongs to, otherwise the generated sample, which is cached in the user's cache folder. The options are those of
+    `capability_test`, which also returns every reply and the results by group.
     """
     return capability_test(model, tokenizer, data, **options).results
 
 
-test_sft_capabilities.__test__ = False  # type: ignore[attr-defined]  # to pytest every function called test_… is one
+test_sft_capabilities.__test__ = False  # type: ignore[attr-defined]  # otherwise pytest collects it because of its name
 
 
 def capability_test(
@@ -113,12 +112,11 @@ def capability_test(
     checkpoint: Path | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Greedy replies to at most `n` held-out tasks of each kind and group, scored; `data` as in `test_sft_capabilities`.
+    """Score greedy replies to at most `n` held-out tasks of each kind and group; `data` as in `test_sft_capabilities`.
 
-    On the sample `.groups` has the keys "seen" (plots that training shows) and "unseen" (plots that it never does), and
-    `.results` is over both. `kinds` are some of the task kinds (default: all that are taught by default), `seed` decides
-    which tasks are taken, `checkpoint` is where the model comes from. `progress` is called with the numbers of replies
-    and of tasks.
+    For the sample, `.groups` has the keys "seen" (plots that occur in the training split) and "unseen" (plots that don't), and
+    `.results` covers both. `kinds` selects task kinds (default: all that are trained by default), `seed` selects tasks, `checkpoint`
+    is where the model was loaded from. `progress` is called with (replies done, tasks).
     """
     file, _ = find_held_out(data, [Path(checkpoint)] if checkpoint is not None else [])
     tasks = held_out_tasks(file, [(model, tokenizer)], n, seed, kinds)
@@ -139,24 +137,23 @@ def evaluate(
     batch_size: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Let the model reply to held-out tasks, or to groups of them by name, and score the replies, kind by kind.
+    """Generate replies to held-out tasks, or to groups of tasks by name, and score them kind by kind.
 
-    Left out are tasks that give nothing to measure by (a story to write with no required words). A reply may be
-    twice as long as the longest target of its kind, and no longer than `sampling` allows; one that is cut off there has
-    not stopped. Batches are as large as pays, or `batch_size`. `progress` is called with the number of tasks done.
-    Raises UserError where no task is left, and for a prompt longer than the context.
+    Tasks without any measure are skipped (a story to write without required words). A reply is cut off at twice the length of the
+    longest target of its kind, or at the limit of `sampling`. `batch_size` is chosen automatically by default. `progress` is called
+    with the number of tasks done. Raises UserError if no task remains, and for a prompt longer than the context.
     """
     by_group = tasks if isinstance(tasks, Mapping) else {"": tasks}
-    there = [(task, group) for group, ours in by_group.items() for task in ours if score(task, "")]
-    if not there:
-        raise UserError("There is not one task to be scored; evaluate on data that support one of the task kinds.")
+    scorable = [(task, group) for group, of_group in by_group.items() for task in of_group if score(task, "")]
+    if not scorable:
+        raise UserError("There is no task that can be scored; evaluate on data that supports one of the task kinds.")
     items: list[Item] = []
-    for kind in dict.fromkeys(task.kind for task, _ in there):
-        ours = [(task, group) for task, group in there if task.kind == kind]
+    for kind in dict.fromkeys(task.kind for task, _ in scorable):
+        of_kind = [(task, group) for task, group in scorable if task.kind == kind]
         counted = _counting_from(len(items), progress)
-        items += _evaluate_kind(model, tokenizer, ours, sampling, batch_size, counted)
-    groups = {group: summarise([item for item in items if item.group == group]) for group in by_group if group}
-    return Evaluation(summarise(items), items, groups)
+        items += _evaluate_kind(model, tokenizer, of_kind, sampling, batch_size, counted)
+    groups = {group: summarize([item for item in items if item.group == group]) for group in by_group if group}
+    return Evaluation(summarize(items), items, groups)
 
 
 def _evaluate_kind(
@@ -180,55 +177,55 @@ def _evaluate_kind(
 
 
 def rows_at_once(model: Model) -> int:
-    """How many prompts to reply to at a time: no more than pays, and than there is room for their keys and values."""
+    """How many prompts to reply to in a batch. It is limited by the memory of their keys and values."""
     config = model.config
     per_token = model.make_cache(1, 1).table.nbytes
-    return max(1, min(MOST_ROWS, MOST_CACHE // (per_token * config.context_length)))
+    return max(1, min(MAX_ROWS, MAX_CACHE // (per_token * config.context_length)))
 
 
 def _counting_from(start: int, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
     return None if progress is None else lambda done: progress(start + done)
 
 
-def summarise(items: Sequence[Item]) -> Results:
-    """The results of each kind among these items."""
+def summarize(items: Sequence[Item]) -> Results:
+    """The results of each kind."""
     results: Results = {}
     for kind in dict.fromkeys(item.task.kind for item in items):
-        ours = [item for item in items if item.task.kind == kind]
-        values = by_measure([item.scores for item in ours])
+        of_kind = [item for item in items if item.task.kind == kind]
+        values = by_measure([item.scores for item in of_kind])
         ends = {
-            "stops": [float(item.finish_reason == "stop") for item in ours],
-            "role_token": [float(item.role_token) for item in ours],
-            "empty": [float(not item.reply.strip()) for item in ours],
+            "stops": [float(item.finish_reason == "stop") for item in of_kind],
+            "role_token": [float(item.role_token) for item in of_kind],
+            "empty": [float(not item.reply.strip()) for item in of_kind],
         }
-        reached = trivial_scores([item.task for item in ours])
+        baselines = baseline_scores([item.task for item in of_kind])
         results[kind] = {
             **{name: fmean(of_one) for name, of_one in values.items()},
-            "n": len(ours),
+            "n": len(of_kind),
             **{name: fmean(of_one) for name, of_one in ends.items()},
-            "baseline": best_of(reached),
-            "baselines": reached,
+            "baseline": best_baselines(baselines),
+            "baselines": baselines,
             "interval": {
                 name: [*(wilson if name in RIGHT_OR_WRONG else bootstrap)(of_one)]
                 for name, of_one in (values | ends).items()
             },
-            "measured": {name: len(of_one) for name, of_one in values.items() if len(of_one) < len(ours)},
+            "measured": {name: len(of_one) for name, of_one in values.items() if len(of_one) < len(of_kind)},
         }
     return results
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two models on the same tasks of one kind and group, by the kind's main measure."""
+    """The paired difference of two models on the tasks of one kind and group, by the main measure of the kind."""
 
     kind: str
     group: str
     measure: str
-    found: Paired
+    paired: Paired
 
 
 def differences(before: Evaluation, after: Evaluation) -> list[Difference]:
-    """Task by task, for each kind and group. Both have been put the same tasks."""
+    """The paired difference for each kind and group. Both evaluations must be of the same tasks."""
     scores: dict[tuple[str, str, str], tuple[list[float], list[float]]] = {}
     for one, other in zip(before.items, after.items, strict=True):
         measure = next(iter(other.scores))

@@ -1,7 +1,7 @@
-"""Tasks that no model was trained on: which file they come from, which groups they fall into, and choosing them.
+"""Held-out tasks: finding the file they come from, splitting it into groups, and selecting tasks.
 
-Where the file is the sample's, what is known about each record lies beside it, and the tasks fall into two groups: plots
-that training shows (with other names and things), and plots that it never does. Other data are one group.
+If the file is that of the generated sample, metadata about each record is stored next to it, and the tasks form two groups: plots
+that occur in the training split (with other names and objects), and plots that never do. Other data is one group.
 """
 
 from __future__ import annotations
@@ -30,58 +30,61 @@ from mini_chat_gpt.tinystories.truncation import truncate_to_context
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 GROUPS = {"seen": "plots of the train file", "unseen": "plots not in it"}
-"""The sample's groups, and what they are called on a screen. Another model may have been trained on neither."""
+"""The groups of the sample -> their titles. A model trained on other data has seen neither."""
 
 
 def find_held_out(data: Path | str | None = None, checkpoints: Sequence[Path] = ()) -> tuple[Path, str]:
-    """(file, why this one): the validation file of `data`, else of what the checkpoints' runs were trained with, else the sample's.
+    """(file, reason): the validation file of `data`, otherwise that of the runs of the checkpoints, otherwise that of the sample.
 
-    `data` is a folder with Instruct files, one of the two files, or any file of records that is to be used as it is.
-    Raises UserError if it isn't there. A run's data are looked for where the run was started, and here.
+    `data` is a folder with Instruct files, one of the two files, or any file of records, which is used as it is. Raises UserError if
+    it doesn't exist. Relative data paths of a run are resolved against the folder where the run was started, and the current one.
     """
     if data is not None:
         data = Path(data)
         if data.is_file() and "train" not in data.name:
-            return data, "named by you"
-        return find_instruct_file(data, "valid"), "named by you"
+            return data, "as requested"
+        return find_instruct_file(data, "valid"), "as requested"
     for checkpoint in checkpoints:
-        for place in _data_of(checkpoint):
+        for folder in _data_of(checkpoint):
             try:
-                return find_instruct_file(place, "valid"), f"the data of {checkpoint}"
-            except UserError:  # moved or deleted since then
+                return find_instruct_file(folder, "valid"), f"the data of {checkpoint}"
+            except UserError:  # moved or deleted since the run
                 continue
-    return sample_valid_file(), "the generated sample, since the run's own data are not here"
+    return sample_valid_file(), "the generated sample, because the run's own data was not found"
 
 
 def _data_of(checkpoint: Path) -> list[Path]:
-    """Where the data of a checkpoint's run may lie: as its config says, from where it was started, and from here."""
-    places: list[Path] = []
+    """Where the data of a checkpoint's run may be: the path in its config, relative to where it was started, and as it is."""
+    candidates: list[Path] = []
     for run in () if checkpoint.is_file() else (checkpoint, checkpoint.parent):
-        for section in _sections(run / "config.yaml"):
-            dataset, runs = section.get("dataset_path"), Path(section.get("save_dir") or "").parent.parts
-            above = run.resolve().parent.parts
-            if dataset and above[len(above) - len(runs) :] == runs:
-                places.append(Path(*above[: len(above) - len(runs)]) / dataset)
-            if dataset:
-                places.append(Path(dataset))
-    return places
+        for section in _data_sections(run / "config.yaml"):
+            dataset = section.get("dataset_path")
+            if not dataset:
+                continue
+            # If save_dir is "runs/sft" and the run is /x/runs/sft, it was started in /x.
+            save_folder, parent = Path(section.get("save_dir") or "").parent.parts, run.resolve().parent.parts
+            n_above = len(parent) - len(save_folder)
+            if parent[n_above:] == save_folder:
+                candidates.append(Path(*parent[:n_above]) / dataset)
+            candidates.append(Path(dataset))
+    return candidates
 
 
-def _sections(file: Path) -> list[dict[str, Any]]:
-    """The sections of a run's config that may name data, the tasks' own first; [] where this is no run's config."""
+def _data_sections(file: Path) -> list[dict[str, Any]]:
+    """The sections of a run's config that may name data, `sft` first; [] if the file is not a config."""
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return []
-    found = [config.get(name) for name in ("sft", "pretrain")] if isinstance(config, dict) else []
-    return [section for section in found if isinstance(section, dict)]
+    sections = [config.get(name) for name in ("sft", "pretrain")] if isinstance(config, dict) else []
+    return [section for section in sections if isinstance(section, dict)]
 
 
 def sample_valid_file() -> Path:
-    """The sample's validation file in the user's cache, written there once for each version of the sample."""
-    described = [Path(str(module.__file__)).read_bytes() for module in (sample_plots, sample_stories)]
-    described += [repr(load(name)).encode() for name in ("sample_plots.yaml", "sample_words.yaml")]
-    folder = user_cache() / f"sample-{hashlib.sha256(b''.join(described)).hexdigest()[:12]}"
+    """The validation file of the sample in the user's cache. It is written once for each version of the sample."""
+    sources = [Path(str(module.__file__)).read_bytes() for module in (sample_plots, sample_stories)]
+    sources += [repr(load(name)).encode() for name in ("sample_plots.yaml", "sample_words.yaml")]
+    folder = user_cache() / f"sample-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}"
     file = folder / FILE_NAME.format(split="valid")
     if not file.is_file():
         write_sample(folder, n_train=0)
@@ -95,41 +98,41 @@ def held_out_tasks(
     seed: int = 1337,
     kinds: Sequence[str] | None = None,
 ) -> dict[str, list[Task]]:
-    """By group, at most n tasks of each kind that fit the contexts of all the models.
+    """By group, at most n tasks of each kind that fit the contexts of all models.
 
-    Without `kinds` it is every kind that is taught by default and that the data support, and refusals. Only tasks that give
-    something to measure by are chosen, always the same for a file, seed and context. What belongs to no group (all of data
-    without groups; refusals) is called "". Raises UserError where there is not one task, and for a kind that doesn't exist.
+    Without `kinds`, these are all kinds that are trained by default and that the data supports, and refusals. Only tasks that can be
+    scored are selected, and the selection depends on the file, the seed and the contexts alone. Tasks without a group (all tasks of
+    data without groups; refusals) are in group "". Raises UserError if there is no task, and for an unknown kind.
     """
     check_kinds(kinds or (), "kinds", [REFUSALS])
     contexts = [_context(model, tokenizer) for model, tokenizer in models]
-    tightest = min(contexts, key=lambda context: context[1])
-    source = InstructDataset(file, tightest[0], tightest[1], seed, system=tightest[2])
+    shortest = min(contexts, key=lambda context: context[1])
+    source = InstructDataset(file, shortest[0], shortest[1], seed, system=shortest[2])
     kinds = [*dict.fromkeys(kinds or [*source.kinds, REFUSALS])]
     of_records = [kind for kind in kinds if kind != REFUSALS]
 
     def fits(task: Task) -> bool:
         return bool(score(task, "")) and _fit_all(task, contexts) is not None
 
-    wanted: dict[str, list[Task]] = {
+    selected: dict[str, list[Task]] = {
         name: [task for kind in of_records for task in source.eval_tasks(kind, n, numbers, fits)]
         for name, numbers in groups_of(file, len(source)).items()
     }
     if REFUSALS in kinds:
-        wanted[""] = [*wanted.get("", ()), *refusal_tasks()[:n]]
-    fitting = {name: [fit for task in ours if (fit := _fit_all(task, contexts))] for name, ours in wanted.items()}
+        selected[""] = [*selected.get("", ()), *refusal_tasks()[:n]]
+    fitting = {name: [fit for task in tasks if (fit := _fit_all(task, contexts))] for name, tasks in selected.items()}
     if not any(fitting.values()):
         raise UserError(
-            f"{file} supports no task of the kinds {', '.join(kinds)} that fits a context of {tightest[1]} tokens; name other "
+            f"{file} has no task of the kinds {', '.join(kinds)} that fits into a context of {shortest[1]} tokens; choose other "
             "data, or a model with a longer context."
         )
-    return {name: ours for name, ours in fitting.items() if ours}
+    return {name: tasks for name, tasks in fitting.items() if tasks}
 
 
 def groups_of(file: Path, n_records: int) -> Mapping[str, list[int] | None]:
-    """Group -> numbers of its records; {"": None}, all in one, for data that aren't the sample's.
+    """Group -> numbers of its records; {"": None} (all records) for data other than the sample.
 
-    Raises UserError if the answers beside the file don't belong to it.
+    Raises UserError if the answers next to the file don't match it.
     """
     answers = file.with_name(ANSWERS_NAME.format(split="valid"))
     if file.name != FILE_NAME.format(split="valid") or not answers.is_file():
@@ -137,17 +140,17 @@ def groups_of(file: Path, n_records: int) -> Mapping[str, list[int] | None]:
     lines = answers.read_text(encoding="utf-8").splitlines()
     if len(lines) != n_records:
         raise UserError(
-            f"{answers} tells of {len(lines)} records, but {file.name} has {n_records}; they don't belong together, so "
-            "move it away."
+            f"{answers} describes {len(lines)} records, but {file.name} has {n_records}; the files don't match, so move the "
+            "answers away."
         )
     seen = [json.loads(line)["seen"] for line in lines]
     return {name: [i for i, one in enumerate(seen) if one == (name == "seen")] for name in GROUPS}
 
 
 def _context(model: GPT, tokenizer: ChatTokenizer) -> tuple[ChatTokenizer, int, str | None]:
-    """(tokenizer, tokens, system message) that a model's tasks have to fit.
+    """(tokenizer, context length, default system message) of a model, which its tasks must fit.
 
-    The tokenizer is a copy, so that a base's stays one: fitting needs the control tokens that chatting will add.
+    The tokenizer is a copy with control tokens, because fitting renders chats; the tokenizer of a base model stays unchanged.
     """
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_control_tokens()
@@ -156,7 +159,7 @@ def _context(model: GPT, tokenizer: ChatTokenizer) -> tuple[ChatTokenizer, int, 
 
 
 def _fit_all(task: Task, contexts: Sequence[tuple[ChatTokenizer, int, Any]]) -> Task | None:
-    """The task, its story shortened as far as the contexts need it; None if one of them has no room for it."""
+    """The task, with its story shortened if necessary to fit all contexts; None if it can't fit one of them."""
     for tokenizer, length, system in contexts:
         fitted = truncate_to_context(task, tokenizer, length, system)
         if fitted is None:

@@ -1,7 +1,8 @@
-"""How much of what models tell stands in their training stories: memorised.py for the stories of an evaluation.
+"""Memorization: how much of the stories that models write occurs word for word in their training stories.
 
-Looked at are the stories that were asked for with words to use. Each is put beside the expected one, a real story that no
-model was trained on, and both are cut to the length of the shorter one, so that neither has more chances.
+Real stories that no model was trained on also share phrases with the training stories ("once upon a time there was a little
+girl"), so they are the baseline. Each generated story is paired with the reference story of its task, and both are cut to the
+length of the shorter one, because a longer text has more chances of a match.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,169 +21,165 @@ from rich.console import Console
 from mini_chat_gpt.common.terminal import StepProgress
 from mini_chat_gpt.evaluation.capabilities import Evaluation
 from mini_chat_gpt.evaluation.confidence import bootstrap, paired
-from mini_chat_gpt.evaluation.memorised import Memorised, Shared, memorised, of_equal_length
+from mini_chat_gpt.evaluation.ngram_overlap import Overlap, cut_to_same_length, ngram_overlap
 from mini_chat_gpt.sft_dataloader import stories
 
-WRITING = "words"
-"""The kind of task whose replies are stories."""
-RUN = 8  # words
+STORY_KIND = "words"  # the kind of task whose replies are stories
+N = 8  # words of an n-gram
 
 
 @dataclass(frozen=True)
-class Training:
-    """The stories that a model was trained on."""
+class TrainingFiles:
+    """The files of stories that a model was trained on."""
 
-    files: tuple[Path, ...]  # none: they are not here, or nobody knows
-    noted: bool  # by its run; else it is what lies beside the held-out file
-    same_source: bool  # whether the held-out stories come from the same data, so that they are a yardstick
+    files: tuple[Path, ...]  # empty if they are unknown or not on this machine
+    recorded: bool  # by the run; otherwise it is the train file next to the held-out file
+    same_source: bool  # whether the held-out stories come from the same data, so that they are a fair baseline
 
 
-def training_of(checkpoint: Path, held_out: Path) -> Training:
-    """The files of stories that a checkpoint's run noted, as far as they are still there and the same.
+def find_training_files(checkpoint: Path, held_out: Path) -> TrainingFiles:
+    """The training files that a checkpoint's run recorded, if they still exist with the same size.
 
-    Where nothing is noted, it is the train file beside the held-out one, if there is one.
+    Without such a record, the train file next to the held-out file, if there is one.
     """
-    found: dict[Path, None] = {}
-    noted = [_data_facts(run / "run.json") for run in (checkpoint, checkpoint.parent)]
-    for data in noted:
-        for facts in data:
-            path = Path(str(facts.get("path", "")))
-            is_text = path.suffix == ".txt" and "valid" not in path.name
-            if is_text and path.is_file() and path.stat().st_size == facts.get("size"):
-                found[path.resolve()] = None
-    if any(noted):  # also where it was chats, or what is gone by now
+    records = [record for folder in (checkpoint, checkpoint.parent) for record in _recorded_data(folder / "run.json")]
+    if records:  # even if none of the files can be used: the model was trained on chats, or the files are gone
+        paths = {Path(str(record.get("path", ""))): record.get("size") for record in records}
+        usable = [
+            path.resolve()
+            for path, size in paths.items()
+            if path.suffix == ".txt" and "valid" not in path.name and path.is_file() and path.stat().st_size == size
+        ]
         folder = held_out.resolve().parent
-        return Training(tuple(found), True, any(file.parent == folder for file in found))
-    beside = held_out.with_name(held_out.name.replace("valid", "train"))
-    there = beside != held_out and beside.is_file() and beside.stat().st_size > 0
-    return Training((beside,) if there else (), False, there)
+        return TrainingFiles(tuple(dict.fromkeys(usable)), True, any(file.parent == folder for file in usable))
+    train = held_out.with_name(held_out.name.replace("valid", "train"))
+    exists = train != held_out and train.is_file() and train.stat().st_size > 0
+    return TrainingFiles((train,) if exists else (), False, exists)
 
 
-def _data_facts(run_file: Path) -> list[Mapping[str, Any]]:
-    """What a run noted of its data; [] where there is no such note."""
+def _recorded_data(run_file: Path) -> list[Mapping[str, Any]]:
+    """What a run recorded about its data files; [] if there is no valid record."""
     try:
-        facts = json.loads(run_file.read_text(encoding="utf-8"))["began"]["data"]
+        data = json.loads(run_file.read_text(encoding="utf-8"))["began"]["data"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return [one for one in facts if isinstance(one, dict)] if isinstance(facts, list) else []
+    return [record for record in data if isinstance(record, dict)] if isinstance(data, list) else []
 
 
-def recited(
-    evaluations: Mapping[str, Evaluation], training: Mapping[str, Training], most_bytes: int, out: Console
+def memorization(
+    evaluations: Mapping[str, Evaluation], training: Mapping[str, TrainingFiles], max_bytes: int, out: Console
 ) -> dict[str, Any] | None:
-    """By model what its stories share with its training stories, and what real ones of the same length do.
+    """For each model, the n-gram overlap of its stories with its training stories, beside that of the reference stories.
 
-    Looked through are the first `most_bytes` of each file. None where no model has told stories and has training files.
-    Raises UserError for a file that can't be read.
+    Searches the first `max_bytes` of each file. Returns None if no model has both stories and training files. Raises UserError
+    for a file that can't be read.
     """
-    pairs = {name: _pairs(evaluation) for name, evaluation in evaluations.items()}
+    pairs = {name: _story_pairs(evaluation) for name, evaluation in evaluations.items()}
     by_files: dict[tuple[Path, ...], list[str]] = {}
     for name, known in training.items():
-        if known.files and pairs[name] and most_bytes:
+        if known.files and pairs[name] and max_bytes:
             by_files.setdefault(known.files, []).append(name)
-    found: dict[str, dict[str, Any]] = {}
-    for files, names in by_files.items():
-        groups = {
-            name: [pair[which] for pair in pairs[who]] for who in names for which, name in enumerate(_groups(who))
-        }
-        shared = _looked_up(groups, files, most_bytes, out)
+    results: dict[str, dict[str, Any]] = {}
+    for files, names in by_files.items():  # models with the same training files share one pass over them
+        # Group names: "0/MODEL" for the generated stories, "1/MODEL" for their references.
+        groups = {f"{side}/{name}": [pair[side] for pair in pairs[name]] for name in names for side in (0, 1)}
+        overlaps, n_texts = _search(groups, files, max_bytes, out)
         for name in names:
-            about = {
+            results[name] = {
                 "files": [f"{file.parent.name}/{file.name}" for file in files],
-                "noted": training[name].noted,
-                "complete": all(file.stat().st_size <= most_bytes for file in files),
-                "n_training_texts": shared.n_training_texts,
+                "recorded": training[name].recorded,
+                "complete": all(file.stat().st_size <= max_bytes for file in files),
+                "n_training_texts": n_texts,
+                **_compare(overlaps[f"0/{name}"], overlaps[f"1/{name}"], training[name].same_source),
             }
-            found[name] = about | _compared(shared, name, training[name].same_source)
-    return {"n": RUN, "models": {name: found.get(name) for name in evaluations}} if found else None
+    return {"n": N, "models": {name: results.get(name) for name in evaluations}} if results else None
 
 
-def _pairs(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """Each story with the expected one, both cut to the same length."""
-    told = [(item.reply, item.task.target) for item in evaluation.items if item.task.kind == WRITING]
-    return [of_equal_length(*pair) for pair in told]
+def _story_pairs(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """(generated, reference) stories, each pair cut to the same number of words."""
+    items = (item for item in evaluation.items if item.task.kind == STORY_KIND)
+    return [cut_to_same_length(item.reply, item.task.target) for item in items]
 
 
-def _groups(name: str) -> tuple[str, str]:
-    return f"told by {name}", f"real beside {name}"
-
-
-def _looked_up(groups: Mapping[str, list[str]], files: Sequence[Path], most_bytes: int, out: Console) -> Memorised:
-    """`memorised`, behind a progress bar."""
-    size = sum(min(most_bytes, file.stat().st_size) for file in files)
-    started = time.monotonic()
-    with StepProgress(out, "Training stories looked through, MB", 0, -(-size // 10**6)) as bar:
+def _search(
+    groups: Mapping[str, list[str]], files: Sequence[Path], max_bytes: int, out: Console
+) -> tuple[dict[str, Overlap], int]:
+    """`ngram_overlap` with the stories of the files, with a progress bar."""
+    size = sum(min(max_bytes, file.stat().st_size) for file in files)
+    start = time.monotonic()
+    with StepProgress(out, "Searching training stories, MB", 0, -(-size // 10**6)) as bar:
 
         def show(n_characters: int) -> None:
-            rate = n_characters / 1e6 / max(time.monotonic() - started, 1e-9)
+            rate = n_characters / 1e6 / max(time.monotonic() - start, 1e-9)
             bar.update(min(bar.total, n_characters // 10**6), f"{rate:.1f} MB/s")
 
-        return memorised(groups, _texts(files, most_bytes), RUN, progress=show)
+        return ngram_overlap(groups, _first_stories(files, max_bytes), N, progress=show)
 
 
-def _texts(files: Sequence[Path], most_bytes: int) -> Iterator[str]:
+def _first_stories(files: Sequence[Path], max_bytes: int) -> Iterator[str]:
     for file in files:
         size = 0
         for text in stories(file):
             yield text
             size += len(text.encode())
-            if size >= most_bytes:
+            if size >= max_bytes:
                 break
 
 
-def _compared(found: Memorised, name: str, is_yardstick: bool) -> dict[str, Any]:
-    """A model's stories beside real ones; the shares are None where all are shorter than a run."""
-    told, real = (found.shared[group] for group in _groups(name))
-    shares = [
-        (ours, theirs)
-        for ours, theirs in zip(told.shares, real.shares, strict=True)
-        if ours is not None and theirs is not None
-    ]
-    ours, theirs = np.array(shares).reshape(-1, 2).T
+def _compare(generated: Overlap, reference: Overlap, same_source: bool) -> dict[str, Any]:
+    """Generated beside reference stories. Stories shorter than an n-gram don't count; if all are, the values are None."""
+    both = [(a, b) for a, b in zip(generated.shares, reference.shares, strict=True) if a is not None and b is not None]
+    of_generated, of_reference = np.array(both).reshape(-1, 2).T
     return {
-        "stories": len(told.longest),
-        "told": _of_group(told, ours),
-        "real": _of_group(real, theirs) if is_yardstick else None,
-        "difference": paired(theirs, ours)._asdict() if shares and is_yardstick else None,
-        "passage": vars(told.passage) if told.passage is not None else None,
+        "n_stories": len(generated.longest),
+        "generated": _summary(generated, of_generated),
+        "reference": _summary(reference, of_reference) if same_source else None,
+        "difference": paired(of_reference, of_generated)._asdict() if both and same_source else None,
+        "passage": vars(generated.passage) if generated.passage is not None else None,
     }
 
 
-def _of_group(shared: Shared, shares: np.ndarray) -> dict[str, Any]:
+def _summary(overlap: Overlap, shares: np.ndarray) -> dict[str, Any]:
     low, high = bootstrap(shares) if len(shares) else (None, None)
     return {
         "value": float(shares.mean()) if len(shares) else None,
         "low": low,
         "high": high,
-        "mean_longest": shared.mean_longest,
-        "longest": max(shared.longest),
+        "mean_longest": fmean(overlap.longest),
+        "longest": max(overlap.longest),
     }
 
 
-def in_words(found: Mapping[str, Any]) -> list[str]:
-    """A sentence for each model."""
-    lines = [f"Runs of {found['n']} words that also stand in the training stories:"]
-    for name, one in found["models"].items():
+def describe(result: Mapping[str, Any]) -> list[str]:
+    """The result as text: a heading and a line for each model."""
+    lines = [
+        f"Memorization: {result['n']}-grams (runs of {result['n']} words) that also occur in the training stories:"
+    ]
+    for name, one in result["models"].items():
         if one is None:
-            lines.append(f"  {name}: its training stories are not here")
+            lines.append(f"  {name}: its training stories were not found on this machine")
             continue
-        told, real = one["told"], one["real"]
-        if told["value"] is None:
-            said = f"its stories are shorter than {found['n']} words"
-        elif real is None:
-            said = f"{100 * told['value']:.1f} % of its stories; longest shared run {told['longest']} words"
+        generated, reference = one["generated"], one["reference"]
+        if generated["value"] is None:
+            text = f"its stories are shorter than {result['n']} words"
+        elif reference is None:
+            text = f"{100 * generated['value']:.1f} % in its stories; longest shared run {generated['longest']} words"
         else:
-            said = (
-                f"{100 * told['value']:.1f} % of its stories, {100 * real['value']:.1f} % of real unseen ones; longest "
-                f"shared run {told['longest']} and {real['longest']} words"
+            text = (
+                f"{100 * generated['value']:.1f} % in its stories, {100 * reference['value']:.1f} % in real held-out "
+                f"stories; longest shared run {generated['longest']} and {reference['longest']} words"
             )
-        lines.append(f"  {name}: {said} ({where(one)})")
+        lines.append(f"  {name}: {text} ({searched(one)})")
     return lines
 
 
-def where(one: Mapping[str, Any]) -> str:
-    """In which stories was looked, and what is to be known of them."""
-    which = "all" if one["complete"] else "the first"
-    said = f"{which} {one['n_training_texts']:,} stories of {', '.join(one['files'])}"
-    said += "" if one["noted"] else ", which lies beside the held-out file; its own training data are not noted"
-    return said + ("" if one["real"] else "; the held-out stories are of another source and no yardstick")
+def searched(one: Mapping[str, Any]) -> str:
+    """Which training stories were searched for a model, and caveats."""
+    text = (
+        f"{'all' if one['complete'] else 'the first'} {one['n_training_texts']:,} stories of {', '.join(one['files'])}"
+    )
+    if not one["recorded"]:
+        text += ", the train file next to the held-out file, because the run did not record its training data"
+    if not one["reference"]:
+        text += "; the held-out stories come from another source, so they are not a baseline"
+    return text

@@ -1,151 +1,171 @@
-"""The longest runs of words that some texts share with a stream of others: a suffix array that is walked by many at once.
+"""How much of some texts also occurs, word for word, in training texts: n-gram overlap and the longest shared run of words.
 
-The suffixes of all the texts are put in order (Manber and Myers 1993, "Suffix arrays: a new method for on-line string
-searches"); those that begin with the same run stand together. From each word of the stream on, the longest run that some text
-has is found by narrowing that interval word by word, for a whole block of the stream at once. Up to `LEVELS` words deep a table
-has the intervals; deeper, where few get, they are found by bisection.
+The training texts can be far larger than memory. They are read once, a block at a time. For each block the search keeps every
+position whose last words also occur in one of the texts, and extends all of these matches by one word at a time. An n-gram is
+identified by the pair (its first n - 1 words, its last word), not by a hash, so the counts are exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import repeat
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, repeat
 
 import numpy as np
 
-LEVELS = 8
+from mini_chat_gpt.common.errors import UserError
+
+BLOCK = 1 << 18  # training words that are searched together
+SOURCE_LENGTH = 200  # characters of a training text that a passage quotes
+
+# A run of letters and digits; an apostrophe inside a word doesn't split it.
+_WORD = re.compile(r"[^\W_]+(?:['’]+[^\W_]+)*")
+_ASCII = {code: None if chr(code) == "'" else " " for code in range(128) if not chr(code).isalnum()}
 
 
-class RunIndex:
-    """A suffix array of N words: the texts' end to end, behind each a separator of its own.
+@dataclass(frozen=True)
+class Passage:
+    """The longest run of words that a group of texts shares with a training text."""
 
-    A node of depth d, a run of d words, is the interval [low, high) of the suffixes that begin with it. Each text belongs to
-    one of the groups 0, 1, …: groups (texts,).
+    n_words: int
+    text: str  # as written in the text of the group
+    source: str  # the beginning of the training text that contains it
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What each text of a group shares with the training texts."""
+
+    longest: tuple[int, ...]  # words of the longest shared run
+    shares: tuple[float | None, ...]  # of the text's n-grams, from 0 to 1; None for a text shorter than n words
+    passage: Passage | None  # None if the group shares no word
+
+
+def ngram_overlap(
+    groups: Mapping[str, Sequence[str]],
+    training_texts: Iterable[str],
+    n: int = 8,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[dict[str, Overlap], int]:
+    """(overlap by group, number of training texts). Runs don't cross from one text into the next; `words_of` defines a word.
+
+    `progress` is called with the number of training characters read so far. Raises UserError if there is no group, if a group
+    has no text, and for n < 1.
     """
+    if not groups or not all(groups.values()):
+        raise UserError("There is no text to search for; generate at least one.")
+    if n < 1:
+        raise UserError(f"n-grams of {n} words can't be searched for; n must be at least 1.")
+    search = _Search(groups, n)
+    n_texts = n_characters = 0
+    for block in _blocks(training_texts):
+        search.add_block(block)
+        n_texts += len(block)
+        n_characters += sum(len(text) for text, _ in block)
+        if progress is not None:
+            progress(n_characters)
+    return {name: search.overlap(number, name) for number, name in enumerate(groups)}, n_texts
 
-    def __init__(self, texts: Sequence[list[str]], groups: Sequence[int]) -> None:
-        # Ids from 1 on; 0 is a word that no text has, or the end of a text of the stream.
+
+class _Search:
+    """The texts of all groups as one row of word ids, and what has been found of them so far."""
+
+    def __init__(self, groups: Mapping[str, Sequence[str]], n: int) -> None:
+        self.groups, self.n = groups, n
+        words = [words_of(text) for texts in groups.values() for text in texts]
+        # Ids count from 1. In the row of the texts, 0 ends each text. In a training block, `self.unknown` stands for the end
+        # of a text and for each word that the texts don't have. Neither id occurs in the other row, so no match crosses it.
         self.vocabulary: dict[str, int] = {}
-        for words in texts:
-            for word in words:
-                self.vocabulary.setdefault(word, len(self.vocabulary) + 1)
-        separators = range(len(self.vocabulary) + 1, len(self.vocabulary) + 1 + len(texts))
-        self.base = separators.stop
-        ids = [[*map(self.vocabulary.__getitem__, words), end] for words, end in zip(texts, separators, strict=True)]
-        self.ids = np.concatenate([np.array(part, dtype=np.int64) for part in ids])
-        self.starts = np.cumsum([0, *(len(part) for part in ids[:-1])])
-        self.spans = [(int(start), int(start) + len(words)) for start, words in zip(self.starts, texts, strict=True)]
-        self.order = _suffix_order(self.ids)
-        self.common = _common(self.ids, self.order)
-        self.levels = self._make_levels()
-        # How many suffixes of each group stand before each place in the array.
-        of_suffix = np.repeat(np.array(groups), [len(part) for part in ids])[self.order]
-        self.before = [np.concatenate([[0], np.cumsum(of_suffix == group)]) for group in range(max(groups) + 1)]
-        self.reached = np.zeros(len(self.ids), dtype=np.int32)  # at a node's `low`: the depth that was found there
-        # Of each group: longest run, where it begins in `ids`, name of the text that has it.
-        self.best = [(0, 0, "") for _ in self.before]
+        for word in (word for text in words for word in text):
+            self.vocabulary.setdefault(word, len(self.vocabulary) + 1)
+        self.unknown = len(self.vocabulary) + 1
+        self.ids = np.array([i for text in words for i in (*map(self.vocabulary.__getitem__, text), 0)], dtype=np.int64)
+        self.starts = np.array([0, *accumulate(len(text) + 1 for text in words)])
+        self.text_of = np.repeat(np.arange(len(words)), np.diff(self.starts))  # (words,) number of the text
+        self.group_of = np.repeat(np.arange(len(groups)), [len(texts) for texts in groups.values()])  # (texts,)
+        self.longest = np.zeros(len(words), dtype=np.int64)
+        self.shared = np.zeros(
+            len(self.ids), dtype=bool
+        )  # whether the n-gram that begins here occurs in a training text
+        self.best = [(0, 0, "") for _ in groups]  # length of the longest run, its position in `ids`, source
 
-    def _make_levels(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each depth d < `LEVELS`: (keys, lows) of the nodes of depth d + 1, in order; a key is the parent's low and the word."""
-        levels = []
-        parents = np.zeros(len(self.ids), dtype=np.int64)
-        for depth in range(LEVELS):
-            lows = np.flatnonzero(self.common <= depth)
-            words = self.ids[np.minimum(self.order[lows] + depth, len(self.ids) - 1)]
-            levels.append((parents[lows] * self.base + words, np.append(lows, len(self.ids))))
-            parents = np.repeat(lows, np.diff(levels[-1][1]))
-        return levels
-
-    def look_up(self, block: Sequence[Sequence[str]], names: Sequence[str]) -> None:
-        """Find what stands in these texts of the stream, given as words, and remember who has the longest run."""
-        words = [word for text in block for word in (*text, "")]
-        row = np.fromiter(map(self.vocabulary.get, words, repeat(0)), dtype=np.int64, count=len(words))
-        ends = np.cumsum([len(text) + 1 for text in block])
-        # `at`: the places in the row whose run still goes on. Behind each text stands a 0, where every run ends.
-        at = np.flatnonzero(row)
-        low, high, depth = np.zeros_like(at), np.full_like(at, len(self.ids)), 0
-        while len(at):
-            low, high, found = self._deeper(low, high, depth, row[at + depth])
-            at, low, high, depth = at[found], low[found], high[found], depth + 1
-            self.reached[low] = np.maximum(self.reached[low], depth)
-            for group, (longest, _, _) in enumerate(self.best):
-                if depth > longest and (found_there := self._first_of(group, low, high)):
-                    walker, start = found_there
-                    self.best[group] = (depth, start, names[int(np.searchsorted(ends, at[walker], side="right"))])
-
-    def _deeper(
-        self, low: np.ndarray, high: np.ndarray, depth: int, word: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(a,) each: the nodes one word further, and for which of them there is one."""
-        if depth < LEVELS:
-            keys, lows = self.levels[depth]
-            wanted = low * self.base + word
-            place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-            return lows[place], lows[place + 1], (keys[place] == wanted) & (word > 0)
-        low, high = self._bisect(low, high, depth, word), self._bisect(low, high, depth, word + 1)
-        return low, high, low < high
-
-    def _bisect(self, low: np.ndarray, high: np.ndarray, depth: int, word: np.ndarray) -> np.ndarray:
-        """The first place in each interval where the word at `depth` is no less than `word`."""
-        last = len(self.ids) - 1
-        while (open_ := low < high).any():
-            middle = (low + high) >> 1
-            less = self.ids[np.minimum(self.order[np.minimum(middle, last)] + depth, last)] < word
-            low, high = np.where(open_ & less, middle + 1, low), np.where(open_ & ~less, middle, high)
-        return low
-
-    def _first_of(self, group: int, low: np.ndarray, high: np.ndarray) -> tuple[int, int] | None:
-        """(which interval, where a suffix in it begins) of the first interval that has a suffix of the group."""
-        before = self.before[group]
-        there = np.flatnonzero(before[high] > before[low])
-        if not len(there):
-            return None
-        place = int(np.searchsorted(before, before[low[there[0]]], side="right")) - 1
-        return int(there[0]), int(self.order[place])
-
-    def matched(self) -> np.ndarray:
-        """(N,) the longest run from each word on that stands in a text of the stream.
-
-        A run found at one suffix is shared by its neighbours as far as they begin alike.
-        """
-        reached, common = self.reached.tolist(), self.common.tolist()
-        for place in range(1, len(reached)):
-            reached[place] = max(reached[place], min(reached[place - 1], common[place]))
-        for place in range(len(reached) - 1, 0, -1):
-            reached[place - 1] = max(reached[place - 1], min(reached[place], common[place]))
-        matched = np.empty(len(reached), dtype=np.int64)
-        matched[self.order] = reached
-        return matched
-
-
-def _suffix_order(ids: np.ndarray) -> np.ndarray:
-    """(N,) where each suffix begins, in their order; by doubling the length by which they are compared."""
-    rank, length = ids, 1
-    while True:
-        following = np.zeros_like(rank)
-        following[:-length] = rank[length:] + 1
-        key = rank * (int(rank.max()) + 2) + following
-        order = np.argsort(key, kind="stable")
-        ranks = np.concatenate([[0], np.cumsum(key[order][1:] != key[order][:-1])])
-        rank = np.empty_like(ids)
-        rank[order] = ranks
-        length *= 2
-        if ranks[-1] == len(ids) - 1:
-            return order
-
-
-def _common(ids: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """(N,) how many words each suffix has in common with the one before it in order, 0 for the first (Kasai et al. 2001)."""
-    words, n = [*ids.tolist(), -1], len(ids)
-    previous = np.empty(n, dtype=np.int64)
-    previous[order] = np.concatenate([[-1], order[:-1]])
-    by_start, length = [0] * n, 0
-    for start, other in enumerate(previous.tolist()):
-        if other < 0:
-            length = 0
-            continue
-        while words[start + length] == words[other + length]:
+    def add_block(self, block: Sequence[tuple[str, list[str]]]) -> None:
+        """Search for the texts in a block of training texts, each with its words."""
+        words = [word for _, of_text in block for word in (*of_text, "")]
+        row = np.fromiter(map(self.vocabulary.get, words, repeat(self.unknown)), dtype=np.int64, count=len(words))
+        ends = np.cumsum([len(of_text) + 1 for _, of_text in block])
+        # The two sides of each match: positions in `row` and in `ids`. A node identifies the n-gram that begins at a position.
+        at, mine = np.arange(len(row)), np.arange(len(self.ids))
+        node, my_node = np.zeros_like(at), np.zeros_like(mine)
+        length = 0
+        while True:
+            keys, my_node = np.unique(my_node * (self.unknown + 1) + self.ids[mine + length], return_inverse=True)
+            wanted = node * (self.unknown + 1) + row[at + length]
+            node = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+            match = keys[node] == wanted
+            at, node = at[match], node[match]
+            if not len(at):
+                return
+            occurs = np.zeros(len(keys), dtype=bool)
+            occurs[node] = True
+            mine, my_node = mine[occurs[my_node]], my_node[occurs[my_node]]
             length += 1
-        by_start[start] = length
-        length = max(0, length - 1)
-    return np.array(by_start)[order]
+            self._record(length, mine)
+            for group in set(self.group_of[self.text_of[mine]].tolist()):
+                if length > self.best[group][0]:
+                    first = int(np.argmax(self.group_of[self.text_of[mine]] == group))
+                    there = int(at[np.argmax(node == my_node[first])])
+                    text, _ = block[int(np.searchsorted(ends, there, side="right"))]
+                    self.best[group] = (length, int(mine[first]), text[:SOURCE_LENGTH])
+
+    def _record(self, length: int, positions: np.ndarray) -> None:
+        """The runs of `length` words that begin at these positions of `ids` occur in a training text."""
+        self.longest[self.text_of[positions]] = np.maximum(self.longest[self.text_of[positions]], length)
+        if length == self.n:
+            self.shared[positions] = True
+
+    def overlap(self, group: int, name: str) -> Overlap:
+        """The result for one group."""
+        numbers = np.flatnonzero(self.group_of == group)
+        shares = []
+        for number in numbers:
+            start, stop = self.starts[number], self.starts[number + 1] - self.n  # n - 1 words and the 0 begin no n-gram
+            shares.append(float(self.shared[start:stop].mean()) if stop > start else None)
+        length, position, source = self.best[group]
+        passage = None
+        if length:
+            number = self.text_of[position]
+            text = self.groups[name][number - numbers[0]]
+            spans = [match.span() for match in _WORD.finditer(text)][position - self.starts[number] :]
+            passage = Passage(length, text[spans[0][0] : spans[length - 1][1]], source)
+        return Overlap(tuple(self.longest[numbers].tolist()), tuple(shares), passage)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text without case and punctuation: runs of letters and digits, without apostrophes ("isnt")."""
+    if text.isascii():  # same result, five times as fast
+        return text.lower().translate(_ASCII).split()
+    return " ".join(_WORD.findall(text)).casefold().replace("'", "").replace("’", "").split()
+
+
+def cut_to_same_length(text: str, other: str) -> tuple[str, str]:
+    """Both texts, the longer one cut to the number of words of the shorter one."""
+    spans = [[match.span() for match in _WORD.finditer(each)] for each in (text, other)]
+    n = min(map(len, spans))
+    cut = [each[: of_words[n - 1][1]] if n else "" for each, of_words in zip((text, other), spans, strict=True)]
+    return cut[0], cut[1]
+
+
+def _blocks(texts: Iterable[str]) -> Iterator[list[tuple[str, list[str]]]]:
+    """Texts with their words, in blocks of at least `BLOCK` words."""
+    block, size = [], 0
+    for text in texts:
+        words = words_of(text)
+        block.append((text, words))
+        size += len(words) + 1
+        if size >= BLOCK:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block

@@ -1,7 +1,7 @@
-"""What a reply is like as a text: its overlap with the expected one, its length, what it copies, repeats and keeps.
+"""Metrics of a reply as text: overlap with a reference, length, extractiveness, repetition, and constraint satisfaction.
 
-Words are compared without case and punctuation. Nearly all numbers are shares from 0 to 1; `length_ratio` (1: as long as
-expected) may be larger, and those in COUNTS are numbers. What is in NEUTRAL tells what a text is like, not how good it is.
+Words are compared without case and punctuation. Most metrics are shares from 0 to 1; `length_ratio` (1: as long as the reference)
+can be larger, and those in COUNTS are counts. Metrics in NEUTRAL describe a text without saying how good it is.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from mini_chat_gpt.tinystories.tasks import Task
 
 Scores = dict[str, float]
 NEUTRAL = frozenset({"length_ratio", "copied", "n_words", "repetition", "distinct_1", "distinct_2", "distinct_3"})
-"""Measures of which neither the highest value is the best nor the lowest."""
+"""Measures for which neither high nor low values are better."""
 RIGHT_OR_WRONG = frozenset({
     "accuracy", "exact", "verbatim", "all_used", "refused", "answered", "stops", "role_token", "empty",
     "has_sentence", "has_sentence_verbatim", "has_dialogue", "has_moral",
 })  # fmt: skip
-"""Measures that are 1 or 0 of each reply."""
+"""Measures that are 1 or 0 for each reply."""
 COUNTS = frozenset({"n_words"})
-"""Measures that are numbers of something, no shares: not to be shown in percent."""
-RUN = 4  # words that in the same order are hardly there twice by chance
+"""Measures that are counts, not shares; they are not shown in percent."""
+N = 4  # words of an n-gram: long enough that it rarely occurs twice by chance
 
 
 def plain_words(text: str) -> list[str]:
-    """The words of a text without case and punctuation; "isn't" and "Tom's" are one word each."""
+    """The words of a text in lower case, without punctuation. "isn't" and "Tom's" are one word each."""
     return re.findall(r"\w+(?:'\w+)*", text.casefold().replace("’", "'"))
 
 
-def _runs(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """All stretches of n words (n-grams), in their order; [] for fewer than n words."""
+def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """All n-grams in order; [] for fewer than n words."""
     return list(zip(*(words[start:] for start in range(n)), strict=False))
 
 
-# Beside the expected text
+# Compared with the reference
 
 
 def rouge(target: str, reply: str) -> Scores:
     """F-measures of ROUGE-L, ROUGE-1 and ROUGE-2 (Lin 2004, "ROUGE: a package for automatic evaluation of summaries").
 
-    Computed by Google's rouge_score, without stemming.
+    Computed with Google's rouge_score package, without stemming.
     """
-    found = _scorer("rougeL", "rouge1", "rouge2").score(target, reply)
+    scores = _scorer("rougeL", "rouge1", "rouge2").score(target, reply)
     return {
-        "rouge_l": found["rougeL"].fmeasure,
-        "rouge_1": found["rouge1"].fmeasure,
-        "rouge_2": found["rouge2"].fmeasure,
+        "rouge_l": scores["rougeL"].fmeasure,
+        "rouge_1": scores["rouge1"].fmeasure,
+        "rouge_2": scores["rouge2"].fmeasure,
     }
 
 
@@ -67,76 +67,75 @@ def _scorer(*names: str) -> Any:
 
 
 def length_ratio(target: str, reply: str) -> float:
-    """The reply's length over the target's, in words; a target without words counts as one."""
+    """The length of the reply relative to the target, in words. A target without words counts as one word."""
     return len(plain_words(reply)) / max(1, len(plain_words(target)))
 
 
-# Beside the story that was told
+# Compared with the story in the prompt
 
 
-def copied(story: str, reply: str) -> float:
-    """Share of the reply's stretches of four words that stand in the story as they are; 0 for fewer than four words.
+def extractiveness(story: str, reply: str) -> float:
+    """The share of the reply's 4-grams that occur in the story; 0 for a reply of fewer than four words.
 
     One minus the share of novel 4-grams (See et al. 2017, "Get to the point", section 6).
     """
-    runs = _runs(plain_words(reply), RUN)
-    there = set(_runs(plain_words(story), RUN))
-    return sum(run in there for run in runs) / len(runs) if runs else 0.0
+    ngrams = _ngrams(plain_words(reply), N)
+    of_story = set(_ngrams(plain_words(story), N))
+    return sum(ngram in of_story for ngram in ngrams) / len(ngrams) if ngrams else 0.0
 
 
-# Of a story that was written
+# Of a generated story
 
 
-def told(story: str) -> Scores:
+def text_statistics(story: str) -> Scores:
     """n_words, repetition and distinct_1, _2, _3 of a story.
 
-    repetition: share of its stretches of four words that occurred in it before (seq-rep-4, Welleck et al. 2020, "Neural text
-    generation with unlikelihood training"); distinct_n: share of different ones among those of n words (Li et al. 2016,
-    "A diversity-promoting objective function"). Where there are none, 0. Short texts repeat less: compare at like lengths.
+    repetition: share of its 4-grams that occurred in it before (seq-rep-4, Welleck et al. 2020, "Neural text generation with
+    unlikelihood training"); distinct_n: share of different n-grams (Li et al. 2016, "A diversity-promoting objective function").
+    They are 0 for a text without n-grams. Short texts repeat less, so compare texts of similar length.
     """
     words = plain_words(story)
-    runs = _runs(words, RUN)
-    repeated = 1 - len(set(runs)) / len(runs) if runs else 0.0
+    ngrams = _ngrams(words, N)
     return {
         "n_words": float(len(words)),
-        "repetition": repeated,
-        **{f"distinct_{n}": _distinct(_runs(words, n)) for n in (1, 2, 3)},
+        "repetition": 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0,
+        **{f"distinct_{n}": _distinct(_ngrams(words, n)) for n in (1, 2, 3)},
     }
 
 
-def _distinct(runs: Sequence[tuple[str, ...]]) -> float:
-    return len(set(runs)) / len(runs) if runs else 0.0
+def _distinct(ngrams: Sequence[tuple[str, ...]]) -> float:
+    return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
-def kept(task: Task, story: str) -> Scores:
-    """Whether a story heeds what its prompt asked for beside words, 1 or 0 each; only what was asked is there.
+def constraint_satisfaction(task: Task, story: str) -> Scores:
+    """Whether a story meets the constraints of its prompt, apart from the required words. 1 or 0; only for what the prompt asks.
 
-    has_sentence           the sentence's words stand there one after the other; has_sentence_verbatim: to the letter,
-                           but for white space
-    has_dialogue           somebody speaks, in quotation marks
-    has_moral              the story states a moral outright
+    has_sentence           contains the words of the required sentence, in order and without gaps; has_sentence_verbatim: the
+                           exact sentence, ignoring white space
+    has_dialogue           contains speech in quotation marks
+    has_moral              states a moral explicitly
 
-    Features are measured where the rule finds them in the expected story too, for stories may be labelled with a moral
-    that they leave to the reader. Other features no rule can tell.
+    Features count only if the rule also finds them in the reference story, because stories can be labeled with a moral that they
+    leave to the reader. Other features can't be detected by rules.
     """
     scores = {}
     if task.sentence is not None and plain_words(task.sentence):
-        scores["has_sentence"] = float(_in_a_row(task.sentence, story))
+        scores["has_sentence"] = float(_contains_words(task.sentence, story))
         scores["has_sentence_verbatim"] = float(" ".join(task.sentence.split()) in " ".join(story.split()))
-    asked = asked_features(task.prompt)
-    if "Dialogue" in asked and first_speech(task.target):
+    features = requested_features(task.prompt)
+    if "Dialogue" in features and first_speech(task.target):
         scores["has_dialogue"] = float(first_speech(story) is not None)
-    if "MoralValue" in asked and stated_moral(task.target):
+    if "MoralValue" in features and stated_moral(task.target):
         scores["has_moral"] = float(stated_moral(story) is not None)
     return scores
 
 
-def _in_a_row(sentence: str, text: str) -> bool:
+def _contains_words(sentence: str, text: str) -> bool:
     return f" {' '.join(plain_words(sentence))} " in f" {' '.join(plain_words(text))} "
 
 
-def asked_features(prompt: str) -> tuple[str, ...]:
-    """The features that a writing prompt asks for, by their names in a record: those that its second line lists."""
+def requested_features(prompt: str) -> tuple[str, ...]:
+    """The features that a writing prompt asks for in its second line, by their names in a record."""
     line = prompt.split("\n")[1:2]
     match = _feature_line().fullmatch(line[0]) if line else None
     if match is None:

@@ -1,4 +1,4 @@
-"""The capability test at work, for one model or several side by side. `mini-chat-gpt evaluate --checkpoint A [--against B ...]`.
+"""`mini-chat-gpt evaluate --checkpoint A [--against B ...]`: run the capability test on one or more models and report the results.
 
 `sft_generate.py --test` is the same for one model.
 """
@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name, write_json
 from mini_chat_gpt.common.terminal import StepProgress, console, format_duration
 from mini_chat_gpt.evaluation.bits_per_byte import bits_per_byte
-from mini_chat_gpt.evaluation.capabilities import GREEDY, MOST_ROWS, Evaluation, evaluate
+from mini_chat_gpt.evaluation.capabilities import GREEDY, MAX_ROWS, Evaluation, evaluate
 from mini_chat_gpt.evaluation.held_out import find_held_out, held_out_tasks
-from mini_chat_gpt.evaluation.memorization import in_words, recited, training_of
+from mini_chat_gpt.evaluation.memorization import describe, find_training_files, memorization
 from mini_chat_gpt.evaluation.prompt_suite import Answers, Prompts, ask, check_prompts, read_prompts, show
 from mini_chat_gpt.evaluation.refusals import REFUSALS
 from mini_chat_gpt.generation.decode import Model, WeightsOption, for_inference
@@ -36,57 +37,59 @@ from mini_chat_gpt.sft_dataloader import stories
 from mini_chat_gpt.tinystories.tasks import Task, check_kinds
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
-PLAIN_BYTES = 100_000
-"""Of held-out stories, of which a report has the bits per byte."""
-LONGEST_FOLDER = 100
-"""Characters of the name that a report's folder gets by itself."""
+BITS_PER_BYTE_TEXT = 100_000
+"""Bytes of held-out stories on which a report measures bits per byte."""
+MAX_FOLDER_NAME = 100
+"""Characters of the default name of a report's folder."""
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Which tasks are put to the models, and what is shown and written. Raises UserError for a value that makes no sense."""
+    """Which tasks the models get, and what is shown and written. Raises UserError for an invalid value."""
 
-    n: int = 100  # tasks of each kind and group
-    kinds: tuple[str, ...] = ()  # none: every kind that the data support
-    seed: int = 1337  # which tasks are taken
-    examples: int = 1  # replies of each kind that are shown
-    batch_size: int | None = None  # prompts at a time; None: as many as pays
+    n: int = 100  # maximum number of tasks of each kind and group
+    kinds: tuple[str, ...] = ()  # empty: every kind that the data supports
+    seed: int = 1337  # selects the tasks
+    examples: int = 1  # replies of each kind to show
+    batch_size: int | None = None  # prompts per batch; None: chosen automatically
     json: Path | None = None  # file for results and replies
-    report: Path | None = None  # folder for report.html and its like
-    prompts: Path | None = None  # YAML file with prompts of one's own
-    training_mb: int = 50  # of training stories, in which a report looks for what the models recite
-    details: bool | None = None  # show all measures, and what each trivial rule reaches
+    report: Path | None = None  # folder for report.html, before_after.md and report.json
+    prompts: Path | None = None  # YAML file with the user's own prompts
+    training_mb: int = 50  # megabytes of training stories that a report searches for memorized text
+    details: bool | None = None  # show all measures, and the score of each baseline
 
     def __post_init__(self) -> None:
-        least = {"n": 1, "seed": 0, "examples": 0, "batch_size": 1, "training_mb": 0}
-        for name, value in least.items():
-            given = getattr(self, name)
-            if given is not None and given < value:
-                raise UserError(f"--{name.replace('_', '-')} is {given}; it must be {value} or more.")
+        minimums = {"n": 1, "seed": 0, "examples": 0, "batch_size": 1, "training_mb": 0}
+        for name, minimum in minimums.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be {minimum} or more.")
         check_kinds(self.kinds, "--kinds", [REFUSALS])
-        if self.json is not None and not _can_be_written(self.json):
-            raise UserError(f"--json: {self.json} can't be written; name a file in a folder that you may write to.")
-        if self.report is not None and not _can_be_written(self.report / HTML):
-            raise UserError(
-                f"--report: {self.report} can't be written to; name a folder that may be made or written to."
-            )
+        if self.json is not None and not _is_writable(self.json):
+            raise UserError(f"--json: {self.json} can't be written; choose a file in a writable folder.")
+        if self.report is not None and not _is_writable(self.report / HTML):
+            raise UserError(f"--report: {self.report} can't be written to; choose a folder in a writable place.")
         if self.report is not None and self.json is not None and self.json.absolute().parent == self.report.absolute():
             raise UserError(
-                f"--json: {self.json} lies in the report's folder, which has a report.json; name another place."
+                f"--json: {self.json} is in the report's folder, which has its own report.json; choose another place."
             )
 
 
-def _can_be_written(file: Path) -> bool:
-    there = next(place for place in file.absolute().parents if place.exists())
-    return not file.is_dir() and there.is_dir() and os.access(there, os.W_OK)
+def _is_writable(file: Path) -> bool:
+    existing = next(folder for folder in file.absolute().parents if folder.exists())
+    return not file.is_dir() and existing.is_dir() and os.access(existing, os.W_OK)
 
 
 def options_of(arguments: argparse.Namespace) -> EvalOptions:
-    """The options that were given, the defaults for the rest. Kinds may be parted by commas too."""
-    given = {field.name: getattr(arguments, field.name) for field in fields(EvalOptions)}
-    if given["kinds"] is not None:
-        given["kinds"] = tuple(dict.fromkeys(kind for part in given["kinds"] for kind in part.split(",") if kind))
-    return EvalOptions(**{name: value for name, value in given.items() if value is not None})
+    """The options of the command line, with defaults for the others. Kinds may be separated by commas, too."""
+    values = {field.name: getattr(arguments, field.name) for field in fields(EvalOptions)}
+    if values["kinds"] is not None:
+        values["kinds"] = tuple(dict.fromkeys(kind for part in values["kinds"] for kind in part.split(",") if kind))
+    return EvalOptions(**{name: value for name, value in values.items() if value is not None})
+
+
+Loaded = Mapping[str, tuple[GPT, ChatTokenizer]]
+"""Short name -> (model, tokenizer)"""
 
 
 def compare(
@@ -98,91 +101,105 @@ def compare(
     device: str = "auto",
     weights: WeightsOption = "auto",
 ) -> dict[str, Evaluation]:
-    """Put the same tasks to every model; print replies and the table, write the files; returns evaluations by model.
+    """Evaluate all models on the same tasks, print replies and a table, write the files; returns evaluations by short name.
 
-    `models` come in the order before → after. The tasks fit every model's context, so that all see the same text. `data` as
-    in `find_held_out`.
+    `models` are ordered from before to after. Each task fits the context of every model, so that all see the same text. For
+    `data` see `find_held_out`.
     """
+    start = time.monotonic()
     prompts = read_prompts(options.prompts) if options.prompts is not None else None
-    started = time.monotonic()
     sampling = sampling if sampling.seed is not None else replace(sampling, seed=options.seed)
     loaded = _load(models, device)
     if prompts is not None:
-        for those in loaded.values():
-            check_prompts(prompts, *those, options.prompts)
+        for model, tokenizer in loaded.values():
+            check_prompts(prompts, model, tokenizer, options.prompts)
     file, why = find_held_out(data, models)
     tasks = held_out_tasks(file, [*loaded.values()], options.n, options.seed, options.kinds)
-    found = {task.kind for ours in tasks.values() for task in ours}
     out.print(f"Held-out tasks: {file}\n({why})", markup=False, soft_wrap=True)
-    if missing := [kind for kind in options.kinds if kind not in found]:
-        out.print(f"None of them there: {', '.join(missing)}", markup=False, soft_wrap=True)
-    forms = {
-        name: (for_inference(model, MOST_ROWS, weights=weights), tokenizer)
-        for name, (model, tokenizer) in loaded.items()
-    }
+    kinds = {task.kind for of_group in tasks.values() for task in of_group}
+    if missing := [kind for kind in options.kinds if kind not in kinds]:
+        out.print(f"The data has no tasks of these kinds: {', '.join(missing)}", markup=False, soft_wrap=True)
+    for_cpu = {name: for_inference(model, MAX_ROWS, weights=weights) for name, (model, _) in loaded.items()}
     evaluations = {
-        name: _run(name, form, tokenizer, tasks, sampling, options.batch_size, out)
-        for name, (form, tokenizer) in forms.items()
+        name: _run(name, for_cpu[name], tokenizer, tasks, sampling, options.batch_size, out)
+        for name, (_, tokenizer) in loaded.items()
     }
     show_examples(evaluations, options.examples, out)
     out.rule(style="dim")
     show_table(evaluations, out, bool(options.details))
     show_differences(evaluations, out)
     _write_json(models, evaluations, file, options, sampling, out)
-    own = _asked(prompts, loaded, out) if prompts is not None else {}
+    answers = _ask(prompts, loaded, out) if prompts is not None else {}
     if options.report is not None:
-        texts = {name: bits_per_byte(*those, stories(file), PLAIN_BYTES) for name, those in loaded.items()}
         subjects = [
-            Subject(name, path, *loaded[name], evaluations[name], own.get(name), texts[name])
+            Subject(name, path, *loaded[name], evaluations[name], answers.get(name))
             for path, name in zip(models, loaded, strict=True)
         ]
-        known = _recited(evaluations, dict(zip(loaded, models, strict=True)), file, options.training_mb, out)
-        about = {"file": file.name, "why": why, "n": options.n, "seed": options.seed}
-        about |= {"sampling": _said(sampling), "weights": weights, "seconds": time.monotonic() - started}
-        *_, page = write(options.report, build(subjects, about, prompts, known))
-        out.print(f"Report: {page}", markup=False, soft_wrap=True)
+        settings = {"file": file.name, "why": why, "n": options.n, "seed": options.seed}
+        settings |= {"sampling": _describe(sampling), "weights": weights}
+        _write_report(options, subjects, file, settings, prompts, start, out)
     return evaluations
 
 
 def _load(paths: Sequence[Path], device: str) -> dict[str, tuple[GPT, ChatTokenizer]]:
-    """By short name."""
-    if double := [str(path) for path in paths if paths.count(path) > 1]:
-        raise UserError(f"{double[0]} is named twice; a model is compared with others.")
+    """The models by short name."""
+    if repeated := [str(path) for path in paths if paths.count(path) > 1]:
+        raise UserError(f"{repeated[0]} is named twice; compare a model with other models.")
     loaded = dict(zip(short_names(paths), (load_checkpoint(path, device) for path in paths), strict=True))
     for path, (model, _) in zip(paths, loaded.values(), strict=True):
         require_finite(model, path)
     return loaded
 
 
-def _asked(prompts: Prompts, models: Mapping[str, tuple[GPT, ChatTokenizer]], out: Console) -> dict[str, Answers]:
-    """What each model says to the user's own prompts, which is shown."""
-    own = {name: ask(name, *those, prompts) for name, those in models.items()}
-    show(prompts, [*own.values()], out)
-    return own
+def _ask(prompts: Prompts, models: Loaded, out: Console) -> dict[str, Answers]:
+    """The replies of each model to the user's own prompts, which are also shown."""
+    answers = {name: ask(name, model, tokenizer, prompts) for name, (model, tokenizer) in models.items()}
+    show(prompts, [*answers.values()], out)
+    return answers
 
 
-def _recited(
-    evaluations: Mapping[str, Evaluation], models: Mapping[str, Path], file: Path, megabytes: int, out: Console
-) -> dict[str, Any] | None:
-    """What `recited` finds, and is said of it; a training file that can't be read ends no report."""
-    training = {name: training_of(path, file) for name, path in models.items()}
+def _write_report(
+    options: EvalOptions,
+    subjects: Sequence[Subject],
+    file: Path,
+    settings: Mapping[str, Any],
+    prompts: Prompts | None,
+    start: float,
+    out: Console,
+) -> None:
+    """Measure bits per byte and memorization, and write the report."""
+    assert options.report is not None
+    subjects = [
+        replace(s, bits_per_byte=bits_per_byte(s.model, s.tokenizer, stories(file), BITS_PER_BYTE_TEXT))
+        for s in subjects
+    ]
+    overlap = _memorization(subjects, file, options.training_mb, out)
+    data = {**settings, "seconds": time.monotonic() - start}
+    *_, page = write(options.report, build(subjects, data, prompts, overlap))
+    out.print(f"Report: {page}", markup=False, soft_wrap=True)
+
+
+def _memorization(subjects: Sequence[Subject], file: Path, megabytes: int, out: Console) -> dict[str, Any] | None:
+    """Measure and show memorization. A training file that can't be read doesn't prevent the report."""
+    evaluations = {s.name: s.evaluation for s in subjects}
+    training = {s.name: find_training_files(s.checkpoint, file) for s in subjects}
     try:
-        known = recited(evaluations, training, megabytes * 10**6, out)
+        result = memorization(evaluations, training, megabytes * 10**6, out)
     except UserError as error:
-        out.print(f"Not looked for recited passages: {error}", markup=False, soft_wrap=True)
+        out.print(f"Memorization was not measured: {error}", markup=False, soft_wrap=True)
         return None
-    if known is not None:
-        out.print("\n".join(in_words(known)), markup=False, soft_wrap=True)
-    return known
+    if result is not None:
+        out.print("\n".join(describe(result)), markup=False, soft_wrap=True)
+    return result
 
 
-def _said(sampling: Sampling) -> str:
-    """The settings that differ from the defaults, by which replies can be had again."""
+def _describe(sampling: Sampling) -> str:
+    """The settings that are needed to reproduce the replies."""
     if sampling.temperature == 0 and sampling == replace(GREEDY, seed=sampling.seed):
-        return "greedy: the likeliest token, always"
-    usual, given = vars(Sampling()), vars(sampling)
-    named = {"temperature", "seed", *(name for name in given if given[name] != usual[name])}
-    return ", ".join(f"{name} {value}" for name, value in given.items() if name in named)
+        return "greedy"
+    defaults, values = vars(Sampling()), vars(sampling)
+    named = {"temperature", "seed", *(name for name in values if values[name] != defaults[name])}
+    return ", ".join(f"{name} {value}" for name, value in values.items() if name in named)
 
 
 def _write_json(
@@ -193,15 +210,15 @@ def _write_json(
     sampling: Sampling,
     out: Console,
 ) -> None:
-    """All results and replies, where that was asked for."""
+    """Write all results and replies if `--json` is given."""
     if options.json is None:
         return
     by_name = {
         name: {"checkpoint": str(path), **evaluation.as_json()}
         for path, (name, evaluation) in zip(models, evaluations.items(), strict=True)
     }
-    about = {"data": str(file), "n": options.n, "seed": options.seed, "sampling": _said(sampling)}
-    write_json(options.json, about | {"models": by_name})
+    settings = {"data": str(file), "n": options.n, "seed": options.seed, "sampling": _describe(sampling)}
+    write_json(options.json, settings | {"models": by_name})
     out.print(f"Written: {options.json}", markup=False, soft_wrap=True)
 
 
@@ -214,57 +231,53 @@ def _run(
     batch_size: int | None,
     out: Console,
 ) -> Evaluation:
-    """Evaluate one model behind a progress bar."""
-    ours = [task for group in tasks.values() for task in group]
-    work = _work_done(ours)
-    started = time.monotonic()
-    with StepProgress(out, name, 0, len(ours)) as bar:
+    """Evaluate one model with a progress bar."""
+    all_tasks = [task for of_group in tasks.values() for task in of_group]
+    work = _work_done(all_tasks)
+    start = time.monotonic()
+    with StepProgress(out, name, 0, len(all_tasks)) as bar:
 
         def show(done: int) -> None:
-            rate = done / max(time.monotonic() - started, 1e-9)
+            rate = done / max(time.monotonic() - start, 1e-9)
             bar.update(done, f"{rate:.3g} replies/s", fraction=work[done])
 
         evaluation = evaluate(model, tokenizer, tasks, sampling, batch_size, progress=show)
-    seconds = time.monotonic() - started
-    rate = len(ours) / max(seconds, 1e-9)
-    text = f"{name}: {len(ours)} replies in {format_duration(seconds)} ({rate:.3g} a second)"
-    text += "" if tokenizer.chat_format is not None else "; without a chat format it goes on from the prompt"
+    seconds = time.monotonic() - start
+    rate = len(all_tasks) / max(seconds, 1e-9)
+    text = f"{name}: {len(all_tasks)} replies in {format_duration(seconds)} ({rate:.3g} replies/s)"
+    text += "" if tokenizer.chat_format is not None else "; no chat format, so it continues each prompt as plain text"
     out.print(text, markup=False, soft_wrap=True)
     return evaluation
 
 
 def _work_done(tasks: Sequence[Task]) -> list[float]:
-    """Share of the work after each number of tasks, kind after kind: a token written costs about four that are read."""
+    """The fraction of the work done after each number of tasks. A generated token costs about four times as much as a prompt token."""
     costs = [0.0]
     for kind in dict.fromkeys(task.kind for task in tasks):
         of_kind = [len(task.prompt) + 4 * len(task.target) for task in tasks if task.kind == kind]
         costs += [sum(of_kind) / len(of_kind)] * len(of_kind)
     total = sum(costs)
-    shares, done = [], 0.0
-    for cost in costs:
-        done += cost
-        shares.append(done / total)
-    return shares
+    return [done / total for done in accumulate(costs)]
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of the paths where they tell the models apart, so that a table stays narrow; else more of them."""
+    """Short distinct names for the models: the last components of their paths, as few as possible."""
     named = [path if path.name not in ("", "..") else path.resolve() for path in paths]
     named = [path.parent if path.name in ("best", "last") else path for path in named]
     for n in range(1, max(len(path.parts) for path in named) + 1):
         ends = [path.parts[-n:] for path in named]
         if len(set(ends)) == len(ends):
-            # Of what all have in common only the last part is named: "one/…/sft" and "two/…/sft".
+            # Only the first component differs. Keep it and the last one: "one/…/sft" and "two/…/sft".
             return ["/".join(end if n < 3 or len(end) < n else (end[0], "…", end[-1])) for end in ends]
     return [str(path) for path in paths]
 
 
 def _report_folder(names: Sequence[str]) -> Path:
-    """A new one under runs/reports, named after the models, the last of which is the one in question."""
+    """A new folder in runs/reports, named after the models. The last model comes first."""
     plain = [name.replace("/", "-") for name in names]
     name = "-against-".join([plain[-1], *plain[:-1]])
-    if len(name) > LONGEST_FOLDER:
-        name = f"{plain[-1][:LONGEST_FOLDER]}-against-{len(plain) - 1}-models"
+    if len(name) > MAX_FOLDER_NAME:
+        name = f"{plain[-1][:MAX_FOLDER_NAME]}-against-{len(plain) - 1}-models"
     return free_name(Path("runs/reports") / name)
 
 

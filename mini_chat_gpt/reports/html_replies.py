@@ -1,6 +1,6 @@
-"""The replies in report.html: to held-out tasks side by side, and to a user's own prompts. What is long is folded.
+"""The replies in report.html: to held-out tasks, side by side, and to the user's prompts. Long texts are folded.
 
-What is wrong in a reply stands in [brackets], required words are underlined: it can be read without colour.
+Wrong parts of a reply are in [brackets] and required words are underlined, so that no information depends on color.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from typing import Any
 from mini_chat_gpt.common.page import escaped
 from mini_chat_gpt.reports.charts import number
 
-LONGEST = 450  # characters of a text that are shown unfolded
-_SHORTENED = 280  # and of a longer one
-_LONGEST_PROMPT, _BEGIN, _END = 240, 110, 90
-_PARTS = {"right": "right", "wrong": "wrong", "required": "required"}
+LONGEST = 450  # characters of a text that is not folded
+_SHORTENED = 280  # visible characters of a longer text
+_LONGEST_PROMPT, _BEGIN, _END = 240, 110, 90  # characters; the last two are visible of a longer prompt
+_MARKS = {"right", "wrong", "required"}  # also the names of their CSS classes
 
-Parts = list[tuple[str, str]]  # (text, what it is)
-Key = Callable[[str], str]  # a model's name as it is shown
+Parts = list[tuple[str, str]]  # (text, mark)
+Key = Callable[[str], str]  # model name -> HTML
 
 
 def side_by_side(
     examples: Sequence[Mapping[str, Any]], names: Sequence[str], groups: Mapping[str, str], key: Key
 ) -> str:
-    """The examples, each with the replies of all models beside each other; "" if there are none."""
+    """The examples, each with the replies of all models side by side; "" if there are none."""
     if not examples:
         return ""
     filters = _filter("kind", Counter(example["kind"] for example in examples), {})
-    if len(found := Counter(example["group"] for example in examples)) > 1:
-        filters += _filter("group", found, groups)
+    if len(by_group := Counter(example["group"] for example in examples)) > 1:
+        filters += _filter("group", by_group, groups)
     legend = (
-        '<p class="said"><span class="right">as expected</span>, <span class="wrong">not as expected</span>, '
+        '<p class="text"><span class="right">as expected</span>, <span class="wrong">not as expected</span>, '
         '<span class="required">a required word</span></p>'
     )
     return f'{legend}<div class="filter" hidden>{filters}</div>' + "\n".join(
@@ -39,45 +39,44 @@ def side_by_side(
     )
 
 
-def _filter(what: str, found: Mapping[str, int], titles: Mapping[str, str]) -> str:
-    buttons = [f'<button aria-pressed="true" data-{what}="">all {sum(found.values())}</button>']
-    for name, n in found.items():
+def _filter(field: str, counts: Mapping[str, int], titles: Mapping[str, str]) -> str:
+    """A row of buttons that select the examples by kind or group."""
+    buttons = [f'<button aria-pressed="true" data-{field}="">all {sum(counts.values())}</button>']
+    for name, n in counts.items():
         tip = f' title="{escaped(titles[name])}"' if titles.get(name) else ""
-        shown = escaped(name.replace("_", " ") or "no group")
-        buttons.append(f'<button aria-pressed="false" data-{what}="{escaped(name)}"{tip}>{shown} {n}</button>')
-    return f'<div role="group" aria-label="by {what}">{"".join(buttons)}</div>'
+        label = escaped(name.replace("_", " ") or "no group")
+        buttons.append(f'<button aria-pressed="false" data-{field}="{escaped(name)}"{tip}>{label} {n}</button>')
+    return f'<div role="group" aria-label="by {field}">{"".join(buttons)}</div>'
 
 
 def _example(example: Mapping[str, Any], names: Sequence[str], key: Key) -> str:
     replies = example["replies"]
     cards = "".join(_reply(replies[name], key(name)) for name in names if replies.get(name))
-    wanted = (
-        f'<p class="wanted"><span class="dim">words:</span> {escaped(", ".join(example["required"]))}</p>'
-        if example.get("required")
-        else ""
-    )
+    expected = ""
+    if example.get("required"):
+        words = escaped(", ".join(example["required"]))
+        expected = f'<p class="expected"><span class="dim">words:</span> {words}</p>'
     if example.get("target"):
-        name = "the reference" if wanted else "expected"
-        wanted += (
-            f'<div class="wanted"><span class="dim">{name}:</span> {_folded([(example["target"], "plain")])}</div>'
-        )
+        name = "reference" if expected else "expected"
+        target = _folded([(example["target"], "plain")])
+        expected += f'<div class="expected"><span class="dim">{name}:</span> {target}</div>'
     return (
         f'<article class="example" data-kind="{escaped(example["kind"])}" data-group="{escaped(example["group"])}">'
         f"<h3><b>{escaped(example['kind'].replace('_', ' '))}</b><span>{escaped(example['group'])}</span></h3>"
-        f'{_prompt(example["prompt"])}{wanted}<div class="replies">{cards}</div></article>'
+        f'{_prompt(example["prompt"])}{expected}<div class="replies">{cards}</div></article>'
     )
 
 
 def _prompt(prompt: str) -> str:
-    """Of a long one, such as with a story, only the beginning and the end, until it is opened."""
+    """The prompt; a long one is folded to its beginning and its end."""
     words = " ".join(prompt.split())
     if len(words) <= _LONGEST_PROMPT:
-        return f'<div class="prompt said">{escaped(prompt)}</div>'
+        return f'<div class="prompt text">{escaped(prompt)}</div>'
     begin, end = words[:_BEGIN].rpartition(" ")[0] or words[:_BEGIN], words[-_END:].partition(" ")[2] or words[-_END:]
     between = f'<span class="more">… all {len(words.split()):,} words …</span>'
     return (
         f'<details class="prompt"><summary>{escaped(begin)} {between} {escaped(end)}</summary>'
-        f'<div class="said">{escaped(prompt)}</div></details>'
+        f'<div class="text">{escaped(prompt)}</div></details>'
     )
 
 
@@ -99,77 +98,79 @@ def _notes(notes: list[str], finish: str | None) -> str:
 
 
 def _joined(parts: Sequence[Sequence[str]]) -> Parts:
-    """The parts, with a space between two of them that would run into one word."""
-    found: Parts = []
-    for text, what in parts:
-        if text and found and found[-1][0][-1].isalnum() and text[0].isalnum():
-            found.append((" ", "plain"))
+    """The parts, with a space between two that would otherwise read as one word."""
+    joined: Parts = []
+    for text, mark in parts:
+        if text and joined and joined[-1][0][-1].isalnum() and text[0].isalnum():
+            joined.append((" ", "plain"))
         if text:
-            found.append((text, what))
-    return found
+            joined.append((text, mark))
+    return joined
 
 
 def _folded(parts: Parts) -> str:
-    """The text; of a very long one the rest is folded away."""
+    """The text; the rest of a long one is folded."""
     if not "".join(text for text, _ in parts).strip():
-        return '<p class="said dim">(nothing)</p>'
+        return '<p class="text dim">(nothing)</p>'
     if sum(len(text) for text, _ in parts) <= LONGEST:
-        return f'<div class="said">{_marked(parts)}</div>'
+        return f'<div class="text">{_marked(parts)}</div>'
     head, rest = _cut(parts, _SHORTENED)
     more = sum(len(text) for text, _ in rest)
     return (
-        f'<div class="said">{_marked(head)} …</div><details class="rest"><summary>{more:,} more characters</summary>'
-        f'<div class="said">… {_marked(rest)}</div></details>'
+        f'<div class="text">{_marked(head)} …</div><details class="rest"><summary>{more:,} more characters</summary>'
+        f'<div class="text">… {_marked(rest)}</div></details>'
     )
 
 
 def _cut(parts: Parts, at: int) -> tuple[Parts, Parts]:
+    """Split the parts after about `at` characters."""
     head: Parts = []
     rest: Parts = []
-    for text, what in parts:
+    for text, mark in parts:
         room = max(0, at - sum(len(text) for text, _ in head)) if not rest else 0
         if room < len(text) and (space := text.rfind(" ", 0, room)) > 0:
-            room = space  # at a word's end, where there is one
-        head += [(text[:room], what)] if room else []
-        rest += [(text[room:], what)] if room < len(text) else []
+            room = space  # cut between words if possible
+        head += [(text[:room], mark)] if room else []
+        rest += [(text[room:], mark)] if room < len(text) else []
     return head, rest
 
 
 def _marked(parts: Parts) -> str:
-    written = []
-    for text, what in parts:
+    """The parts as HTML. The white space around a marked part stays outside of its span."""
+    spans = []
+    for text, mark in parts:
         bare = text.strip()
-        if what not in _PARTS or not bare:
-            written.append(escaped(text))
+        if mark not in _MARKS or not bare:
+            spans.append(escaped(text))
             continue
         start = text.index(bare)
         before, after = text[:start], text[start + len(bare) :]
-        written.append(f'{escaped(before)}<span class="{_PARTS[what]}">{escaped(bare)}</span>{escaped(after)}')
-    return "".join(written)
+        spans.append(f'{escaped(before)}<span class="{mark}">{escaped(bare)}</span>{escaped(after)}')
+    return "".join(spans)
 
 
-# A user's own prompts
+# The user's prompts
 
 
 def own_prompts(own: Mapping[str, Any] | None, names: Sequence[str], key: Key) -> str:
-    """What was counted, and each prompt with its replies and checks; "" without any."""
+    """The counts, and each prompt with its replies and checks; "" without prompts."""
     if not own or not (own.get("rows") or own.get("prompts")):
         return ""
     prompts = own.get("prompts") or []
-    there = [name for name in names if any(name in each["replies"] for each in prompts)] or list(names)
+    replied = [name for name in names if any(name in each["replies"] for each in prompts)] or list(names)
     parts = []
     if rows := own.get("rows"):
         n = max(len(row) for row in rows) - 1
-        heads = there if n == len(there) else [there[0], there[-1]] if n == 2 else [""] * n
+        heads = replied if n == len(replied) else [replied[0], replied[-1]] if n == 2 else [""] * n
         head = "".join(f"<th>{key(name)}</th>" for name in heads)
         body = "".join(f"<tr>{''.join(f'<td>{escaped(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
         parts.append(f'<div class="wide"><table class="counted"><tr><th></th>{head}</tr>{body}</table></div>')
-    return "".join([*parts, *(_own(each, there, key) for each in prompts)])
+    return "".join([*parts, *(_own(each, replied, key) for each in prompts)])
 
 
-def _check(what: str, met: bool) -> str:
-    kind, sign, words = ("met", "✓", "met") if met else ("unmet", "✗", "not met")
-    return f'<li class="{kind}"><span role="img" aria-label="{words}">{sign}</span> {escaped(what)}</li>'
+def _check(text: str, met: bool) -> str:
+    css_class, sign, label = ("met", "✓", "met") if met else ("unmet", "✗", "not met")
+    return f'<li class="{css_class}"><span role="img" aria-label="{label}">{sign}</span> {escaped(text)}</li>'
 
 
 def _own(each: Mapping[str, Any], names: Sequence[str], key: Key) -> str:
@@ -177,7 +178,7 @@ def _own(each: Mapping[str, Any], names: Sequence[str], key: Key) -> str:
     for name in names:
         if (reply := each["replies"].get(name)) is None:
             continue
-        checks = "".join(_check(what, met) for what, met in reply.get("checks") or [])
+        checks = "".join(_check(text, met) for text, met in reply.get("checks") or [])
         checks = f'<ul class="checks">{checks}</ul>' if checks else ""
         text = _folded([(reply["text"], "plain")])
         cards.append(

@@ -1,4 +1,4 @@
-"""A reply in parts, beside what was expected: what is right in it and what is wrong, and which words are missing."""
+"""Compare a reply with the expected one, word by word: which parts are right or wrong, and which words are missing."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ Mark = Literal["plain", "required", "right", "wrong"]
 
 
 @dataclass(frozen=True)
-class Marked:
-    """The parts joined are the reply."""
+class ReplyDiff:
+    """The reply in marked parts. The parts joined are the reply."""
 
     parts: list[tuple[str, Mark]]
-    missing: list[str]  # words of the expected reply, or required ones
-    used: list[tuple[str, str]]  # required words, and in which form
+    missing: list[str]  # words of the expected reply, or required words
+    used: list[tuple[str, str]]  # (required word, the form in which the reply has it)
 
 
-def marked(task: Task, reply: str) -> Marked:
-    """Required words where there are some; a refusal is not compared word by word; all else is."""
+def diff_reply(task: Task, reply: str) -> ReplyDiff:
+    """Mark the required words if the task has some; otherwise compare with the target. A refusal is left unmarked."""
     if task.required:
-        return _with_required(task.required, reply)
+        return _find_required(task.required, reply)
     if task.kind == REFUSALS:
-        return Marked([(reply, "plain")] if reply else [], [], [])
-    return _compared(task.target, reply)
+        return ReplyDiff([(reply, "plain")] if reply else [], [], [])
+    return _compare_words(task.target, reply)
 
 
-def _with_required(required: Sequence[str], reply: str) -> Marked:
+def _find_required(required: Sequence[str], reply: str) -> ReplyDiff:
     spans = {word: span for word in required if uses(reply, word) and (span := first_use(reply, word))}
     parts: list[tuple[str, Mark]] = []
     at = 0
@@ -44,21 +44,21 @@ def _with_required(required: Sequence[str], reply: str) -> Marked:
             at = end
     parts = [part for part in [*parts, (reply[at:], "plain")] if part[0]]
     missing = [word for word in required if not uses(reply, word)]
-    return Marked(parts, missing, [(word, reply[slice(*span)]) for word, span in spans.items()])
+    return ReplyDiff(parts, missing, [(word, reply[slice(*span)]) for word, span in spans.items()])
 
 
-def _compared(target: str, reply: str) -> Marked:
-    """Word by word, whatever the case and punctuation. A part begins with the white space before its first word."""
-    wanted, given = ([*map(bare, text.split())] for text in (target, reply))
-    blocks = SequenceMatcher(None, wanted, given, autojunk=False).get_matching_blocks()
+def _compare_words(target: str, reply: str) -> ReplyDiff:
+    """Compare without case and punctuation. Each part includes the white space before its first word."""
+    expected, replied = ([*map(bare, text.split())] for text in (target, reply))
+    blocks = SequenceMatcher(None, expected, replied, autojunk=False).get_matching_blocks()
     right = {block.b + n for block in blocks for n in range(block.size)}
-    met = {block.a + n for block in blocks for n in range(block.size)}
-    missing = [word for number, word in enumerate(wanted) if number not in met]
+    matched = {block.a + n for block in blocks for n in range(block.size)}
+    missing = [word for number, word in enumerate(expected) if number not in matched]
     parts: list[tuple[str, Mark]] = []
     for is_right, words in groupby(enumerate(_words(reply)), lambda word: word[0] in right):
         parts.append(("".join(text for _, text in words), "right" if is_right else "wrong"))
     rest = reply[sum(len(text) for text, _ in parts) :]
-    return Marked([*parts, (rest, "plain")] if rest else parts, missing, [])
+    return ReplyDiff([*parts, (rest, "plain")] if rest else parts, missing, [])
 
 
 def _words(text: str) -> Iterator[str]:
@@ -67,5 +67,5 @@ def _words(text: str) -> Iterator[str]:
 
 
 def bare(word: str) -> str:
-    """For comparison: the word without case and punctuation around it."""
+    """The word without case and without punctuation around it, for comparison."""
     return re.sub(r"^\W+|\W+$", "", word.casefold()) or word

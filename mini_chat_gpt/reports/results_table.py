@@ -1,7 +1,7 @@
-"""What a terminal shows of evaluations: a table of the results, and replies with right and wrong marked.
+"""Show evaluations in the terminal: a table of the results, and replies with their right and wrong parts marked.
 
-Both are made for 80 columns, any number of models, and can be read without colour: what is wrong in a reply stands in
-[brackets], what is missing is listed.
+The output fits 80 columns for any number of models, and does not depend on color: wrong parts of a reply are in [brackets],
+missing words are listed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mini_chat_gpt.evaluation.capabilities import Evaluation, Item, Results, dif
 from mini_chat_gpt.evaluation.confidence import SIGNIFICANT
 from mini_chat_gpt.evaluation.held_out import GROUPS
 from mini_chat_gpt.evaluation.text_metrics import COUNTS, NEUTRAL
-from mini_chat_gpt.reports.reply_diff import marked
+from mini_chat_gpt.reports.reply_diff import diff_reply
 from mini_chat_gpt.tinystories.tasks import Task
 
 MEASURES = {
@@ -33,7 +33,7 @@ MEASURES = {
     "answered": "answered",
     "stops": "stops",
 }
-"""The measures that are always shown, and what they are called; so is every kind's main measure."""
+"""Measure -> label, for measures that are always shown. The main measure of each kind is always shown, too."""
 DETAILS = {
     "verbatim": "verbatim",
     "rouge_1": "ROUGE-1",
@@ -52,34 +52,34 @@ DETAILS = {
     "role_token": "role token",
     "empty": "empty",
 }
-"""The measures that are shown with the details."""
+"""Measure -> label, for measures that only `--details` shows."""
 LEGEND = {
-    "exact": "exact: the expected words, whatever the case and punctuation",
-    "rouge_l": "ROUGE-L: overlap with the expected words, in their order",
-    "used": "words used: share of the words asked for, in any form; all used: every one",
-    "verbatim": "verbatim: the expected text to the letter",
-    "rouge_1": "ROUGE-1, ROUGE-2: overlap in words, and in pairs of them",
-    "length_ratio": "length: words of the reply for every 100 expected ones",
-    "copied": "copied: share of the four words in a row that the story has too",
-    "n_words": "words: how many the story has (a number, not in %)",
-    "repetition": "repeated: share of the four words in a row that came before; distinct-n: different ones among n in a row",
-    "has_sentence": "sentence: the one asked for is there; verbatim: to the letter",
-    "has_dialogue": "dialogue: somebody speaks, where that was asked for",
-    "has_moral": "moral: the story states one, where that was asked for",
-    "refused": "refused: of the harmful requests; answered, well or badly: of the harmless ones that look like them",
-    "stops": "stops: replies that ended by themselves",
-    "role_token": "role token: replies that ended by beginning somebody else's turn",
+    "exact": "exact: the same words as expected, ignoring case and punctuation",
+    "rouge_l": "ROUGE-L: overlap with the expected words, in order",
+    "used": "words used: share of the required words that occur, in any form; all used: every one of them",
+    "verbatim": "verbatim: exactly the expected text",
+    "rouge_1": "ROUGE-1, ROUGE-2: overlap in words and in pairs of words",
+    "length_ratio": "length: words in the reply for every 100 expected words",
+    "copied": "copied: share of the reply's 4-grams that occur in the story",
+    "n_words": "words: length of the story (a number, not in %)",
+    "repetition": "repeated: share of 4-grams that occurred before; distinct-n: share of different n-grams",
+    "has_sentence": "sentence: contains the required sentence; verbatim: exactly as given",
+    "has_dialogue": "dialogue: somebody speaks, if the prompt asks for dialogue",
+    "has_moral": "moral: states a moral, if the prompt asks for one",
+    "refused": "refused: share of harmful requests declined; answered: share of similar harmless requests not declined",
+    "stops": "stops: replies that the model ended by itself (not cut off)",
+    "role_token": "role token: replies that ended by opening another speaker's turn",
     "empty": "empty: replies without text",
 }
-MARGIN = "±: half of the 95 % interval over the n tasks (Wilson's for right or wrong, else bootstrap)"
-FEW_PLOTS = "The unseen plots are few: the intervals are of tasks from these plots, another plot may differ by more"
-LAST = ("stops", "role_token", "empty")  # of all kinds, below the rest
-LONGEST_NAME = 16  # of a model
+MARGIN = "±: half the width of the 95 % interval over the n tasks (Wilson for right or wrong, otherwise bootstrap)"
+FEW_PLOTS = "The unseen plots are few. The intervals cover tasks from these plots; other plots may differ by more."
+LAST = ("stops", "role_token", "empty")  # measures of every kind, shown below the others
+LONGEST_NAME = 16  # characters of a model's name
 LONGEST_REPLY = 450  # characters
-STORY_BEGIN, STORY_END = 14, 8  # words of a prompt's story that are shown
+STORY_BEGIN, STORY_END = 14, 8  # words shown of a story in a prompt
 
 Rows = list[tuple[str, str]]  # (kind, measure); ("", "") is an empty line
-ByGroup = dict[str, dict[str, Results]]  # label of a group, "" without one -> results by model
+ByGroup = dict[str, dict[str, Results]]  # label of a group ("" without groups) -> model -> results
 
 
 # The table
@@ -87,40 +87,40 @@ ByGroup = dict[str, dict[str, Results]]  # label of a group, "" without one -> r
 
 @dataclass(frozen=True)
 class Digits:
-    """How numbers are written: "62.3 ±14.1" with one digit after the point, "62±14" with none."""
+    """How numbers are formatted: "62.3 ±14.1" with one decimal, "62±14" with none."""
 
-    after_point: int
+    decimals: int
     gap: str
-    value: int  # characters
-    margin: int  # of "±14", with the gap
+    value: int  # width in characters
+    margin: int  # width of "±14" with the gap
 
     def __call__(self, value: float, margin: float | None, has_margins: bool) -> str:
-        """As wide as all others of a table, in which some or no numbers have a margin."""
-        told = f"{self.gap}±{margin:.{self.after_point}f}" if margin is not None else ""
-        return f"{value:{self.value}.{self.after_point}f}{told.ljust(self.margin if has_margins else 0)}"
+        """A number padded to the width of its column. `has_margins`: whether any number of the table has a margin."""
+        plus_minus = f"{self.gap}±{margin:.{self.decimals}f}" if margin is not None else ""
+        return f"{value:{self.value}.{self.decimals}f}{plus_minus.ljust(self.margin if has_margins else 0)}"
 
 
-DIGITS = (Digits(1, " ", 5, 6), Digits(0, "", 3, 3))  # as there is room
+DIGITS = (Digits(1, " ", 5, 6), Digits(0, "", 3, 3))  # the first one that fits is used
 
 
 def show_table(evaluations: Mapping[str, Evaluation], out: Console, details: bool = False) -> None:
-    """Print the results of one model, or of several by name, in percent; groups side by side where there is room.
+    """Print the results of one or more models in percent, with groups side by side if they fit.
 
-    Behind each number stands half of its 95 % interval. With `details` all measures are shown, and what each trivial rule
-    reaches; else the main ones.
+    Each number is followed by half the width of its 95 % interval. `details` adds all measures and the score of each baseline.
     """
     tables = _tables(evaluations)
     for by_group in tables:
-        _show_groups(by_group, _rows([results for one in by_group.values() for results in one.values()], details), out)
+        rows = _rows([results for by_name in by_group.values() for results in by_name.values()], details)
+        _show_groups(by_group, rows, out)
     all_groups = {label: by_name for by_group in tables for label, by_name in by_group.items()}
     if details:
-        out.print(_rules(all_groups))
+        out.print(_baseline_table(all_groups))
     rows = _rows([evaluation.results for evaluation in evaluations.values()], details)
     out.print(_legend(rows, all_groups), style="dim", markup=False, highlight=False)
 
 
 def _show_groups(by_group: ByGroup, rows: Rows, out: Console) -> None:
-    """Side by side, with as many digits as there is room for; or one below the other."""
+    """Groups side by side, with as many digits as fit; or one below the other."""
     side_by_side = [
         _side_by_side(_kinds(rows), *(_block(label, by_name, rows, digits) for label, by_name in by_group.items()))
         for digits in DIGITS
@@ -135,20 +135,20 @@ def _show_groups(by_group: ByGroup, rows: Rows, out: Console) -> None:
 
 
 def show_differences(evaluations: Mapping[str, Evaluation], out: Console) -> None:
-    """The last model against each of the others: for which kinds, and groups of them, it is higher or lower."""
+    """Compare the last model with each of the others: the kinds (and groups) in which it scores higher or lower."""
     *others, (name, after) = evaluations.items()
     for other, before in others:
-        found = differences(before, after)
-        groups = {kind: [one.group for one in found if one.kind == kind] for kind in {one.kind for one in found}}
-        said = []
-        for what, sign in (("higher", 1), ("lower", -1), ("no clear difference", 0)):
-            those: dict[str, list[str]] = {}
-            for one in found:
-                if one.found.direction == sign:
-                    those.setdefault(one.kind, []).append(one.group)
-            names = [k if those[k] == groups[k] else f"{k} ({', '.join(those[k])})" for k in those]
-            said += [f"{what}: {', '.join(names)}"] if names else []
-        text = f"{name} against {other}, task by task (sign-flip test, p < {SIGNIFICANT}): {'; '.join(said)}"
+        pairs = differences(before, after)
+        groups = {kind: [one.group for one in pairs if one.kind == kind] for kind in {one.kind for one in pairs}}
+        parts = []
+        for label, direction in (("higher", 1), ("lower", -1), ("no clear difference", 0)):
+            by_kind: dict[str, list[str]] = {}
+            for one in pairs:
+                if one.paired.direction == direction:
+                    by_kind.setdefault(one.kind, []).append(one.group)
+            names = [k if by_kind[k] == groups[k] else f"{k} ({', '.join(by_kind[k])})" for k in by_kind]
+            parts += [f"{label}: {', '.join(names)}"] if names else []
+        text = f"{name} against {other}, task by task (sign-flip test, p < {SIGNIFICANT}): {'; '.join(parts)}"
         out.print(text, markup=False, highlight=False)
 
 
@@ -157,8 +157,8 @@ def _fits(table: Table, out: Console) -> bool:
 
 
 def _tables(evaluations: Mapping[str, Evaluation]) -> list[ByGroup]:
-    """What goes into one table each: all groups, and the kinds that belong to none."""
-    names = list(evaluations) if len(evaluations) > 1 else ["model"]  # narrow, and clear enough
+    """The contents of up to two tables: the kinds with groups, and the kinds without."""
+    names = list(evaluations) if len(evaluations) > 1 else ["model"]  # a single model needs no wide column
     named = dict(zip(names, evaluations.values(), strict=True))
     groups = next(iter(named.values())).groups
     by_group: ByGroup = {
@@ -174,7 +174,7 @@ def _tables(evaluations: Mapping[str, Evaluation]) -> list[ByGroup]:
 
 
 def _rows(results: Sequence[Results], details: bool) -> Rows:
-    """The measures of all kinds, then of all kinds how often replies stop."""
+    """The measures of each kind, followed by the `LAST` measures of all kinds."""
     by_kind: dict[str, dict[str, Any]] = {}
     for result in results:
         for kind, values in result.items():
@@ -191,82 +191,82 @@ def _rows(results: Sequence[Results], details: bool) -> Rows:
 
 
 def _kinds(rows: Rows) -> Group:
-    """The rows' names. A kind is named once."""
+    """The column of row labels. Each kind is named once."""
     shown = _table()
     shown.add_column("")
     shown.add_column(Text("in %", style="dim"))
     before = ""
     for kind, measure in rows:
-        shown.add_row(Text(kind if kind != before else "", style="bold"), called(measure))
+        shown.add_row(Text(kind if kind != before else "", style="bold"), measure_label(measure))
         before = kind
     return Group("", shown)
 
 
-def called(measure: str) -> str:
-    """What a measure is called on a screen."""
+def measure_label(measure: str) -> str:
+    """The name of a measure in tables and reports."""
     return {**MEASURES, **DETAILS}.get(measure, measure)
 
 
 def _block(label: str, by_name: Mapping[str, Results], rows: Rows, digits: Digits) -> Group:
-    """The numbers of one group: n, each model, the trivial rule."""
+    """The numbers of one group: n, a column for each model, the best baseline."""
     shown = _table()
     shown.add_column(Text("n", style="dim"), justify="right", min_width=3)
     for name in map(_short_name, by_name):
         shown.add_column(Text(name.rjust(digits.value)), min_width=5, no_wrap=True)
-    shown.add_column(Text("trivial", style="dim"), justify="right")
+    shown.add_column(Text("baseline", style="dim"), justify="right")
     some = {kind: values for results in by_name.values() for kind, values in results.items()}
     margins = [_margin(results.get(kind, {}), measure) for results in by_name.values() for kind, measure in rows]
     has_margins = any(margin is not None for margin in margins)
     before = ""
     for kind, measure in rows:
         values = some.get(kind, {})
-        trivial = values.get("baseline", {}).get(measure)
+        baseline = values.get("baseline", {}).get(measure)
         n = values.get("measured", {}).get(measure) or (values.get("n") if kind != before else None)
         of_models = [
-            _number(results.get(kind, {}), measure, trivial, digits, has_margins) for results in by_name.values()
+            _number(results.get(kind, {}), measure, baseline, digits, has_margins) for results in by_name.values()
         ]
-        of_rule = "" if trivial is None else digits(_scaled(trivial, measure), None, False)
-        shown.add_row(Text(str(n or "") if measure not in LAST else "", style="dim"), *of_models, of_rule)
+        of_baseline = "" if baseline is None else digits(_scaled(baseline, measure), None, False)
+        shown.add_row(Text(str(n or "") if measure not in LAST else "", style="dim"), *of_models, of_baseline)
         before = kind
     return Group(Text(label, style="bold", justify="center"), shown)
 
 
-def _number(values: Mapping[str, Any], measure: str, trivial: float | None, digits: Digits, has_margins: bool) -> Text:
-    """A model's number with its margin; one that isn't better than a trivial rule's is red."""
+def _number(values: Mapping[str, Any], measure: str, baseline: float | None, digits: Digits, has_margins: bool) -> Text:
+    """A model's number with its margin: green if it is higher than the baseline, otherwise red."""
     if measure not in values:
         return Text("")
-    judged = trivial is not None and measure not in NEUTRAL
-    style = "" if not judged else "green" if values[measure] > trivial else "red"
+    comparable = baseline is not None and measure not in NEUTRAL
+    style = "" if not comparable else "green" if values[measure] > baseline else "red"
     text = digits(_scaled(values[measure], measure), _margin(values, measure), has_margins)
     return Text(text.rjust(5), style=style)
 
 
 def _margin(values: Mapping[str, Any], measure: str) -> float | None:
-    """Half of the interval; None where all replies score alike, which says nothing about others."""
+    """Half the width of the interval. None if it has no width: equal scores say nothing about other tasks."""
     low, high = values.get("interval", {}).get(measure, (0, 0))
     return _scaled(high - low, measure) / 2 if high - low > 1e-9 else None
 
 
 def _scaled(value: float, measure: str) -> float:
-    """In percent, but for what is a count."""
+    """In percent, except for counts."""
     return value if measure in COUNTS else 100 * value
 
 
-def _rules(by_group: ByGroup) -> Table:
-    """What each trivial rule reaches by the kinds' main measures, in percent."""
+def _baseline_table(by_group: ByGroup) -> Table:
+    """The score of each baseline by the main measure of its kind, in percent."""
     shown = _table()
     shown.add_column("")
-    shown.add_column(Text("what trivial replies reach, in %", style="dim"), overflow="fold")
+    shown.add_column(Text("scores of the baselines, in %", style="dim"), overflow="fold")
     results = {label: next(iter(by_name.values())) for label, by_name in by_group.items()}
     for label in results:
         shown.add_column(Text(label, style="dim"), justify="right", min_width=6, max_width=10)
     by_kind = {kind: values for of_group in results.values() for kind, values in of_group.items()}
     for kind, values in by_kind.items():
         measure = next(iter(values))
-        for number, rule in enumerate(values["baselines"]):
-            reached = [of_group.get(kind, {}).get("baselines", {}).get(rule) for of_group in results.values()]
-            numbers = (f"{_scaled(scores[measure], measure):.1f}" if scores else "" for scores in reached)
-            shown.add_row(Text("" if number else kind, style="bold"), f"{called(measure)}: {rule}", *numbers)
+        for number, name in enumerate(values["baselines"]):
+            by_column = [of_group.get(kind, {}).get("baselines", {}).get(name) for of_group in results.values()]
+            numbers = (f"{_scaled(scores[measure], measure):.1f}" if scores else "" for scores in by_column)
+            shown.add_row(Text("" if number else kind, style="bold"), f"{measure_label(measure)}: {name}", *numbers)
     return shown
 
 
@@ -285,27 +285,27 @@ def _short_name(name: str) -> str:
 
 
 def _legend(rows: Rows, by_group: ByGroup) -> str:
-    """What the measures mean, and which trivial rules are the best of each kind, by one measure or another."""
-    there = {measure for _, measure in rows}
+    """What the measures mean, and which baselines are best for each kind, by any of its measures."""
+    shown = {measure for _, measure in rows}
     best: dict[str, dict[str, None]] = {}
     for by_name in by_group.values():
         for kind, values in next(iter(by_name.values())).items():
-            names = (rule for measure, rule in values["baseline"]["rules"].items() if (kind, measure) in rows)
+            names = (name for measure, name in values["baseline"]["rules"].items() if (kind, measure) in rows)
             best.setdefault(kind, {}).update(dict.fromkeys(names))
     kinds_of: dict[str, list[str]] = {}
-    for kind, rules in best.items():
-        kinds_of.setdefault(" or ".join(rules), []).append(kind)
-    trivial = "; ".join(f"{rule} ({', '.join(kinds)})" for rule, kinds in kinds_of.items())
-    lines = [text for name, text in LEGEND.items() if name in there]
+    for kind, baselines in best.items():
+        kinds_of.setdefault(" or ".join(baselines), []).append(kind)
+    baseline = "; ".join(f"{name} ({', '.join(kinds)})" for name, kinds in kinds_of.items())
+    lines = [text for name, text in LEGEND.items() if name in shown]
     lines += [FEW_PLOTS] if GROUPS["unseen"] in by_group else []
-    return "\n".join([*lines, MARGIN, f"trivial: {trivial}"])
+    return "\n".join([*lines, MARGIN, f"baseline: {baseline}"])
 
 
 # Replies
 
 
 def show_examples(evaluations: Mapping[str, Evaluation], n: int, out: Console) -> None:
-    """Print n tasks of each kind with what every model replied; first such that the first model didn't get fully right."""
+    """Print n tasks of each kind with every model's reply, preferring tasks that the first model didn't get fully right."""
     for kind in next(iter(evaluations.values())).results:
         by_name = {
             name: [item for item in evaluation.items if item.task.kind == kind]
@@ -316,9 +316,9 @@ def show_examples(evaluations: Mapping[str, Evaluation], n: int, out: Console) -
         head = f"{kind}: {sum(right)} of {len(items)} fully right" + (f" by {name}" if len(by_name) > 1 else "")
         for number in sorted(range(len(items)), key=lambda number: right[number])[:n]:
             example = {name: ours[number] for name, ours in by_name.items()}
-            what = f"one that {'is' if right[number] else 'is not'}"
+            which = "a correct reply" if right[number] else "an incorrect reply"
             group = f" ({items[number].group})" if items[number].group else ""
-            out.rule(Text(f"{head}; {what}{group}"), style="dim", align="left")
+            out.rule(Text(f"{head}; {which}{group}"), style="dim", align="left")
             out.print(_example(example))
 
 
@@ -327,7 +327,7 @@ def _is_right(item: Item) -> bool:
 
 
 def _example(items: Mapping[str, Item]) -> Table:
-    """One task: the prompt, what is expected, and each model's reply with its verdict."""
+    """One task: the prompt, the expected reply, and each model's reply with its score."""
     task = next(iter(items.values())).task
     shown = Table.grid(padding=(0, 2, 0, 0))
     shown.add_column(style="dim", no_wrap=True)
@@ -336,45 +336,45 @@ def _example(items: Mapping[str, Item]) -> Table:
     if not task.required:
         shown.add_row("expected", Text(clean(task.target)))
     for name, item in items.items():
-        reply, lacks = coloured(task, item.reply)
+        reply, missing = colored(task, item.reply)
         reply.truncate(LONGEST_REPLY, overflow="ellipsis")
-        notes = [_in_words(item)]
-        notes += [lacks] if lacks and item.reply.strip() and (task.required or not _is_right(item)) else []
-        notes += ["it did not stop by itself"] if item.finish_reason != "stop" else []
+        notes = [_score_text(item)]
+        notes += [missing] if missing and item.reply.strip() and (task.required or not _is_right(item)) else []
+        notes += ["cut off"] if item.finish_reason != "stop" else []
         shown.add_row(Text(_short_name(name), style="bold"), reply if item.reply.strip() else Text("(nothing)", "red"))
         shown.add_row("", Text("; ".join(notes), style="dim"))
     return shown
 
 
-def coloured(task: Task, reply: str) -> tuple[Text, str]:
-    """The reply with right and wrong marked, and in words what it has, or lacks, of what was expected."""
-    found = marked(task, clean(reply))
+def colored(task: Task, reply: str) -> tuple[Text, str]:
+    """(the reply with right and wrong parts marked, a note on the expected words that it uses or lacks)"""
+    diff = diff_reply(task, clean(reply))
     if task.required:
-        shown = Text.assemble(*((text, "bold green" if mark == "required" else "") for text, mark in found.parts))
+        shown = Text.assemble(*((text, "bold green" if mark == "required" else "") for text, mark in diff.parts))
         used = [
-            word if word.lower().startswith(form.lower()) else f"{word} (“{form.lower()}”)" for word, form in found.used
+            word if word.lower().startswith(form.lower()) else f"{word} (“{form.lower()}”)" for word, form in diff.used
         ]
-        parts = [f"{name}: {', '.join(words)}" for name, words in (("used", used), ("missing", found.missing)) if words]
+        parts = [f"{name}: {', '.join(words)}" for name, words in (("used", used), ("missing", diff.missing)) if words]
         return shown, "; ".join(parts)
     shown = Text(" ").join(
         Text(f"[{text.strip()}]", "red") if mark == "wrong" else Text(text.strip(), "green" if mark == "right" else "")
-        for text, mark in found.parts
+        for text, mark in diff.parts
     )
-    lacks = "all of it" if len(found.missing) == len(task.target.split()) else ", ".join(found.missing)
-    return shown, f"missing: {lacks}" if found.missing else ""
+    missing = "everything" if len(diff.missing) == len(task.target.split()) else ", ".join(diff.missing)
+    return shown, f"missing: {missing}" if diff.missing else ""
 
 
-def _in_words(item: Item) -> str:
+def _score_text(item: Item) -> str:
     measure, value = next(iter(item.scores.items()))
     if measure == "used":
         return f"{round(value * len(item.task.required))} of {len(item.task.required)} words"
     if measure in ("accuracy", "exact") or value == 1:
         return "right" if value == 1 else "wrong"
-    return f"{called(measure)} {100 * value:.0f} %"
+    return f"{measure_label(measure)} {100 * value:.0f} %"
 
 
 def shortened_prompt(task: Task) -> str:
-    """The prompt with only the beginning and the end of its story."""
+    """The prompt, with only the beginning and the end of a long story."""
     if task.story_span is None:
         return clean(task.prompt)
     start, end = task.story_span

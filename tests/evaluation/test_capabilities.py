@@ -16,7 +16,7 @@ from mini_chat_gpt.evaluation.capabilities import (
     differences,
     evaluate,
     rows_at_once,
-    summarise,
+    summarize,
 )
 from mini_chat_gpt.evaluation.task_metrics import score
 from mini_chat_gpt.evaluation.text_metrics import COUNTS
@@ -89,19 +89,19 @@ def test_results_are_means_by_kind_with_count_stops_and_baseline(replies):
 def test_an_interval_lies_around_its_mean_and_is_narrower_for_more_tasks():
     task = about("ending", "Yes.", "yes")
     few = [Item(task, reply, "stop", {"accuracy": float(reply == "Yes")}) for reply in ("Yes", "Yes", "", "No") * 5]
-    found, of_more = summarise(few)["ending"], summarise(few * 9)["ending"]
+    found, of_more = summarize(few)["ending"], summarize(few * 9)["ending"]
     low, high = found["interval"]["accuracy"]
     assert 0.25 <= low < found["accuracy"] == 0.5 < high <= 0.75
     assert found["empty"] == 0.25
     assert found["interval"]["empty"][0] < 0.25 < found["interval"]["empty"][1]
     assert of_more["interval"]["accuracy"][1] - of_more["interval"]["accuracy"][0] < (high - low) / 2
-    assert found == summarise(few)["ending"]
+    assert found == summarize(few)["ending"]
 
 
 def test_of_a_measure_that_some_tasks_lack_their_number_is_told():
     asked = Task("words", "Write with cat", "A cat. So it was.", None, required=("cat",), sentence="So it was.")
     items = [Item(task, "A cat.", "stop", score(task, "A cat.")) for task in (writing("cat"), asked)]
-    found = summarise(items)["words"]
+    found = summarize(items)["words"]
     assert found["measured"] == {"has_sentence": 1, "has_sentence_verbatim": 1}
     assert (found["has_sentence"], found["n"]) == (0, 2)
     assert set(found["interval"]) == {*items[1].scores, "stops", "role_token", "empty"}
@@ -112,19 +112,19 @@ def test_differences_are_taken_task_by_task_by_kind_and_group():
         tasks = [about("ending", "Yes.", "yes", story) for story in STORIES[:3] * 4] + [writing("cat")]
         groups = ["seen"] * 6 + ["unseen"] * 6 + [""]
         items = [Item(t, r, "stop", score(t, r), g) for t, r, g in zip(tasks, replies, groups, strict=True)]
-        return Evaluation(summarise(items), items)
+        return Evaluation(summarize(items), items)
 
     before, after = said(*["No"] * 11, "Yes", "cats"), said(*["Yes"] * 11, "No", "cats")
     seen, unseen, words = differences(before, after)
     assert [(one.kind, one.group, one.measure) for one in (seen, unseen, words)] == [
         ("ending", "seen", "accuracy"), ("ending", "unseen", "accuracy"), ("words", "", "used"),
     ]  # fmt: skip
-    assert (seen.found.difference, seen.found.p) == (1, 2 / 2**6)
-    assert seen.found.is_significant
-    assert (unseen.found.difference, unseen.found.is_significant) == (pytest.approx(4 / 6), False)
-    assert (words.found.difference, words.found.p) == (0, 1)
-    assert [one.found.difference for one in differences(after, before)] == [
-        -one.found.difference for one in (seen, unseen, words)
+    assert (seen.paired.difference, seen.paired.p) == (1, 2 / 2**6)
+    assert seen.paired.is_significant
+    assert (unseen.paired.difference, unseen.paired.is_significant) == (pytest.approx(4 / 6), False)
+    assert (words.paired.difference, words.paired.p) == (0, 1)
+    assert [one.paired.difference for one in differences(after, before)] == [
+        -one.paired.difference for one in (seen, unseen, words)
     ]
 
 

@@ -110,7 +110,7 @@ def test_for_right_and_wrong_it_is_mcnemars_exact_test(better, worse):
     after = [1] * better + [0] * worse + [1] * 30
     n = better + worse
     exact = min(1.0, 2 * sum(comb(n, k) for k in range(better, n + 1)) / 2**n)
-    assert paired(before, after).p == pytest.approx(exact, abs=0.01 if n > confidence.MOST_EXACT else 1e-12)
+    assert paired(before, after).p == pytest.approx(exact, abs=0.01 if n > confidence.MAX_EXACT else 1e-12)
 
 
 def test_without_a_difference_p_is_below_5_percent_about_5_times_in_100():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mini_chat_gpt.evaluation.baselines import best_of, trivial_scores
+from mini_chat_gpt.evaluation.baselines import baseline_scores, best_baselines
 from mini_chat_gpt.evaluation.refusals import (
     ANSWER,
     DECLINE,
@@ -72,10 +72,10 @@ def test_the_expected_replies_are_right_and_those_of_the_other_half_wrong():
 
 
 def test_always_and_never_declining_are_right_half_of_the_time():
-    reached = trivial_scores(TASKS)
+    reached = baseline_scores(TASKS)
     assert [scores["accuracy"] for scores in reached.values()] == [0.5, 0.5]
     assert [(scores["refused"], scores["answered"]) for scores in reached.values()] == [(1, 0), (0, 1)]
-    assert best_of(reached)["accuracy"] == 0.5
+    assert best_baselines(reached)["accuracy"] == 0.5
 
 
 def test_the_signs_are_those_that_recipes_use():

@@ -3,7 +3,7 @@
 import pytest
 from tiny import STORIES, about, writing
 
-from mini_chat_gpt.evaluation.baselines import RULES, baseline, best_of, somebody_elses, trivial_scores
+from mini_chat_gpt.evaluation.baselines import RULES, baseline, baseline_scores, best_baselines, shifted_targets
 from mini_chat_gpt.evaluation.refusals import REFUSALS
 from mini_chat_gpt.evaluation.task_metrics import (
     SCORERS,
@@ -11,7 +11,7 @@ from mini_chat_gpt.evaluation.task_metrics import (
     exact_match,
     means,
     named_character,
-    normalised_match,
+    normalized_match,
     score,
     yes_or_no,
 )
@@ -100,7 +100,7 @@ def test_a_moral_is_exact_whatever_its_case_and_punctuation():
 )
 def test_a_match_is_to_the_letter_or_in_the_words(reply, exact, normalised):
     assert exact_match("Tom's dog isn't ill.", reply) == exact
-    assert normalised_match("Tom's dog isn't ill.", reply) == normalised
+    assert normalized_match("Tom's dog isn't ill.", reply) == normalised
 
 
 def test_a_summary_is_measured_by_its_overlap_its_length_and_what_it_copies():
@@ -226,9 +226,9 @@ def test_the_baseline_of_a_summary_is_the_first_sentence():
     assert set(found["rules"].values()) == {"the first sentence of the story"}
 
 
-def test_a_summary_may_also_be_the_first_sentences_the_story_or_somebody_elses():
+def test_a_summary_may_also_be_the_first_sentences_the_story_or_shifted_targets():
     tasks = [about("summary", f"{story[:9]} {story[-9:]}", story=f"{story} And so on. The end.") for story in STORIES]
-    reached = trivial_scores(tasks)
+    reached = baseline_scores(tasks)
     assert list(reached) == [
         "the first sentence of the story", "the first three sentences", "the whole story", "the summary of another task"
     ]  # fmt: skip
@@ -239,11 +239,11 @@ def test_a_summary_may_also_be_the_first_sentences_the_story_or_somebody_elses()
 
 def test_by_a_measure_without_better_and_worse_the_baseline_is_that_of_the_best_rule():
     reached = {"long": {"rouge_l": 0.1, "n_words": 90.0}, "good": {"rouge_l": 0.2, "n_words": 9.0}}
-    assert best_of(reached) == {"rouge_l": 0.2, "n_words": 9, "rules": {"rouge_l": "good", "n_words": "good"}}
+    assert best_baselines(reached) == {"rouge_l": 0.2, "n_words": 9, "rules": {"rouge_l": "good", "n_words": "good"}}
 
 
 def test_nobody_elses_answer_is_nothing():
-    assert somebody_elses([writing("cat")]) == [""]
+    assert shifted_targets([writing("cat")]) == [""]
 
 
 def test_the_baseline_of_a_moral_is_whichever_rule_is_better_by_each_measure():
@@ -268,4 +268,4 @@ def test_the_baseline_of_required_words_is_a_story_with_other_words():
     found = baseline(tasks)
     assert (found["used"], found["all_used"], found["n_words"]) == (0.75, 0.5, 3)
     assert set(found["rules"].values()) == {"the story of another task"}
-    assert trivial_scores([writing("cat"), writing("dog")])["the prompt said back, no story"]["used"] == 1
+    assert baseline_scores([writing("cat"), writing("dog")])["a copy of the prompt, not a story"]["used"] == 1

@@ -7,14 +7,14 @@ from rouge_score.rouge_scorer import RougeScorer
 from tiny import writing
 
 from mini_chat_gpt.evaluation.text_metrics import (
-    asked_features,
-    copied,
-    kept,
+    constraint_satisfaction,
+    extractiveness,
     length_ratio,
     plain_words,
+    requested_features,
     rouge,
     rouge_l,
-    told,
+    text_statistics,
 )
 from mini_chat_gpt.sft_dataloader import generate_tasks, read_records
 from mini_chat_gpt.tinystories.prompts import phrasings
@@ -82,28 +82,28 @@ def test_the_length_is_relative_to_the_expected_one():
 
 def test_copied_is_the_share_of_four_words_in_a_row_that_the_story_has():
     story = "Tom was sad. He cried because he lost his red ball."
-    assert copied(story, "sad he cried because") == 1  # whatever the punctuation
-    assert copied(story, "Sue cried because he lost it") == pytest.approx(1 / 3)
-    assert copied(story, story) == 1
-    assert copied(story, "Tom was sad") == 0  # too short to tell
-    assert copied("", story) == copied(story, "") == 0
+    assert extractiveness(story, "sad he cried because") == 1  # whatever the punctuation
+    assert extractiveness(story, "Sue cried because he lost it") == pytest.approx(1 / 3)
+    assert extractiveness(story, story) == 1
+    assert extractiveness(story, "Tom was sad") == 0  # too short to tell
+    assert extractiveness("", story) == extractiveness(story, "") == 0
 
 
 # Of a story
 
 
 def test_a_story_that_repeats_itself_is_found_out():
-    found = told("he ran and ran. He ran and ran.")  # 8 words; 5 stretches of four, 4 different ones
+    found = text_statistics("he ran and ran. He ran and ran.")  # 8 words; 5 stretches of four, 4 different ones
     assert found == pytest.approx(
         {"n_words": 8, "repetition": 1 / 5, "distinct_1": 3 / 8, "distinct_2": 4 / 7, "distinct_3": 4 / 6}
     )
-    assert told("one two three four five")["repetition"] == 0
-    assert told("no " * 100)["repetition"] == pytest.approx(96 / 97)
+    assert text_statistics("one two three four five")["repetition"] == 0
+    assert text_statistics("no " * 100)["repetition"] == pytest.approx(96 / 97)
 
 
 @pytest.mark.parametrize("story", ["", "…", "one", "one two three"])
 def test_a_text_that_is_hardly_there_has_numbers_all_the_same(story):
-    found = told(story)
+    found = text_statistics(story)
     assert found["repetition"] == 0
     assert found["distinct_3"] in (0, 1)
 
@@ -115,30 +115,32 @@ def asked(lines: str, target: str = "", sentence: str | None = None) -> Task:
 def test_a_sentence_is_kept_to_the_letter_or_in_its_words():
     task = asked("", sentence="Tom  ran home.")
     both = ("has_sentence", "has_sentence_verbatim")
-    assert kept(task, "So Tom ran\nhome. The end.") == dict.fromkeys(both, 1)
-    assert kept(task, "“tom ran HOME!”") == {"has_sentence": 1, "has_sentence_verbatim": 0}
+    assert constraint_satisfaction(task, "So Tom ran\nhome. The end.") == dict.fromkeys(both, 1)
+    assert constraint_satisfaction(task, "“tom ran HOME!”") == {"has_sentence": 1, "has_sentence_verbatim": 0}
     for story in ("Tom ran to his home.", "Tom ran homewards.", ""):
-        assert kept(task, story) == dict.fromkeys(both, 0)
-    assert kept(writing("cat"), "Tom ran home.") == {}
-    assert kept(asked("", sentence="…"), "…") == {}
+        assert constraint_satisfaction(task, story) == dict.fromkeys(both, 0)
+    assert constraint_satisfaction(writing("cat"), "Tom ran home.") == {}
+    assert constraint_satisfaction(asked("", sentence="…"), "…") == {}
 
 
 def test_features_are_measured_where_a_rule_can_tell():
     speaks, states, silent = "“Hi,” said Tom.", "The moral is to share.", "Tom ran home."
     line = "It should have dialogue, a bad ending and a moral."
-    assert kept(asked(line, f"{speaks} {states}"), speaks) == {"has_dialogue": 1, "has_moral": 0}
-    assert kept(asked(line, f"{speaks} {states}"), states) == {"has_dialogue": 0, "has_moral": 1}
-    assert kept(asked(line, speaks), silent) == {"has_dialogue": 0}  # its moral is left to the reader
-    assert kept(asked("Give it a plot twist.", speaks), speaks) == {}
-    assert kept(asked("", speaks), speaks) == {}
+    assert constraint_satisfaction(asked(line, f"{speaks} {states}"), speaks) == {"has_dialogue": 1, "has_moral": 0}
+    assert constraint_satisfaction(asked(line, f"{speaks} {states}"), states) == {"has_dialogue": 0, "has_moral": 1}
+    assert constraint_satisfaction(asked(line, speaks), silent) == {
+        "has_dialogue": 0
+    }  # its moral is left to the reader
+    assert constraint_satisfaction(asked("Give it a plot twist.", speaks), speaks) == {}
+    assert constraint_satisfaction(asked("", speaks), speaks) == {}
 
 
 def test_the_features_asked_for_are_read_from_every_phrasing():
     shown = phrasings()["feature_names"]
     for line in phrasings()["words"]["features"]:
         for name in FEATURES:
-            assert asked_features(f"Write.\n{line.format(features=shown[name])}") == (name,)
-        assert asked_features(f"Write.\n{line.format(features='dialogue, a bad ending and a moral')}\nMore.") == (
+            assert requested_features(f"Write.\n{line.format(features=shown[name])}") == (name,)
+        assert requested_features(f"Write.\n{line.format(features='dialogue, a bad ending and a moral')}\nMore.") == (
             "Dialogue",
             "BadEnding",
             "MoralValue",
@@ -149,14 +151,14 @@ def test_the_features_asked_for_are_read_from_every_phrasing():
         "Write.\nGive it a name.",
         "Write.\nUse this sentence in it: It should have dialogue.",
     ):
-        assert asked_features(prompt) == ()
+        assert requested_features(prompt) == ()
 
 
 def test_the_features_asked_for_are_those_of_the_record(sample):
     seen = 0
     for record in read_records(sample / VALID):
         for task in generate_tasks(record, 0, ["words"]):
-            found = asked_features(task.prompt)
+            found = requested_features(task.prompt)
             assert found in ((), record.features)
             assert bool(found) == any(line.split("{")[0] in task.prompt for line in phrasings()["words"]["features"])
             seen += bool(found)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mini_chat_gpt.common.page import escaped, without_folders
 from mini_chat_gpt.reports.charts import Scale, bar, bins, log_ticks, loss_curves, number, shares, ticks
 from mini_chat_gpt.reports.html_report import page
-from mini_chat_gpt.reports.report_words import HIGHER, LOWER, SAME, verdict
+from mini_chat_gpt.reports.html_sections import HIGHER, LOWER, SAME, verdict
 
 EVIL = "</script><script>alert('x')</script>&\"<b title='\x1b[2J"
 OPTIONAL = (
@@ -22,9 +22,9 @@ OPTIONAL = (
     "measures",
     "side_by_side",
     "own",
-    "plain_text",
-    "paired_text",
-    "recited",
+    "bits_per_byte",
+    "paired_bits_per_byte",
+    "memorization",
     "groups",
     "data",
     "kinds",
@@ -73,15 +73,15 @@ def report_of(*names: str, groups: tuple[str, ...] = ("seen", "unseen"), text: s
                 name: {"text": text, "finish": "stop", "checks": [[f"contains {text}", False], ["short", True]]} for name in names
             }}],
         },
-        "plain_text": {name: {"bits_per_byte": 0.811, "low": 0.792, "high": 0.833} for name in names},
-        "paired_text": [{"before": first, "after": other, "difference": -0.117, "low": -0.131, "high": -0.101, "p": 0.0246}
+        "bits_per_byte": {name: {"bits_per_byte": 0.811, "low": 0.792, "high": 0.833} for name in names},
+        "paired_bits_per_byte": [{"before": first, "after": other, "difference": -0.117, "low": -0.131, "high": -0.101, "p": 0.0246}
                         for other in others],
-        "recited": {
+        "memorization": {
             "n": 8,
             "models": {name: {
-                "files": [f"train {text}"], "noted": True, "complete": False, "n_training_texts": 54321,
-                "told": found(0.172, 0.141, 0.213, longest=57, mean_longest=19.5),
-                "real": found(0.092, 0.081, 0.103, longest=23, mean_longest=11.5),
+                "files": [f"train {text}"], "recorded": True, "complete": False, "n_training_texts": 54321,
+                "generated": found(0.172, 0.141, 0.213, longest=57, mean_longest=19.5),
+                "reference": found(0.092, 0.081, 0.103, longest=23, mean_longest=11.5),
                 "difference": {"difference": 0.081, "low": 0.051, "high": 0.121, "p": 0.0357},
                 "passage": {"number": 0, "n_words": 57, "text": f"ran {text}", "source": f"Once {text}"},
             } for name in names},
@@ -158,7 +158,7 @@ def test_every_number_is_on_the_page(names, groups):
         "14.1 to 21.3",
         "the first 54,321 stories of train",
         f"real stories → {names[-1]}: +8.1 points (5.1 to 12.1), p = 0.0357: ▲ significantly higher",
-        "longest shared run 57 words, on average 19.5; of real stories 23 and 11.5",
+        "longest shared run 57 words, mean 19.5; in real stories 23, mean 11.5",
         "16 of 17",
         "n = 40",
         "step 15: validation loss 2.53",
@@ -184,7 +184,7 @@ def test_every_part_may_be_missing():
     bare = {"title": "sft", "models": whole["models"][1:]}
     read = Read(page(bare))
     assert "940,321 parameters" in read.text
-    assert [values["href"] for values in read.of("a")] == ["#again"]
+    assert [values["href"] for values in read.of("a")] == ["#method"]
 
 
 def test_values_may_be_missing_and_there_may_be_one_of_each():
@@ -192,9 +192,9 @@ def test_values_may_be_missing_and_there_may_be_one_of_each():
     less["kinds"][0]["values"]["seen"] = {"base": None, "sft": {"value": 0.5}}
     less["kinds"][0]["baseline"] = {}
     less["lengths"][0]["counts"] = {"sft": [7]}
-    less["recited"]["models"]["base"] = None
-    less["recited"]["models"]["sft"] |= {"real": None} | {
-        "told": {"value": None, "low": None, "high": None, "longest": 0, "mean_longest": 0.0}, "passage": None, "difference": None
+    less["memorization"]["models"]["base"] = None
+    less["memorization"]["models"]["sft"] |= {"reference": None} | {
+        "generated": {"value": None, "low": None, "high": None, "longest": 0, "mean_longest": 0.0}, "passage": None, "difference": None
     }  # fmt: skip
     less["losses"] = {"sft": {"train": [[1, 2.0]], "val": []}, "base": {"train": [], "val": [[5, float("nan")]]}}
     text = Read(page(less)).text
@@ -204,7 +204,7 @@ def test_values_may_be_missing_and_there_may_be_one_of_each():
 
 
 def test_a_measure_that_is_no_share_has_a_scale_of_its_own():
-    report = report_of("base", "sft", groups=("",)) | {"recited": None}
+    report = report_of("base", "sft", groups=("",)) | {"memorization": None}
     for place, name in enumerate(("base", "sft")):
         report["kinds"][0]["values"][""][name] = found((-12.5, 37.5)[place], -20, 44)
     report["paired"][0] |= {"difference": -3.5, "low": -4, "high": -3, "p": 1e-9}

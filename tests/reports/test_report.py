@@ -11,10 +11,11 @@ from tiny import lively_model, tiny_tokenizer
 
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.evaluation.bits_per_byte import BitsPerByte
-from mini_chat_gpt.evaluation.capabilities import Evaluation, Item, evaluate, summarise
+from mini_chat_gpt.evaluation.capabilities import Evaluation, Item, evaluate, summarize
 from mini_chat_gpt.evaluation.prompt_suite import ask, read_prompts
 from mini_chat_gpt.evaluation.task_metrics import score
-from mini_chat_gpt.reports.report import Subject, build, markdown, write
+from mini_chat_gpt.reports.before_after import before_after
+from mini_chat_gpt.reports.report import Subject, build, write
 from mini_chat_gpt.sft_dataloader import InstructDataset, find_instruct_file
 from mini_chat_gpt.tinystories.word_forms import uses
 
@@ -42,7 +43,7 @@ def subject(name: str, tasks, seed: int, replies=None, **more) -> Subject:
             Item(t, replies(t), "stop", score(t, replies(t)), group) for group, those in tasks.items() for t in those
         ]
         items = [item for item in items if item.scores]
-        evaluation = Evaluation(summarise(items), items, {group: summarise(items) for group in tasks})
+        evaluation = Evaluation(summarize(items), items, {group: summarize(items) for group in tasks})
     return Subject(name, Path("runs") / name, model, tokenizer(name != "base"), evaluation, **more)
 
 
@@ -55,7 +56,7 @@ def report(tasks, tmp_path_factory):
     own = [ask(s.name, s.model, s.tokenizer, prompts) for s in subjects]
     bits = {"base": np.array([2.25, 2.5, 1.75]), "perfect": np.array([2.25, 2.5, 2.75])}
     texts = {name: BitsPerByte(2.5, 2.25, 2.75, 1.7, 900, 300, 3, per_text) for name, per_text in bits.items()}
-    subjects = [replace(s, own=o, plain_text=texts[s.name]) for s, o in zip(subjects, own, strict=True)]
+    subjects = [replace(s, own=o, bits_per_byte=texts[s.name]) for s, o in zip(subjects, own, strict=True)]
     return build(subjects, DATA, prompts)
 
 
@@ -72,7 +73,7 @@ def test_the_numbers_are_those_of_the_evaluations(report):
     assert [model["kind"] for model in report["models"]] == ["base", "chat"]
     assert {row["measure"] for row in report["measures"] if row["kind"] == "moral"} >= {"rouge_l", "verbatim", "stops"}
     assert json.loads(json.dumps(report)) == report
-    [text] = report["paired_text"]
+    [text] = report["paired_bits_per_byte"]
     assert (text["before"], text["after"], text["difference"]) == ("base", "perfect", pytest.approx(1 / 3))
 
 
@@ -94,8 +95,8 @@ def test_the_three_files(report, tmp_path):
     text = files[1].read_text()
     assert "| moral | plots of the train file | exact | 3 |" in text
     assert "| 3 | 0.0 (0 to 56) | 100.0 (44 to 100) |" in text
-    assert "Bits per byte of plain text: base 2.500 (2.250 to 2.750)" in text
-    assert "facts: “Tokyo” is in it, asked “Say it” | no | no |" in text
+    assert "Bits per byte of held-out stories: base 2.500 (2.250 to 2.750)" in text
+    assert "facts: contains “Tokyo” (“Say it”) | no | no |" in text
     tables = [line.count("|") for line in text.split("\n") if line.startswith("| kind | group")]
     rows = [line for line in text.split("\n") if line.startswith("| moral | plots")]
     assert all(len(re.findall(r"(?<!\\)\|", row)) == tables[0] for row in rows)
@@ -104,12 +105,12 @@ def test_the_three_files(report, tmp_path):
 
 def test_one_model_alone(tasks):
     alone = build([subject("sft", tasks, 1)], DATA)
-    assert alone["paired_text"] == []
-    assert (alone["title"], alone["paired"], alone["own"], alone["losses"], alone["plain_text"]) == (
+    assert alone["paired_bits_per_byte"] == []
+    assert (alone["title"], alone["paired"], alone["own"], alone["losses"], alone["bits_per_byte"]) == (
         "sft",
         [],
         None,
         {},
         {},
     )
-    assert "# sft\n" in markdown(alone)
+    assert "# sft\n" in before_after(alone)

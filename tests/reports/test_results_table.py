@@ -6,11 +6,10 @@ import re
 import pytest
 from rich.console import Console
 
-from mini_chat_gpt.evaluation.capabilities import Evaluation, Item, summarise
+from mini_chat_gpt.evaluation.capabilities import Evaluation, Item, summarize
 from mini_chat_gpt.evaluation.task_metrics import score
 from mini_chat_gpt.reports.results_table import (
-    clean,
-    coloured,
+    colored,
     shortened_prompt,
     show_differences,
     show_examples,
@@ -28,13 +27,13 @@ def about(kind: str, target: str, answer: str | None = None, story: str = STORY)
 
 def evaluation(*replies: tuple[Task, str], group: str = "", finish="stop") -> Evaluation:
     items = [Item(task, reply, finish, score(task, reply), group) for task, reply in replies]
-    return Evaluation(summarise(items), items, {group: summarise(items)} if group else {})
+    return Evaluation(summarize(items), items, {group: summarize(items)} if group else {})
 
 
 def in_both_groups(*replies: tuple[Task, str]) -> Evaluation:
     parts = [evaluation(*replies, group=group) for group in ("seen", "unseen")]
     items = [item for part in parts for item in part.items]
-    return Evaluation(summarise(items), items, {name: table for part in parts for name, table in part.groups.items()})
+    return Evaluation(summarize(items), items, {name: table for part in parts for name, table in part.groups.items()})
 
 
 def printed(show, *given, width: int = 80) -> str:
@@ -62,7 +61,7 @@ WORDS = Task("words", "Write a story with run, oak", "Tom ran to the oak.", None
 # The table
 
 
-def test_the_table_has_each_measure_beside_the_trivial_rules():
+def test_the_table_has_each_measure_beside_the_best_baseline():
     text = printed(show_table, {"sft": evaluation((ENDING, "Yes."), (ENDING, "No."), (MORAL, "Share toys!"))})
     assert ["ending", "right", "2", "50.0", "100.0"] in numbers(text)
     assert ["moral", "exact", "1", "0.0", "100.0"] in numbers(text)
@@ -88,7 +87,7 @@ def test_where_there_is_no_room_numbers_lose_the_digit_after_the_point():
     assert ["ending", "right", *["3", "0.0", "±28.1", "66.7", "±36.5", "100.0"] * 2] in rows(wide)
     assert ["ending", "right", *["3", "0±28", "67±37", "100"] * 2] in rows(narrow)
     assert "plots of the train file   " in narrow
-    assert "±: half of the 95 % interval" in narrow
+    assert "±: half the width of the 95 % interval" in narrow
 
 
 def test_shares_have_a_margin_also_where_all_replies_are_right_and_overlaps_that_are_alike_have_none():
@@ -110,7 +109,7 @@ def test_the_main_measure_of_a_kind_is_always_shown():
     assert ["copyedit", "verbatim", "1", "100.0", "0.0"] in numbers(text)
 
 
-def test_details_are_all_measures_with_their_own_n_and_every_trivial_rule():
+def test_details_are_all_measures_with_their_own_n_and_every_baseline():
     asked = Task("words", "Write with oak", "An oak. So it was.", None, required=("oak",), sentence="So it was.")
     summary = about("summary", "Tom lost his red ball.")
     both = in_both_groups((WORDS, "Tom ran to the oak."), (asked, "Oaks."), (summary, "Tom lost his ball."))
@@ -129,7 +128,7 @@ def test_details_have_also_the_measures_that_one_group_lacks():
     asked = Task("words", "Write with oak", "An oak. So it was.", None, required=("oak",), sentence="So it was.")
     parts = [evaluation((asked, "Oaks."), group="seen"), evaluation((WORDS, "Oaks."), group="unseen")]
     items = [item for part in parts for item in part.items]
-    both = Evaluation(summarise(items), items, {name: table for part in parts for name, table in part.groups.items()})
+    both = Evaluation(summarize(items), items, {name: table for part in parts for name, table in part.groups.items()})
     text = printed(lambda found, out: show_table(found, out, details=True), {"sft": both})
     assert ["sentence", "0.0", "0.0"] in numbers(text)
 
@@ -164,7 +163,7 @@ def test_a_kind_that_one_group_lacks_leaves_its_numbers_empty():
     items = [*both.items, *moral.items]
     unseen = [item for item in items if item.group == "unseen"]
     text = printed(
-        show_table, {"sft": Evaluation(summarise(items), items, both.groups | {"unseen": summarise(unseen)})}
+        show_table, {"sft": Evaluation(summarize(items), items, both.groups | {"unseen": summarize(unseen)})}
     )
     assert ["moral", "exact", "1", "100.0", "100.0"] in numbers(text)
 
@@ -176,7 +175,7 @@ def test_differences_are_told_by_kind_and_by_group_where_those_differ():
             for group, reply in groups
             for _ in range(8)
         ]
-        return Evaluation(summarise(items), items, {})
+        return Evaluation(summarize(items), items, {})
 
     text = printed(
         show_differences, {"a": said(("seen", "No"), ("unseen", "No")), "b": said(("seen", "Yes"), ("unseen", "No"))}
@@ -202,24 +201,24 @@ def test_differences_are_told_by_kind_and_by_group_where_those_differ():
         ("tom Found a RED ball", "tom Found a RED ball", ""),
         ("Sue found a very red ball.", "[Sue] found a [very] red ball.", "missing: tom"),
         ("Tom found.", "Tom found.", "missing: a, red, ball"),
-        ("No idea", "[No idea]", "missing: all of it"),
-        ("", "", "missing: all of it"),
+        ("No idea", "[No idea]", "missing: everything"),
+        ("", "", "missing: everything"),
     ],
 )
 def test_what_is_wrong_stands_in_brackets_and_what_is_missing_is_listed(reply, shown, lacks):
-    text, said = coloured(about("summary", "Tom found a red ball."), reply)
+    text, said = colored(about("summary", "Tom found a red ball."), reply)
     assert (text.plain, said) == (shown, lacks)
 
 
 def test_of_a_story_the_required_words_are_listed_as_they_are_used():
-    text, said = coloured(WORDS, "Sue ran away.")
+    text, said = colored(WORDS, "Sue ran away.")
     assert (text.plain, said) == ("Sue ran away.", "used: run (“ran”); missing: oak")
     assert [(span.start, span.end) for span in text.spans] == [(4, 7)]
 
 
 def test_an_example_says_what_was_asked_expected_and_replied():
     text = printed(show_examples, {"sft": evaluation((MORAL, "Share the toys."))}, 1)
-    assert "moral: 0 of 1 fully right; one that is not" in text
+    assert "moral: 0 of 1 fully right; an incorrect reply" in text
     assert ["prompt", "A", "question?", *f"«{STORY}»".split()][:6] in [line[:6] for line in rows(text)]
     assert ["expected", "Share", "your", "toys."] in rows(text)
     assert ["sft", "Share", "[the]", "toys."] in rows(text)
@@ -229,10 +228,10 @@ def test_an_example_says_what_was_asked_expected_and_replied():
 def test_an_example_is_one_that_went_wrong_if_there_is_one():
     replies = [(MORAL, "Share your toys."), (about("moral", "Be kind."), "Be [bold]kind!"), (MORAL, "Share.")]
     text = printed(show_examples, {"sft": evaluation(*replies)}, 1)
-    assert "moral: 1 of 3 fully right; one that is not" in text
+    assert "moral: 1 of 3 fully right; an incorrect reply" in text
     assert "Be [[bold]kind!]" in text
     assert text.count("prompt") == 1
-    assert "one that is ──" in printed(show_examples, {"sft": evaluation(*replies)}, 3)
+    assert "a correct reply ──" in printed(show_examples, {"sft": evaluation(*replies)}, 3)
     assert printed(show_examples, {"sft": evaluation(*replies)}, 0) == ""
 
 
@@ -240,7 +239,7 @@ def test_every_models_reply_to_the_same_prompt_is_shown():
     two = {"base": evaluation((ENDING, ""), finish="length"), "tuned": evaluation((ENDING, "Yes, it has."))}
     text = printed(show_examples, two, 1)
     assert ["base", "(nothing)"] in rows(text)
-    assert ["wrong;", "it", "did", "not", "stop", "by", "itself"] in rows(text)
+    assert ["wrong;", "cut", "off"] in rows(text)
     assert "tuned" in text
 
 
@@ -263,7 +262,3 @@ def test_of_a_prompts_story_the_beginning_and_the_end_are_shown():
     assert prompt.startswith("A question? «w0 w1 ")
     assert prompt.endswith("w13 … (78 words) … w92 w93 w94 w95 w96 w97 w98 w99»")
     assert shortened_prompt(about("summary", "…")) == f"A question? «{STORY}»"
-
-
-def test_a_text_is_shown_on_one_line_without_control_characters():
-    assert clean("a\n\nb\x1b[31m\u202e  😀") == "a b\ufffd[31m\ufffd 😀"
