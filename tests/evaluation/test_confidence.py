@@ -1,4 +1,4 @@
-"""Intervals cover what they say, and the test of pairs is the one that the books describe."""
+"""Intervals have their nominal coverage, and the paired test is the textbook sign-flip test."""
 
 from math import comb
 
@@ -14,8 +14,8 @@ RNG = np.random.default_rng(0)
 def test_an_interval_of_the_mean_covers_it_about_95_times_in_100():
     rng = np.random.default_rng(1)
     samples = rng.exponential(size=(400, 60))  # mean 1, skewed
-    found = [bootstrap(sample, n=400, seed=seed) for seed, sample in enumerate(samples)]
-    assert 0.90 <= np.mean([low <= 1 <= high for low, high in found]) <= 0.98
+    intervals = [bootstrap(sample, n=400, seed=seed) for seed, sample in enumerate(samples)]
+    assert 0.90 <= np.mean([low <= 1 <= high for low, high in intervals]) <= 0.98
 
 
 def test_an_interval_is_as_wide_as_the_normal_distribution_says():
@@ -26,7 +26,7 @@ def test_an_interval_is_as_wide_as_the_normal_distribution_says():
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
 
 
-def test_any_statistic_is_drawn_item_by_item():
+def test_any_statistic_is_resampled_item_by_item():
     values = RNG.normal(size=501)
     low, high = bootstrap(values, lambda samples: np.median(samples, axis=1))
     assert low < np.median(values) < high
@@ -52,11 +52,11 @@ def test_the_interval_of_a_share_is_wilsons(right, n, expected):
 def test_the_interval_of_a_share_covers_it_about_95_times_in_100_also_near_its_end():
     rng = np.random.default_rng(2)
     for share in (0.5, 0.96):
-        found = [wilson(rng.random(40) < share) for _ in range(2000)]
-        assert 0.92 <= np.mean([low <= share <= high for low, high in found]) <= 0.99
+        intervals = [wilson(rng.random(40) < share) for _ in range(2000)]
+        assert 0.92 <= np.mean([low <= share <= high for low, high in intervals]) <= 0.99
 
 
-def test_differences_that_are_no_numbers_tell_nothing():
+def test_non_finite_differences_are_not_significant():
     assert paired([1, 1, 1], [float("nan"), 1, 1]).p == 1
 
 
@@ -66,10 +66,10 @@ def test_one_item_and_equal_items_give_an_interval_without_width():
     assert bootstrap([[1, 4]], ratio) == (0.25, 0.25)
 
 
-def test_no_item_gives_no_interval():
-    with pytest.raises(ValueError, match="without a single item"):
+def test_an_interval_without_items_is_refused():
+    with pytest.raises(ValueError, match="at least one item"):
         bootstrap([])
-    with pytest.raises(ValueError, match="without a single item"):
+    with pytest.raises(ValueError, match="at least one item"):
         paired([], [])
 
 
@@ -85,27 +85,27 @@ def test_the_same_arguments_give_the_same_result():
     assert bootstrap(before) != bootstrap(before, seed=2)
 
 
-def test_how_many_numbers_are_drawn_at_a_time_changes_nothing(monkeypatch):
+def test_the_chunk_size_does_not_change_the_result(monkeypatch):
     before, after = RNG.normal(size=(2, 50))
     whole = paired(before, after)
-    monkeypatch.setattr(confidence, "_AT_ONCE", 120)
+    monkeypatch.setattr(confidence, "_CHUNK", 120)
     assert paired(before, after)[:3] == whole[:3]
     assert paired(before, after).p == pytest.approx(whole.p, abs=0.03)
 
 
 def test_few_pairs_are_tested_with_all_signs():
-    assert paired([0, 0, 0], [1, 2, 3]).p == 2 / 8  # only all plus and all minus are as far from 0
+    assert paired([0, 0, 0], [1, 2, 3]).p == 2 / 8  # only all + and all − are as far from 0
     assert paired([0, 0, 0], [1, 2, -3]).p == 1
     assert paired([0, 0, 0, 0], [1, 2, 3, -1]).p == 6 / 16  # |sum| 5 or 7: counted by hand
 
 
-def test_pairs_that_do_not_differ_at_all_tell_nothing():
+def test_pairs_without_differences_are_not_significant():
     assert paired([1.0, 2.0], [1.0, 2.0]) == (0, 0, 0, 1)
     assert paired([1.0], [3.0]) == (2, 2, 2, 1)
 
 
 @pytest.mark.parametrize(("better", "worse"), [(9, 2), (10, 5), (40, 18)])
-def test_for_right_and_wrong_it_is_mcnemars_exact_test(better, worse):
+def test_for_right_or_wrong_it_is_mcnemars_exact_test(better, worse):
     before = [0] * better + [1] * worse + [1] * 30
     after = [1] * better + [0] * worse + [1] * 30
     n = better + worse
@@ -120,7 +120,7 @@ def test_without_a_difference_p_is_below_5_percent_about_5_times_in_100():
     assert 0.025 <= small <= 0.08
 
 
-def test_a_clear_difference_among_many_has_the_smallest_p_there_is():
+def test_a_clear_difference_among_many_items_has_the_smallest_possible_p():
     result = paired(RNG.normal(size=200), RNG.normal(size=200) + 3)
     assert result.p == 1 / (confidence.SIGN_DRAWS + 1)
     assert result.low < result.difference < result.high

@@ -1,4 +1,4 @@
-"""Where held-out tasks come from, the groups they fall into, and that they fit the models they are put to."""
+"""Where held-out tasks come from, their groups, and that they fit the contexts of the models."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def tokenizer(sample) -> ChatTokenizer:
 
 @pytest.fixture
 def clone(sample, tmp_path) -> Path:
-    """A folder in which a run was started, with the run's data."""
+    """A folder in which a run was started, with the data of the run."""
     (tmp_path / "clone/data").mkdir(parents=True)
     (tmp_path / "clone/data" / VALID).write_bytes((sample / VALID).read_bytes())
     (tmp_path / "clone/runs/sft/step-7").mkdir(parents=True)
@@ -39,7 +39,7 @@ def clone(sample, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("named", ["", TRAIN, VALID])
-def test_named_data_are_their_valid_split(sample, named):
+def test_the_valid_split_of_named_data_is_used(sample, named):
     assert find_held_out(sample / named)[0] == sample / VALID
 
 
@@ -49,20 +49,20 @@ def test_a_file_of_another_name_is_used_as_it_is(sample, tmp_path):
     assert find_held_out(str(mine))[0] == mine
 
 
-def test_named_data_that_are_not_there_are_an_error(tmp_path):
+def test_named_data_that_does_not_exist_is_an_error(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         find_held_out(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("path", ["runs/sft", "runs/sft/step-7", "runs/sft/best"])
-def test_a_runs_own_data_are_found_from_anywhere(clone, monkeypatch, tmp_path, path):
+def test_the_data_of_a_run_is_found_from_any_folder(clone, monkeypatch, tmp_path, path):
     monkeypatch.chdir(tmp_path)
     file, why = find_held_out(None, [clone / path])
     assert file.samefile(clone / "data" / VALID)
     assert str(clone / path) in why
 
 
-def test_the_data_of_a_run_that_was_moved_are_looked_for_here(clone, monkeypatch, tmp_path):
+def test_the_data_of_a_moved_run_is_searched_in_the_current_folder(clone, monkeypatch, tmp_path):
     moved = clone.rename(tmp_path / "here") / "runs" / "sft"
     elsewhere = moved.rename(tmp_path / "a-run")
     monkeypatch.chdir(tmp_path / "here")
@@ -92,7 +92,7 @@ def test_without_data_it_is_the_sample_written_once_into_the_cache(monkeypatch, 
 # Groups
 
 
-def test_the_samples_groups_are_the_plots_that_training_shows_or_never_shows(sample):
+def test_the_groups_of_the_sample_are_plots_that_are_in_the_training_split_or_not(sample):
     known = [json.loads(line) for line in (sample / VALID.replace(".txt", ".answers.jsonl")).read_text().splitlines()]
     groups = groups_of(sample / VALID, 60)
     assert sorted(groups) == ["seen", "unseen"]
@@ -100,20 +100,20 @@ def test_the_samples_groups_are_the_plots_that_training_shows_or_never_shows(sam
     assert all(known[number]["seen"] == (name == "seen") for name, numbers in groups.items() for number in numbers)
 
 
-def test_other_data_are_one_group(sample, tmp_path):
+def test_other_data_is_one_group(sample, tmp_path):
     (tmp_path / VALID).write_bytes((sample / VALID).read_bytes())
     assert groups_of(tmp_path / VALID, 60) == {"": None}
 
 
-def test_answers_that_belong_to_other_records_are_an_error(sample):
-    with pytest.raises(UserError, match=r"tells of 60 records, but .* has 59"):
+def test_answers_of_other_records_are_an_error(sample):
+    with pytest.raises(UserError, match=r"describes 60 records, but .* has 59"):
         groups_of(sample / VALID, 59)
 
 
 # Tasks
 
 
-def test_tasks_are_chosen_by_group_and_can_all_be_scored(sample, tokenizer):
+def test_tasks_are_selected_by_group_and_can_all_be_scored(sample, tokenizer):
     tasks = held_out_tasks(sample / VALID, [(tiny_model(tokenizer.vocab_size, context_length=900), tokenizer)], n=3)
     records = list(read_records(sample / VALID))
     groups = groups_of(sample / VALID, 60)
@@ -123,11 +123,11 @@ def test_tasks_are_chosen_by_group_and_can_all_be_scored(sample, tokenizer):
         assert all(score(task, "") for task in ours)
         assert {task.kind for task in ours} >= {"summary", "main_character", "ending", "dialogue", "words"}
         assert len([task for task in ours if task.kind == "words"]) == 3
-        told = {records[number].story for number in groups[name]}
-        assert all(task.prompt[slice(*task.story_span)] in told for task in ours if task.story_span)
+        group_stories = {records[number].story for number in groups[name]}
+        assert all(task.prompt[slice(*task.story_span)] in group_stories for task in ours if task.story_span)
 
 
-def test_the_same_seed_takes_the_same_tasks(sample, tokenizer):
+def test_the_same_seed_selects_the_same_tasks(sample, tokenizer):
     models = [(tiny_model(tokenizer.vocab_size, context_length=900), tokenizer)]
     tasks = held_out_tasks(sample / VALID, models, n=2, seed=1)
     assert tasks == held_out_tasks(sample / VALID, models, n=2, seed=1)
@@ -147,14 +147,14 @@ def test_tasks_fit_the_context_of_every_model_with_its_system_message(sample, to
     assert any(" ... " in prompt for prompt in prompts)
 
 
-def test_a_base_tokenizer_stays_as_it_is(sample, tokenizer):
+def test_the_tokenizer_of_a_base_model_is_not_changed(sample, tokenizer):
     base = ChatTokenizer.train(stories(sample / VALID), 400)
     before = base.vocab_size
     held_out_tasks(sample / VALID, [(tiny_model(before, context_length=900), base)], n=1, kinds=["dialogue"])
     assert base.vocab_size == before
 
 
-def test_a_kind_that_does_not_exist_is_named_with_the_nearest(sample, tokenizer):
+def test_an_unknown_kind_is_named_with_the_nearest_one(sample, tokenizer):
     with pytest.raises(UserError, match="'morals' is no kind of task; did you mean 'moral'"):
         held_out_tasks(sample / VALID, [(tiny_model(tokenizer.vocab_size), tokenizer)], n=1, kinds=["morals"])
 
@@ -171,22 +171,22 @@ def test_refusals_alone_and_among_data_without_groups(sample, tokenizer, tmp_pat
     }
 
 
-def test_data_that_support_no_task_are_named(sample, tokenizer, tmp_path):
+def test_data_without_tasks_is_named(sample, tokenizer, tmp_path):
     plain = tmp_path / "plain.txt"
     plain.write_text("".join(f"{re.sub('[^ -~]', '', text)}\n<|endoftext|>\n" for text in stories(sample / VALID)))
-    with pytest.raises(UserError, match=r"plain.txt supports no task of the kinds summary"):
+    with pytest.raises(UserError, match=r"plain.txt has no task of the kinds summary"):
         held_out_tasks(plain, [(tiny_model(tokenizer.vocab_size, context_length=900), tokenizer)], 1, kinds=["summary"])
 
 
-def test_a_source_gives_tasks_of_the_records_and_of_the_sort_asked_for(sample, tokenizer):
+def test_a_dataset_selects_tasks_by_record_and_by_predicate(sample, tokenizer):
     tokenizer.add_control_tokens()
     source = InstructDataset(sample / VALID, tokenizer, seq_len=900, seed=1)
     among = [3, 5, 8, 13, 21]
-    told = {source.index[number].story for number in among}
+    group_stories = {source.index[number].story for number in among}
     tasks = source.eval_tasks("main_character", 60, among)
-    assert {task.prompt[slice(*task.story_span)] for task in tasks} <= told
+    assert {task.prompt[slice(*task.story_span)] for task in tasks} <= group_stories
     of_all = [task.prompt[slice(*task.story_span)] for task in source.eval_tasks("main_character", 60)]
-    assert len(tasks) == len([story for story in of_all if story in told])
+    assert len(tasks) == len([story for story in of_all if story in group_stories])
     short = source.eval_tasks("summary", 60, only=lambda task: len(task.target) < 80)
     assert short
     assert max(len(task.target) for task in short) < 80
