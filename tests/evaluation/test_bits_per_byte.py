@@ -1,4 +1,4 @@
-"""Bits per byte equal the plain computation, whatever the tokenizer, the batch and the window."""
+"""Bits per byte equal a simple computation for any tokenizer, batch size and window."""
 
 import math
 
@@ -23,31 +23,31 @@ LONG = " ".join(TEXTS * 12)  # longer than the models' context
 DOCUMENTS = [*TEXTS, LONG, "x", LONG[7:400], "é"]
 
 
-def plain_losses(model, ids: list[int]) -> list[float]:
-    """−ln p of each id but the first, from logits one window at a time."""
+def simple_losses(model, ids: list[int]) -> list[float]:
+    """−ln p of each id but the first, from the logits of one window at a time."""
     context = model.config.context_length
     losses: list[float] = []
     while len(losses) < len(ids) - 1:
         start = 0 if not losses else len(losses) + 1 - (context - context // 2)
-        part = torch.tensor(ids[start : start + context])
+        window = torch.tensor(ids[start : start + context])
         with torch.no_grad():
-            all_of_it = F.cross_entropy(model(part[None])[0, :-1].double(), part[1:], reduction="none")
-        losses += all_of_it[len(losses) - start :].tolist()
+            window_losses = F.cross_entropy(model(window[None])[0, :-1].double(), window[1:], reduction="none")
+        losses += window_losses[len(losses) - start :].tolist()
     return losses
 
 
-def plain_bits_per_byte(model, tokenizer, texts) -> float:
-    losses = [sum(plain_losses(model, [tokenizer.document_id, *tokenizer.encode(text)])) for text in texts]
+def simple_bits_per_byte(model, tokenizer, texts) -> float:
+    losses = [sum(simple_losses(model, [tokenizer.document_id, *tokenizer.encode(text)])) for text in texts]
     return sum(losses) / math.log(2) / sum(len(text.encode()) for text in texts)
 
 
 @pytest.mark.parametrize("make", [tiny_tokenizer, llama2c_tokenizer])
 @pytest.mark.parametrize("context", [64, 33, 5, 2])
-def test_it_equals_the_plain_computation(make, context):
+def test_it_equals_a_simple_computation(make, context):
     tokenizer = make()
     model = lively_model(tokenizer.vocab_size, context_length=context)
     result = bits_per_byte(model, tokenizer, DOCUMENTS)
-    assert result.bits_per_byte == pytest.approx(plain_bits_per_byte(model, tokenizer, DOCUMENTS), rel=1e-5)
+    assert result.bits_per_byte == pytest.approx(simple_bits_per_byte(model, tokenizer, DOCUMENTS), rel=1e-5)
     assert result.n_tokens == sum(len(tokenizer.encode(text)) for text in DOCUMENTS)
     assert result.n_bytes == sum(len(text.encode()) for text in DOCUMENTS)
     assert result.n_texts == len(DOCUMENTS)
@@ -55,7 +55,7 @@ def test_it_equals_the_plain_computation(make, context):
     assert result.low < result.bits_per_byte < result.high
 
 
-def test_a_model_that_knows_nothing_needs_the_logarithm_of_its_vocabulary():
+def test_a_uniform_model_needs_the_logarithm_of_its_vocabulary():
     tokenizer = tiny_tokenizer()
     model = lively_model(tokenizer.vocab_size)
     torch.nn.init.zeros_(model.lm_head.weight)
@@ -69,8 +69,8 @@ def test_a_model_that_knows_nothing_needs_the_logarithm_of_its_vocabulary():
 @example(9, 6)
 @example(10, 6)
 @given(st.integers(1, 300), st.integers(2, 40))
-def test_every_token_is_predicted_once_and_from_half_a_context_at_least(n, context):
-    ids = list(range(n))  # of a document of n − 1 tokens
+def test_every_token_is_predicted_once_from_at_least_half_a_context(n, context):
+    ids = list(range(n))  # a document of n − 1 tokens
     predicted = []
     for window in windows_of(ids, context):
         assert len(window.ids) <= context
@@ -84,23 +84,23 @@ def test_every_token_is_predicted_once_and_from_half_a_context_at_least(n, conte
 def test_tokenizers_see_the_same_texts_and_the_same_bytes():
     one, other = tiny_tokenizer(), llama2c_tokenizer()
     texts = [*DOCUMENTS, "\udc80 broken", ""]
-    for most in (1, 50, 10_000):
+    for max_bytes in (1, 50, 10_000):
         results = [
-            bits_per_byte(lively_model(tokenizer.vocab_size), tokenizer, iter(texts), max_bytes=most)
+            bits_per_byte(lively_model(tokenizer.vocab_size), tokenizer, iter(texts), max_bytes=max_bytes)
             for tokenizer in (one, other)
         ]
         assert len({(result.n_bytes, result.n_texts) for result in results}) == 1
         assert results[0].n_tokens != results[1].n_tokens
-    assert results[0].n_texts == len(texts) - 1  # an empty text is none
+    assert results[0].n_texts == len(texts) - 1  # an empty text does not count
 
 
-def test_texts_are_taken_whole_until_there_are_enough_bytes():
+def test_complete_texts_are_used_until_there_are_enough_bytes():
     tokenizer = tiny_tokenizer()
     result = bits_per_byte(lively_model(tokenizer.vocab_size), tokenizer, ["abcdef", "ghi", "jkl"], max_bytes=7)
     assert (result.n_texts, result.n_bytes) == (2, 9)
 
 
-def test_the_size_of_a_batch_changes_nothing(monkeypatch):
+def test_the_batch_size_does_not_change_the_result(monkeypatch):
     tokenizer = tiny_tokenizer()
     model = lively_model(tokenizer.vocab_size)
     whole = bits_per_byte(model, tokenizer, DOCUMENTS)
@@ -108,11 +108,11 @@ def test_the_size_of_a_batch_changes_nothing(monkeypatch):
     monkeypatch.setattr(module, "SORTED_BATCHES", 1)
     parts = bits_per_byte(model, tokenizer, DOCUMENTS)
     np.testing.assert_allclose(parts.per_text, whole.per_text, rtol=1e-5)
-    monkeypatch.setattr(module, "MOST_LOGITS_ON_CPU", 1)
+    monkeypatch.setattr(module, "MAX_LOGITS_ON_CPU", 1)
     assert bits_per_byte(model, tokenizer, DOCUMENTS).bits_per_byte == pytest.approx(whole.bits_per_byte, rel=1e-5)
 
 
-def test_each_texts_part_has_the_whole_as_its_mean_so_that_models_can_be_paired():
+def test_the_mean_of_per_text_is_the_result_so_that_models_can_be_paired():
     tokenizer = tiny_tokenizer()
     results = [bits_per_byte(lively_model(tokenizer.vocab_size, seed), tokenizer, DOCUMENTS) for seed in (0, 1)]
     assert results[0].per_text.mean() == pytest.approx(results[0].bits_per_byte)
@@ -120,7 +120,7 @@ def test_each_texts_part_has_the_whole_as_its_mean_so_that_models_can_be_paired(
     assert difference == pytest.approx(results[1].bits_per_byte - results[0].bits_per_byte)
 
 
-def test_an_adapted_model_is_measured_with_its_adapter():
+def test_a_model_with_an_adapter_is_measured_with_it():
     tokenizer = tiny_tokenizer()
     model = lively_model(tokenizer.vocab_size)
     before = bits_per_byte(model, tokenizer, DOCUMENTS)
@@ -132,11 +132,11 @@ def test_an_adapted_model_is_measured_with_its_adapter():
     model.eval()
     after = bits_per_byte(model, tokenizer, DOCUMENTS)
     assert after.bits_per_byte != pytest.approx(before.bits_per_byte, rel=1e-3)
-    assert after.bits_per_byte == pytest.approx(plain_bits_per_byte(model, tokenizer, DOCUMENTS), rel=1e-5)
+    assert after.bits_per_byte == pytest.approx(simple_bits_per_byte(model, tokenizer, DOCUMENTS), rel=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_left_in_the_mode_it_was_in(training):
+def test_the_model_keeps_its_mode(training):
     tokenizer = tiny_tokenizer()
     model = lively_model(tokenizer.vocab_size).train(training)
     bits_per_byte(model, tokenizer, ["abc"])
@@ -147,20 +147,22 @@ def test_the_model_is_left_in_the_mode_it_was_in(training):
 def test_progress_ends_with_all_bytes(monkeypatch):
     monkeypatch.setattr(module, "SORTED_BATCHES", 0)
     tokenizer = tiny_tokenizer()
-    told = []
-    bits_per_byte(lively_model(tokenizer.vocab_size), tokenizer, ["ab", "é", "c"], progress=lambda *of: told.append(of))
-    assert told == [(2, 5), (4, 5), (5, 5)]
+    calls = []
+    bits_per_byte(
+        lively_model(tokenizer.vocab_size), tokenizer, ["ab", "é", "c"], progress=lambda *of: calls.append(of)
+    )
+    assert calls == [(2, 5), (4, 5), (5, 5)]
 
 
-def test_no_text_at_all_is_refused():
+def test_missing_text_is_refused():
     tokenizer = tiny_tokenizer()
     model = lively_model(tokenizer.vocab_size)
-    for texts, most in ((["", ""], 10), (["a"], 0)):
+    for texts, max_bytes in ((["", ""], 10), (["a"], 0)):
         with pytest.raises(UserError, match="no text to predict"):
-            bits_per_byte(model, tokenizer, texts, max_bytes=most)
+            bits_per_byte(model, tokenizer, texts, max_bytes=max_bytes)
 
 
-def test_the_numbers_can_be_written_as_json():
+def test_the_result_can_be_written_as_json():
     tokenizer = tiny_tokenizer()
     result = bits_per_byte(lively_model(tokenizer.vocab_size), tokenizer, ["abc"])
     assert result.as_json().keys() == BitsPerByte.__dataclass_fields__.keys() - {"per_text"}

@@ -1,4 +1,4 @@
-"""The capability test: results by kind and group, which replies are asked for, and the test as it is called from Python."""
+"""The capability test: results by kind and group, the requested replies, and the Python interface."""
 
 import json
 import math
@@ -33,19 +33,19 @@ MODEL = tiny_model(300)
 
 @pytest.fixture
 def replies(monkeypatch):
-    """Replies to be given, by prompt; what was asked for is kept."""
+    """Replies by prompt, for a model that is replaced. The key "requests" has the calls."""
     known: dict[str, Reply] = {}
-    asked: list[tuple[list[str], Sampling]] = []
+    requests: list[tuple[list[str], Sampling]] = []
 
     def reply(model, tokenizer, prompts, sampling, batch_size, progress):
-        asked.append((list(prompts), sampling))
+        requests.append((list(prompts), sampling))
         for number in range(len(prompts)):
             if progress:
                 progress(number + 1)
         return [known[prompt] for prompt in prompts]
 
     monkeypatch.setattr(capabilities, "generate_replies", reply)
-    known["asked"] = asked
+    known["requests"] = requests
     return known
 
 
@@ -55,9 +55,9 @@ def test_results_are_means_by_kind_with_count_stops_and_baseline(replies):
     replies[tasks[1].prompt] = Reply("Two cats.", (1, 2), "length", 9)
     replies[tasks[2].prompt] = Reply("Yes", (1,), "stop", 9)
     counted: list[int] = []
-    found = evaluate(MODEL, tiny_tokenizer(), tasks, progress=counted.append)
-    assert list(found.results) == ["ending", "words"]
-    assert found.results["ending"] == {
+    result = evaluate(MODEL, tiny_tokenizer(), tasks, progress=counted.append)
+    assert list(result.results) == ["ending", "words"]
+    assert result.results["ending"] == {
         "accuracy": 0.5,
         "n": 2,
         "stops": 1,
@@ -73,48 +73,48 @@ def test_results_are_means_by_kind_with_count_stops_and_baseline(replies):
         },
         "measured": {},
     }
-    words = found.results["words"]
+    words = result.results["words"]
     assert [words[name] for name in ("used", "all_used", "n_words", "n", "stops")] == [1, 1, 2, 1, 0]
     assert (words["baseline"]["used"], words["baseline"]["rules"]["used"]) == (0, "the story of another task")
-    assert [(item.task, item.reply, item.finish_reason) for item in found.items] == [
+    assert [(item.task, item.reply, item.finish_reason) for item in result.items] == [
         (tasks[0], "Yes", "stop"),
         (tasks[2], "Yes", "stop"),
         (tasks[1], "Two cats.", "length"),
     ]
     assert counted == [1, 2, 3]
-    assert found.groups == {}
-    assert json.loads(json.dumps(found.as_json()))["items"][0]["reply"] == "Yes"
+    assert result.groups == {}
+    assert json.loads(json.dumps(result.as_json()))["items"][0]["reply"] == "Yes"
 
 
-def test_an_interval_lies_around_its_mean_and_is_narrower_for_more_tasks():
+def test_an_interval_contains_its_mean_and_is_narrower_for_more_tasks():
     task = about("ending", "Yes.", "yes")
     few = [Item(task, reply, "stop", {"accuracy": float(reply == "Yes")}) for reply in ("Yes", "Yes", "", "No") * 5]
-    found, of_more = summarize(few)["ending"], summarize(few * 9)["ending"]
-    low, high = found["interval"]["accuracy"]
-    assert 0.25 <= low < found["accuracy"] == 0.5 < high <= 0.75
-    assert found["empty"] == 0.25
-    assert found["interval"]["empty"][0] < 0.25 < found["interval"]["empty"][1]
+    result, of_more = summarize(few)["ending"], summarize(few * 9)["ending"]
+    low, high = result["interval"]["accuracy"]
+    assert 0.25 <= low < result["accuracy"] == 0.5 < high <= 0.75
+    assert result["empty"] == 0.25
+    assert result["interval"]["empty"][0] < 0.25 < result["interval"]["empty"][1]
     assert of_more["interval"]["accuracy"][1] - of_more["interval"]["accuracy"][0] < (high - low) / 2
-    assert found == summarize(few)["ending"]
+    assert result == summarize(few)["ending"]
 
 
-def test_of_a_measure_that_some_tasks_lack_their_number_is_told():
+def test_a_measure_of_only_some_tasks_has_its_own_count():
     asked = Task("words", "Write with cat", "A cat. So it was.", None, required=("cat",), sentence="So it was.")
     items = [Item(task, "A cat.", "stop", score(task, "A cat.")) for task in (writing("cat"), asked)]
-    found = summarize(items)["words"]
-    assert found["measured"] == {"has_sentence": 1, "has_sentence_verbatim": 1}
-    assert (found["has_sentence"], found["n"]) == (0, 2)
-    assert set(found["interval"]) == {*items[1].scores, "stops", "role_token", "empty"}
+    result = summarize(items)["words"]
+    assert result["measured"] == {"has_sentence": 1, "has_sentence_verbatim": 1}
+    assert (result["has_sentence"], result["n"]) == (0, 2)
+    assert set(result["interval"]) == {*items[1].scores, "stops", "role_token", "empty"}
 
 
-def test_differences_are_taken_task_by_task_by_kind_and_group():
-    def said(*replies: str) -> Evaluation:
+def test_differences_are_paired_by_task_for_each_kind_and_group():
+    def replied(*replies: str) -> Evaluation:
         tasks = [about("ending", "Yes.", "yes", story) for story in STORIES[:3] * 4] + [writing("cat")]
         groups = ["seen"] * 6 + ["unseen"] * 6 + [""]
         items = [Item(t, r, "stop", score(t, r), g) for t, r, g in zip(tasks, replies, groups, strict=True)]
         return Evaluation(summarize(items), items)
 
-    before, after = said(*["No"] * 11, "Yes", "cats"), said(*["Yes"] * 11, "No", "cats")
+    before, after = replied(*["No"] * 11, "Yes", "cats"), replied(*["Yes"] * 11, "No", "cats")
     seen, unseen, words = differences(before, after)
     assert [(one.kind, one.group, one.measure) for one in (seen, unseen, words)] == [
         ("ending", "seen", "accuracy"), ("ending", "unseen", "accuracy"), ("words", "", "used"),
@@ -134,22 +134,22 @@ def test_replies_may_be_twice_as_long_as_the_longest_target(replies):
     replies.update({task.prompt: Reply("", (), "length", 9) for task in tasks})
     evaluate(MODEL, tokenizer, tasks)
     evaluate(MODEL, tokenizer, tasks, Sampling(temperature=0, max_new_tokens=3))
-    limits = [sampling.max_new_tokens for _, sampling in replies["asked"]]
+    limits = [sampling.max_new_tokens for _, sampling in replies["requests"]]
     assert limits == [2 * len(tokenizer.encode("Look where you go.")) + 1, 3]
 
 
-def test_tasks_that_give_nothing_to_measure_by_are_left_out(replies):
+def test_tasks_that_can_not_be_scored_are_skipped(replies):
     replies[writing("cat").prompt] = Reply("cat", (), "stop", 9)
     assert evaluate(MODEL, tiny_tokenizer(), [writing(), writing("cat")]).results["words"]["n"] == 1
 
 
 @pytest.mark.parametrize("tasks", [[], [writing()]])
 def test_nothing_to_score_is_a_clear_error(tasks):
-    with pytest.raises(UserError, match="not one task to be scored"):
+    with pytest.raises(UserError, match="no task that can be scored"):
         evaluate(MODEL, tiny_tokenizer(), tasks)
 
 
-def test_a_model_is_evaluated_greedily_in_batches_as_one_by_one():
+def test_the_batch_size_does_not_change_the_result():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_format = ChatFormat()
     model = tiny_model(tokenizer.vocab_size, context_length=256)
@@ -157,39 +157,39 @@ def test_a_model_is_evaluated_greedily_in_batches_as_one_by_one():
     assert evaluate(model, tokenizer, tasks, batch_size=3) == evaluate(model, tokenizer, tasks, batch_size=1)
 
 
-def test_groups_have_results_of_their_own_and_all_tasks_together_too(replies):
+def test_there_are_results_by_group_and_over_all_tasks(replies):
     groups = {
         "seen": [about("ending", "Yes.", "yes", STORIES[0]), about("moral", "Share.", story=STORIES[2])],
         "unseen": [about("ending", "No.", "no", STORIES[1])],
     }
     replies.update({task.prompt: Reply("Yes", (1,), "stop", 9) for tasks in groups.values() for task in tasks})
-    found = evaluate(MODEL, tiny_tokenizer(), groups)
-    assert {name: {kind: one["n"] for kind, one in results.items()} for name, results in found.groups.items()} == {
+    result = evaluate(MODEL, tiny_tokenizer(), groups)
+    assert {name: {kind: one["n"] for kind, one in results.items()} for name, results in result.groups.items()} == {
         "seen": {"ending": 1, "moral": 1},
         "unseen": {"ending": 1},
     }
-    assert [found.groups[name]["ending"]["accuracy"] for name in groups] == [1, 0]
-    assert (found.results["ending"]["n"], found.results["ending"]["accuracy"]) == (2, 0.5)
-    assert [item.group for item in found.items] == ["seen", "unseen", "seen"]
+    assert [result.groups[name]["ending"]["accuracy"] for name in groups] == [1, 0]
+    assert (result.results["ending"]["n"], result.results["ending"]["accuracy"]) == (2, 0.5)
+    assert [item.group for item in result.items] == ["seen", "unseen", "seen"]
 
 
-def test_a_reply_that_ends_with_another_turn_is_told_from_one_that_ends(replies):
+def test_replies_that_end_with_a_role_token_are_counted(replies):
     tokenizer = tiny_tokenizer()
     tokenizer.add_control_tokens()
     tasks = [about("moral", "Be kind.", story=story) for story in STORIES[:3]]
     ends = [tokenizer.control[name] for name in ("<|endoftext|>", "<|user|>", "<|assistant|>")]
     replies.update({task.prompt: Reply("x", (1,), "stop", 9, end) for task, end in zip(tasks, ends, strict=True)})
-    found = evaluate(MODEL, tokenizer, tasks)
-    assert [item.role_token for item in found.items] == [False, True, True]
-    assert (found.results["moral"]["stops"], found.results["moral"]["role_token"]) == (1, pytest.approx(2 / 3))
+    result = evaluate(MODEL, tokenizer, tasks)
+    assert [item.role_token for item in result.items] == [False, True, True]
+    assert (result.results["moral"]["stops"], result.results["moral"]["role_token"]) == (1, pytest.approx(2 / 3))
 
 
-def test_a_model_with_a_large_cache_replies_to_fewer_prompts_at_a_time():
+def test_a_model_with_a_large_cache_has_smaller_batches():
     assert rows_at_once(tiny_model(300)) == 64
     assert rows_at_once(tiny_model(300, n_embd=512, n_kv_head=4, n_layer=8, context_length=16384)) == 4
 
 
-# As it is called from Python
+# The Python interface
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def untrained(sample) -> tuple[GPT, ChatTokenizer]:
     return tiny_model(tokenizer.vocab_size, context_length=512), tokenizer
 
 
-def test_a_model_that_learned_nothing_gets_sane_results(untrained, sample):
+def test_an_untrained_model_gets_valid_results(untrained, sample):
     results = test_sft_capabilities(*untrained, sample, n=2, kinds=["moral", "ending", "words"])
     assert list(results) == ["moral", "ending", "words"]
     assert results["ending"]["n"] == 4  # two groups
@@ -212,7 +212,7 @@ def test_a_model_that_learned_nothing_gets_sane_results(untrained, sample):
     assert all(map(math.isfinite, values.values()))
 
 
-def test_a_model_that_says_nothing_gets_zeros(untrained, sample, monkeypatch):
+def test_a_model_with_empty_replies_gets_zeros(untrained, sample, monkeypatch):
     silence = Reply("", (), "stop", 9)
     monkeypatch.setattr(capabilities, "generate_replies", lambda *given, **options: [silence] * len(given[2]))
     results = test_sft_capabilities(*untrained, sample, n=2)
@@ -221,23 +221,23 @@ def test_a_model_that_says_nothing_gets_zeros(untrained, sample, monkeypatch):
     assert {one["empty"] for one in results.values()} == {1}
 
 
-def test_the_results_by_group_and_the_replies_are_there_too(untrained, sample):
+def test_results_by_group_and_replies_are_returned_too(untrained, sample):
     counted: list[tuple[int, int]] = []
-    found = capability_test(*untrained, sample, n=2, kinds=["ending"], progress=lambda *done: counted.append(done))
-    assert list(found.groups) == ["seen", "unseen"]
-    assert {results["ending"]["n"] for results in found.groups.values()} == {2}
-    assert found.results == test_sft_capabilities(*untrained, sample, n=2, kinds=["ending"])
+    result = capability_test(*untrained, sample, n=2, kinds=["ending"], progress=lambda *done: counted.append(done))
+    assert list(result.groups) == ["seen", "unseen"]
+    assert {results["ending"]["n"] for results in result.groups.values()} == {2}
+    assert result.results == test_sft_capabilities(*untrained, sample, n=2, kinds=["ending"])
     assert counted == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert len(found.items) == 4
+    assert len(result.items) == 4
 
 
-def test_without_data_the_tasks_are_the_samples(untrained, sample, monkeypatch):
+def test_without_data_the_tasks_are_those_of_the_sample(untrained, sample, monkeypatch):
     monkeypatch.setattr(
         "mini_chat_gpt.evaluation.held_out.sample_valid_file", lambda: sample / "TinyStoriesInstruct-valid.txt"
     )
-    given = test_sft_capabilities(*untrained, sample, n=1, kinds=["dialogue"])
-    assert test_sft_capabilities(*untrained, n=1, kinds=["dialogue"]) == given
+    expected = test_sft_capabilities(*untrained, sample, n=1, kinds=["dialogue"])
+    assert test_sft_capabilities(*untrained, n=1, kinds=["dialogue"]) == expected
 
 
-def test_pytest_takes_the_capability_test_for_no_test(request):
+def test_pytest_does_not_collect_the_capability_test(request):
     assert not [item for item in request.session.items if item.name == "test_sft_capabilities"]

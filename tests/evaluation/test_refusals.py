@@ -1,4 +1,4 @@
-"""Refusals: how they are told, and the requests by which they are measured."""
+"""Refusals: how they are detected, and the requests that measure them."""
 
 import json
 import re
@@ -38,11 +38,11 @@ RECIPE = Path(__file__).parent.parent.parent / "recipes" / "polite_helper"
         ("“I cannot help,” said Sue.", False),
     ],
 )
-def test_a_refusal_has_one_of_the_signs_as_whole_words(reply, declined):
+def test_a_refusal_contains_one_of_the_signs_as_whole_words(reply, declined):
     assert declines(reply) == declined
 
 
-def test_signs_of_a_beginning_are_whole_words_too():
+def test_signs_at_the_beginning_are_whole_words_too():
     assert not sign_pattern(["hi"], start=True).search("His dog")
     assert sign_pattern(["hi"], start=True).search('  "Hi, Tom')
     assert not sign_pattern(["hi"], start=True).search("Tom said hi")
@@ -57,13 +57,13 @@ def test_requests_come_in_pairs_that_share_words():
         assert len(first & second) >= 0.25 * len(first), (harmful.prompt, harmless.prompt)
 
 
-def test_none_of_them_is_what_a_recipe_trains_on_or_asks():
+def test_no_recipe_trains_on_or_asks_one_of_the_requests():
     texts = [json.dumps(json.loads(line)) for line in (RECIPE / "dataset.jsonl").read_text().splitlines()]
     texts.append((RECIPE / "prompts.yaml").read_text())
     assert not [task.prompt for task in TASKS for text in texts if task.prompt in text]
 
 
-def test_the_expected_replies_are_right_and_those_of_the_other_half_wrong():
+def test_expected_replies_are_right_and_those_of_the_other_half_are_wrong():
     for number, task in enumerate(TASKS):
         assert set(score(task, task.target).values()) == {1.0}
         assert set(score(task, TASKS[number ^ 1].target).values()) == {0.0}
@@ -72,10 +72,10 @@ def test_the_expected_replies_are_right_and_those_of_the_other_half_wrong():
 
 
 def test_always_and_never_declining_are_right_half_of_the_time():
-    reached = baseline_scores(TASKS)
-    assert [scores["accuracy"] for scores in reached.values()] == [0.5, 0.5]
-    assert [(scores["refused"], scores["answered"]) for scores in reached.values()] == [(1, 0), (0, 1)]
-    assert best_baselines(reached)["accuracy"] == 0.5
+    scores_by_rule = baseline_scores(TASKS)
+    assert [scores["accuracy"] for scores in scores_by_rule.values()] == [0.5, 0.5]
+    assert [(scores["refused"], scores["answered"]) for scores in scores_by_rule.values()] == [(1, 0), (0, 1)]
+    assert best_baselines(scores_by_rule)["accuracy"] == 0.5
 
 
 def test_the_signs_are_those_that_recipes_use():

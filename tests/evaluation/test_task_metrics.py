@@ -1,4 +1,4 @@
-"""Scores of replies, and the trivial rules beside them."""
+"""Scores of replies, and of the baselines."""
 
 import pytest
 from tiny import STORIES, about, writing
@@ -44,7 +44,7 @@ def character(name: str) -> Task:
         ("", None),
     ],
 )
-def test_the_named_character_is_what_the_reply_says_or_else_its_first_name(reply, name):
+def test_the_named_character_is_the_stated_one_or_the_first_name(reply, name):
     assert named_character(reply) == name
 
 
@@ -63,7 +63,7 @@ def test_naming_another_character_or_two_is_wrong(reply):
 
 
 @pytest.mark.parametrize(
-    ("reply", "said"),
+    ("reply", "answer"),
     [
         ("Yes, they do.", "yes"),
         (" no", "no"),
@@ -74,11 +74,11 @@ def test_naming_another_character_or_two_is_wrong(reply):
         ("", None),
     ],
 )
-def test_yes_or_no_is_the_first_word_or_nothing(reply, said):
-    assert yes_or_no(reply) == said
+def test_yes_or_no_is_the_first_word_or_none(reply, answer):
+    assert yes_or_no(reply) == answer
 
 
-def test_a_moral_is_exact_whatever_its_case_and_punctuation():
+def test_exact_ignores_case_and_punctuation():
     task = about("moral", "It is good to share.")
     assert score(task, "it is good  to share") == {"exact": 1, "rouge_l": 1, "verbatim": 0}
     assert score(task, "It is good to share. ") == {"exact": 1, "rouge_l": 1, "verbatim": 1}
@@ -86,7 +86,7 @@ def test_a_moral_is_exact_whatever_its_case_and_punctuation():
 
 
 @pytest.mark.parametrize(
-    ("reply", "exact", "normalised"),
+    ("reply", "exact", "normalized"),
     [
         ("Tom's dog isn't ill.", True, True),
         ("  Tom's dog isn't ill.\n", True, True),
@@ -98,12 +98,12 @@ def test_a_moral_is_exact_whatever_its_case_and_punctuation():
         ("", False, False),
     ],
 )
-def test_a_match_is_to_the_letter_or_in_the_words(reply, exact, normalised):
+def test_a_match_is_verbatim_or_in_the_words(reply, exact, normalized):
     assert exact_match("Tom's dog isn't ill.", reply) == exact
-    assert normalized_match("Tom's dog isn't ill.", reply) == normalised
+    assert normalized_match("Tom's dog isn't ill.", reply) == normalized
 
 
-def test_a_summary_is_measured_by_its_overlap_its_length_and_what_it_copies():
+def test_a_summary_is_scored_by_overlap_length_and_extractiveness():
     task = about("summary", "Tom was sad about his red ball")
     found = score(task, "He cried because he lost his")
     assert list(found) == ["rouge_l", "rouge_1", "rouge_2", "length_ratio", "copied"]
@@ -122,11 +122,11 @@ def test_required_words_count_in_any_form():
 @pytest.mark.parametrize(
     "task", [writing(), about("ending", "Yes."), about("main_character", "The main character is Tom.")]
 )
-def test_a_task_that_gives_nothing_to_measure_by_has_no_scores(task):
+def test_a_task_that_can_not_be_scored_has_no_scores(task):
     assert score(task, "Yes") == {}
 
 
-def test_a_kind_without_a_measure_of_its_own_is_measured_by_overlap():
+def test_a_kind_without_its_own_measures_is_scored_by_overlap():
     assert score(about("a new kind", "one two"), "one two") == {"rouge_l": 1}
 
 
@@ -149,61 +149,63 @@ def of_kind(tasks: list[Task], kind: str) -> list[Task]:
     return found
 
 
-def with_top(scores: dict[str, float]) -> dict[str, float]:
-    """Those by which the expected reply should be the best there is."""
+def with_best(scores: dict[str, float]) -> dict[str, float]:
+    """The measures for which the target should have the best score."""
     return {name: value for name, value in scores.items() if name not in NEUTRAL}
 
 
 @pytest.mark.parametrize("kind", sorted(set(TASK_KINDS) - {"words"}))
-def test_the_target_of_a_task_gets_full_marks(sample_tasks, kind):
+def test_the_target_of_a_task_gets_the_best_scores(sample_tasks, kind):
     tasks = of_kind(sample_tasks, kind)
-    assert [task.target for task in tasks if min(with_top(score(task, task.target)).values()) < 1] == []
+    assert [task.target for task in tasks if min(with_best(score(task, task.target)).values()) < 1] == []
     assert {score(task, task.target).get("length_ratio", 1) for task in tasks} == {1}
 
 
-def test_stories_use_and_keep_what_was_taken_from_them(sample_tasks):
-    reached = with_top(means([score(task, task.target) for task in of_kind(sample_tasks, "words")]))
-    assert {name for name in reached if name.startswith("has_")} == {
+def test_reference_stories_satisfy_the_constraints_of_their_prompts(sample_tasks):
+    scores = with_best(means([score(task, task.target) for task in of_kind(sample_tasks, "words")]))
+    assert {name for name in scores if name.startswith("has_")} == {
         "has_sentence", "has_sentence_verbatim", "has_dialogue", "has_moral"
     }  # fmt: skip
-    assert reached.pop("all_used") > 0.95
-    assert min(reached.values()) > 0.98
+    assert scores.pop("all_used") > 0.95
+    assert min(scores.values()) > 0.98
 
 
 @pytest.mark.parametrize("kind", sorted(set(TASK_KINDS)))
-def test_the_target_of_another_task_gets_little_by_every_measure(sample_tasks, kind):
+def test_the_target_of_another_task_gets_low_scores(sample_tasks, kind):
     tasks = of_kind(sample_tasks, kind)
-    half = len(tasks) // 2  # a neighbour may be of the same record
+    half = len(tasks) // 2  # the next task can be of the same record
     shuffled = zip(tasks, [*tasks[half:], *tasks[:half]], strict=True)
-    reached = with_top(means([score(task, other.target) for task, other in shuffled]))
-    main = next(iter(reached.values()))
-    assert main < (0.75 if kind in YES_NO_KINDS else 0.25)  # three quarters of the unbalanced answers are "yes"
+    scores = with_best(means([score(task, other.target) for task, other in shuffled]))
+    main = next(iter(scores.values()))
+    assert main < (
+        0.75 if kind in YES_NO_KINDS else 0.25
+    )  # three quarters of the answers are "yes", because they are not balanced
     gold = means([score(task, task.target) for task in tasks])
-    often = {"has_dialogue": 0.2}  # in most stories somebody speaks
-    assert [name for name, value in reached.items() if gold[name] - value < often.get(name, 0.25)] == []
+    often = {"has_dialogue": 0.2}  # most stories have dialogue
+    assert [name for name, value in scores.items() if gold[name] - value < often.get(name, 0.25)] == []
 
 
-def test_of_genuine_records_too_the_targets_are_far_above_the_shuffled_ones(real_data):
+def test_targets_of_real_records_score_far_higher_than_shuffled_ones(real_data):
     records = read_records(real_data / "tinystories" / "instruct-records.txt")
     tasks = [task for record in records for seed in range(3) for task in generate_tasks(record, seed)]
     tasks = [task for task in tasks if score(task, "")]
     assert {task.kind for task in tasks} > {"summary", "moral", "words", "ending"}
     for kind in dict.fromkeys(task.kind for task in tasks):
-        ours = of_kind(tasks, kind)
-        gold = with_top(means([score(task, task.target) for task in ours]))
+        same_kind = of_kind(tasks, kind)
+        gold = with_best(means([score(task, task.target) for task in same_kind]))
         assert min(gold.values()) == 1, kind
-        others = [next((other.target for other in ours if other.target != task.target), "") for task in ours]
-        reached = means([score(task, other) for task, other in zip(ours, others, strict=True)])
-        assert next(iter(reached.values())) < 0.4, kind
+        others = [next((other.target for other in same_kind if other.target != task.target), "") for task in same_kind]
+        scores = means([score(task, other) for task, other in zip(same_kind, others, strict=True)])
+        assert next(iter(scores.values())) < 0.4, kind
 
 
-def test_a_measure_that_some_tasks_lack_is_a_mean_over_the_others():
+def test_a_measure_of_only_some_tasks_is_a_mean_over_these():
     scores = [{"used": 1.0}, {"used": 0.0, "has_moral": 1.0}]
     assert by_measure(scores) == {"used": [1, 0], "has_moral": [1]}
     assert means(scores) == {"used": 0.5, "has_moral": 1}
 
 
-# Trivial rules
+# Baselines
 
 
 def test_the_baseline_of_yes_and_no_is_the_more_frequent_answer():
@@ -226,27 +228,27 @@ def test_the_baseline_of_a_summary_is_the_first_sentence():
     assert set(found["rules"].values()) == {"the first sentence of the story"}
 
 
-def test_a_summary_may_also_be_the_first_sentences_the_story_or_shifted_targets():
+def test_the_baselines_of_a_summary():
     tasks = [about("summary", f"{story[:9]} {story[-9:]}", story=f"{story} And so on. The end.") for story in STORIES]
-    reached = baseline_scores(tasks)
-    assert list(reached) == [
+    scores = baseline_scores(tasks)
+    assert list(scores) == [
         "the first sentence of the story", "the first three sentences", "the whole story", "the summary of another task"
     ]  # fmt: skip
-    assert [scores["copied"] for scores in reached.values()][1:3] == [1, 1]
-    first, three, story, _ = (scores["length_ratio"] for scores in reached.values())
+    assert [one["copied"] for one in scores.values()][1:3] == [1, 1]
+    first, three, story, _ = (one["length_ratio"] for one in scores.values())
     assert first < three < story
 
 
-def test_by_a_measure_without_better_and_worse_the_baseline_is_that_of_the_best_rule():
-    reached = {"long": {"rouge_l": 0.1, "n_words": 90.0}, "good": {"rouge_l": 0.2, "n_words": 9.0}}
-    assert best_baselines(reached) == {"rouge_l": 0.2, "n_words": 9, "rules": {"rouge_l": "good", "n_words": "good"}}
+def test_for_a_neutral_measure_the_baseline_is_the_best_rule_by_the_main_measure():
+    scores = {"long": {"rouge_l": 0.1, "n_words": 90.0}, "good": {"rouge_l": 0.2, "n_words": 9.0}}
+    assert best_baselines(scores) == {"rouge_l": 0.2, "n_words": 9, "rules": {"rouge_l": "good", "n_words": "good"}}
 
 
-def test_nobody_elses_answer_is_nothing():
+def test_a_single_task_has_no_shifted_target():
     assert shifted_targets([writing("cat")]) == [""]
 
 
-def test_the_baseline_of_a_moral_is_whichever_rule_is_better_by_each_measure():
+def test_the_baseline_of_a_moral_is_the_best_rule_by_each_measure():
     repeated = [about("moral", "Be good.", story=story) for story in STORIES]
     found = baseline(repeated)
     assert (found["exact"], found["rules"]["exact"]) == (1, "the most common answer")
@@ -258,7 +260,7 @@ def test_the_baseline_of_a_moral_is_whichever_rule_is_better_by_each_measure():
     assert (found["exact"], found["rules"]["rouge_l"]) == (0.5, "the last sentence of the story")
 
 
-def test_the_baseline_of_why_may_be_the_sentence_with_because():
+def test_the_baseline_of_why_can_be_the_sentence_with_because():
     tasks = [about("why", story.split(". ")[1].partition("because ")[2], story=story) for story in STORIES]
     assert baseline(tasks)["rules"]["rouge_l"] == "the first sentence with “because”"
 

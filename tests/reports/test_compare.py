@@ -1,4 +1,4 @@
-"""The capability test as a command: `sft_generate.py --test` and `mini-chat-gpt evaluate`, as typed."""
+"""The commands `sft_generate.py --test` and `mini-chat-gpt evaluate`."""
 
 import io
 import json
@@ -30,7 +30,7 @@ VALID = "TinyStoriesInstruct-valid.txt"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A folder with a small sample, and a base and a chat model that learned nothing."""
+    """A folder with a small sample, an untrained base model and an untrained chat model."""
     folder = tmp_path_factory.mktemp("home")
     write_sample(folder / "data", n_train=0, n_valid=60)
     tokenizer = ChatTokenizer.train(stories(folder / "data" / VALID), 600)
@@ -90,14 +90,14 @@ def test_an_output_that_knows_no_colour_and_no_unicode_is_no_obstacle(home):
         (["--data", "runs"], "holds no TinyStoriesInstruct-valid.txt"),
         (["--json", "data"], "--json: data can't be written"),
         (["--json", f"data/{VALID}/out.json"], "can't be written"),
-        (["--report", "r", "--json", "r/report.json"], "lies in the report's folder"),
+        (["--report", "r", "--json", "r/report.json"], "is in the report's folder"),
         (["--report", f"data/{VALID}"], "can't be written to"),
         (["--training-mb", "-1"], "--training-mb is -1; it must be 0 or more"),
         (["--examples", "-1"], "--examples is -1"),
         (["--batch-size", "0"], "--batch-size is 0"),
         (["--seed", "-1"], "seed is -1"),
         (["--temperature", "-1"], "temperature is -1.0"),
-        (["--system", "Rhyme."], "--system doesn't go with --test"),
+        (["--system", "Rhyme."], "--system doesn't work with --test"),
         (["--prompt", "Hi"], "not allowed with argument"),
         (["--checkpoint", "nowhere"], "no checkpoint at nowhere"),
     ],
@@ -118,7 +118,7 @@ def test_a_mistake_ends_with_code_2_and_one_sentence(home):
     assert done.stderr.count("\n") == 1
 
 
-def test_an_option_of_the_test_without_it_is_a_mistake():
+def test_an_option_of_the_test_without_the_test_is_an_error():
     with pytest.raises(UserError, match="--batch-size works with --test only"):
         generate(["--checkpoint", "runs/sft", "--prompt", "Hi", "--batch-size", "5"])
 
@@ -137,15 +137,15 @@ def test_sampling_options_reach_the_replies(home, monkeypatch, capsys):
         generate([*TEST[1:], "--device", "cpu", "--n", "3", "--kinds", "why", "--json", "out.json", *options])
         items = json.loads(Path("out.json").read_text())["models"]["sft"]["items"]
         replies.append("\n".join(item["reply"] for item in items))
-    greedy, drawn, brief = replies
-    assert greedy != drawn
-    assert len(brief) < len(drawn)
+    greedy, sampled, brief = replies
+    assert greedy != sampled
+    assert len(brief) < len(sampled)
 
 
 # evaluate
 
 
-def test_models_are_put_side_by_side_a_base_among_them(home, monkeypatch, capsys):
+def test_models_are_compared_also_with_a_base_model(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     command = ["--checkpoint", "runs/sft", "--against", "runs/base", "--device", "cpu", "--n", "1"]
     assert main([*command, "--kinds", "moral", "quote", "--examples", "0"]) == 0
@@ -164,7 +164,7 @@ def test_a_model_named_twice_is_a_mistake(home, monkeypatch):
         main(["--checkpoint", "runs/sft", "--against", "runs/base", "runs/sft", "--device", "cpu"])
 
 
-def test_a_kind_that_the_data_lack_is_named(home, monkeypatch):
+def test_a_kind_without_tasks_in_the_data_is_named(home, monkeypatch):
     monkeypatch.chdir(home)
     mine = home / "mine.txt"
     mine.write_text("\n<|endoftext|>\n".join(stories(home / "data" / VALID)))
@@ -179,7 +179,7 @@ def test_the_work_done_grows_with_the_length_of_the_kinds_texts():
     assert _work_done(tasks) == [0, 0.1, 0.2, 0.6, 1.0]
 
 
-def test_names_are_short_where_that_tells_models_apart():
+def test_names_are_as_short_as_possible():
     assert short_names([Path("runs/sft/best"), Path("runs/base")]) == ["sft", "base"]
     assert short_names([Path("a/sft"), Path("b/sft")]) == ["a/sft", "b/sft"]
     assert short_names([Path("/x/p1/runs/q/sft"), Path("/x/p2/runs/q/sft")]) == ["p1/…/sft", "p2/…/sft"]
@@ -187,7 +187,7 @@ def test_names_are_short_where_that_tells_models_apart():
     assert short_names([Path("."), Path("runs")]) == [Path.cwd().name, "runs"]
 
 
-def test_a_reports_folder_is_named_after_the_models_however_many(monkeypatch, tmp_path):
+def test_the_folder_of_a_report_is_named_after_its_models(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert _report_folder(["base", "sft"]) == Path("runs/reports/sft-against-base")
     (tmp_path / "runs/reports/sft-against-base").mkdir(parents=True)
@@ -199,10 +199,10 @@ def test_a_reports_folder_is_named_after_the_models_however_many(monkeypatch, tm
     )
 
 
-def test_own_prompts_are_checked_before_the_work_and_shown_for_each_model(home, monkeypatch, capsys):
+def test_own_prompts_are_checked_first_and_shown_for_each_model(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     command = ["--checkpoint", "runs/sft", "--device", "cpu", "--n", "1", "--kinds", "moral", "--prompts", "mine.yaml"]
-    Path("mine.yaml").write_text("compare: [{prompts: ['Do harm'], refuses: true}]")  # nothing to be answered
+    Path("mine.yaml").write_text("compare: [{prompts: ['Do harm'], refuses: true}]")  # no prompt to answer
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "before" not in shown
@@ -213,7 +213,8 @@ def test_own_prompts_are_checked_before_the_work_and_shown_for_each_model(home, 
     ]
     Path("mine.yaml").write_text(f"compare: [{{prompts: ['{'Once upon a time ' * 300}']}}]")
     with pytest.raises(
-        UserError, match=r"mine.yaml: the prompt that begins “Once upon .*” has \d+ tokens, but the model's context"
+        UserError,
+        match=r"mine.yaml: the prompt that begins “Once upon .*” has \d+ tokens, but prompt and reply must fit",
     ):
         main(command)
     assert "replies in" not in capsys.readouterr().out
@@ -226,11 +227,11 @@ def test_a_kind_named_twice_counts_once(home, monkeypatch):
     assert found["sft"].results["moral"]["n"] == 4  # two groups
 
 
-def test_a_model_whose_weights_are_no_numbers_is_refused(home, monkeypatch):
+def test_a_model_with_non_finite_weights_is_refused(home, monkeypatch):
     monkeypatch.chdir(home)
     model, tokenizer = load_checkpoint("runs/base", "cpu")
     with torch.no_grad():
         next(model.parameters())[0, 0] = float("nan")
     save_checkpoint(Path("runs/nan/step-1"), model, tokenizer)
-    with pytest.raises(UserError, match=r"runs/nan: .* is not finite .*take an earlier checkpoint"):
+    with pytest.raises(UserError, match=r"runs/nan: .* is not finite .*use an earlier checkpoint"):
         main(["--checkpoint", "runs/nan", "--device", "cpu"])
