@@ -94,7 +94,7 @@ def test_extractiveness_is_the_share_of_4grams_that_the_story_has():
 
 def test_repetition_and_distinct_n_of_a_story():
     statistics = text_statistics("he ran and ran. He ran and ran.")  # 8 words; 5 4-grams, 4 different ones
-    assert scores == pytest.approx(
+    assert statistics == pytest.approx(
         {"n_words": 8, "repetition": 1 / 5, "distinct_1": 3 / 8, "distinct_2": 4 / 7, "distinct_3": 4 / 6}
     )
     assert text_statistics("one two three four five")["repetition"] == 0
