@@ -69,14 +69,14 @@ def quickstart_source(file: Path, tokenizer: Any) -> Any:
     """The examples of the quickstart after its first curriculum stage."""
     from mini_chat_gpt.config_file import load_config
     from mini_chat_gpt.quickstart import SETTINGS
-    from mini_chat_gpt.tinystories.record_index import RecordIndex
-    from mini_chat_gpt.training.sft_data import make_source
+    from mini_chat_gpt.sft_dataloader import InstructDataset
 
-    return make_source(RecordIndex(file), load_config(SETTINGS).data, tokenizer, 512, seed=1337)
+    return InstructDataset(file, tokenizer, load_config(SETTINGS).data.limited_to(512), seed=1337)
 
 
 def measure_render(file: Path) -> None:
-    from mini_chat_gpt.chat_format import render_arrays
+    from mini_chat_gpt.chat_format import render_spans
+    from mini_chat_gpt.config import DataSection
     from mini_chat_gpt.sft_dataloader import InstructDataset
     from mini_chat_gpt.tinystories.records import decode, parse_record, raw_records
     from mini_chat_gpt.tinystories.tasks import generate_tasks
@@ -90,12 +90,12 @@ def measure_render(file: Path) -> None:
     contents = [message.content for chat in chats for message in chat]
     size, raw = sum(len(text.encode()) for text in contents), tokenizer.encoder._encoding.encode_ordinary
     joined = "\n".join(contents)
-    single = InstructDataset(file, tokenizer, 1024, 1337, turns=1)
-    several = InstructDataset(file, tokenizer, 1024, 1337, turns=4)
+    single = InstructDataset(file, tokenizer, DataSection(turns=1, answer_weight=0), 1337)
+    several = InstructDataset(file, tokenizer, DataSection(turns=4, answer_weight=0), 1337)
     quick = quickstart_source(file, tokenizer)
     taken = interleaved(
         {
-            "render": lambda: [render_arrays(chat, tokenizer) for chat in chats],
+            "render": lambda: [render_spans(chat, tokenizer) for chat in chats],
             "encode": lambda: [raw(text) for text in contents],
             "at once": lambda: raw(joined),
             "parse": lambda: [parse_record(text) for text in texts],
@@ -119,12 +119,12 @@ def measure_render(file: Path) -> None:
 
 
 def measure_workers(file: Path) -> None:
-    from mini_chat_gpt.data.step_loader import examples_from
+    from mini_chat_gpt.data.step_loader import read_examples
 
     source = quickstart_source(file, gpt2())
 
     def rate(workers: int, n: int = 4000, warm_up: int = 1000) -> float:
-        stream = examples_from(source, range(10**6), workers)
+        stream = read_examples(source, range(10**6), workers)
         for _ in islice(stream, warm_up):
             pass
         return n / seconds(lambda: [None for _ in islice(stream, n)])
@@ -141,8 +141,8 @@ def measure_tokenizer(file: Path) -> None:
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
     from mini_chat_gpt.tinystories.records import stories
+    from mini_chat_gpt.tokenizer.bpe import DEFAULT_PATTERN
     from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-    from mini_chat_gpt.tokenizer.encoders import DEFAULT_PATTERN
 
     texts = list(islice(stories(file), 30_000)) * 2
     size = sum(len(text.encode()) for text in texts) / 1e6
@@ -194,6 +194,7 @@ with importing():  # as the command line does
     import torch
     torch_imported = time.time()
     from pathlib import Path
+    from mini_chat_gpt.config import DataSection
     from mini_chat_gpt.data.batching import collate
     from mini_chat_gpt.sft_dataloader import InstructDataset
     from mini_chat_gpt.tinystories.record_index import RecordIndex
@@ -203,9 +204,9 @@ tokenizer = ChatTokenizer.load(sys.argv[3])
 tokenizer_loaded = time.time()
 index = RecordIndex(sys.argv[2])
 index_loaded = time.time()
-source = InstructDataset(index, tokenizer, 1024, 1337)
+source = InstructDataset(index, tokenizer, DataSection(turns=1, answer_weight=0), 1337)
 dataset_made = time.time()
-collate([source[slot] for slot in range(32)])
+collate([source[i] for i in range(32)])
 end = time.time()
 moments = [born, began, torch_imported, package_imported, tokenizer_loaded, index_loaded, dataset_made, end]
 print(json.dumps([later - earlier for earlier, later in zip(moments, moments[1:])]))

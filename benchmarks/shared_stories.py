@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from mini_chat_gpt.common.device import Precision, gc_frozen, keep_freed_memory, pick_device, pick_precision
-from mini_chat_gpt.config import GPTConfig
+from mini_chat_gpt.config import DataSection, GPTConfig
 from mini_chat_gpt.config_file import parse_config
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.model import GPT
@@ -32,7 +32,7 @@ def branched_examples(path: Path, tasks: int, vocab_size: int) -> list[Example]:
     """Examples with exactly `tasks` branches, among the first thousand."""
     tokenizer = ChatTokenizer.train(islice(stories(path), 2000), vocab_size)
     tokenizer.add_control_tokens()
-    source = InstructDataset(path, tokenizer, seq_len=512, seed=1, turns=1, prefix_branches=tasks)
+    source = InstructDataset(path, tokenizer, DataSection(seq_len=512, turns=1, prefix_branches=tasks), seed=1)
     return [example for example in map(source.__getitem__, range(1000)) if len(example.prefix_branches) == tasks]
 
 

@@ -1,161 +1,114 @@
-"""The chat format: how a conversation becomes token ids, and which of those ids are learned.
+"""The chat format: how a conversation becomes token ids, and which of them the model learns to predict.
 
     <|system|>SYSTEM<|user|>PROMPT<|assistant|>TARGET<|endoftext|><|user|>...
 
-This is the only place in which the format lives: training, evaluation, chat and the exported Jinja template all come
-here.
+This module is the only place that knows the format. Training, evaluation, chat and the exported Jinja template all use it.
 
-It promises that a conversation is built from ids, never from one long string. Each content is encoded by itself as
-ordinary text and the control tokens are put between as ids, so nothing that anyone writes into a message can end the
-turn or speak in another role.
+A conversation is built from ids, never from one long string: each content is encoded by itself as ordinary text, and the
+control tokens are inserted between the contents as ids. So no text in a message can end the turn or open another role.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import Protocol
 
 from mini_chat_gpt.common.errors import UserError
-
-if TYPE_CHECKING:
-    from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
-class ChatFormat:
-    """What a fine-tuned model has to know about its own chats; it is saved with the tokenizer.
-
-    `default_system` is the system message of the data that the model learned from. `render` never adds it by itself;
-    whoever opens a conversation with the model does.
-    """
-
-    default_system: str | None = None
-
-
-@dataclass(frozen=True)
 class Message:
-    """One turn. `train=False` takes an assistant's turn out of the loss; on other roles it has no effect."""
+    """One turn. `train=False` excludes an assistant's turn from the loss; it has no effect on other roles."""
 
     role: str
     content: str
     train: bool = True
 
 
-def render(
-    messages: Sequence[Message], tokenizer: ChatTokenizer, add_generation_prompt: bool = False
-) -> tuple[list[int], list[bool]]:
-    """Turn a conversation into `(ids, trained)`, two lists of the same length.
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as token ids.
 
-    `trained[i]` says that `ids[i]` is a target: every token of an assistant's content, and the `<|endoftext|>` after
-    it, because knowing when to stop is learned too. The tokenizer's BOS comes first where it has one.
-    `add_generation_prompt` appends `<|assistant|>`, after which the model's reply begins.
-
-    No system message is added here; see `ChatFormat`. Raises `UserError` where the roles are out of order or a message
-    has no text, and where the tokenizer lacks the control tokens.
+    ids: the token ids. reply_spans: (start, end) in `ids` of each reply to train on, with the end token after it.
     """
-    ids, targets = _rendered(messages, tokenizer, add_generation_prompt)
-    trained = [False] * len(ids)
-    for start, end in targets:
-        trained[start:end] = [True] * (end - start)
-    return ids, trained
+
+    ids: list[int]
+    reply_spans: list[tuple[int, int]]
+
+    @property
+    def loss_mask(self) -> list[bool]:
+        """`loss_mask[i]` is True if `ids[i]` is a training target."""
+        mask = [False] * len(self.ids)
+        for start, end in self.reply_spans:
+            mask[start:end] = [True] * (end - start)
+        return mask
 
 
-def render_arrays(messages: Sequence[Message], tokenizer: ChatTokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """`render` as (n,) int32 and (n,) bool, for training."""
-    ids, targets = _rendered(messages, tokenizer)
-    trained = np.zeros(len(ids), dtype=bool)
-    for start, end in targets:
-        trained[start:end] = True
-    return np.array(ids, dtype=np.int32), trained
+class Tokenizer(Protocol):
+    """What rendering needs of a tokenizer. It is a protocol so that this module does not import the tokenizer, which imports it."""
+
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def end_id(self) -> int: ...
+    @property
+    def control(self) -> Mapping[str, int]: ...  # name -> id of the control tokens
+    @property
+    def chat_format(self) -> Format | None: ...  # None: a base model, which has learned no format yet
+    def encode(self, text: str) -> list[int]: ...
 
 
-def _rendered(
-    messages: Sequence[Message], tokenizer: ChatTokenizer, add_generation_prompt: bool = False
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """The ids, and the (start, end) of each stretch of targets."""
-    check_messages(messages, add_generation_prompt)
-    ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    targets = []
-    for message in messages:
-        ids.append(_role_id(tokenizer, message.role))
-        start = len(ids)
-        ids += tokenizer.encode(message.content)
-        if message.role == "assistant":
-            ids.append(tokenizer.end_id)
-            if message.train:
-                targets.append((start, len(ids)))
-    if add_generation_prompt:
-        ids.append(_role_id(tokenizer, "assistant"))
-    return ids, targets
+class Format(Protocol):
+    """A chat format, which the tokenizer of a chat model carries."""
+
+    @property
+    def default_system(self) -> str | None: ...
+    def render(self, messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool) -> Rendered: ...
+    def jinja_template(self, bos_token: str | None) -> str: ...
 
 
-def check_messages(messages: Sequence[Message], add_generation_prompt: bool = False) -> None:
-    """Raise `UserError`, naming the message, unless the roles are (system)? user assistant user assistant ..."""
-    if not messages:
-        raise UserError("The conversation is empty; give it at least one user message.")
-    for number, message in enumerate(messages, start=1):
-        where = f"Message {number} of {len(messages)}"
-        if message.role not in ROLES:
-            raise UserError(f"{where} has the role {message.role!r}; the roles are {', '.join(ROLES)}.")
-        where += f" (role {message.role})"
-        if not isinstance(message.content, str):
-            raise UserError(f"{where} has a {type(message.content).__name__} as its content; it must be text.")
-        if not message.content.strip():
-            raise UserError(f"{where} has no text; fill it in, or leave the conversation out.")
-        _check_order(messages, number - 1, where)
-    if add_generation_prompt and messages[-1].role != "user":
-        raise UserError(
-            f"A reply can only follow a user message, but the last message has the role {messages[-1].role}; "
-            "end the conversation with a user message, or leave add_generation_prompt off."
-        )
+@dataclass(frozen=True)
+class ChatFormat:
+    """Our own format. It is saved with the tokenizer.
 
-
-def _check_order(messages: Sequence[Message], index: int, where: str) -> None:
-    role = messages[index].role
-    before = messages[index - 1].role if index else None
-    if role == "system" and before is not None:
-        raise UserError(f"{where} must not stand there; a system message can only be the first one.")
-    if role == "user" and before == "user":
-        raise UserError(
-            f"{where} follows another user message; join the two, or put the assistant's reply between them."
-        )
-    if role == "assistant" and before != "user":
-        follows = "opens the conversation" if before is None else f"follows a message of the role {before}"
-        raise UserError(f"{where} {follows}; an assistant message must follow a user message.")
-
-
-def role_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
-    """The tokens that open a turn; none for a tokenizer without chat tokens."""
-    return frozenset(tokenizer.control[name] for role in ROLES if (name := f"<|{role}|>") in tokenizer.control)
-
-
-def _role_id(tokenizer: ChatTokenizer, role: str) -> int:
-    name = f"<|{role}|>"
-    try:
-        return tokenizer.control[name]
-    except KeyError:
-        raise UserError(
-            f"The tokenizer has no {name} token yet; call add_control_tokens() before rendering chats."
-        ) from None
-
-
-def chat_template(bos_token: str | None) -> str:
-    """The same format as a Jinja template, for `apply_chat_template` of Hugging Face tokenizers.
-
-    A template makes a string, which is tokenized afterwards. For content that spells out a control token (a user who
-    types "<|endoftext|>") it therefore forges one where `render` does not; for all other content the ids are equal.
-    The `generation` block marks what `render` calls trained (`return_assistant_tokens_mask=True`); a template can't
-    know of `Message.train`.
+    `default_system` is the system message of the data that the model was trained on. `render` never adds it: the caller that
+    opens a conversation with the model does.
     """
-    begin = f"{{{{- '{bos_token}' -}}}}\n" if bos_token is not None else ""
-    return (
-        begin
-        + """{%- for message in messages -%}
+
+    default_system: str | None = None
+
+    def render(self, messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool) -> Rendered:
+        """Render a conversation of which `check_messages` approves."""
+        ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        reply_spans = []
+        for message in messages:
+            ids.append(_role_id(tokenizer, message.role))
+            start = len(ids)
+            # Each content is encoded whole and alone, so that its tokens do not depend on its neighbors.
+            ids += tokenizer.encode(message.content)
+            if message.role == "assistant":
+                # The end token is a target as well: the model must learn when to stop.
+                ids.append(tokenizer.end_id)
+                if message.train:
+                    reply_spans.append((start, len(ids)))
+        if add_generation_prompt:
+            ids.append(_role_id(tokenizer, "assistant"))
+        return Rendered(ids, reply_spans)
+
+    def jinja_template(self, bos_token: str | None) -> str:
+        """The same format as a Jinja template, for `apply_chat_template` of Hugging Face tokenizers.
+
+        A template makes a string, which is tokenized afterwards. Content that spells a control token (a user who types
+        "<|endoftext|>") therefore becomes that token there, but not in `render`. For all other content the ids are equal.
+        The `generation` block marks the replies (`return_assistant_tokens_mask=True`); a template can't know `Message.train`.
+        """
+        return (f"{{{{- '{bos_token}' -}}}}\n" if bos_token is not None else "") + _JINJA_TEMPLATE
+
+
+_JINJA_TEMPLATE = """{%- for message in messages -%}
     {%- if message['role'] not in ['system', 'user', 'assistant'] -%}
         {{- raise_exception('the roles are system, user and assistant') -}}
     {%- endif -%}
@@ -172,4 +125,76 @@ def chat_template(bos_token: str | None) -> str:
     {{- '<|assistant|>' -}}
 {%- endif -%}
 """
-    )
+
+
+def render(
+    messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool = False
+) -> tuple[list[int], list[bool]]:
+    """Turn a conversation into `(ids, loss_mask)`, two lists of the same length.
+
+    `loss_mask[i]` is True if `ids[i]` is a target: the tokens of each assistant message, and the `<|endoftext|>` after it.
+    The tokenizer's BOS comes first if it has one. `add_generation_prompt` appends `<|assistant|>`, after which the model's
+    reply begins. No system message is added; see `ChatFormat`.
+
+    Raises `UserError` if the roles are out of order, a message has no text, or the tokenizer lacks the control tokens.
+    """
+    rendered = render_spans(messages, tokenizer, add_generation_prompt)
+    return rendered.ids, rendered.loss_mask
+
+
+def render_spans(messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool = False) -> Rendered:
+    """Like `render`, but with the spans of the replies instead of a mask: loss weights and turns are assigned by span."""
+    check_messages(messages, add_generation_prompt)
+    # A base model is fine-tuned to our own format.
+    chat_format = tokenizer.chat_format or ChatFormat()
+    return chat_format.render(messages, tokenizer, add_generation_prompt)
+
+
+def check_messages(messages: Sequence[Message], add_generation_prompt: bool = False) -> None:
+    """Raise `UserError`, naming the message, unless the roles are (system)? user assistant user assistant ..."""
+    if not messages:
+        raise UserError("The conversation is empty; give it at least one user message.")
+    for number, message in enumerate(messages, start=1):
+        where = f"Message {number} of {len(messages)}"
+        if message.role not in ROLES:
+            raise UserError(f"{where} has the role {message.role!r}; the roles are {', '.join(ROLES)}.")
+        where += f" (role {message.role})"
+        if not isinstance(message.content, str):
+            raise UserError(f"{where} has a {type(message.content).__name__} as its content; it must be text.")
+        if not message.content.strip():
+            raise UserError(f"{where} has no text; add text, or remove the conversation.")
+        _check_order(messages, number - 1, where)
+    if add_generation_prompt and messages[-1].role != "user":
+        raise UserError(
+            f"A reply can only follow a user message, but the last message has the role {messages[-1].role}; "
+            "end the conversation with a user message, or leave add_generation_prompt off."
+        )
+
+
+def _check_order(messages: Sequence[Message], index: int, where: str) -> None:
+    role = messages[index].role
+    before = messages[index - 1].role if index else None
+    if role == "system" and before is not None:
+        raise UserError(f"{where} is out of place; only the first message can be a system message.")
+    if role == "user" and before == "user":
+        raise UserError(
+            f"{where} follows another user message; join the two, or put the assistant's reply between them."
+        )
+    if role == "assistant" and before != "user":
+        follows = "opens the conversation" if before is None else f"follows a message of the role {before}"
+        raise UserError(f"{where} {follows}; an assistant message must follow a user message.")
+
+
+def role_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids of the control tokens that open a turn; empty for a tokenizer without chat tokens."""
+    return frozenset(tokenizer.control[name] for role in ROLES if (name := f"<|{role}|>") in tokenizer.control)
+
+
+def _role_id(tokenizer: Tokenizer, role: str) -> int:
+    name = f"<|{role}|>"
+    try:
+        return tokenizer.control[name]
+    except KeyError:
+        raise UserError(
+            f"The tokenizer has no {name} token; call add_control_tokens() before rendering chats."
+        ) from None

@@ -198,6 +198,11 @@ class CurriculumStage(Section):
     weight_decay: float | None = Field(None, ge=0)
     """Weight decay. A high value makes the model learn to copy sooner, but hurts story quality if kept later."""
 
+    def apply_to(self, data: DataSection) -> DataSection:
+        """The data section during this stage."""
+        changes = self.model_dump(include=set(DataSection.model_fields), exclude_none=True)
+        return data.model_copy(update=changes | {"mixture": (data.mixture or {}) | (self.mixture or {})})
+
 
 class DataSection(Section):
     """The training examples."""
@@ -226,6 +231,10 @@ class DataSection(Section):
     """System message of every conversation, stored in the checkpoint's chat format (null = none)."""
     eval_examples: int = Field(400, ge=1)
     """Size of the fixed validation set."""
+
+    def limited_to(self, context: int) -> DataSection:
+        """The section with examples no longer than the model's context."""
+        return self.model_copy(update={"seq_len": min(self.seq_len, context)})
 
 
 def _file_weights(files: Any) -> Any:

@@ -6,17 +6,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+import numpy as np
 from rich.console import Console
 
 from mini_chat_gpt.checkpoints.load import load_model
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.config import Config
-from mini_chat_gpt.data.text_dataset import TextDataset, find_text, sample_texts, split_documents, tokenize_file
+from mini_chat_gpt.data.text_dataset import TextDataset, sample_texts, split_documents, tokenize_file
 from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.sft_dataloader import stories
+from mini_chat_gpt.tinystories.records import find_text, stories
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.job import Callback, Job, Prepared, TrainResult
 from mini_chat_gpt.training.run import RunContext, begin, execute, run_command
@@ -69,22 +69,15 @@ def make_tokenizer(config: Config, text: Path, out: Console) -> ChatTokenizer:
 def make_sources(
     config: Config, text: Path, tokenizer: ChatTokenizer, context: int, out: Console
 ) -> tuple[TextDataset, TextDataset]:
-    """Training and validation documents; without a validation file every hundredth document is held out."""
-    length = min(config.data.seq_len, context)
-    file = tokenize_file(text, tokenizer, out)
-    seed = config.system.seed
+    """Training and validation documents. Without a validation file every hundredth document is held out."""
+    data, seed = config.data.limited_to(context), config.system.seed
+    file = tokenize_file(text, stories(text), tokenizer, out)
+    n_documents = min(len(file), data.limit or len(file))
     if valid_text := find_text(config.pretrain.dataset_path, "valid"):
-        valid_file = tokenize_file(valid_text, tokenizer, out)
-        chosen = torch.arange(min(len(file), config.data.limit)).numpy() if config.data.limit else None
-        return (
-            TextDataset(file, tokenizer.document_id, length, seed, chosen),
-            TextDataset(valid_file, tokenizer.document_id, length, seed),
-        )
-    train, held = split_documents(min(len(file), config.data.limit or len(file)))
-    return (
-        TextDataset(file, tokenizer.document_id, length, seed, train),
-        TextDataset(file, tokenizer.document_id, length, seed, held),
-    )
+        valid_file = tokenize_file(valid_text, stories(valid_text), tokenizer, out)
+        return TextDataset(file, data, seed, np.arange(n_documents)), TextDataset(valid_file, data, seed)
+    train, held_out = split_documents(n_documents)
+    return TextDataset(file, data, seed, train), TextDataset(file, data, seed, held_out)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -65,7 +65,7 @@ def prepare(config: Config, run: RunContext) -> Prepared:
         ]
         return "\n".join(lines + [sample_line(*pair) for pair in zip(examples.shown, replies[own:], strict=True)])
 
-    measure = eval_metrics_of(examples.suite, tokenizer, config)
+    measure = eval_metrics_of(examples.eval_tasks, tokenizer, config)
     files = examples.files
     job = Job("sft", config.sft, examples.source, examples.validation, show, examples.stages, files, measure)
     return Prepared(job, model, tokenizer)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizer_samples import any_text, hugging_face, tokenizer_of
 
-from mini_chat_gpt.chat_format import ChatFormat, Message, render, render_arrays
+from mini_chat_gpt.chat_format import ChatFormat, Message, Rendered, render, render_spans
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
@@ -52,7 +52,7 @@ def test_each_content_is_encoded_by_itself(kind):
 
 
 @both_kinds
-def test_trained_are_the_replies_and_the_tokens_that_end_them(kind):
+def test_the_loss_mask_covers_the_replies_and_their_end_tokens(kind):
     tokenizer = chat_tokenizer(kind)
     ids, trained = render(CHAT, tokenizer)
     assert len(ids) == len(trained)
@@ -61,16 +61,28 @@ def test_trained_are_the_replies_and_the_tokens_that_end_them(kind):
 
 
 @both_kinds
-def test_arrays_hold_what_the_lists_hold(kind):
+def test_each_span_is_a_reply_with_its_end_token(kind):
     tokenizer = chat_tokenizer(kind)
-    for chat in (CHAT, CHAT[:2], [*CHAT[:2], Message("assistant", CHAT[2].content, train=False), *CHAT[3:]]):
-        ids, trained = render_arrays(chat, tokenizer)
-        assert (ids.dtype, trained.dtype) == ("int32", "bool")
-        assert (ids.tolist(), trained.tolist()) == render(chat, tokenizer)
+    rendered = render_spans(CHAT, tokenizer)
+    texts = [tokenizer.decode(rendered.ids[start:end], control=True) for start, end in rendered.reply_spans]
+    assert texts == ["A little girl.\n<|endoftext|>", "It's Tim's.<|endoftext|>"]
+    assert (rendered.ids, rendered.loss_mask) == render(CHAT, tokenizer)
+
+
+def test_a_tokenizer_with_another_chat_format_renders_with_it():
+    class Shouting(ChatFormat):
+        def render(self, messages, tokenizer, add_generation_prompt):
+            return Rendered(tokenizer.encode("".join(message.content.upper() for message in messages)), [])
+
+    tokenizer = chat_tokenizer("tiktoken")
+    tokenizer.chat_format = Shouting()
+    ids, loss_mask = render([Message("user", "Hi")], tokenizer)
+    assert tokenizer.decode(ids) == "HI"
+    assert not any(loss_mask)
 
 
 @both_kinds
-def test_a_reply_that_is_not_to_be_trained_keeps_its_ids_but_is_no_target(kind):
+def test_a_reply_with_train_false_keeps_its_ids_but_is_not_a_target(kind):
     tokenizer = chat_tokenizer(kind)
     chat = [*CHAT[:2], Message("assistant", CHAT[2].content, train=False), *CHAT[3:]]
     ids, trained = render(chat, tokenizer)
@@ -80,7 +92,7 @@ def test_a_reply_that_is_not_to_be_trained_keeps_its_ids_but_is_no_target(kind):
 
 
 @both_kinds
-def test_the_generation_prompt_is_how_the_conversation_goes_on(kind):
+def test_the_generation_prompt_is_a_prefix_of_the_conversation(kind):
     tokenizer = chat_tokenizer(kind)
     prompt, trained = render(CHAT[:4], tokenizer, add_generation_prompt=True)
     assert prompt[-1] == tokenizer.control["<|assistant|>"]
@@ -110,8 +122,8 @@ def test_no_content_adds_a_control_token(kind, text):
     [
         ([], "conversation is empty"),
         (["user", "tool"], "Message 2 of 2 has the role 'tool'; the roles are system, user, assistant"),
-        (["user", "system"], r"Message 2 of 2 \(role system\) must not stand there"),
-        (["system", "system"], r"Message 2 of 2 \(role system\) must not stand there"),
+        (["user", "system"], r"Message 2 of 2 \(role system\) is out of place"),
+        (["system", "system"], r"Message 2 of 2 \(role system\) is out of place"),
         (["user", "user"], r"Message 2 of 2 \(role user\) follows another user message"),
         (["assistant"], r"Message 1 of 1 \(role assistant\) opens the conversation"),
         (["system", "assistant"], r"Message 2 of 2 \(role assistant\) follows a message of the role system"),
@@ -144,7 +156,7 @@ def test_a_generation_prompt_needs_a_user_message_before_it(chat):
 
 
 def test_a_tokenizer_without_control_tokens_says_what_to_call():
-    with pytest.raises(UserError, match=r"no <\|user\|> token yet; call add_control_tokens"):
+    with pytest.raises(UserError, match=r"no <\|user\|> token; call add_control_tokens"):
         render([Message("user", "Hi")], tokenizer_of("llama2c"))
 
 

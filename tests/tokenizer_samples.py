@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from mini_chat_gpt.tokenizer.chat_tokenizer import CONTROL_TOKENS, LLAMA2C_CONTROL, ChatTokenizer
-from mini_chat_gpt.tokenizer.encoders import PieceEncoder
+from mini_chat_gpt.tokenizer.sentencepiece import SentencePieceBPE
 
 CORPUS = [
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park.",
@@ -68,8 +68,8 @@ def llama2c_file(pieces: list[tuple[bytes, float]]) -> bytes:
 
 
 @cache
-def _pieces() -> PieceEncoder:
-    return PieceEncoder.from_bytes(llama2c_file(llama2c_pieces()), "sample")
+def _pieces() -> SentencePieceBPE:
+    return SentencePieceBPE.from_bytes(llama2c_file(llama2c_pieces()), "sample")
 
 
 def llama2c_tokenizer() -> ChatTokenizer:

@@ -33,6 +33,14 @@ def readable_disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def read_file(path: Path) -> bytes:
+    """Return the content of a file. Raises UserError if it can't be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Can't read {path}: {(error.strerror or str(error)).lower()}; check the path.") from None
+
+
 def atomic_write_text(path: Path | str, text: str) -> None:
     """Write a text file so that readers see either the old or the new content, never a part."""
     path = Path(path)

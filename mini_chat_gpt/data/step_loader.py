@@ -1,7 +1,7 @@
-"""The examples of one optimizer step after another, of each step those that are this rank's.
+"""Read the examples of one optimizer step after another; each rank gets its share of every step.
 
-Example i is read by rank i mod size, and by no other. Which indices make a step depends on the examples alone, never on the number of
-ranks, the size of a micro-batch or the worker processes: so a run may go on with another number of any of them.
+Example i is read by rank i mod size and by no other. Which examples make a step depends on the examples alone, not on the number
+of ranks, the size of a micro-batch or the number of worker processes. So a run can be resumed with other numbers of them.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -22,41 +22,41 @@ from mini_chat_gpt.data.batching import Example
 
 
 class ExampleDataset(Protocol):
-    """A map-style dataset of any number of epochs: `dataset[i]` depends on i alone, for any i ≥ 0.
+    """A map-style dataset without end: `dataset[i]` depends on i alone, for any i ≥ 0.
 
-    `len` is one epoch. An index beyond it is in a later epoch, in which each record comes again in another order; there is
-    no IndexError, so read a range of indices instead of iterating.
+    `len(dataset)` is the length of an epoch. Indices from there on belong to later epochs, which have the same records in another
+    order. There is no IndexError, so read a range of indices instead of iterating over the dataset.
     """
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Example: ...
 
 
-class SlotReader(torch.utils.data.Dataset["Example | UserError"]):
-    """A source as a PyTorch dataset, so that worker processes can prepare examples in order."""
+class _CatchErrors(torch.utils.data.Dataset["Example | UserError"]):
+    """Returns user errors instead of raising them: PyTorch would add a worker's traceback to their text."""
 
-    def __init__(self, source: ExampleDataset) -> None:
-        self.source = source
+    def __init__(self, dataset: ExampleDataset) -> None:
+        self.dataset = dataset
 
     def __getitem__(self, index: int) -> Example | UserError:
         try:
-            return self.source[index]
-        except UserError as error:  # raised there, it would arrive with a traceback for a text
+            return self.dataset[index]
+        except UserError as error:
             return error
 
 
-def examples_from(source: ExampleDataset, indices: range, workers: int) -> Generator[Example, None, None]:
-    """The examples of these indices, in order; `workers` processes prepare them ahead."""
+def read_examples(dataset: ExampleDataset, indices: range, workers: int) -> Generator[Example, None, None]:
+    """The examples at these indices, in order. `workers` processes prepare them ahead."""
     if workers == 0:
-        yield from map(source.__getitem__, indices)
+        yield from (dataset[index] for index in indices)
         return
     loader = torch.utils.data.DataLoader(
-        SlotReader(source),
-        batch_sampler=_chunks(indices, 32),
+        _CatchErrors(dataset),
+        batch_sampler=_chunks(indices, 32),  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=list,
         prefetch_factor=4,
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=_ignore_signals,
     )
     batches = iter(loader)
     try:
@@ -66,16 +66,26 @@ def examples_from(source: ExampleDataset, indices: range, workers: int) -> Gener
                     raise example
                 yield example
     finally:
-        # PyTorch does it when nothing refers to them any more; after an error its traceback does, to the end of the program,
-        # which would then wait for workers that have been told to ignore signals.
+        # PyTorch shuts the workers down when nothing refers to the iterator any more. After an error its traceback does, until the
+        # program ends, and the program then waits for workers that ignore signals.
         batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def count_workers(setting: int | str, world: World = ALONE) -> int:
-    """What data.num_workers comes to in each process of the run.
+def _chunks(indices: range, size: int) -> Iterator[range]:
+    return (indices[start : start + size] for start in range(0, len(indices), size))
 
-    "auto" is one where the process has two cores or more: with a small model, or a GPU, a step takes hardly longer than making its
-    examples. Where a worker can't be forked it would have to import everything anew and be given a copy of the data: none then.
+
+def _ignore_signals(_worker: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach every process of a group, but the trainer still needs its last examples."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def count_workers(setting: int | str, world: World = ALONE) -> int:
+    """The number of worker processes of this process for a value of data.num_workers.
+
+    "auto" is one worker if the process has at least two cores: with a small model or a GPU, a step hardly takes longer than making
+    its examples. It is none if processes can't be forked, because each worker would then import everything and copy the data.
     """
     if isinstance(setting, int):
         return setting
@@ -84,29 +94,19 @@ def count_workers(setting: int | str, world: World = ALONE) -> int:
     return 1 if forks and cores // world.local_size >= 2 else 0
 
 
-def _chunks(indices: range, size: int) -> Any:
-    return (indices[start : start + size] for start in range(0, len(indices), size))
-
-
-def _leave_signals_to_the_trainer(_worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach every process of a group; the trainer wants its last examples all the same."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-AHEAD = 8  # examples of each rank whose lengths the ranks tell each other at a time
+LOOK_AHEAD = 8  # examples of each rank whose lengths the ranks exchange at once
 
 
 class StepLoader:
-    """Reads a source step by step from index `cursor` on. Use as a context manager: its worker processes end with it."""
+    """Reads a dataset step by step from index `cursor` on. Use it as a context manager, which ends the worker processes."""
 
-    def __init__(self, source: ExampleDataset, cursor: int, workers: int = 0, world: World = ALONE) -> None:
+    def __init__(self, dataset: ExampleDataset, cursor: int, workers: int = 0, world: World = ALONE) -> None:
         self.cursor, self.world = cursor, world
         first = cursor + (world.rank - cursor) % world.size
-        self._examples = examples_from(source, range(first, 2**62, world.size), workers)
-        self._read: deque[Example] = deque()  # own examples whose length had to be known
-        self._lengths: deque[int] = deque()  # of everybody's examples from `cursor` on, as far as they are known
-        self._known = cursor  # the first index whose length isn't
+        self._examples = read_examples(dataset, range(first, 2**62, world.size), workers)
+        self._read_ahead: deque[Example] = deque()  # own examples that were read to know their length
+        self._lengths: deque[int] = deque()  # of all ranks' examples from `cursor` on, as far as they are known
+        self._n_known = cursor  # the first index whose length is unknown
 
     def __enter__(self) -> StepLoader:
         return self
@@ -115,30 +115,34 @@ class StepLoader:
         self._examples.close()
 
     def step(self, examples: int, tokens: int | None) -> tuple[list[Example], int]:
-        """(this rank's examples of the coming step, number of indices it takes): `examples`, or as many as reach `tokens`."""
-        taken = self._slots_for(tokens) if tokens is not None else examples
-        stop = self.cursor + taken
-        own = len(range(self.cursor + (self.world.rank - self.cursor) % self.world.size, stop, self.world.size))
-        self.cursor = stop
-        return [self._read.popleft() if self._read else next(self._examples) for _ in range(own)], taken
+        """(this rank's examples of the next step, number of examples of all ranks).
 
-    def _slots_for(self, tokens: int) -> int:
-        taken = total = 0
+        A step has `examples` examples, or with `tokens` as many as are needed to reach that number of tokens.
+        """
+        n = self._examples_for(tokens) if tokens is not None else examples
+        stop = self.cursor + n
+        n_own = len(range(self.cursor + (self.world.rank - self.cursor) % self.world.size, stop, self.world.size))
+        self.cursor = stop
+        own = [self._read_ahead.popleft() if self._read_ahead else next(self._examples) for _ in range(n_own)]
+        return own, n
+
+    def _examples_for(self, tokens: int) -> int:
+        n = total = 0
         while total < tokens:
             if not self._lengths:
-                self._look_ahead()
+                self._exchange_lengths()
             total += self._lengths.popleft()
-            taken += 1
-        return taken
+            n += 1
+        return n
 
-    def _look_ahead(self) -> None:
-        """Learn the lengths of the next indices: each rank reads its own, and all tell each other."""
-        world, ahead = self.world, AHEAD if self.world.size > 1 else 1
-        new = list(islice(self._examples, ahead))
-        self._read.extend(new)
-        by_rank = world.gather([len(example.ids) for example in new])
-        for index in range(self._known, self._known + ahead * world.size):
+    def _exchange_lengths(self) -> None:
+        """Learn the lengths of the next examples: each rank reads its own, and all ranks exchange them."""
+        world, n = self.world, LOOK_AHEAD if self.world.size > 1 else 1
+        examples = list(islice(self._examples, n))
+        self._read_ahead.extend(examples)
+        by_rank = world.gather([len(example.ids) for example in examples])
+        for index in range(self._n_known, self._n_known + n * world.size):
             owner = index % world.size
-            first = self._known + (owner - self._known) % world.size
+            first = self._n_known + (owner - self._n_known) % world.size
             self._lengths.append(int(by_rank[owner][(index - first) // world.size]))
-        self._known += ahead * world.size
+        self._n_known += n * world.size

@@ -1,9 +1,9 @@
-"""Plain text for pretraining: documents tokenised once into a memory-mapped file, then read by index.
+"""Plain text for pretraining: documents are tokenized once into a memory-mapped file and read from it as examples.
 
-A document is `[sep] text [sep]`, where sep is the tokenizer's `document_id`: the model learns to begin after it and to end
-with it. Documents don't see each other; one longer than the context is read in consecutive pieces.
+A document is `[sep] text [sep]`, where sep is the tokenizer's `document_id`: the model learns to begin after it and to end with
+it. Documents do not attend to each other. A document longer than the context is read in consecutive pieces.
 
-    ids.bin       all documents end to end, each with its leading separator, uint16 or uint32
+    ids.bin       the documents one after another, each with its leading separator, uint16 or uint32
     offsets.npy   (documents + 1,) int64, where each begins
 """
 
@@ -21,39 +21,15 @@ from rich.console import Console
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_folder, user_cache, write_json
+from mini_chat_gpt.config import DataSection
 from mini_chat_gpt.data.batching import Example, epoch_order
-from mini_chat_gpt.sft_dataloader import stories
-from mini_chat_gpt.tinystories.records import FILE_NAMES as INSTRUCT_NAMES
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
-# Names under which the public files are found, plain stories first. {split} is train or valid.
-FILE_NAMES = ("TinyStoriesV2-GPT4-{split}.txt", "TinyStories-{split}.txt", "stories-{split}.txt", *INSTRUCT_NAMES)
-
-
-def find_text(path: Path | str, split: str) -> Path | None:
-    """The file with the given split ("train" or "valid") of a folder, or of the folder that holds the file `path`."""
-    path = Path(path)
-    if not path.exists():
-        raise UserError(
-            f"There is no text at {path}; `python prepare_sft_data.py` gets the stories, or name your own file."
-        )
-    if path.is_file():
-        if split == "train":
-            return path
-        twin = path.with_name(path.name.replace("train", "valid"))
-        return twin if twin != path and twin.is_file() else None
-    for name in FILE_NAMES:
-        if (file := path / name.format(split=split)).is_file():
-            return file
-    if split == "train":
-        raise UserError(
-            f"{path} holds no stories (looked for {FILE_NAMES[0].format(split=split)} and its kin); run prepare_sft_data.py."
-        )
-    return None
+_SECONDS_BETWEEN_REPORTS = 5
 
 
 class TokenFile:
-    """Documents of a text file as ids, memory-mapped. `file[i]` is document i with its leading separator."""
+    """The documents of a text file as ids, memory-mapped. `file[i]` is document i with its leading separator, (n,)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -68,8 +44,13 @@ class TokenFile:
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
 
-def tokenize_file(path: Path, tokenizer: ChatTokenizer, console: Console | None = None) -> TokenFile:
-    """The token file of `path`, made beside it on the first use and found again after."""
+def tokenize_file(
+    path: Path, texts: Iterable[str], tokenizer: ChatTokenizer, console: Console | None = None
+) -> TokenFile:
+    """The token file of `path`, whose documents are `texts`. It is made on first use and stored beside the text file.
+
+    `texts` is only read if there is no token file for this state of the text file and this tokenizer.
+    """
     stat = path.stat()
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{tokenizer.fingerprint()}"
     name = f".tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
@@ -79,9 +60,9 @@ def tokenize_file(path: Path, tokenizer: ChatTokenizer, console: Console | None 
     parent = path.parent if os.access(path.parent, os.W_OK) else user_cache()
     try:
         with atomic_folder(parent / name) as draft:
-            _write_tokens(draft, stories(path), tokenizer, path, console)
+            _write_tokens(draft, texts, tokenizer, path, console)
     except UserError:
-        if not (parent / name).is_dir():  # another process may have made the same meanwhile
+        if not (parent / name).is_dir():  # another process may have made the same file in the meantime
             raise
     return TokenFile(parent / name)
 
@@ -90,72 +71,70 @@ def _write_tokens(
     folder: Path, texts: Iterable[str], tokenizer: ChatTokenizer, source: Path, console: Console | None
 ) -> None:
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    offsets, characters = [0], 0
-    started = said = time.monotonic()
+    offsets, n_characters = [0], 0
+    started = reported = time.monotonic()
     with open(folder / "ids.bin", "wb") as file:
         for text in texts:
             ids = np.array([tokenizer.document_id, *tokenizer.encode(text)], dtype=dtype)
             file.write(ids.tobytes())
             offsets.append(offsets[-1] + len(ids))
-            characters += len(text)
-            if console is not None and time.monotonic() - said > 5:
-                said = time.monotonic()
-                rate = characters / (said - started) / 1e6
-                console.print(
-                    f"tokenising {source.name}: {len(offsets) - 1:,} documents, {rate:.1f} MB/s", markup=False
-                )
+            n_characters += len(text)
+            if console is not None and time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
+                reported = time.monotonic()
+                rate = n_characters / (reported - started) / 1e6
+                progress = f"{len(offsets) - 1:,} documents, {rate:.1f} MB/s"
+                console.print(f"Tokenizing {source.name}: {progress}", markup=False)
     if len(offsets) == 1:
-        raise UserError(f"{source} holds no story; expected texts separated by lines of <|endoftext|>.")
+        raise UserError(f"{source} contains no story; expected texts separated by lines of <|endoftext|>.")
     np.save(folder / "offsets.npy", np.array(offsets, dtype=np.int64))
     write_json(folder / "meta.json", {"dtype": np.dtype(dtype).name, "source": source.name})
 
 
 class TextDataset:
-    """Pieces of documents as examples, in a new seeded order each epoch; every token but the first is a target.
+    """Pieces of documents as examples; a map-style dataset, see `ExampleDataset`. Every token but the first is a target."""
 
-    Implements the trainer's `ExampleDataset`: `example(index)` depends on data, seed and index alone.
-    """
-
-    def __init__(
-        self, file: TokenFile, separator: int, context: int, seed: int, documents: np.ndarray | None = None
-    ) -> None:
-        self.file, self.separator, self.context, self.seed = file, separator, context, seed
+    def __init__(self, file: TokenFile, data: DataSection, seed: int, documents: np.ndarray | None = None) -> None:
+        """Use the documents with these numbers (default: all), in pieces of at most `data.seq_len` tokens."""
+        self.file, self.seq_len, self.seed = file, data.seq_len, seed
         chosen = np.arange(len(file)) if documents is None else documents
-        lengths = np.diff(file.offsets)[chosen] + 1  # the closing separator counts
+        lengths = np.diff(file.offsets)[chosen] + 1  # with the closing separator
         # A piece of n ids predicts n − 1, and the last id of one piece is the first of the next.
-        pieces = np.maximum(1, -(-(lengths - 1) // (context - 1)))
-        self.documents = np.repeat(chosen, pieces)
-        self.piece = np.concatenate([np.arange(n) for n in pieces]) if len(pieces) else np.zeros(0, dtype=np.int64)
+        n_pieces = np.maximum(1, -(-(lengths - 1) // (self.seq_len - 1)))
+        self.documents = np.repeat(chosen, n_pieces)
+        self.piece = np.concatenate([np.arange(n) for n in n_pieces]) if len(n_pieces) else np.zeros(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.documents)
 
     def __getitem__(self, index: int) -> Example:
-        epoch, index = divmod(index, len(self))
-        return self.read(int(epoch_order(len(self), self.seed, epoch)[index]))
+        """Example `index`, for any index ≥ 0; those from `len(self)` on belong to later epochs."""
+        epoch, position = divmod(index, len(self))
+        return self.read(int(epoch_order(len(self), self.seed, epoch)[position]))
 
-    def read(self, index: int) -> Example:
-        """Piece `index` in file order."""
-        ids = np.append(self.file[self.documents[index]].astype(np.int32), np.int32(self.separator))
-        start = int(self.piece[index]) * (self.context - 1)
-        ids = ids[start : start + self.context]
-        trained = np.ones(len(ids), dtype=bool)
-        trained[0] = False
-        return Example(ids, trained, weight=1.0, kind="text")
+    def read(self, number: int) -> Example:
+        """Piece `number`, in the order of the file."""
+        document = self.file[self.documents[number]].astype(np.int32)
+        ids = np.append(document, document[0])  # the separator that begins a document also ends it
+        start = int(self.piece[number]) * (self.seq_len - 1)
+        ids = ids[start : start + self.seq_len]
+        loss_mask = np.ones(len(ids), dtype=bool)
+        loss_mask[0] = False
+        return Example(ids, loss_mask, weight=1.0, kind="text")
 
     def first(self, count: int) -> list[Example]:
-        """A fixed selection of at most `count` pieces, spread evenly, each once."""
-        return [self.read(int(i)) for i in np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))]
+        """A fixed selection of at most `count` pieces, spread evenly over the file."""
+        numbers = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
+        return [self.read(number) for number in numbers.tolist()]
 
 
 def split_documents(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every hundredth document for validation where there is no file for it (at least one)."""
-    held = np.arange(n) % 100 == min(99, n - 1)
-    return np.flatnonzero(~held), np.flatnonzero(held)
+    """(training, validation) numbers of n documents without a validation file: every hundredth is held out, at least one."""
+    held_out = np.arange(n) % 100 == min(99, n - 1)
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def sample_texts(texts: Iterator[str], megabytes: float = 50.0) -> Iterator[str]:
-    """Texts until their size reaches `megabytes`: enough to train a tokenizer on."""
+def sample_texts(texts: Iterable[str], megabytes: float = 50.0) -> Iterator[str]:
+    """The first texts, up to a size of `megabytes`: enough to train a tokenizer on."""
     size = 0
     for text in texts:
         if size > megabytes * 1e6:

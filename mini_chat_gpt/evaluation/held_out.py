@@ -19,6 +19,7 @@ from mini_chat_gpt.assets import load
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import user_cache
+from mini_chat_gpt.config import DataSection
 from mini_chat_gpt.evaluation.refusals import REFUSALS, refusal_tasks
 from mini_chat_gpt.evaluation.task_metrics import score
 from mini_chat_gpt.model import GPT
@@ -107,8 +108,9 @@ def held_out_tasks(
     check_kinds(kinds or (), "kinds", [REFUSALS])
     contexts = [_context(model, tokenizer) for model, tokenizer in models]
     shortest = min(contexts, key=lambda context: context[1])
-    source = InstructDataset(file, shortest[0], shortest[1], seed, system=shortest[2])
-    kinds = [*dict.fromkeys(kinds or [*source.kinds, REFUSALS])]
+    data = DataSection().model_copy(update={"seq_len": shortest[1], "system_message": shortest[2]})
+    source = InstructDataset(file, shortest[0], data, seed)
+    kinds = [*dict.fromkeys(kinds or [*source.mixture.kinds, REFUSALS])]
     of_records = [kind for kind in kinds if kind != REFUSALS]
 
     def fits(task: Task) -> bool:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from mini_chat_gpt.tinystories.facts import first_speech, stated_moral
-from mini_chat_gpt.tinystories.prompts import phrasings
+from mini_chat_gpt.tinystories.prompts import prompt_templates
 from mini_chat_gpt.tinystories.tasks import Task
 
 Scores = dict[str, float]
@@ -140,12 +140,12 @@ def requested_features(prompt: str) -> tuple[str, ...]:
     match = _feature_line().fullmatch(line[0]) if line else None
     if match is None:
         return ()
-    name_of = {shown: name for name, shown in phrasings()["feature_names"].items()}
+    name_of = {shown: name for name, shown in prompt_templates()["feature_names"].items()}
     listed = re.split(r", | and ", next(part for part in match.groups() if part))
     return tuple(name_of[shown] for shown in listed) if set(listed) <= name_of.keys() else ()
 
 
 @lru_cache(maxsize=1)
 def _feature_line() -> re.Pattern[str]:
-    lines = (line.split("{features}") for line in phrasings()["words"]["features"])
+    lines = (line.split("{features}") for line in prompt_templates()["words"]["features"])
     return re.compile("|".join(f"{re.escape(before)}(.+){re.escape(after)}" for before, after in lines))

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.terminal import StepProgress
+from mini_chat_gpt.config import DataSection
 from mini_chat_gpt.prepare.data_folder import SOURCE_WORDS, double_files, present_files, read_source, size_text
 from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, generate_tasks
 from mini_chat_gpt.tinystories.records import FEATURES, FIELDS
@@ -139,7 +140,7 @@ def _examples(
     index: RecordIndex, count: int, tokenizer: ChatTokenizer, seq_len: int, out: Console | None
 ) -> dict[str, Any]:
     """The first `count` examples of a fine-tuning run with the default shares, and what was left out on the way."""
-    source = InstructDataset(index, tokenizer, seq_len, _SEED)
+    source = InstructDataset(index, tokenizer, DataSection(seq_len=seq_len, turns=1, answer_weight=0), _SEED)
     tokens: dict[str, array[int]] = {kind: array("I") for kind in TASK_KINDS}
     trained: Counter[str] = Counter()
     for number in _watched(range(count), f"Making examples of {index.path.name}", out):

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.terminal import StepProgress
-from mini_chat_gpt.data.text_dataset import find_text
 from mini_chat_gpt.prepare.data_folder import (
     SPLITS,
     drafts,
@@ -28,7 +27,7 @@ from mini_chat_gpt.prepare.data_folder import (
 )
 from mini_chat_gpt.prepare.derive_records import derive_records
 from mini_chat_gpt.tinystories.record_index import RecordIndex
-from mini_chat_gpt.tinystories.records import FILE_NAMES, SEPARATOR, decode, parse_record, raw_records
+from mini_chat_gpt.tinystories.records import FILE_NAMES, SEPARATOR, decode, find_text, parse_record, raw_records
 
 END = b"\n" + SEPARATOR + b"\n"
 _SHOW_PROGRESS_FROM = 50_000_000  # bytes

@@ -1,7 +1,7 @@
-"""The wording of prompts: which phrasing a task gets, and where the story lies in it.
+"""The wording of prompts: which template a task gets, and where the story is in the prompt.
 
-Phrasings are data (`data/task_phrasings.yaml`). Which one is taken depends on the record's text and a seed alone, so it is
-the same in every process and on every machine, and another one in the next epoch.
+The templates are data (`assets/task_prompts.yaml`). Which one is used depends on the record's text and a seed alone, so it is
+the same in every process and on every machine. Another seed in each epoch gives another wording.
 """
 
 from __future__ import annotations
@@ -18,64 +18,58 @@ T = TypeVar("T")
 
 
 class TemplateSampler:
-    """Draws that depend on a record, a seed and the draw's own name, not on what was drawn before."""
+    """Random choices that depend on a record, a seed and the name of the choice, but not on earlier choices."""
 
     def __init__(self, record: StoryRecord, seed: int) -> None:
-        parts = (
-            *record.features,
-            "",
-            *record.words,
-            "",
-            record.summary or "",
-            record.random_sentence or "",
-            record.story,
-        )
-        self._key = hashlib.blake2b(
-            "\0".join((str(seed), *parts)).encode("utf-8", "surrogatepass"), digest_size=16
-        ).digest()
+        texts = (record.summary or "", record.random_sentence or "", record.story)
+        parts = (str(seed), *record.features, "", *record.words, "", *texts)
+        key = "\0".join(parts).encode("utf-8", "surrogatepass")
+        self._key = hashlib.blake2b(key, digest_size=16).digest()
 
     def number(self, name: str) -> int:
         """A number below 2**64."""
         return int.from_bytes(hashlib.blake2b(name.encode(), key=self._key, digest_size=8).digest(), "big")
 
     def one(self, options: Sequence[T], name: str) -> T:
-        """One of the options, all equally likely."""
+        """One of the options, each with the same probability."""
         return options[self.number(name) % len(options)]
 
 
 @lru_cache(maxsize=1)
-def phrasings() -> dict[str, Any]:
-    """The content of the data file."""
-    return load("task_phrasings.yaml")
+def prompt_templates() -> dict[str, Any]:
+    """The content of task_prompts.yaml."""
+    return load("task_prompts.yaml")
 
 
-def story_prompt(kind: str, story: str, choose: TemplateSampler, **slots: str) -> tuple[str, tuple[int, int]]:
+def story_prompt(kind: str, story: str, sampler: TemplateSampler, **fields: str) -> tuple[str, tuple[int, int]]:
     """A prompt about a story, and the (start, end) of the story in it."""
-    before, after = choose.one(phrasings()[kind], kind).split("{story}")
-    before, after = before.format(**slots), after.format(**slots)
+    before, after = sampler.one(prompt_templates()[kind], kind).split("{story}")
+    # The parts are formatted without the story, which may contain braces.
+    before, after = before.format(**fields), after.format(**fields)
     return before + story + after, (len(before), len(before) + len(story))
 
 
-def follow_up_prompt(kind: str, choose: TemplateSampler, **slots: str) -> str:
-    """The same question to a story that the conversation has shown already: one of the phrasings that stand behind it."""
-    return choose.one(_behind_story(kind), f"{kind} again").format(**slots).strip()
+def follow_up_prompt(kind: str, sampler: TemplateSampler, **fields: str) -> str:
+    """The question alone, for a conversation that has shown the story already."""
+    return sampler.one(_follow_up_templates(kind), f"{kind} again").format(**fields).strip()
 
 
 @lru_cache
-def _behind_story(kind: str) -> list[str]:
-    parts = (text.split("{story}") for text in phrasings()[kind])
+def _follow_up_templates(kind: str) -> list[str]:
+    """The questions of the templates that begin with the story; the others may refer to "the following story"."""
+    parts = (text.split("{story}") for text in prompt_templates()[kind])
     return [after for before, after in parts if not before]
 
 
-def writing_prompt(choose: TemplateSampler, **slots: str) -> str:
-    """A prompt that asks for a story; the slots (words, sentence, features, summary) are what the story has to heed."""
-    wording = phrasings()["words"]
-    lines = [choose.one(wording["opening_with_words" if "words" in slots else "opening"], "opening")]
-    lines += [choose.one(wording[name], name) for name in ("features", "sentence", "summary") if name in slots]
-    return "\n".join(line.format(**slots) for line in lines)
+def writing_prompt(sampler: TemplateSampler, **fields: str) -> str:
+    """A prompt that asks for a story. `fields` (words, sentence, features, summary) are what the story must follow."""
+    templates = prompt_templates()["words"]
+    lines = [sampler.one(templates["opening_with_words" if "words" in fields else "opening"], "opening")]
+    lines += [sampler.one(templates[name], name) for name in ("features", "sentence", "summary") if name in fields]
+    return "\n".join(line.format(**fields) for line in lines)
 
 
 def feature_list(features: Sequence[str]) -> str:
-    """ "dialogue, a bad ending and a moral" from names in the Features field; names that mean nothing here are left out."""
-    names = [phrasings()["feature_names"][name] for name in features if name in phrasings()["feature_names"]]
+    """ "dialogue, a bad ending and a moral" from the names in a Features field. Unknown names are ignored."""
+    names = [name for feature in features if (name := prompt_templates()["feature_names"].get(feature))]
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)

@@ -38,6 +38,8 @@ FEATURES = ("Dialogue", "BadEnding", "MoralValue", "Twist", "Foreshadowing", "Co
 ENDING_UNKNOWN = "EndingUnknown"
 """In the Features of records made from plain stories: that BadEnding is missing says nothing about the ending."""
 FILE_NAMES = ("TinyStoriesInstruct-{split}.txt", "TinyStories-Instruct-{split}.txt")
+TEXT_FILE_NAMES = ("TinyStoriesV2-GPT4-{split}.txt", "TinyStories-{split}.txt", "stories-{split}.txt", *FILE_NAMES)
+"""Names of files for pretraining in order of preference: plain stories, then the stories of records."""
 
 _FIELD_LINE = re.compile(rf"^({'|'.join(FIELDS)}|Story):[ \t]*", re.MULTILINE)
 _BLOCK = 1 << 19  # more is slower: it no longer fits the processor's cache
@@ -177,6 +179,30 @@ def no_story(path: Path) -> UserError:
     return UserError(
         f"Not one record of {path} has a story after a line `Story:`; check that it is a TinyStories-Instruct file."
     )
+
+
+def find_text(path: Path | str, split: str) -> Path | None:
+    """The file of plain stories of a split ("train" or "valid"), in a folder or beside the file `path`.
+
+    None if there is no "valid" file. Raises UserError if there is no "train" file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(
+            f"There is no text at {path}; `python prepare_sft_data.py` gets the stories, or name your own file."
+        )
+    if path.is_file():
+        if split == "train":
+            return path
+        other = path.with_name(path.name.replace("train", "valid"))
+        return other if other != path and other.is_file() else None
+    for name in TEXT_FILE_NAMES:
+        if (file := path / name.format(split=split)).is_file():
+            return file
+    if split == "train":
+        names = ", ".join(name.format(split=split) for name in TEXT_FILE_NAMES)
+        raise UserError(f"{path} contains no stories (looked for {names}); run prepare_sft_data.py.")
+    return None
 
 
 def find_instruct_file(path: str | Path, split: str) -> Path:

@@ -1,7 +1,8 @@
-"""From a record to tasks: a prompt and the answer to learn, for every kind that the record supports.
+"""Turn a record into tasks: a prompt and its answer, for every kind of task that the record supports.
 
-Adding a kind is adding one function with `@task_kind("name")` here, and its phrasings to `data/task_phrasings.yaml`. A kind
-asks only what the record answers beyond doubt, and gives None otherwise: a wrong answer teaches more than a missing one.
+To add a kind, add one function with `@task_kind("name")` here and its prompt templates to `assets/task_prompts.yaml`. A kind
+makes a task only if the record answers the question beyond doubt, and returns None otherwise: a wrong answer in the training
+data does more harm than a missing one.
 """
 
 from __future__ import annotations
@@ -24,38 +25,41 @@ from mini_chat_gpt.tinystories.prompts import (
 )
 from mini_chat_gpt.tinystories.reasons import stated_reasons
 from mini_chat_gpt.tinystories.records import ENDING_UNKNOWN, StoryRecord
+from mini_chat_gpt.tinystories.word_forms import first_use
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a user asks and what the assistant should answer."""
+    """What the user asks and what the assistant should answer. A span is (start, end) in characters."""
 
     kind: str
     prompt: str
     target: str
     story_span: Span | None
-    """(start, end) of the story in the prompt; None where the story is the answer."""
+    """The story in the prompt; None if the story is the answer."""
     answer: str | None = None
-    """The bare answer, for scoring: "yes" or "no", a name, or the words to use ("cat, tree, happy")."""
+    """The bare answer, for scoring: "yes" or "no", a name, or the required words ("cat, tree, happy")."""
     evidence: Span | None = None
-    """(start, end) of the part of the prompt that the answer rests on, which shortening must leave."""
+    """The part of the prompt that supports the answer. Truncation must keep it."""
     required: tuple[str, ...] = ()
-    """Words that the answer has to use, in any of their forms."""
+    """Words that the answer must contain, in any of their forms."""
     sentence: str | None = None
-    """A sentence that the answer has to contain."""
+    """A sentence that the answer must contain."""
     follow_up: str | None = None
-    """The same question for a conversation in which the story stands already; None where the task can't come later."""
+    """The question for a conversation that has shown the story already; None if the task can't be a later turn."""
+    answer_spans: tuple[Span, ...] = ()
+    """The parts of the target that decide whether it is right; the other tokens are wording. They can get a higher loss weight."""
 
     @property
     def question_first(self) -> bool:
-        """Whether the prompt's question (or whatever else it asks for) comes before its story, if it has one."""
+        """Whether the question comes before the story in the prompt. True for a prompt without a story."""
         return self.story_span is None or not self.prompt[self.story_span[1] :]
 
     @property
     def category(self) -> str:
-        """The kind, divided by answer for yes/no questions ("ending/no"), so that both answers can be balanced."""
+        """The kind, split by answer for yes/no questions ("ending/no"), so that both answers can be balanced."""
         return f"{self.kind}/{self.answer}" if self.kind in YES_NO_KINDS else self.kind
 
 
@@ -65,7 +69,7 @@ YES_NO_KINDS: set[str] = set()
 
 
 def task_kind(name: str, yes_no: bool = False) -> Callable[[TaskMaker], TaskMaker]:
-    """Register a function as the maker of one kind of task; `yes_no` if its answers are "yes" and "no"."""
+    """Decorator: register a function that makes one kind of task. `yes_no`: its answers are "yes" and "no"."""
 
     def register(maker: TaskMaker) -> TaskMaker:
         TASK_KINDS[name] = maker
@@ -77,136 +81,147 @@ def task_kind(name: str, yes_no: bool = False) -> Callable[[TaskMaker], TaskMake
 
 
 def check_kinds(kinds: Iterable[str], where: str, more: Iterable[str] = ()) -> None:
-    """Raise UserError for a kind that is neither a record's nor one of `more`; `where` is who named it ("--kinds")."""
+    """Raise UserError for a kind that is neither registered nor in `more`. `where` names its origin ("--kinds")."""
     known = [*TASK_KINDS, *more]
     for kind in kinds:
         if kind not in known:
             raise UserError(
-                f"{where}: {kind!r} is no kind of task{nearest(kind, known)}; the kinds are {', '.join(known)}."
+                f"{where}: {kind!r} is not a kind of task{nearest(kind, known)}; the kinds are {', '.join(known)}."
             )
 
 
 def categories() -> list[str]:
-    """What `Task.category` can be, in the registry's order."""
+    """All values of `Task.category`, in the order of registration."""
     return [
         name for kind in TASK_KINDS for name in ((f"{kind}/yes", f"{kind}/no") if kind in YES_NO_KINDS else (kind,))
     ]
 
 
 def generate_tasks(record: StoryRecord, seed: int, kinds: Iterable[str] | None = None) -> list[Task]:
-    """One task of every kind that the record supports (of those in `kinds`, if given), in the registry's order.
+    """Make one task of every kind that the record supports (among `kinds`, if given), in the order of registration.
 
-    Phrasings and variants depend on the record's text and `seed` alone; pass another seed in each epoch.
+    The prompt templates and variants depend only on the record's text and `seed`. Pass another seed in each epoch.
     """
-    choose = TemplateSampler(record, seed)
-    makers = TASK_KINDS.items() if kinds is None else [(kind, TASK_KINDS[kind]) for kind in kinds]
-    made = (maker(record, choose) for _, maker in makers)
-    return [task for task in made if task is not None]
+    sampler = TemplateSampler(record, seed)
+    makers = TASK_KINDS.values() if kinds is None else [TASK_KINDS[kind] for kind in kinds]
+    return [task for maker in makers if (task := maker(record, sampler)) is not None]
 
 
-def _about(
+def _story_task(
     kind: str,
     record: StoryRecord,
-    choose: TemplateSampler,
+    sampler: TemplateSampler,
     target: str,
     answer: str | None = None,
     evidence: Span | None = None,
-    **slots: str,
+    **fields: str,
 ) -> Task:
-    """A task that shows the story; `evidence` is a span of the story."""
-    prompt, span = story_prompt(kind, record.story, choose, **slots)
+    """A task whose prompt shows the story. `evidence` is a span of the story; `fields` fill the prompt template."""
+    prompt, span = story_prompt(kind, record.story, sampler, **fields)
     if evidence is not None:
         evidence = (span[0] + evidence[0], span[0] + evidence[1])
-    return Task(kind, prompt, target, span, answer, evidence, follow_up=follow_up_prompt(kind, choose, **slots))
+    answer_spans = [_first_word(target)]
+    if answer and kind not in YES_NO_KINDS:  # a yes/no answer is its first word
+        start = target.index(answer)
+        answer_spans.append((start, start + len(answer)))
+    follow_up = follow_up_prompt(kind, sampler, **fields)
+    return Task(kind, prompt, target, span, answer, evidence, follow_up=follow_up, answer_spans=tuple(answer_spans))
+
+
+def _first_word(target: str) -> Span:
+    """The first word of an answer about a story: it says "Yes" or "No", or selects where copying begins."""
+    return 0, len(target.split(maxsplit=1)[0])
 
 
 @task_kind("summary")
-def _summary(record: StoryRecord, choose: TemplateSampler) -> Task | None:
-    return _about("summary", record, choose, record.summary) if record.summary else None
+def _summary(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
+    return _story_task("summary", record, sampler, record.summary) if record.summary else None
 
 
 @task_kind("what_happened")
-def _what_happened(record: StoryRecord, choose: TemplateSampler) -> Task | None:
-    return _about("what_happened", record, choose, record.summary) if record.summary else None
+def _what_happened(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
+    return _story_task("what_happened", record, sampler, record.summary) if record.summary else None
 
 
 @task_kind("moral")
-def _moral(record: StoryRecord, choose: TemplateSampler) -> Task | None:
-    """Where the record is labelled to have a moral, and story or summary says what it is."""
+def _moral(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
+    """Only if the record is labeled as having a moral, and the story or the summary states it."""
     if "MoralValue" not in record.features:
         return None
-    if found := stated_moral(record.story):
-        return _about("moral", record, choose, found[0], evidence=found[1])
-    if record.summary and (found := stated_moral(record.summary)):
-        return _about("moral", record, choose, found[0])
+    if moral := stated_moral(record.story):
+        return _story_task("moral", record, sampler, moral[0], evidence=moral[1])
+    if record.summary and (moral := stated_moral(record.summary)):
+        return _story_task("moral", record, sampler, moral[0])
     return None
 
 
 @task_kind("main_character")
-def _main_character(record: StoryRecord, choose: TemplateSampler) -> Task | None:
+def _main_character(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
     name = _main_character_of(record.story)
     if name is None:
         return None
     evidence = find_word(record.story, name)
-    return _about("main_character", record, choose, f"The main character is {name}.", name, evidence)
+    return _story_task("main_character", record, sampler, f"The main character is {name}.", name, evidence)
 
 
-@lru_cache(maxsize=64)  # several questions about one story follow each other
+@lru_cache(maxsize=64)  # consecutive tasks are often about the same story
 def _main_character_of(story: str) -> str | None:
     return main_character(story)
 
 
 @task_kind("ending", yes_no=True)
-def _ending(record: StoryRecord, choose: TemplateSampler) -> Task | None:
-    """From the labels alone: a labelled record without BadEnding ends well."""
+def _ending(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
+    """From the labels alone: a labeled record without BadEnding has a happy ending."""
     if not record.features or ENDING_UNKNOWN in record.features:
         return None
     if "BadEnding" in record.features:
-        return _about("ending", record, choose, "No, the story does not have a happy ending.", "no")
-    return _about("ending", record, choose, "Yes, the story has a happy ending.", "yes")
+        return _story_task("ending", record, sampler, "No, the story does not have a happy ending.", "no")
+    return _story_task("ending", record, sampler, "Yes, the story has a happy ending.", "yes")
 
 
 @task_kind("dialogue", yes_no=True)
-def _dialogue(record: StoryRecord, choose: TemplateSampler) -> Task | None:
-    """Where the story's text leaves no doubt, and the label (if the record has labels) says the same."""
-    labelled = "Dialogue" in record.features if record.features else None
-    if labelled is not False and (speech := first_speech(record.story)):
-        return _about("dialogue", record, choose, "Yes, the characters talk to each other.", "yes", evidence=speech)
-    if labelled is not True and is_silent(record.story):
-        return _about("dialogue", record, choose, "No, the characters do not talk to each other.", "no")
+def _dialogue(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
+    """Only if the story's text is unambiguous and the label, if the record has labels, agrees."""
+    labeled = "Dialogue" in record.features if record.features else None
+    if labeled is not False and (speech := first_speech(record.story)):
+        return _story_task(
+            "dialogue", record, sampler, "Yes, the characters talk to each other.", "yes", evidence=speech
+        )
+    if labeled is not True and is_silent(record.story):
+        return _story_task("dialogue", record, sampler, "No, the characters do not talk to each other.", "no")
     return None
 
 
 @task_kind("why")
-def _why(record: StoryRecord, choose: TemplateSampler) -> Task | None:
+def _why(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
     reasons = stated_reasons(record.story)
     if not reasons:
         return None
-    reason = choose.one(reasons, "reason")
-    return _about("why", record, choose, reason.answer, evidence=reason.span, question=reason.question)
+    reason = sampler.one(reasons, "reason")
+    return _story_task("why", record, sampler, reason.answer, evidence=reason.span, question=reason.question)
 
 
 _LONG_WORD = re.compile(r"(?<![\w'’-])[a-z]{4,}(?![\w'’-])")
 _QUOTABLE = range(15, 161)  # characters
 
 
-@lru_cache(maxsize=64)  # several questions about one story follow each other
+@lru_cache(maxsize=64)  # consecutive tasks are often about the same story
 def _quotable(story: str) -> tuple[Span, ...]:
-    """The story's sentences that are neither too short nor too long to be copied."""
+    """Spans of the story's sentences that are neither too short nor too long to copy."""
     return tuple(span for span in sentence_spans(story) if span[1] - span[0] in _QUOTABLE)
 
 
 @task_kind("quote")
-def _quote(record: StoryRecord, choose: TemplateSampler) -> Task | None:
-    """Find the only sentence with a word. Every story has some: it is how a small model learns to look up and copy."""
+def _quote(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
+    """Find the only sentence with a word. Every story supports this task. It teaches a small model to search and copy."""
     story = record.story
     counts = Counter(_LONG_WORD.findall(story.lower()))
     once = {word for word, times in counts.items() if times == 1}
-    found = [(span, word) for span in _quotable(story) for word in _LONG_WORD.findall(story, *span) if word in once]
-    if not found:
+    options = [(span, word) for span in _quotable(story) for word in _LONG_WORD.findall(story, *span) if word in once]
+    if not options:
         return None
-    span, word = choose.one(found, "quote")
-    return _about("quote", record, choose, story[slice(*span)], evidence=span, word=word)
+    span, word = sampler.one(options, "quote")
+    return _story_task("quote", record, sampler, story[slice(*span)], evidence=span, word=word)
 
 
 _LATER_WORD = re.compile(r"(?<= )[a-z]{2,}(?= )")
@@ -219,9 +234,10 @@ def _third_last_word_end(text: str) -> int:
 
 
 @task_kind("copyedit")
-def _copyedit(record: StoryRecord, choose: TemplateSampler) -> Task | None:
-    """Give words the capital and the period of a sentence: " stay" and "Stay" are different tokens, and a small model that
-    has never written the second one can't answer with it.
+def _copyedit(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
+    """Write the end of a sentence as a sentence of its own, with a capital and a period.
+
+    " stay" and "Stay" are different tokens. A small model that has never written the second one can't start an answer with it.
     """
     sentences = [record.story[slice(*span)] for span in _quotable(record.story)]
     plain = [sentence[:-1] for sentence in sentences if sentence.endswith(".") and not _OTHER_SIGNS.search(sentence)]
@@ -232,30 +248,46 @@ def _copyedit(record: StoryRecord, choose: TemplateSampler) -> Task | None:
     ]
     if not starts:
         return None
-    start, sentence = choose.one(starts, "copyedit")
+    start, sentence = sampler.one(starts, "copyedit")
     rest = sentence[start:]
-    prompt, span = story_prompt("copyedit", rest, choose)
-    return Task("copyedit", prompt, f"{rest[0].upper()}{rest[1:]}.", span, evidence=span, follow_up=prompt)
+    prompt, span = story_prompt("copyedit", rest, sampler)
+    target = f"{rest[0].upper()}{rest[1:]}."
+    return Task("copyedit", prompt, target, span, evidence=span, follow_up=prompt, answer_spans=(_first_word(target),))
 
 
 @task_kind("words")
-def _words(record: StoryRecord, choose: TemplateSampler) -> Task | None:
-    """Write the story: with the given words, and in half of the cases each with a sentence, features, a summary to heed."""
+def _words(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
+    """Write the story with the given words. Half of the time each: also with a sentence, with features, from a summary."""
     optional = {
         "features": feature_list(record.features),
         "sentence": record.random_sentence or "",
         "summary": record.summary or "",
     }
-    there = [name for name, value in optional.items() if value]
-    drawn = [name for name in there if choose.number("with " + name) % 2]
-    slots = {name: optional[name] for name in drawn}
+    available = [name for name, value in optional.items() if value]
+    # Each field is drawn separately, so that the model meets all combinations, and stories from words alone.
+    chosen = [name for name in available if sampler.number("with " + name) % 2]
+    if not record.words and not chosen and available:
+        chosen = [sampler.one(available, "without words")]
+    fields = {name: optional[name] for name in chosen}
     if record.words:
-        slots["words"] = ", ".join(record.words)
-    elif not there:
+        fields["words"] = ", ".join(record.words)
+    if not fields:
         return None
-    elif not slots:
-        name = choose.one(there, "without words")
-        slots = {name: optional[name]}
-    prompt = writing_prompt(choose, **slots)
-    answer = ", ".join(record.words) or None
-    return Task("words", prompt, record.story, None, answer, required=record.words, sentence=slots.get("sentence"))
+    return Task(
+        "words",
+        prompt=writing_prompt(sampler, **fields),
+        target=record.story,
+        story_span=None,
+        answer=", ".join(record.words) or None,
+        required=record.words,
+        sentence=fields.get("sentence"),
+        answer_spans=_required_spans(record.story, record.words, fields.get("sentence")),
+    )
+
+
+def _required_spans(story: str, words: Iterable[str], sentence: str | None) -> tuple[Span, ...]:
+    """Where a story first uses each of the required words, in any form, and the required sentence."""
+    spans = [span for word in words if (span := first_use(story, word))]
+    if sentence and (start := story.find(sentence)) >= 0:
+        spans.append((start, start + len(sentence)))
+    return tuple(spans)

@@ -1,9 +1,9 @@
-"""From a task to token ids that fit the context: a story that is too long loses text from its inside.
+"""Render a task to token ids that fit the context. A story that is too long loses text from its middle.
 
-    Instruction: The beginning of the story. ... The sentence that the answer rests on. ... The end.   ->   Whole answer.
+    Instruction: The beginning of the story. ... The sentence that supports the answer. ... The end.   ->   Whole answer.
 
-Header, instruction and answer survive in full, as do the story's first and last sentence and the one that the answer
-rests on. Where not even that fits, or where the story is itself the answer, there is no example.
+The instruction and the answer are kept in full. Of the story at least its first sentence, its last one and those that support
+the answer are kept. If even that does not fit, or if the story is itself the answer, there is no example.
 """
 
 from __future__ import annotations
@@ -17,160 +17,150 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mini_chat_gpt.chat_format import Message, render_arrays
+from mini_chat_gpt.chat_format import Message, render_spans
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.tinystories.facts import sentence_spans
-from mini_chat_gpt.tinystories.tasks import YES_NO_KINDS, Task
-from mini_chat_gpt.tinystories.word_forms import first_use
+from mini_chat_gpt.tinystories.tasks import YES_NO_KINDS, Span, Task
 
 if TYPE_CHECKING:
     from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 GAP = " ... "
-_FEWEST_WORDS = 8  # a story of which less is left supports no answer
+_MIN_WORDS = 8  # a shorter rest of a story supports no answer
 _WORD = re.compile(r"\S+")
 
 
 @dataclass(frozen=True)
 class RenderedTask:
-    """A conversation as it goes into the model: a task, with the prompt as shortened, and the questions that follow it."""
+    """A conversation as the model reads it: a task, with its prompt as truncated, and the turns after it."""
 
     task: Task
     ids: np.ndarray
     """(n,) int32"""
-    loss_mask: np.ndarray
-    """(n,) bool: which of the ids are targets."""
+    replies: tuple[Span, ...]
+    """(start, end) in `ids` of each reply, with its end token: that of `task`, then those of `later`."""
     shortened: bool
     later: tuple[Task, ...] = ()
     """Further questions about the same story, one turn each."""
 
     def example(
         self,
+        tokenizer: ChatTokenizer,
         loss_weights: Mapping[str, float] | None = None,
-        tokenizer: ChatTokenizer | None = None,
         answer_weight: float = 0.0,
         prompt_weight: float = 0.0,
     ) -> Example:
-        """For a batch; `loss_weights` has the loss weight of each kind's targets, `answer_weight` (if larger) that of the few that
-        matter most.
+        """Build the training example.
 
-        Those are the token that ends a reply and, with a tokenizer to find them, those that decide whether it is right.
-        With a `prompt_weight` all else is trained too (Shi et al. 2024, "Instruction Tuning With Loss Over Instructions").
+        `loss_weights` has the weight of a reply's tokens by kind of task. `answer_weight`, if larger, is the weight of the end
+        token and of the tokens that decide whether the reply is right (for yes/no answers a factor). With a `prompt_weight` all
+        other tokens are targets too (Shi et al. 2024, "Instruction Tuning With Loss Over Instructions").
         """
-        per_token = np.full(len(self.ids), prompt_weight, dtype=np.float32)
-        for task, (start, end) in zip((self.task, *self.later), self.replies(), strict=True):
+        loss_mask = np.full(len(self.ids), prompt_weight > 0)
+        weights = np.full(len(self.ids), prompt_weight, dtype=np.float32)
+        for task, (start, end) in zip((self.task, *self.later), self.replies, strict=True):
             weight = loss_weights[task.kind] if loss_weights else 1.0
-            per_token[start:end] = weight
-            if tokenizer is not None:
-                # All that a yes-or-no answer has to say is in its first word.
-                most = max(weight, answer_weight * weight if task.kind in YES_NO_KINDS else answer_weight)
+            loss_mask[start:end] = True
+            weights[start:end] = weight
+            if answer_weight:
+                # "Yes" and "No" carry a whole answer in one token, so their weight grows with that of their kind.
+                decisive = max(weight, answer_weight * weight if task.kind in YES_NO_KINDS else answer_weight)
                 for first, stop in answer_tokens(task, self.ids[start : end - 1], tokenizer):
-                    per_token[start + first : start + stop] = most
-                per_token[end - 1] = max(weight, answer_weight)
-        return Example(self.ids, self.loss_mask | (prompt_weight > 0), per_token, self.task.kind)
-
-    def replies(self) -> list[tuple[int, int]]:
-        """(start, end) of each reply in `ids`, with the token that ends it."""
-        edges = (
-            np.flatnonzero(self.loss_mask[1:] != self.loss_mask[:-1]) + 1
-        )  # the first token is none, the last one is
-        return list(zip(edges[::2].tolist(), [*edges[1::2].tolist(), len(self.ids)], strict=True))
+                    weights[start + first : start + stop] = decisive
+                weights[end - 1] = max(weight, answer_weight)
+        return Example(self.ids, loss_mask, weights, self.task.kind)
 
 
 def messages_of(task: Task, system: str | None = None) -> list[Message]:
-    """The task as a conversation."""
+    """The task as a conversation of one turn."""
     begin = [Message("system", system)] if system else []
     return [*begin, Message("user", task.prompt), Message("assistant", task.target)]
-
-
-def add_turns(
-    fitted: RenderedTask, questions: Iterable[Task], tokenizer: ChatTokenizer, seq_len: int, n_turns: int
-) -> RenderedTask:
-    """The conversation with more questions about its story, as many as there is room for, `n_turns` turns in all.
-
-    No answer comes twice. A conversation whose story was shortened stays as it is: what a later answer rests on may be
-    missing.
-    """
-    if fitted.shortened:
-        return fitted
-    ids, loss_masks, later, size = [fitted.ids], [fitted.loss_mask], list(fitted.later), len(fitted.ids)
-    if len(later) + 1 >= n_turns:
-        return fitted
-    for task in questions:
-        if task.follow_up is None or task.target in {other.target for other in (fitted.task, *later)}:
-            continue
-        turn = [Message("user", task.follow_up), Message("assistant", task.target)]
-        new_ids, new_trained = render_arrays(turn, tokenizer)
-        skipped = int(tokenizer.bos_id is not None)
-        if size + len(new_ids) - skipped <= seq_len:
-            ids.append(new_ids[skipped:])
-            loss_masks.append(new_trained[skipped:])
-            later.append(task)
-            size += len(new_ids) - skipped
-            if len(later) + 1 >= n_turns:  # before another question is made that nobody would ask
-                break
-    return replace(fitted, ids=np.concatenate(ids), loss_mask=np.concatenate(loss_masks), later=tuple(later))
-
-
-def as_follow_up(task: Task, fitted: RenderedTask) -> Task | None:
-    """The task with its question after the story, put as in a conversation that `fitted` begins with; None where it can't be.
-
-    Conversations about one story that begin with it can share its reading.
-    """
-    first = fitted.task
-    if task.follow_up is None or task.story_span is None or first.story_span is None or first.story_span[0]:
-        return None
-    story = first.prompt[: first.story_span[1]]
-    moved = task.story_span[0]
-    evidence = (task.evidence[0] - moved, task.evidence[1] - moved) if task.evidence else None
-    return replace(task, prompt=f"{story}\n\n{task.follow_up}", story_span=first.story_span, evidence=evidence)
 
 
 def truncate_to_context(
     task: Task, tokenizer: ChatTokenizer, seq_len: int, system: str | None = None
 ) -> RenderedTask | None:
-    """The task rendered to at most `seq_len` tokens, its story shortened if need be; None if it can't be."""
-    ids, trained = render_arrays(messages_of(task, system), tokenizer)
-    if len(ids) <= seq_len:
-        return RenderedTask(task, ids, trained, shortened=False)
+    """Render the task to at most `seq_len` tokens, with its story shortened if necessary. None if that is impossible."""
+    rendered = _render(task, tokenizer, system)
+    if len(rendered.ids) <= seq_len:
+        return rendered
     if task.story_span is None:
         return None
     begin, end = task.story_span
     without_story = replace(task, prompt=task.prompt[:begin] + "x" + task.prompt[end:])
-    n_around = len(render_arrays(messages_of(without_story, system), tokenizer)[0])
-    n_story = max(1, len(ids) - n_around)
-    budget = (end - begin) * (seq_len - n_around) // n_story  # characters, if all were as dense in tokens
+    n_around = len(_render(without_story, tokenizer, system).ids)
+    n_story = max(1, len(rendered.ids) - n_around)
+    # In characters, as if all of them took the same number of tokens. If the result is still too long, the budget shrinks.
+    budget = (end - begin) * (seq_len - n_around) // n_story
     while budget > 0 and (shorter := _shorten(task, budget)):
-        ids, trained = render_arrays(messages_of(shorter, system), tokenizer)
-        if len(ids) <= seq_len:
-            return RenderedTask(shorter, ids, trained, shortened=True)
+        rendered = _render(shorter, tokenizer, system, shortened=True)
+        n = len(rendered.ids)
+        if n <= seq_len:
+            return rendered
         assert shorter.story_span is not None
         kept = shorter.story_span[1] - shorter.story_span[0]
-        budget = min(budget, kept) - max(4, kept * (len(ids) - seq_len) // max(1, len(ids) - n_around))
+        budget = min(budget, kept) - max(4, kept * (n - seq_len) // max(1, n - n_around))
     return None
 
 
-def answer_tokens(task: Task, reply: np.ndarray, tokenizer: ChatTokenizer) -> list[tuple[int, int]]:
-    """(start, end) of the few tokens that decide whether a reply is right, all others only say it well.
+def _render(task: Task, tokenizer: ChatTokenizer, system: str | None, shortened: bool = False) -> RenderedTask:
+    rendered = render_spans(messages_of(task, system), tokenizer)
+    return RenderedTask(task, np.array(rendered.ids, dtype=np.int32), tuple(rendered.reply_spans), shortened)
 
-    In a story they are what first writes each required word, in whichever form, or the given sentence; in an answer about
-    a story its first word ("Yes", or where the copying begins) and the name asked for. `reply` are the ids of the task's
-    target.
+
+def add_turns(
+    first: RenderedTask, questions: Iterable[Task], tokenizer: ChatTokenizer, seq_len: int, n_turns: int
+) -> RenderedTask:
+    """Append questions about the same story as long as there is room, up to `n_turns` turns in all.
+
+    No answer occurs twice. A conversation with a shortened story is returned as it is, because the text that supports another
+    answer may be missing.
     """
-    spans = [span for word in task.required if (span := first_use(task.target, word))]
-    if task.sentence and (found := task.target.find(task.sentence)) >= 0:
-        spans.append((found, found + len(task.sentence)))
-    if task.story_span is not None:
-        spans.append((0, len(task.target.split(maxsplit=1)[0])))
-        if task.kind not in YES_NO_KINDS and task.answer and (found := task.target.find(task.answer)) >= 0:
-            spans.append((found, found + len(task.answer)))
+    if first.shortened or n_turns == 1:
+        return first
+    ids, replies, later, size = [first.ids], list(first.replies), list[Task](), len(first.ids)
+    answers = {first.task.target}
+    n_bos = int(tokenizer.bos_id is not None)  # only the first turn begins with BOS
+    for task in questions:
+        if task.follow_up is None or task.target in answers:
+            continue
+        turn = render_spans([Message("user", task.follow_up), Message("assistant", task.target)], tokenizer)
+        shift = size - n_bos
+        if shift + len(turn.ids) <= seq_len:
+            ids.append(np.array(turn.ids[n_bos:], dtype=np.int32))
+            replies += [(start + shift, end + shift) for start, end in turn.reply_spans]
+            later.append(task)
+            answers.add(task.target)
+            size = shift + len(turn.ids)
+            if len(later) + 1 == n_turns:  # `questions` makes tasks on demand: stop before it makes another
+                break
+    return replace(first, ids=np.concatenate(ids), replies=tuple(replies), later=tuple(later))
+
+
+def as_follow_up(task: Task, first: RenderedTask) -> Task | None:
+    """The task with its question after the story, in the layout of `first`, so that both conversations share a prefix.
+
+    None if `first` does not begin with the story, or if the task can't follow it.
+    """
+    shown = first.task
+    if task.follow_up is None or task.story_span is None or shown.story_span is None or shown.story_span[0]:
+        return None
+    story = shown.prompt[: shown.story_span[1]]
+    moved = task.story_span[0]
+    evidence = (task.evidence[0] - moved, task.evidence[1] - moved) if task.evidence else None
+    return replace(task, prompt=f"{story}\n\n{task.follow_up}", story_span=shown.story_span, evidence=evidence)
+
+
+def answer_tokens(task: Task, reply: np.ndarray, tokenizer: ChatTokenizer) -> list[tuple[int, int]]:
+    """The task's `answer_spans` in tokens: (start, end) in `reply` (n,), the ids of its target."""
+    spans = task.answer_spans
     if not spans:
         return []
-    if not task.target.isascii():  # a token's place is known in bytes
-        spans = [(len(task.target[:first].encode()), len(task.target[:end].encode())) for first, end in spans]
-    # Token i is bytes places[i] to places[i + 1].
-    places = list(accumulate(tokenizer.byte_lengths(reply).tolist(), initial=0))
-    return [(bisect_right(places, first, lo=1) - 1, bisect_left(places, end, hi=len(reply))) for first, end in spans]
+    if not task.target.isascii():  # token positions are known in bytes
+        spans = tuple((len(task.target[:start].encode()), len(task.target[:end].encode())) for start, end in spans)
+    # Token i covers the bytes offsets[i] to offsets[i + 1]. A token that overlaps a span partly belongs to it.
+    offsets = list(accumulate(tokenizer.byte_lengths(reply).tolist(), initial=0))
+    return [(bisect_right(offsets, start, lo=1) - 1, bisect_left(offsets, end, hi=len(reply))) for start, end in spans]
 
 
 def _shorten(task: Task, budget: int) -> Task | None:
@@ -178,45 +168,45 @@ def _shorten(task: Task, budget: int) -> Task | None:
     assert task.story_span is not None
     begin, end = task.story_span
     story = task.prompt[begin:end]
-    needed = (task.evidence[0] - begin, task.evidence[1] - begin) if task.evidence else None
+    evidence = (task.evidence[0] - begin, task.evidence[1] - begin) if task.evidence else None
     for units in (sentence_spans(story), [match.span() for match in _WORD.finditer(story)]):
-        kept = _keep(units, needed, budget)
+        kept = _choose_units(units, evidence, budget)
         if kept is not None:
-            text = GAP.join(story[first:last] for first, last in _runs(units, kept))
-            if len(text.split()) >= _FEWEST_WORDS:
+            text = GAP.join(story[start:stop] for start, stop in _runs(units, kept))
+            if len(text.split()) >= _MIN_WORDS:
                 prompt = task.prompt[:begin] + text + task.prompt[end:]
                 return replace(task, prompt=prompt, story_span=(begin, begin + len(text)), evidence=None)
     return None
 
 
-def _keep(units: list[tuple[int, int]], needed: tuple[int, int] | None, budget: int) -> set[int] | None:
-    """Which units stay: the needed ones, first and last, and as many from both ends inwards as the budget allows."""
+def _choose_units(units: list[Span], evidence: Span | None, budget: int) -> set[int] | None:
+    """Indices of the units to keep: the evidence, the first, the last, and then from both ends inward within the budget."""
     kept = {0, len(units) - 1}
-    if needed:
-        kept |= {number for number, (start, end) in enumerate(units) if start < needed[1] and end > needed[0]}
-    size = sum(units[number][1] - units[number][0] + 1 for number in kept) + len(GAP) * min(2, len(kept) - 1)
+    if evidence:
+        kept |= {index for index, (start, end) in enumerate(units) if start < evidence[1] and end > evidence[0]}
+    size = sum(units[index][1] - units[index][0] + 1 for index in kept) + len(GAP) * min(2, len(kept) - 1)
     if size > budget:
         return None
     for step in range(1, len(units)):
-        for number in (step, len(units) - 1 - step):
-            cost = units[number][1] - units[number][0] + 1
-            if number not in kept:
+        for index in (step, len(units) - 1 - step):
+            cost = units[index][1] - units[index][0] + 1
+            if index not in kept:
                 if size + cost > budget:
                     return kept
-                kept.add(number)
+                kept.add(index)
                 size += cost
     return kept
 
 
-def _runs(units: list[tuple[int, int]], kept: set[int]) -> list[tuple[int, int]]:
-    """(start, end) of the stretches of neighbours among the kept units."""
-    runs: list[tuple[int, int]] = []
+def _runs(units: list[Span], kept: set[int]) -> list[Span]:
+    """(start, end) of each run of consecutive kept units."""
+    runs: list[Span] = []
     previous = -2
-    for number in sorted(kept):
-        start, end = units[number]
-        if number == previous + 1:
+    for index in sorted(kept):
+        start, end = units[index]
+        if index == previous + 1:
             runs[-1] = (runs[-1][0], end)
         else:
             runs.append((start, end))
-        previous = number
+        previous = index
     return runs

@@ -1,14 +1,11 @@
-"""Text to ids and back: one `ChatTokenizer`, whichever encoder a model was trained with.
+"""Text to ids and back: one `ChatTokenizer` for all encoders.
 
-What it promises:
-
-- `encode` never returns the id of a control token, whatever the text spells; control tokens are put in as ids.
-- `decode(encode(text)) == text` for every text that UTF-8 can hold. What it can't hold (lone surrogates, which Python
-  strings get from broken input) is encoded as U+FFFD, the replacement character.
-- An id that does not exist (a padding row of the model's table, an id of another tokenizer) raises; it is never skipped
-  in silence.
-- `save` writes all that `load` needs, without a network, and the same content gives the same bytes. Beside it stand the
-  files that make `transformers.AutoTokenizer.from_pretrained(folder)` work.
+- `encode` never returns the id of a control token, whatever the text spells. Control tokens are inserted as ids.
+- `decode(encode(text)) == text` for every text that UTF-8 can represent. Lone surrogates, which Python strings can contain
+  after broken input, are encoded as U+FFFD, the replacement character.
+- An id that does not exist (a padding row of the model's table, an id of another tokenizer) raises an error.
+- `save` writes everything that `load` needs, so loading needs no network. The same tokenizer gives the same bytes. `save` also
+  writes the files for `transformers.AutoTokenizer.from_pretrained(folder)`.
 """
 
 from __future__ import annotations
@@ -24,21 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from mini_chat_gpt.chat_format import ChatFormat
+from mini_chat_gpt.chat_format import ChatFormat, Format
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import readable_disk_errors, write_json
+from mini_chat_gpt.common.files import read_file, readable_disk_errors, write_json
 from mini_chat_gpt.common.text import well_formed
 from mini_chat_gpt.tokenizer import tiktoken_files
-from mini_chat_gpt.tokenizer.encoders import (
-    DEFAULT_PATTERN,
-    PieceEncoder,
-    RankEncoder,
-    rank_encoder,
-    read_file,
-    read_ranks,
-    readable_regex_limit,
-)
+from mini_chat_gpt.tokenizer.bpe import DEFAULT_PATTERN, TiktokenBPE, rank_encoder, read_ranks, readable_regex_limit
 from mini_chat_gpt.tokenizer.hf_export import write_hugging_face
+from mini_chat_gpt.tokenizer.sentencepiece import SentencePieceBPE
 
 END_OF_TEXT = "<|endoftext|>"
 CONTROL_TOKENS = (END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>")
@@ -50,23 +40,23 @@ ENCODER_FILE = {"tiktoken": "tokenizer.tiktoken", "llama2c": "tokenizer.bin"}
 
 
 class ChatTokenizer:
-    """An encoder for ordinary text, and control tokens with ids of their own.
+    """An encoder for ordinary text, and control tokens with their own ids.
 
     kind           "tiktoken" (ranks: GPT-2's, our own) or "llama2c" (llama2.c's SentencePiece BPE)
-    control        name -> id of all control tokens; they stand for no text. Ids that nobody uses are named here as
-                   "<|reserved_N|>", so that every id below `vocab_size` means something
-    bos_id         id put before every sequence (llama2.c: 1), None for tiktoken kinds
-    chat_format    set when a model has been fine-tuned to the chat format; None: a base, prompted as plain text
+    control        name -> id of all control tokens, which stand for no text. Unused ids are named "<|reserved_N|>", so that
+                   every id below `vocab_size` has a meaning
+    bos_id         id at the beginning of every sequence (llama2.c: 1), None for tiktoken kinds
+    chat_format    the chat format that the model was fine-tuned to; None for a base model, which is prompted with plain text
 
-    Make one with `load`, `train` or `from_llama2c`.
+    Use `load`, `train` or `from_llama2c` to make one.
     """
 
     def __init__(
         self,
-        encoder: RankEncoder | PieceEncoder,
+        encoder: TiktokenBPE | SentencePieceBPE,
         control: dict[str, int] | None = None,
         bos_id: int | None = None,
-        chat_format: ChatFormat | None = None,
+        chat_format: Format | None = None,
     ) -> None:
         self.encoder = encoder
         self.kind: str = encoder.kind
@@ -83,11 +73,11 @@ class ChatTokenizer:
         self.control[name] = token_id
         self._names[token_id] = name
 
-    # What there is
+    # Properties
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids that exist, ordinary and control. A model's table may be larger: the rest is padding."""
+        """Number of ids, ordinary and control. A model's embedding table may be larger; the rest is padding."""
         return max([len(self.encoder.pieces) - 1, *self.control.values()]) + 1
 
     @property
@@ -96,25 +86,30 @@ class ChatTokenizer:
         try:
             return self.control[END_OF_TEXT]
         except KeyError:
-            raise UserError(f"The tokenizer has no {END_OF_TEXT} token yet; call add_control_tokens() first.") from None
+            raise UserError(f"The tokenizer has no {END_OF_TEXT} token; call add_control_tokens() first.") from None
 
     @property
     def document_id(self) -> int:
-        """Id that begins each pretraining document and ends it: `<|endoftext|>`, for llama2.c BOS."""
+        """Id that begins and ends each pretraining document: `<|endoftext|>`, or BOS for llama2.c."""
         return self.end_id if self.bos_id is None else self.bos_id
 
     @property
+    def bos_token(self) -> str | None:
+        """Name of the token with `bos_id`."""
+        return None if self.bos_id is None else self._names.get(self.bos_id)
+
+    @property
     def stop_ids(self) -> frozenset[int]:
-        """Ids at which generation stops: the ends of a text or reply, in chats also the beginning of another turn."""
+        """Ids at which generation stops: the end of a text or reply, in chats also the start of another turn."""
         names = {END_OF_TEXT, "<s>", "</s>"}
         if self.chat_format is not None:
             names.update(CONTROL_TOKENS)
         return frozenset(self.control[name] for name in names & self.control.keys())
 
     def add_control_tokens(self) -> list[int]:
-        """Append those of CONTROL_TOKENS that are missing after the last id; returns the new ids.
+        """Append the missing ones of CONTROL_TOKENS after the last id and return the new ids, [] if none is missing.
 
-        Nothing is done, and [] returned, when all are there. A model needs rows for new ones (`add_chat_tokens`).
+        A model needs embedding rows for new ids (`sft_train.add_chat_tokens`).
         """
         new_ids = []
         for name in CONTROL_TOKENS:
@@ -124,7 +119,7 @@ class ChatTokenizer:
         return new_ids
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over all that defines the ids; two tokenizers with the same one are interchangeable."""
+        """sha256 (hex) of everything that defines the ids. Tokenizers with the same fingerprint are interchangeable."""
         meta = self._meta()
         del meta["chat_format"]
         digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
@@ -134,25 +129,25 @@ class ChatTokenizer:
     # Text to ids and back
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text: no BOS, never a control token, however the text spells one.
+        """Ids of ordinary text: no BOS, and never a control token, even if the text spells one.
 
-        llama2.c puts a space before every text; `decode` takes it away again.
+        llama2.c inserts a space before every text; `decode` removes it.
         """
         return self.encoder.encode(well_formed(text))
 
     def decode(self, ids: Iterable[int], *, control: bool = False, start: bool = True) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Equals `decode_bytes(...)` decoded.
+        """The text of `ids`. Invalid UTF-8 becomes U+FFFD. Equals `decode_bytes(...)` decoded.
 
-        control    show control tokens by their names instead of leaving them out
-        start      the ids begin a text (or a reply). Matters for llama2.c only, whose leading space is taken away then
-                   and after every control token; pass False for ids that go on from others.
+        control    show control tokens by their names instead of omitting them
+        start      the ids begin a text (or a reply). Only matters for llama2.c, whose leading space is then removed, as it is
+                   after every control token. Pass False for ids that continue others.
 
         Raises UserError for an id that does not exist.
         """
         return self.decode_bytes(ids, control=control, start=start).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int], *, control: bool = False, start: bool = True) -> bytes:
-        """The bytes of `ids`, which need not be whole characters. Arguments and errors as in `decode`."""
+        """The bytes of `ids`, which may end inside a character. Arguments and errors as in `decode`."""
         parts = []
         for token_id in ids:
             part, start = self._bytes_of(token_id, control, start)
@@ -160,12 +155,12 @@ class ChatTokenizer:
         return b"".join(parts)
 
     def stream_decoder(self, *, control: bool = False, start: bool = True) -> StreamDecoder:
-        """A decoder for ids that come one by one; arguments as in `decode`, whose text it gives in parts."""
+        """A decoder for ids that arrive one by one. Arguments as in `decode`."""
         return StreamDecoder(self, control, start)
 
     def _bytes_of(self, token_id: int, control: bool, start: bool) -> tuple[bytes, bool]:
         """The bytes of one id, and whether the next one begins a text."""
-        token_id = index(token_id)  # numpy's and torch's integers too, but no floats
+        token_id = index(token_id)  # accepts integers of numpy and torch, but no floats
         name = self._names.get(token_id)
         if name is not None:
             return (name.encode() if control else b""), True
@@ -180,7 +175,7 @@ class ChatTokenizer:
         return piece, False
 
     def byte_lengths(self, ids: np.ndarray, start: bool = True) -> np.ndarray:
-        """(n,) int64, the number of bytes that each of the ids (n,) adds to `decode_bytes`; for ids of ordinary text."""
+        """(n,) int64: the number of bytes that each of the ids (n,) adds to `decode_bytes`. For ids of ordinary text."""
         lengths = self._piece_lengths[ids]
         if start and self.encoder.adds_leading_space and len(ids):
             lengths[0] = len(self.decode_bytes(ids[:1]))
@@ -190,19 +185,19 @@ class ChatTokenizer:
     def _piece_lengths(self) -> np.ndarray:
         return np.array([0 if piece is None else len(piece) for piece in self.encoder.pieces])
 
-    # Making, saving, loading
+    # Train, load, save
 
     @staticmethod
     def train(texts: Iterable[str], vocab_size: int) -> ChatTokenizer:
-        """A byte-level BPE from texts (one document each), with the four control tokens at its end.
+        """Train a byte-level BPE on texts (one document each). The four control tokens are its last entries.
 
-        `vocab_size` includes them. Fewer entries come out where the texts don't hold enough different pairs. Only the
-        texts and the size decide the result.
+        `vocab_size` includes them. The vocabulary is smaller if the texts have too few different pairs. The result depends on
+        the texts and the size only.
         """
         import rustbpe
 
         if isinstance(texts, str):
-            raise UserError("ChatTokenizer.train takes several texts, such as [text]; a single string was given.")
+            raise UserError("ChatTokenizer.train takes a list of texts, such as [text], but got a string.")
         smallest = 256 + len(CONTROL_TOKENS)
         if vocab_size < smallest:
             raise UserError(
@@ -214,37 +209,39 @@ class ChatTokenizer:
                 map(well_formed, texts), vocab_size - len(CONTROL_TOKENS), pattern=DEFAULT_PATTERN
             )
         ranks = {bytes(piece): rank for piece, rank in trainer.get_mergeable_ranks()}
-        tokenizer = ChatTokenizer(RankEncoder(ranks, DEFAULT_PATTERN))
+        tokenizer = ChatTokenizer(TiktokenBPE(ranks, DEFAULT_PATTERN))
         tokenizer.add_control_tokens()
         return tokenizer
 
     @staticmethod
     def from_llama2c(path: Path | str) -> ChatTokenizer:
-        """llama2.c's `tok*.bin`. It has BOS and EOS, but no chat tokens until `add_control_tokens`."""
-        encoder = PieceEncoder.from_bytes(read_file(Path(path)), str(path))
+        """Read llama2.c's `tok*.bin`. It has BOS and EOS, but no chat tokens until `add_control_tokens`."""
+        encoder = SentencePieceBPE.from_bytes(read_file(Path(path)), str(path))
         return ChatTokenizer(encoder, LLAMA2C_CONTROL, bos_id=LLAMA2C_CONTROL["<s>"])
 
     @staticmethod
     def load(folder_or_name: Path | str) -> ChatTokenizer:
-        """A tokenizer from
+        """Load a tokenizer from
 
-        - a folder that `save` wrote (a checkpoint is one too),
+        - a folder that `save` wrote (such as a checkpoint),
         - a `.tiktoken` file of ranks (see `tiktoken_files.from_file` for its split pattern),
         - llama2.c's `tok*.bin`,
-        - the name of a tiktoken encoding, such as "gpt2"; tiktoken downloads its ranks unless it has them cached.
+        - the name of a tiktoken encoding, such as "gpt2". tiktoken downloads its ranks unless they are cached.
         """
         path = Path(folder_or_name)
         if path.is_dir():
             return _load_folder(path)
         if path.suffix == ".tiktoken":
-            # Beside the ranks in a saved folder stands what they lack: the pattern and the control tokens.
+            # A saved folder also has what the ranks lack: the pattern and the control tokens.
             if path.name == ENCODER_FILE["tiktoken"] and (path.parent / META_FILE).is_file():
                 return _load_folder(path.parent)
             return ChatTokenizer(*tiktoken_files.from_file(path))
         if path.suffix == ".bin":
             return ChatTokenizer.from_llama2c(path)
         if path.exists():
-            raise UserError(f"{path} is no tokenizer; one is a saved folder, a .tiktoken file, or llama2.c's tok*.bin.")
+            raise UserError(
+                f"{path} is not a tokenizer; give a saved folder, a .tiktoken file, or llama2.c's tok*.bin."
+            )
         return ChatTokenizer(*tiktoken_files.from_name(str(folder_or_name)))
 
     def save(self, folder: Path | str) -> None:
@@ -253,15 +250,16 @@ class ChatTokenizer:
         with readable_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ENCODER_FILE[self.kind]).write_bytes(self.encoder.to_bytes())
-        write_hugging_face(folder, self)
-        # Last, so that a folder without it is known to be unfinished.
+        template = None if self.chat_format is None else self.chat_format.jinja_template(self.bos_token)
+        write_hugging_face(folder, self.encoder, self.control, self.bos_token, template)
+        # Written last: a folder without this file is unfinished.
         write_json(folder / META_FILE, {**self._meta(), "fingerprint": self.fingerprint()})
 
     def _meta(self) -> dict[str, Any]:
         return {
             "version": 1,
             "kind": self.kind,
-            "pattern": self.encoder.pattern if isinstance(self.encoder, RankEncoder) else None,
+            "pattern": self.encoder.pattern if isinstance(self.encoder, TiktokenBPE) else None,
             "bos_id": self.bos_id,
             "control": dict(sorted(self.control.items(), key=lambda item: item[1])),
             "chat_format": None if self.chat_format is None else {"default_system": self.chat_format.default_system},
@@ -269,9 +267,9 @@ class ChatTokenizer:
 
 
 class StreamDecoder:
-    """Gives the text of ids as they come, whole characters only.
+    """Decodes ids as they arrive, into whole characters only.
 
-    The pushed parts and `finish()`, joined, are what `decode` makes of all the ids.
+    The results of `push` and `finish()`, concatenated, equal `decode` of all ids.
     """
 
     def __init__(self, tokenizer: ChatTokenizer, control: bool, start: bool) -> None:
@@ -281,30 +279,30 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        """The characters that this id completes; "" while one is still unfinished."""
+        """The characters that this id completes; "" if it completes none."""
         part, self._start = self._tokenizer._bytes_of(token_id, self._control, self._start)
         return self._utf8.decode(part)
 
     def finish(self) -> str:
-        """What is left: U+FFFD for a character that was begun and never finished, otherwise ""."""
+        """U+FFFD if the last character is incomplete, otherwise ""."""
         return self._utf8.decode(b"", final=True)
 
 
 def _load_folder(folder: Path) -> ChatTokenizer:
     if not (folder / META_FILE).is_file():
         raise UserError(
-            f"{folder} holds no tokenizer ({META_FILE} is missing); name a folder that a run or save() wrote."
+            f"{folder} contains no tokenizer ({META_FILE} is missing); give a folder that a run or save() wrote."
         )
     try:
         meta = json.loads(read_file(folder / META_FILE))
         if meta["version"] != 1:
             raise UserError(f"{folder / META_FILE} has version {meta['version']}; this program reads version 1.")
         file = folder / ENCODER_FILE[meta["kind"]]
-        encoder: RankEncoder | PieceEncoder
-        if meta["kind"] == RankEncoder.kind:
+        encoder: TiktokenBPE | SentencePieceBPE
+        if meta["kind"] == TiktokenBPE.kind:
             encoder = rank_encoder(read_ranks(read_file(file), str(file)), meta["pattern"], str(file))
         else:
-            encoder = PieceEncoder.from_bytes(read_file(file), str(file))
+            encoder = SentencePieceBPE.from_bytes(read_file(file), str(file))
         chat_format = None if meta["chat_format"] is None else ChatFormat(**meta["chat_format"])
         tokenizer = ChatTokenizer(encoder, meta["control"], meta["bos_id"], chat_format)
         intact = tokenizer.fingerprint() == meta["fingerprint"]

@@ -1,67 +1,72 @@
-"""The tokenizer as Hugging Face files, so that `transformers.AutoTokenizer.from_pretrained(folder)` loads it offline.
+"""Write a tokenizer as Hugging Face files, so that `transformers.AutoTokenizer.from_pretrained(folder)` loads it offline.
 
     tokenizer.json          the encoder as a BPE of the `tokenizers` library
     tokenizer_config.json   names of BOS and EOS
-    chat_template.jinja     the chat format, once the model has one
+    chat_template.jinja     the chat format, if the model has one
 
-It promises the same ids for the same text, with two exceptions that lie in those files' nature: text that spells out a
-control token becomes that token there, and for llama2c the character U+2581 means a space (see `_sentencepiece`).
-The same tokenizer gives the same bytes.
+The ids of a text are the same, with two exceptions that these files can't avoid: text that spells a control token becomes that
+token, and for llama2c the character U+2581 means a space (see `_sentencepiece`). The same tokenizer gives the same bytes.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mini_chat_gpt.chat_format import chat_template
 from mini_chat_gpt.common.files import atomic_write_text, write_json
-from mini_chat_gpt.tokenizer.encoders import FIRST_TEXT_ID, PieceEncoder, RankEncoder
-
-if TYPE_CHECKING:
-    from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.tokenizer.bpe import TiktokenBPE
+from mini_chat_gpt.tokenizer.sentencepiece import FIRST_TEXT_ID, SentencePieceBPE
 
 TEMPLATE_FILE = "chat_template.jinja"
 
 
-def write_hugging_face(folder: Path, tokenizer: ChatTokenizer) -> None:
-    """Write the files named above into `folder`, which exists."""
-    atomic_write_text(folder / "tokenizer.json", json.dumps(tokenizer_json(tokenizer), ensure_ascii=False))
-    write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer))
-    if tokenizer.chat_format is None:
-        (folder / TEMPLATE_FILE).unlink(missing_ok=True)  # of a tokenizer that was saved here before
+def write_hugging_face(
+    folder: Path,
+    encoder: TiktokenBPE | SentencePieceBPE,
+    control: Mapping[str, int],
+    bos_token: str | None,
+    template: str | None,
+) -> None:
+    """Write the files named above into an existing folder.
+
+    control: name -> id of the control tokens. bos_token: the name of the one that begins every sequence. template: the chat
+    format in Jinja.
+    """
+    parts = tokenizer_json(encoder, control, bos_token)
+    atomic_write_text(folder / "tokenizer.json", json.dumps(parts, ensure_ascii=False))
+    write_json(folder / "tokenizer_config.json", tokenizer_config(control, bos_token, template))
+    if template is None:
+        (folder / TEMPLATE_FILE).unlink(missing_ok=True)  # from a tokenizer that was saved here earlier
     else:
-        atomic_write_text(folder / TEMPLATE_FILE, chat_template(_bos_token(tokenizer)))
+        atomic_write_text(folder / TEMPLATE_FILE, template)
 
 
-def _bos_token(tokenizer: ChatTokenizer) -> str | None:
-    return next((name for name, token_id in tokenizer.control.items() if token_id == tokenizer.bos_id), None)
-
-
-def tokenizer_config(tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """tokenizer_config.json. Its class is the generic one: a model's own class rebuilds the encoder its own way."""
+def tokenizer_config(control: Mapping[str, int], bos_token: str | None, template: str | None) -> dict[str, Any]:
+    """tokenizer_config.json. Its class is the generic one, because a model's own class rebuilds the encoder in its own way."""
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    bos_token = _bos_token(tokenizer)
-    ends = [name for name in ("<|endoftext|>", "</s>") if name in tokenizer.control]
+    ends = [name for name in ("<|endoftext|>", "</s>") if name in control]
     if bos_token is not None:
         config["bos_token"] = bos_token
     elif ends:
-        config["bos_token"] = ends[0]  # what begins a document; nothing puts it in by itself
+        config["bos_token"] = ends[0]  # begins a document; the tokenizer does not insert it by itself
     if ends:
         config["eos_token"] = ends[0]
-    if tokenizer.chat_format is not None:
-        config["chat_template"] = chat_template(bos_token)
+    if template is not None:
+        config["chat_template"] = template
     return config
 
 
-def tokenizer_json(tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """tokenizer.json. Control tokens are part of the vocabulary too, so that their ids don't depend on its length."""
-    by_id = sorted(tokenizer.control.items(), key=lambda item: item[1])
-    if isinstance(tokenizer.encoder, RankEncoder):
-        parts = _byte_level(tokenizer.encoder)
+def tokenizer_json(
+    encoder: TiktokenBPE | SentencePieceBPE, control: Mapping[str, int], bos_token: str | None
+) -> dict[str, Any]:
+    """tokenizer.json. Control tokens are also part of the vocabulary, so that their ids don't depend on its length."""
+    by_id = sorted(control.items(), key=lambda item: item[1])
+    if isinstance(encoder, TiktokenBPE):
+        parts = _byte_level(encoder)
     else:
-        parts = _sentencepiece(tokenizer.encoder, _bos_token(tokenizer), tokenizer.bos_id)
+        parts = _sentencepiece(encoder, bos_token, None if bos_token is None else control[bos_token])
     vocab = {**parts["model"]["vocab"], **dict(by_id)}
     parts["model"]["vocab"] = dict(sorted(vocab.items(), key=lambda item: item[1]))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -69,8 +74,8 @@ def tokenizer_json(tokenizer: ChatTokenizer) -> dict[str, Any]:
     return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, **parts}
 
 
-def _byte_level(encoder: RankEncoder) -> dict[str, Any]:
-    """tiktoken's algorithm: split by the pattern, take a chunk that is an entry as it is, otherwise merge by rank."""
+def _byte_level(encoder: TiktokenBPE) -> dict[str, Any]:
+    """tiktoken's algorithm: split by the pattern, keep a chunk that is an entry as it is, otherwise merge by rank."""
     letters = byte_letters()
     written = {piece: "".join(letters[byte] for byte in piece) for piece in encoder.ranks}
     split = {"type": "Split", "pattern": {"Regex": encoder.pattern}, "behavior": "Isolated", "invert": False}
@@ -96,7 +101,7 @@ def _byte_level(encoder: RankEncoder) -> dict[str, Any]:
 
 
 def byte_letters() -> list[str]:
-    """GPT-2's way to write bytes as visible characters: printable Latin-1 as it is, the others from U+0100 on."""
+    """GPT-2's visible characters for bytes: printable Latin-1 characters for themselves, U+0100 and up for the others."""
     visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     hidden = [byte for byte in range(256) if byte not in visible]
     letters = {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
@@ -106,9 +111,9 @@ def byte_letters() -> list[str]:
 def merges_from_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     """The merge that makes each entry, in the order of ranks.
 
-    An entry was made by the two parts that remain when its bytes are merged with all earlier entries. (Any other pair
-    that joins to the same bytes can't come about: an earlier merge would have taken it apart.) For an entry that no
-    merge makes, every way to cut it in two is listed, since tiktoken would join any of them.
+    An entry is made from the two parts that remain when its bytes are merged with all earlier entries. (Another pair with the
+    same bytes can't occur, because an earlier merge would have split it.) For an entry that no merge makes, every way to split
+    it in two is listed, because tiktoken would merge any of them.
     """
     merges: list[tuple[bytes, bytes]] = []
     for piece in sorted(ranks, key=ranks.__getitem__):
@@ -134,15 +139,15 @@ def _merge_below(piece: bytes, ranks: dict[bytes, int], limit: int) -> list[byte
     return parts
 
 
-def _sentencepiece(encoder: PieceEncoder, bos_token: str | None, bos_id: int | None) -> dict[str, Any]:
-    """llama2.c's algorithm, laid out as Llama's tokenizers are: spaces written as U+2581, and one put before each text.
+def _sentencepiece(encoder: SentencePieceBPE, bos_token: str | None, bos_id: int | None) -> dict[str, Any]:
+    """llama2.c's algorithm in the form of Llama's tokenizers: spaces are written as U+2581, and one is inserted before each text.
 
-    So U+2581 itself means a space here, as in SentencePiece; llama2.c and `ChatTokenizer` spell it in bytes. Joins are
-    ordered by score; where two different pieces had the same score, llama2.c would go by place instead of id.
+    U+2581 itself means a space here, as in SentencePiece; llama2.c and `ChatTokenizer` encode it as bytes. Merges are ordered by
+    score. For two different pieces with the same score, llama2.c would order by position instead of id.
     """
     byte_vocab = {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
     text_vocab = {piece.replace(" ", "\u2581"): token_id for piece, token_id in encoder.ids.items()}
-    # A vocabulary with a piece twice still needs both ids to exist.
+    # If a vocabulary has a piece twice, both ids must exist.
     known = set(text_vocab.values())
     spare = {f"<unused_{i}>": i for i in range(FIRST_TEXT_ID, len(encoder.pieces)) if i not in known}
     bos = {"SpecialToken": {"id": bos_token, "type_id": 0}}
@@ -185,13 +190,13 @@ def _sentencepiece(encoder: PieceEncoder, bos_token: str | None, bos_id: int | N
     }
 
 
-def merges_from_scores(encoder: PieceEncoder) -> list[tuple[str, str]]:
-    """Every pair of pieces that joins to a piece, best score first."""
-    found = []
+def merges_from_scores(encoder: SentencePieceBPE) -> list[tuple[str, str]]:
+    """Every pair of pieces that forms a piece, best score first."""
+    merges = []
     for piece, token_id in encoder.ids.items():
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in encoder.ids and right in encoder.ids:
                 order = (-encoder.scores[token_id], token_id, encoder.ids[left], encoder.ids[right])
-                found.append((order, (left, right)))
-    return [pair for _, pair in sorted(found)]
+                merges.append((order, (left, right)))
+    return [pair for _, pair in sorted(merges)]

@@ -1,7 +1,7 @@
-"""Tiktoken encodings from elsewhere: by name, or as a `.tiktoken` file of ranks.
+"""Read tiktoken encodings by name, or from a `.tiktoken` file of ranks.
 
-A `.tiktoken` file holds neither the split pattern nor the control tokens that belong to its ranks. The public files are
-known by their hash; any other gets our own pattern, with a warning, and no control tokens.
+A `.tiktoken` file contains neither the split pattern nor the control tokens that belong to its ranks. The public files are
+recognized by their hash. Any other file gets our own pattern, with a warning, and no control tokens.
 """
 
 from __future__ import annotations
@@ -16,16 +16,10 @@ from pathlib import Path
 import tiktoken
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.tokenizer.encoders import (
-    DEFAULT_PATTERN,
-    RankEncoder,
-    rank_encoder,
-    ranks_to_bytes,
-    read_file,
-    read_ranks,
-)
+from mini_chat_gpt.common.files import read_file
+from mini_chat_gpt.tokenizer.bpe import DEFAULT_PATTERN, TiktokenBPE, rank_encoder, ranks_to_bytes, read_ranks
 
-# tiktoken downloads without a time-out of its own. Its largest file has 3.6 MB.
+# tiktoken downloads without a time-out. Its largest file has 3.6 MB.
 DOWNLOAD_SECONDS = 30.0
 PUBLIC_FILES = "https://openaipublic.blob.core.windows.net/encodings/"
 
@@ -43,13 +37,13 @@ O200K_PATTERN = (
 
 @dataclass(frozen=True)
 class PublicEncoding:
-    """What belongs to a public file of ranks."""
+    """What a public file of ranks does not contain."""
 
     pattern: str
     control: dict[str, int] = field(default_factory=dict)
 
 
-# By the sha256 of the file, which tiktoken itself checks too. GPT-2's ranks are those of r50k_base.
+# By the sha256 of the file, which tiktoken checks as well. GPT-2's ranks are those of r50k_base.
 KNOWN_FILES = {
     "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930": PublicEncoding(  # gpt2, r50k_base
         GPT2_PATTERN, {"<|endoftext|>": 50256}
@@ -73,12 +67,12 @@ KNOWN_FILES = {
 }
 
 
-def from_file(path: Path) -> tuple[RankEncoder, dict[str, int]]:
+def from_file(path: Path) -> tuple[TiktokenBPE, dict[str, int]]:
     """Encoder and control tokens from a `.tiktoken` file.
 
-    Public files (gpt2/r50k_base, p50k_base, cl100k_base, o200k_base) are recognised and get their own pattern and
-    control tokens. For others a warning says that DEFAULT_PATTERN is used, and there are no control tokens until
-    `add_control_tokens`; `ChatTokenizer(RankEncoder(ranks, pattern), control)` takes another pattern.
+    Public files (gpt2/r50k_base, p50k_base, cl100k_base, o200k_base) are recognized and get their own pattern and control
+    tokens. For others a warning says that DEFAULT_PATTERN is used, and there are no control tokens until `add_control_tokens`.
+    `ChatTokenizer(TiktokenBPE(ranks, pattern), control)` accepts another pattern.
     """
     ranks = read_ranks(read_file(path), str(path))
     if not ranks:
@@ -86,17 +80,17 @@ def from_file(path: Path) -> tuple[RankEncoder, dict[str, int]]:
     known = _known(ranks)
     if known is None:
         warnings.warn(
-            f"{path} is none of the public .tiktoken files; its split pattern is not known, and the default is used.",
+            f"{path} is not one of the public .tiktoken files; its split pattern is unknown, so the default is used.",
             stacklevel=2,
         )
         known = PublicEncoding(DEFAULT_PATTERN)
     return rank_encoder(ranks, known.pattern, str(path)), known.control
 
 
-def from_name(name: str) -> tuple[RankEncoder, dict[str, int]]:
+def from_name(name: str) -> tuple[TiktokenBPE, dict[str, int]]:
     """Encoder and control tokens of one of tiktoken's encodings.
 
-    tiktoken downloads the ranks unless it has them cached; UserError after DOWNLOAD_SECONDS without an answer.
+    tiktoken downloads the ranks unless they are cached. Raises UserError after DOWNLOAD_SECONDS without an answer.
     """
     names = tiktoken.list_encoding_names()
     if name not in names:
@@ -108,10 +102,10 @@ def from_name(name: str) -> tuple[RankEncoder, dict[str, int]]:
         )
     encoding = _get_encoding(name)
     ranks = encoding._mergeable_ranks
-    # The patterns in our table split alike and are written so that Hugging Face's regex engine reads them alike too.
+    # The patterns in our table are equivalent, and Hugging Face's regex engine reads them in the same way.
     known = _known(ranks)
     pattern = encoding._pat_str if known is None else known.pattern
-    return RankEncoder(ranks, pattern), encoding._special_tokens
+    return TiktokenBPE(ranks, pattern), encoding._special_tokens
 
 
 def _known(ranks: dict[bytes, int]) -> PublicEncoding | None:
@@ -119,21 +113,21 @@ def _known(ranks: dict[bytes, int]) -> PublicEncoding | None:
 
 
 def _get_encoding(name: str) -> tiktoken.Encoding:
-    """tiktoken's encoding, given up after DOWNLOAD_SECONDS; the thread that still waits ends with the program."""
-    found: list[tiktoken.Encoding] = []
+    """tiktoken's encoding, or UserError after DOWNLOAD_SECONDS. The waiting thread then ends with the program."""
+    encodings: list[tiktoken.Encoding] = []
     problems: list[str] = []
 
-    def ask() -> None:
+    def load() -> None:
         try:
-            found.append(tiktoken.get_encoding(name))
-        except Exception as error:  # whatever the network, the proxy or the disk came up with
+            encodings.append(tiktoken.get_encoding(name))
+        except Exception as error:  # any error of the network, a proxy or the disk
             problems.append(type(error).__name__)
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=load, daemon=True)
     thread.start()
     thread.join(DOWNLOAD_SECONDS)
-    if found:
-        return found[0]
+    if encodings:
+        return encodings[0]
     reason = problems[0] if problems else f"no answer within {DOWNLOAD_SECONDS:g} seconds"
     file = {"gpt2": "r50k_base", "p50k_edit": "p50k_base", "o200k_harmony": "o200k_base"}.get(name, name) + ".tiktoken"
     raise UserError(

@@ -108,7 +108,7 @@ BAD = [
     ("null\n", "it is null"),
     (turns(("robot", "Hi")), "message 1 of 1 has the role 'robot'; the roles are system, user, assistant"),
     (turns(("user", "Hi"), ("assistant", " ")), "message 2 of 2 (role assistant) has no text"),
-    (turns(("system", "a"), ("system", "b")), "message 2 of 2 (role system) must not stand there"),
+    (turns(("system", "a"), ("system", "b")), "message 2 of 2 (role system) is out of place"),
     (turns(("user", "Hi")), "it ends with a user message, which nobody answers"),
     (turns(("user", "Hi"), ("assistant", "a", False)), "no reply of it is to be trained"),
     (turns(("user", "Hi"), ("assistant", "a", "no")), "\"train\" of message 2 is 'no'; it must be true or false"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import CountingDataset
 
 from mini_chat_gpt.common.distributed import World
-from mini_chat_gpt.data.step_loader import StepLoader, count_workers, examples_from
+from mini_chat_gpt.data.step_loader import StepLoader, count_workers, read_examples
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def test_an_index_belongs_to_the_same_rank_wherever_reading_begins(size, cursor)
 
 @pytest.mark.parametrize("indices", [range(7, 107), range(8, 200, 3)])
 def test_worker_processes_give_the_same_examples_in_the_same_order(indices):
-    inline, workers = (examples_from(CountingDataset(), indices, workers=n) for n in (0, 2))
+    inline, workers = (read_examples(CountingDataset(), indices, workers=n) for n in (0, 2))
     for ours, theirs in zip(inline, workers, strict=True):
         assert ours.ids.tolist() == theirs.ids.tolist()
 

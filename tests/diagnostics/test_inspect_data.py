@@ -140,7 +140,7 @@ def test_bad_records_are_listed_or_skipped_and_counted(home):
     assert 'bad.jsonl: 4 of its records skipped\n  line 2: it has "question" but no "answer"' in printed
     assert printed.count("it is no JSON") == 1  # the first three are named
     assert "and 1 more" in printed
-    assert "Chats that say the same as another one: 1" in printed
+    assert "Chats with the same text as another one: 1" in printed
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from tiny import tiny_model
 
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.config import DataSection
 from mini_chat_gpt.evaluation.held_out import find_held_out, groups_of, held_out_tasks, sample_valid_file
 from mini_chat_gpt.evaluation.task_metrics import score
 from mini_chat_gpt.generation.text import prompt_ids
@@ -155,7 +156,7 @@ def test_the_tokenizer_of_a_base_model_is_not_changed(sample, tokenizer):
 
 
 def test_an_unknown_kind_is_named_with_the_nearest_one(sample, tokenizer):
-    with pytest.raises(UserError, match="'morals' is no kind of task; did you mean 'moral'"):
+    with pytest.raises(UserError, match="'morals' is not a kind of task; did you mean 'moral'"):
         held_out_tasks(sample / VALID, [(tiny_model(tokenizer.vocab_size), tokenizer)], n=1, kinds=["morals"])
 
 
@@ -180,7 +181,7 @@ def test_data_without_tasks_is_named(sample, tokenizer, tmp_path):
 
 def test_a_dataset_selects_tasks_by_record_and_by_predicate(sample, tokenizer):
     tokenizer.add_control_tokens()
-    source = InstructDataset(sample / VALID, tokenizer, seq_len=900, seed=1)
+    source = InstructDataset(sample / VALID, tokenizer, DataSection(seq_len=900), seed=1)
     among = [3, 5, 8, 13, 21]
     group_stories = {source.index[number].story for number in among}
     tasks = source.eval_tasks("main_character", 60, among)

@@ -17,7 +17,7 @@ from mini_chat_gpt.evaluation.text_metrics import (
     text_statistics,
 )
 from mini_chat_gpt.sft_dataloader import generate_tasks, read_records
-from mini_chat_gpt.tinystories.prompts import phrasings
+from mini_chat_gpt.tinystories.prompts import prompt_templates
 from mini_chat_gpt.tinystories.records import FEATURES
 from mini_chat_gpt.tinystories.tasks import Task
 
@@ -136,8 +136,8 @@ def test_features_are_measured_if_a_rule_can_detect_them():
 
 
 def test_requested_features_are_read_from_every_template():
-    shown = phrasings()["feature_names"]
-    for line in phrasings()["words"]["features"]:
+    shown = prompt_templates()["feature_names"]
+    for line in prompt_templates()["words"]["features"]:
         for name in FEATURES:
             assert requested_features(f"Write.\n{line.format(features=shown[name])}") == (name,)
         assert requested_features(f"Write.\n{line.format(features='dialogue, a bad ending and a moral')}\nMore.") == (
@@ -160,6 +160,8 @@ def test_requested_features_are_those_of_the_record(sample):
         for task in generate_tasks(record, 0, ["words"]):
             found = requested_features(task.prompt)
             assert found in ((), record.features)
-            assert bool(found) == any(line.split("{")[0] in task.prompt for line in phrasings()["words"]["features"])
+            assert bool(found) == any(
+                line.split("{")[0] in task.prompt for line in prompt_templates()["words"]["features"]
+            )
             seen += bool(found)
     assert seen > 5

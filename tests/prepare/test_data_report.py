@@ -14,6 +14,7 @@ from rich.console import Console
 from tiny import tiny_tokenizer
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.config import DataSection
 from mini_chat_gpt.prepare import data_report
 from mini_chat_gpt.prepare.data_report import report_folder, show_report
 from mini_chat_gpt.sft_dataloader import InstructDataset
@@ -99,8 +100,8 @@ def test_word_lengths_are_those_of_the_stories(tmp_path: Path) -> None:
 def test_token_lengths_and_trained_share_are_those_of_the_examples_training_draws(folder: Path) -> None:
     tokenizer = tiny_tokenizer()
     report = report_folder(folder, tokenizer, seq_len=256)
-    source = InstructDataset(folder / TRAIN, tokenizer, 256, data_report._SEED)
-    examples = [source[slot] for slot in range(len(source))]
+    source = InstructDataset(folder / TRAIN, tokenizer, DataSection(seq_len=256, turns=1), data_report._SEED)
+    examples = [source[i] for i in range(len(source))]
     found = report["files"]["train"]["examples"]
     assert found["tokens"]["max"] == max(len(example.ids) for example in examples)
     assert found["tokens"]["mean"] == pytest.approx(np.mean([len(example.ids) for example in examples]), abs=0.1)

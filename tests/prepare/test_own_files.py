@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.data.text_dataset import find_text
 from mini_chat_gpt.prepare.own_files import take_files
 from mini_chat_gpt.sft_dataloader import generate_tasks, read_records, stories
+from mini_chat_gpt.tinystories.records import find_text
 
 TRAIN, VALID = "TinyStoriesInstruct-train.txt", "TinyStoriesInstruct-valid.txt"
 SEPARATOR = b"<|endoftext|>"

@@ -84,7 +84,7 @@ def test_an_output_that_knows_no_colour_and_no_unicode_is_no_obstacle(home):
     [
         (["--n", "0"], "--n is 0; it must be 1 or more"),
         (["--n", "many"], "invalid int value: 'many'"),
-        (["--kinds", "songs"], "'songs' is no kind of task"),
+        (["--kinds", "songs"], "'songs' is not a kind of task"),
         (["--kinds", "morals"], "did you mean 'moral'"),
         (["--data", "nowhere"], "nowhere"),
         (["--data", "runs"], "holds no TinyStoriesInstruct-valid.txt"),
@@ -114,7 +114,7 @@ def test_a_wrong_option_says_what_is_wrong(home, monkeypatch, capsys, options, w
 def test_a_mistake_ends_with_code_2_and_one_sentence(home):
     done = typed(home, *TEST, "--kinds", "songs")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: --kinds: 'songs' is no kind of task; the kinds are ")
+    assert done.stderr.startswith("error: --kinds: 'songs' is not a kind of task; the kinds are ")
     assert done.stderr.count("\n") == 1
 
 

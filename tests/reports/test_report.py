@@ -10,6 +10,7 @@ import pytest
 from tiny import lively_model, tiny_tokenizer
 
 from mini_chat_gpt.chat_format import ChatFormat
+from mini_chat_gpt.config import DataSection
 from mini_chat_gpt.evaluation.bits_per_byte import BitsPerByte
 from mini_chat_gpt.evaluation.capabilities import Evaluation, Item, evaluate, summarize
 from mini_chat_gpt.evaluation.prompt_suite import ask, read_prompts
@@ -24,8 +25,8 @@ DATA = {"file": "valid.txt", "why": "named by you", "n": 3, "seed": 1, "seconds"
 
 @pytest.fixture(scope="module")
 def tasks(sample):
-    source = InstructDataset(find_instruct_file(sample, "valid"), tokenizer(), 512, 1)
-    return {"seen": [task for kind in source.kinds for task in source.eval_tasks(kind, 3)]}
+    source = InstructDataset(find_instruct_file(sample, "valid"), tokenizer(), DataSection(seq_len=512), 1)
+    return {"seen": [task for kind in source.mixture.kinds for task in source.eval_tasks(kind, 3)]}
 
 
 def tokenizer(chat: bool = True):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mini_chat_gpt.tinystories.mixture import balanced_weights, realised_shares, solve_weights
+from mini_chat_gpt.tinystories.mixture import balanced_weights, realized_shares, solve_weights
 
 RNG = np.random.default_rng(0)
 
@@ -15,20 +15,20 @@ def sample(*chances: float, records: int = 1000) -> np.ndarray:
 @pytest.mark.parametrize("wished", [[1, 1, 1], [5, 3, 2], [0.1, 0.1, 0.8]])
 def test_shares_within_reach_are_met(wished):
     supported = sample(0.9, 0.9, 0.9)
-    shares = realised_shares(supported, solve_weights(supported, np.array(wished, dtype=float)))
+    shares = realized_shares(supported, solve_weights(supported, np.array(wished, dtype=float)))
     assert shares == pytest.approx(np.array(wished) / sum(wished), abs=2e-3)
 
 
 def test_a_rare_category_is_taken_wherever_it_occurs_and_the_others_keep_their_proportion():
     supported = sample(1, 1, 0.05)
-    shares = realised_shares(supported, solve_weights(supported, np.array([0.4, 0.2, 0.4])))
+    shares = realized_shares(supported, solve_weights(supported, np.array([0.4, 0.2, 0.4])))
     assert shares[2] == pytest.approx(supported[:, 2].mean(), abs=2e-3)
     assert shares[0] / shares[1] == pytest.approx(2, abs=0.05)
 
 
 def test_a_category_that_is_all_most_records_have_leaves_the_others_their_proportion():
     supported = sample(1, 0.3, 0.3)
-    shares = realised_shares(supported, solve_weights(supported, np.array([0.1, 0.6, 0.3])))
+    shares = realized_shares(supported, solve_weights(supported, np.array([0.1, 0.6, 0.3])))
     assert shares[0] == pytest.approx((supported.sum(axis=1) == 1).mean(), abs=0.02)
 
 
@@ -46,14 +46,14 @@ NAMES = ["words", "ending/yes", "ending/no"]
 def test_both_answers_of_a_yes_no_kind_are_drawn_equally_often():
     answer = RNG.random(1000) < 0.9
     supported = np.stack([np.ones(1000, dtype=bool), answer, ~answer], axis=1)
-    shares = realised_shares(supported, balanced_weights(supported, NAMES, {"words": 0.9, "ending": 0.1}))
+    shares = realized_shares(supported, balanced_weights(supported, NAMES, {"words": 0.9, "ending": 0.1}))
     assert shares == pytest.approx([0.9, 0.05, 0.05], abs=3e-3)
 
 
 def test_the_commoner_answer_is_held_down_to_the_rarer_one():
     answer = RNG.random(1000) < 0.98
     supported = np.stack([np.ones(1000, dtype=bool), answer, ~answer], axis=1)
-    shares = realised_shares(supported, balanced_weights(supported, NAMES, {"words": 0.5, "ending": 0.5}))
+    shares = realized_shares(supported, balanced_weights(supported, NAMES, {"words": 0.5, "ending": 0.5}))
     assert shares[1] == pytest.approx(shares[2], rel=0.05)
     assert shares[2] == pytest.approx((~answer).mean(), rel=0.05)
 

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.tinystories import records
-from mini_chat_gpt.tinystories.records import StoryRecord, find_instruct_file, parse_record, read_records, stories
+from mini_chat_gpt.tinystories.records import (
+    StoryRecord,
+    find_instruct_file,
+    find_text,
+    parse_record,
+    read_records,
+    stories,
+)
 
 STORY = "Tom had a cat.\n\nThe cat ran away."
 
@@ -193,3 +200,17 @@ def test_genuine_headers_are_read_field_by_field(real_data):
 
 def test_plain_stories_are_records_too(real_data):
     assert sum(1 for _ in stories(real_data / "tinystories" / "stories-valid.txt")) == 843
+
+
+def test_plain_stories_are_found_by_split(tmp_path):
+    text_file = write(tmp_path, "x\n<|endoftext|>\n", "stories-train.txt")
+    assert find_text(tmp_path, "train") == text_file
+    assert find_text(tmp_path, "valid") is None
+    twin = tmp_path / "stories-valid.txt"
+    twin.write_text("x\n<|endoftext|>\n")
+    assert find_text(text_file, "valid") == twin
+    with pytest.raises(UserError, match="no text at"):
+        find_text(tmp_path / "nothing", "train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="contains no stories"):
+        find_text(tmp_path / "empty", "train")

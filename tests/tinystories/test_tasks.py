@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from mini_chat_gpt.evaluation.task_metrics import score
-from mini_chat_gpt.tinystories.prompts import phrasings
+from mini_chat_gpt.tinystories.prompts import prompt_templates
 from mini_chat_gpt.tinystories.records import ENDING_UNKNOWN, StoryRecord, read_records
 from mini_chat_gpt.tinystories.tasks import TASK_KINDS, YES_NO_KINDS, Task, categories, generate_tasks, task_kind
 
@@ -82,7 +82,7 @@ def test_evidence_lies_in_the_story_and_bears_the_answer_out():
         ("why", "Why was Tom sad? " + STORY),
     ],
 )
-def test_the_documented_wording_is_among_the_phrasings(kind, wording):
+def test_the_documented_wording_is_among_the_templates(kind, wording):
     assert wording in all_prompts(kind)
 
 
@@ -93,14 +93,14 @@ def test_the_documented_wording_is_among_the_phrasings(kind, wording):
         "Write a story using these words: cat, run, sad",
     ],
 )
-def test_the_documented_wording_of_writing_is_among_the_phrasings(wording):
+def test_the_documented_wording_of_writing_is_among_the_templates(wording):
     assert wording in all_prompts("words")
 
 
 def test_every_kind_is_asked_in_several_ways_with_the_story_first_and_last():
     for kind in set(TASK_KINDS) - {"words", "quote", "copyedit"}:  # what the last two ask about varies as well
         made = [task(kind, seed=seed) for seed in range(100)]
-        assert len({one.prompt for one in made}) == len(phrasings()[kind]) >= 4
+        assert len({one.prompt for one in made}) == len(prompt_templates()[kind]) >= 4
         assert any(one.story_span[0] == 0 for one in made)
         assert any(one.prompt.endswith(STORY) for one in made)
 

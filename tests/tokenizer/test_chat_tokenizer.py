@@ -25,9 +25,10 @@ from tokenizer_samples import (
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.tokenizer import tiktoken_files
+from mini_chat_gpt.tokenizer.bpe import DEFAULT_PATTERN, TiktokenBPE, ranks_to_bytes
 from mini_chat_gpt.tokenizer.chat_tokenizer import CONTROL_TOKENS, ChatTokenizer
-from mini_chat_gpt.tokenizer.encoders import DEFAULT_PATTERN, PieceEncoder, RankEncoder, ranks_to_bytes
 from mini_chat_gpt.tokenizer.hf_export import byte_letters, merges_from_ranks
+from mini_chat_gpt.tokenizer.sentencepiece import SentencePieceBPE
 
 KINDS = ["tiktoken", "llama2c"]
 both_kinds = pytest.mark.parametrize("kind", KINDS)
@@ -142,7 +143,7 @@ def test_any_llama2c_vocabulary_gives_the_ids_of_the_literal_algorithm(joins, te
     pieces = (
         fixed + [(join.encode(), float(score)) for join, score in joins] + [(b" ", -9.0), (b"a", -9.0), (b"b", -9.0)]
     )
-    encoder = PieceEncoder.from_bytes(llama2c_file(pieces), "drawn")
+    encoder = SentencePieceBPE.from_bytes(llama2c_file(pieces), "drawn")
     assert encoder.encode(text) == literal_llama2c(text, pieces)
 
 
@@ -315,7 +316,7 @@ def test_a_chat_model_stops_at_the_beginning_of_another_turn_too():
 
 def test_ids_that_no_rank_uses_get_a_name():
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"ab": 257}
-    tokenizer = ChatTokenizer(RankEncoder(ranks, DEFAULT_PATTERN), {"<|endoftext|>": 260})
+    tokenizer = ChatTokenizer(TiktokenBPE(ranks, DEFAULT_PATTERN), {"<|endoftext|>": 260})
     assert tokenizer.control == {
         "<|reserved_256|>": 256,
         "<|reserved_258|>": 258,
@@ -597,7 +598,7 @@ def test_transformers_loads_the_same_tokenizer_beside_a_llama_config(saved, tmp_
 
 @pytest.mark.parametrize("pattern", ["GPT2_PATTERN", "CL100K_PATTERN", "O200K_PATTERN"])
 def test_transformers_splits_like_the_public_encodings(pattern, tmp_path):
-    tokenizer = ChatTokenizer(RankEncoder(own_tokenizer().encoder.ranks, getattr(tiktoken_files, pattern)))
+    tokenizer = ChatTokenizer(TiktokenBPE(own_tokenizer().encoder.ranks, getattr(tiktoken_files, pattern)))
     tokenizer.save(tmp_path)
     theirs = hugging_face(tmp_path)
     for text in [*CORPUS, *HARD_TEXTS]:
@@ -621,7 +622,7 @@ def test_transformers_gives_the_ids_of_a_real_llama2c_tokenizer(tok512, stories,
 def test_entries_that_no_merge_makes_are_still_found_by_transformers(tmp_path):
     """tiktoken takes a whole chunk that is an entry as it is, and joins any two neighbours that form one."""
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"hello": 256, b"xy": 259, b"xyz": 257, b"yz": 258}
-    tokenizer = ChatTokenizer(RankEncoder(ranks, DEFAULT_PATTERN))
+    tokenizer = ChatTokenizer(TiktokenBPE(ranks, DEFAULT_PATTERN))
     tokenizer.save(tmp_path)
     theirs = hugging_face(tmp_path)
     for text in ("hello", "hello hellos", "xyz", "axyz", "xyzxyz yzxy"):

@@ -36,7 +36,7 @@ class NamedIndices(CountingDataset):
         return self.name, index
 
 
-def test_an_epoch_of_a_mixture_has_each_of_the_first_once_and_so_many_of_the_second():
+def test_an_epoch_of_a_mixture_has_each_example_of_the_first_once_and_a_share_of_the_second():
     first, second = NamedIndices("first", 30), NamedIndices("second", 1000)
     mixed = Mixed(first, second, 0.25, seed=1)
     assert len(mixed) == 40
@@ -56,7 +56,7 @@ def test_chats_alone_need_no_stories(chats):
     assert [shown.expected for shown in found.shown] == [
         f"Hello {shown.prompt[0].content.removeprefix('Hi ')}!" for shown in found.shown
     ]
-    assert not found.suite
+    assert not found.eval_tasks
 
 
 def test_chats_and_stories_together(chats, sample):
@@ -65,7 +65,7 @@ def test_chats_and_stories_together(chats, sample):
     assert kinds["chats"] == 18
     assert sum(kinds.values()) == 36
     assert {example.kind for example in found.validation} > {"chats", "moral"}
-    assert Counter(task.kind for task in found.suite)["moral"] == 2
+    assert Counter(task.kind for task in found.eval_tasks)["moral"] == 2
 
 
 def test_held_out_files_are_never_trained_on(chats, tmp_path):
@@ -73,13 +73,13 @@ def test_held_out_files_are_never_trained_on(chats, tmp_path):
     other.write_text(chats.read_text().replace("Hello 3!", "Hello three!"))
     found = examples_of(chats, chats={"valid_files": str(other)})
     assert (len(found.source), len(found.validation)) == (20, 20)
-    assert "Held-out chats that are trained on too: 19" in found.notes[0]
-    assert "Held-out chats that begin with a question that is trained on: 1" in found.notes[1]
-    with pytest.raises(UserError, match=r"stands in chats.files and in chats.valid_files"):
+    assert "Held-out chats that are also in the training data: 19" in found.notes[0]
+    assert "Held-out chats that begin with a question of the training data: 1" in found.notes[1]
+    with pytest.raises(UserError, match=r"is in chats.files and in chats.valid_files"):
         examples_of(chats, chats={"valid_files": str(chats)})
 
 
-def test_bad_records_end_it_or_are_skipped(chats):
+def test_bad_records_are_an_error_or_are_skipped(chats):
     chats.write_text(chats.read_text() + '\n{"prompt": "Hi"}\n')
     with pytest.raises(UserError, match=r'line 21: it has "prompt" but no "completion"; mend it, or leave it out'):
         examples_of(chats)
@@ -87,15 +87,15 @@ def test_bad_records_end_it_or_are_skipped(chats):
     assert "records skipped: 1; the first:" in found.notes[0]
 
 
-def test_lessons_are_made_of_stories(chats, sample):
-    lesson = {"curriculum": [{"share": 0.5, "seq_len": 64}], "num_workers": 0}
-    with pytest.raises(UserError, match=r"chats.stories is 0; give it a share"):
-        examples_of(chats, data=lesson)
-    assert len(examples_of(chats, sample, chats={"stories": 0.3}, data=lesson).stages) == 1
+def test_curriculum_stages_need_stories(chats, sample):
+    stage = {"curriculum": [{"share": 0.5, "seq_len": 64}], "num_workers": 0}
+    with pytest.raises(UserError, match=r"chats.stories is 0; set chats.stories"):
+        examples_of(chats, data=stage)
+    assert len(examples_of(chats, sample, chats={"stories": 0.3}, data=stage).stages) == 1
 
 
-def test_what_a_run_is_scored_by(sample):
-    tasks = examples_of(None, sample, sft={"eval_tasks": 1}).suite
+def test_eval_tasks_give_a_score_for_each_kind(sample):
+    tasks = examples_of(None, sample, sft={"eval_tasks": 1}).eval_tasks
     config = tiny_config(sft={"best_metric": "suite/moral/exact"})
     measure = eval_metrics_of(tasks, TOKENIZER, config)
     scores = measure(lively_model(TOKENIZER.vocab_size, context_length=512))
