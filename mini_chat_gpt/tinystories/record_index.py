@@ -1,7 +1,11 @@
-"""Any record of a file by its number, without loading the file: where each record lies, and what it has.
+"""Random access to the records of a file without loading it: the position of each record, and which fields it has.
 
-One streaming pass over the file finds offset, length and a few bits per record (14 bytes in all); the result is cached beside
-the file, or in the user's cache folder where that place can't be written, and thrown away when the file changes.
+One pass over the file finds the offset, the length and a few bits of each record (14 bytes in all). The result is cached beside
+the file, or in the user's cache folder if that is not writable, and made again when the file changes.
+
+`scan_record` defines the result: it agrees with `records.parse_record` on what is a story and which fields there are. `scan_block`
+gives the same result for a whole block of records. It handles records of the usual shape with numpy, so that the time depends on
+the size of the file and not on Python's microseconds per record.
 """
 
 from __future__ import annotations
@@ -11,23 +15,36 @@ import hashlib
 import os
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import user_cache
-from mini_chat_gpt.tinystories.record_scan import BITS, FeatureBits, scan_block
-from mini_chat_gpt.tinystories.records import StoryRecord, decode, no_story, open_text, parse_record, whole_records
+from mini_chat_gpt.tinystories.records import (
+    ENDING_UNKNOWN,
+    FEATURES,
+    FIELDS,
+    SEPARATOR,
+    StoryRecord,
+    decode,
+    no_story,
+    open_text,
+    parse_record,
+    whole_records,
+)
 
 _VERSION = 1
 
+# One bit for each field and each known feature, and one for bytes that are not UTF-8.
+BITS = {name: 1 << place for place, name in enumerate((*FIELDS, *FEATURES, ENDING_UNKNOWN, "not UTF-8"))}
+
 
 class RecordIndex:
-    """The records with a story of one file: `len(index)`, `index[i]`, `index.has(name)`.
+    """The records of one file that have a story: `len(index)`, `index[i]`, `index.has(name)`.
 
-    Can be pickled and used after a fork and from several threads; the file is opened when a process first needs it.
-    Raises UserError for a file that holds no record (see `read_records`).
+    It can be pickled, and used after a fork and by several threads. Each process opens the file at first use. Raises UserError for
+    a file without records (see `read_records`).
     """
 
     def __init__(self, path: str | Path, cache: bool = True) -> None:
@@ -39,7 +56,7 @@ class RecordIndex:
         self.lengths: np.ndarray = table["lengths"]  # (records,) uint32, bytes
         self.bits: np.ndarray = table["bits"]  # (records,) uint16, see BITS
         self.without_story = int(table["without_story"])
-        """Records that were left out because they have no story."""
+        """Number of records that are ignored because they have no story."""
         self._handle: tuple[int, int] | None = None  # (process id, file descriptor)
         if cache and "stamp" not in table:
             _save(self.path, table | {"stamp": np.array(stamp)})
@@ -52,15 +69,15 @@ class RecordIndex:
         return parse_record(self.text(number))
 
     def text(self, number: int) -> str:
-        """The record as it stands in the file, without its separator."""
+        """The record as it is in the file, without its separator."""
         return decode(self._read(int(self.offsets[number]), int(self.lengths[number])))
 
     def has(self, name: str) -> np.ndarray:
-        """(records,) bool: which records have a line of this field, or this feature in their Features, or "not UTF-8" bytes."""
+        """(records,) bool: which records have this field, or this feature in their Features, or "not UTF-8" bytes."""
         return (self.bits & BITS[name]).astype(bool)
 
     def _read(self, offset: int, length: int) -> bytes:
-        if hasattr(os, "pread"):  # no file position to share, so threads and forked processes can't disturb each other
+        if hasattr(os, "pread"):  # without a shared file position, on which threads and processes could interfere
             if self._handle is None or self._handle[0] != os.getpid():
                 self._handle = os.getpid(), os.open(self.path, os.O_RDONLY)
             data = os.pread(self._handle[1], length, offset)
@@ -70,7 +87,7 @@ class RecordIndex:
                 data = file.read(length)
         if len(data) != length:
             raise UserError(
-                f"{self.path} has become shorter since it was opened; leave it alone during a run and start again."
+                f"{self.path} has become shorter since it was opened; do not change it during a run, and start again."
             )
         return data
 
@@ -85,23 +102,23 @@ class RecordIndex:
 
 
 def _build(path: Path) -> dict[str, Any]:
-    """One pass over the file."""
-    feature_bits, scanned = FeatureBits(), []
+    """Scan the file in one pass."""
+    feature_bits, blocks = FeatureBits(), []
     for offset, text, end in whole_records(path):
-        found = scan_block(text, end, feature_bits)
-        scanned.append(found._replace(offsets=found.offsets + offset))
-    if not any(len(found.offsets) for found in scanned):
+        block = scan_block(text, end, feature_bits)
+        blocks.append(block._replace(offsets=block.offsets + offset))
+    if not any(len(block.offsets) for block in blocks):
         raise no_story(path)
     return {
-        "offsets": np.concatenate([found.offsets for found in scanned]),
-        "lengths": np.concatenate([found.lengths for found in scanned]),
-        "bits": np.concatenate([found.bits for found in scanned]),
-        "without_story": np.int64(sum(found.without_story for found in scanned)),
+        "offsets": np.concatenate([block.offsets for block in blocks]),
+        "lengths": np.concatenate([block.lengths for block in blocks]),
+        "bits": np.concatenate([block.bits for block in blocks]),
+        "without_story": np.int64(sum(block.without_story for block in blocks)),
     }
 
 
 def _stamp(path: Path) -> list[str]:
-    """What tells one state of a file from another: size, time of change, and a hash of its first and last 64 KiB."""
+    """Identifies a state of the file: version, size, modification time, and a hash of its first and last 64 KiB."""
     stat = path.stat()
     with open(path, "rb") as file:
         head = file.read(1 << 16)
@@ -116,7 +133,7 @@ def _cache_places(path: Path) -> list[Path]:
 
 
 def _load(path: Path, stamp: list[str]) -> dict[str, Any] | None:
-    """The cached index, if there is one of the file as it is now. A damaged one counts as none."""
+    """The cached index of the current state of the file, or None. A damaged cache is ignored."""
     for place in _cache_places(path):
         with contextlib.suppress(Exception), np.load(place, allow_pickle=False) as arrays:
             if list(arrays["stamp"]) == stamp:
@@ -125,7 +142,7 @@ def _load(path: Path, stamp: list[str]) -> dict[str, Any] | None:
 
 
 def _save(path: Path, table: dict[str, Any]) -> None:
-    """Keep the index where the next run finds it. The cache only saves time: a disk that refuses it is no error."""
+    """Write the cache. It only saves time, so a disk that can't be written to is not an error."""
     for place in _cache_places(path):
         temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
@@ -139,3 +156,149 @@ def _save(path: Path, table: dict[str, Any]) -> None:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+# Scanning
+
+_STORY = b"\nStory:"
+_NAMES = tuple((f"\n{name}:".encode(), BITS[name]) for name in FIELDS)
+_LINES = (_STORY, *(name for name, _ in _NAMES))  # the code of a line is its index here
+_NO_LINE = len(_LINES)
+_FEATURES_LINE = f"\n{FIELDS[0]}:".encode()
+_STORY_BYTES = 64  # this many bytes between `Story:` and the next field count as a story without a check for blanks
+_NEWLINE, _CARRIAGE_RETURN, _SPACE = b"\n\r "
+_WORD = 8  # bytes that are compared at once
+_MARGIN = 4 * _WORD  # bytes after the end of a text that must be readable
+
+
+class FeatureBits(dict[bytes, int]):
+    """The bits of a line of features, cached, because a file has few different ones."""
+
+    def __missing__(self, line: bytes) -> int:
+        names = {item.strip() for item in line.decode("utf-8", "replace").split(",")}
+        self[line] = sum(BITS[name] for name in (*FEATURES, ENDING_UNKNOWN) if name in names)
+        return self[line]
+
+
+class Scanned(NamedTuple):
+    """The records of a text that have a story, in order, and the number of records without one."""
+
+    offsets: np.ndarray  # (records,) int64, bytes from the beginning of the text
+    lengths: np.ndarray  # (records,) uint32, bytes
+    bits: np.ndarray  # (records,) uint16, see BITS
+    without_story: int
+
+
+def scan_record(chunk: bytes, feature_bits: FeatureBits) -> int | None:
+    """The bits of a record, or None if it has no story."""
+    lines = b"\n" + chunk.lstrip()
+    encoding = 0 if _is_utf8(lines) else BITS["not UTF-8"]
+    story = lines.find(_STORY)
+    if story < 0:  # a plain story, unless it begins with a field
+        return None if lines.startswith(tuple(name for name, _ in _NAMES)) else encoding
+    bits, after, end = 0, story + len(_STORY), len(lines)
+    for name, bit in _NAMES:
+        if lines.find(name, 0, story) >= 0:
+            bits |= bit
+        elif (at := lines.find(name, after)) >= 0:
+            bits |= bit
+            end = min(end, at)
+    if end - after < _STORY_BYTES and not lines[after:end].strip():
+        return None
+    if bits & BITS["Features"]:
+        begin = lines.index(_FEATURES_LINE) + len(_FEATURES_LINE)
+        bits |= feature_bits[lines[begin:].split(b"\n", 1)[0]]
+    return bits | encoding
+
+
+def scan_block(text: bytes, end: int, feature_bits: FeatureBits) -> Scanned:
+    """`scan_record` for every record of text[:end], which must begin and end between records."""
+    if len(text) < end + _MARGIN:
+        text += bytes(_MARGIN)
+    letters = np.frombuffer(text, dtype=np.uint8)
+    begins, ends = _boundaries(letters, end)
+    newlines = np.flatnonzero(letters[:end] == _NEWLINE)
+    at, codes = _field_lines(letters, newlines)
+    record = np.searchsorted(begins, at, "right") - 1
+    bits = np.zeros(len(begins), dtype=np.uint16)
+    for code, (_, bit) in enumerate(_NAMES, start=1):
+        bits[record[codes == code]] |= bit
+    usual, story = _usual(letters, begins, ends), _first(record, codes == 0, len(begins))
+    following = np.minimum(np.append(at, end)[story + 1], ends)
+    has_story = (story >= 0) & (following - np.append(at, 0)[story] - len(_STORY) >= _STORY_BYTES)
+    plain = (story < 0) & (bits == 0)
+    usual &= (has_story | plain) & (text.isascii() or _is_utf8(text[:end]))
+
+    features = _first(record, codes == _LINES.index(_FEATURES_LINE), len(begins))
+    rows = np.flatnonzero(usual & has_story & (features >= 0))
+    starts = at[features[rows]] + len(_FEATURES_LINE)
+    stops = np.minimum(np.append(newlines, end)[np.searchsorted(newlines, starts)], ends[rows])
+    row_bits = [feature_bits[text[start:stop]] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+    bits[rows] |= np.array(row_bits, dtype=np.uint16)
+
+    without_story = 0
+    for row in np.flatnonzero(~usual).tolist():  # unusual records, one by one
+        chunk = text[begins[row] : ends[row]]
+        if chunk and not chunk.isspace():
+            record_bits = scan_record(chunk, feature_bits)
+            usual[row] = record_bits is not None
+            bits[row] = record_bits or 0
+            without_story += record_bits is None
+    return Scanned(begins[usual], (ends - begins)[usual].astype(np.uint32), bits[usual], without_story)
+
+
+def _boundaries(letters: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(begins, ends) of the pieces between separators. The last piece is empty if the text ends with a separator."""
+    separators = np.flatnonzero(letters[:size] == SEPARATOR[0])
+    separators = separators[_begins_with(letters, separators, SEPARATOR)]
+    return np.concatenate(([0], separators + len(SEPARATOR))), np.concatenate((separators, [size]))
+
+
+def _field_lines(letters: np.ndarray, newlines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(positions, codes) of the newlines before lines that begin with `Story:` or the name of a field."""
+    initials = np.zeros(256, dtype=bool)
+    initials[[line[1] for line in _LINES]] = True
+    places = newlines[initials[letters[newlines + 1]]]
+    codes = np.full(len(places), _NO_LINE, dtype=np.uint8)
+    for code, line in enumerate(_LINES):
+        codes[_begins_with(letters, places, line)] = code
+    return places[codes < _NO_LINE], codes[codes < _NO_LINE]
+
+
+def _begins_with(letters: np.ndarray, places: np.ndarray, text: bytes) -> np.ndarray:
+    """Indices into `places` (k,) of those at which this text begins."""
+    # The 8-byte word at every byte; consecutive words overlap.
+    words: np.ndarray = np.ndarray(len(letters) - _WORD + 1, dtype=np.uint64, buffer=letters, strides=(1,))
+    here = np.arange(len(places))
+    for start in range(0, len(text), _WORD):
+        part = text[start : start + _WORD]
+        mask = np.frombuffer((b"\xff" * len(part)).ljust(_WORD, b"\0"), dtype=np.uint64)
+        wanted = np.frombuffer(part.ljust(_WORD, b"\0"), dtype=np.uint64)
+        here = here[(words[places[here] + start] & mask) == wanted]
+    return here
+
+
+def _first(record: np.ndarray, chosen: np.ndarray, records: int) -> np.ndarray:
+    """(records,) index into `record` of the first chosen line of each record, -1 if it has none."""
+    first = np.full(records, -1)
+    backwards = np.flatnonzero(chosen)[::-1]
+    first[record[backwards]] = backwards  # the last assignment counts, which is the first line in the file
+    return first
+
+
+def _usual(letters: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """(records,) bool: the first line that is not blank begins without indentation after one or two newlines."""
+    one, two, three = (letters[begins + ahead] for ahead in range(3))
+    blank = (one == _NEWLINE) | (one == _CARRIAGE_RETURN)
+    begun = ((one == _NEWLINE) & (two > _SPACE)) | (blank & (two == _NEWLINE) & (three > _SPACE))
+    return begun & (ends - begins > 2)
+
+
+def _is_utf8(text: bytes) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

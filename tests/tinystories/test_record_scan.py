@@ -1,11 +1,11 @@
-"""Scanning a block gives for each record what looking at it alone gives, whatever its shape and wherever the file is cut."""
+"""Scanning a block gives the same result as scanning each record, for any shape of records and any block size."""
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mini_chat_gpt.tinystories import record_scan
-from mini_chat_gpt.tinystories.record_index import RecordIndex
-from mini_chat_gpt.tinystories.record_scan import BITS, FeatureBits, scan_block, scan_record
+from mini_chat_gpt.tinystories import record_index
+from mini_chat_gpt.tinystories import records as records_module
+from mini_chat_gpt.tinystories.record_index import BITS, FeatureBits, RecordIndex, scan_block, scan_record
 from mini_chat_gpt.tinystories.records import SEPARATOR, raw_records
 
 LONG = b"Once there was a boy. " * 4
@@ -24,7 +24,7 @@ RECORDS = st.builds(
 
 
 def one_by_one(records: list[bytes]) -> tuple[list[tuple[int, int, int]], int]:
-    """[(offset, length, bits)] and the number without a story, each record looked at alone."""
+    """[(offset, length, bits)] and the number without a story, scanning each record by itself."""
     found, offset, without_story = [], 0, 0
     for record in records:
         if record and not record.isspace():
@@ -50,20 +50,18 @@ def test_a_block_at_a_time_equals_one_record_at_a_time(records):
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(records=st.lists(RECORDS, max_size=5), block=st.integers(1, 400))
-def test_a_file_read_in_pieces_that_cut_records_separators_and_letters_is_indexed_alike(
-    tmp_path, monkeypatch, records, block
-):
+def test_the_index_does_not_depend_on_where_blocks_end(tmp_path, monkeypatch, records, block):
     records = [*records, b"\nStory: last"]
     (tmp_path / "x").write_bytes(SEPARATOR.join(records) + SEPARATOR)
-    monkeypatch.setattr(records, "_BLOCK", block)
+    monkeypatch.setattr(records_module, "_BLOCK", block)
     index = RecordIndex(tmp_path / "x", cache=False)
     rows = list(zip(index.offsets.tolist(), index.lengths.tolist(), index.bits.tolist(), strict=True))
     assert (rows, index.without_story) == one_by_one(records)
 
 
-def test_records_of_the_usual_shape_are_not_looked_at_one_by_one(monkeypatch):
+def test_records_of_the_usual_shape_are_not_scanned_one_by_one(monkeypatch):
     record = b"\nFeatures: Twist\nWords: a\nStory: \n\n" + LONG + b"\nSummary: b\n"
-    monkeypatch.setattr(record_scan, "scan_record", None)
+    monkeypatch.setattr(record_index, "scan_record", None)
     text = (record + SEPARATOR) * 3 + (b"\n" + LONG + SEPARATOR)
     expected = BITS["Features"] | BITS["Twist"] | BITS["Words"] | BITS["Summary"]
     assert scan_block(text, len(text), FeatureBits()).bits.tolist() == [expected] * 3 + [0]
