@@ -52,8 +52,8 @@ def test_instruction_and_whole_answer_survive(tokenizer):
     fitted = truncate_to_context(about(STORY), tokenizer, 100)
     assert fitted.task.prompt.startswith("Read this story. ")
     assert fitted.task.prompt.endswith("\n\nWho is it about?")
-    trained = [id for id, target in zip(fitted.ids, fitted.loss_mask, strict=True) if target]
-    assert trained == [*tokenizer.encode("The cat."), tokenizer.end_id]
+    (reply,) = fitted.replies
+    assert fitted.ids[slice(*reply)].tolist() == [*tokenizer.encode("The cat."), tokenizer.end_id]
 
 
 def test_the_sentence_that_the_answer_rests_on_survives(tokenizer):

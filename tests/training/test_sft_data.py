@@ -96,11 +96,11 @@ def test_curriculum_stages_need_stories(chats, sample):
 
 def test_eval_tasks_give_a_score_for_each_kind(sample):
     tasks = examples_of(None, sample, sft={"eval_tasks": 1}).eval_tasks
-    config = tiny_config(sft={"best_metric": "suite/moral/exact"})
+    config = tiny_config(sft={"best_metric": "eval/moral/exact"})
     measure = eval_metrics_of(tasks, TOKENIZER, config)
     scores = measure(lively_model(TOKENIZER.vocab_size, context_length=512))
-    assert "suite/moral/exact" in scores
+    assert "eval/moral/exact" in scores
     assert all(0 <= score <= 1 for score in scores.values())
-    with pytest.raises(UserError, match=r"sft.best_metric is 'moral'; here it can be val_loss, suite/"):
+    with pytest.raises(UserError, match=r"sft.best_metric is 'moral'; here it can be val_loss, eval/"):
         eval_metrics_of(tasks, TOKENIZER, tiny_config(sft={"best_metric": "moral"}))
     assert eval_metrics_of([], TOKENIZER, tiny_config()) is None
