@@ -18,7 +18,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.terminal import format_size
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.training.compile import choose_compiling
-from mini_chat_gpt.training.wandb_run import wandb_mode
+from mini_chat_gpt.training.monitor import wandb_mode
 
 
 @dataclass(frozen=True)

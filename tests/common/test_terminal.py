@@ -16,7 +16,7 @@ from mini_chat_gpt.common.terminal import StatusItem, StepProgress, format_durat
 
 ITEMS = [
     StatusItem("loss ", "1.234"), StatusItem("smoothed ", "1.300"), StatusItem("gradient norm ", "0.80"),
-    StatusItem("learning rate ", "3.0e-04"), StatusItem("", "12,346", " tokens/s"), StatusItem("", "3,457", " trained/s"),
+    StatusItem("learning rate ", "3.0e-04"), StatusItem("", "12,346", " tokens/s"), StatusItem("", "3,457", " supervised/s"),
     StatusItem("memory ", "1.23 GB"),
 ]  # fmt: skip
 SHOWN = [str(item) for item in ITEMS]

@@ -32,7 +32,7 @@ def steps_in(folder):
 # metrics.jsonl
 
 
-def test_going_on_drops_the_lines_after_the_checkpoint_and_keeps_the_others_as_they_are(tmp_path):
+def test_a_resume_drops_the_lines_after_the_checkpoint_and_keeps_the_others_unchanged(tmp_path):
     log_steps(tmp_path, 1, 2, 3, 4)
     before = (tmp_path / METRICS).read_text().splitlines()
     keep_metrics_until(tmp_path, 2)
@@ -40,7 +40,7 @@ def test_going_on_drops_the_lines_after_the_checkpoint_and_keeps_the_others_as_t
 
 
 @given(cut=st.integers(0, 400))
-def test_wherever_a_kill_cuts_the_file_whole_lines_stay_and_new_ones_stand_alone(tmp_path_factory, cut):
+def test_wherever_a_kill_truncates_the_file_complete_lines_stay_and_new_ones_are_separate(tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("run")
     log_steps(folder, 1, 2, 3, 4, 5)
     path = folder / METRICS
@@ -54,7 +54,7 @@ def test_wherever_a_kill_cuts_the_file_whole_lines_stay_and_new_ones_stand_alone
 
 
 @pytest.mark.parametrize("line", ["", "12", "null", "[]", "{}", '{"step": "two"}', '{"step": 2', "\xff\x00\u2028"])
-def test_lines_that_are_no_metrics_are_passed_over(tmp_path, line):
+def test_lines_without_metrics_are_skipped(tmp_path, line):
     log_steps(tmp_path, 1)
     with open(tmp_path / METRICS, "ab") as file:
         file.write(line.encode("latin-1", errors="replace") + b"\n")
@@ -96,7 +96,7 @@ def test_an_inactive_monitor_writes_and_prints_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_run_ids_are_new_each_time_whatever_the_seed():
+def test_run_ids_do_not_depend_on_the_seed():
     import random
 
     random.seed(0)
@@ -110,12 +110,12 @@ def test_run_ids_are_new_each_time_whatever_the_seed():
 
 
 @pytest.mark.parametrize(("share", "shown"), [(0.0, []), (0.02, []), (0.25, ["waiting for data 25%"])])
-def test_waiting_for_data_is_shown_when_it_costs_something(share, shown):
-    items = [str(item) for item in replace(STATUS, data_wait_share=share).items()]
+def test_waiting_for_data_is_shown_if_it_takes_time(share, shown):
+    items = [str(item) for item in replace(STATUS, data_wait_fraction=share).items()]
     assert [item for item in items if "waiting" in item] == shown
 
 
-def test_numbers_that_are_not_finite_can_be_shown():
+def test_non_finite_numbers_can_be_shown():
     broken = Status(math.nan, math.nan, math.inf, 0.0, math.inf, math.nan, 0)
     assert [str(item) for item in broken.items()] == [
         "loss nan",
@@ -123,5 +123,5 @@ def test_numbers_that_are_not_finite_can_be_shown():
         "gradient norm inf",
         "learning rate 0.0e+00",
         "? tokens/s",
-        "? trained/s",
+        "? supervised/s",
     ]
