@@ -1,4 +1,4 @@
-"""The questions for lm-evaluation-harness: what the task files ask for, in the chat format to the id."""
+"""The questions for lm-evaluation-harness fit the task files, and produce the same ids as our chat format."""
 
 import importlib.util
 import json
@@ -50,7 +50,7 @@ def rows_in(folder: Path) -> dict[str, list[dict]]:
 
 @pytest.fixture(scope="module")
 def work(sample, tmp_path_factory) -> Path:
-    """A folder with a chat model, a base model, and the questions where the task files look for them."""
+    """A folder with a chat model, a base model, and the questions at the paths of the task files."""
     folder = tmp_path_factory.mktemp("work")
     tokenizer = ChatTokenizer.train(stories(sample / VALID), 600)
     save_checkpoint(folder / BASE, lively_model(tokenizer.vocab_size, context_length=400), tokenizer)
@@ -74,28 +74,30 @@ def test_the_rows_have_the_fields_that_the_task_files_name(rows, name):
     assert files == [(make_task.FOLDER / f"{kind}.jsonl").as_posix() for kind in make_task.KINDS]
     named = {"prompt", "choices", "label"}
     for task in tasks:
-        asked = [task[key] for key in ("doc_to_text", "doc_to_choice", "doc_to_target") if key in task]
-        assert set(asked) <= named | {"{{choices[label]}}"}
-    assert all(named <= set(row) for ours in rows.values() for row in ours)
+        fields = [task[key] for key in ("doc_to_text", "doc_to_choice", "doc_to_target") if key in task]
+        assert set(fields) <= named | {"{{choices[label]}}"}
+    assert all(named <= set(row) for of_kind in rows.values() for row in of_kind)
 
 
 def test_the_right_choice_is_the_tasks_answer(rows, work, sample):
     models = [load_checkpoint(work / name, "cpu") for name in (CHAT, BASE)]
     tasks = held_out_tasks(sample / VALID, models, 6, kinds=make_task.KINDS)
-    wanted = {(task.kind, task.prompt): (task.answer, group) for group, ours in tasks.items() for task in ours}
-    found = {(kind, row["prompt"]): row for kind, ours in rows.items() for row in ours}
-    assert {key: (row["choices"][row["label"]].lower(), row["group"]) for key, row in found.items()} == wanted
+    expected = {
+        (task.kind, task.prompt): (task.answer, group) for group, of_group in tasks.items() for task in of_group
+    }
+    by_prompt = {(kind, row["prompt"]): row for kind, of_kind in rows.items() for row in of_kind}
+    assert {key: (row["choices"][row["label"]].lower(), row["group"]) for key, row in by_prompt.items()} == expected
 
 
 def test_there_are_as_many_yes_as_no_of_each_kind_and_group(rows):
-    for ours in rows.values():
+    for of_kind in rows.values():
         for group in ("seen", "unseen"):
-            labels = [row["label"] for row in ours if row["group"] == group]
+            labels = [row["label"] for row in of_kind if row["group"] == group]
             assert labels
             assert 2 * sum(labels) == len(labels)
 
 
-def test_a_kind_that_the_data_do_not_have_is_named(tmp_path, sample):
+def test_a_kind_without_questions_is_named(tmp_path, sample):
     tokenizer = ChatTokenizer.train(stories(sample / VALID), 600)
     models = [(tiny_model(tokenizer.vocab_size, context_length=400), tokenizer)]
     tasks = held_out_tasks(sample / VALID, models, 2, kinds=["dialogue"])
@@ -103,7 +105,7 @@ def test_a_kind_that_the_data_do_not_have_is_named(tmp_path, sample):
         make_task.write_questions(tasks, tmp_path)
 
 
-def test_a_system_message_that_the_model_was_trained_with_is_told(tmp_path, sample, capsys):
+def test_the_system_message_of_the_training_is_printed(tmp_path, sample, capsys):
     tokenizer = ChatTokenizer.train(stories(sample / VALID), 600)
     tokenizer.add_control_tokens()
     tokenizer.chat_format = ChatFormat(default_system="Be kind.")
@@ -115,46 +117,46 @@ def test_a_system_message_that_the_model_was_trained_with_is_told(tmp_path, samp
 
 def test_templated_prompt_and_choice_have_the_ids_of_render(rows, work):
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoTokenizer.from_pretrained(work / CHAT)
+    hf_tokenizer = transformers.AutoTokenizer.from_pretrained(work / CHAT)
     tokenizer = load_checkpoint(work / CHAT, "cpu")[1]
-    for row in [row for ours in rows.values() for row in ours]:
-        ours = render([Message("user", row["prompt"])], tokenizer, add_generation_prompt=True)[0]
+    for row in [row for of_kind in rows.values() for row in of_kind]:
+        ids = render([Message("user", row["prompt"])], tokenizer, add_generation_prompt=True)[0]
         chat = [{"role": "user", "content": row["prompt"]}]
-        # As the harness does it: the template makes a string, the choice is put behind it, and both are tokenized.
-        text = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        assert theirs.encode(text) == ours
+        # The harness applies the template to get a string, appends the choice, and tokenizes both together.
+        text = hf_tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert hf_tokenizer.encode(text) == ids
         for choice in row["choices"]:
-            assert theirs.encode(text + choice) == ours + tokenizer.encode(choice)
+            assert hf_tokenizer.encode(text + choice) == ids + tokenizer.encode(choice)
 
 
 def test_a_base_models_prompt_and_choice_have_the_ids_of_a_document(rows, work):
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoTokenizer.from_pretrained(work / BASE, add_bos_token=True)
+    hf_tokenizer = transformers.AutoTokenizer.from_pretrained(work / BASE, add_bos_token=True)
     tokenizer = load_checkpoint(work / BASE, "cpu")[1]
     delimiter = tasks_in("story_yes_no.yaml")[0]["target_delimiter"]
-    for row in [row for ours in rows.values() for row in ours]:
+    for row in [row for of_kind in rows.values() for row in of_kind]:
         for choice in row["choices"]:
             text = row["prompt"] + delimiter + choice
-            assert theirs.encode(text) == [tokenizer.document_id, *tokenizer.encode(text)]
+            assert hf_tokenizer.encode(text) == [tokenizer.document_id, *tokenizer.encode(text)]
 
 
 def log_likelihood(work: Path, name: str, prompt: str, choice: str) -> float:
     model, tokenizer = load_checkpoint(work / name, "cpu")
     if name == CHAT:
-        read, answer = render([Message("user", prompt)], tokenizer, add_generation_prompt=True)[0], choice
+        prompt_ids, answer = render([Message("user", prompt)], tokenizer, add_generation_prompt=True)[0], choice
     else:
-        read, answer = [tokenizer.document_id, *tokenizer.encode(prompt)], f" {choice}"
-    written = tokenizer.encode(answer)
+        prompt_ids, answer = [tokenizer.document_id, *tokenizer.encode(prompt)], f" {choice}"
+    answer_ids = tokenizer.encode(answer)
     with torch.no_grad():
-        logits = model(torch.tensor([read + written]))[0, len(read) - 1 : -1]
-    return float(logits.log_softmax(-1).gather(1, torch.tensor(written)[:, None]).sum())
+        logits = model(torch.tensor([prompt_ids + answer_ids]))[0, len(prompt_ids) - 1 : -1]
+    return float(logits.log_softmax(-1).gather(1, torch.tensor(answer_ids)[:, None]).sum())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "extra"), [(CHAT, "", ["--apply_chat_template"]), (BASE, ",add_bos_token=True", [])]
 )
-def test_lm_eval_finds_the_likelihoods_that_our_own_model_gives(work, tmp_path, name, options, extra):
+def test_lm_eval_computes_the_same_likelihoods_as_our_model(work, tmp_path, name, options, extra):
     pytest.importorskip("lm_eval")
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "4"]
     command += ["--model_args", f"pretrained={name}{options}", "--include_path", str(FOLDER), *extra]
@@ -163,11 +165,11 @@ def test_lm_eval_finds_the_likelihoods_that_our_own_model_gives(work, tmp_path, 
     subprocess.run(command, cwd=work, env=os.environ | offline, check=True)
     replies = [reply for file in tmp_path.rglob("samples_*reply*.jsonl") for reply in lines_of(file)]
     assert len(replies) == sum(map(len, rows_in(work / make_task.FOLDER).values()))
-    chosen = [file for file in tmp_path.rglob("samples_*.jsonl") if "reply" not in file.name]
-    assert len(chosen) == 2
-    for sample in [sample for file in chosen for sample in lines_of(file)]:
+    choice_files = [file for file in tmp_path.rglob("samples_*.jsonl") if "reply" not in file.name]
+    assert len(choice_files) == 2
+    for sample in [sample for file in choice_files for sample in lines_of(file)]:
         row = sample["doc"]
-        ours = [log_likelihood(work, name, row["prompt"], choice) for choice in row["choices"]]
-        theirs = [float(response[0]) for response in sample["filtered_resps"]]
-        assert theirs == pytest.approx(ours, abs=1e-3)
-        assert sample["acc"] == float(ours.index(max(ours)) == row["label"])
+        expected = [log_likelihood(work, name, row["prompt"], choice) for choice in row["choices"]]
+        computed = [float(response[0]) for response in sample["filtered_resps"]]
+        assert computed == pytest.approx(expected, abs=1e-3)
+        assert sample["acc"] == float(expected.index(max(expected)) == row["label"])

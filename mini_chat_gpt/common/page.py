@@ -1,7 +1,7 @@
 """Build self-contained HTML pages: the report, `inspect` and `/why` share this code.
 
 A page is one file. It loads nothing and sends nothing, so it opens in any browser and can be passed on. Every text that data,
-a model or a user wrote must go through `escaped`. The CSS and JavaScript live in `assets/` and are read when a page is written.
+a model or a user wrote must go through `escaped`. The CSS and JavaScript are in `assets/` and are read when a page is written.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ class Answers:
 
 
 def check_prompts(prompts: Prompts, model: GPT, tokenizer: ChatTokenizer, path: Path | None = None) -> None:
-    """Raises UserError for a prompt that leaves no room for a reply in the model's context."""
+    """Raises UserError for a prompt that fills the context of the model."""
     context = model.config.context_length
     for prompt in prompts.all:
         if (n := len(prompt_ids(tokenizer, prompt))) >= context:

@@ -284,7 +284,7 @@ def histogram(
 
 
 def _median_mark(x: float, floor: float, label: str, full_width: float) -> str:
-    """A vertical line at the median with its label on the side that has room."""
+    """A vertical line at the median with its label on the wider side."""
     x = round(x, 1)
     anchor, text_x = ("end", x - 4) if x > full_width / 2 else ("start", x + 4)
     return (

@@ -96,7 +96,7 @@ def test_the_chunk_size_does_not_change_the_result(monkeypatch):
 def test_few_pairs_are_tested_with_all_signs():
     assert paired([0, 0, 0], [1, 2, 3]).p == 2 / 8  # only all + and all − are as far from 0
     assert paired([0, 0, 0], [1, 2, -3]).p == 1
-    assert paired([0, 0, 0, 0], [1, 2, 3, -1]).p == 6 / 16  # |sum| 5 or 7: counted by hand
+    assert paired([0, 0, 0, 0], [1, 2, 3, -1]).p == 6 / 16  # |sum| is 5 or 7 in 6 of 16 cases
 
 
 def test_pairs_without_differences_are_not_significant():

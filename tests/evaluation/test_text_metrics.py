@@ -1,4 +1,4 @@
-"""Text metrics equal values computed by hand and those of Google's rouge_score."""
+"""Text metrics equal known values and those of Google's rouge_score."""
 
 import random
 

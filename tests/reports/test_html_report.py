@@ -1,4 +1,4 @@
-"""The report's page shows every number that it is given, holds no markup of the data, loads nothing, and lacks nothing that it needs."""
+"""The page of a report has every number, escapes all text, loads nothing, and is complete in one file."""
 
 import copy
 import html
@@ -31,15 +31,15 @@ OPTIONAL = (
 )
 
 
-def found(value: float, low: float, high: float, **more: float) -> dict[str, float]:
+def estimate(value: float, low: float, high: float, **more: float) -> dict[str, float]:
     return {"value": value, "low": low, "high": high, **more}
 
 
 def report_of(*names: str, groups: tuple[str, ...] = ("seen", "unseen"), text: str = "Be kind.", n: int = 40) -> dict:
-    """A report on these models, its every text with `text` in it."""
+    """A report on these models, with `text` in every text."""
     first, others = names[0], names[1:]
-    by_name = {name: found(0.123 + place / 5, 0.071, 0.987, stops=0.456) for place, name in enumerate(names)}
-    words = {name: found(31.4 + place, 27.1, 1234.5) for place, name in enumerate(names)}
+    by_name = {name: estimate(0.123 + place / 5, 0.071, 0.987, stops=0.456) for place, name in enumerate(names)}
+    words = {name: estimate(31.4 + place, 27.1, 1234.5) for place, name in enumerate(names)}
     reply = {"parts": [["Be ", "right"], [text, "wrong"]], "finish": "length", "score": 0.25, "label": f"exact {text}"}
     return {
         "title": f"runs/{names[-1]} against runs/{first}",
@@ -80,8 +80,8 @@ def report_of(*names: str, groups: tuple[str, ...] = ("seen", "unseen"), text: s
             "n": 8,
             "models": {name: {
                 "files": [f"train {text}"], "recorded": True, "complete": False, "n_training_texts": 54321,
-                "generated": found(0.172, 0.141, 0.213, longest=57, mean_longest=19.5),
-                "reference": found(0.092, 0.081, 0.103, longest=23, mean_longest=11.5),
+                "generated": estimate(0.172, 0.141, 0.213, longest=57, mean_longest=19.5),
+                "reference": estimate(0.092, 0.081, 0.103, longest=23, mean_longest=11.5),
                 "difference": {"difference": 0.081, "low": 0.051, "high": 0.121, "p": 0.0357},
                 "passage": {"number": 0, "n_words": 57, "text": f"ran {text}", "source": f"Once {text}"},
             } for name in names},
@@ -90,7 +90,7 @@ def report_of(*names: str, groups: tuple[str, ...] = ("seen", "unseen"), text: s
 
 
 class Read(HTMLParser):
-    """What a browser makes of a page: its tags, attributes and text. Fails where a tag is not closed, or not the last one."""
+    """A parsed page: its tags, attributes and text. Fails if tags are not closed or not nested."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -121,13 +121,13 @@ class Read(HTMLParser):
 
 
 def loads_nothing(text: str) -> bool:
-    """Whether no tag, style or script refers to anything but a place on the page."""
+    """Whether tags, styles and scripts refer to anchors of the page only."""
     read = Read(text)
     refers = [values[key] for _, values in read.tags for key in ("src", "href", "srcset", "action") if key in values]
     return all(link.startswith("#") for link in refers) and not re.search(r"https?:|@import|url\(|fetch\(", text)
 
 
-# What is on it
+# Content
 
 
 @pytest.mark.parametrize("names", [("sft",), ("base", "sft"), ("base", "sft", "lora", "other")])
@@ -137,7 +137,7 @@ def test_every_number_is_on_the_page(names, groups):
     read = Read(text)
     assert loads_nothing(text)
     shown = read.text.replace("\u00a0", " ")
-    wanted = [
+    expected = [
         "12.3 %",
         "7.1 to 98.7",
         "2.1 %",
@@ -151,7 +151,7 @@ def test_every_number_is_on_the_page(names, groups):
         "2.41",
         "2.95",
     ]
-    wanted += [
+    expected += [
         "0.811",
         "0.792 to 0.833",
         "17.2 %",
@@ -165,48 +165,48 @@ def test_every_number_is_on_the_page(names, groups):
         "median 30",
         "cut off at the limit",
     ]
-    wanted += ["−0.117 (−0.131 to −0.101), p = 0.0246: ▼ significantly lower"] if len(names) > 1 else []
-    wanted += ["+31.4 points", "15.9 to 65.3", "p = 0.0123", HIGHER] if len(names) > 1 else []
-    assert [words for words in wanted if words not in shown] == []
+    expected += ["−0.117 (−0.131 to −0.101), p = 0.0246: ▼ significantly lower"] if len(names) > 1 else []
+    expected += ["+31.4 points", "15.9 to 65.3", "p = 0.0123", HIGHER] if len(names) > 1 else []
+    assert [text for text in expected if text not in shown] == []
     assert all(name in shown for name in names)
     assert ("+31.4 points" in shown) == (len(names) > 1)
 
 
-def test_every_part_may_be_missing():
-    whole = report_of("base", "sft")
+def test_every_part_is_optional():
+    complete = report_of("base", "sft")
     for part in OPTIONAL:
-        for less in (
-            {k: v for k, v in whole.items() if k != part},
-            {**whole, part: type(whole[part])()},
-            {**whole, part: None},
+        for reduced in (
+            {k: v for k, v in complete.items() if k != part},
+            {**complete, part: type(complete[part])()},
+            {**complete, part: None},
         ):
-            assert loads_nothing(page(less))
-    bare = {"title": "sft", "models": whole["models"][1:]}
+            assert loads_nothing(page(reduced))
+    bare = {"title": "sft", "models": complete["models"][1:]}
     read = Read(page(bare))
     assert "940,321 parameters" in read.text
     assert [values["href"] for values in read.of("a")] == ["#method"]
 
 
-def test_values_may_be_missing_and_there_may_be_one_of_each():
-    less = report_of("base", "sft", n=1)
-    less["kinds"][0]["values"]["seen"] = {"base": None, "sft": {"value": 0.5}}
-    less["kinds"][0]["baseline"] = {}
-    less["lengths"][0]["counts"] = {"sft": [7]}
-    less["memorization"]["models"]["base"] = None
-    less["memorization"]["models"]["sft"] |= {"reference": None} | {
+def test_values_can_be_missing_and_there_can_be_one_of_each():
+    reduced = report_of("base", "sft", n=1)
+    reduced["kinds"][0]["values"]["seen"] = {"base": None, "sft": {"value": 0.5}}
+    reduced["kinds"][0]["baseline"] = {}
+    reduced["lengths"][0]["counts"] = {"sft": [7]}
+    reduced["memorization"]["models"]["base"] = None
+    reduced["memorization"]["models"]["sft"] |= {"reference": None} | {
         "generated": {"value": None, "low": None, "high": None, "longest": 0, "mean_longest": 0.0}, "passage": None, "difference": None
     }  # fmt: skip
-    less["losses"] = {"sft": {"train": [[1, 2.0]], "val": []}, "base": {"train": [], "val": [[5, float("nan")]]}}
-    text = Read(page(less)).text
+    reduced["losses"] = {"sft": {"train": [[1, 2.0]], "val": []}, "base": {"train": [], "val": [[5, float("nan")]]}}
+    text = Read(page(reduced)).text
     assert "–" in text
     assert "50.0" in text
     assert "training, last: 2 at step 1" in text
 
 
-def test_a_measure_that_is_no_share_has_a_scale_of_its_own():
+def test_a_measure_that_is_not_a_share_has_its_own_scale():
     report = report_of("base", "sft", groups=("",)) | {"memorization": None}
     for place, name in enumerate(("base", "sft")):
-        report["kinds"][0]["values"][""][name] = found((-12.5, 37.5)[place], -20, 44)
+        report["kinds"][0]["values"][""][name] = estimate((-12.5, 37.5)[place], -20, 44)
     report["paired"][0] |= {"difference": -3.5, "low": -4, "high": -3, "p": 1e-9}
     read = Read(page(report))
     bars = [float(rect["width"].rstrip("%")) for rect in read.of("rect") if rect["width"].endswith("%")][:2]
@@ -225,7 +225,7 @@ def test_bars_are_as_long_as_their_values(part, whole):
     assert width == pytest.approx(100 * part * abs(whole) / (scale.high - scale.low), abs=0.03)
 
 
-def test_significant_is_said_by_p_or_else_by_the_interval():
+def test_significance_depends_on_p_or_otherwise_on_the_interval():
     row = {"difference": 0.1, "low": -0.1, "high": 0.3, "p": 0.2}
     assert verdict(row) == SAME
     assert verdict(row | {"p": 0.01}) == HIGHER
@@ -234,23 +234,23 @@ def test_significant_is_said_by_p_or_else_by_the_interval():
     assert verdict(row | {"p": None}) == SAME
 
 
-# Texts
+# Text
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.text() | st.just(EVIL) | st.text("<>&\"'/-!=\\`{}\ud800\x00\u2028", max_size=30))
-def test_no_text_is_taken_for_markup(text):
+def test_no_text_is_interpreted_as_markup(text):
     names = ("base", f"m{text}")
-    plain, nasty = (
+    harmless, hostile = (
         Read(page(report_of("base", "mx", text="x" * (len(text) or 1)))),
         Read(page(report_of(*names, text=text))),
     )
-    assert len(nasty.of("script")) == 1
-    assert {tag for tag, _ in nasty.tags} - {tag for tag, _ in plain.tags} == set()
-    assert not any(key.startswith("on") for _, values in nasty.tags for key in values)
+    assert len(hostile.of("script")) == 1
+    assert {tag for tag, _ in hostile.tags} - {tag for tag, _ in harmless.tags} == set()
+    assert not any(key.startswith("on") for _, values in hostile.tags for key in values)
 
 
-def test_texts_are_there_as_they_were_written():
+def test_texts_are_escaped_and_otherwise_unchanged():
     text = page(report_of("base", EVIL, text=EVIL))
     assert "<script>alert" not in text
     assert "\x1b" not in text
@@ -258,11 +258,11 @@ def test_texts_are_there_as_they_were_written():
     assert loads_nothing(text)
 
 
-def test_whole_paths_are_shortened_to_names():
+def test_absolute_paths_are_shortened_to_names():
     report = report_of("base", "sft")
     report["models"][1]["checkpoint"] = "/home/someone/runs/fine"
     report["title"] = "/home/someone/runs/fine against runs/base"
-    report["data"] |= {"file": "/data/stories.txt", "why": "that of /home/someone/runs/fine"}
+    report["data"] |= {"file": "/data/stories.txt", "why": "the data of /home/someone/runs/fine"}
     text = page(report)
     assert "someone" not in text
     assert "/data" not in text
@@ -294,7 +294,7 @@ def test_right_wrong_and_required_words_are_marked():
     assert "score 0.25" in shown
 
 
-def test_parts_never_run_into_one_word():
+def test_adjacent_parts_are_separated():
     assert '<span class="right">Be</span> <span class="wrong">mean</span>!' in replied(
         ["Be", "right"], ["mean", "wrong"], ["!", "plain"]
     )
@@ -304,14 +304,14 @@ def test_parts_never_run_into_one_word():
 
 @pytest.mark.parametrize("kind", ["plain", "wrong"])
 @pytest.mark.parametrize("word", ["word ", "x"])
-def test_what_is_long_is_folded_and_nothing_is_lost(kind, word):
+def test_long_texts_are_folded_and_complete(kind, word):
     parts = [[word * 600, kind], ["the end", "right"]]
     shown = replied(*parts, prompt="a story " * 200 + "Why?")
     assert shown.count("<details") == 2
     assert "… all 401 words …" in shown
-    said = re.sub(r"<summary>.*?</summary>|<[^>]+>| …|… ", "", shown.partition('<div class="replies">')[2])
+    text = re.sub(r"<summary>.*?</summary>|<[^>]+>| …|… ", "", shown.partition('<div class="replies">')[2])
     assert (
-        said.partition("score 0.25")[2].split() == "".join(text for text, _ in parts).replace("xthe", "x the").split()
+        text.partition("score 0.25")[2].split() == "".join(text for text, _ in parts).replace("xthe", "x the").split()
     )
 
 
@@ -325,34 +325,34 @@ def test_there_is_a_button_for_each_kind_and_group():
         {"data-group": ""}, {"data-group": "seen"}, {"data-group": "unseen"},
     ]  # fmt: skip
     assert [values["data-group"] for values in read.of("article", "example")] == ["seen", "unseen", "seen"]
-    assert "hidden" in read.of("div", "filter")[0]  # until the script is there to make it work
+    assert "hidden" in read.of("div", "filter")[0]  # the script shows it
 
 
-def test_checks_can_be_told_apart_without_colour():
+def test_checks_do_not_depend_on_color():
     text = page(report_of("base", "sft"))
     assert '<span role="img" aria-label="not met">✗</span> contains Be kind.' in text
     assert '<span role="img" aria-label="met">✓</span> short' in text
 
 
-# Pictures
+# Charts
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9))
-def test_ticks_are_few_and_lie_within(low, width):
-    found = ticks(low, high := low + width)
+def test_ticks_are_few_and_within_the_range(low, width):
+    values = ticks(low, high := low + width)
     slack = 1e-6 * (width + abs(low))
-    assert len(found) <= 6
-    assert all(low - slack <= tick <= high + slack for tick in found)
+    assert len(values) <= 6
+    assert all(low - slack <= tick <= high + slack for tick in values)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.3, 7.5), (1.7, 6), (1e-5, 9), (2.01, 2.04)])
-def test_axes_of_logarithms_have_ticks(low, high):
-    assert 2 <= len(found := log_ticks(low, high)) <= 8
-    assert all(low <= tick <= high for tick in found)
+def test_logarithmic_axes_have_ticks(low, high):
+    assert 2 <= len(values := log_ticks(low, high)) <= 8
+    assert all(low <= tick <= high for tick in values)
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1))
-def test_bins_hold_all_lengths(lengths):
+def test_bins_cover_all_lengths(lengths):
     edges = bins(lengths)
     assert 2 <= len(edges) <= 17
     assert edges[0] <= min(lengths)
@@ -362,7 +362,7 @@ def test_bins_hold_all_lengths(lengths):
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(0, 1e6)), max_size=30, unique_by=lambda point: point[0]))
-def test_curves_stay_within_their_picture(points):
+def test_curves_stay_within_their_chart(points):
     drawn = loss_curves(sorted(points), sorted(points)[::3], 0, EVIL)
     assert bool(drawn) == bool(points)
     for x, y in re.findall(r'<circle [^>]*cx="([-\d.]+)" cy="([-\d.]+)"', drawn):
@@ -370,7 +370,7 @@ def test_curves_stay_within_their_picture(points):
         assert 0 <= float(y) <= 260
 
 
-def test_numbers_have_a_true_minus_and_thousands():
+def test_numbers_have_a_minus_sign_and_thousands_separators():
     assert [number(value) for value in (0, -0.5, 1234.5, 31.44, 2.0, 1e-5)] == [
         "0",
         "−0.5",

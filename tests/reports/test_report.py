@@ -1,4 +1,4 @@
-"""The report: the numbers of the evaluations, nothing lost of a reply, three files that say the same."""
+"""The report has the numbers of the evaluations and complete replies, in three consistent files."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from mini_chat_gpt.reports.report import Subject, build, write
 from mini_chat_gpt.sft_dataloader import InstructDataset, find_instruct_file
 from mini_chat_gpt.tinystories.word_forms import uses
 
-DATA = {"file": "valid.txt", "why": "named by you", "n": 3, "seed": 1, "seconds": 2.0}
+DATA = {"file": "valid.txt", "why": "as requested", "n": 3, "seed": 1, "seconds": 2.0}
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,9 @@ def tasks(sample):
 
 
 def tokenizer(chat: bool = True):
-    made = tiny_tokenizer()
-    made.chat_format = ChatFormat() if chat else None
-    return made
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_format = ChatFormat() if chat else None
+    return tokenizer
 
 
 def subject(name: str, tasks, seed: int, replies=None, **more) -> Subject:
@@ -41,7 +41,9 @@ def subject(name: str, tasks, seed: int, replies=None, **more) -> Subject:
         evaluation = evaluate(model, tokenizer(), tasks)
     else:
         items = [
-            Item(t, replies(t), "stop", score(t, replies(t)), group) for group, those in tasks.items() for t in those
+            Item(t, replies(t), "stop", score(t, replies(t)), group)
+            for group, of_group in tasks.items()
+            for t in of_group
         ]
         items = [item for item in items if item.scores]
         evaluation = Evaluation(summarize(items), items, {group: summarize(items) for group in tasks})
@@ -78,15 +80,15 @@ def test_the_numbers_are_those_of_the_evaluations(report):
     assert (text["before"], text["after"], text["difference"]) == ("base", "perfect", pytest.approx(1 / 3))
 
 
-def test_every_reply_is_there_and_what_it_lacks(report):
+def test_replies_are_complete_and_their_missing_words_are_listed(report):
     for each in report["side_by_side"]:
         right = each["replies"]["perfect"]
         assert "".join(text for text, _ in right["parts"]) == each["target"]
         assert right["missing"] == []
         assert {kind for text, kind in right["parts"] if text.strip()} <= {"right", "required", "plain"}
-        lacking = each["replies"]["base"]
-        text = "".join(text for text, _ in lacking["parts"])
-        assert lacking["missing"] == [word for word in each["required"] if not uses(text, word)]
+        incomplete = each["replies"]["base"]
+        text = "".join(text for text, _ in incomplete["parts"])
+        assert incomplete["missing"] == [word for word in each["required"] if not uses(text, word)]
 
 
 def test_the_three_files(report, tmp_path):

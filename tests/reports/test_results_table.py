@@ -1,4 +1,4 @@
-"""What a terminal shows of evaluations: it has to be right, and readable at 80 columns and without colour."""
+"""The terminal output of evaluations is correct, fits 80 columns, and is readable without color."""
 
 import io
 import re
@@ -36,9 +36,9 @@ def in_both_groups(*replies: tuple[Task, str]) -> Evaluation:
     return Evaluation(summarize(items), items, {name: table for part in parts for name, table in part.groups.items()})
 
 
-def printed(show, *given, width: int = 80) -> str:
+def printed(show, *arguments, width: int = 80) -> str:
     out = Console(width=width, file=io.StringIO(), color_system=None)
-    show(*given, out)
+    show(*arguments, out)
     text = out.file.getvalue()
     assert max(map(len, text.splitlines()), default=0) <= width
     return text
@@ -71,7 +71,7 @@ def test_the_table_has_each_measure_beside_the_best_baseline():
     assert "verbatim" not in text
 
 
-def test_two_models_and_two_groups_stand_side_by_side_in_80_columns():
+def test_two_models_and_two_groups_fit_side_by_side_into_80_columns():
     base, tuned = in_both_groups((ENDING, ""), (WORDS, "")), in_both_groups((ENDING, "Yes."), (WORDS, "Tom ran."))
     text = printed(show_table, {"base": base, "tuned": tuned})
     assert ["ending", "right", "1", "0", "100", "100", "1", "0", "100", "100"] in numbers(text)
@@ -80,7 +80,7 @@ def test_two_models_and_two_groups_stand_side_by_side_in_80_columns():
     assert "plots not in it" in line
 
 
-def test_where_there_is_no_room_numbers_lose_the_digit_after_the_point():
+def test_numbers_lose_their_decimal_if_the_table_is_too_wide():
     base = in_both_groups((ENDING, ""), (ENDING, ""), (ENDING, ""))
     tuned = in_both_groups((ENDING, "Yes."), (ENDING, ""), (ENDING, "Yes"))
     wide, narrow = (printed(show_table, {"base": base, "tuned": tuned}, width=width) for width in (110, 80))
@@ -90,7 +90,7 @@ def test_where_there_is_no_room_numbers_lose_the_digit_after_the_point():
     assert "±: half the width of the 95 % interval" in narrow
 
 
-def test_shares_have_a_margin_also_where_all_replies_are_right_and_overlaps_that_are_alike_have_none():
+def test_shares_have_a_margin_even_if_all_are_right_but_equal_overlaps_have_none():
     text = printed(show_table, {"sft": evaluation(*[(ENDING, "Yes.")] * 40)})
     assert ["ending", "right", "40", "100.0", "±4.4", "100.0"] in rows(text)
     why = about("why", "Because he was sad.")
@@ -99,7 +99,7 @@ def test_shares_have_a_margin_also_where_all_replies_are_right_and_overlaps_that
     )
 
 
-def test_that_the_unseen_plots_are_few_is_said_where_there_are_such():
+def test_a_note_says_that_the_unseen_plots_are_few():
     assert "plots are few" in printed(show_table, {"sft": in_both_groups((ENDING, "Yes."))})
     assert "plots are few" not in printed(show_table, {"sft": evaluation((ENDING, "Yes."))})
 
@@ -110,9 +110,11 @@ def test_the_main_measure_of_a_kind_is_always_shown():
 
 
 def test_details_are_all_measures_with_their_own_n_and_every_baseline():
-    asked = Task("words", "Write with oak", "An oak. So it was.", None, required=("oak",), sentence="So it was.")
+    with_sentence = Task(
+        "words", "Write with oak", "An oak. So it was.", None, required=("oak",), sentence="So it was."
+    )
     summary = about("summary", "Tom lost his red ball.")
-    both = in_both_groups((WORDS, "Tom ran to the oak."), (asked, "Oaks."), (summary, "Tom lost his ball."))
+    both = in_both_groups((WORDS, "Tom ran to the oak."), (with_sentence, "Oaks."), (summary, "Tom lost his ball."))
     shown = {"sft": both}
     text = printed(lambda found, out: show_table(found, out, details=True), shown)
     assert ["words", *["3.0", "±2.0", "5.0"] * 2] in rows(text)
@@ -124,32 +126,34 @@ def test_details_are_all_measures_with_their_own_n_and_every_baseline():
     assert not [name for name in ("length", "sentence  ", "empty", "ROUGE-2", "distinct") if name in brief]
 
 
-def test_details_have_also_the_measures_that_one_group_lacks():
-    asked = Task("words", "Write with oak", "An oak. So it was.", None, required=("oak",), sentence="So it was.")
-    parts = [evaluation((asked, "Oaks."), group="seen"), evaluation((WORDS, "Oaks."), group="unseen")]
+def test_details_include_measures_that_one_group_lacks():
+    with_sentence = Task(
+        "words", "Write with oak", "An oak. So it was.", None, required=("oak",), sentence="So it was."
+    )
+    parts = [evaluation((with_sentence, "Oaks."), group="seen"), evaluation((WORDS, "Oaks."), group="unseen")]
     items = [item for part in parts for item in part.items]
     both = Evaluation(summarize(items), items, {name: table for part in parts for name, table in part.groups.items()})
     text = printed(lambda found, out: show_table(found, out, details=True), {"sft": both})
     assert ["sentence", "0.0", "0.0"] in numbers(text)
 
 
-def test_a_number_that_says_nothing_of_good_and_bad_has_no_colour():
+def test_a_neutral_measure_has_no_color():
     summary = about("summary", "Tom lost his red ball.")
     out = Console(width=80, file=io.StringIO(), force_terminal=True, color_system="standard")
     show_table({"sft": evaluation((summary, "Tom lost his red ball."))}, out, details=True)
     lines = out.file.getvalue().splitlines()
-    better, neither = (next(line for line in lines if name in line) for name in ("ROUGE-2", "copied"))
+    better, neutral = (next(line for line in lines if name in line) for name in ("ROUGE-2", "copied"))
     green, red = "\x1b[32m", "\x1b[31m"
     assert (green in better, red in better) == (True, False)
-    assert (green in neither, red in neither) == (False, False)
+    assert (green in neutral, red in neutral) == (False, False)
 
 
-def test_a_single_models_table_is_as_narrow_whatever_its_name():
+def test_the_table_of_a_single_model_does_not_depend_on_its_name():
     tables = [printed(show_table, {name: in_both_groups((ENDING, "Yes."))}) for name in ("a" * 40, "b")]
     assert tables[0] == tables[1]
 
 
-def test_groups_stand_under_each_other_where_there_is_no_room():
+def test_groups_are_below_each_other_if_the_table_is_too_wide():
     one = in_both_groups((ENDING, "Yes."))
     text = printed(show_table, {"a-model-with-a-long-name": one, "base": one}, width=60)
     assert numbers(text).count(["ending", "right", "1", "100.0", "100.0", "100.0"]) == 2
@@ -157,7 +161,7 @@ def test_groups_stand_under_each_other_where_there_is_no_room():
     assert text.index("plots of the train file") < text.index("plots not in it")
 
 
-def test_a_kind_that_one_group_lacks_leaves_its_numbers_empty():
+def test_a_kind_that_one_group_lacks_has_empty_cells():
     both = in_both_groups((ENDING, "Yes."))
     moral = evaluation((MORAL, "Share your toys."), group="unseen")
     items = [*both.items, *moral.items]
@@ -168,8 +172,8 @@ def test_a_kind_that_one_group_lacks_leaves_its_numbers_empty():
     assert ["moral", "exact", "1", "100.0", "100.0"] in numbers(text)
 
 
-def test_differences_are_told_by_kind_and_by_group_where_those_differ():
-    def said(*groups: tuple[str, str]) -> Evaluation:
+def test_differences_are_listed_by_kind_and_by_group_if_groups_differ():
+    def replied(*groups: tuple[str, str]) -> Evaluation:
         items = [
             Item(about("ending", "Yes.", "yes"), reply, "stop", {"accuracy": float(reply == "Yes")}, group)
             for group, reply in groups
@@ -178,24 +182,25 @@ def test_differences_are_told_by_kind_and_by_group_where_those_differ():
         return Evaluation(summarize(items), items, {})
 
     text = printed(
-        show_differences, {"a": said(("seen", "No"), ("unseen", "No")), "b": said(("seen", "Yes"), ("unseen", "No"))}
+        show_differences,
+        {"a": replied(("seen", "No"), ("unseen", "No")), "b": replied(("seen", "Yes"), ("unseen", "No"))},
     )
     assert " ".join(text.split()) == (
         "b against a, task by task (sign-flip test, p < 0.05): higher: ending (seen); no clear difference: ending (unseen)"
     )
-    text = printed(show_differences, {"a": said(("", "Yes")), "b": said(("", "Yes")), "c": said(("", "No"))})
+    text = printed(show_differences, {"a": replied(("", "Yes")), "b": replied(("", "Yes")), "c": replied(("", "No"))})
     assert [line.split("05): ")[1] for line in text.replace("\n", " ").split("c against")[1:]] == [
         "lower: ending ",
         "lower: ending ",
     ]
-    assert printed(show_differences, {"a": said(("", "Yes"))}) == ""
+    assert printed(show_differences, {"a": replied(("", "Yes"))}) == ""
 
 
 # Replies
 
 
 @pytest.mark.parametrize(
-    ("reply", "shown", "lacks"),
+    ("reply", "shown", "missing"),
     [
         ("Tom found a red ball.", "Tom found a red ball.", ""),
         ("tom Found a RED ball", "tom Found a RED ball", ""),
@@ -205,18 +210,18 @@ def test_differences_are_told_by_kind_and_by_group_where_those_differ():
         ("", "", "missing: everything"),
     ],
 )
-def test_what_is_wrong_stands_in_brackets_and_what_is_missing_is_listed(reply, shown, lacks):
-    text, said = colored(about("summary", "Tom found a red ball."), reply)
-    assert (text.plain, said) == (shown, lacks)
+def test_wrong_words_are_in_brackets_and_missing_words_are_listed(reply, shown, missing):
+    text, note = colored(about("summary", "Tom found a red ball."), reply)
+    assert (text.plain, note) == (shown, missing)
 
 
-def test_of_a_story_the_required_words_are_listed_as_they_are_used():
-    text, said = colored(WORDS, "Sue ran away.")
-    assert (text.plain, said) == ("Sue ran away.", "used: run (“ran”); missing: oak")
+def test_required_words_of_a_story_are_listed_with_their_forms():
+    text, note = colored(WORDS, "Sue ran away.")
+    assert (text.plain, note) == ("Sue ran away.", "used: run (“ran”); missing: oak")
     assert [(span.start, span.end) for span in text.spans] == [(4, 7)]
 
 
-def test_an_example_says_what_was_asked_expected_and_replied():
+def test_an_example_has_the_prompt_the_target_and_the_reply():
     text = printed(show_examples, {"sft": evaluation((MORAL, "Share the toys."))}, 1)
     assert "moral: 0 of 1 fully right; an incorrect reply" in text
     assert ["prompt", "A", "question?", *f"«{STORY}»".split()][:6] in [line[:6] for line in rows(text)]
@@ -225,7 +230,7 @@ def test_an_example_says_what_was_asked_expected_and_replied():
     assert ["wrong;", "missing:", "your"] in rows(text)
 
 
-def test_an_example_is_one_that_went_wrong_if_there_is_one():
+def test_examples_are_incorrect_replies_if_there_are_some():
     replies = [(MORAL, "Share your toys."), (about("moral", "Be kind."), "Be [bold]kind!"), (MORAL, "Share.")]
     text = printed(show_examples, {"sft": evaluation(*replies)}, 1)
     assert "moral: 1 of 3 fully right; an incorrect reply" in text
@@ -235,7 +240,7 @@ def test_an_example_is_one_that_went_wrong_if_there_is_one():
     assert printed(show_examples, {"sft": evaluation(*replies)}, 0) == ""
 
 
-def test_every_models_reply_to_the_same_prompt_is_shown():
+def test_the_replies_of_all_models_to_a_prompt_are_shown():
     two = {"base": evaluation((ENDING, ""), finish="length"), "tuned": evaluation((ENDING, "Yes, it has."))}
     text = printed(show_examples, two, 1)
     assert ["base", "(nothing)"] in rows(text)
@@ -245,7 +250,7 @@ def test_every_models_reply_to_the_same_prompt_is_shown():
 
 @pytest.mark.parametrize("kind", TASK_KINDS)
 @pytest.mark.parametrize("reply", ["", "\x1b[2J\a\r\n\t…", "a " * 3000, "[/bold] [red", "😀" * 200])
-def test_whatever_a_model_says_of_any_kind_can_be_shown(kind, reply):
+def test_any_reply_to_any_kind_can_be_shown(kind, reply):
     required = ("cat", "dog") if kind in ("words", "sentence") else ()
     task = Task(
         kind, f"A question? {STORY}", "Yes.", None if required else (12, 12 + len(STORY)), "yes", required=required
@@ -257,7 +262,7 @@ def test_whatever_a_model_says_of_any_kind_can_be_shown(kind, reply):
     assert len(text.splitlines()) < 40
 
 
-def test_of_a_prompts_story_the_beginning_and_the_end_are_shown():
+def test_the_beginning_and_the_end_of_a_story_in_a_prompt_are_shown():
     prompt = shortened_prompt(about("summary", "…", story=" ".join(f"w{number}" for number in range(100))))
     assert prompt.startswith("A question? «w0 w1 ")
     assert prompt.endswith("w13 … (78 words) … w92 w93 w94 w95 w96 w97 w98 w99»")
