@@ -25,7 +25,7 @@ IMPLEMENTATIONS = {
     "ours": "all weights, bf16 products",
     "ours-lora": "LoRA, base in bf16",
     "ours-qlora": "QLoRA, base in NF4",
-    "peft-keep": "PEFT's LoRA, base in bf16",
+    "peft-kept": "PEFT's LoRA, base in bf16",
     "ours-lora-float32": "LoRA, all in float32",
 }
 IDLE = "import mini_chat_gpt.training.run, step_implementations; print(step_implementations.peak_bytes())"

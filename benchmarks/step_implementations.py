@@ -361,7 +361,7 @@ def main() -> None:
         "nanochat-compiled": lambda: nanochat(setting, checkout, timer, compiled=True),
         "peak": lambda: matrix_peak(setting, timer),
     }
-    implementations[name.removesuffix("-keep")]()
+    implementations[name.removesuffix("-kept")]()
 
 
 def missing(name: str, checkout: str | None) -> str | None:

@@ -45,7 +45,7 @@ class Child:
             text=True,
             env=os.environ
             | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
-            | (KEEP_MEMORY if name.endswith("keep") else {}),
+            | (KEEP_MEMORY if name.endswith("kept") else {}),
         )
         self.first = self._read()
 

@@ -32,14 +32,14 @@ IMPLEMENTATIONS = {
     "ours": "ours, precision auto",
     "ours-float32": "ours, float32",
     "plain": "plain padded loop, float32",
-    "plain-keep": "plain loop, keep memory",
+    "plain-kept": "plain loop, memory kept",
     "trl": "TRL, its default",
-    "trl-keep": "TRL, keep memory",
-    "trl-fast-keep": "TRL, keep, no checkpointing",
-    "trl-packed-keep": "TRL, keep, none, bfd packing",
+    "trl-kept": "TRL, memory kept",
+    "trl-fast-kept": "TRL, kept, no checkpointing",
+    "trl-packed-kept": "TRL, kept, none, bfd packing",
     "nanochat": "nanochat, eager, AdamW",
-    "nanochat-keep": "nanochat, keep memory",
-    "nanochat-compiled-keep": "nanochat, keep, compiled",
+    "nanochat-kept": "nanochat, memory kept",
+    "nanochat-compiled-kept": "nanochat, kept, compiled",
 }
 
 
