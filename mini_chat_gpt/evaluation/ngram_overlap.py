@@ -1,8 +1,8 @@
 """How much of some texts also occurs, word for word, in training texts: n-gram overlap and the longest shared run of words.
 
-The training texts can be far larger than memory. They are read once, a block at a time. For each block the search keeps every
-position whose last words also occur in one of the texts, and extends all of these matches by one word at a time. An n-gram is
-identified by the pair (its first n - 1 words, its last word), not by a hash, so the counts are exact.
+The training texts can be far larger than memory. They are read once, a block at a time. In each block the search begins with the
+words that also occur in the texts, and extends all matches together by one word at a time. N-grams are not hashed, so the counts
+are exact.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, repeat
+from itertools import accumulate, count, repeat
 
 import numpy as np
 
@@ -69,17 +69,18 @@ def ngram_overlap(
 
 
 class _Search:
-    """The texts of all groups as one row of word ids, and what has been found of them so far."""
+    """The texts of all groups as one row of word ids, with the matches so far."""
 
     def __init__(self, groups: Mapping[str, Sequence[str]], n: int) -> None:
         self.groups, self.n = groups, n
         words = [words_of(text) for texts in groups.values() for text in texts]
-        # Ids count from 1. In the row of the texts, 0 ends each text. In a training block, `self.unknown` stands for the end
-        # of a text and for each word that the texts don't have. Neither id occurs in the other row, so no match crosses it.
+        # Ids count from 1. In `ids`, 0 is the end of a text. In a training block, `unknown` is the end of a text, or a word that
+        # the texts don't have. Each of the two ids occurs on one side only, so no match includes it.
         self.vocabulary: dict[str, int] = {}
         for word in (word for text in words for word in text):
             self.vocabulary.setdefault(word, len(self.vocabulary) + 1)
         self.unknown = len(self.vocabulary) + 1
+        self.base = self.unknown + 1
         self.ids = np.array([i for text in words for i in (*map(self.vocabulary.__getitem__, text), 0)], dtype=np.int64)
         self.starts = np.array([0, *accumulate(len(text) + 1 for text in words)])
         self.text_of = np.repeat(np.arange(len(words)), np.diff(self.starts))  # (words,) number of the text
@@ -91,39 +92,35 @@ class _Search:
         self.best = [(0, 0, "") for _ in groups]  # length of the longest run, its position in `ids`, source
 
     def add_block(self, block: Sequence[tuple[str, list[str]]]) -> None:
-        """Search for the texts in a block of training texts, each with its words."""
+        """Match the texts with a block of training texts, each given with its words."""
         words = [word for _, of_text in block for word in (*of_text, "")]
         row = np.fromiter(map(self.vocabulary.get, words, repeat(self.unknown)), dtype=np.int64, count=len(words))
         ends = np.cumsum([len(of_text) + 1 for _, of_text in block])
-        # The two sides of each match: positions in `row` and in `ids`. A node identifies the n-gram that begins at a position.
-        at, mine = np.arange(len(row)), np.arange(len(self.ids))
-        node, my_node = np.zeros_like(at), np.zeros_like(mine)
-        length = 0
-        while True:
-            keys, my_node = np.unique(my_node * (self.unknown + 1) + self.ids[mine + length], return_inverse=True)
-            wanted = node * (self.unknown + 1) + row[at + length]
-            node = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-            match = keys[node] == wanted
-            at, node = at[match], node[match]
-            if not len(at):
+        # Positions in the block and in `ids` whose n-grams occur on the other side. Equal n-grams have equal names.
+        row_at, ids_at = np.arange(len(row)), np.arange(len(self.ids))
+        row_name, ids_name = np.zeros_like(row_at), np.zeros_like(ids_at)
+        for length in count(1):
+            # The pair (name of the first n - 1 words, last word) identifies an n-gram; its rank is the new name.
+            keys, ids_name = np.unique(ids_name * self.base + self.ids[ids_at + length - 1], return_inverse=True)
+            row_key = row_name * self.base + row[row_at + length - 1]
+            row_name = np.minimum(np.searchsorted(keys, row_key), len(keys) - 1)
+            match = keys[row_name] == row_key
+            row_at, row_name = row_at[match], row_name[match]
+            if not len(row_at):
                 return
             occurs = np.zeros(len(keys), dtype=bool)
-            occurs[node] = True
-            mine, my_node = mine[occurs[my_node]], my_node[occurs[my_node]]
-            length += 1
-            self._record(length, mine)
-            for group in set(self.group_of[self.text_of[mine]].tolist()):
+            occurs[row_name] = True
+            ids_at, ids_name = ids_at[occurs[ids_name]], ids_name[occurs[ids_name]]
+            self.longest[self.text_of[ids_at]] = np.maximum(self.longest[self.text_of[ids_at]], length)
+            if length == self.n:
+                self.shared[ids_at] = True
+            groups = self.group_of[self.text_of[ids_at]]
+            for group in np.flatnonzero(np.bincount(groups)).tolist():
                 if length > self.best[group][0]:
-                    first = int(np.argmax(self.group_of[self.text_of[mine]] == group))
-                    there = int(at[np.argmax(node == my_node[first])])
-                    text, _ = block[int(np.searchsorted(ends, there, side="right"))]
-                    self.best[group] = (length, int(mine[first]), text[:SOURCE_LENGTH])
-
-    def _record(self, length: int, positions: np.ndarray) -> None:
-        """The runs of `length` words that begin at these positions of `ids` occur in a training text."""
-        self.longest[self.text_of[positions]] = np.maximum(self.longest[self.text_of[positions]], length)
-        if length == self.n:
-            self.shared[positions] = True
+                    first = int(np.argmax(groups == group))
+                    place = row_at[np.argmax(row_name == ids_name[first])]
+                    source, _ = block[int(np.searchsorted(ends, place, side="right"))]
+                    self.best[group] = (length, int(ids_at[first]), source[:SOURCE_LENGTH])
 
     def overlap(self, group: int, name: str) -> Overlap:
         """The result for one group."""

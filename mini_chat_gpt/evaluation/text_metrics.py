@@ -140,9 +140,9 @@ def requested_features(prompt: str) -> tuple[str, ...]:
     match = _feature_line().fullmatch(line[0]) if line else None
     if match is None:
         return ()
-    name_of = {shown: name for name, shown in prompt_templates()["feature_names"].items()}
+    name_of = {phrase: name for name, phrase in prompt_templates()["feature_names"].items()}
     listed = re.split(r", | and ", next(part for part in match.groups() if part))
-    return tuple(name_of[shown] for shown in listed) if set(listed) <= name_of.keys() else ()
+    return tuple(name_of[phrase] for phrase in listed) if set(listed) <= name_of.keys() else ()
 
 
 @lru_cache(maxsize=1)

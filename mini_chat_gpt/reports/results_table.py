@@ -179,12 +179,12 @@ def _rows(results: Sequence[Results], details: bool) -> Rows:
     for result in results:
         for kind, values in result.items():
             by_kind.setdefault(kind, {}).update(dict.fromkeys(values))
-    shown = {**MEASURES, **(DETAILS if details else {})}
+    visible = {**MEASURES, **(DETAILS if details else {})}
     measured = [
         (kind, name)
         for kind, values in by_kind.items()
         for name in values
-        if name in shown or name == next(iter(values))
+        if name in visible or name == next(iter(values))
     ]
     last = [(kind, name) for kind, name in measured if name in LAST]
     return [*(row for row in measured if row not in last), ("", ""), *last]
@@ -192,14 +192,14 @@ def _rows(results: Sequence[Results], details: bool) -> Rows:
 
 def _kinds(rows: Rows) -> Group:
     """The column of row labels. Each kind is named once."""
-    shown = _table()
-    shown.add_column("")
-    shown.add_column(Text("in %", style="dim"))
+    table = _table()
+    table.add_column("")
+    table.add_column(Text("in %", style="dim"))
     before = ""
     for kind, measure in rows:
-        shown.add_row(Text(kind if kind != before else "", style="bold"), measure_label(measure))
+        table.add_row(Text(kind if kind != before else "", style="bold"), measure_label(measure))
         before = kind
-    return Group("", shown)
+    return Group("", table)
 
 
 def measure_label(measure: str) -> str:
@@ -209,11 +209,11 @@ def measure_label(measure: str) -> str:
 
 def _block(label: str, by_name: Mapping[str, Results], rows: Rows, digits: Digits) -> Group:
     """The numbers of one group: n, a column for each model, the best baseline."""
-    shown = _table()
-    shown.add_column(Text("n", style="dim"), justify="right", min_width=3)
+    table = _table()
+    table.add_column(Text("n", style="dim"), justify="right", min_width=3)
     for name in map(_short_name, by_name):
-        shown.add_column(Text(name.rjust(digits.value)), min_width=5, no_wrap=True)
-    shown.add_column(Text("baseline", style="dim"), justify="right")
+        table.add_column(Text(name.rjust(digits.value)), min_width=5, no_wrap=True)
+    table.add_column(Text("baseline", style="dim"), justify="right")
     some = {kind: values for results in by_name.values() for kind, values in results.items()}
     margins = [_margin(results.get(kind, {}), measure) for results in by_name.values() for kind, measure in rows]
     has_margins = any(margin is not None for margin in margins)
@@ -226,9 +226,9 @@ def _block(label: str, by_name: Mapping[str, Results], rows: Rows, digits: Digit
             _number(results.get(kind, {}), measure, baseline, digits, has_margins) for results in by_name.values()
         ]
         of_baseline = "" if baseline is None else digits(_scaled(baseline, measure), None, False)
-        shown.add_row(Text(str(n or "") if measure not in LAST else "", style="dim"), *of_models, of_baseline)
+        table.add_row(Text(str(n or "") if measure not in LAST else "", style="dim"), *of_models, of_baseline)
         before = kind
-    return Group(Text(label, style="bold", justify="center"), shown)
+    return Group(Text(label, style="bold", justify="center"), table)
 
 
 def _number(values: Mapping[str, Any], measure: str, baseline: float | None, digits: Digits, has_margins: bool) -> Text:
@@ -254,20 +254,20 @@ def _scaled(value: float, measure: str) -> float:
 
 def _baseline_table(by_group: ByGroup) -> Table:
     """The score of each baseline by the main measure of its kind, in percent."""
-    shown = _table()
-    shown.add_column("")
-    shown.add_column(Text("scores of the baselines, in %", style="dim"), overflow="fold")
+    table = _table()
+    table.add_column("")
+    table.add_column(Text("scores of the baselines, in %", style="dim"), overflow="fold")
     results = {label: next(iter(by_name.values())) for label, by_name in by_group.items()}
     for label in results:
-        shown.add_column(Text(label, style="dim"), justify="right", min_width=6, max_width=10)
+        table.add_column(Text(label, style="dim"), justify="right", min_width=6, max_width=10)
     by_kind = {kind: values for of_group in results.values() for kind, values in of_group.items()}
     for kind, values in by_kind.items():
         measure = next(iter(values))
         for number, name in enumerate(values["baselines"]):
             by_column = [of_group.get(kind, {}).get("baselines", {}).get(name) for of_group in results.values()]
             numbers = (f"{_scaled(scores[measure], measure):.1f}" if scores else "" for scores in by_column)
-            shown.add_row(Text("" if number else kind, style="bold"), f"{measure_label(measure)}: {name}", *numbers)
-    return shown
+            table.add_row(Text("" if number else kind, style="bold"), f"{measure_label(measure)}: {name}", *numbers)
+    return table
 
 
 def _table() -> Table:
@@ -275,9 +275,9 @@ def _table() -> Table:
 
 
 def _side_by_side(*parts: Group) -> Table:
-    shown = Table.grid(padding=(0, 2, 0, 0))
-    shown.add_row(*parts)
-    return shown
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_row(*parts)
+    return table
 
 
 def _short_name(name: str) -> str:
@@ -286,7 +286,7 @@ def _short_name(name: str) -> str:
 
 def _legend(rows: Rows, by_group: ByGroup) -> str:
     """What the measures mean, and which baselines are best for each kind, by any of its measures."""
-    shown = {measure for _, measure in rows}
+    visible = {measure for _, measure in rows}
     best: dict[str, dict[str, None]] = {}
     for by_name in by_group.values():
         for kind, values in next(iter(by_name.values())).items():
@@ -296,7 +296,7 @@ def _legend(rows: Rows, by_group: ByGroup) -> str:
     for kind, baselines in best.items():
         kinds_of.setdefault(" or ".join(baselines), []).append(kind)
     baseline = "; ".join(f"{name} ({', '.join(kinds)})" for name, kinds in kinds_of.items())
-    lines = [text for name, text in LEGEND.items() if name in shown]
+    lines = [text for name, text in LEGEND.items() if name in visible]
     lines += [FEW_PLOTS] if GROUPS["unseen"] in by_group else []
     return "\n".join([*lines, MARGIN, f"baseline: {baseline}"])
 
@@ -329,39 +329,39 @@ def _is_right(item: Item) -> bool:
 def _example(items: Mapping[str, Item]) -> Table:
     """One task: the prompt, the expected reply, and each model's reply with its score."""
     task = next(iter(items.values())).task
-    shown = Table.grid(padding=(0, 2, 0, 0))
-    shown.add_column(style="dim", no_wrap=True)
-    shown.add_column(overflow="fold")
-    shown.add_row("prompt", Text(shortened_prompt(task), style="dim"))
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("prompt", Text(shortened_prompt(task), style="dim"))
     if not task.required:
-        shown.add_row("expected", Text(clean(task.target)))
+        table.add_row("expected", Text(clean(task.target)))
     for name, item in items.items():
         reply, missing = colored(task, item.reply)
         reply.truncate(LONGEST_REPLY, overflow="ellipsis")
         notes = [_score_text(item)]
         notes += [missing] if missing and item.reply.strip() and (task.required or not _is_right(item)) else []
         notes += ["cut off"] if item.finish_reason != "stop" else []
-        shown.add_row(Text(_short_name(name), style="bold"), reply if item.reply.strip() else Text("(nothing)", "red"))
-        shown.add_row("", Text("; ".join(notes), style="dim"))
-    return shown
+        table.add_row(Text(_short_name(name), style="bold"), reply if item.reply.strip() else Text("(nothing)", "red"))
+        table.add_row("", Text("; ".join(notes), style="dim"))
+    return table
 
 
 def colored(task: Task, reply: str) -> tuple[Text, str]:
     """(the reply with right and wrong parts marked, a note on the expected words that it uses or lacks)"""
     diff = diff_reply(task, clean(reply))
     if task.required:
-        shown = Text.assemble(*((text, "bold green" if mark == "required" else "") for text, mark in diff.parts))
+        marked = Text.assemble(*((text, "bold green" if mark == "required" else "") for text, mark in diff.parts))
         used = [
             word if word.lower().startswith(form.lower()) else f"{word} (“{form.lower()}”)" for word, form in diff.used
         ]
         parts = [f"{name}: {', '.join(words)}" for name, words in (("used", used), ("missing", diff.missing)) if words]
-        return shown, "; ".join(parts)
-    shown = Text(" ").join(
+        return marked, "; ".join(parts)
+    marked = Text(" ").join(
         Text(f"[{text.strip()}]", "red") if mark == "wrong" else Text(text.strip(), "green" if mark == "right" else "")
         for text, mark in diff.parts
     )
     missing = "everything" if len(diff.missing) == len(task.target.split()) else ", ".join(diff.missing)
-    return shown, f"missing: {missing}" if diff.missing else ""
+    return marked, f"missing: {missing}" if diff.missing else ""
 
 
 def _score_text(item: Item) -> str:
