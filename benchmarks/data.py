@@ -67,11 +67,11 @@ def gpt2() -> Any:
 
 def quickstart_source(file: Path, tokenizer: Any) -> Any:
     """The examples of the quickstart after its first curriculum stage."""
+    from mini_chat_gpt.cli_options import QUICKSTART_CONFIG
     from mini_chat_gpt.config_file import load_config
-    from mini_chat_gpt.quickstart import SETTINGS
     from mini_chat_gpt.sft_dataloader import InstructDataset
 
-    return InstructDataset(file, tokenizer, load_config(SETTINGS).data.limited_to(512), seed=1337)
+    return InstructDataset(file, tokenizer, load_config(QUICKSTART_CONFIG).data.limited_to(512), seed=1337)
 
 
 def measure_render(file: Path) -> None:
@@ -257,20 +257,20 @@ def in_folder(folder: Path, arguments: Sequence[str]) -> None:
 
 def quickstart_run(folder: Path, sft: str, *changes: str) -> list[str]:
     """Arguments of the quickstart's fine-tuning, short and without evaluations."""
-    from mini_chat_gpt.quickstart import SETTINGS
+    from mini_chat_gpt.cli_options import QUICKSTART_CONFIG
 
-    return ["sft", "--config", str(SETTINGS), f"sft.dataset_path={folder}", f"pretrain.dataset_path={folder}",
+    return ["sft", "--config", str(QUICKSTART_CONFIG), f"sft.dataset_path={folder}", f"pretrain.dataset_path={folder}",
             f"sft.pretrained_checkpoint={folder}/base", f"sft.save_dir={folder}/{sft}", "data.eval_examples=8",
             *changes]  # fmt: skip
 
 
 def make_base(folder: Path) -> None:
-    from mini_chat_gpt.quickstart import SETTINGS
+    from mini_chat_gpt.cli_options import QUICKSTART_CONFIG
 
     base = [
         "pretrain",
         "--config",
-        str(SETTINGS),
+        str(QUICKSTART_CONFIG),
         f"pretrain.dataset_path={folder}",
         f"pretrain.save_dir={folder}/base",
     ]

@@ -335,7 +335,7 @@ def first_token(size: str, rounds: int) -> None:
 
     def uncached() -> float:
         session = ChatSession(model, tokenizer, cached.sampling)
-        session._reader, session.turns = cached._reader, list(cached.turns)
+        session._inference_model, session.turns = cached._inference_model, list(cached.turns)
         return timed(lambda: ask(session))()
 
     seconds = alternate({"in the KV cache": timed(lambda: ask(cached)), "not cached": uncached}, rounds)

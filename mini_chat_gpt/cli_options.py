@@ -20,6 +20,7 @@ Parser = argparse.ArgumentParser
 Arguments = argparse.Namespace
 DEFAULT_CONFIG = "sft_config.yaml"
 RECIPE_CONFIG = "config.yaml"
+QUICKSTART_CONFIG = Path(__file__).parent / "assets" / "quickstart.yaml"
 EVAL_DEFAULTS = {"n": 100, "examples": 1, "training_mb": 50, "seed": 1337}
 """Defaults of `EvalOptions` for the help texts, as its module is slow to import. A test compares them."""
 CHAT_COMMANDS = {

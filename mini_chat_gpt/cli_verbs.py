@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mini_chat_gpt.cli_options import (
     DEFAULT_CONFIG,
+    QUICKSTART_CONFIG,
     RECIPE_CONFIG,
     Arguments,
     Parser,
@@ -146,7 +147,7 @@ def load_training(arguments: Arguments) -> None:
 
 def quickstart_options(parser: Parser) -> None:
     add_settings(parser, "the package's quickstart.yaml")
-    parser.set_defaults(config=Path(__file__).parent / "assets" / "quickstart.yaml")
+    parser.set_defaults(config=QUICKSTART_CONFIG)
     parser.add_argument(
         "--items", type=int, default=40, metavar="N", help="held-out prompts of each kind to score (default: 40)"
     )

@@ -1,7 +1,7 @@
-"""The whole way in minutes: sample data, tokenizer, base model, fine-tuning, replies to prompts that were held out.
+"""The whole pipeline in minutes: sample data, tokenizer, base model, fine-tuning, replies to held-out prompts.
 
-Each stage is the ordinary command with the settings of data/quickstart.yaml. A stage that is finished is not done again, one
-that was interrupted goes on where it was.
+Each stage is the ordinary command with the settings of assets/quickstart.yaml. A finished stage is skipped, an interrupted one
+is resumed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from rich.console import Console
@@ -28,43 +27,41 @@ from mini_chat_gpt.sft_train import train
 from mini_chat_gpt.training.job import TrainResult
 from mini_chat_gpt.training.run_folder import is_finished
 
-SETTINGS = Path(str(files("mini_chat_gpt.assets") / "quickstart.yaml"))
-
 
 def run(arguments: argparse.Namespace) -> int:
     """`mini-chat-gpt quickstart` with a parsed command line."""
     config: Config = arguments.settings
     if under_torchrun():
-        raise UserError("quickstart is for one process; start it without torchrun.")
+        raise UserError("quickstart runs in one process; start it without torchrun.")
     out, started = console(), time.monotonic()
     make_data(Path(config.sft.dataset_path), out)
     for title, job, stage in (("Base model", pretrain, "pretrain"), ("Fine-tuning", train, "sft")):
         if run_stage(title, job, stage, config, out):
-            out.print("The same quickstart command goes on from there, too.")
+            out.print("The same quickstart command also resumes it.")
             return 130
-    base, tuned = Path(config.pretrain.save_dir), Path(config.sft.save_dir)
-    out.rule("Base and tuned model on prompts that training never saw")
+    base, fine_tuned = Path(config.pretrain.save_dir), Path(config.sft.save_dir)
+    out.rule("Base and fine-tuned model on held-out prompts")
     page = free_name(Path("runs/reports") / "quickstart")
     options = EvalOptions(n=arguments.items, seed=config.system.seed, report=page)
-    compare([base, tuned], None, options, out)
-    out.print(f"\nAll of it took {format_duration(time.monotonic() - started)}. Now chat with it:", markup=False)
-    out.print(f"  mini-chat-gpt chat --checkpoint {tuned}", markup=False, soft_wrap=True)
+    compare([base, fine_tuned], None, options, out)
+    out.print(f"\nTotal time: {format_duration(time.monotonic() - started)}. Now chat with the model:", markup=False)
+    out.print(f"  mini-chat-gpt chat --checkpoint {fine_tuned}", markup=False, soft_wrap=True)
     return 0
 
 
 def make_data(folder: Path, out: Console) -> None:
-    """The sample data set, unless it is there."""
+    """Write the sample data set, unless it exists."""
     if not (folder / "SOURCE.json").is_file():
         write_sample_folder(folder, out)
     out.print(f"Sample stories: {folder}", markup=False)
 
 
 def run_stage(title: str, job: Callable[[Config], TrainResult], stage: str, config: Config, out: Console) -> bool:
-    """Train one stage, or go on with it, or leave it when it is finished; returns whether it was interrupted."""
+    """Train, resume or skip one stage; returns whether it was interrupted."""
     folder = Path(getattr(config, stage).save_dir)
     out.rule(title)
     if is_finished(folder):
-        out.print(f"Finished before: {folder}", markup=False)
+        out.print(f"Already finished: {folder}", markup=False)
         return False
     if steps_of(folder):
         resumed = getattr(config, stage).model_copy(update={"resume_from": str(folder)})

@@ -1,9 +1,9 @@
-"""`mini-chat-gpt recipe NAME`: fine-tune as a recipe says, then compare the model with what it was before.
+"""`mini-chat-gpt recipe NAME`: fine-tune with a recipe, then compare the model with its base.
 
-A recipe is a folder (recipes/polite_helper is one), and a new one needs no code:
+A recipe is a folder, for example recipes/polite_helper, and needs no code:
 
-    config.yaml     settings, as for `mini-chat-gpt sft --config`; chat files beside it are meant by their names
-    prompts.yaml    what is asked before and after (before_after.py)
+    config.yaml     settings, as for `mini-chat-gpt sft --config`; chat files in the folder can be given by name
+    prompts.yaml    prompts for the comparison (see evaluation/prompt_suite.py)
 
 The comparison is written to before_after.md in the run's folder.
 """
@@ -37,19 +37,19 @@ CONFIG, PROMPTS = "config.yaml", "prompts.yaml"
 
 
 def base_of(config: Config) -> Path:
-    """The model that the recipe begins with. Raises UserError with what to do where there is none."""
-    asked = config.sft.pretrained_checkpoint
-    path = Path(asked) if asked else newest_checkpoint(base=True)
+    """The base model of the recipe. Raises UserError if there is none."""
+    checkpoint = config.sft.pretrained_checkpoint
+    path = Path(checkpoint) if checkpoint else newest_checkpoint(base=True)
     if path is None or not (path.exists() or path.name in ("best", "last")):
         raise UserError(
-            f"There is no model {path or 'under runs/'} to begin with; `mini-chat-gpt quickstart` makes one in ten minutes, or name "
-            "yours: sft.pretrained_checkpoint=PATH."
+            f"There is no base model {path or 'under runs/'}; `mini-chat-gpt quickstart` trains one in ten minutes, or name "
+            "one: sft.pretrained_checkpoint=PATH."
         )
     return path
 
 
-def cook(folder: Path, config: Config, out: Console) -> Path | None:
-    """Train, ask, compare; returns the report's file, or None where training was interrupted."""
+def run_recipe(folder: Path, config: Config, out: Console) -> Path | None:
+    """Train, generate replies with both models, compare; returns the report's path, or None if training was interrupted."""
     prompts, base = read_prompts(folder / PROMPTS), base_of(config)
     sft = config.sft.model_copy(update={"pretrained_checkpoint": str(base)})
     result = train(config.model_copy(update={"sft": sft}))
@@ -73,30 +73,28 @@ def cook(folder: Path, config: Config, out: Console) -> Path | None:
 
 
 def base_fact(base: Path, model: GPT, tokenizer: ChatTokenizer) -> str:
-    """What was there before, for the head of the report."""
+    """Description of the base model for the head of the report."""
     kind = (
-        "a chat model"
-        if tokenizer.chat_format is not None
-        else "a base model, which goes on from each prompt as a text"
+        "a chat model" if tokenizer.chat_format is not None else "a base model, which continues each prompt as a text"
     )
     return f"before: {base.name}, {model.n_parameters() / 1e6:.2f} M parameters, {kind}"
 
 
 def facts_of(config: Config, result: TrainResult, prompts: Prompts) -> list[str]:
-    """What was trained on what, for the head of the report."""
+    """Description of the training for the head of the report."""
     how = f"adapters (LoRA) of rank {config.lora.rank}" if config.lora.enabled else "all weights"
     chats = list(read_conversations(config.chats.files, [] if config.chats.skip_bad else None))
     facts = [
         f"after: {how} trained on {len(chats):,} chats for {result.steps:,} steps in {format_duration(result.seconds)}, "
         f"learning rate {config.sft.learning_rate:g}",
-        "replies: what the model is surest of (temperature 0), at most 160 tokens",
+        "replies: greedy (temperature 0), at most 160 tokens",
     ]
     if chats:
         share, prompt, question = max(nearest_prompts(prompts.all, chats))
         facts.append(
-            f"none of the prompts stands in the data; the nearest two share {share:.0%} of their words: “{prompt}” and “{question}”"
+            f"none of the prompts is in the data; the most similar pair shares {share:.0%} of its words: “{prompt}” and “{question}”"
             if share < 1
-            else f"careful: “{prompt}” stands in the data, as “{question}”"
+            else f"careful: “{prompt}” is in the data, as “{question}”"
         )
     return facts
 
@@ -104,8 +102,10 @@ def facts_of(config: Config, result: TrainResult, prompts: Prompts) -> list[str]
 def run(arguments: argparse.Namespace) -> int:
     """`mini-chat-gpt recipe` with a parsed command line."""
     if under_torchrun():
-        raise UserError("recipe is for one process; train with torchrun and its config.yaml instead.")
-    return 0 if cook(arguments.folder, arguments.settings, console()) else 130
+        raise UserError(
+            "recipe runs in one process; with torchrun, use `sft --config` with the recipe's config.yaml instead."
+        )
+    return 0 if run_recipe(arguments.folder, arguments.settings, console()) else 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -130,7 +130,7 @@ def test_the_quickstart_goes_all_the_way_and_does_nothing_twice(tmp_path):
     assert "main_character" in first
     assert "mini-chat-gpt chat --checkpoint runs/quickstart/sft" in first
     again = run(tmp_path, "quickstart", *brief)
-    assert again.count("Finished before") == 2
+    assert again.count("Already finished") == 2
 
 
 def test_every_verb_has_help(home):

@@ -73,7 +73,7 @@ def test_a_second_recipe_needs_no_code(clone):
     assert "| Say five | " in text
     assert "Of course! Polly. |" in text
     assert "all weights trained on 4 chats for 60 steps" in text
-    assert "none of the prompts stands in the data; the nearest two share 33% of their words: “Say five” and" in text
+    assert "none of the prompts is in the data; the most similar pair shares 33% of its words: “Say five” and" in text
     again = run(clone, "recipe", "recipes/parrot", "lora.enabled=true", "lora.rank=2", "sft.epochs=1")
     assert "runs/parrot-2/before_after.md" in again
     assert "adapters (LoRA) of rank 2" in (clone / "runs" / "parrot-2" / "before_after.md").read_text()
@@ -82,7 +82,7 @@ def test_a_second_recipe_needs_no_code(clone):
 def test_mistakes_are_named(clone):
     assert "no recipe 'parot'; did you mean 'parrot'?" in one_sentence(run(clone, "recipe", "parot", code=2))
     line = one_sentence(run(clone, "recipe", "parrot", "sft.pretrained_checkpoint=nowhere", code=2))
-    assert "There is no model nowhere to begin with; `mini-chat-gpt quickstart` makes one" in line
+    assert "There is no base model nowhere; `mini-chat-gpt quickstart` trains one" in line
     prompts = clone / "recipes" / "parrot" / "prompts.yaml"
     prompts.write_text("compare: [{shwos: tone, prompts: [a]}]\nrefuse: 3")
     line = one_sentence(run(clone, "recipe", "parrot", code=2))

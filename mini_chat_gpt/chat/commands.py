@@ -1,7 +1,7 @@
-"""The chat's slash commands: a table of them, and `run_command`, which does what a line asks for.
+"""The slash commands of a chat. `run_command` runs one.
 
-A command works on a `ChatSession` and answers with an `Outcome`; what that looks like is the terminal's business. Mistakes
-raise UserError with one sentence, and change nothing.
+A command acts on a `ChatSession` and returns an `Outcome`, which the terminal displays. A mistake raises UserError with one
+sentence, and changes nothing.
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ Rows = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command has to say: a table of two columns, a text of its own layout (made for so many columns, with colours or
-    without), a note, a reply that comes in pieces; or that the chat is over."""
+    """The result of a command, which the terminal displays."""
 
-    rows: Rows = field(default_factory=list)
-    layout: Callable[[int, bool], str] | None = None
+    rows: Rows = field(default_factory=list)  # a table of two columns
+    layout: Callable[[int, bool], str] | None = None  # makes a text from (width in columns, whether in color)
     note: str = ""
-    keys: bool = False  # which keys do what should be said too
-    reply: Callable[[], Iterator[str]] | None = None
-    leave: bool = False
+    keys: bool = False  # also say what the keys do
+    reply: Callable[[], Iterator[str]] | None = None  # starts a reply, which comes in pieces
+    leave: bool = False  # end the chat
 
 
 @dataclass(frozen=True)
 class Command:
-    """`argument` is how it looks in the help: "" for none, in brackets where it may be left out."""
+    """A slash command. `argument` is its form in the help: "" for none, in brackets if it is optional."""
 
     argument: str
     what: str
@@ -44,7 +43,7 @@ class Command:
 
 
 def is_command(line: str) -> bool:
-    """Whether a line is a command. A message that begins with a slash is typed with two (`as_message` takes one away)."""
+    """Whether a line is a command. A message that begins with a slash is typed with two (`as_message` removes one)."""
     return line.startswith("/") and not line.startswith("//")
 
 
@@ -54,7 +53,7 @@ def as_message(line: str) -> str:
 
 
 def run_command(session: ChatSession, line: str) -> Outcome:
-    """Do what a line that begins with a slash asks for. Raises UserError for what there is not or makes no sense."""
+    """Run a line that begins with a slash. Raises UserError for an unknown command or an invalid argument."""
     word, *rest = line.split(maxsplit=1)
     name, argument = word[1:].lower(), " ".join(rest).strip()
     command = COMMANDS.get(name)
@@ -64,17 +63,17 @@ def run_command(session: ChatSession, line: str) -> Outcome:
             "(/help lists them; a message that begins with a slash is typed with two)."
         )
     if argument and not command.argument:
-        raise UserError(f"/{name} takes nothing after it.")
+        raise UserError(f"/{name} takes no argument.")
     return command.run(session, argument)
 
 
 def short(text: str, length: int = 32) -> str:
-    """The beginning of a text, in one line."""
+    """The beginning of a text, on one line."""
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 3].rstrip() + "..."
 
 
-# What the commands do
+# Implementations of the commands
 
 
 def _help(session: ChatSession, _: str) -> Outcome:
@@ -88,16 +87,16 @@ def _reset(session: ChatSession, _: str) -> Outcome:
 
 
 def _retry(session: ChatSession, _: str) -> Outcome:
-    note, last = "", session.asked
-    more_room = last is not None and last.finish_reason == "context"  # then the reply may go on for longer
+    note, last = "", session.last_turn
+    more_room = last is not None and last.finish_reason == "context"  # a retry makes room for a longer reply
     if session.sampling.temperature == 0 and not more_room:
-        note = "The temperature is 0, so the reply is always the same; /temp 0.7 lets it vary."
+        note = "The temperature is 0, so the reply is always the same; /temp 0.7 makes it vary."
     return Outcome(note=note, reply=session.retry)
 
 
 def _undo(session: ChatSession, _: str) -> Outcome:
     turn = session.undo()
-    return Outcome(note=f'Took back "{short(turn.message)}" and the reply to it; {_turns(len(session.turns))} left.')
+    return Outcome(note=f'Removed "{short(turn.message)}" and its reply; {_turns(len(session.turns))} left.')
 
 
 def _system(session: ChatSession, text: str) -> Outcome:
@@ -106,13 +105,13 @@ def _system(session: ChatSession, text: str) -> Outcome:
     if text:
         session.set_system({"none": None, "default": session.default_system}.get(text, text))
     if session.is_base:
-        session.set_system("?")  # raises, and says that it has no meaning
+        session.set_system("?")  # raises UserError: a base model has no system message
     shown = "none" if session.system is None else session.system
     return Outcome(note=f"The system message is{' now' if text else ''}: {shown}")
 
 
 def _setting(name: str, kind: type[int] | type[float], example: str, optional: bool = False) -> Callable[..., Outcome]:
-    """The command that shows or sets one of `Sampling`'s fields."""
+    """A command that shows or sets one field of `Sampling`."""
 
     def run(session: ChatSession, text: str) -> Outcome:
         if text:
@@ -141,16 +140,16 @@ def _tokens(session: ChatSession, _: str) -> Outcome:
     usage = session.usage()
     if session.is_base:
         return Outcome(
-            note=f"The context holds {usage.context} tokens, your text and what follows; each text is read by itself."
+            note=f"The context holds {usage.context} tokens, your text and its continuation; each text is separate."
         )
     rows = [("system", f"{usage.system}")] if session.system is not None else []
     for number, (turn, size) in enumerate(zip(session.turns, usage.turns, strict=True), start=1):
-        remark = ", left out" if number <= usage.n_forgotten else ""
+        remark = ", dropped" if number <= usage.n_dropped else ""
         rows.append((f"turn {number}", f"{size}{remark}{_cut_off(turn)}: {short(turn.message)}"))
     free = usage.context - usage.used
     note = (
         f"{usage.used} of {usage.context} tokens are used, {free} are free for your message and the reply; the oldest turns "
-        f"are left out where a reply would have less than {session.room_for_reply}."
+        f"are dropped if a reply would have fewer than {session.room_for_reply}."
     )
     return Outcome(rows, note=note)
 
@@ -171,7 +170,7 @@ def _save(session: ChatSession, argument: str) -> Outcome:
     if existed and not overwrite and path.resolve() not in session.files:
         raise UserError(f"{path} exists already; choose another name, or type: /save --overwrite {path}")
     session.save(path, overwrite=True)
-    replaced = " in place of what it held" if existed else ""
+    replaced = ", replacing its content" if existed else ""
     return Outcome(note=f"Saved {_counted(len(session.turns))} to {path}{replaced}.")
 
 
@@ -179,22 +178,22 @@ def _load(session: ChatSession, argument: str) -> Outcome:
     path = _path("load", argument)
     session.load(path)
     note = f"Loaded {_counted(len(session.turns))} from {path}, with the settings saved there."
-    if session.asked is not None:
-        note += " The last message has no reply yet; /retry asks for one."
+    if session.last_turn is not None:
+        note += " The last message has no reply yet; /retry generates one."
     if session.system is None and session.default_system is not None:
-        note += " There is no system message, though the model was trained with one; /system default sets it."
+        note += " There is no system message, but the model was trained with one; /system default sets it."
     return Outcome(note=note)
 
 
 def _why(session: ChatSession, argument: str) -> Outcome:
     if argument.lower() in ("", "all"):
         explanation = session.explain()
-        every, hint = bool(argument), "/why all shows every one, /why FILE.html on a page"
+        every, hint = bool(argument), "/why all shows every token, /why FILE.html writes a page"
         return Outcome(layout=partial(render_text, explanation, every=every, hint=hint))
     path = _path("why", argument)
     check_page(path)
     write_page(session.explain(), path)
-    return Outcome(note=f"Wrote {path}, a page to open in a browser.")
+    return Outcome(note=f"Wrote {path}; open it in a browser.")
 
 
 def _path(command: str, text: str) -> Path:
@@ -202,9 +201,9 @@ def _path(command: str, text: str) -> Path:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1]
     if not text:
-        raise UserError(f"/{command} needs the name of a file, such as /{command} chat.json.")
+        raise UserError(f"/{command} needs a file name, such as /{command} chat.json.")
     if not text.isprintable():
-        raise UserError(f"{short(text)!r} can't be the name of a file.")
+        raise UserError(f"{short(text)!r} is not a valid file name.")
     return Path(text).expanduser()
 
 

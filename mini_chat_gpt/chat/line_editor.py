@@ -1,6 +1,6 @@
-"""Where a message is typed: prompt_toolkit's line editor, with history, completion of commands and paste of whole stories.
+"""The line editor for messages: prompt_toolkit with history, completion of commands, and pasting of whole stories.
 
-prompt_toolkit is imported when a prompt is made, not before: a chat over a pipe does without.
+prompt_toolkit is imported when a prompt is created, as a chat over a pipe doesn't need it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PROMPT = "> "
 
 
 def make_prompt(commands: Mapping[str, str], hint: str, say: Callable[[str], None]) -> PromptSession[str]:
-    """prompt_toolkit's input: Enter sends, Alt+Enter begins a new line, a paste is taken as it is."""
+    """A prompt_toolkit prompt: Enter sends, Alt+Enter starts a new line, pasted text is not interpreted."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.application import get_app
     from prompt_toolkit.enums import DEFAULT_BUFFER
@@ -51,7 +51,7 @@ def make_prompt(commands: Mapping[str, str], hint: str, say: Callable[[str], Non
 
 
 def make_history(say: Callable[[str], None]) -> Any:
-    """What was typed, kept from chat to chat where the disk allows it, readable by its owner alone."""
+    """The input history, stored in a file that only its owner can read, or in memory if the file can't be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     file = user_cache() / "chat_history"
@@ -59,13 +59,13 @@ def make_history(say: Callable[[str], None]) -> Any:
         file.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
-        say(f"What you type is remembered for this chat only: {file} can't be written ({error.strerror}).")
+        say(f"The input history is kept for this chat only: {file} can't be written ({error.strerror}).")
         return InMemoryHistory()
     return FileHistory(file)
 
 
 def make_completer(commands: Mapping[str, str]) -> Any:
-    """Completes commands at the beginning of the text, and file names after those that take one."""
+    """A completer for commands at the beginning of the text, and for file names after /save and /load."""
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
     from prompt_toolkit.document import Document
 

@@ -1,6 +1,6 @@
 """Chat with a model: `mini-chat-gpt chat` (`python mini_chat_gpt/sft_generate.py --interactive`).
 
-`chat` joins a `ChatSession`, which knows the conversation, and a `Front`, which knows the terminal or the pipe.
+`chat` connects a `ChatSession`, which holds the conversation, to a `Front`, which is the terminal or the pipe.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from mini_chat_gpt.chat.commands import COMMANDS, as_message, is_command, run_command
 from mini_chat_gpt.chat.model_options import open_model, system_of
 from mini_chat_gpt.chat.session import ChatSession, Turn
-from mini_chat_gpt.chat.terminal import Front, Plain, Terminal, has_comforts
+from mini_chat_gpt.chat.terminal import Front, Plain, Terminal, is_capable_terminal
 from mini_chat_gpt.cli import parse
-from mini_chat_gpt.common.entry import exit_with, forgive_odd_characters
+from mini_chat_gpt.common.entry import exit_with, replace_unencodable
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.decode import Model
 from mini_chat_gpt.generation.sampling import Sampling
@@ -22,9 +22,9 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 HOW_IT_ENDED = {
     "stop": "",
-    "length": "; cut off there, /max allows more",
-    "context": "; cut off there, the context is full",
-    "interrupted": "; stopped there",
+    "length": "; cut off, /max allows more",
+    "context": "; cut off, the context is full",
+    "interrupted": "; stopped",
 }
 
 
@@ -36,14 +36,14 @@ def chat(
 ) -> int:
     """Chat on standard input and output until the user leaves; returns the exit code.
 
-    `system` is the system message: the chat format's default, a text, or None for none. Raises UserError as
-    `ChatSession` does, and for the first mistake where standard input is not a terminal.
+    `system` is the system message: the chat format's default, a text, or None for none. Raises UserError as `ChatSession`
+    does. If standard input is not a terminal, it also raises it for the first mistake in a message or command.
     """
-    forgive_odd_characters()
+    replace_unencodable()
     session = ChatSession(model, tokenizer, sampling, system)
-    hint = "Begin a text (/help)" if session.is_base else "Send a message (/help)"
+    hint = "Start a text (/help)" if session.is_base else "Send a message (/help)"
     commands = {f"/{name}": command.what for name, command in COMMANDS.items()}
-    front: Front = Terminal(commands, hint) if has_comforts() else Plain()
+    front: Front = Terminal(commands, hint) if is_capable_terminal() else Plain()
     try:
         Chat(session, front).run()
     finally:
@@ -52,15 +52,17 @@ def chat(
 
 
 class Chat:
-    """The loop: read a line, do what it asks for, say what came of it."""
+    """The loop: read a line, run it, and show the result."""
 
     def __init__(self, session: ChatSession, front: Front) -> None:
         self.session, self.front = session, front
 
     def run(self) -> None:
-        """Until the user leaves, or the lines end."""
+        """Run until the user leaves or the input ends."""
         if self.session.is_base:
-            self.front.note("Type the beginning of a text; each is gone on from by itself, nothing is remembered.")
+            self.front.note(
+                "Type the beginning of a text. The model continues each text separately and remembers nothing."
+            )
         if self.front.interactive:
             self.front.note(f"{self.front.keys} /help lists the commands.")
         while True:
@@ -78,12 +80,12 @@ class Chat:
                 self.front.error(str(error))
 
     def handle(self, line: str) -> bool:
-        """Do what a line asks for; returns whether the chat goes on. Raises UserError."""
+        """Run a line; returns whether the chat continues. Raises UserError."""
         text = line.strip("\n") if self.session.is_base else line.strip()
         if not text.strip():
             return True
         if not is_command(text.lstrip()):
-            self.say(lambda: self.session.send(as_message(text)))
+            self.show_reply(lambda: self.session.send(as_message(text)))
             return True
         outcome = run_command(self.session, text.strip())
         if outcome.rows:
@@ -93,47 +95,47 @@ class Chat:
         if outcome.note:
             self.front.note(f"{outcome.note} {self.front.keys}" if outcome.keys else outcome.note)
         if outcome.reply is not None:
-            self.say(outcome.reply)
+            self.show_reply(outcome.reply)
         return not outcome.leave
 
-    def say(self, ask: Callable[[], Iterator[str]]) -> None:
-        """Show the reply as it comes, and how it ended. Ctrl-C ends it and no more, where somebody sits there."""
-        n_forgotten = self.session.n_forgotten
-        pieces, turn = ask(), self.session.asked
-        assert turn is not None  # it was asked just now
-        self.tell_forgotten(n_forgotten)
+    def show_reply(self, start_reply: Callable[[], Iterator[str]]) -> None:
+        """Show the reply as it is generated, and how it ended. At a terminal, Ctrl-C ends only the reply."""
+        n_dropped = self.session.n_dropped
+        pieces, turn = start_reply(), self.session.last_turn
+        assert turn is not None  # start_reply sets it
+        self.note_dropped(n_dropped)
         for piece in self.front.until_stopped(pieces):
             self.front.piece(piece)
         self.front.end_reply()
-        hint = ": /retry leaves out older turns" if self.older_turns() and turn.finish_reason == "context" else ""
+        hint = ": /retry drops older turns" if self.older_turns() and turn.finish_reason == "context" else ""
         self.front.note(summary(turn) + hint)
 
     def older_turns(self) -> bool:
-        """Whether the model read any before the last one."""
-        return len(self.session.turns) - self.session.n_forgotten > 1
+        """Whether the last prompt held turns before the last one."""
+        return len(self.session.turns) - self.session.n_dropped > 1
 
-    def tell_forgotten(self, before: int) -> None:
-        """Say so when other turns than before are left out."""
-        now, context = self.session.n_forgotten, self.session.model.config.context_length
+    def note_dropped(self, before: int) -> None:
+        """Print a note if the number of dropped turns has changed."""
+        now, context = self.session.n_dropped, self.session.model.config.context_length
         if now > before:
             turns = "the oldest turn is" if now - before == 1 else f"the {now - before} oldest turns are"
             in_all = f" ({now} in all)" if before else ""
             system = "; the system message stays" if self.session.system is not None else ""
-            self.front.note(f"The context of {context} tokens is full: {turns} left out from here on{in_all}{system}.")
+            self.front.note(f"The context of {context} tokens is full: {turns} dropped from now on{in_all}{system}.")
         elif now < before:
             turns = "a turn" if before - now == 1 else f"{before - now} turns"
-            self.front.note(f"There is room again for {turns} that had been left out.")
+            self.front.note(f"There is room again for {turns} that had been dropped.")
 
 
 def summary(turn: Turn) -> str:
-    """How long the reply is, how fast it came and why it was cut off, if it was."""
+    """Length and speed of a reply, and why it was cut off, if it was."""
     if not turn.reply.strip():
-        if turn.instead_of is not None:
-            return "No new reply came; the old one stays."
-        return "No reply came, so the message is not kept; /retry sends it again."
+        if turn.replaces is not None:
+            return "The new reply is empty; the old one stays."
+        return "The reply is empty, so the message is not kept; /retry sends it again."
     n = len(turn.ids)
     rate = n / max(turn.seconds, 1e-9)
-    return f"{n} {'token' if n == 1 else 'tokens'}, {rate:,.0f} a second{HOW_IT_ENDED[turn.finish_reason]}"
+    return f"{n} {'token' if n == 1 else 'tokens'}, {rate:,.0f} per second{HOW_IT_ENDED[turn.finish_reason]}"
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,19 +1,19 @@
-"""A conversation with a model, without a terminal: what was said, what the model reads of it, what it has read already.
+"""A conversation with a model, independent of any terminal.
 
     session = ChatSession(model, tokenizer, Sampling(temperature=0.7))
     for piece in session.send("Tell me a story."):
         print(piece, end="", flush=True)
-    print(session.asked.finish_reason)
+    print(session.last_turn.finish_reason)
 
-What it promises:
+Guarantees:
 
-- A reply is the one that `generate` gives to the whole conversation (system message, turns, new message) with the same
-  settings and seed. But what the model has read before it doesn't read again: keys and values are kept, and gone on from
-  where the old and the new ids part, be it the next message, another try or an earlier turn taken back.
-- The model reads the newest whole turns that fit into its context with some room for the reply; the system message always
-  stays. `n_forgotten` says how many older ones are left out. They are still there, and read again when there is room.
-- A reply that is broken off (the loop over its pieces is left, Ctrl-C) stays as far as it got.
-- A base model has no chat format and so no conversation: it goes on from each text by itself, as from the beginning of a
+- A reply equals the reply of `generate` to the whole conversation (system message, turns, new message) with the same settings
+  and seed. The KV cache is reused: only the ids after the common prefix of the old and the new prompt are computed, after a new
+  message, a retry or an undo.
+- The prompt holds the newest whole turns that fit into the context and leave some room for the reply. The system message is
+  always in it. `n_dropped` is the number of older turns that are left out; they are used again when there is room.
+- An interrupted reply (the loop over its pieces ends early, or Ctrl-C) is kept as far as it got.
+- A base model has no chat format and therefore no conversation: it continues each text separately, as the beginning of a
   document.
 """
 
@@ -36,56 +36,56 @@ from mini_chat_gpt.generation.text import USE_FORMAT_DEFAULT, System, begins_tex
 from mini_chat_gpt.generation.token_probs import Explanation, explain
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
-# The part of the context that older turns leave to a reply, if it may be so long. Most replies to a pasted story are short,
-# and a forgotten story spoils them all, while a reply that is cut off can be had again with less before it (`retry`).
+# Fraction of the context that older turns leave free for a reply. Most replies to a pasted story are short, and they are all wrong
+# if the story has been dropped. A reply that was cut off can be generated again with fewer older turns (`retry`).
 ROOM_FOR_REPLY = 1 / 8
-# What a base model says to all that only a conversation has.
+# Beginning of the error if a base model is used like a chat model.
 NO_CHAT = "This is a base model without a chat format"
 
 
 @dataclass
 class Turn:
-    """A message and the reply to it, which grows while it comes."""
+    """A message and the reply to it, which grows while it is generated."""
 
     message: str
     reply: str = ""
-    finish_reason: FinishReason | Literal["interrupted"] = "interrupted"  # until it ends otherwise
+    finish_reason: FinishReason | Literal["interrupted"] = "interrupted"  # until generation ends
     ids: list[int] = field(default_factory=list)  # of the reply, without the stop token; [] for a loaded turn
-    stop_id: int | None = None  # the stop token that ended it
-    prompt: list[int] = field(default_factory=list)  # what the model read before the reply, or knew already
+    stop_id: int | None = None  # the stop token that ended the reply
+    prompt: list[int] = field(default_factory=list)  # ids of the prompt, including those in the KV cache
     sampling: Sampling | None = None  # settings of the reply; None for a loaded turn
-    n_read: int = 0  # tokens that the model had to read for it; the others it knew
-    seconds: float = 0.0  # from the question to the last token
-    attempt: int = 0  # 0, and one more for each retry: it draws from a random stream of its own
-    instead_of: Turn | None = None  # the turn that it replaces as soon as it has text
+    n_prefilled: int = 0  # prompt tokens that were not in the KV cache
+    seconds: float = 0.0  # from the message to the last token
+    attempt: int = 0  # 0, then one more for each retry; each attempt has its own random stream
+    replaces: Turn | None = None  # the turn that this one replaces as soon as it has text
 
 
 @dataclass(frozen=True)
 class Usage:
-    """How full the context is, in tokens, control tokens included."""
+    """How full the context is, in tokens, including control tokens."""
 
     context: int
-    system: int  # what stands before the first turn
-    turns: list[int]  # each turn, also those that are left out
-    n_forgotten: int
+    system: int  # everything before the first turn
+    turns: list[int]  # each turn, including dropped ones
+    n_dropped: int
 
     @property
     def used(self) -> int:
-        """At most the whole context, also where the next message will find less room than there was."""
-        return min(self.context, self.system + sum(self.turns[self.n_forgotten :]))
+        """Tokens in use, at most the whole context."""
+        return min(self.context, self.system + sum(self.turns[self.n_dropped :]))
 
 
 class ChatSession:
-    """A conversation that goes on; see the module.
+    """A conversation; see the module's docstring.
 
-    sampling       settings of the replies from now on; may be replaced at any time
-    turns          all that was said, oldest first; a message without a reply is not among them
-    n_forgotten    so many of the oldest turns the model did not read for its last reply
-    asked          the turn of the last message, also when it got no reply
-    system         the system message, None for none; `set_system` changes it
-    files          where this conversation was saved or loaded from
+    sampling     settings of the next replies; may be replaced at any time
+    turns        the conversation, oldest turn first; a message without a reply is not in it
+    n_dropped    number of oldest turns that were not in the prompt of the last reply
+    last_turn    the turn of the last message, even if it got no reply
+    system       the system message, None for none; `set_system` changes it
+    files        files that this conversation was saved to or loaded from
 
-    Raises UserError for a system message given to a base model, or one that leaves no room in the context.
+    Raises UserError for a system message with a base model, or one that leaves no room in the context.
     """
 
     def __init__(
@@ -97,16 +97,16 @@ class ChatSession:
     ) -> None:
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.turns: list[Turn] = []
-        self.n_forgotten = 0
-        self.asked: Turn | None = None
+        self.n_dropped = 0
+        self.last_turn: Turn | None = None
         self.files: set[Path] = set()
         self.system: str | None = None
-        self._reader: Model | None = None  # the model in the form that generates fastest, made for the first reply
+        self._inference_model: Model | None = None  # created for the first reply
         self._cache = model.make_cache(1)
-        self._ids: list[int] = []  # what the cache holds, and maybe a token more
+        self._ids: list[int] = []  # ids in the KV cache, plus at most one more
         self.set_system(system if isinstance(system, str) or system is None else self.default_system)
 
-    # What there is
+    # State
 
     @property
     def is_base(self) -> bool:
@@ -120,89 +120,88 @@ class ChatSession:
 
     @property
     def messages(self) -> list[Message]:
-        """The whole conversation, also what is forgotten."""
+        """The whole conversation, including dropped turns."""
         return self._conversation(self.turns)
 
     @property
     def room_for_reply(self) -> int:
-        """Tokens of the context that older turns must leave to a reply."""
+        """Tokens of the context that older turns must leave free for a reply."""
         return min(self.sampling.max_new_tokens, int(self.model.config.context_length * ROOM_FOR_REPLY))
 
     def usage(self) -> Usage:
-        """How full the context is. A base model's turns don't count: it reads one text at a time."""
+        """How full the context is. A base model's turns don't count, as it continues each text separately."""
         sizes = [] if self.is_base else [self._size(turn) for turn in self.turns]
-        return Usage(self.model.config.context_length, self._head_size(self.system), sizes, self.n_forgotten)
+        return Usage(self.model.config.context_length, self._head_size(self.system), sizes, self.n_dropped)
 
-    # What can be done
+    # Actions
 
     def send(self, message: str) -> Iterator[str]:
-        """Say something; the reply comes in pieces of whole characters. The turn is in `turns` as soon as it has text.
+        """Send a message; yields the reply in pieces of whole characters. The turn is in `turns` as soon as it has text.
 
-        Raises UserError, at once and with nothing changed, for a message without text and one longer than the context.
+        Raises UserError immediately, with nothing changed, for a message that has no text or is longer than the context.
         """
         return self._ask(Turn(well_formed(message)), self.turns, self.room_for_reply)
 
     def retry(self) -> Iterator[str]:
-        """Another reply to the last message, in place of the one it got. Raises UserError where there was none.
+        """Generate another reply to the last message, which replaces its reply. Raises UserError if there is no message.
 
-        Where the context cut it off, older turns are left out as far as it takes to say all that `sampling` allows.
+        If the context cut the reply off, enough older turns are dropped to leave room for `sampling.max_new_tokens`.
         """
-        last = self.asked if self.asked is not None else (self.turns[-1] if self.turns else None)
+        last = self.last_turn if self.last_turn is not None else (self.turns[-1] if self.turns else None)
         if last is None:
-            raise UserError("There is no message yet that could be sent again.")
+            raise UserError("There is no message yet to send again.")
         answered = bool(self.turns) and self.turns[-1] is last
-        again = Turn(last.message, attempt=last.attempt + 1, instead_of=last if answered else last.instead_of)
-        earlier = self.turns if again.instead_of is None else self.turns[:-1]
+        again = Turn(last.message, attempt=last.attempt + 1, replaces=last if answered else last.replaces)
+        earlier = self.turns if again.replaces is None else self.turns[:-1]
         room = self.sampling.max_new_tokens if last.finish_reason == "context" else self.room_for_reply
-        return self._ask(again, earlier, room, least=min(self.n_forgotten, len(earlier)))
+        return self._ask(again, earlier, room, least=min(self.n_dropped, len(earlier)))
 
     def explain(self) -> Explanation:
-        """Why the last reply is what it is, token by token; see why.py. What the model knows already stays as it is.
+        """The token probabilities of the last reply (see generation/token_probs.py). The KV cache does not change.
 
-        Raises UserError where there is no reply that was given here.
+        Raises UserError if there is no reply that was generated in this session.
         """
-        last = self.asked
-        if last is None or not (last.ids or last.stop_id is not None):  # broken off before there was anything
+        last = self.last_turn
+        if last is None or not (last.ids or last.stop_id is not None):  # interrupted before the first token
             last = self.turns[-1] if self.turns else None
         if last is None:
-            raise UserError("There is no reply yet that could be explained.")
+            raise UserError("There is no reply yet to explain.")
         if last.sampling is None:
             raise UserError(
-                "The last reply is from a file, and only one given here can be explained; /retry asks for one."
+                "The last reply is from a file, and only one generated here can be explained; /retry generates one."
             )
-        model = self._reader or self.model
+        model = self._inference_model or self.model
         return explain(model, self.tokenizer, last.prompt, last.ids, last.stop_id, last.sampling)
 
     def undo(self) -> Turn:
-        """Take back the last message and its reply, and return them. Raises UserError when there is none."""
+        """Remove the last message and its reply, and return them. Raises UserError if there is none."""
         if not self.turns:
-            raise UserError("There is nothing to take back; the conversation is empty.")
-        self.asked = None
+            raise UserError("There is nothing to undo; the conversation is empty.")
+        self.last_turn = None
         turn = self.turns.pop()
-        self.n_forgotten = min(self.n_forgotten, len(self.turns))
+        self.n_dropped = min(self.n_dropped, len(self.turns))
         return turn
 
     def reset(self) -> None:
-        """Forget the conversation; the system message and the settings stay."""
-        self.turns, self.n_forgotten, self.asked, self.files = [], 0, None, set()
+        """Start a new conversation. The system message and the settings stay."""
+        self.turns, self.n_dropped, self.last_turn, self.files = [], 0, None, set()
 
     def set_system(self, text: str | None) -> None:
-        """Another system message, or None for none, from the next reply on. Errors as of the class."""
+        """Set the system message, or None for none, from the next reply on. Raises UserError as the class does."""
         text = well_formed(text) if text is not None and text.strip() else None
         if text is not None and self.is_base:
-            raise UserError(f"{NO_CHAT}; a system message has no meaning for it.")
+            raise UserError(f"{NO_CHAT}; a system message has no effect on it.")
         head, context = self._head_size(text), self.model.config.context_length
         if not self.is_base and head + 4 > context:  # <|user|>, a token, <|assistant|>, a token
             raise UserError(
-                f"The system message has {head} tokens, which leave no room in the model's context of {context}; shorten it."
+                f"The system message has {head} tokens, which leaves no room in the model's context of {context}; shorten it."
             )
         self.system = text
 
     def save(self, path: Path | str, overwrite: bool = False) -> None:
-        """Write all that was said, and the settings, as JSON: {"messages": [{"role", "content"}, ...], "settings": {...}}.
+        """Write the conversation and the settings as JSON: {"messages": [{"role", "content"}, ...], "settings": {...}}.
 
-        Raises UserError where nothing was said, for a file that exists, unless it may be overwritten, and where it
-        can't be written.
+        Raises UserError if the conversation is empty, if the file exists and may not be overwritten, or if it can't be written.
         """
         path = Path(path)
         if not self.turns:
@@ -216,51 +215,51 @@ class ChatSession:
         self.files.add(path.resolve())
 
     def load(self, path: Path | str) -> None:
-        """Go on with a saved conversation in place of this one; settings that the file doesn't name stay as they are.
+        """Replace this conversation by a saved one. Settings that are not in the file don't change.
 
-        Where the file has no system message there is none from now on. A user message at its end waits for `retry`.
-        Raises UserError, with nothing changed, for a file that is no conversation.
+        If the file has no system message, there is none from now on. `retry` replies to a user message at its end.
+        Raises UserError, with nothing changed, for a file that is not a conversation.
         """
         if self.is_base:
-            raise UserError(f"{NO_CHAT}; it has no conversation to go on with.")
+            raise UserError(f"{NO_CHAT}; it can't continue a conversation.")
         messages, sampling = read_chat(Path(path), self.sampling)
         system = messages.pop(0).content if messages[0].role == "system" else None
         self.set_system(system)
         self.reset()
         texts = [message.content for message in messages]
         self.turns = [Turn(*pair, finish_reason="stop") for pair in zip(texts[::2], texts[1::2], strict=False)]
-        self.asked = Turn(texts[-1], attempt=-1) if len(texts) % 2 else None
+        self.last_turn = Turn(texts[-1], attempt=-1) if len(texts) % 2 else None
         self.sampling = sampling
-        _, self.n_forgotten = self._fitted(self.turns, "?", self.room_for_reply)  # as the next message will find it
+        _, self.n_dropped = self._fit(self.turns, "?", self.room_for_reply)  # as for the next message
         self.files = {Path(path).resolve()}
 
-    # How it is done
+    # Implementation
 
     def _ask(self, turn: Turn, earlier: Sequence[Turn], room: int, least: int = 0) -> Iterator[str]:
-        ids, self.n_forgotten = self._fitted(earlier, turn.message, room, least)
-        self.asked = turn
+        ids, self.n_dropped = self._fit(earlier, turn.message, room, least)
+        self.last_turn = turn
         return self._answer(turn, ids)
 
     def _answer(self, turn: Turn, ids: list[int]) -> Iterator[str]:
-        kept = False
+        in_turns = False
         for piece in self._pieces(turn, ids):
             turn.reply += piece
-            if not kept and turn.reply.strip():  # only a reply with text can be read again
-                kept = True
-                self.turns[len(self.turns) - (turn.instead_of is not None) :] = [turn]
-                turn.instead_of = None
+            if not in_turns and turn.reply.strip():  # a reply without text can't be rendered in the next prompt
+                in_turns = True
+                self.turns[len(self.turns) - (turn.replaces is not None) :] = [turn]
+                turn.replaces = None
             yield piece
-            if self.asked is not turn:
-                return  # something else was said meanwhile, and the cache holds that
+            if self.last_turn is not turn:
+                return  # another message was sent meanwhile, and the cache holds that one
 
     def _pieces(self, turn: Turn, ids: list[int]) -> Iterator[str]:
         started = time.monotonic()
         decoder = self.tokenizer.stream_decoder(start=begins_text(self.tokenizer, ids))
-        turn.n_read = len(ids) - self._keep_common(ids)
+        turn.n_prefilled = len(ids) - self._truncate_cache(ids)
         turn.prompt, turn.sampling = ids, self.sampling
         streams = random_streams(concrete_seed(self.sampling.seed), [turn.attempt])
-        self._reader = reader = self._reader or for_inference(self.model)
-        for _, token_id, finish in decode(reader, self.tokenizer, [ids], self.sampling, streams, self._cache):
+        self._inference_model = inference_model = self._inference_model or for_inference(self.model)
+        for _, token_id, finish in decode(inference_model, self.tokenizer, [ids], self.sampling, streams, self._cache):
             turn.seconds = time.monotonic() - started
             if finish != "stop":
                 turn.ids.append(token_id)
@@ -272,8 +271,8 @@ class ChatSession:
         if piece := decoder.finish():
             yield piece
 
-    def _keep_common(self, ids: list[int]) -> int:
-        """Forget what the cache holds beyond its common beginning with `ids`; how long that is, at least one id less."""
+    def _truncate_cache(self, ids: list[int]) -> int:
+        """Truncate the cache to its common prefix with `ids`, at least one id shorter; returns the length of the prefix."""
         common = 0
         for old, new in zip(self._ids[: self._cache.lengths[0]], ids[:-1], strict=False):
             if old != new:
@@ -283,31 +282,31 @@ class ChatSession:
         self._ids = list(ids)
         return common
 
-    def _fitted(self, earlier: Sequence[Turn], message: str, room: int, least: int = 0) -> tuple[list[int], int]:
-        """The ids to read for a message after the newest of the earlier turns that fit, and how many are left out.
+    def _fit(self, earlier: Sequence[Turn], message: str, room: int, least: int = 0) -> tuple[list[int], int]:
+        """The prompt for a message after the newest earlier turns that fit, and the number of dropped turns.
 
-        `room` tokens stay free for the reply where leaving out turns can achieve it; `least` turns are left out anyway.
+        Turns are dropped until `room` tokens are free for the reply, and at least `least` turns.
         """
         if self.is_base:
-            return self._checked(prompt_ids(self.tokenizer, message), message), 0
+            return self._check_length(prompt_ids(self.tokenizer, message), message), 0
         if not message.strip():
             raise UserError("The message has no text.")
-        alone = self._checked(prompt_ids(self.tokenizer, self._conversation([], message), None), message)
+        alone = self._check_length(prompt_ids(self.tokenizer, self._conversation([], message), None), message)
         sizes = [self._size(turn) for turn in earlier]
-        n_forgotten, n_tokens = least, len(alone) + sum(sizes[least:])
-        while sizes[n_forgotten:] and n_tokens + room > self.model.config.context_length:
-            n_tokens -= sizes[n_forgotten]
-            n_forgotten += 1
-        return prompt_ids(self.tokenizer, self._conversation(earlier[n_forgotten:], message), None), n_forgotten
+        n_dropped, n_tokens = least, len(alone) + sum(sizes[least:])
+        while sizes[n_dropped:] and n_tokens + room > self.model.config.context_length:
+            n_tokens -= sizes[n_dropped]
+            n_dropped += 1
+        return prompt_ids(self.tokenizer, self._conversation(earlier[n_dropped:], message), None), n_dropped
 
-    def _checked(self, alone: list[int], message: str) -> list[int]:
-        """`alone`, the ids of a message without earlier turns, if they leave room for at least one token of a reply."""
+    def _check_length(self, alone: list[int], message: str) -> list[int]:
+        """Return `alone`, the ids of a message without earlier turns. Raises UserError if no token of a reply fits after it."""
         context, n_message = self.model.config.context_length, len(self.tokenizer.encode(message))
         if len(alone) < context:
             return alone
         beside = "" if self.system is None else " beside the system message"
         raise UserError(
-            f"The message is too long to be kept: it has {n_message} tokens, and at most "
+            f"The message is too long: it has {n_message} tokens, and at most "
             f"{context - 1 - (len(alone) - n_message)} fit into the model's context of {context}{beside}."
         )
 
@@ -322,7 +321,7 @@ class ChatSession:
         return len(ids) - (self.tokenizer.bos_id is not None)
 
     def _head_size(self, system: str | None) -> int:
-        """Tokens before the first turn, or before a base model's text."""
+        """Number of tokens before the first turn, or before a base model's text."""
         if self.is_base:
             return len(prompt_ids(self.tokenizer, ""))
         if system is None:
@@ -331,21 +330,21 @@ class ChatSession:
 
 
 def read_chat(path: Path, sampling: Sampling) -> tuple[list[Message], Sampling]:
-    """The messages of a saved conversation, and `sampling` with the settings that the file names.
+    """The messages of a saved conversation, and `sampling` with the settings of the file.
 
-    Raises UserError with the first thing that is wrong.
+    Raises UserError with the first problem.
     """
     try:
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror or error}.") from None
-    except ValueError as error:  # no UTF-8, no JSON
+    except ValueError as error:  # not UTF-8, or not JSON
         raise UserError(f"{path} is not a JSON file ({error}).") from None
     except RecursionError:
-        raise UserError(f"{path} is no conversation, it is nested too deeply.") from None
+        raise UserError(f"{path} is not a conversation; it is nested too deeply.") from None
     if not isinstance(content, dict) or not isinstance(content.get("messages"), list):
         raise UserError(
-            f'{path} is no conversation; it must have {{"messages": [{{"role": ..., "content": ...}}, ...]}}.'
+            f'{path} is not a conversation; it must have {{"messages": [{{"role": ..., "content": ...}}, ...]}}.'
         )
     messages = [_message(path, number, entry) for number, entry in enumerate(content["messages"], start=1)]
     try:

@@ -1,8 +1,8 @@
-"""The two ways in which a chat meets the world: a terminal with all its comforts, and plain lines.
+"""The two user interfaces of a chat: a full terminal, and plain lines.
 
-`Terminal` reads with all that prompt_toolkit offers (chat_input.py) and shows replies broken between words, remarks dimmed.
-`Plain` serves pipes and terminals that can only print: a line is a message, standard output carries the replies and nothing
-else, remarks go to standard error, and there are no escape codes. Neither knows what a chat is.
+`Terminal` reads with prompt_toolkit (line_editor.py), wraps replies between words and dims notes. `Plain` is for pipes and
+terminals that can only print: each line is a message, standard output gets only the replies, notes go to standard error, and
+there are no escape codes. Neither knows about conversations.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from mini_chat_gpt.common.errors import UserError
 
 
 class Front(Protocol):
-    """What a chat needs of its surroundings."""
+    """What a chat needs from its user interface."""
 
-    interactive: bool  # somebody sits there: mistakes are told and forgotten, Ctrl-C stops a reply
-    keys: str  # what ends a line and a message
+    interactive: bool  # a person types: a mistake doesn't end the chat, Ctrl-C stops a reply
+    keys: str  # help text about the keys
 
     def read(self) -> str:
-        """The next message or command. Raises EOFError at the end, KeyboardInterrupt for Ctrl-C with nothing typed."""
+        """The next message or command. Raises EOFError at the end, KeyboardInterrupt for Ctrl-C on an empty line."""
 
     def until_stopped(self, pieces: Iterator[str]) -> Iterator[str]:
-        """The pieces of a reply, until Ctrl-C where somebody sits there."""
+        """The pieces of a reply; if `interactive`, until Ctrl-C."""
 
     def piece(self, text: str) -> None:
-        """A piece of a reply."""
+        """Show a piece of a reply."""
 
     def end_reply(self) -> None:
-        """The reply is over."""
+        """End the reply."""
 
     def note(self, text: str) -> None:
-        """A remark."""
+        """Show a note."""
 
     def error(self, text: str) -> None:
-        """What the user did wrong; raised as UserError where nobody sits there."""
+        """Show a user's mistake. If not `interactive`, raise it as UserError."""
 
     def table(self, rows: list[tuple[str, str]]) -> None:
-        """Rows of two columns."""
+        """Show rows of two columns."""
 
     def layout(self, make: Callable[[int, bool], str]) -> None:
-        """A text that is made for so many columns, with colours or without."""
+        """Show the text that `make(width in columns, whether in color)` returns."""
 
     def close(self) -> None:
-        """Leave the surroundings as they were."""
+        """Restore the terminal."""
 
 
-def has_comforts() -> bool:
-    """Whether both ends are a terminal that can do more than print."""
+def is_capable_terminal() -> bool:
+    """Whether standard input and output are a terminal that can do more than print."""
     dumb = os.environ.get("TERM", "" if os.name == "nt" else "dumb").lower() in ("dumb", "unknown")
     return sys.stdin.isatty() and sys.stdout.isatty() and not dumb
 
@@ -63,20 +63,20 @@ def has_comforts() -> bool:
 # Text in a terminal
 
 
-# Control characters could move the cursor or worse; a model that was not trained well writes any byte.
+# Control characters can move the cursor or worse, and a badly trained model can generate any byte.
 _HARMLESS = dict.fromkeys([*range(32), *range(127, 160)], "\ufffd")
 _HARMLESS |= {ord("\n"): "\n", ord("\r"): "", ord("\t"): "    "}
 
 
 def harmless(text: str) -> str:
-    """The text without control characters, except for line breaks."""
+    """The text without control characters other than line breaks."""
     return text.translate(_HARMLESS)
 
 
 class WordWrap:
-    """Writes text that comes in pieces, broken between words at `width` columns (wide characters count as two).
+    """Write text that comes in pieces, wrapped between words at `width` columns (wide characters count as two).
 
-    A word is written when it is complete, so call `flush` at the end. Words longer than a line are broken anywhere.
+    A word is written when it is complete, so call `flush` at the end. A word longer than a line is broken anywhere.
     """
 
     def __init__(self, write: Callable[[str], Any], width: int) -> None:
@@ -95,7 +95,7 @@ class WordWrap:
             elif char == " ":
                 self.flush()
                 self._gap += " "
-            elif self._measure(char) == 2:  # in Chinese, or a row of emoji, a line may break anywhere
+            elif self._measure(char) == 2:  # Chinese text and emoji may break anywhere
                 self.flush()
                 self._word = char
                 self.flush()
@@ -103,7 +103,7 @@ class WordWrap:
                 self._word += char
 
     def flush(self) -> None:
-        """Write the word that was begun."""
+        """Write the pending word."""
         if not self._word:
             return
         size = sum(map(self._size, self._word))
@@ -126,7 +126,7 @@ class WordWrap:
 
 
 def columns() -> int:
-    """Width of the terminal; text stays one column away from its edge, where terminals differ."""
+    """Width of the terminal minus one column, as terminals differ at their edge."""
     try:
         width = os.get_terminal_size(sys.stdout.fileno()).columns
     except OSError:
@@ -135,14 +135,14 @@ def columns() -> int:
 
 
 class Interrupts:
-    """Ctrl-C stops what may be stopped and is ignored elsewhere, so that pressing it twice does not end the chat."""
+    """Ctrl-C stops a reply and is ignored elsewhere, so that pressing it twice does not end the chat."""
 
     def __init__(self) -> None:
         self._armed = self._pressed = False
         self._before = signal.signal(signal.SIGINT, self._handle)
 
     def close(self) -> None:
-        """Give Ctrl-C back to whoever had it."""
+        """Restore the previous handler of Ctrl-C."""
         signal.signal(signal.SIGINT, self._before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -161,7 +161,7 @@ class Interrupts:
             self._armed = False
 
     def until_pressed(self, pieces: Iterator[str]) -> Iterator[str]:
-        """The pieces, until Ctrl-C. It interrupts the making of a piece; one that is made is shown whole."""
+        """The pieces, until Ctrl-C. It interrupts the computation of a piece; a finished piece is always shown."""
         self._pressed = False
         while True:
             try:
@@ -176,7 +176,7 @@ class Interrupts:
 
 @contextmanager
 def silent_keys() -> Iterator[None]:
-    """What is typed meanwhile is not shown in the midst of a reply; the next prompt gets it."""
+    """Don't echo keys that are typed during a reply; the next prompt gets them."""
     try:
         import termios
     except ImportError:  # Windows
@@ -194,10 +194,10 @@ def silent_keys() -> Iterator[None]:
 
 
 class Terminal:
-    """A terminal with history, completion of the commands (name: what it does) and a hint where to type."""
+    """A terminal with history, completion of the commands (name: description), and a hint in the empty prompt."""
 
     interactive = True
-    keys = "Enter sends, Alt+Enter (or Esc, then Enter) begins a new line, Ctrl-C stops a reply, Ctrl-D leaves."
+    keys = "Enter sends, Alt+Enter (or Esc, then Enter) starts a new line, Ctrl-C stops a reply, Ctrl-D leaves."
 
     def __init__(self, commands: Mapping[str, str], hint: str) -> None:
         self._interrupts = Interrupts()
@@ -209,10 +209,10 @@ class Terminal:
         try:
             print()  # an empty line between the turns
             text = self._prompt.prompt(PROMPT, handle_sigint=False)
-            # Bytes that the locale doesn't know come as surrogates; most often they are UTF-8 all the same.
+            # Bytes outside the locale's encoding arrive as surrogates. Usually they are UTF-8.
             return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         except KeyboardInterrupt:
-            if self._prompt.default_buffer.text:  # Ctrl-C drops what was typed
+            if self._prompt.default_buffer.text:  # Ctrl-C clears the line
                 return ""
             raise
 
@@ -255,7 +255,7 @@ class Terminal:
 
 
 def wrapped(text: str, indent: str = "") -> str:
-    """A remark in lines of the terminal's width, all indented."""
+    """A text wrapped to the terminal's width, with every line indented."""
     lines: list[str] = []
     wrap = WordWrap(lines.append, columns() - len(indent))
     wrap.push(text)
@@ -267,9 +267,9 @@ def wrapped(text: str, indent: str = "") -> str:
 
 
 class Plain:
-    """Lines in, replies out; a backslash at the end of a line carries a message on."""
+    """Lines in, replies out. A backslash at the end of a line continues the message in the next line."""
 
-    keys = "Each line is a message; a backslash at its end carries it on in the next one."
+    keys = "Each line is a message; a backslash at its end continues it in the next line."
 
     def __init__(self) -> None:
         self.interactive = sys.stdin.isatty()
@@ -302,7 +302,7 @@ class Plain:
             raise UserError(f"Not UTF-8 text (byte {error.start} of the line); save it as UTF-8.") from None
 
     def until_stopped(self, pieces: Iterator[str]) -> Iterator[str]:
-        # Where nobody sits there Ctrl-C ends the program, as everywhere.
+        # Without a person at a terminal, Ctrl-C ends the program as usual.
         return pieces if self._interrupts is None else self._interrupts.until_pressed(pieces)
 
     def piece(self, text: str) -> None:

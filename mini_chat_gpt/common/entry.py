@@ -1,4 +1,4 @@
-"""How every command begins and ends: exit code 0, 2 with one sentence for a user's mistake, 130 when interrupted."""
+"""Start and end of every command: exit code 0, 2 with one sentence for a user's mistake, 130 after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from typing import Any, NoReturn
 from mini_chat_gpt.common.errors import UserError
 
 
-def forgive_odd_characters() -> None:
-    """A terminal that has no emoji gets a question mark from now on, not a traceback."""
+def replace_unencodable() -> None:
+    """Print a question mark for characters that the terminal's encoding lacks, such as emoji, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_where: Any, **_more: Any) -> None:
-    """What is meant for users is said as a sentence; which line of a library complains is for developers (python -W)."""
+    """Print warnings for users as a sentence. Other warnings are for developers, who can enable them (python -W)."""
     if category is UserWarning:
         print(f"warning: {message}", file=sys.stderr)
 
 
 def under_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun has started this process, alone or as one of several."""
+    """Whether torchrun started this process, alone or as one of several."""
     return "TORCHELASTIC_RUN_ID" in environment
 
 
-def _rank_that_speaks() -> str:
-    """Nothing, or "[rank 1] " among several processes under torchrun, of which only one needs to say what all have met.
+def _rank_prefix() -> str:
+    """ "" for rank 0, otherwise "[rank 1] ".
 
-    The others wait a little: torchrun ends them as soon as rank 0 has failed.
+    All ranks usually fail with the same error. The other ranks wait first, and torchrun ends them when rank 0 has failed, so
+    that the error is printed once.
     """
     rank = os.environ.get("RANK", "0")
     if rank == "0" or not under_torchrun():
@@ -48,9 +49,9 @@ def _rank_that_speaks() -> str:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """For imports: what comes into being here stays to the end, so Python needn't look whether some of it is garbage.
+    """Turn off garbage collection during imports, and exclude the imported objects from later collections.
 
-    Looking through PyTorch's objects, while they are made and now and then afterwards, is a tenth of a command's start.
+    Imported objects live until the process ends. Collections over PyTorch's objects take a tenth of a command's start-up time.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -63,29 +64,29 @@ def importing() -> Iterator[None]:
 
 
 def exit_with(main: Callable[[], int]) -> None:
-    """Run a command and leave with its exit code."""
-    forgive_odd_characters()
+    """Run a command and exit with its exit code."""
+    replace_unencodable()
     warnings.showwarning = _show_warning
     try:
         code = main()
         sys.stdout.flush()
     except UserError as error:
-        print(f"{_rank_that_speaks()}error: {error}", file=sys.stderr)
+        print(f"{_rank_prefix()}error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+    except BrokenPipeError:  # the reader of standard output has exited, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    _leave(code)
+    _exit(code)
 
 
-def _leave(code: int) -> NoReturn:
-    """End the process; one among several without taking Python apart first.
+def _exit(code: int) -> NoReturn:
+    """End the process. Under torchrun, skip Python's finalization.
 
-    A thread of gloo may let go of its last tensor a little later than `wait` has returned, and needs Python for that. Where
-    Python is ending already the thread is torn down in the midst of it, and the process, whose work is done, with SIGABRT.
+    A gloo thread may release its last tensor shortly after `wait` has returned, which needs the interpreter. During
+    finalization this would end the process with SIGABRT.
     """
     if under_torchrun():
         atexit._run_exitfuncs()

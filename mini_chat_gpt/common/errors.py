@@ -1,7 +1,7 @@
-"""The one exception for a user's mistake.
+"""The exception for a user's mistake.
 
-Its message is a single sentence: what is wrong, where (file and line, or config key), and what to do. The command line
-prints it without a traceback and exits with code 2.
+Its message is one sentence: what is wrong, where (file and line, or config key), and what to do. The command line prints it
+without a traceback and exits with code 2.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend; the message says how."""
+    """A mistake that the user can correct; the message says how."""
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """A hint "; did you mean 'x'?" or nothing."""
+    """A hint "; did you mean 'x'?", or "" if no allowed word is similar."""
     match = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""

@@ -34,7 +34,7 @@ def test_a_line_is_a_command_or_a_message(line, command, message):
         ("/tmp", "no command /tmp; did you mean '/temp'"),
         ("/", "no command / "),
         ("/home/sara/story.txt is a file", "no command /home/sara/story.txt "),
-        ("/reset now", "/reset takes nothing after it"),
+        ("/reset now", "/reset takes no argument"),
         ("/temp warm", "temperature must be a number such as 0.7, not 'warm'"),
         ("/temp nan", "temperature is nan; it must be"),
         ("/temp none", "must be a number"),
@@ -42,9 +42,9 @@ def test_a_line_is_a_command_or_a_message(line, command, message):
         ("/max 0", "max_new_tokens is 0; it must be"),
         ("/max " + "9" * 5000, "must be a whole number"),
         ("/top_p 0", "top_p is 0.0; it must be"),
-        ("/save", "/save needs the name of a file"),
-        ("/load ''", "/load needs the name of a file"),
-        ("/load a\0b", "can't be the name of a file"),
+        ("/save", "/save needs a file name"),
+        ("/load ''", "/load needs a file name"),
+        ("/load a\0b", "is not a valid file name"),
         ("/save " + "x" * 300, "file name too long"),
         ("/load " + "x" * 300, "File name too long"),
         ("/load .", "can't be read: Is a directory"),
@@ -70,13 +70,13 @@ def test_a_system_message_may_have_several_lines(session):
     assert session.system == "Be kind.\nBe brief."
 
 
-def test_there_is_no_default_where_training_had_none(session):
+def test_without_a_system_message_in_training_there_is_no_default(session):
     session.tokenizer.chat_format = ChatFormat()
     with pytest.raises(UserError, match="there is no default"):
         run_command(session, "/system default")
 
 
-def test_a_retry_at_temperature_0_says_that_it_changes_nothing(session):
+def test_a_retry_at_temperature_0_warns_that_the_reply_is_the_same(session):
     assert "always the same" in run_command(session, "/retry").note
     run_command(session, "/temp 1")
     assert run_command(session, "/retry").note == ""
@@ -88,9 +88,9 @@ def test_tokens_shows_every_turn_in_one_line(session):
     assert rows[2][1].endswith(", cut off: Tell me more")
 
 
-def test_a_file_of_this_conversation_is_replaced_and_after_a_reset_it_is_not(session, tmp_path):
-    assert "in place of" not in run_command(session, f"/save {tmp_path / 'a b.json'}").note
-    assert "in place of what it held" in run_command(session, f'/save "{tmp_path / "a b.json"}"').note
+def test_a_file_of_this_conversation_is_overwritten_but_not_after_a_reset(session, tmp_path):
+    assert "replacing" not in run_command(session, f"/save {tmp_path / 'a b.json'}").note
+    assert "replacing its content" in run_command(session, f'/save "{tmp_path / "a b.json"}"').note
     turns = session.turns
     session.reset()
     session.turns = turns
@@ -98,23 +98,23 @@ def test_a_file_of_this_conversation_is_replaced_and_after_a_reset_it_is_not(ses
         run_command(session, f"/save {tmp_path / 'a b.json'}")
 
 
-def test_a_loaded_file_without_a_system_message_says_so(session, tmp_path):
+def test_loading_a_file_without_a_system_message_prints_a_note(session, tmp_path):
     file = tmp_path / "chat.json"
     file.write_text('{"messages": [{"role": "user", "content": "Hi"}]}', encoding="utf-8")
     note = run_command(session, f"/load {file}").note
     assert "/system default" in note
-    assert "/retry asks for one" in note
+    assert "/retry generates one" in note
 
 
-def test_only_quit_leaves(session):
+def test_only_quit_ends_the_chat(session):
     assert run_command(session, "/quit").leave
     assert not run_command(session, "/help").leave
 
 
-def test_help_names_every_command_with_its_argument(session):
+def test_help_lists_every_command_with_its_argument(session):
     assert [row[0].split()[0] for row in run_command(session, "/help").rows] == [f"/{name}" for name in COMMANDS]
 
 
 @pytest.mark.parametrize(("text", "shown"), [("a\n b", "a b"), ("x" * 40, "x" * 29 + "...")])
-def test_a_long_text_is_shown_by_its_beginning(text, shown):
+def test_a_long_text_is_shortened(text, shown):
     assert short(text) == shown

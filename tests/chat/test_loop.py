@@ -38,7 +38,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def chain(tokenizer: ChatTokenizer, chains: list[list[int]], context: int) -> GPT:
-    """A model that says after each id of a chain the next one; what was read before does not matter to it."""
+    """A model that generates the next id of a chain, independent of earlier ids."""
     size = -(-tokenizer.vocab_size // 8) * 8
     config = GPTConfig(
         vocab_size=tokenizer.vocab_size,
@@ -66,7 +66,7 @@ Save = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def save(tmp_path_factory) -> Save:
-    """Saves a model that always replies the same text, or one word after the other without an end."""
+    """Save a model that always replies the same text, or that never ends its reply."""
 
     def save_model(
         reply: str = REPLY, endless: bool = False, context: int = 128, base: bool = False, system: str | None = None
@@ -95,7 +95,7 @@ def endless(save) -> Path:
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts chats at a terminal, their history in a folder of the test, and ends them with it."""
+    """Start chats at a terminal with their history in a folder of the test; ends them with the test."""
     programs = []
 
     def start_program(checkpoint: Path, *options: str, columns: int = 200, **env: str) -> Program:
@@ -120,7 +120,7 @@ def chat(start, teller) -> Program:
 # A conversation at a terminal
 
 
-def test_the_first_lines_name_the_model_and_say_how_to_go_on(start, teller):
+def test_the_first_lines_name_the_model_and_the_keys(start, teller):
     said = start(teller).prompt()
     assert str(teller) in said.replace("\n", "")
     assert "/help lists the commands" in said
@@ -128,36 +128,36 @@ def test_the_first_lines_name_the_model_and_say_how_to_go_on(start, teller):
 
 def test_a_reply_is_followed_by_a_dimmed_line_with_its_length_and_speed(chat):
     chat.say("Hello")
-    assert re.search(rf"{re.escape(REPLY)}\r\n\x1b\[2m\d+ tokens, [\d,]+ a second\x1b\[0m\r\n", chat.raw)
+    assert re.search(rf"{re.escape(REPLY)}\r\n\x1b\[2m\d+ tokens, [\d,]+ per second\x1b\[0m\r\n", chat.raw)
 
 
 def test_a_reply_that_is_cut_off_says_why(chat):
     chat.say("/max 3")
     assert "3 tokens" in (said := chat.say("Hello"))
-    assert "cut off there, /max allows more" in said
+    assert "cut off, /max allows more" in said
 
 
 @pytest.mark.parametrize("leave", ["/quit\r", "\x04"], ids=["/quit", "Ctrl-D"])
-def test_one_leaves_with(chat, leave):
+def test_the_chat_ends_with(chat, leave):
     chat.type(leave)
     assert chat.end() == 0
 
 
-def test_ctrl_c_stops_a_reply_and_the_chat_goes_on(start, endless):
+def test_ctrl_c_stops_a_reply_and_the_chat_continues(start, endless):
     chat = start(endless, "--max-new-tokens", "29000")
     chat.prompt()
     chat.type("Hello\r")
     chat.wait("happy cat happy cat")
     chat.type("\x03\x03")  # twice, as one does
     said = chat.prompt()
-    assert "a second; stopped there" in said
+    assert "per second; stopped" in said
     shown = said.rpartition("\n\n")[0] or said
     assert "cut off: Hello" in chat.say("/tokens"), shown
     chat.say("/max 2")
     assert "happy cat\n2 tokens" in chat.say("Again")
 
 
-def test_a_reply_that_was_stopped_is_kept_as_far_as_it_was_seen(start, endless, tmp_path):
+def test_a_stopped_reply_is_kept_as_far_as_it_was_shown(start, endless, tmp_path):
     chat = start(endless, "--max-new-tokens", "29000")
     chat.prompt()
     chat.type("Hello\r")
@@ -175,7 +175,7 @@ def test_ctrl_c_at_the_empty_prompt_says_how_to_leave(chat):
     assert "Ctrl-D or /quit leaves the chat." in chat.prompt()
 
 
-def test_ctrl_c_drops_what_was_typed(chat):
+def test_ctrl_c_clears_the_line(chat):
     chat.type("Hello\x03")
     assert "Ctrl-D" not in chat.prompt()
     assert "no message yet" in chat.say("/retry")
@@ -190,7 +190,7 @@ def test_a_pasted_story_is_one_message(chat, tmp_path):
     assert json.loads((tmp_path / "chat.json").read_text(encoding="utf-8"))["messages"][1]["content"] == story
 
 
-def test_alt_enter_begins_a_new_line(chat, tmp_path):
+def test_alt_enter_starts_a_new_line(chat, tmp_path):
     chat.say("two\x1b\rlines")
     chat.say(f"/save {tmp_path / 'chat.json'}")
     assert json.loads((tmp_path / "chat.json").read_text(encoding="utf-8"))["messages"][1]["content"] == "two\nlines"
@@ -207,10 +207,10 @@ def test_tab_completes_a_command_and_a_file_name(chat, tmp_path):
     chat.wait("something.json")
     chat.type("\t\r")
     chat.wait(PROMPT_ENDS)
-    assert "is no conversation" in chat.prompt()
+    assert "is not a conversation" in chat.prompt()
 
 
-def test_what_was_typed_comes_back_in_the_next_chat(start, teller, tmp_path):
+def test_the_input_history_is_available_in_the_next_chat(start, teller, tmp_path):
     first = start(teller)
     first.prompt()
     first.say("a message to remember")
@@ -224,10 +224,10 @@ def test_what_was_typed_comes_back_in_the_next_chat(start, teller, tmp_path):
     assert file.stat().st_mode & 0o077 == 0, "nobody else may read it"
 
 
-def test_a_history_that_cannot_be_kept_is_said_once_and_the_chat_goes_on(start, teller, tmp_path):
+def test_a_history_file_that_cannot_be_written_is_reported_once_and_the_chat_continues(start, teller, tmp_path):
     (tmp_path / "file").touch()
     chat = start(teller, XDG_CACHE_HOME=str(tmp_path / "file"))
-    assert "remembered for this chat only" in chat.prompt()
+    assert "kept for this chat only" in chat.prompt()
     assert REPLY in chat.say("Hello")
 
 
@@ -243,11 +243,11 @@ def test_what_is_typed_during_a_reply_waits_for_the_next_prompt(start, endless):
     assert "tokens are used" in chat.prompt()
 
 
-def test_bytes_that_are_no_text_do_no_harm(chat):
+def test_invalid_bytes_are_accepted(chat):
     assert REPLY in chat.say(b"Hello \xff\xfe".decode("utf-8", "surrogateescape"))
 
 
-def test_a_message_without_text_asks_for_nothing(chat):
+def test_a_message_without_text_is_ignored(chat):
     assert chat.say("   ") == ""
 
 
@@ -275,13 +275,13 @@ def test_a_setting_is_shown_set_and_protected_from_bad_values(chat, shown, good,
     assert chat.say(shown) == now.replace("is now", "is")
 
 
-def test_optional_settings_are_taken_away_with_none(chat):
+def test_optional_settings_are_removed_with_none(chat):
     for name in ("seed", "top_p"):
         chat.say(f"/{name} 1")
         assert chat.say(f"/{name} none") == f"{name} is now none."
 
 
-def test_the_system_message_is_shown_set_and_taken_away(chat):
+def test_the_system_message_is_shown_set_and_removed(chat):
     assert chat.say("/system") == "The system message is: Be kind."
     assert chat.say("/system Rhyme.") == "The system message is now: Rhyme."
     assert chat.say("/system none") == "The system message is now: none"
@@ -293,14 +293,14 @@ def test_retry_undo_and_reset(chat):
     chat.say("One")
     assert REPLY in chat.say("/retry")
     chat.say("Two")
-    assert 'Took back "Two" and the reply to it; 1 turn is left.' in chat.say("/undo")
+    assert 'Removed "Two" and its reply; 1 turn is left.' in chat.say("/undo")
     assert "turn 1" in chat.say("/tokens")
     assert "A new conversation" in chat.say("/reset")
     assert "turn 1" not in chat.say("/tokens")
     assert "the conversation is empty" in chat.say("/undo")
 
 
-def test_tokens_tells_how_full_the_context_is(chat):
+def test_tokens_shows_how_full_the_context_is(chat):
     chat.say("One")
     said = chat.say("/tokens")
     sizes = [int(size) for size in re.findall(r"^(?:system|turn 1) +(\d+)", said, re.MULTILINE)]
@@ -312,7 +312,7 @@ def test_a_conversation_is_saved_and_loaded(chat, tmp_path):
     chat.say("One")
     chat.say("/temp 0.5")
     assert "Saved 1 turn" in chat.say(f"/save {file}")
-    assert "in place of what it held" in chat.say(f"/save {file}")
+    assert "replacing its content" in chat.say(f"/save {file}")
     chat.say("/reset")
     chat.say("/temp 1")
     assert "Loaded 1 turn" in chat.say(f"/load {file}")
@@ -320,18 +320,18 @@ def test_a_conversation_is_saved_and_loaded(chat, tmp_path):
     assert "turn 1" in chat.say("/tokens")
 
 
-def test_a_file_of_somebody_elses_is_overwritten_only_when_that_is_said(chat, tmp_path):
+def test_an_existing_file_is_overwritten_only_with_overwrite(chat, tmp_path):
     file = tmp_path / "chat.json"
     file.write_text("precious", encoding="utf-8")
     chat.say("One")
     assert "exists already" in chat.say(f"/save {file}")
     assert file.read_text(encoding="utf-8") == "precious"
-    assert "in place of what it held" in chat.say(f"/save --overwrite {file}")
+    assert "replacing its content" in chat.say(f"/save --overwrite {file}")
 
 
 def test_bad_files_are_one_sentence(chat, tmp_path):
     assert "can't be read: No such file" in chat.say("/load nowhere.json")
-    assert "needs the name of a file" in chat.say("/load")
+    assert "needs a file name" in chat.say("/load")
     (tmp_path / "chat.json").write_text("{", encoding="utf-8")
     assert "is not a JSON file" in chat.say(f"/load {tmp_path / 'chat.json'}")
 
@@ -349,33 +349,33 @@ def test_two_slashes_make_a_message_that_begins_with_one(chat):
 # A full context
 
 
-def test_a_full_context_leaves_out_the_oldest_turns_and_says_so(chat):
+def test_a_full_context_drops_the_oldest_turns_with_a_note(chat):
     said = [chat.say(f"Message {number}") for number in range(6)]
     told = [number for number, text in enumerate(said) if "The context of 128 tokens is full" in text]
     assert told
-    assert "the oldest turn is left out from here on; the system message stays." in said[told[0]].replace("\n", " ")
-    assert "left out: Message 0" in chat.say("/tokens")
+    assert "the oldest turn is dropped from now on; the system message stays." in said[told[0]].replace("\n", " ")
+    assert "dropped: Message 0" in chat.say("/tokens")
     assert all(REPLY in text for text in said)
 
 
-def test_a_message_longer_than_the_context_is_refused_in_a_sentence(chat):
+def test_a_message_longer_than_the_context_is_one_clear_sentence(chat):
     said = chat.say("x" * 300).replace("\n", " ")
     assert "has 300 tokens, and at most" in said
     assert "turn 1" not in chat.say("/tokens")
 
 
-def test_a_reply_that_fills_the_context_is_said_to_be_cut_off_and_what_helps(start, save):
+def test_a_reply_that_fills_the_context_is_reported_as_cut_off_with_a_hint(start, save):
     chat = start(save(" happy cat", endless=True, context=96))
     chat.prompt()
-    assert chat.say("Hello").endswith("cut off there, the context is full")
+    assert chat.say("Hello").endswith("cut off, the context is full")
     chat.say("/undo")
     chat.say("/max 20")
     for _ in range(2):
         chat.say("Hello")
     chat.say("/max 40")
-    assert chat.say("Hello").endswith("the context is full: /retry leaves out older turns")
+    assert chat.say("Hello").endswith("the context is full: /retry drops older turns")
     said = chat.say("/retry")
-    assert "left out from here on" in said
+    assert "dropped from now on" in said
     assert "40 tokens" in said
 
 
@@ -391,7 +391,7 @@ def test_in_a_narrow_terminal_no_line_is_too_long_and_words_stay_whole(start, sa
     assert "Hi 🦔! Tom had a little red\nball, and she was 你好." in said[1]
 
 
-def test_without_colour_there_is_none(start, teller):
+def test_no_color_is_respected(start, teller):
     chat = start(teller, NO_COLOR="1")
     chat.prompt()
     assert REPLY in chat.say("Hello")
@@ -402,7 +402,7 @@ def test_a_dumb_terminal_gets_lines_without_escape_codes(start, teller):
     chat = start(teller, TERM="dumb")
     chat.wait("\n> ")
     chat.type("two\\\nlines\n")
-    assert REPLY in chat.wait("a second\r\n> ")
+    assert REPLY in chat.wait("per second\r\n> ")
     chat.type("\x03")
     chat.wait("Ctrl-D or /quit leaves the chat.\r\n> ")
     chat.type("/nonsense\n")
@@ -427,15 +427,15 @@ def test_control_characters_of_a_reply_do_not_reach_the_terminal(start, save):
 # Base models
 
 
-def test_a_base_model_is_met_with_a_clear_line_and_goes_on_from_what_is_typed(start, save):
+def test_a_base_model_is_announced_and_continues_the_text(start, save):
     chat = start(save(GOES_ON, base=True))
     said = chat.prompt().replace("\n", " ")
     assert "a base model without a chat format" in said
-    assert "nothing is remembered" in said
+    assert "remembers nothing" in said
     assert GOES_ON.strip() in chat.say("Once")
     assert GOES_ON.strip() in chat.say("/retry")
-    assert "each text is read by itself" in chat.say("/tokens")
-    assert "a system message has no meaning for it" in chat.say("/system Be kind.").replace("\n", " ")
+    assert "each text is separate" in chat.say("/tokens")
+    assert "a system message has no effect on it" in chat.say("/system Be kind.").replace("\n", " ")
 
 
 # Pipes
@@ -461,14 +461,14 @@ def test_over_a_pipe_the_lines_are_one_conversation(monkeypatch, capsys, save, t
     assert re.findall(r"turn \d .*: (\w+)$", capsys.readouterr().err, re.MULTILINE) == ["one", "two", "three"]
 
 
-def test_over_a_pipe_a_backslash_carries_a_message_on(monkeypatch, capsys, teller, tmp_path):
+def test_over_a_pipe_a_backslash_continues_a_message(monkeypatch, capsys, teller, tmp_path):
     assert piped(monkeypatch, teller, f"two\\\nlines\\\n/save {tmp_path}\n/save {tmp_path / 'chat.json'}\n") == 0
     saved = json.loads((tmp_path / "chat.json").read_text(encoding="utf-8"))
     assert saved["messages"][1]["content"] == f"two\nlines\n/save {tmp_path}"
 
 
 @pytest.mark.parametrize("text", ["", "\n", "\n \n"])
-def test_nothing_over_a_pipe_is_nothing_to_say(monkeypatch, capsys, teller, text):
+def test_empty_input_over_a_pipe_gets_no_reply(monkeypatch, capsys, teller, text):
     assert piped(monkeypatch, teller, text) == 0
     assert capsys.readouterr().out == ""
 
@@ -487,12 +487,12 @@ def test_over_a_pipe_the_first_mistake_ends_the_chat(monkeypatch, capsys, teller
     assert capsys.readouterr().out in ("", f"{REPLY}\n")
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_message(monkeypatch, capsys, teller):
+def test_a_byte_order_mark_and_windows_line_ends_are_not_part_of_a_message(monkeypatch, capsys, teller):
     assert piped(monkeypatch, teller, "\ufeffone\r\ntwo\r\n/tokens\r\n") == 0
     assert re.findall(r"turn \d .*: (.*)$", capsys.readouterr().err, re.MULTILINE) == ["one", "two"]
 
 
-def test_a_base_model_goes_on_over_a_pipe(monkeypatch, capsys, save):
+def test_a_base_model_continues_text_over_a_pipe(monkeypatch, capsys, save):
     checkpoint = save(GOES_ON, base=True)
     assert piped(monkeypatch, checkpoint, "Once\n") == 0
     model, tokenizer = load_checkpoint(checkpoint, "cpu")
@@ -504,7 +504,7 @@ def test_a_base_model_goes_on_over_a_pipe(monkeypatch, capsys, save):
     [
         (["--temperature", "-1"], "temperature is -1.0; it must be"),
         (["--checkpoint", "nowhere"], "no checkpoint at nowhere"),
-        (["--system", "x" * 200], "leave no room in the model's context"),
+        (["--system", "x" * 200], "leaves no room in the model's context"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_clear_sentence(monkeypatch, teller, options, message):

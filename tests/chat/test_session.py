@@ -1,4 +1,4 @@
-"""A conversation says what `generate` says to all of it, reads nothing twice, and forgets whole turns when it must."""
+"""A chat session replies as `generate` does, computes no token twice, and drops whole turns when the context is full."""
 
 import json
 from dataclasses import replace
@@ -36,7 +36,7 @@ def lively(tokenizer: ChatTokenizer, seed: int = 0, **changes) -> GPT:
 
 
 class Scripted(GPT):
-    """Says the ids of `script` in every reply, and counts the tokens that it was given to read."""
+    """Generates the ids of `script` in every reply, and counts its input tokens."""
 
     script: tuple[int, ...] = ()
     reply_id = -1  # <|assistant|>, after which a reply begins
@@ -65,13 +65,13 @@ def say(session: ChatSession, message: str) -> Turn:
 
 def heard(session: ChatSession, pieces) -> Turn:
     text = "".join(pieces)
-    assert session.asked is not None
-    assert session.asked.reply == text
-    return session.asked
+    assert session.last_turn is not None
+    assert session.last_turn.reply == text
+    return session.last_turn
 
 
 def expected(session: ChatSession, earlier: list[Turn], message: str) -> tuple[int, ...]:
-    """The ids of `generate`'s reply to the conversation that ends with `message`, rendered and read anew."""
+    """The ids of `generate`'s reply to the conversation that ends with `message`, without a cache."""
     messages = [Message("system", session.system)] if session.system else []
     for turn in earlier:
         messages += [Message("user", turn.message), Message("assistant", turn.reply)]
@@ -89,7 +89,7 @@ def test_greedy_replies_equal_those_of_generate_on_the_whole_conversation(chat, 
     for message in TALK:
         earlier = list(session.turns)
         assert tuple(say(session, message).ids) == expected(session, earlier, message)
-    assert session.n_forgotten == 0
+    assert session.n_dropped == 0
     assert len({turn.reply for turn in session.turns}) > 2, "the model is too dull to show anything"
 
 
@@ -108,13 +108,13 @@ def test_replies_after_undo_retry_and_another_system_message_equal_those_of_gene
     assert tuple(say(session, "Once").ids) == expected(session, [], "Once")
 
 
-def test_replies_after_old_turns_went_equal_those_of_generate_on_what_is_left(chat):
+def test_replies_after_turns_were_dropped_equal_those_of_generate_on_the_others(chat):
     session = ChatSession(lively(chat, context_length=96), chat, GREEDY)
     for message in TALK:
         earlier = list(session.turns)
         turn = say(session, message)
-        assert tuple(turn.ids) == expected(session, earlier[session.n_forgotten :], message)
-    assert session.n_forgotten >= 2
+        assert tuple(turn.ids) == expected(session, earlier[session.n_dropped :], message)
+    assert session.n_dropped >= 2
 
 
 def test_a_sampled_reply_is_that_of_generate_with_the_same_settings_and_seed(chat):
@@ -123,7 +123,7 @@ def test_a_sampled_reply_is_that_of_generate_with_the_same_settings_and_seed(cha
     assert say(session, "Once").reply == generate(session.model, chat, ["Once"], **settings)[0]
 
 
-def test_with_a_seed_a_retry_gives_another_reply_and_the_whole_can_be_repeated(chat):
+def test_with_a_seed_a_retry_differs_and_the_session_is_reproducible(chat):
     def replies() -> list[str]:
         session = ChatSession(lively(chat), chat, Sampling(max_new_tokens=15, temperature=1.3, seed=5))
         first = say(session, "Once").reply
@@ -133,7 +133,7 @@ def test_with_a_seed_a_retry_gives_another_reply_and_the_whole_can_be_repeated(c
     assert replies() == replies()
 
 
-def test_the_models_own_system_message_is_taken_unless_told_otherwise(chat):
+def test_the_default_system_message_is_that_of_the_model(chat):
     model = lively(chat)
     assert ChatSession(model, chat).system == "Be kind."
     assert ChatSession(model, chat, system=None).system is None
@@ -143,35 +143,35 @@ def test_the_models_own_system_message_is_taken_unless_told_otherwise(chat):
 # Nothing is read twice
 
 
-def test_what_was_read_before_is_not_read_again(chat):
+def test_tokens_in_the_cache_are_not_computed_again(chat):
     model = says(chat, "there was a cat")
     session = ChatSession(model, chat)
     say(session, "Once upon")
     model.read = 0
     turn = say(session, "Tom")
     # <|endoftext|><|user|>Tom<|assistant|>, the last token of the reply, and then the reply itself but for its last token.
-    assert turn.n_read == len(chat.encode("Tom")) + 3
-    assert model.read == turn.n_read + len(turn.ids)
+    assert turn.n_prefilled == len(chat.encode("Tom")) + 3
+    assert model.read == turn.n_prefilled + len(turn.ids)
 
 
-def test_a_retry_reads_no_more_than_the_last_token_of_the_prompt(chat):
+def test_a_retry_computes_only_the_last_token_of_the_prompt(chat):
     session = ChatSession(says(chat, "there was a cat"), chat)
     say(session, "Once upon")
-    assert heard(session, session.retry()).n_read == 1
+    assert heard(session, session.retry()).n_prefilled == 1
 
 
-def test_after_undo_what_came_before_is_still_known(chat):
+def test_after_undo_the_cache_still_holds_the_earlier_turns(chat):
     session = ChatSession(says(chat, "there was a cat"), chat)
     for message in ("Once upon", "Tom"):
         say(session, message)
     session.undo()
-    assert say(session, "Sara").n_read == len(chat.encode("Sara")) + 1  # <|user|> was there before
+    assert say(session, "Sara").n_prefilled == len(chat.encode("Sara")) + 1  # <|user|> was there before
 
 
 # How a reply ends, and what is kept of it
 
 
-def test_a_reply_that_is_broken_off_is_kept_as_far_as_it_got_and_the_chat_goes_on(chat):
+def test_an_interrupted_reply_is_kept_and_the_chat_continues(chat):
     session = ChatSession(lively(chat), chat, replace(GREEDY, max_new_tokens=60))
     pieces = session.send("Once upon")
     text = next(pieces) + next(pieces)
@@ -181,7 +181,7 @@ def test_a_reply_that_is_broken_off_is_kept_as_far_as_it_got_and_the_chat_goes_o
     assert tuple(say(session, "Tom").ids) == expected(session, [turn], "Tom")
 
 
-def test_an_interrupt_in_the_midst_of_the_model_leaves_a_conversation_that_goes_on(chat):
+def test_after_an_interrupt_inside_the_model_the_chat_continues(chat):
     session = ChatSession(model := lively(chat), chat, GREEDY)
     calls, whole = 0, model.next_logits
 
@@ -202,7 +202,7 @@ def test_an_interrupt_in_the_midst_of_the_model_leaves_a_conversation_that_goes_
     assert tuple(say(session, "Tom").ids) == expected(session, [turn], "Tom")
 
 
-def test_a_reply_that_is_read_on_after_another_message_ends_there(chat):
+def test_an_unfinished_reply_ends_when_another_message_is_sent(chat):
     session = ChatSession(lively(chat), chat, GREEDY)
     old = session.send("Once upon")
     next(old)
@@ -238,7 +238,7 @@ def test_a_message_without_a_reply_is_not_kept_but_can_be_sent_again(chat):
     assert [(turn.message, turn.reply) for turn in session.turns] == [("Once", "there was")]
 
 
-def test_a_retry_that_brings_no_text_leaves_the_old_reply(chat):
+def test_a_retry_without_text_keeps_the_old_reply(chat):
     session = ChatSession(model := says(chat, "there was"), chat)
     say(session, "Once")
     old, model.script = model.script, says(chat, "").script
@@ -249,7 +249,7 @@ def test_a_retry_that_brings_no_text_leaves_the_old_reply(chat):
     assert [turn.reply for turn in session.turns] == ["there was"]
 
 
-def test_undo_takes_back_one_turn_after_the_other(chat):
+def test_undo_removes_one_turn_after_the_other(chat):
     session = ChatSession(says(chat, "there was"), chat)
     for message in ("Once", "Tom"):
         say(session, message)
@@ -265,34 +265,34 @@ def test_undo_takes_back_one_turn_after_the_other(chat):
 # A full context
 
 
-def test_the_oldest_whole_turns_go_and_come_back_when_there_is_room(chat):
+def test_the_oldest_turns_are_dropped_and_return_when_there_is_room(chat):
     session = ChatSession(says(chat, "there was a cat", context=80), chat, GREEDY)
     forgotten = []
     for message in TALK:
         say(session, message)
-        forgotten.append(session.n_forgotten)
+        forgotten.append(session.n_dropped)
     assert forgotten == sorted(forgotten)
     assert 0 == forgotten[0] < forgotten[-1]
     for _ in range(4):
         session.undo()
     say(session, "Tom")
-    assert session.n_forgotten == 0
+    assert session.n_dropped == 0
 
 
-def test_no_more_turns_go_than_must(chat):
+def test_no_more_turns_are_dropped_than_necessary(chat):
     session = ChatSession(says(chat, "there was a cat", context=80), chat, GREEDY)
     for message in TALK:
         earlier = list(session.turns)
         say(session, message)
-        kept = earlier[max(0, session.n_forgotten - 1) :]
+        kept = earlier[max(0, session.n_dropped - 1) :]
         one_more = [Message("system", "Be kind.")]
         for turn in kept:
             one_more += [Message("user", turn.message), Message("assistant", turn.reply)]
         ids, _ = render([*one_more, Message("user", message)], chat, add_generation_prompt=True)
-        assert (len(ids) + session.room_for_reply > 80) == (session.n_forgotten > 0)
+        assert (len(ids) + session.room_for_reply > 80) == (session.n_dropped > 0)
 
 
-def test_a_retry_of_a_reply_that_the_context_cut_off_leaves_out_older_turns(chat):
+def test_a_retry_of_a_reply_that_the_context_cut_off_drops_older_turns(chat):
     session = ChatSession(says(chat, "there", ends=False, context=128), chat, Sampling(max_new_tokens=30))
     for _ in range(2):
         say(session, "Once")
@@ -301,11 +301,11 @@ def test_a_retry_of_a_reply_that_the_context_cut_off_leaves_out_older_turns(chat
     for _ in range(2):  # and it stays so
         turn = heard(session, session.retry())
         assert (turn.finish_reason, len(turn.ids)) == ("length", 60)
-        assert session.n_forgotten == 1
+        assert session.n_dropped == 1
     assert [turn.message for turn in session.turns] == ["Once", "Once", "Tom"]
 
 
-def test_a_message_longer_than_the_context_is_refused_and_changes_nothing(chat):
+def test_a_message_longer_than_the_context_is_an_error_and_changes_nothing(chat):
     session = ChatSession(says(chat, "there was", context=64), chat, GREEDY)
     say(session, "Once")
     beside = len(render([Message("system", "Be kind."), Message("user", "a")], chat, add_generation_prompt=True)[0]) - 1
@@ -313,13 +313,13 @@ def test_a_message_longer_than_the_context_is_refused_and_changes_nothing(chat):
     with pytest.raises(UserError, match=f"has 100 tokens, and at most {fit} fit into the model's context of 64 beside"):
         session.send("a" * 100)
     assert [turn.message for turn in session.turns] == ["Once"]
-    assert session.n_forgotten == 0
+    assert session.n_dropped == 0
     assert say(session, "a" * fit).finish_reason == "context"
     with pytest.raises(UserError, match=f"at most {fit} fit"):
         session.send("a" * (fit + 1))
 
 
-def test_usage_adds_up_to_what_the_model_reads(chat):
+def test_usage_adds_up_to_the_length_of_the_prompt(chat):
     session = ChatSession(says(chat, "there was a cat"), chat)
     for message in TALK[:3]:
         say(session, message)
@@ -330,25 +330,25 @@ def test_usage_adds_up_to_what_the_model_reads(chat):
     assert session.usage().used == usage.system == len(render([Message("system", "Be kind.")], chat)[0])
 
 
-def test_a_system_message_that_leaves_no_room_is_refused(chat):
+def test_a_system_message_that_leaves_no_room_is_an_error(chat):
     session = ChatSession(says(chat, "there", context=64), chat)
-    with pytest.raises(UserError, match="leave no room in the model's context of 64"):
+    with pytest.raises(UserError, match="leaves no room in the model's context of 64"):
         session.set_system("a" * 62)
     assert session.system == "Be kind."
-    with pytest.raises(UserError, match="leave no room"):
+    with pytest.raises(UserError, match="leaves no room"):
         ChatSession(says(chat, "there", context=64), chat, system="a" * 62)
 
 
 # Base models
 
 
-def test_a_base_model_goes_on_from_each_text_by_itself(base):
+def test_a_base_model_continues_each_text_separately(base):
     session = ChatSession(lively(base), base, GREEDY)
     for text in ("Once upon a", "Sara had ", "Once upon a time"):
         assert say(session, text).reply == generate(session.model, base, [text], temperature=0, max_new_tokens=20)[0]
 
 
-def test_a_base_model_takes_no_system_message_and_no_conversation(base, tmp_path):
+def test_a_base_model_has_no_system_message_and_no_conversation(base, tmp_path):
     session = ChatSession(lively(base), base)
     for attempt in (lambda: session.set_system("Rhyme."), lambda: session.load(tmp_path / "chat.json")):
         with pytest.raises(UserError, match="base model without a chat format"):
@@ -357,7 +357,7 @@ def test_a_base_model_takes_no_system_message_and_no_conversation(base, tmp_path
         ChatSession(lively(base), base, system="Rhyme.")
 
 
-def test_llama2cs_leading_space_is_kept_in_what_a_base_model_goes_on_with(real_data):
+def test_llama2cs_leading_space_is_kept_in_a_continuation(real_data):
     tokenizer = ChatTokenizer.from_llama2c(real_data / "stories260K" / "tok512.bin")
     model = says(tokenizer, "there was", ends=False)
     model.script = (*tokenizer.encode("there was a cat"), tokenizer.control["</s>"])
@@ -367,7 +367,7 @@ def test_llama2cs_leading_space_is_kept_in_what_a_base_model_goes_on_with(real_d
 # Saving and loading
 
 
-def test_a_saved_conversation_goes_on_where_it_was(chat, tmp_path):
+def test_a_saved_conversation_can_be_continued(chat, tmp_path):
     session = ChatSession(lively(chat), chat, GREEDY, system="Rhyme.")
     for message in TALK[:3]:
         say(session, message)
@@ -391,7 +391,7 @@ def test_the_file_has_messages_and_settings_in_the_usual_form(chat, tmp_path):
     assert saved["settings"]["seed"] == 3
 
 
-def test_what_the_context_no_longer_holds_is_saved_too(chat, tmp_path):
+def test_dropped_turns_are_saved_too(chat, tmp_path):
     session = ChatSession(says(chat, "there was a cat", context=80), chat, GREEDY)
     for message in TALK:
         say(session, message)
@@ -402,7 +402,7 @@ def test_what_the_context_no_longer_holds_is_saved_too(chat, tmp_path):
     assert other.usage().used <= 80
 
 
-def test_a_file_is_not_overwritten_unless_it_may_be(chat, tmp_path):
+def test_a_file_is_overwritten_only_with_overwrite(chat, tmp_path):
     session = ChatSession(says(chat, "there was"), chat)
     file = tmp_path / "chat.json"
     with pytest.raises(UserError, match="nothing to save"):
@@ -433,8 +433,8 @@ ONCE = '{"role": "user", "content": "Once"}'
         (b"", "is not a JSON file"),
         (b"\xff", "is not a JSON file .*utf-8"),
         (b"[" * 100_000, "nested too deeply"),
-        (b"[]", "is no conversation; it must have"),
-        (b'{"messages": "Hi"}', "is no conversation; it must have"),
+        (b"[]", "is not a conversation; it must have"),
+        (b'{"messages": "Hi"}', "is not a conversation; it must have"),
         (b'{"messages": []}', "The conversation is empty"),
         (b'{"messages": ["Hi"]}', "message 1 must be"),
         (b'{"messages": [{"role": "user"}]}', "message 1 must be"),

@@ -1,4 +1,4 @@
-"""Text for a terminal: lines no longer than it is wide, words whole, nothing in it that moves the cursor."""
+"""Text for a terminal: wrapped to its width between words, without characters that move the cursor."""
 
 import signal
 
@@ -33,7 +33,7 @@ def wrap(pieces: list[str], width: int) -> str:
         ("abc 🦔🦔🦔🦔", ["abc 🦔🦔🦔", "🦔"]),
     ],
 )
-def test_lines_are_broken_between_words(text, lines):
+def test_lines_are_wrapped_between_words(text, lines):
     assert wrap([text], 10).split("\n") == lines
 
 
@@ -45,11 +45,11 @@ def test_no_line_is_wider_than_the_terminal_and_no_character_is_lost(text, width
 
 
 @given(st.lists(TEXTS, max_size=6), st.integers(2, 20))
-def test_it_does_not_matter_in_which_pieces_a_text_comes(pieces, width):
+def test_the_result_does_not_depend_on_the_pieces(pieces, width):
     assert wrap(pieces, width) == wrap(["".join(pieces)], width)
 
 
-def test_a_combining_character_takes_no_room():
+def test_a_combining_character_has_no_width():
     assert wrap(["é" * 10, " x"], 10) == "é" * 10 + "\nx"
     assert wcswidth("é") == 1
 
@@ -84,7 +84,7 @@ def test_ctrl_c_while_a_piece_is_shown_ends_the_pieces_after_it(interrupts):
     assert shown == ["a"]
 
 
-def test_ctrl_c_is_given_back():
+def test_the_handler_of_ctrl_c_is_restored():
     before = signal.getsignal(signal.SIGINT)
     Interrupts().close()
     assert signal.getsignal(signal.SIGINT) == before

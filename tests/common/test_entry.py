@@ -1,7 +1,4 @@
-"""The beginning of a command: Python's search for garbage stands still while modules are imported, and only then.
-
-And its end: among several processes nothing that is let go of late can spoil it.
-"""
+"""Start and end of a command: no garbage collection during imports, and an exit code that late finalizers can't change."""
 
 import gc
 import os
@@ -13,19 +10,19 @@ import pytest
 from mini_chat_gpt.common.entry import importing
 
 
-def test_no_garbage_is_looked_for_during_imports():
+def test_garbage_collection_is_off_during_imports():
     with importing():
         assert not gc.isenabled()
     assert gc.isenabled()
 
 
-def test_garbage_is_looked_for_again_after_an_import_that_failed():
+def test_garbage_collection_is_on_again_after_a_failed_import():
     with pytest.raises(ImportError), importing():
         raise ImportError
     assert gc.isenabled()
 
 
-def test_who_has_turned_the_search_off_finds_it_off():
+def test_garbage_collection_stays_off_if_it_was_off():
     gc.disable()
     try:
         with importing():
@@ -35,7 +32,7 @@ def test_who_has_turned_the_search_off_finds_it_off():
         gc.enable()
 
 
-def test_what_was_imported_is_not_looked_through_later():
+def test_imported_objects_are_excluded_from_later_collections():
     with importing():
         imported = [[]]
     assert not any(thing is imported for thing in gc.get_objects())
@@ -47,11 +44,11 @@ import atexit, os, sys
 import torch
 from mini_chat_gpt.common.entry import exit_with
 
-class LetGoOfLate:  # as a tensor is by a thread of gloo, which ends the process when Python is ending
+class ReleasedLate:  # as a gloo thread's last tensor, which aborts the process during finalization
     def __del__(self, abort=os.abort):
         abort()
 
-late = LetGoOfLate()
+late = ReleasedLate()
 atexit.register(lambda: print("registered"))
 
 def main():

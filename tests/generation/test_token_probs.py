@@ -240,14 +240,14 @@ def test_explaining_does_not_change_the_conversation(chatty, session):
         session.explain()
         session.explain()
         assert session._cache.lengths == other._cache.lengths
-        assert [turn.n_read for turn in session.turns] == [turn.n_read for turn in other.turns]
+        assert [turn.n_prefilled for turn in session.turns] == [turn.n_prefilled for turn in other.turns]
     assert [turn.reply for turn in session.turns] == [turn.reply for turn in other.turns]
 
 
 def test_after_dropped_turns_the_prompt_that_was_read_is_explained(monkeypatch, chatty, session):
-    while not session.n_forgotten:
+    while not session.n_dropped:
         say(session, "Tom had a red ball")
-    turn = session.asked
+    turn = session.last_turn
     recorded = RecordedReply(
         monkeypatch, CPUInferenceModel(session.model), chatty, turn.prompt, session.sampling, seed=3
     )
@@ -287,7 +287,7 @@ def test_an_interrupted_reply_is_explained_up_to_the_interruption(session):
     next(pieces)
     pieces.close()
     explanation = session.explain()
-    assert [token.token_id for token in explanation.tokens] == session.asked.ids
+    assert [token.token_id for token in explanation.tokens] == session.last_turn.ids
     assert not explanation.ended
 
 
