@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mini_chat_gpt.config import PRESETS, GPTConfig
@@ -169,18 +168,6 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-ROUND_TO = 64
-
-
-def _rounded(part: torch.Tensor) -> torch.Tensor:
-    """(n,) filled up with zeros to a multiple of `ROUND_TO`; a weight of 0 counts nothing.
-
-    A kernel is prepared once for each size: with as many sizes as steps that takes a tenth of the time on a CPU, and
-    gigabytes of memory.
-    """
-    return F.pad(part, (0, -len(part) % ROUND_TO))
-
-
 class GPT(nn.Module):
     """Token ids in, logits out; or a packed batch in, the sums of its loss out.
 
@@ -248,18 +235,9 @@ class GPT(nn.Module):
 
     def loss_sums(self, batch: PackedBatch) -> LossSums:
         """Σ w·loss over the batch's labels, and the loss of each; see ops/loss.py."""
-        n_tokens, n_rows = len(batch.ids), len(batch.target_positions)
-        ids, positions, rows, targets, weights = (
-            _rounded(part) for part in (batch.ids, batch.positions, batch.target_positions, batch.labels, batch.weights)
-        )
-        # What fills up the row are examples of their own, from which nothing is predicted.
-        longest = self.config.context_length
-        filled = (*range(n_tokens + longest, len(ids), longest), len(ids)) if len(ids) > n_tokens else ()
-        offsets = (*batch.cu_seqlens, *filled)
-        layout = Packed(offsets, ids.device, batch.prefix_branches)
-        hidden = self.hidden(ids[None], positions[None], layout, rows)[0]  # (R, C)
-        sums = self.head_sums(hidden, targets, weights)
-        return LossSums(sums.weighted_sum, sums.losses[:n_rows])
+        layout = Packed(batch.cu_seqlens, batch.ids.device, batch.prefix_branches, length=len(batch.ids))
+        hidden = self.hidden(batch.ids[None], batch.positions[None], layout, batch.target_positions)[0]  # (R, C)
+        return self.head_sums(hidden, batch.labels, batch.weights)
 
     def head_sums(self, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> LossSums:
         """The loss of hidden states (R, C) that predict labels (R,) with weights (R,)."""
@@ -292,7 +270,7 @@ class GPT(nn.Module):
 
         With `target_positions` (R,), indices into the row, only those of the tokens there: (B, R, C).
         """
-        longest = layout.max_seqlen if isinstance(layout, Packed) else ids.shape[1]
+        longest = layout.longest_conversation if isinstance(layout, Packed) else ids.shape[1]
         if longest > self.config.context_length:
             raise ValueError(f"{longest} tokens do not fit into the context of {self.config.context_length}")
         x = self.embed_tokens(ids)

@@ -1,6 +1,6 @@
 """Concatenate examples into packed batches, which training, validation and scoring share.
 
-A batch is one row of tokens without padding. `positions` start at 0 in every example, every example has at least one target,
+A batch is one row of tokens, padded at its end only. `positions` start at 0 in every example, every example has at least one target,
 and a label is always predicted from the token before it in the same example.
 
     ids               a0 a1 a2 | b0 b1 b2 b3      two examples; cu_seqlens = (0, 3, 7)
@@ -23,8 +23,14 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from mini_chat_gpt.ops.loss import IGNORE_INDEX
 from mini_chat_gpt.ops.packed_layout import positions_of
+
+# A kernel is prepared once for each shape. Rounded sizes have few shapes: on a CPU that takes a tenth of the time and saves
+# gigabytes of memory.
+PAD_TO_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -98,15 +104,15 @@ def share_prefix(examples: Sequence[Example]) -> Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """A packed batch: N examples, T tokens, R targets."""
+    """A packed batch: N examples, T tokens, R targets. T and R include padding, the counts below do not."""
 
-    ids: torch.Tensor  # (T,) int64
+    ids: torch.Tensor  # (T,) int64; padding from cu_seqlens[N] on
     positions: torch.Tensor  # (T,) int64, from 0 in each example
     cu_seqlens: tuple[int, ...]  # N + 1 boundaries: example n is ids[cu_seqlens[n]:cu_seqlens[n + 1]]
     target_positions: torch.Tensor  # (R,) int64, indices into ids of the tokens to predict from
-    labels: torch.Tensor  # (R,) int64, the token to predict at each of them
-    weights: torch.Tensor  # (R,) float32, loss weights
-    kinds: torch.Tensor  # (R,) int64, indices into kind_names
+    labels: torch.Tensor  # (R,) int64, the token to predict at each of them; IGNORE_INDEX for padding
+    weights: torch.Tensor  # (R,) float32, loss weights; 0 for padding
+    kinds: torch.Tensor  # (R,) int64, indices into kind_names; -1 for padding
     kind_names: tuple[str, ...]
     prefix_branches: tuple[tuple[int, ...], ...] = ()  # `Example.prefix_branches` of each example; () if none has any
 
@@ -120,7 +126,17 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
-        return len(self.ids)
+        return self.cu_seqlens[-1]
+
+    @property
+    def n_targets(self) -> int:
+        return int((self.labels != IGNORE_INDEX).sum())
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the loss weights."""
+        # Without padding, whose zeros would change the order of the additions and with it the last digit.
+        return float(self.weights[: self.n_targets].sum())
 
     @property
     def n_examples(self) -> int:
@@ -133,8 +149,11 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed % 2**64, epoch]).permutation(n)
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Concatenate examples into a batch. Raises ValueError for an example without a target (its loss would be 0/0)."""
+def collate(examples: Sequence[Example], pad_to_multiple_of: int = PAD_TO_MULTIPLE) -> Batch:
+    """Concatenate examples into a batch, with tokens and targets padded to a multiple.
+
+    Raises ValueError for an example without a target (its loss would be 0/0).
+    """
     cu_seqlens = np.cumsum([0, *(len(example.ids) for example in examples)]).tolist()
     kind_names = tuple(sorted({example.kind for example in examples}))
     target_positions: list[np.ndarray] = []
@@ -150,7 +169,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         weights.append(example.weights[targets])
         kinds.append(np.full(len(targets), kind_names.index(example.kind)))
     prefix_branches = tuple(example.prefix_branches for example in examples)
-    return Batch(
+    batch = Batch(
         ids=_tensor([example.ids for example in examples]),
         positions=_tensor([example.positions() for example in examples]),
         cu_seqlens=tuple(cu_seqlens),
@@ -160,6 +179,24 @@ def collate(examples: Sequence[Example]) -> Batch:
         kinds=_tensor(kinds),
         kind_names=kind_names,
         prefix_branches=prefix_branches if any(prefix_branches) else (),
+    )
+    return _pad(batch, pad_to_multiple_of)
+
+
+def _pad(batch: Batch, multiple: int) -> Batch:
+    """Pad tokens and targets. Attention treats padding as an example of its own (`Packed.length`), and no loss counts it."""
+
+    def pad(part: torch.Tensor, value: int = 0) -> torch.Tensor:
+        return F.pad(part, (0, -len(part) % multiple), value=value)
+
+    return replace(
+        batch,
+        ids=pad(batch.ids),
+        positions=pad(batch.positions),
+        target_positions=pad(batch.target_positions),
+        labels=pad(batch.labels, IGNORE_INDEX),
+        weights=pad(batch.weights),
+        kinds=pad(batch.kinds, -1),
     )
 
 
@@ -192,4 +229,5 @@ def blank_batch() -> Batch:
     """
     nothing = torch.zeros(0, dtype=torch.int64)
     two = torch.zeros(2, dtype=torch.int64)
-    return Batch(two, torch.arange(2), (0, 2), nothing, nothing, torch.zeros(0), nothing, ())
+    batch = Batch(two, torch.arange(2), (0, 2), nothing, nothing, torch.zeros(0), nothing, ())
+    return _pad(batch, PAD_TO_MULTIPLE)

@@ -262,7 +262,7 @@ def _first_steps(
             in_order = iter(sorted(step_examples, key=lambda example: len(example.ids), reverse=True))
             for number, batch in enumerate(micro_batches(step_examples, batch_size, config.training.batch_tokens), 1):
                 if step <= steps:
-                    batches.append(MicroBatch(step, number, batch.n_examples, batch.n_tokens, len(batch.labels)))
+                    batches.append(MicroBatch(step, number, batch.n_examples, batch.n_tokens, batch.n_targets))
                 for example in islice(in_order, batch.n_examples):
                     shown.append(ShownExample(example, step, number, origin.get(id(example), "")))
     return batches, shown[:n]

@@ -25,7 +25,6 @@ from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields
 from mini_chat_gpt.data.batching import Batch, Example, micro_batches
 from mini_chat_gpt.diagnostics.memory_dry_run import PARTS, encode_example
 from mini_chat_gpt.lora import Adapter
-from mini_chat_gpt.model import ROUND_TO
 from mini_chat_gpt.ops.packed_layout import Packed
 
 Steps = Sequence[Sequence[Example]]
@@ -196,8 +195,8 @@ class _Micro:
         """The numbers that the shapes of its matrix products depend on."""
         groups = Packed(self.batch.cu_seqlens).groups
         sizes = {
-            ("tokens", -(-self.batch.n_tokens // ROUND_TO)),
-            ("rows", -(-len(self.batch.target_positions) // ROUND_TO)),
+            ("tokens", len(self.batch.ids)),
+            ("rows", len(self.batch.target_positions)),
         }
         return sizes | {("group", group.n, group.max_seqlen) for group in groups}
 
@@ -219,7 +218,7 @@ def _choose_steps(steps: Sequence[list[_Micro]], max_groups: float) -> list[list
         return max(micro.batch.n_tokens for micro in steps[number])
 
     def targets(number: int) -> int:
-        return max(len(micro.batch.target_positions) for micro in steps[number])
+        return max(micro.batch.n_targets for micro in steps[number])
 
     numbers = range(len(steps))
     largest = list(dict.fromkeys([max(numbers, key=targets), max(numbers, key=tokens)]))
@@ -238,7 +237,7 @@ def _choose_steps(steps: Sequence[list[_Micro]], max_groups: float) -> list[list
 
 def _few_of(step: list[_Micro], max_groups: float) -> list[_Micro]:
     """The first micro-batch, which has the longest examples, the one with the most targets, and others within the limits."""
-    most_targets = max(range(len(step)), key=lambda number: len(step[number].batch.target_positions))
+    most_targets = max(range(len(step)), key=lambda number: step[number].batch.n_targets)
     chosen = list(dict.fromkeys([0, most_targets, *range(len(step))]))[:MAX_MICRO_BATCHES]
     while len(chosen) > 2 - (most_targets == 0) and sum(step[number].groups for number in chosen) > max_groups:
         chosen.pop()

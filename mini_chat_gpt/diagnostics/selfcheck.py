@@ -137,7 +137,8 @@ def plain_losses(model: GPT, example: Example) -> tuple[torch.Tensor, torch.Tens
 def batched_check(model: GPT, examples: Sequence[Example]) -> Check:
     """Compare the loss of each supervised token in a packed row with its loss when its conversation is run alone."""
     model.eval()
-    packed = model(collate(examples).to(model.device)).losses
+    batch = collate(examples)
+    packed = model(batch.to(model.device)).losses[: batch.n_targets]
     alone = torch.cat([plain_losses(model, example)[0] for example in examples])
     return Check("packed conversations = each alone", relative_difference(packed, alone))
 

@@ -159,7 +159,7 @@ def _add_losses(
 ) -> None:
     """Add the losses and the number of predicted tokens of the windows to `nats` and `counts`, both (texts,)."""
     for batch in micro_batches(windows, len(windows), batch_tokens):
-        losses = model(batch.to(model.device)).losses.double().cpu().numpy()
-        numbers = np.array([int(name) for name in batch.kind_names])[batch.kinds.numpy()]
+        losses = model(batch.to(model.device)).losses[: batch.n_targets].double().cpu().numpy()
+        numbers = np.array([int(name) for name in batch.kind_names])[batch.kinds[: batch.n_targets].numpy()]
         np.add.at(nats, numbers, losses)
         np.add.at(counts, numbers, 1)

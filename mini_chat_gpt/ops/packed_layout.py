@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -97,11 +97,19 @@ class Packed:
     device: torch.device | str = "cpu"
     prefix_branches: tuple[tuple[int, ...], ...] = ()
     """For each example the index in it at which each branch begins; examples missing at the end have no branches."""
+    length: int | None = None
+    """Tokens of the row. Those after the last example are padding, which forms an example of its own."""
+
+    @property
+    def longest_conversation(self) -> int:
+        """Tokens of the longest conversation, padding left out."""
+        n_examples = len(self.cu_seqlens) - 1
+        return max(map(_longest_conversation, self._lengths[:n_examples], self._branches[:n_examples]))
 
     @property
     def max_seqlen(self) -> int:
-        """Tokens of the longest conversation."""
-        return max(map(_longest_conversation, self._lengths, self._branches))
+        """Tokens of the longest example or of the padding."""
+        return max(self._lengths)
 
     # The properties below are computed at their first use and shared by all layers.
 
@@ -114,23 +122,28 @@ class Packed:
             similar = min(candidates) >= MIN_FILL * max(candidates)
             small = len(candidates) * max(candidates) <= MAX_GROUP_TOKENS
             if last == len(lengths) or not (similar and small):
-                start, branches = self.cu_seqlens[first], self._branches[first:last]
+                start, branches = self._boundaries[first], self._branches[first:last]
                 groups.append(_make_group(start, lengths[first:last], branches, self.device))
                 first = last
         return tuple(groups)
 
     @cached_property
     def cu_seqlens_tensor(self) -> torch.Tensor:
-        """`cu_seqlens` as (N + 1,) int32 on the device."""
-        cu_seqlens = torch.tensor(self.cu_seqlens, dtype=torch.int32)
+        """`cu_seqlens` and the end of the row as (N + 1,) int32 on the device, or (N + 2,) with padding."""
+        cu_seqlens = torch.tensor(self._boundaries, dtype=torch.int32)
         if torch.device(self.device).type != "cuda":
             return cu_seqlens
         # From pinned memory the copy doesn't wait for the work that the GPU has already queued.
         return cu_seqlens.pin_memory().to(self.device, non_blocking=True)
 
     @cached_property
+    def _boundaries(self) -> tuple[int, ...]:
+        padded = self.length is not None and self.length > self.cu_seqlens[-1]
+        return (*self.cu_seqlens, cast(int, self.length)) if padded else self.cu_seqlens
+
+    @cached_property
     def _lengths(self) -> list[int]:
-        return [stop - start for start, stop in pairwise(self.cu_seqlens)]
+        return [stop - start for start, stop in pairwise(self._boundaries)]
 
     @cached_property
     def _branches(self) -> list[tuple[int, ...]]:

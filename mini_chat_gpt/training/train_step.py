@@ -262,7 +262,7 @@ class TrainStep:
 def _counts(batches: Sequence[Batch]) -> list[float]:
     """[Σ w, tokens, supervised tokens] of micro-batches."""
     return [
-        sum(float(batch.weights.sum()) for batch in batches),
+        sum(batch.total_weight for batch in batches),
         sum(batch.n_tokens for batch in batches),
-        sum(len(batch.labels) for batch in batches),
+        sum(batch.n_targets for batch in batches),
     ]

@@ -27,7 +27,7 @@ def examples(draw):
 
 @given(examples())
 def test_each_target_is_predicted_from_the_token_before_it_in_its_own_example(made):
-    batch = collate(made)
+    batch = collate(made, pad_to_multiple_of=1)
     want = []
     for start, example in zip(batch.cu_seqlens, made, strict=False):
         for index in np.flatnonzero(example.loss_mask):
@@ -47,11 +47,22 @@ def test_each_target_is_predicted_from_the_token_before_it_in_its_own_example(ma
 
 @given(examples())
 def test_positions_start_anew_in_each_example_and_no_token_is_lost(made):
-    batch = collate(made)
+    batch = collate(made, pad_to_multiple_of=1)
     assert torch.equal(batch.ids, torch.from_numpy(np.concatenate([example.ids for example in made])).long())
     assert batch.positions.tolist() == [i for example in made for i in range(len(example.ids))]
     assert batch.cu_seqlens[-1] == batch.n_tokens
     assert batch.n_examples == len(made)
+
+
+@given(examples(), st.integers(1, 9))
+def test_padding_is_at_the_end_and_counts_nowhere(made, multiple):
+    batch, padded = collate(made, pad_to_multiple_of=1), collate(made, pad_to_multiple_of=multiple)
+    assert len(padded.ids) % multiple == len(padded.labels) % multiple == 0
+    assert padded.ids[: len(batch.ids)].tolist() == batch.ids.tolist()
+    assert padded.labels[: len(batch.labels)].tolist() == batch.labels.tolist()
+    assert not padded.weights[padded.n_targets :].any()
+    counts = [(b.n_tokens, b.n_examples, b.n_targets, b.total_weight, b.cu_seqlens) for b in (batch, padded)]
+    assert counts[0] == counts[1]
 
 
 @given(examples(), st.integers(1, 5))
@@ -60,7 +71,7 @@ def test_micro_batches_hold_every_example_once(made, size):
     assert all(batch.n_examples <= size for batch in batches)
     pieces = [tuple(b.ids[s:e].tolist()) for b in batches for s, e in zip(b.cu_seqlens, b.cu_seqlens[1:], strict=False)]
     assert sorted(pieces) == sorted(tuple(example.ids.tolist()) for example in made)
-    assert sum(len(batch.labels) for batch in batches) == sum(example.n_trained for example in made)
+    assert sum(batch.n_targets for batch in batches) == sum(example.n_trained for example in made)
 
 
 def test_an_example_without_a_target_is_refused():
@@ -119,7 +130,7 @@ def weight_by_history(batch):
 @given(conversations_that_begin_alike())
 def test_a_shared_beginning_leaves_each_target_its_history_and_all_its_weight(made):
     shared = share_prefix(made)
-    assert weight_by_history(collate([shared])) == pytest.approx(weight_by_history(collate(made)))
+    assert weight_by_history(collate([shared], 1)) == pytest.approx(weight_by_history(collate(made, 1)))
     assert shared.n_conversations == len(made)
 
 
