@@ -74,7 +74,7 @@ VERBS = {
         "prepare.prepare:run",
         "get the data, check them and report on them",
         cli_verbs.prepare_options,
-        "Get the data (downloaded, your own, derived from plain stories, or the sample), check them and report on them. "
+        "Get the data (downloaded, your own records, labeled plain stories, or the sample), check them and report on them. "
         "Existing data are never replaced.",
         cli_verbs.check_prepare,
     ),

@@ -53,11 +53,13 @@ def prepare_options(parser: Parser) -> None:
         help="your own records: a folder, a file, or two files (train, valid)",
     )
     sources.add_argument(
-        "--derive",
+        "--label",
+        "--derive",  # its old name
+        dest="label",
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="derive records from your own plain stories; paths as above",
+        help="label your own plain stories; paths as above",
     )
     parser.add_argument(
         "--valid-fraction",
@@ -86,7 +88,7 @@ def check_prepare(arguments: Arguments) -> None:
     if not 0 < arguments.valid_fraction < 1:
         raise UserError(f"--valid-fraction is {arguments.valid_fraction:g}; it must be between 0 and 1, such as 0.02.")
     check_at_least(arguments, seq_len=16)
-    for name in ("source", "derive"):
+    for name in ("source", "label"):
         if (n_paths := len(getattr(arguments, name) or ())) > 2:
             raise UserError(f"--{name} takes one path, or two for train and valid, not {n_paths}.")
 

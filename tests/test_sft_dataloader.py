@@ -11,7 +11,7 @@ import pytest
 from mini_chat_gpt import sft_dataloader
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import DataSection
-from mini_chat_gpt.prepare.derive_records import derive_records
+from mini_chat_gpt.prepare.label_stories import label_stories
 from mini_chat_gpt.sft_dataloader import (
     InstructDataset,
     RecordIndex,
@@ -381,7 +381,7 @@ def test_every_trained_kind_has_held_out_tasks(source):
 
 def test_records_from_plain_stories_have_no_ending_task(real_data, tmp_path, tokenizer):
     path = tmp_path / "derived.txt"
-    texts = derive_records(stories(real_data / "tinystories" / "stories-valid.txt"))
+    texts = label_stories(stories(real_data / "tinystories" / "stories-valid.txt"))
     path.write_text("".join(text + "\n<|endoftext|>\n" for text in texts), encoding="utf-8")
     source = dataset(path, tokenizer, seq_len=512, seed=0)
     assert len(source) == 843

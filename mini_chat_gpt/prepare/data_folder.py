@@ -1,10 +1,10 @@
-"""The data folder: what lies in it, where that came from, and putting files into it without losing any.
+"""The data folder: which files it has, where they came from, and adding files without losing any.
 
     TinyStoriesInstruct-train.txt, -valid.txt     the records (also spelled TinyStories-Instruct-…, as on the hub)
-    SOURCE.json                                   which data they are: public, sample, own or derived
+    SOURCE.json                                   the kind of data: public, sample, own or derived
 
-A file that lies in the folder is never replaced. New ones are written under temporary names, all of them completely, and
-then renamed; whoever looks sees none of them or whole ones.
+An existing data file is never replaced. New files are written completely under temporary names and then renamed, so other
+processes see either none of them or complete ones.
 """
 
 from __future__ import annotations
@@ -25,110 +25,108 @@ from mini_chat_gpt.tinystories.records import FILE_NAMES
 
 SPLITS = ("train", "valid")
 SOURCE_FILE = "SOURCE.json"
-DRAFT = ".draft-"  # begins the name of a folder with files that are being written
-HASHED_UP_TO = 1 << 28  # bytes; hashing a bigger file takes longer than its hash is worth here
-SOURCE_WORDS = {
+DRAFT = ".draft-"  # prefix of temporary folders
+MAX_HASHED_SIZE = 1 << 28  # bytes; hashing larger files takes too long
+SOURCE_DESCRIPTIONS = {
     "public": "the public data set TinyStories-Instruct",
     "sample": "the sample data set that comes with this project",
     "own": "your own files",
-    "derived": "records derived from plain stories",
+    "derived": "labeled plain stories",
     "unknown": "files of unknown origin",
 }
-LICENCES = {
+LICENSES = {
     "public": "CDLA-Sharing-1.0 (https://cdla.dev/sharing-1-0/)",
     "sample": "MIT, like the code that generates it",
     "own": "that of your own files",
-    "derived": "that of the stories it was derived from",
+    "derived": "that of the original stories",
 }
 
 
 def standard_name(split: str) -> str:
-    """The name that this project gives the file of a split."""
+    """The file name of a split."""
     return FILE_NAMES[0].format(split=split)
 
 
 def present_files(folder: Path) -> dict[str, Path]:
-    """split -> its file, for the splits that are there; the spelling that training would take, if there are two."""
-    found: dict[str, Path] = {}
+    """Map each existing split to its file. If there are two spellings, it is the one that training uses."""
+    files: dict[str, Path] = {}
     for split in SPLITS:
         for name in FILE_NAMES:
-            if os.path.lexists(file := folder / name.format(split=split)):  # a dangling link is the user's too
-                found.setdefault(split, file)
-    return found
+            if os.path.lexists(file := folder / name.format(split=split)):  # a dangling link is the user's, too
+                files.setdefault(split, file)
+    return files
 
 
-def double_files(folder: Path) -> list[Path]:
-    """Files that nothing reads, because the same split lies there under the other spelling too."""
+def unused_files(folder: Path) -> list[Path]:
+    """Files that are never read, because the same split also exists under the other spelling."""
     used = present_files(folder).values()
     names = [name.format(split=split) for split in SPLITS for name in FILE_NAMES]
     return [file for name in names if (file := folder / name).exists() and file not in used]
 
 
-def write_source(folder: Path, kind: str, files: Mapping[str, Mapping[str, Any]], **facts: Any) -> None:
-    """Record that `files` of the folder (name -> what else is known of it, as its url) are `kind` data."""
-    described = {}
+def write_source(folder: Path, kind: str, files: Mapping[str, Mapping[str, Any]], **more: Any) -> None:
+    """Write SOURCE.json for `files` (name -> further entries such as its url) of the given kind of data."""
+    entries = {}
     for name, known in files.items():
         size = (folder / name).stat().st_size
-        described[name] = {"bytes": size, **known}
-        if size <= HASHED_UP_TO:
-            described[name].setdefault("sha256", sha256_of(folder / name))
+        entries[name] = {"bytes": size, **known}
+        if size <= MAX_HASHED_SIZE:
+            entries[name].setdefault("sha256", sha256_of(folder / name))
     source = {
         "source": kind,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "licence": LICENCES[kind],
-        **facts,
-        "files": described,
+        "licence": LICENSES[kind],
+        **more,
+        "files": entries,
     }
     write_json(folder / SOURCE_FILE, source)
 
 
 def read_source(folder: Path) -> dict[str, Any]:
-    """What SOURCE.json says, as far as it fits the files that are there; {"source": "unknown"} otherwise.
+    """Return the contents of SOURCE.json if it matches the existing files, else {"source": "unknown", "why": reason}.
 
-    Raises UserError if it isn't readable.
+    Raises UserError if it can't be read.
     """
     path = folder / SOURCE_FILE
     if not path.exists():
-        return {"source": "unknown", "why": f"there is no {SOURCE_FILE}; the files were put here by hand"}
+        return {"source": "unknown", "why": f"there is no {SOURCE_FILE}; the files were copied here manually"}
     try:
         source = json.loads(path.read_text(encoding="utf-8"))
-        claimed = {name: facts["bytes"] for name, facts in source["files"].items()}
+        sizes = {name: entry["bytes"] for name, entry in source["files"].items()}
         kind = str(source["source"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            f"{path} can't be understood; remove it, the data themselves are not touched by that."
-        ) from None
+        raise UserError(f"{path} is damaged; delete it (the data files don't need it).") from None
     for file in present_files(folder).values():
-        if file.name not in claimed:
-            return {"source": "unknown", "why": f"{SOURCE_FILE} says {kind}, but doesn't know {file.name}"}
-        if file.stat().st_size != claimed[file.name]:
-            return {"source": "unknown", "why": f"{SOURCE_FILE} says {kind}, but {file.name} has another size by now"}
+        if file.name not in sizes:
+            return {"source": "unknown", "why": f"{SOURCE_FILE} says {kind}, but does not list {file.name}"}
+        if file.stat().st_size != sizes[file.name]:
+            return {"source": "unknown", "why": f"{SOURCE_FILE} says {kind}, but {file.name} has a different size"}
     return dict(source)
 
 
 def require_space(folder: Path, needed: int) -> int:
-    """Free bytes where `folder` is or will be; raises UserError if that is less than `needed`."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
+    """Return the free bytes on the disk of `folder`, which need not exist. Raises UserError if they are fewer than `needed`."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(
-            f"{folder} needs {size_text(needed)} and its disk has {size_text(free)} left; free some space or choose "
-            "another folder by --folder."
+            f"{folder} needs {size_text(needed)}, but its disk has {size_text(free)} left; free some space or choose "
+            "another folder with --folder."
         )
     return free
 
 
 def make_folder(folder: Path) -> None:
-    """Create the folder; raises UserError if that can't be."""
+    """Create the folder. Raises UserError if that fails."""
     with readable_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
 def drafts(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside `folder`; when the block ends well, its files get their place there, else they vanish.
+    """Yield a temporary folder in `folder`. On success its files are moved to `folder`, on an error they are deleted.
 
-    Only SOURCE.json, which comes last, replaces an older one. Raises UserError rather than replace anything else.
+    SOURCE.json is moved last and replaces an older one. Raises UserError if any other file exists already.
     """
     make_folder(folder)
     draft = folder / f"{DRAFT}{uuid.uuid4().hex[:8]}"
@@ -142,7 +140,7 @@ def drafts(folder: Path) -> Iterator[Path]:
                     os.fsync(handle.fileno())
                 if file.name != SOURCE_FILE and os.path.lexists(folder / file.name):
                     raise UserError(
-                        f"{folder / file.name} is there already and is not replaced; name another --folder."
+                        f"{folder / file.name} exists already and is not replaced; choose another --folder."
                     )
             for file in files:
                 os.replace(file, folder / file.name)
@@ -151,7 +149,7 @@ def drafts(folder: Path) -> Iterator[Path]:
 
 
 def is_untouched_sample(folder: Path) -> bool:
-    """Whether the folder's data are the sample, byte for byte as it was written."""
+    """Whether the folder has the sample data set, unchanged."""
     source = read_source(folder)
     return source["source"] == "sample" and all(
         sha256_of(file) == source["files"][file.name].get("sha256") for file in present_files(folder).values()
@@ -159,7 +157,7 @@ def is_untouched_sample(folder: Path) -> bool:
 
 
 def remove_sample(folder: Path) -> None:
-    """Delete the sample, which can be written again at any time. The caller has made sure that it is one."""
+    """Delete the sample, which can be written again at any time. The caller must check that it is the sample."""
     with readable_disk_errors(folder):
         for name in read_source(folder)["files"]:
             (folder / name).unlink(missing_ok=True)

@@ -1,7 +1,8 @@
-"""What is in a data folder: its records, the tasks they support, the examples that training would draw from them.
+"""Report on a data folder: its records, the tasks they support, and the examples that training would make from them.
 
-Fields and named features are counted in every record, from the index. All else is counted in records evenly spread over the
-file, 20,000 at most unless the whole file is asked for; the report says how many it looked at. Memory stays flat.
+Fields and known features are counted in all records, using the index. Everything else is counted in at most 20,000 records,
+evenly spaced over the file, unless all records are requested; the report states the number. Memory use does not grow with the
+file.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from rich.table import Table
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.terminal import StepProgress
 from mini_chat_gpt.config import DataSection
-from mini_chat_gpt.prepare.data_folder import SOURCE_WORDS, double_files, present_files, read_source, size_text
+from mini_chat_gpt.prepare.data_folder import SOURCE_DESCRIPTIONS, present_files, read_source, size_text, unused_files
 from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, generate_tasks
 from mini_chat_gpt.tinystories.records import FEATURES, FIELDS
 from mini_chat_gpt.tinystories.tasks import TASK_KINDS, categories
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
-LOOKED_AT = 20_000  # records
+MAX_RECORDS = 20_000  # of each file, unless all are requested
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 _SEED = 1337  # the default of system.seed
-_STAND_IN_SIZE, _STAND_IN_STORIES = 4096, 2000
+_TEMPORARY_VOCAB_SIZE, _TEMPORARY_STORIES = 4096, 2000
 
 
 def report_folder(
@@ -42,46 +43,46 @@ def report_folder(
     full: bool = False,
     out: Console | None = None,
 ) -> dict[str, Any]:
-    """Everything that is known about the folder's files, as plain values fit for JSON.
+    """Return everything that is known about the folder's files, as JSON-compatible values.
 
-    Without a tokenizer a stand-in trained on the stories themselves counts the tokens. `full` looks at every record.
-    Raises UserError where there is no file, or one that isn't a file of stories.
+    Without a tokenizer, tokens are counted with a temporary one trained on the stories themselves. `full` reads all records.
+    Raises UserError if there is no file, or if one is not a file of stories.
     """
     files = present_files(folder)
     if not files:
-        raise UserError(f"{folder} holds no data; `python prepare_sft_data.py --folder {folder}` gets some.")
+        raise UserError(f"{folder} has no data; `python prepare_sft_data.py --folder {folder}` gets some.")
     indices = {split: RecordIndex(file) for split, file in files.items()}
     label = "the given tokenizer"
     if tokenizer is None:
-        tokenizer, label = _stand_in(next(iter(indices.values())))
-    tokenizer.add_control_tokens()  # as fine-tuning will
-    facts, hashes = {}, {}
+        tokenizer, label = _temporary_tokenizer(next(iter(indices.values())))
+    tokenizer.add_control_tokens()  # as in fine-tuning
+    files_report, hashes = {}, {}
     for split, index in indices.items():
-        facts[split], hashes[split] = _describe(index, tokenizer, seq_len, full, out)
+        files_report[split], hashes[split] = _describe(index, tokenizer, seq_len, full, out)
     return {
         "folder": str(folder),
         "source": read_source(folder),
         "tokenizer": {"label": label, "kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size},
         "seq_len": seq_len,
-        "files": facts,
+        "files": files_report,
         "in_both_splits": int(np.isin(hashes["valid"], hashes["train"]).sum()) if len(hashes) == 2 else None,
-        "unused_files": [str(file) for file in double_files(folder)],
+        "unused_files": [str(file) for file in unused_files(folder)],
     }
 
 
-def _stand_in(index: RecordIndex) -> tuple[ChatTokenizer, str]:
-    texts = (index[int(number)].story for number in _spread(len(index), _STAND_IN_STORIES))
-    tokenizer = ChatTokenizer.train(texts, _STAND_IN_SIZE)
+def _temporary_tokenizer(index: RecordIndex) -> tuple[ChatTokenizer, str]:
+    texts = (index[int(number)].story for number in _spread(len(index), _TEMPORARY_STORIES))
+    tokenizer = ChatTokenizer.train(texts, _TEMPORARY_VOCAB_SIZE)
     label = (
-        f"a stand-in, a byte-level BPE of {tokenizer.vocab_size:,} entries made from these stories; "
-        "name the model's own by --tokenizer"
+        f"a temporary byte-level BPE of {tokenizer.vocab_size:,} entries trained on these stories; "
+        "choose the model's own with --tokenizer"
     )
     return tokenizer, label
 
 
 @dataclass
-class _Seen:
-    """Running counts over the records looked at."""
+class _Counts:
+    """Running counts over the records that were read."""
 
     tasks: Counter[str] = field(default_factory=Counter)
     features: Counter[str] = field(default_factory=Counter)
@@ -94,11 +95,11 @@ class _Seen:
 def _describe(
     index: RecordIndex, tokenizer: ChatTokenizer, seq_len: int, full: bool, out: Console | None
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Facts about one file, and a hash of each story looked at."""
-    numbers = _spread(len(index), len(index) if full else LOOKED_AT)
-    seen = _look(index, numbers, out)
-    hashes = np.array(seen.hashes, dtype=np.uint64)
-    facts = {
+    """Return the report on one file, and a hash of each story that was read."""
+    numbers = _spread(len(index), len(index) if full else MAX_RECORDS)
+    counts = _count_records(index, numbers, out)
+    hashes = np.array(counts.hashes, dtype=np.uint64)
+    report = {
         "path": str(index.path),
         "bytes": index.path.stat().st_size,
         "records": len(index),
@@ -107,43 +108,43 @@ def _describe(
         "fields": {name: int(index.has(name).sum()) for name in FIELDS},
         "features": {name: int(index.has(name).sum()) for name in FEATURES},
         "looked_at": len(numbers),
-        "other_features": {name: count for name, count in seen.features.most_common(20) if name not in FEATURES},
-        "tasks": {category: seen.tasks[category] for category in categories()},
-        "without_task": seen.without_task,
+        "other_features": {name: count for name, count in counts.features.most_common(20) if name not in FEATURES},
+        "tasks": {category: counts.tasks[category] for category in categories()},
+        "without_task": counts.without_task,
         "duplicates": len(hashes) - len(np.unique(hashes)),
-        "story_words": _percentiles(seen.words),
-        "story_characters": _percentiles(seen.characters),
+        "story_words": _percentiles(counts.words),
+        "story_characters": _percentiles(counts.characters),
     }
     try:
-        facts["examples"] = _examples(index, len(numbers), tokenizer, seq_len, out)
-    except UserError as error:  # the records are what they are; that training could make nothing of them is a finding
-        facts["examples"] = {"impossible": str(error)}
-    return facts, hashes
+        report["examples"] = _examples(index, len(numbers), tokenizer, seq_len, out)
+    except UserError as error:  # no example fits: a finding of the report, not an error
+        report["examples"] = {"impossible": str(error)}
+    return report, hashes
 
 
-def _look(index: RecordIndex, numbers: np.ndarray, out: Console | None) -> _Seen:
-    seen = _Seen()
-    for number in _watched(numbers.tolist(), f"Reading {index.path.name}", out):
+def _count_records(index: RecordIndex, numbers: np.ndarray, out: Console | None) -> _Counts:
+    counts = _Counts()
+    for number in _with_progress(numbers.tolist(), f"Reading {index.path.name}", out):
         record = index[number]
         tasks = generate_tasks(record, _SEED)
-        seen.tasks.update(task.category for task in tasks)
-        seen.features.update(record.features)
-        seen.without_task += not tasks
-        seen.words.append(len(record.story.split()))
-        seen.characters.append(len(record.story))
+        counts.tasks.update(task.category for task in tasks)
+        counts.features.update(record.features)
+        counts.without_task += not tasks
+        counts.words.append(len(record.story.split()))
+        counts.characters.append(len(record.story))
         digest = hashlib.blake2b(record.story.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        seen.hashes.append(int.from_bytes(digest, "big"))
-    return seen
+        counts.hashes.append(int.from_bytes(digest, "big"))
+    return counts
 
 
 def _examples(
     index: RecordIndex, count: int, tokenizer: ChatTokenizer, seq_len: int, out: Console | None
 ) -> dict[str, Any]:
-    """The first `count` examples of a fine-tuning run with the default shares, and what was left out on the way."""
+    """Statistics of the first `count` examples of a fine-tuning run with the default mixture, and what was skipped."""
     source = InstructDataset(index, tokenizer, DataSection(seq_len=seq_len, turns=1, answer_weight=0), _SEED)
     tokens: dict[str, array[int]] = {kind: array("I") for kind in TASK_KINDS}
     trained: Counter[str] = Counter()
-    for number in _watched(range(count), f"Making examples of {index.path.name}", out):
+    for number in _with_progress(range(count), f"Making examples from {index.path.name}", out):
         example = source[number]
         tokens[example.kind].append(len(example.ids))
         trained[example.kind] += example.n_trained
@@ -168,21 +169,21 @@ def _examples(
 
 
 def _spread(n: int, most: int) -> np.ndarray:
-    """At most `most` of n numbers, evenly spread from the first to the last."""
+    """At most `most` of n numbers, evenly spaced from the first to the last."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
 
 
 def _percentiles(values: Iterable[int]) -> dict[str, float]:
     numbers = np.fromiter(values, dtype=np.int64)
-    shown = {
+    percentiles = {
         f"p{q}": round(float(value), 1)
         for q, value in zip(PERCENTILES, np.percentile(numbers, PERCENTILES), strict=True)
     }
-    return {"mean": round(float(numbers.mean()), 1), **shown, "max": float(numbers.max())}
+    return {"mean": round(float(numbers.mean()), 1), **percentiles, "max": float(numbers.max())}
 
 
-def _watched(numbers: Iterable[int], title: str, out: Console | None) -> Iterable[int]:
-    """The numbers, with progress shown where there are many."""
+def _with_progress(numbers: Iterable[int], title: str, out: Console | None) -> Iterable[int]:
+    """Yield the numbers, with a progress display if there are many."""
     numbers = list(numbers) if not isinstance(numbers, (list, range)) else numbers
     if out is None or len(numbers) < 2000:
         yield from numbers
@@ -198,10 +199,10 @@ def _watched(numbers: Iterable[int], title: str, out: Console | None) -> Iterabl
 
 
 def show_report(report: Mapping[str, Any], out: Console) -> None:
-    """Print what `report_folder` found."""
+    """Print the result of `report_folder`."""
     source = report["source"]
     why = f" ({source['why']})" if "why" in source else ""
-    out.print(f"{report['folder']}: {SOURCE_WORDS[source['source']]}{why}", markup=False, soft_wrap=True)
+    out.print(f"{report['folder']}: {SOURCE_DESCRIPTIONS[source['source']]}{why}", markup=False, soft_wrap=True)
     for table in (_records_table(report), _tasks_table(report), _lengths_table(report)):
         out.print()
         out.print(table)
@@ -220,20 +221,18 @@ def _records_table(report: Mapping[str, Any]) -> Table:
         for name in next(iter(files.values()))[group]:
             table.add_row(name, *(_part(facts[group][name], facts["records"]) for facts in files.values()))
     table.add_section()
-    table.add_row("looked at for the rest", *(_part(facts["looked_at"], facts["records"]) for facts in files.values()))
+    table.add_row("read for the rows below", *(_part(facts["looked_at"], facts["records"]) for facts in files.values()))
     for name in sorted({name for facts in files.values() for name in facts["other_features"]}):
-        shown = (_part(facts["other_features"].get(name, 0), facts["looked_at"]) for facts in files.values())
-        table.add_row(escape(name), *shown)
-    table.add_row(
-        "same story as another", *(_part(facts["duplicates"], facts["looked_at"]) for facts in files.values())
-    )
+        cells = (_part(facts["other_features"].get(name, 0), facts["looked_at"]) for facts in files.values())
+        table.add_row(escape(name), *cells)
+    table.add_row("duplicate stories", *(_part(facts["duplicates"], facts["looked_at"]) for facts in files.values()))
     return table
 
 
 def _tasks_table(report: Mapping[str, Any]) -> Table:
-    """For each category the records that support it, for each kind its share of the examples that training draws."""
+    """For each category the records that support it, and for each kind its fraction of the training examples."""
     files = report["files"]
-    table = _table("Tasks", *(title for split in files for title in (f"{split} records", "drawn")))
+    table = _table("Tasks", *(title for split in files for title in (f"{split} records", "of examples")))
     for category in categories():
         kind, _, answer = category.partition("/")
         cells = []
@@ -245,7 +244,7 @@ def _tasks_table(report: Mapping[str, Any]) -> Table:
 
 
 def _lengths_table(report: Mapping[str, Any]) -> Table:
-    table = _table("Lengths", *(f"{q} %" for q in PERCENTILES), "most")
+    table = _table("Lengths", *(f"{q} %" for q in PERCENTILES), "max")
     for split, facts in report["files"].items():
         rows = {"words of a story": facts["story_words"], "characters of a story": facts["story_characters"]}
         if "tokens" in facts["examples"]:
@@ -270,45 +269,47 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def findings(report: Mapping[str, Any]) -> list[str]:
-    """Sentences about what was left out and why, and what to know before training on it."""
-    said = [line for split, facts in report["files"].items() for line in _left_out(split, facts, report["seq_len"])]
+    """Sentences about what was skipped and why, and what to know before training."""
+    lines = [line for split, facts in report["files"].items() for line in _skipped(split, facts, report["seq_len"])]
     files = report["files"]
     if report["in_both_splits"] is not None:
         train, valid = files["train"]["looked_at"], files["valid"]["looked_at"]
-        said.append(f"{report['in_both_splits']:,} of {valid:,} valid stories stand among {train:,} train stories too.")
-    if any(facts["looked_at"] < facts["records"] for facts in files.values()):
-        said.append(
-            "Only a sample was looked at, so there may be more double stories than found; --full reads all records."
+        lines.append(
+            f"{report['in_both_splits']:,} of {valid:,} valid stories are also among the {train:,} train stories."
         )
-    shares = [
+    if any(facts["looked_at"] < facts["records"] for facts in files.values()):
+        lines.append("Only a sample was read, so there may be more duplicates; --full reads all records.")
+    fractions = [
         f"{facts['examples']['trained_share']:.1%} of {split}"
         for split, facts in files.items()
         if "tokens" in facts["examples"]
     ]
-    if shares:
-        said.append(f"Share of tokens that are trained (answers): {', '.join(shares)}.")
-    said.append(f"Tokens are counted with {report['tokenizer']['label']}.")
-    said += [f"{file} is not used: the same split lies there under its other name." for file in report["unused_files"]]
-    return said
+    if fractions:
+        lines.append(f"Supervised tokens (answers): {', '.join(fractions)}.")
+    lines.append(f"Tokens are counted with {report['tokenizer']['label']}.")
+    lines += [
+        f"{file} is not used: the same split also exists under its other name." for file in report["unused_files"]
+    ]
+    return lines
 
 
-def _left_out(split: str, facts: Mapping[str, Any], seq_len: int) -> Iterator[str]:
+def _skipped(split: str, facts: Mapping[str, Any], seq_len: int) -> Iterator[str]:
     examples = facts["examples"]
     if facts["without_story"]:
-        yield f"{split}: {_count(facts['without_story'], 'record')} without a story left out."
+        yield f"{split}: {_count(facts['without_story'], 'record')} without a story skipped."
     if facts["not_utf8"]:
-        yield f"{split}: {_count(facts['not_utf8'], 'record')} with bytes that are not UTF-8, which are read as U+FFFD."
+        yield f"{split}: {_count(facts['not_utf8'], 'record')} with invalid UTF-8, read as U+FFFD."
     if facts["without_task"]:
-        yield f"{split}: {_count(facts['without_task'], 'record')} of the {facts['looked_at']:,} looked at without any task."
+        yield f"{split}: {_count(facts['without_task'], 'record')} of the {facts['looked_at']:,} that were read support no task."
     if "impossible" in examples:
         yield f"{split}: no examples can be made: {examples['impossible']}"
         return
     if examples["shortened"]:
-        yield f"{split}: {_count(examples['shortened'], 'example')} of {examples['count']:,} with text left out inside the story, to fit."
+        yield f"{split}: {_count(examples['shortened'], 'example')} of {examples['count']:,} truncated inside the story to fit."
     for kind, number in examples["too_long"].items():
-        yield f"{split}: {_count(number, 'task')} of kind {kind} dropped, longer than {seq_len} tokens (--seq-len)."
+        yield f"{split}: {_count(number, 'task')} of kind {kind} dropped: longer than {seq_len} tokens (--seq-len)."
     if other := examples["taken_from_another_record"]:
-        yield f"{split}: {_count(other, 'record')} of {examples['count']:,} without an example; others took their turn."
+        yield f"{split}: {_count(other, 'record')} of {examples['count']:,} gave no example; other records were used instead."
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,9 +1,9 @@
-"""One big file over HTTP, resumable: what has arrived is never lost, and the final name always holds the whole file.
+"""Download one large file over HTTP with resume. Received data are kept, and the final name always has the complete file.
 
-While it comes a file is called NAME.part, and beside it NAME.part.json says what it is a part of: the size and the mark
-(ETag) that the server gave. A later call goes on from there by an HTTP range request, unless the server has another
-file by now or doesn't do ranges; then it starts again. NAME appears by renaming, after the size was checked, and the
-SHA-256 too where the server names it, as the Hugging Face hub does.
+During the download the file is called NAME.part, and NAME.part.json has the size and the version (ETag) that the server
+stated. A later call resumes with an HTTP range request, or starts over if the server has another version or does not support
+ranges. The file is renamed to NAME after its size was checked, and its SHA-256 if the server states it, as the Hugging Face
+hub does.
 """
 
 from __future__ import annotations
@@ -31,84 +31,86 @@ from mini_chat_gpt.common.files import readable_disk_errors, sha256_of, write_js
 from mini_chat_gpt.common.terminal import format_duration
 
 BLOCK = 1 << 18
-BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers that another try may better
-Progress = Callable[[int, "int | None"], None]  # (bytes so far, bytes in all if known)
+BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # temporary errors
+Progress = Callable[[int, "int | None"], None]  # (bytes so far, total bytes if known)
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long to wait for a server, in seconds, and how often to try again before giving up."""
+class RetryPolicy:
+    """Timeouts in seconds, and how often to try again before giving up."""
 
     connect: float = 10.0
     read: float = 30.0
     attempts: int = 5
-    """Failed tries in a row, without a single byte gained, after which a download ends."""
+    """Consecutive failed attempts without any new byte after which a download ends."""
     pause: float = 1.0
-    """Before the second try; doubled before each further one, up to 16 times it."""
+    """Before the second attempt; doubled before each further one, up to 16 times this value."""
 
 
-PATIENCE = Patience()
+RETRY_POLICY = RetryPolicy()
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file as its server describes it; None is what the server doesn't say."""
+    """A file as its server describes it; None if the server does not say."""
 
     url: str
     size: int | None
-    mark: str | None
-    """Changes when the content does: ETag, or the date of the last change."""
+    version: str | None
+    """Changes with the content: ETag, or the date of the last modification."""
     sha256: str | None = None
 
 
 class NoConnection(UserError):
-    """The server can't be reached at all: no network, unknown name, refused, no answer in time."""
+    """The server can't be reached: no network, unknown host name, connection refused, or timeout."""
 
 
-class _Broken(Exception):
-    """The network failed us; what has arrived so far stands, another try may help."""
+class _Interrupted(Exception):
+    """A network error. The received data are kept, and another attempt may succeed."""
 
 
 class _Changed(Exception):
-    """The server has another file than the one we were fetching."""
+    """The server has a different version than the one being downloaded."""
 
 
 def part_path(target: Path) -> Path:
-    """Where `target` is while it is coming."""
+    """The path of `target` during the download."""
     return target.with_name(target.name + ".part")
 
 
-def look(url: str, patience: Patience = PATIENCE) -> Remote:
-    """Ask the server about a file without fetching it.
+def fetch_metadata(url: str, policy: RetryPolicy = RETRY_POLICY) -> Remote:
+    """Ask the server about a file without downloading it.
 
-    Raises NoConnection when it can't be reached, UserError when it answers that there is no such file.
+    Raises NoConnection if it can't be reached, UserError if it does not have the file.
     """
     try:
-        with _open(url, {"Range": "bytes=0-0"}, patience) as response:  # unlike HEAD, survives redirections and mirrors
+        with _open(url, {"Range": "bytes=0-0"}, policy) as response:  # unlike HEAD, works with redirects and mirrors
             return _describe(url, response)
     except urllib.error.HTTPError as error:
         raise UserError(_refusal(url, error)) from error
-    except _Broken as error:
-        raise NoConnection(f"Can't reach {url}: {error}; check the network, or name a mirror by --url.") from error
+    except _Interrupted as error:
+        raise NoConnection(f"Can't reach {url}: {error}; check the network, or choose a mirror with --url.") from error
 
 
 def usable_part(target: Path, remote: Remote) -> int:
-    """How many bytes of `remote` lie in the .part already; 0 when they belong to another file."""
+    """The number of bytes of `remote` that the .part has already; 0 if they are of another version."""
     part = part_path(target)
     try:
-        known = json.loads(_facts_path(part).read_text(encoding="utf-8"))
-        same = known["mark"] is not None and (known["mark"], known["size"]) == (remote.mark, remote.size)
+        known = json.loads(_metadata_path(part).read_text(encoding="utf-8"))
+        same = known["mark"] is not None and (known["mark"], known["size"]) == (remote.version, remote.size)
         size = part.stat().st_size
     except (OSError, ValueError, KeyError, TypeError):
         return 0
     return size if same and (remote.size is None or size <= remote.size) else 0
 
 
-def fetch(remote: Remote, target: Path, patience: Patience = PATIENCE, on_progress: Progress | None = None) -> None:
-    """Bring `remote` to `target`, which must not exist, going on from its .part if there is one.
+def fetch(
+    remote: Remote, target: Path, policy: RetryPolicy = RETRY_POLICY, on_progress: Progress | None = None
+) -> None:
+    """Download `remote` to `target`, which must not exist, resuming its .part if there is one.
 
-    Raises UserError when the network or the disk gives out; the .part then keeps what has come, as it does when the
-    process is interrupted or killed.
+    Raises UserError if the network or the disk fails. The .part then keeps the received data, also if the process is
+    interrupted or killed.
     """
     if os.path.lexists(target):
         raise UserError(f"{target} exists already and is not overwritten; move it away to download it again.")
@@ -117,87 +119,87 @@ def fetch(remote: Remote, target: Path, patience: Patience = PATIENCE, on_progre
         _lock(file, part)
         for _ in range(3):
             try:
-                _fill(file, remote, target, patience, on_progress or (lambda *_: None))
+                _fill(file, remote, target, policy, on_progress or (lambda *_: None))
                 break
             except _Changed:
                 file.truncate(0)
-                remote = look(remote.url, patience)
+                remote = fetch_metadata(remote.url, policy)
         else:
-            raise UserError(f"{remote.url} keeps changing while it is downloaded; try again later.")
+            raise UserError(f"{remote.url} keeps changing during the download; try again later.")
         os.fsync(file.fileno())
     _check(remote, part)
     with readable_disk_errors(target):
         os.replace(part, target)
-        _facts_path(part).unlink(missing_ok=True)
+        _metadata_path(part).unlink(missing_ok=True)
 
 
-def _fill(file: BinaryIO, remote: Remote, target: Path, patience: Patience, on_progress: Progress) -> None:
-    """Try until all of `remote` is in `file`; raises UserError after too many tries that gained nothing."""
+def _fill(file: BinaryIO, remote: Remote, target: Path, policy: RetryPolicy, on_progress: Progress) -> None:
+    """Retry until `file` has all of `remote`. Raises UserError after too many attempts without progress."""
     part = part_path(target)
     if not usable_part(target, remote):
         file.truncate(0)
-    write_json(_facts_path(part), {"url": remote.url, "size": remote.size, "mark": remote.mark})
+    write_json(_metadata_path(part), {"url": remote.url, "size": remote.size, "mark": remote.version})
     most, failures = _size(file), 0
     while remote.size is None or _size(file) < remote.size:
         try:
-            _receive(file, remote, patience, on_progress)
+            _receive(file, remote, policy, on_progress)
             return
-        except _Broken as error:
+        except _Interrupted as error:
             failures = failures + 1 if _size(file) <= most else 1
             most = max(most, _size(file))
-            if failures >= patience.attempts:
+            if failures >= policy.attempts:
                 raise UserError(
                     f"The download of {remote.url} stopped at {_size(file):,} of {_known(remote.size)} bytes: {error}; "
-                    f"they are kept in {part}, run the same command again to go on."
+                    f"they are kept in {part}, run the same command again to resume."
                 ) from error
-            time.sleep(patience.pause * 2 ** min(failures - 1, 4))
+            time.sleep(policy.pause * 2 ** min(failures - 1, 4))
 
 
-def _receive(file: BinaryIO, remote: Remote, patience: Patience, on_progress: Progress) -> None:
-    """One request for what is missing, written to the end of `file` as it comes; raises _Broken if that ends early."""
-    have = _size(file)
+def _receive(file: BinaryIO, remote: Remote, policy: RetryPolicy, on_progress: Progress) -> None:
+    """Request the missing bytes and append them to `file`. Raises _Interrupted if the connection ends early."""
+    n_present = _size(file)
     try:
-        response = _open(remote.url, {"Range": f"bytes={have}-"} if have else {}, patience)
+        response = _open(remote.url, {"Range": f"bytes={n_present}-"} if n_present else {}, policy)
     except urllib.error.HTTPError as error:
         if error.code in BUSY:
-            raise _Broken(f"the server answers {error.code} {error.reason}") from error
-        if error.code == 416:  # it has nothing there
-            if look(remote.url, patience) != remote:
+            raise _Interrupted(f"the server responds with {error.code} {error.reason}") from error
+        if error.code == 416:  # nothing left at this offset
+            if fetch_metadata(remote.url, policy) != remote:
                 raise _Changed from error
-            raise _Broken(f"the server promises {_known(remote.size)} bytes and has fewer") from error
+            raise _Interrupted(f"the server states {_known(remote.size)} bytes, but has fewer") from error
         raise UserError(_refusal(remote.url, error)) from error
     with response:
         now = _describe(remote.url, response)
-        if _differ(now.size, remote.size) or _differ(now.mark, remote.mark):
+        if _differ(now.size, remote.size) or _differ(now.version, remote.version):
             raise _Changed
-        if response.status != 206:  # no ranges here: the whole file comes again
+        if response.status != 206:  # no support for ranges: the server sends the whole file
             file.truncate(0)
-        elif _range_start(response.headers) != have:
-            raise _Broken("the server sends another part than the one it was asked for")
+        elif _range_start(response.headers) != n_present:
+            raise _Interrupted("the server sends another part than the requested one")
         while block := _read(response):
             _write(file, block)
             on_progress(_size(file), remote.size)
     if remote.size is not None and _size(file) != remote.size:
-        raise _Broken("the connection was closed too early")
+        raise _Interrupted("the connection was closed too early")
 
 
 def _check(remote: Remote, part: Path) -> None:
-    """Raise UserError unless the .part is the whole file; a damaged one is disowned: the next call starts again."""
+    """Raise UserError unless the .part is the complete file. If it is damaged, the next call starts over."""
     size = part.stat().st_size
     if remote.size is not None and size != remote.size:
-        wrong = f"has {size:,} bytes instead of {remote.size:,}"
+        problem = f"has {size:,} bytes instead of {remote.size:,}"
     elif remote.sha256 is not None and sha256_of(part) != remote.sha256:
-        wrong = "doesn't have the SHA-256 that its server names"
+        problem = "does not have the SHA-256 that the server states"
     else:
         return
-    _facts_path(part).unlink(missing_ok=True)
-    raise UserError(f"{part} {wrong}: it was damaged on its way; run the same command to download it afresh.")
+    _metadata_path(part).unlink(missing_ok=True)
+    raise UserError(f"{part} {problem}: it was damaged in transfer; run the same command to download it again.")
 
 
 class DownloadProgress:
-    """Shows how a download goes, with rate and time left: a bar in a terminal, else a line every few seconds.
+    """Displays the progress of a download with rate and time left: a bar in a terminal, otherwise a line every few seconds.
 
-    Use as a context manager, and the object itself as `fetch`'s on_progress.
+    Use it as a context manager, and pass the object itself to `fetch` as on_progress.
     """
 
     def __init__(
@@ -205,7 +207,7 @@ class DownloadProgress:
     ) -> None:
         self.console, self.name, self.every = console, name, every_seconds
         self.first, self.done = done, done
-        self.started = self.said = time.monotonic()
+        self.started = self.printed = time.monotonic()
         columns = (
             TextColumn("{task.description}"),
             BarColumn(24),
@@ -226,26 +228,28 @@ class DownloadProgress:
             self.bar.stop()
 
     def __call__(self, done: int, total: int | None) -> None:
-        """`done` of `total` bytes are here."""
+        """Update the display: `done` of `total` bytes are received."""
         if done < self.done:
-            self.console.print(f"{self.name}: the server sends it from the beginning again", markup=False)
+            self.console.print(f"{self.name}: the server starts over from the beginning", markup=False)
             self.first = 0
         self.done = done
         if self.bar is not None:
             self.bar.update(self.task, completed=done, total=total)
-        elif (now := time.monotonic()) - self.said >= self.every:
-            self.said = now
+        elif (now := time.monotonic()) - self.printed >= self.every:
+            self.printed = now
             rate = (done - self.first) / (now - self.started)
-            left = f", {format_duration((total - done) / rate)} left" if total and rate > 0 else ""
-            whole = f" of {total / 1e6:,.0f}" if total else ""
-            self.console.print(f"{self.name}: {done / 1e6:,.0f}{whole} MB, {rate / 1e6:.1f} MB/s{left}", markup=False)
+            time_left = f", {format_duration((total - done) / rate)} left" if total and rate > 0 else ""
+            of_total = f" of {total / 1e6:,.0f}" if total else ""
+            self.console.print(
+                f"{self.name}: {done / 1e6:,.0f}{of_total} MB, {rate / 1e6:.1f} MB/s{time_left}", markup=False
+            )
 
 
-# What goes over the wire
+# HTTP
 
 
-class _PatientConnection:
-    """Mixed into http.client's connections: one time-out until connected, another for each wait after that."""
+class _TimeoutConnection:
+    """Mixin for http.client's connections: one timeout for connecting, another for each read after that."""
 
     read_timeout = 30.0
 
@@ -255,13 +259,13 @@ class _PatientConnection:
 
 
 class _Handlers(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
-    """Opens http and https addresses by patient connections."""
+    """Opens http and https URLs with separate timeouts for connecting and reading."""
 
     def __init__(self, read_timeout: float) -> None:
         super().__init__()
-        facts = {"read_timeout": read_timeout}
-        self._plain: Any = type("PatientHTTP", (_PatientConnection, http.client.HTTPConnection), facts)
-        self._secure: Any = type("PatientHTTPS", (_PatientConnection, http.client.HTTPSConnection), facts)
+        attributes = {"read_timeout": read_timeout}
+        self._plain: Any = type("TimeoutHTTP", (_TimeoutConnection, http.client.HTTPConnection), attributes)
+        self._secure: Any = type("TimeoutHTTPS", (_TimeoutConnection, http.client.HTTPSConnection), attributes)
 
     def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(self._plain, request)
@@ -270,8 +274,8 @@ class _Handlers(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
         return self.do_open(self._secure, request)
 
 
-class _Redirections(urllib.request.HTTPRedirectHandler):
-    """Follows redirections and remembers what the Hugging Face hub says about the file when it sends us elsewhere."""
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects and stores the SHA-256 that the Hugging Face hub states when it redirects."""
 
     linked: str | None = None
 
@@ -280,16 +284,16 @@ class _Redirections(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _open(url: str, headers: dict[str, str], patience: Patience) -> Any:
-    """The server's answer with status 200 or 206; HTTPError for others, _Broken when there is none."""
+def _open(url: str, headers: dict[str, str], policy: RetryPolicy) -> Any:
+    """Return the response with status 200 or 206. Raises HTTPError for others, _Interrupted if there is none."""
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"{url!r} is no address to download from; it must begin with https:// or http://.")
-    redirections = _Redirections()
-    opener = urllib.request.build_opener(_Handlers(patience.read), redirections)
+        raise UserError(f"{url!r} is not a web address; it must begin with https:// or http://.")
+    redirects = _Redirects()
+    opener = urllib.request.build_opener(_Handlers(policy.read), redirects)
     with _network_errors():
         request = urllib.request.Request(url, headers={"User-Agent": "mini-chat-gpt", **headers})
-        response = opener.open(request, timeout=patience.connect)
-    response.linked = redirections.linked
+        response = opener.open(request, timeout=policy.connect)
+    response.linked = redirects.linked
     return response
 
 
@@ -309,9 +313,9 @@ def _network_errors() -> Iterator[None]:
     except (OSError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, TimeoutError):
-            raise _Broken("no answer within the time-out") from error
-        words = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-        raise _Broken(words.rstrip(".") or type(reason).__name__) from error
+            raise _Interrupted("no response within the timeout") from error
+        message = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+        raise _Interrupted(message.rstrip(".") or type(reason).__name__) from error
 
 
 def _describe(url: str, response: Any) -> Remote:
@@ -320,8 +324,8 @@ def _describe(url: str, response: Any) -> Remote:
     length = headers.get("Content-Range", "").rpartition("/")[2] if partial else headers.get("Content-Length")
     linked = (response.linked or "").strip('"')
     sha256 = linked if re.fullmatch("[0-9a-f]{64}", linked) else None
-    mark = sha256 or headers.get("ETag") or headers.get("Last-Modified")
-    return Remote(url, int(length) if length and length.isdigit() else None, mark, sha256)
+    version = sha256 or headers.get("ETag") or headers.get("Last-Modified")
+    return Remote(url, int(length) if length and length.isdigit() else None, version, sha256)
 
 
 def _range_start(headers: Message) -> int | None:
@@ -330,28 +334,28 @@ def _range_start(headers: Message) -> int | None:
 
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> str:
-    remedy = "try again later" if error.code in BUSY else "check the address, or name another by --url"
-    return f"{url} can't be downloaded: the server answers {error.code} {error.reason}; {remedy}."
+    remedy = "try again later" if error.code in BUSY else "check the address, or choose another with --url"
+    return f"{url} can't be downloaded: the server responds with {error.code} {error.reason}; {remedy}."
 
 
-# Small things
+# Helpers
 
 
-def _facts_path(part: Path) -> Path:
+def _metadata_path(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
 def _differ(one: object, other: object) -> bool:
-    """Whether two facts contradict each other; an unknown one contradicts nothing."""
+    """Whether two values are known and different."""
     return one is not None and other is not None and one != other
 
 
 def _write(file: BinaryIO, block: bytes) -> None:
-    """All of `block`: an unbuffered file may take less at a time, above all when the disk is nearly full."""
-    left = memoryview(block)
+    """Write all of `block`. A single write to an unbuffered file may be partial, above all if the disk is nearly full."""
+    remaining = memoryview(block)
     with readable_disk_errors(Path(str(file.name))):
-        while left:
-            left = left[file.write(left) :]
+        while remaining:
+            remaining = remaining[file.write(remaining) :]
 
 
 def _size(file: BinaryIO) -> int:
@@ -363,10 +367,10 @@ def _known(size: int | None) -> str:
 
 
 def _lock(file: BinaryIO, part: Path) -> None:
-    """Two downloads writing the same .part would mix; the second one is refused. Released when the file is closed."""
+    """Lock the .part until the file is closed. Raises UserError if another process is downloading it."""
     try:
         import fcntl
-    except ImportError:  # Windows: no such lock
+    except ImportError:  # Windows
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""Gets the data, checks them, and reports what is in them. `python prepare_sft_data.py`, `mini-chat-gpt prepare`.
+"""Get the data, check them, and report on them: `python prepare_sft_data.py` or `mini-chat-gpt prepare`.
 
-Where the folder holds data already they are checked and reported, and nothing is replaced. An empty one is filled with the
-public files, or with the user's own, or with records derived from plain stories, or with the sample that needs no network.
+If the folder has data already, they are checked and reported, and nothing is replaced. An empty folder is filled with the
+public files, the user's own records, labeled plain stories, or the sample, which needs no network.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.prepare.data_folder import (
     DRAFT,
-    SOURCE_WORDS,
+    SOURCE_DESCRIPTIONS,
     SPLITS,
     drafts,
     is_untouched_sample,
@@ -34,12 +34,12 @@ from mini_chat_gpt.prepare.data_folder import (
 )
 from mini_chat_gpt.prepare.data_report import report_folder, show_report
 from mini_chat_gpt.prepare.download import (
-    PATIENCE,
+    RETRY_POLICY,
     DownloadProgress,
     NoConnection,
-    Patience,
+    RetryPolicy,
     fetch,
-    look,
+    fetch_metadata,
     part_path,
     usable_part,
 )
@@ -60,65 +60,63 @@ def prepare(
     url: str = PUBLIC_URL,
     sample: bool = False,
     source: Sequence[Path | str] = (),
-    derive: Sequence[Path | str] = (),
+    label: Sequence[Path | str] = (),
     valid_fraction: float = 0.02,
     replace_sample: bool = False,
-    patience: Patience = PATIENCE,
+    policy: RetryPolicy = RETRY_POLICY,
     out: Console | None = None,
 ) -> None:
-    """See to it that `folder` holds data.
+    """Make sure that `folder` has data.
 
-    split            "train", "valid" or "both" of the public files; None: both where there is nothing yet, else what an
+    split            "train", "valid" or "both" of the public files; None: both for an empty folder, otherwise what an
                      earlier download left unfinished
-    url              the folder on the web that holds them
+    url              the web folder that has the public files
     sample           write the sample
-    source, derive   one or two files of the user's: records to take over, or plain stories to make records of
-    valid_fraction   share of the stories that goes into the validation part, where one file is given
-    replace_sample   an unchanged sample may give way to other data; nothing else ever does
+    source, label    one or two files of the user: records to copy, or plain stories to label
+    valid_fraction   fraction of the stories for validation, if a single file is given
+    replace_sample   replace an unchanged sample; nothing else is ever replaced
 
-    Raises UserError, having changed nothing that was there.
+    Raises UserError; existing files are unchanged then.
     """
     folder, out = Path(folder), out or Console(highlight=False)
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, where the folder for the data is wanted; name another by --folder.")
+        raise UserError(f"{folder} is a file, not a folder; choose another --folder.")
     present = present_files(folder)
     replacing = bool(present) and replace_sample
     if replacing and not is_untouched_sample(folder):
-        raise UserError(
-            f"{folder} doesn't hold the sample as it was written, so it is not replaced; name another --folder."
-        )
+        raise UserError(f"{folder} doesn't have the unchanged sample, so it is not replaced; choose another --folder.")
     if sample:
         if not present or read_source(folder)["source"] != "sample":
             write_sample_folder(folder, out)
-    elif source or derive:
+    elif source or label:
         if not replacing:
             _refuse_to_replace(folder)
-        paths = [Path(path) for path in source or derive]
-        take_files(folder, paths, valid_fraction, out, bool(derive), _remover(folder, replacing))
-    elif wanted := _to_download(folder, split, replacing):
+        paths = [Path(path) for path in source or label]
+        take_files(folder, paths, valid_fraction, out, bool(label), _remover(folder, replacing))
+    elif missing := _to_download(folder, split, replacing):
         try:
-            _download(folder, wanted, url, patience, replacing, out)
+            _download(folder, missing, url, policy, replacing, out)
         except NoConnection as error:
-            _without_network(folder, wanted, error, out)
+            _without_network(folder, missing, error, out)
 
 
 def write_sample_folder(folder: Path, out: Console) -> None:
-    """Write the sample into a folder that holds no data yet. Raises UserError if it does."""
+    """Write the sample into a folder that has no data yet. Raises UserError if it has."""
     folder = Path(folder)
     _refuse_to_replace(folder)
     require_space(folder, SAMPLE_SIZE)
     with drafts(folder) as draft:
         names = [path.name for path in write_sample(draft)]
         write_source(draft, "sample", {name: {} for name in names}, options={"seed": 0})
-    out.print(f"Written: {SOURCE_WORDS['sample']}, {', '.join(names)} in {folder}", markup=False, soft_wrap=True)
+    out.print(f"Written: {SOURCE_DESCRIPTIONS['sample']}, {', '.join(names)} in {folder}", markup=False, soft_wrap=True)
 
 
 def _refuse_to_replace(folder: Path) -> None:
-    if there := present_files(folder):
-        names = " and ".join(file.name for file in there.values())
+    if present := present_files(folder):
+        names = " and ".join(file.name for file in present.values())
         raise UserError(
-            f"{folder} holds {names} already ({SOURCE_WORDS[read_source(folder)['source']]}), and nothing is replaced; "
-            "name another folder by --folder, or move them away."
+            f"{folder} already has {names} ({SOURCE_DESCRIPTIONS[read_source(folder)['source']]}), which are not replaced; "
+            "choose another folder with --folder, or move them away."
         )
 
 
@@ -126,106 +124,108 @@ def _refuse_to_replace(folder: Path) -> None:
 
 
 def _to_download(folder: Path, split: str | None, replacing: bool) -> list[str]:
-    """Which splits to fetch, the small one first."""
+    """The splits to download, the small one first."""
     present = {} if replacing else present_files(folder)
     source = read_source(folder) if present else {}
     if split is None and present:
         unfinished = set(source.get("options", {}).get("splits", ())) if source["source"] == "public" else set()
-        asked = [name for name in SPLITS if name in unfinished or part_path(folder / standard_name(name)).exists()]
+        requested = [name for name in SPLITS if name in unfinished or part_path(folder / standard_name(name)).exists()]
     else:
-        asked = list(SPLITS) if split in (None, "both") else [str(split)]
-    missing = [name for name in asked if name not in present]
+        requested = list(SPLITS) if split in (None, "both") else [str(split)]
+    missing = [name for name in requested if name not in present]
     if missing and present and source["source"] not in ("public", "unknown"):
         raise UserError(
-            f"{folder} holds {SOURCE_WORDS[source['source']]}, and the public files don't go beside that; name another folder "
-            "by --folder" + (", or add --replace-sample." if source["source"] == "sample" else ".")
+            f"{folder} has {SOURCE_DESCRIPTIONS[source['source']]}, which can't be mixed with the public files; choose another "
+            "folder with --folder" + (", or add --replace-sample." if source["source"] == "sample" else ".")
         )
     return sorted(missing, reverse=True)
 
 
-def _download(folder: Path, splits: list[str], url: str, patience: Patience, replacing: bool, out: Console) -> None:
-    """Fetch the splits that are missing, having shown what that takes."""
-    remotes = {split: look(f"{url.rstrip('/')}/{FILE_NAMES[1].format(split=split)}", patience) for split in splits}
-    here = {split: usable_part(folder / standard_name(split), remote) for split, remote in remotes.items()}
-    free = require_space(folder, sum((remote.size or 0) - here[split] for split, remote in remotes.items()))
+def _download(folder: Path, splits: list[str], url: str, policy: RetryPolicy, replacing: bool, out: Console) -> None:
+    """Show the sizes, then download the missing splits."""
+    remotes = {
+        split: fetch_metadata(f"{url.rstrip('/')}/{FILE_NAMES[1].format(split=split)}", policy) for split in splits
+    }
+    n_present = {split: usable_part(folder / standard_name(split), remote) for split, remote in remotes.items()}
+    free = require_space(folder, sum((remote.size or 0) - n_present[split] for split, remote in remotes.items()))
     for split, remote in remotes.items():
-        begun = f", {size_text(here[split])} of it here already" if here[split] else ""
-        out.print(f"{split}: {size_text(remote.size)} from {remote.url}{begun}", markup=False, soft_wrap=True)
-    out.print(f"to {folder}, where {size_text(free)} are free", markup=False, soft_wrap=True)
+        partial = f", {size_text(n_present[split])} of it downloaded already" if n_present[split] else ""
+        out.print(f"{split}: {size_text(remote.size)} from {remote.url}{partial}", markup=False, soft_wrap=True)
+    out.print(f"to {folder}, with {size_text(free)} free", markup=False, soft_wrap=True)
     _remover(folder, replacing)()
     make_folder(folder)
     known = read_source(folder).get("files", {}) if present_files(folder) else {}
     for split, remote in remotes.items():
         target = folder / standard_name(split)
         try:
-            with DownloadProgress(out, target.name, remote.size, here[split]) as progress:
-                fetch(remote, target, patience, progress)
+            with DownloadProgress(out, target.name, remote.size, n_present[split]) as progress:
+                fetch(remote, target, policy, progress)
         except KeyboardInterrupt:
             part = part_path(target)
             size = size_text(part.stat().st_size if part.exists() else 0)
             out.print(
-                f"Stopped. {size} are kept in {part}; the same command goes on from there.",
+                f"Stopped. {size} are kept in {part}; the same command resumes the download.",
                 markup=False,
                 soft_wrap=True,
             )
             raise
         out.print(f"{target.name}: complete, {size_text(target.stat().st_size)}", markup=False)
-        known[target.name] = {"url": remote.url, "etag": remote.mark} | (
+        known[target.name] = {"url": remote.url, "etag": remote.version} | (
             {"sha256": remote.sha256} if remote.sha256 else {}
         )
         write_source(folder, "public", known, options={"splits": sorted({*splits, *present_files(folder)})})
 
 
 def _without_network(folder: Path, splits: list[str], error: NoConnection, out: Console) -> None:
-    """The sample instead, where that puts nothing of the user's at risk."""
+    """Write the sample instead, if the folder has no data yet."""
     parts = [part for split in SPLITS if (part := part_path(folder / standard_name(split))).exists()]
     if parts or present_files(folder):
-        kept = f" What has come so far is kept in {' and '.join(map(str, parts))}." if parts else ""
+        kept = f" The part downloaded so far is kept in {' and '.join(map(str, parts))}." if parts else ""
         raise UserError(f"{error}{kept}") from error
-    out.print(f"{error}\nInstead of the public data you get the sample.", markup=False, soft_wrap=True)
+    out.print(f"{error}\nWriting the sample instead of the public data.", markup=False, soft_wrap=True)
     write_sample_folder(folder, out)
     split = f" --split {splits[0]}" if len(splits) == 1 else ""
     out.print(
-        f"Once there is a network, this puts the public data in its place:\n  {COMMAND}{_folder_option(folder)}{split} --replace-sample",
+        f"When there is a network, replace it by the public data with:\n  {COMMAND}{_folder_option(folder)}{split} --replace-sample",
         markup=False,
         soft_wrap=True,
     )
 
 
 def _remover(folder: Path, replacing: bool) -> Callable[[], None]:
-    """What makes room just before new data are written."""
+    """A function to call just before new data are written."""
     return (lambda: remove_sample(folder)) if replacing else (lambda: None)
 
 
-# What to say
+# Notes
 
 
 def notes(report: dict[str, Any]) -> list[str]:
-    """What to know or do about the folder as a whole."""
+    """Sentences about the folder as a whole, with the commands to fix what is missing."""
     folder = Path(report["folder"])
     kind, command = report["source"]["source"], f"{COMMAND}{_folder_option(folder)}"
-    said = []
+    lines = []
     for split in SPLITS:
         if split not in report["files"]:
-            said.append(
+            lines.append(
                 f"There is no {split} file, and fine-tuning needs both: `{command} --split {split}` downloads the public one; "
-                f"`{COMMAND} --source FILE --folder NEW` divides a file of your own into both."
+                f"`{COMMAND} --source FILE --folder NEW` splits a file of your own into both."
             )
     if kind == "sample":
-        said.append(
-            f"This is the sample; `{command} --replace-sample` downloads the public data (2.7 GB) in its place."
-        )
+        lines.append(f"This is the sample; `{command} --replace-sample` replaces it by the public data (2.7 GB).")
     if kind == "derived":
-        said.append("Derived records have no summaries and leave open how a story ends: no tasks of these kinds.")
-    if not any(count for facts in report["files"].values() for count in facts["fields"].values()):
-        said.append(
-            f"These are plain stories: `{COMMAND} --derive FILE --folder NEW` makes records with words and sentences of them."
+        lines.append(
+            "Labeled plain stories have no summaries and unknown endings, so there are no tasks of these kinds."
+        )
+    if not any(count for file in report["files"].values() for count in file["fields"].values()):
+        lines.append(
+            f"These are plain stories: `{COMMAND} --label FILE --folder NEW` makes records with words and sentences from them."
         )
     for path in sorted(folder.glob(f"{DRAFT}*")):
-        said.append(f"{path} is left over from a run that was killed; if none is running, delete it.")
+        lines.append(f"{path} is left over from a killed process; delete it if no process is writing to it.")
     for path in sorted(folder.glob("*.part")):
-        said.append(f"{path} is an unfinished download ({size_text(path.stat().st_size)}).")
-    return said
+        lines.append(f"{path} is an unfinished download ({size_text(path.stat().st_size)}).")
+    return lines
 
 
 def _folder_option(folder: Path) -> str:
@@ -235,7 +235,7 @@ def _folder_option(folder: Path) -> str:
 # Command line
 
 
-def run(options: argparse.Namespace, patience: Patience = PATIENCE) -> int:
+def run(options: argparse.Namespace, policy: RetryPolicy = RETRY_POLICY) -> int:
     """`mini-chat-gpt prepare` with a parsed command line."""
     tokenizer = ChatTokenizer.load(options.tokenizer) if options.tokenizer else None
     out = Console(highlight=False, stderr=options.json)
@@ -245,10 +245,10 @@ def run(options: argparse.Namespace, patience: Patience = PATIENCE) -> int:
         url=options.url or PUBLIC_URL,
         sample=options.sample,
         source=options.source or (),
-        derive=options.derive or (),
+        label=options.label or (),
         valid_fraction=options.valid_fraction,
         replace_sample=options.replace_sample,
-        patience=patience,
+        policy=policy,
         out=out,
     )
     report = report_folder(options.folder, tokenizer, options.seq_len, options.full, out)
@@ -262,9 +262,9 @@ def run(options: argparse.Namespace, patience: Patience = PATIENCE) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None, patience: Patience = PATIENCE) -> int:
+def main(argv: Sequence[str] | None = None, policy: RetryPolicy = RETRY_POLICY) -> int:
     """Command line."""
-    return run(parse("prepare", argv), patience)
+    return run(parse("prepare", argv), policy)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The data folder keeps what is in it, and knows what it is."""
+"""The data folder keeps its files, and SOURCE.json describes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_both_spellings_are_found(tmp_path: Path, name: str) -> None:
     assert present_files(tmp_path) == {"train": tmp_path / name}
 
 
-def test_drafts_get_their_names_together_at_the_end(tmp_path: Path) -> None:
+def test_drafts_are_renamed_together_at_the_end(tmp_path: Path) -> None:
     with drafts(tmp_path / "new") as draft:
         (draft / TRAIN).write_text("one")
         (draft / VALID).write_text("two")
@@ -30,19 +30,19 @@ def test_drafts_get_their_names_together_at_the_end(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [TRAIN, VALID]
 
 
-def test_drafts_vanish_when_their_writer_fails(tmp_path: Path) -> None:
+def test_drafts_are_deleted_when_writing_fails(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), drafts(tmp_path) as draft:
         (draft / TRAIN).write_text("half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_drafts_replace_no_file_that_appeared_meanwhile(tmp_path: Path) -> None:
+def test_drafts_do_not_replace_a_file_that_was_added_meanwhile(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not replaced"), drafts(tmp_path) as draft:
         (draft / TRAIN).write_text("new")
         (draft / VALID).write_text("new")
-        (tmp_path / VALID).write_text("mine")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(VALID, "mine")]
+        (tmp_path / VALID).write_text("own")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(VALID, "own")]
 
 
 def test_a_source_is_read_back(tmp_path: Path) -> None:
@@ -53,21 +53,21 @@ def test_a_source_is_read_back(tmp_path: Path) -> None:
     assert len(source["files"][TRAIN]["sha256"]) == 64
 
 
-def test_files_without_a_source_are_of_unknown_origin(tmp_path: Path) -> None:
+def test_files_without_a_source_have_an_unknown_origin(tmp_path: Path) -> None:
     assert read_source(tmp_path)["source"] == "unknown"
 
 
 @pytest.mark.parametrize("change", ["other size", "other file"])
-def test_a_source_does_not_speak_for_files_it_was_not_written_for(tmp_path: Path, change: str) -> None:
+def test_a_source_does_not_apply_to_other_files(tmp_path: Path, change: str) -> None:
     (tmp_path / TRAIN).write_text("x")
     write_source(tmp_path, "public", {TRAIN: {}})
-    (tmp_path / (TRAIN if change == "other size" else VALID)).write_text("mine")
+    (tmp_path / (TRAIN if change == "other size" else VALID)).write_text("own")
     assert read_source(tmp_path)["source"] == "unknown"
 
 
-def test_space_is_asked_of_the_disk_where_the_folder_will_be(tmp_path: Path) -> None:
+def test_free_space_is_that_of_the_disk_where_the_folder_will_be(tmp_path: Path) -> None:
     assert require_space(tmp_path / "not" / "yet", 1) > 0
-    with pytest.raises(UserError, match=r"needs 1e\+06 GB|needs .* GB and its disk has"):
+    with pytest.raises(UserError, match=r"needs .* GB, but its disk has"):
         require_space(tmp_path / "not" / "yet", 10**15)
 
 
@@ -75,5 +75,5 @@ def test_space_is_asked_of_the_disk_where_the_folder_will_be(tmp_path: Path) -> 
     ("size", "text"),
     [(0, "0 bytes"), (999, "999 bytes"), (26_900_000, "26.9 MB"), (999_990_000, "1 GB"), (None, "unknown size")],
 )
-def test_sizes_read_as_people_say_them(size: int | None, text: str) -> None:
+def test_sizes_are_formatted_with_units(size: int | None, text: str) -> None:
     assert size_text(size) == text

@@ -1,4 +1,4 @@
-"""The report counts what is there: on files made by hand, every number is known."""
+"""The numbers of the report, on small files for which they are known."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_fields_are_counted(train: dict[str, Any]) -> None:
     assert train["fields"] == {"Features": 4, "Words": 3, "Summary": 3, "Random sentence": 3}
 
 
-def test_features_are_counted_known_or_not(train: dict[str, Any]) -> None:
+def test_known_and_other_features_are_counted(train: dict[str, Any]) -> None:
     assert {name: n for name, n in train["features"].items() if n} == {"Dialogue": 3, "BadEnding": 3, "Conflict": 1}
     assert train["other_features"] == {"Odd": 3}
 
@@ -78,7 +78,7 @@ def test_stories_in_both_splits_are_counted(folder: Path) -> None:
     assert report_folder(folder)["in_both_splits"] == 1
 
 
-def test_one_split_alone_is_reported_too(folder: Path) -> None:
+def test_a_single_split_is_reported(folder: Path) -> None:
     (folder / VALID).unlink()
     report = report_folder(folder)
     assert list(report["files"]) == ["train"]
@@ -91,25 +91,25 @@ def test_bytes_that_are_not_utf8_are_counted(folder: Path) -> None:
     assert report_folder(folder)["files"]["train"]["not_utf8"] == 1
 
 
-def test_word_lengths_are_those_of_the_stories(tmp_path: Path) -> None:
+def test_percentiles_of_words_are_those_of_the_stories(tmp_path: Path) -> None:
     write(tmp_path / "d", TRAIN, *(f"Story: {'Ben ' * (i + 1)}" for i in range(101)))
     words = report_folder(tmp_path / "d")["files"]["train"]["story_words"]
     assert (words["p5"], words["p50"], words["p95"], words["max"]) == (6, 51, 96, 101)
 
 
-def test_token_lengths_and_trained_share_are_those_of_the_examples_training_draws(folder: Path) -> None:
+def test_token_statistics_are_those_of_the_training_examples(folder: Path) -> None:
     tokenizer = tiny_tokenizer()
     report = report_folder(folder, tokenizer, seq_len=256)
     source = InstructDataset(folder / TRAIN, tokenizer, DataSection(seq_len=256, turns=1), data_report._SEED)
     examples = [source[i] for i in range(len(source))]
-    found = report["files"]["train"]["examples"]
-    assert found["tokens"]["max"] == max(len(example.ids) for example in examples)
-    assert found["tokens"]["mean"] == pytest.approx(np.mean([len(example.ids) for example in examples]), abs=0.1)
+    statistics = report["files"]["train"]["examples"]
+    assert statistics["tokens"]["max"] == max(len(example.ids) for example in examples)
+    assert statistics["tokens"]["mean"] == pytest.approx(np.mean([len(example.ids) for example in examples]), abs=0.1)
     trained = sum(example.n_trained for example in examples) / sum(len(example.ids) for example in examples)
-    assert found["trained_share"] == pytest.approx(trained)
+    assert statistics["trained_share"] == pytest.approx(trained)
 
 
-def test_examples_that_do_not_fit_are_counted_and_named(folder: Path, real_data: Path) -> None:
+def test_examples_that_do_not_fit_are_reported(folder: Path, real_data: Path) -> None:
     stories = (real_data / "tinystories" / "instruct-records.txt").read_text(encoding="utf-8")
     (folder / TRAIN).write_text(stories * 5, encoding="utf-8")
     report = report_folder(folder, tiny_tokenizer(), seq_len=256)
@@ -117,28 +117,28 @@ def test_examples_that_do_not_fit_are_counted_and_named(folder: Path, real_data:
     assert examples["tokens"]["max"] <= 256
     assert examples["shortened"] > 0
     assert examples["too_long"]["words"] > 0
-    said = " ".join(data_report.findings(report))
-    assert "of kind words dropped, longer than 256 tokens" in said
-    assert "with text left out inside the story" in said
+    text = " ".join(data_report.findings(report))
+    assert "of kind words dropped: longer than 256 tokens" in text
+    assert "truncated inside the story to fit" in text
 
 
-def test_a_length_that_allows_no_example_is_a_finding_not_an_error(folder: Path) -> None:
+def test_a_length_that_allows_no_example_is_reported_without_an_error(folder: Path) -> None:
     report = report_folder(folder, tiny_tokenizer(), seq_len=16)
     assert "raise data.seq_len" in report["files"]["train"]["examples"]["impossible"]
     show_report(report, Console(quiet=True))
 
 
-def test_a_stand_in_counts_the_tokens_where_no_tokenizer_is_named_and_is_called_so(folder: Path) -> None:
-    assert "stand-in" in report_folder(folder)["tokenizer"]["label"]
-    assert "stand-in" not in report_folder(folder, tiny_tokenizer())["tokenizer"]["label"]
+def test_without_a_tokenizer_a_temporary_one_counts_the_tokens(folder: Path) -> None:
+    assert "temporary" in report_folder(folder)["tokenizer"]["label"]
+    assert "temporary" not in report_folder(folder, tiny_tokenizer())["tokenizer"]["label"]
 
 
-def test_a_tokenizer_without_control_tokens_is_good_enough(folder: Path, real_data: Path) -> None:
+def test_a_tokenizer_without_control_tokens_works(folder: Path, real_data: Path) -> None:
     tokenizer = ChatTokenizer.load(real_data / "gpt2-bpe" / "gpt2.tiktoken")
     assert report_folder(folder, tokenizer)["files"]["train"]["examples"]["count"] == 7
 
 
-# A sample of a big file
+# A sample of a large file
 
 
 @pytest.fixture
@@ -147,28 +147,28 @@ def big(tmp_path: Path) -> Path:
     return tmp_path / "big"
 
 
-def test_of_a_big_file_records_evenly_spread_are_looked_at(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_report, "LOOKED_AT", 90)
-    facts = report_folder(big)["files"]["train"]
-    assert (facts["records"], facts["looked_at"], facts["examples"]["count"]) == (900, 90, 90)
+def test_a_large_file_is_sampled_evenly(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_report, "MAX_RECORDS", 90)
+    train = report_folder(big)["files"]["train"]
+    assert (train["records"], train["looked_at"], train["examples"]["count"]) == (900, 90, 90)
     numbers = data_report._spread(900, 90)
     assert (numbers[0], numbers[-1]) == (0, 899)
     assert set(np.diff(numbers)) <= {10, 11}
 
 
-def test_full_looks_at_every_record(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_report, "LOOKED_AT", 90)
+def test_full_reads_every_record(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_report, "MAX_RECORDS", 90)
     assert report_folder(big, full=True)["files"]["train"]["looked_at"] == 900
 
 
-def test_the_report_says_whether_it_saw_everything(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_report, "LOOKED_AT", 90)
-    assert "Only a sample was looked at" in " ".join(data_report.findings(report_folder(big)))
-    assert "Only a sample was looked at" not in " ".join(data_report.findings(report_folder(big, full=True)))
+def test_the_report_states_whether_it_read_everything(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_report, "MAX_RECORDS", 90)
+    assert "Only a sample was read" in " ".join(data_report.findings(report_folder(big)))
+    assert "Only a sample was read" not in " ".join(data_report.findings(report_folder(big, full=True)))
 
 
 def test_memory_stays_far_below_the_size_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_report, "LOOKED_AT", 50)
+    monkeypatch.setattr(data_report, "MAX_RECORDS", 50)
     write(tmp_path / "big", TRAIN, *(f"Story: Ben saw {i}. Ben ran home." + " " * 20_000 for i in range(2000)))
     tokenizer = tiny_tokenizer()
     tracemalloc.start()
@@ -179,10 +179,10 @@ def test_memory_stays_far_below_the_size_of_the_file(tmp_path: Path, monkeypatch
     assert peak < 8e6
 
 
-# What is shown
+# Output
 
 
-def test_the_report_is_plain_values(folder: Path) -> None:
+def test_the_report_has_json_values(folder: Path) -> None:
     report = report_folder(folder)
     assert json.loads(json.dumps(report)) == report
 
@@ -190,25 +190,25 @@ def test_the_report_is_plain_values(folder: Path) -> None:
 def test_the_terminal_shows_the_counts(folder: Path) -> None:
     out = Console(record=True, width=80, file=io.StringIO())
     show_report(report_folder(folder), out)
-    shown = out.export_text()
-    assert "Random sentence   " in shown
-    assert "3 (42.9%)" in shown
-    assert "1 record without a story left out" in shown
-    assert "1 of 2 valid stories stand among 7 train stories too" in shown
+    printed = out.export_text()
+    assert "Random sentence   " in printed
+    assert "3 (42.9%)" in printed
+    assert "1 record without a story skipped" in printed
+    assert "1 of 2 valid stories are also among the 7 train stories" in printed
 
 
-def test_names_of_features_are_shown_as_they_are(folder: Path) -> None:
+def test_markup_in_names_of_features_is_escaped(folder: Path) -> None:
     write(folder, TRAIN, "Features: [bold]x[/nope]\nStory: Ben ran. Ben sat.")
     out = Console(record=True, width=100, file=io.StringIO())
     show_report(report_folder(folder), out)
     assert "[bold]x[/nope]" in out.export_text()
 
 
-def test_a_file_that_nothing_reads_is_named(folder: Path) -> None:
+def test_an_unused_file_is_reported(folder: Path) -> None:
     write(folder, "TinyStories-Instruct-train.txt", PLAIN.format("one"))
     assert "TinyStories-Instruct-train.txt is not used" in " ".join(data_report.findings(report_folder(folder)))
 
 
-def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no data"):
+def test_an_empty_folder_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no data"):
         report_folder(tmp_path)

@@ -1,4 +1,4 @@
-"""The user's own files become a data folder: whole, divided, or made into records."""
+"""The user's own files become a data folder: copied, split, or labeled."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def text(records: list[bytes]) -> bytes:
     return b"".join(record + b"\n" + SEPARATOR + b"\n" for record in records)
 
 
-def take(folder: Path, *paths: Path, fraction: float = 0.1, derive: bool = False) -> Path:
-    take_files(folder, paths, fraction, Console(quiet=True), derive)
+def take(folder: Path, *paths: Path, fraction: float = 0.1, label: bool = False) -> Path:
+    take_files(folder, paths, fraction, Console(quiet=True), label)
     return folder
 
 
@@ -38,8 +38,8 @@ def parts(folder: Path) -> tuple[list[bytes], list[bytes]]:
 
 
 @pytest.fixture
-def mine(tmp_path: Path) -> Path:
-    file = tmp_path / "mine.txt"
+def own(tmp_path: Path) -> Path:
+    file = tmp_path / "own.txt"
     file.write_bytes(text([record(i) for i in range(500)]))
     return file
 
@@ -49,50 +49,50 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_one_file_is_divided_with_every_record_in_one_part(mine: Path, folder: Path) -> None:
-    train, valid = parts(take(folder, mine))
+def test_one_file_is_split_and_every_record_is_in_one_part(own: Path, folder: Path) -> None:
+    train, valid = parts(take(folder, own))
     assert sorted(train + valid) == sorted(record(i) for i in range(500))
     assert not set(train) & set(valid)
 
 
-def test_the_validation_part_has_about_the_size_asked_for(mine: Path, folder: Path) -> None:
-    _, valid = parts(take(folder, mine, fraction=0.2))
+def test_the_validation_part_has_about_the_requested_size(own: Path, folder: Path) -> None:
+    _, valid = parts(take(folder, own, fraction=0.2))
     assert 70 <= len(valid) <= 130
 
 
-def test_the_division_is_the_same_every_time(mine: Path, tmp_path: Path) -> None:
-    assert parts(take(tmp_path / "a", mine)) == parts(take(tmp_path / "b", mine))
+def test_the_split_is_reproducible(own: Path, tmp_path: Path) -> None:
+    assert parts(take(tmp_path / "a", own)) == parts(take(tmp_path / "b", own))
 
 
-def test_added_records_move_no_other_record_to_the_other_part(mine: Path, tmp_path: Path) -> None:
-    _, before = parts(take(tmp_path / "a", mine))
-    mine.write_bytes(text([record(i) for i in range(600)]))
-    _, after = parts(take(tmp_path / "b", mine))
+def test_added_records_do_not_move_others_to_the_other_part(own: Path, tmp_path: Path) -> None:
+    _, before = parts(take(tmp_path / "a", own))
+    own.write_bytes(text([record(i) for i in range(600)]))
+    _, after = parts(take(tmp_path / "b", own))
     assert set(before) == {part for part in after if int(part.split(b"number ")[1].split(b".")[0]) < 500}
 
 
-def test_a_story_that_stands_twice_is_in_one_part_only(tmp_path: Path, folder: Path) -> None:
+def test_a_duplicate_story_is_in_one_part_only(tmp_path: Path, folder: Path) -> None:
     file = tmp_path / "double.txt"
     file.write_bytes(text([record(i).replace(b"red", word) for i in range(300) for word in (b"red", b"blue")]))
     take(folder, file)
     assert not set(stories(folder / TRAIN)) & set(stories(folder / VALID))
 
 
-def test_even_two_stories_give_both_parts_one(tmp_path: Path, folder: Path) -> None:
+def test_two_stories_give_one_to_each_part(tmp_path: Path, folder: Path) -> None:
     file = tmp_path / "two.txt"
     file.write_bytes(text([record(1), record(2)]))
     assert [len(part) for part in parts(take(folder, file, fraction=0.001))] == [1, 1]
 
 
-def test_one_story_can_not_be_divided(tmp_path: Path, folder: Path) -> None:
+def test_one_story_cannot_be_split(tmp_path: Path, folder: Path) -> None:
     file = tmp_path / "one.txt"
     file.write_bytes(text([record(1), record(1)]))
-    with pytest.raises(UserError, match="too small to be divided"):
+    with pytest.raises(UserError, match="too small to be split"):
         take(folder, file)
     assert list(folder.iterdir()) == []
 
 
-def test_odd_bytes_of_a_record_survive_the_division(tmp_path: Path, folder: Path) -> None:
+def test_unusual_bytes_of_a_record_survive_the_split(tmp_path: Path, folder: Path) -> None:
     odd = b"Story: \r\n\r\nBen\xe2\x80\x99s caf\xc3\xa9 \xff\xfe was\t shut. \r\n Ben ran."
     file = tmp_path / "odd.txt"
     file.write_bytes(text([odd, record(1)]))
@@ -100,14 +100,14 @@ def test_odd_bytes_of_a_record_survive_the_division(tmp_path: Path, folder: Path
     assert odd in train + valid
 
 
-def test_records_without_a_story_are_left_out_of_the_division(tmp_path: Path, folder: Path) -> None:
+def test_records_without_a_story_are_skipped(tmp_path: Path, folder: Path) -> None:
     file = tmp_path / "some.txt"
     file.write_bytes(text([record(1), b"Words: a, b", record(2)]))
     train, valid = parts(take(folder, file))
     assert sorted(train + valid) == [record(1), record(2)]
 
 
-@pytest.mark.parametrize("way", ["two files", "folder", "folder in hub spelling", "one file and its twin"])
+@pytest.mark.parametrize("way", ["two files", "folder", "folder in hub spelling", "one file and its valid file"])
 def test_a_pair_of_files_is_copied_byte_for_byte(tmp_path: Path, folder: Path, way: str) -> None:
     place = tmp_path / "place"
     place.mkdir()
@@ -116,17 +116,17 @@ def test_a_pair_of_files_is_copied_byte_for_byte(tmp_path: Path, folder: Path, w
     contents = [b"\r\n" + text([record(i)]) + b"Story: cut o" for i in (1, 2)]
     for file, data in zip(files, contents, strict=True):
         file.write_bytes(data)
-    paths = {"two files": files, "one file and its twin": files[:1]}.get(way, [place])
+    paths = {"two files": files, "one file and its valid file": files[:1]}.get(way, [place])
     take(folder, *paths)
     assert [(folder / TRAIN).read_bytes(), (folder / VALID).read_bytes()] == contents
 
 
-def test_the_same_file_twice_is_refused(mine: Path, folder: Path) -> None:
+def test_the_same_file_twice_is_rejected(own: Path, folder: Path) -> None:
     with pytest.raises(UserError, match="both train and valid"):
-        take(folder, mine, mine)
+        take(folder, own, own)
 
 
-@pytest.mark.parametrize("derive", [False, True])
+@pytest.mark.parametrize("label", [False, True])
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -137,58 +137,56 @@ def test_the_same_file_twice_is_refused(mine: Path, folder: Path) -> None:
         (b"Words: a\n<|endoftext|>", "story|--source"),
     ],
 )
-def test_a_file_that_is_no_story_file_is_refused_before_anything_is_written(
-    tmp_path: Path, folder: Path, data: bytes | None, words: str, derive: bool
+def test_a_file_that_is_not_a_story_file_is_rejected_before_anything_is_written(
+    tmp_path: Path, folder: Path, data: bytes | None, words: str, label: bool
 ) -> None:
     file = tmp_path / "bad.txt"
     if data is not None:
         file.write_bytes(data)
     with pytest.raises(UserError, match=words):
-        take(folder, file, derive=derive)
+        take(folder, file, label=label)
     assert not folder.exists()
 
 
-def test_the_second_of_two_files_is_checked_before_the_first_is_copied(
-    mine: Path, tmp_path: Path, folder: Path
-) -> None:
+def test_the_second_of_two_files_is_checked_before_the_first_is_copied(own: Path, tmp_path: Path, folder: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\0\0")
     with pytest.raises(UserError, match=r"bad\.txt"):
-        take(folder, mine, tmp_path / "bad.txt")
+        take(folder, own, tmp_path / "bad.txt")
     assert not folder.exists()
 
 
-# Records from plain stories
+# Labeled plain stories
 
 
-def test_derived_records_tell_the_stories_they_were_made_of(real_data: Path, folder: Path) -> None:
+def test_labeled_records_contain_the_original_stories(real_data: Path, folder: Path) -> None:
     source = real_data / "tinystories" / "stories-valid.txt"
-    take(folder, source, source.with_name("stories-train.txt"), derive=True)
+    take(folder, source, source.with_name("stories-train.txt"), label=True)
     assert list(stories(folder / TRAIN)) == list(stories(source))
 
 
-def test_derived_records_support_tasks_that_plain_stories_do_not(real_data: Path, folder: Path) -> None:
-    take(folder, real_data / "tinystories" / "stories-valid.txt", derive=True)
+def test_labeled_records_support_tasks_that_plain_stories_do_not(real_data: Path, folder: Path) -> None:
+    take(folder, real_data / "tinystories" / "stories-valid.txt", label=True)
     kinds = {task.kind for record in read_records(folder / VALID) for task in generate_tasks(record, 0)}
     assert "words" in kinds
     assert not kinds & {"summary", "what_happened", "ending"}
 
 
-def test_a_train_file_brings_its_valid_file_along(real_data: Path, folder: Path) -> None:
+def test_the_valid_file_of_a_train_file_is_used(real_data: Path, folder: Path) -> None:
     source = real_data / "tinystories" / "stories-train.txt"
     twin = find_text(source, "valid")
     assert twin is not None
-    take(folder, source, derive=True)
+    take(folder, source, label=True)
     assert set(stories(folder / VALID)) == set(stories(twin))
 
 
-def test_derived_parts_have_no_story_in_common(real_data: Path, folder: Path) -> None:
+def test_labeled_parts_have_no_story_in_common(real_data: Path, folder: Path) -> None:
     source = real_data / "tinystories" / "stories-valid.txt"
-    take(folder, source, derive=True)
+    take(folder, source, label=True)
     train, valid = (set(stories(folder / name)) for name in (TRAIN, VALID))
     assert not train & valid
     assert train | valid == set(stories(source))
 
 
-def test_records_with_fields_are_not_derived_again(mine: Path, folder: Path) -> None:
+def test_records_with_fields_are_not_labeled_again(own: Path, folder: Path) -> None:
     with pytest.raises(UserError, match="--source"):
-        take(folder, mine, derive=True)
+        take(folder, own, label=True)

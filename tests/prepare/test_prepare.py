@@ -1,4 +1,4 @@
-"""`prepare` as its users meet it: what ends up in the folder, what is said, and that nothing of theirs is ever replaced."""
+"""The `prepare` command: what it writes and prints, and that it never replaces the user's files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tiny_disk import tiny_disk
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.prepare import data_folder, own_files, prepare
 from mini_chat_gpt.prepare.data_folder import read_source
-from mini_chat_gpt.prepare.download import Patience
+from mini_chat_gpt.prepare.download import RetryPolicy
 from mini_chat_gpt.prepare.sample_stories import write_sample
 
 ROOT = Path(__file__).parent.parent.parent
-QUICK = Patience(connect=2.0, read=0.3, attempts=2, pause=0.0)
+QUICK = RetryPolicy(connect=2.0, read=0.3, attempts=2, pause=0.0)
 NAMES = ("TinyStories-Instruct-train.txt", "TinyStories-Instruct-valid.txt")
 TRAIN, VALID = "TinyStoriesInstruct-train.txt", "TinyStoriesInstruct-valid.txt"
 
@@ -37,7 +37,7 @@ def records(kind: str, number: int) -> bytes:
 
 @pytest.fixture(autouse=True)
 def quick_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sample with few records, so that writing it takes no time."""
+    """A small sample, which is written quickly."""
     monkeypatch.setattr(prepare, "write_sample", lambda folder: write_sample(folder, 60, 20))
 
 
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *options: object, server: FileServer | None = None) -> int:
-    """`prepare` from its command line; without a server, without a network."""
+    """Run the command line. Without a server there is no network."""
     url = server.url.rpartition("/")[0] if server else "http://127.0.0.1:9"
     return prepare.main(["--folder", str(folder), "--url", url, *map(str, options)], QUICK)
 
@@ -85,12 +85,12 @@ def test_the_source_of_downloaded_files_is_recorded(folder: Path, server: FileSe
 
 def test_sizes_and_free_space_are_shown(folder: Path, server: FileServer, capsys: pytest.CaptureFixture[str]) -> None:
     run(folder, "--split", "valid", server=server)
-    shown = capsys.readouterr().out
-    assert f"valid: {len(server.files[NAMES[1]]) / 1000:.3g} kB from http://" in shown
-    assert "are free" in shown
+    printed = capsys.readouterr().out
+    assert f"valid: {len(server.files[NAMES[1]]) / 1000:.3g} kB from http://" in printed
+    assert "free" in printed
 
 
-def test_one_split_can_be_fetched_alone_and_the_other_one_is_named_as_missing(
+def test_one_split_can_be_downloaded_alone_and_the_other_is_reported_as_missing(
     folder: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(folder, "--split", "valid", server=server)
@@ -100,16 +100,16 @@ def test_one_split_can_be_fetched_alone_and_the_other_one_is_named_as_missing(
     assert TRAIN not in content(folder), "nobody asked for it"
 
 
-def test_the_other_split_can_be_fetched_later(folder: Path, server: FileServer) -> None:
+def test_the_other_split_can_be_downloaded_later(folder: Path, server: FileServer) -> None:
     run(folder, "--split", "valid", server=server)
     run(folder, "--split", "both", server=server)
     assert content(folder)[TRAIN] == server.files[NAMES[0]]
     assert set(read_source(folder)["files"]) == {TRAIN, VALID}
 
 
-def test_a_broken_download_is_completed_by_the_same_command(folder: Path, server: FileServer) -> None:
+def test_an_interrupted_download_is_completed_by_the_same_command(folder: Path, server: FileServer) -> None:
     server.drop_after = [10**9, 5000, 0, 0]  # the valid file comes first, and whole
-    with pytest.raises(UserError, match="run the same command again to go on"):
+    with pytest.raises(UserError, match="run the same command again to resume"):
         run(folder, server=server)
     assert set(content(folder)) == {VALID, "SOURCE.json", f"{TRAIN}.part", f"{TRAIN}.part.json"}
     server.drop_after = []
@@ -119,7 +119,7 @@ def test_a_broken_download_is_completed_by_the_same_command(folder: Path, server
     assert set(read_source(folder)["files"]) == {TRAIN, VALID}
 
 
-def test_a_download_that_died_between_the_files_is_completed_by_the_same_command(
+def test_a_download_that_stopped_between_the_files_is_completed_by_the_same_command(
     folder: Path, server: FileServer
 ) -> None:
     run(folder, server=server)
@@ -128,7 +128,7 @@ def test_a_download_that_died_between_the_files_is_completed_by_the_same_command
     assert content(folder)[TRAIN] == server.files[NAMES[0]]
 
 
-def test_an_interrupt_says_what_is_kept(
+def test_an_interrupt_reports_what_is_kept(
     folder: Path, server: FileServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: Any) -> None:
@@ -137,7 +137,7 @@ def test_an_interrupt_says_what_is_kept(
     monkeypatch.setattr(prepare.DownloadProgress, "__call__", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(folder, "--split", "train", server=server)
-    assert f"kept in {folder / TRAIN}.part; the same command goes on from there" in capsys.readouterr().out
+    assert f"kept in {folder / TRAIN}.part; the same command resumes the download" in capsys.readouterr().out
     assert (folder / f"{TRAIN}.part").stat().st_size > 0
 
 
@@ -148,7 +148,7 @@ def test_a_file_that_the_server_lacks_changes_nothing(folder: Path, server: File
     assert not folder.exists()
 
 
-def test_too_little_space_is_said_before_anything_is_fetched(
+def test_too_little_space_is_reported_before_the_download(
     folder: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data_folder.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
@@ -168,7 +168,7 @@ def test_without_a_network_the_sample_is_written_and_the_command_for_later_shown
     assert f"python prepare_sft_data.py --folder {folder} --replace-sample" in capsys.readouterr().out
 
 
-def test_without_a_network_a_begun_download_is_kept_and_no_sample_written(folder: Path, server: FileServer) -> None:
+def test_without_a_network_a_partial_download_is_kept_and_no_sample_written(folder: Path, server: FileServer) -> None:
     server.drop_after = [1000, 0]
     with pytest.raises(UserError, match="stopped"):
         run(folder, "--split", "train", server=server)
@@ -178,12 +178,12 @@ def test_without_a_network_a_begun_download_is_kept_and_no_sample_written(folder
     assert content(folder) == before
 
 
-# What is there stays
+# Existing files
 
 
 @pytest.mark.parametrize("names", [NAMES, (TRAIN, VALID)])
 @pytest.mark.parametrize("options", [(), ("--split", "both")])
-def test_present_files_are_reported_and_left_alone(folder: Path, names: tuple[str, str], options: tuple[str]) -> None:
+def test_existing_files_are_reported_and_unchanged(folder: Path, names: tuple[str, str], options: tuple[str]) -> None:
     folder.mkdir()
     for name in names:
         (folder / name).write_bytes(records(name, 5))
@@ -192,17 +192,17 @@ def test_present_files_are_reported_and_left_alone(folder: Path, names: tuple[st
     assert content(folder) == before
 
 
-@pytest.mark.parametrize("option", ["--sample", "--source", "--derive"])
+@pytest.mark.parametrize("option", ["--sample", "--source", "--label"])
 def test_nothing_replaces_the_users_data(folder: Path, tmp_path: Path, option: str) -> None:
     folder.mkdir()
     (folder / VALID).write_bytes(records("cat", 5))
     (tmp_path / "stories.txt").write_text("Ben ran.\n<|endoftext|>\nAnn ran.\n<|endoftext|>\n")
-    with pytest.raises(UserError, match="nothing is replaced"):
+    with pytest.raises(UserError, match="which are not replaced"):
         run(folder, option, *([] if option == "--sample" else [tmp_path / "stories.txt"]))
     assert content(folder) == {VALID: records("cat", 5)}
 
 
-def test_a_link_to_data_that_are_away_is_not_replaced(folder: Path, tmp_path: Path, server: FileServer) -> None:
+def test_a_dangling_link_is_not_replaced(folder: Path, tmp_path: Path, server: FileServer) -> None:
     folder.mkdir()
     (folder / TRAIN).symlink_to(tmp_path / "unplugged" / "train.txt")
     with pytest.raises(UserError, match="There is no file"):
@@ -213,23 +213,23 @@ def test_a_link_to_data_that_are_away_is_not_replaced(folder: Path, tmp_path: Pa
     assert server.names == []
 
 
-def test_replace_sample_does_not_touch_what_is_no_sample(folder: Path, server: FileServer) -> None:
+def test_replace_sample_does_not_change_other_data(folder: Path, server: FileServer) -> None:
     folder.mkdir()
     (folder / TRAIN).write_bytes(records("cat", 5))
-    with pytest.raises(UserError, match="doesn't hold the sample"):
+    with pytest.raises(UserError, match="doesn't have the unchanged sample"):
         run(folder, "--replace-sample", server=server)
     assert content(folder) == {TRAIN: records("cat", 5)}
 
 
-def test_replace_sample_does_not_touch_a_sample_that_was_edited(folder: Path, server: FileServer) -> None:
+def test_replace_sample_does_not_change_an_edited_sample(folder: Path, server: FileServer) -> None:
     run(folder, "--sample")
     text = (folder / TRAIN).read_bytes()
     (folder / TRAIN).write_bytes(text[:-20] + b"!" + text[-19:])
-    with pytest.raises(UserError, match="doesn't hold the sample as it was written"):
+    with pytest.raises(UserError, match="doesn't have the unchanged sample"):
         run(folder, "--replace-sample", server=server)
 
 
-def test_a_sample_gives_way_to_the_public_data_when_asked_to(folder: Path, server: FileServer) -> None:
+def test_replace_sample_replaces_the_sample_by_the_public_data(folder: Path, server: FileServer) -> None:
     run(folder, "--sample")
     run(folder, "--replace-sample", server=server)
     assert set(content(folder)) == {TRAIN, VALID, "SOURCE.json"}
@@ -237,7 +237,7 @@ def test_a_sample_gives_way_to_the_public_data_when_asked_to(folder: Path, serve
     assert read_source(folder)["source"] == "public"
 
 
-def test_a_sample_stays_when_its_replacement_can_not_be_had(folder: Path, server: FileServer) -> None:
+def test_a_sample_stays_if_its_replacement_is_not_available(folder: Path, server: FileServer) -> None:
     run(folder, "--sample")
     before = content(folder)
     server.status = 404
@@ -263,63 +263,63 @@ def test_writing_the_sample_twice_changes_nothing(folder: Path) -> None:
     assert content(folder) == before
 
 
-def test_the_same_sample_is_written_again_in_another_place(folder: Path, tmp_path: Path) -> None:
+def test_the_sample_is_reproducible(folder: Path, tmp_path: Path) -> None:
     for place in (folder, tmp_path / "again"):
         prepare.write_sample_folder(place, prepare.Console(quiet=True))
     del (first := content(folder))["SOURCE.json"], (second := content(tmp_path / "again"))["SOURCE.json"]
     assert first == second
 
 
-# Own data by the command line (in detail in test_own_stories.py)
+# Own data by the command line (see test_own_files.py)
 
 
-def test_own_records_are_taken_over_and_named_as_own(folder: Path, tmp_path: Path) -> None:
+def test_own_records_are_copied_and_recorded_as_own(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_bytes(records("cat", 200))
     run(folder, "--source", tmp_path / "mine.txt", "--valid-fraction", "0.1")
     source = read_source(folder)
     assert (source["source"], source["options"]) == ("own", {"valid_fraction": 0.1})
 
 
-def test_derived_records_are_named_as_derived(
+def test_labeled_stories_are_recorded_as_derived(
     folder: Path, real_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(folder, "--derive", real_data / "tinystories" / "stories-valid.txt")
+    run(folder, "--label", real_data / "tinystories" / "stories-valid.txt")
     assert read_source(folder)["source"] == "derived"
     assert "have no summaries" in capsys.readouterr().out
 
 
-# What is said
+# Output
 
 
-def test_json_is_all_that_the_standard_output_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_standard_output_has_only_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(folder, "--sample", "--json")
     report = json.loads(capsys.readouterr().out)
     assert report["source"]["source"] == "sample"
     assert report["files"]["train"]["records"] == 60
 
 
-def test_leftovers_of_killed_runs_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_leftovers_of_killed_processes_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(folder, "--sample")
     (folder / ".draft-0123").mkdir()
     (folder / f"{TRAIN}.part").write_bytes(b"abc")
     capsys.readouterr()
     run(folder)
-    shown = capsys.readouterr().out
-    assert ".draft-0123 is left over" in shown
-    assert f"{TRAIN}.part is an unfinished download (3 bytes)" in shown
+    printed = capsys.readouterr().out
+    assert ".draft-0123 is left over" in printed
+    assert f"{TRAIN}.part is an unfinished download (3 bytes)" in printed
 
 
-def test_plain_stories_are_pointed_to_derive(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_stories_get_a_hint_to_label_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder.mkdir()
     for name in (TRAIN, VALID):
         (folder / name).write_text(
             'Ben saw a cat. Ben said, "Hi!"\n<|endoftext|>\nAnn ran. Ann was glad.\n<|endoftext|>\n'
         )
     run(folder)
-    assert "--derive FILE" in capsys.readouterr().out
+    assert "--label FILE" in capsys.readouterr().out
 
 
-# Bad input
+# Invalid input
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_plain_stories_are_pointed_to_derive(folder: Path, capsys: pytest.Captur
         ("no story", b"Words: a, b\n<|endoftext|>\n" * 5, "has a story"),
     ],
 )
-def test_a_present_file_that_is_no_story_file_is_named_and_kept(
+def test_an_existing_file_that_is_not_a_story_file_is_reported_and_kept(
     folder: Path, name: str, data: bytes, words: str
 ) -> None:
     folder.mkdir()
@@ -343,11 +343,11 @@ def test_a_present_file_that_is_no_story_file_is_named_and_kept(
     assert content(folder) == {TRAIN: data}
 
 
-def test_records_without_a_story_are_counted_not_fatal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_records_without_a_story_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder.mkdir()
     (folder / TRAIN).write_bytes(records("cat", 5) + b"Words: a, b, c\n<|endoftext|>\n")
     assert run(folder) == 0
-    assert "1 record without a story left out" in capsys.readouterr().out
+    assert "1 record without a story skipped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_records_without_a_story_are_counted_not_fatal(folder: Path, capsys: pyt
         (("--tokenizer", "nowhere.tiktoken"), "nowhere.tiktoken"),
     ],
 )
-def test_a_wrong_option_is_explained_before_anything_is_written(
+def test_an_invalid_option_is_reported_before_anything_is_written(
     folder: Path, options: tuple[str, ...], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
@@ -368,25 +368,25 @@ def test_a_wrong_option_is_explained_before_anything_is_written(
     assert not folder.exists()
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(folder: Path) -> None:
+def test_a_file_instead_of_a_folder_is_rejected(folder: Path) -> None:
     folder.write_text("mine")
-    with pytest.raises(UserError, match="is a file, where the folder"):
+    with pytest.raises(UserError, match="is a file, not a folder"):
         run(folder)
     assert folder.read_text() == "mine"
 
 
-def test_a_damaged_source_file_is_named(folder: Path) -> None:
+def test_a_damaged_source_file_is_reported(folder: Path) -> None:
     run(folder, "--sample")
     (folder / "SOURCE.json").write_text("{")
-    with pytest.raises(UserError, match=r"SOURCE\.json can't be understood"):
+    with pytest.raises(UserError, match=r"SOURCE\.json is damaged"):
         run(folder)
 
 
-@pytest.mark.parametrize("option", ["--sample", "--source", "--derive"])
-def test_a_full_disk_leaves_no_file_under_a_final_name(
+@pytest.mark.parametrize("option", ["--sample", "--source", "--label"])
+def test_a_full_disk_leaves_no_file_with_a_final_name(
     tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (prepare, own_files):  # somebody else fills the disk after we looked
+    for module in (prepare, own_files):  # another process fills the disk after the check
         monkeypatch.setattr(module, "require_space", lambda *_: 0)
     mine = tmp_path / "mine.txt"
     mine.write_bytes(
@@ -400,7 +400,7 @@ def test_a_full_disk_leaves_no_file_under_a_final_name(
         assert list((disk / "data").iterdir()) == []
 
 
-def test_a_users_mistake_ends_with_one_sentence_and_exit_code_2(folder: Path) -> None:
+def test_a_users_mistake_gives_one_sentence_and_exit_code_2(folder: Path) -> None:
     folder.mkdir()
     (folder / TRAIN).write_bytes(b"")
     command = [sys.executable, str(ROOT / "prepare_sft_data.py"), "--folder", str(folder)]

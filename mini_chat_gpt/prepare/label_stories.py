@@ -1,11 +1,11 @@
-"""TinyStories-Instruct records made from plain stories, with the fields that a story itself gives away.
+"""Label plain stories: make TinyStories-Instruct records with the fields that can be read off a story itself.
 
-    Words             a verb, a noun and an adjective that stand in the story as they are (else other content words)
+    Words             a verb, a noun and an adjective that occur in the story (otherwise other content words)
     Random sentence   one of its sentences
-    Features          Dialogue, if somebody speaks; MoralValue, if it states its moral
+    Features          Dialogue, if someone speaks; MoralValue, if the story states its moral
 
-A summary can't be derived and none is invented. Neither can the ending be told: every Features line therefore ends with
-`EndingUnknown`, because of which no task is made of the missing BadEnding. Call a file of such records derived.
+These records have no summary. Whether the ending is good can't be detected either, so every Features line ends with
+`EndingUnknown`, which prevents tasks from taking the missing BadEnding for a good ending.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from mini_chat_gpt.tinystories.reasons import past_to_base
 from mini_chat_gpt.tinystories.records import ENDING_UNKNOWN, StoryRecord, parse_record
 
 _LOWER_CASE_WORD = re.compile(r"(?<![\w'’-])[a-z]{3,}(?![\w'’-])")
-# Out of 100 records, about as many as in the real files.
+# Percentages of records with these fields, about as in the public files.
 _WITH_WORDS = 85
 _WITH_SENTENCE = 35
 
 
-def derive_records(stories: Iterable[str], seed: int = 0) -> Iterator[str]:
-    """Record texts, without separator, one for each story that can be written as a record.
+def label_stories(stories: Iterable[str], seed: int = 0) -> Iterator[str]:
+    """Yield the record text, without separator, of each story that can be written as a record.
 
-    A story that would not be read back as it is (it holds a line like "Words: ..." or a separator) is left out. What is
-    drawn depends on the story and the seed alone.
+    A story that would not be read back unchanged (it contains a line like "Words: ..." or a separator) is skipped. The random
+    choices depend on the story and the seed only.
     """
     for story in stories:
         story = story.strip()
-        text = derive_record(story, seed)
+        text = label_story(story, seed)
         if story and parse_record(text).story == story and "<|endoftext|>" not in story:
             yield text
 
 
-def derive_record(story: str, seed: int = 0) -> str:
-    """The record text of one story, its fields in a drawn order before the story, as in the real files."""
+def label_story(story: str, seed: int = 0) -> str:
+    """Return the record text of one story, with its fields in random order before the story, as in the public files."""
     choose = TemplateSampler(StoryRecord(story=story), seed)
     fields = []
     if features := _features(story):
@@ -72,25 +72,25 @@ def _word_lists() -> dict[str, frozenset[str]]:
 
 
 def content_words(story: str, choose: TemplateSampler) -> list[str]:
-    """Three words of the story: a verb, a noun, an adjective as far as word lists tell, else other content words.
+    """Choose three words of the story: a verb, a noun and an adjective by the word lists, otherwise other content words.
 
-    They stand in the story exactly so and in small letters; names and function words are not among them. Fewer than three
-    only where the story has no more.
+    They occur in the story in this form and in lowercase, and are neither names nor function words. There are fewer than
+    three only if the story has no more.
     """
     lists = _word_lists()
-    there = dict.fromkeys(_LOWER_CASE_WORD.findall(story))
+    candidates = dict.fromkeys(_LOWER_CASE_WORD.findall(story))
     chosen: list[str] = []
     for part in ("verbs", "nouns", "adjectives"):
-        if of_this_part := [word for word in there if word in lists[part] and word not in chosen]:
+        if of_this_part := [word for word in candidates if word in lists[part] and word not in chosen]:
             chosen.append(choose.one(of_this_part, part))
-    rest = [word for word in there if len(word) > 3 and word not in lists["function_words"] and word not in chosen]
+    rest = [word for word in candidates if len(word) > 3 and word not in lists["function_words"] and word not in chosen]
     while len(chosen) < 3 and rest:
         chosen.append(rest.pop(choose.number(f"word {len(chosen)}") % len(rest)))
     return chosen
 
 
 def _plain_sentences(story: str) -> list[str]:
-    """Sentences of 4 to 25 words whose quotation marks pair up."""
+    """Sentences of 4 to 25 words with balanced quotation marks."""
     sentences = [story[start:end] for start, end in sentence_spans(story)]
     return [
         sentence
