@@ -75,7 +75,7 @@ def write_source(folder: Path, kind: str, files: Mapping[str, Mapping[str, Any]]
     source = {
         "source": kind,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "licence": LICENSES[kind],
+        "license": LICENSES[kind],
         **more,
         "files": entries,
     }

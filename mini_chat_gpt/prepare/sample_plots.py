@@ -1,9 +1,9 @@
-"""Tells one story of the sample data set from a plot, and knows everything about it: who, what, how it ends, and why.
+"""Generate one story of the sample data set from a plot, together with all its facts: who, what, the ending, and why.
 
-The writing lives in data/sample_plots.yaml (its head explains the notation) and data/sample_words.yaml. Here is only
-the machinery: a cast is drawn, the beats whose conditions hold are worded, slots are filled, and what must be true of
-every story is checked (length, the main character named most, no fact in the summary that the story leaves out). A
-telling that fails is thrown away and told anew. Only `Random.random` is used, whose sequence Python promises to keep.
+The texts are in assets/sample_plots.yaml (its header explains the notation) and assets/sample_words.yaml. This module
+chooses the characters, words the beats whose conditions are true, fills slots, and checks every story (length, the main
+character is named most often, the summary has no fact that is not in the story). A story that fails is discarded and
+generated again. Only `Random.random` is used, because Python guarantees that its sequence does not change.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ T = TypeVar("T")
 Entry = Mapping[str, Any]
 
 MIN_WORDS, MAX_WORDS = 60, 200
-# Out of every five pairs of a main character's name and a main thing, one is kept for the valid part.
+# One in five pairs of a main character's name and a main thing occurs in the valid split only.
 HELD_OUT_ONE_IN = 5
 CLOSING_SHARE, DOUBLE_MORALS = 0.6, 0.5
 PRONOUNS = {
     "boy": {"he": "he", "him": "him", "his": "his", "hers": "his", "himself": "himself"},
     "girl": {"he": "she", "him": "her", "his": "her", "hers": "hers", "himself": "herself"},
 }
-# Slots that must stand in the story if they stand in its summary.
+# Slots that must be in the story if they are in its summary.
 FACTS = {"hero", "pal", "elder", "stranger", "thing", "adj", "place", "sad", "glad", "scared", "angry"}
 VOWEL_SOUND = re.compile(r"(?!uni|use|one|eu)[aeiou]|hour|honest", re.IGNORECASE)
 _CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
@@ -42,52 +42,52 @@ _REASON = re.compile(r"because ([^.!?\"]+)")
 
 @dataclass(frozen=True)
 class Story:
-    """A finished story and what is known for certain about it."""
+    """A story and its facts."""
 
     plot: str
     seen: bool
-    """Training shows this plot."""
+    """Whether the plot occurs in training."""
     text: str
     main_character: str
     character_kind: str
-    """What the main character is: girl, boy, fox, ..."""
+    """The kind of main character: girl, boy, fox, ..."""
     thing: str
     adjective: str
     ending: str
     """"good" or "bad"."""
     features: tuple[str, ...]
-    """All that hold, in the order of FEATURES."""
+    """All features of the story, in the order of FEATURES."""
     moral: str | None
-    """As a sentence; the story's last line states it."""
+    """A sentence, which the story's last line states."""
     why: tuple[dict[str, str], ...]
-    """Questions that the story answers with a "because", and the answers."""
+    """Questions that the story answers with "because", and the answers."""
     summary: str
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a story is to be like, drawn before it is told."""
+class StorySpec:
+    """Properties of a story, chosen at random before it is generated."""
 
     valid: bool
     bad: bool
     talk: bool
     moral: bool
     new_name: bool
-    """The main character gets a name that training never shows."""
+    """The main character has a name that never occurs in training."""
 
 
 def is_held_out(name: str, thing: str) -> bool:
-    """Whether this main character and this main thing meet only in the valid part."""
+    """Whether this pair of a main character's name and a main thing occurs in the valid split only."""
     return zlib.crc32(f"{name}/{thing}".encode()) % HELD_OUT_ONE_IN == 0
 
 
 def pick(rng: Random, items: Sequence[T]) -> T:
-    """One of the items; unlike `Random.choice` the same on every version of Python."""
+    """Choose one item. Unlike with `Random.choice`, the result is the same in every version of Python."""
     return items[int(rng.random() * len(items))]
 
 
-class Storyteller:
-    """All plots and word lists, ready to tell."""
+class StoryGenerator:
+    """Generates stories from the plots and word lists."""
 
     def __init__(self) -> None:
         self.words = load("sample_words.yaml")
@@ -96,61 +96,61 @@ class Storyteller:
         self.openings, self.closings = data["openings"], data["closings"]
         self.lead_ins: Entry = data["moral_lead_ins"]
 
-    def tell(self, plot: Entry, wish: Wish, rng: Random) -> Story:
-        """A story of this plot that is as wished; raises RuntimeError if the plot's texts never yield a valid one."""
+    def generate(self, plot: Entry, spec: StorySpec, rng: Random) -> Story:
+        """Return a story of this plot with the given properties. Raises RuntimeError if none passes the checks."""
         for _ in range(1000):
-            story = self._try(plot, wish, rng)
+            story = self._try(plot, spec, rng)
             if story is not None:
                 return story
         raise RuntimeError(f"plot {plot['plot']} yields no valid story")
 
-    def _try(self, plot: Entry, wish: Wish, rng: Random) -> Story | None:
-        telling = Telling(self._cast(plot, wish, rng), rng)
-        telling.conditions |= {"bad" if wish.bad else "good", "talk" if wish.talk else "quiet"}
-        closing = {"any": self.closings["bad" if wish.bad else "good"]}
+    def _try(self, plot: Entry, spec: StorySpec, rng: Random) -> Story | None:
+        draft = StoryDraft(self._cast(plot, spec, rng), rng)
+        draft.conditions |= {"bad" if spec.bad else "good", "talk" if spec.talk else "quiet"}
+        closing = {"any": self.closings["bad" if spec.bad else "good"]}
         for beat in [*self.openings, *plot["beats"], *([closing] if rng.random() < CLOSING_SHARE else [])]:
-            telling.add(beat)
-        mentioned = telling.mentioned()
-        line, moral = self._moral(plot, telling) if wish.moral else ("", None)
-        text = telling.lay_out(line)
-        summary = telling.fill(telling.choose(plot["summary"]))
-        if not telling.mentioned() <= mentioned or not is_sound(text, telling):
+            draft.add(beat)
+        mentioned = draft.mentioned()
+        line, moral = self._moral(plot, draft) if spec.moral else ("", None)
+        text = draft.to_text(line)
+        summary = draft.fill(draft.choose(plot["summary"]))
+        if not draft.mentioned() <= mentioned or not is_sound(text, draft):
             return None
         return Story(
             plot=plot["plot"],
             seen=not plot.get("unseen", False),
             text=text,
-            main_character=telling.slots["hero"],
-            character_kind=telling.slots["kind"],
-            thing=telling.slots["thing"],
-            adjective=telling.slots["adj"],
-            ending="bad" if wish.bad else "good",
-            features=telling.flags(Dialogue=wish.talk, BadEnding=wish.bad, MoralValue=wish.moral),
+            main_character=draft.slots["hero"],
+            character_kind=draft.slots["kind"],
+            thing=draft.slots["thing"],
+            adjective=draft.slots["adj"],
+            ending="bad" if spec.bad else "good",
+            features=draft.flags(Dialogue=spec.talk, BadEnding=spec.bad, MoralValue=spec.moral),
             moral=moral,
-            why=tuple(telling.why),
+            why=tuple(draft.why),
             summary=summary,
         )
 
-    def _moral(self, plot: Entry, telling: Telling) -> tuple[str, str]:
-        """The line that ends the story, and the bare moral as a sentence."""
-        kind = "clause" if telling.rng.random() < 0.7 else "order"
+    def _moral(self, plot: Entry, draft: StoryDraft) -> tuple[str, str]:
+        """The last line of the story, and the moral alone as a sentence."""
+        kind = "clause" if draft.rng.random() < 0.7 else "order"
         options = plot["morals" if kind == "clause" else "orders"]
-        moral = telling.fill(telling.choose(options))
-        if telling.rng.random() < DOUBLE_MORALS:  # so many different ones that they have to be read, not remembered
-            second = telling.fill(telling.choose(options))
+        moral = draft.fill(draft.choose(options))
+        if draft.rng.random() < DOUBLE_MORALS:  # gives so many different morals that a model can't memorize them
+            second = draft.fill(draft.choose(options))
             if second[:10] != moral[:10] and " and " not in moral + second:
                 moral = f"{moral} and {second}"
-        line = telling.fill(pick(telling.rng, self.lead_ins[kind]).replace("<moral>", moral))
+        line = draft.fill(pick(draft.rng, self.lead_ins[kind]).replace("<moral>", moral))
         return line, f"{capitalized(moral)}."
 
-    def _cast(self, plot: Entry, wish: Wish, rng: Random) -> dict[str, str]:
-        """Every slot of one story: who, what, where, feelings, and the way that the plot takes."""
+    def _cast(self, plot: Entry, spec: StorySpec, rng: Random) -> dict[str, str]:
+        """All slots of one story: characters, things, place, feelings, and the chosen sub-plot (way)."""
         words, way = self.words, dict(pick(rng, plot.get("ways", [{}])))
         group = words["things"][pick(rng, plot["things"])]
         species = pick(rng, plot["heroes"]) if rng.random() < 0.6 else plot["heroes"][0]
         hero, thing = "", ""
-        while not hero or (not wish.new_name and is_held_out(hero, thing) != wish.valid):
-            hero, gender = self._name(species, rng, self.words["names_only_in_valid" if wish.new_name else "names"])
+        while not hero or (not spec.new_name and is_held_out(hero, thing) != spec.valid):
+            hero, gender = self._name(species, rng, self.words["names_only_in_valid" if spec.new_name else "names"])
             thing = pick(rng, group["nouns"])
         other = pick(rng, [noun for noun in group["nouns"] if noun != thing])
         adjective = pick(rng, [word for word in group["adjectives"] if word != thing])
@@ -171,7 +171,7 @@ class Storyteller:
         return pick(rng, names[gender if species == "child" else "animal"]), gender
 
     def _others(self, slots: Mapping[str, str], kinds: Sequence[str], rng: Random) -> dict[str, str]:
-        """A friend, a grown-up of the family and a stranger, with their pronouns."""
+        """A friend, an adult of the family and a stranger, with their pronouns."""
         pal, gender = slots["hero"], ""
         while pal == slots["hero"]:
             pal, gender = self._name(slots["species"], rng, self.words["names"])
@@ -185,7 +185,7 @@ class Storyteller:
         return others
 
     def _scene(self, plot: Entry, rng: Random) -> dict[str, str]:
-        """Time, weather, place and the little things of everyday life."""
+        """Time, weather, place and details of everyday life."""
         words = self.words
         weather, part = pick(rng, words["weather"]), pick(rng, ["day", "morning", "afternoon"])
         plain = pick(rng, [f"one {part}", f"one {part}", "one fine day", "early one morning"])
@@ -208,8 +208,8 @@ class Storyteller:
 
 
 @dataclass
-class Telling:
-    """One story while it is being told: its slots, and what the wordings chosen so far have brought with them."""
+class StoryDraft:
+    """A story under construction: its slots, and the beats, features and reasons so far."""
 
     slots: dict[str, str]
     rng: Random
@@ -223,18 +223,18 @@ class Telling:
         self.conditions |= {"any", self.slots["species"], self.slots.get("tag", "")}
 
     def choose(self, beat: Entry) -> str | None:
-        """One of the wordings whose conditions hold."""
-        holds = self.conditions | ({"maybe"} if self.rng.random() < 0.5 else set())
-        fitting = [_listed(texts) for condition, texts in beat.items() if holds >= _words_of(condition)]
-        options = [text for texts in fitting for text in texts]
+        """Choose one of the wordings whose conditions are true, or None if there is none."""
+        true_conditions = self.conditions | ({"maybe"} if self.rng.random() < 0.5 else set())
+        matching = [_listed(texts) for condition, texts in beat.items() if true_conditions >= _words_of(condition)]
+        options = [text for texts in matching for text in texts]
         if not options:
             return None
         chosen = pick(self.rng, options)
-        # A wording with a feature must be drawn twice, or there would be far more twists than in the public data.
+        # A wording with a feature must be chosen twice, otherwise there would be far more twists than in the public data.
         return pick(self.rng, options) if " !! " in chosen else chosen
 
     def add(self, beat: Entry) -> None:
-        """Tell one beat, if it has a wording for this story."""
+        """Add one beat, if it has a wording for this story."""
         text = self.choose(beat)
         if text is None:
             return
@@ -248,10 +248,10 @@ class Telling:
         self.beats.append(text)
 
     def fill(self, text: str | None) -> str:
-        """The text with its choices made, its slots filled, and "a" or "an" as the next word wants it."""
+        """Make the choices of a text, fill its slots, and correct "a" and "an"."""
         if text is None:
             raise RuntimeError("a plot has no summary or moral for one of its endings")
-        while "<" in text or "|" in text:  # what fills a slot may hold slots again
+        while "<" in text or "|" in text:  # values of slots may contain slots
             text = _SLOT.sub(self._value, _CHOICE.sub(lambda match: pick(self.rng, match[1].split("|")), text))
         text = _ARTICLE.sub(lambda match: match[1] + ("n " if VOWEL_SOUND.match(match[2]) else " "), text)
         return re.sub(r" +(?= |[,.!?]|$)", "", text).replace("“", '"').replace("”", '"')
@@ -262,15 +262,15 @@ class Telling:
         return capitalized(self.slots[name]) if match[1] != name else self.slots[name]
 
     def mentioned(self) -> set[str]:
-        """The facts that the texts filled so far have named."""
+        """The facts in the texts that were filled so far."""
         return {name.removeprefix("in_").removeprefix("to_") for name in self.used} & FACTS
 
     def flags(self, **known: bool) -> tuple[str, ...]:
-        """All features of the story, in the usual order."""
+        """All features of the story, in the order of FEATURES."""
         return tuple(name for name in FEATURES if known.get(name) or name in self.features)
 
-    def lay_out(self, moral_line: str) -> str:
-        """The beats as paragraphs: on lines of their own, with blank lines between them, or all in one."""
+    def to_text(self, moral_line: str) -> str:
+        """Join the beats to a text in which paragraphs are separated by line breaks, blank lines, or spaces."""
         gap = pick(self.rng, ["\n", "\n", "\n", "\n\n", " "])
         text = self.beats[0]
         for number, beat in enumerate(self.beats[1:], start=1):
@@ -278,13 +278,13 @@ class Telling:
         return text + gap + moral_line if moral_line else text
 
 
-def is_sound(text: str, telling: Telling) -> bool:
-    """What must hold for every story: a fair length, one clear main character, each question asked but once."""
-    for told in (text, _SPEECH.sub("", text)):
-        hero, *others = (len(re.findall(rf"\b{telling.slots[who]}\b", told)) for who in ("hero", "pal", "elder"))
+def is_sound(text: str, draft: StoryDraft) -> bool:
+    """Check a story: its length, that one character is named most often, and that no question occurs twice."""
+    for part in (text, _SPEECH.sub("", text)):
+        hero, *others = (len(re.findall(rf"\b{draft.slots[who]}\b", part)) for who in ("hero", "pal", "elder"))
         if hero < max(others) + 2:
             return False
-    questions = [pair["question"] for pair in telling.why]
+    questions = [pair["question"] for pair in draft.why]
     return MIN_WORDS <= len(text.split()) <= MAX_WORDS and len(set(questions)) == len(questions) > 0
 
 
@@ -294,7 +294,7 @@ def pronouns(prefix: str, gender: str) -> dict[str, str]:
 
 
 def capitalized(text: str) -> str:
-    """With a capital first letter, the rest as it is; a slot at the start passes the capital on."""
+    """Capitalize the first letter; a slot at the start is capitalized when it is filled."""
     start = 1 if text.startswith("<") else 0
     return text[:start] + text[start : start + 1].upper() + text[start + 1 :]
 

@@ -1,14 +1,14 @@
-"""Writes the sample data set: stories in the public instruct format whose every answer is known for certain.
+"""Write the sample data set: generated stories in the public instruct format for which all answers are known.
 
-It stands in for TinyStories-Instruct where there is no network, so that all from training to scoring runs offline. Its
-valid part is hard on purpose. Held out from training are:
+It replaces TinyStories-Instruct where there is no network, so that everything from training to evaluation runs offline. The
+valid split is difficult by design. Held out from training are:
 
-- three whole plots (`unseen: true` in data/sample_plots.yaml): two fifths of the valid part;
-- a list of names (`names_only_in_valid` in data/sample_words.yaml): the main character of a tenth of the valid part;
-- of all other names, every fifth pair of a main character's name and a main thing (`is_held_out`): the valid part has
-  only such pairs, so no story can be in both parts.
+- three plots (`unseen: true` in assets/sample_plots.yaml): two fifths of the valid split;
+- a list of names (`names_only_in_valid` in assets/sample_words.yaml): the main character of a tenth of the valid split;
+- for all other names, one in five pairs of a main character's name and a main thing (`is_held_out`): the valid split has
+  only such pairs, so no story can be in both splits.
 
-The same seed writes the same bytes, on every machine and version of Python.
+The same seed writes the same bytes on every machine and version of Python.
 
     python -m mini_chat_gpt.prepare.sample_stories FOLDER
 """
@@ -29,7 +29,7 @@ from mini_chat_gpt.assets import load
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text
-from mini_chat_gpt.prepare.sample_plots import Story, Storyteller, Wish, pick
+from mini_chat_gpt.prepare.sample_plots import Story, StoryGenerator, StorySpec, pick
 from mini_chat_gpt.tinystories.records import FILE_NAMES, SEPARATOR
 from mini_chat_gpt.tinystories.records import stories as stories_of
 
@@ -37,7 +37,7 @@ FILE_NAME = FILE_NAMES[0]
 ANSWERS_NAME = FILE_NAME.replace(".txt", ".answers.jsonl")
 TRAIN_RECORDS, VALID_RECORDS = 12_000, 3_000
 
-# Shares of the stories, and of the fields in the records, close to those of the public data set.
+# Fractions of the stories, and of the records with each field, similar to those of the public data set.
 BAD_ENDINGS, WITH_DIALOGUE, WITH_MORAL = 0.13, 0.64, 0.21
 UNSEEN_PLOTS_IN_VALID, NEW_NAMES_IN_VALID = 0.4, 0.1
 HAVE_FEATURES, HAVE_WORDS, HAVE_SUMMARY, HAVE_SENTENCE = 0.95, 0.58, 0.82, 0.35
@@ -51,48 +51,48 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?]\")\s+")
 def write_sample(
     folder: Path | str, n_train: int = TRAIN_RECORDS, n_valid: int = VALID_RECORDS, seed: int = 0
 ) -> list[Path]:
-    """Write both parts and, beside each, what is known about its records; returns the four paths.
+    """Write both splits, and a file with the answers for each. Returns the four paths.
 
-    Raises UserError where a file of that name is there that isn't an earlier sample.
+    Raises UserError if a file of one of these names exists that is not an earlier sample.
     """
     sizes = {"train": n_train, "valid": n_valid}
     paths = {split: [Path(folder) / name.format(split=split) for name in (FILE_NAME, ANSWERS_NAME)] for split in sizes}
     for path, answers in paths.values():
         if path.exists() and not answers.exists():
-            raise UserError(f"{path} is there and is no sample of ours; choose another folder or move it away.")
-    teller = Storyteller()
+            raise UserError(f"{path} exists and is not a generated sample; choose another folder or move it away.")
+    generator = StoryGenerator()
     for split, (path, answers) in paths.items():
         rng = Random(2 * seed + (split == "valid"))
-        records = [(story, *record_of(story, rng)) for story in stories(teller, split, sizes[split], rng)]
+        records = [(story, *record_of(story, rng)) for story in stories(generator, split, sizes[split], rng)]
         known = (answers_of(story, fields) for story, _, fields in records)
         atomic_write_text(answers, "".join(f"{json.dumps(answer, ensure_ascii=False)}\n" for answer in known))
         atomic_write_text(path, "".join(f"{text}\n{SEPARATOR.decode()}\n" for _, text, _ in records))
     return [path for pair in paths.values() for path in pair]
 
 
-def stories(teller: Storyteller, split: str, n_stories: int, rng: Random) -> Iterator[Story]:
-    """So many stories of one split, no two alike."""
-    seen = [plot for plot in teller.plots if not plot.get("unseen")]
-    unseen = [plot for plot in teller.plots if plot.get("unseen")]
+def stories(generator: StoryGenerator, split: str, n_stories: int, rng: Random) -> Iterator[Story]:
+    """Generate `n_stories` different stories of one split."""
+    seen = [plot for plot in generator.plots if not plot.get("unseen")]
+    unseen = [plot for plot in generator.plots if plot.get("unseen")]
     valid = split == "valid"
-    told: set[str] = set()
-    while len(told) < n_stories:
+    texts: set[str] = set()
+    while len(texts) < n_stories:
         plot = pick(rng, unseen if valid and rng.random() < UNSEEN_PLOTS_IN_VALID else seen)
-        wish = Wish(
+        spec = StorySpec(
             valid=valid,
             bad=rng.random() < BAD_ENDINGS,
             talk=rng.random() < WITH_DIALOGUE,
             moral=rng.random() < WITH_MORAL,
             new_name=valid and rng.random() < NEW_NAMES_IN_VALID,
         )
-        story = teller.tell(plot, wish, rng)
-        if story.text not in told:
-            told.add(story.text)
+        story = generator.generate(plot, spec, rng)
+        if story.text not in texts:
+            texts.add(story.text)
             yield story
 
 
 def record_of(story: Story, rng: Random) -> tuple[str, dict[str, Any]]:
-    """The story as a record of the public format, and the fields that it has been given."""
+    """Return the story as a record in the public format, and the fields of that record."""
     fields: dict[str, Any] = {}
     if story.features and rng.random() < HAVE_FEATURES:
         fields["Features"] = list(story.features)
@@ -116,7 +116,7 @@ def record_of(story: Story, rng: Random) -> tuple[str, dict[str, Any]]:
 
 
 def answers_of(story: Story, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of the answers file: everything known about the record, also what the record itself doesn't say."""
+    """One line of the answers file: all facts of the story, including those that are not in the record."""
     return {
         "plot": story.plot,
         "seen": story.seen,
@@ -138,18 +138,18 @@ def answers_of(story: Story, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def new_names() -> frozenset[str]:
-    """Names that training never shows."""
+    """Names that never occur in training."""
     return frozenset(name for names in load("sample_words.yaml")["names_only_in_valid"].values() for name in names)
 
 
 def sentences(text: str) -> list[str]:
-    """Whole sentences of at least three words, as they stand in the text; none with half a quotation in it."""
+    """Complete sentences of at least three words from the text, without those that split a quotation."""
     parts = [part for line in text.split("\n") for part in _SENTENCE_END.split(line)]
     return [part for part in parts if len(part.split()) >= 3 and part.count('"') % 2 == 0 and not part[0].islower()]
 
 
 def required_words(story: Story, rng: Random) -> list[str]:
-    """A verb, a noun and an adjective of the story in their base form, as the public records ask for; else nothing."""
+    """A verb, a noun and an adjective of the story in their base form, as in the public records; [] if one is missing."""
     lexicon = known_words()
     found: dict[str, list[str]] = {"verb": [], "noun": [], "adjective": []}
     for token in _TOKEN.findall(story.text.lower()):
@@ -158,7 +158,7 @@ def required_words(story: Story, rng: Random) -> list[str]:
             if base and base not in bases:
                 bases.append(base)
     chosen = {part: pick(rng, bases) for part, bases in found.items() if bases}
-    # Half of the time it is the words that the story turns on.
+    # Half of the time, choose the main thing and its adjective.
     for part, word in (("noun", story.thing.split()[-1]), ("adjective", story.adjective)):
         if word in found[part] and rng.random() < 0.5:
             chosen[part] = word
@@ -166,15 +166,15 @@ def required_words(story: Story, rng: Random) -> list[str]:
 
 
 def _stem(verb: str) -> str:
-    """What stands before -ing: hope -> hop, hop -> hopp, visit -> visit."""
-    if re.fullmatch(r"[^aeiou]*[aeiou][bdgklmnprt]", verb):  # one syllable that ends in vowel and consonant
+    """The part of a verb before -ing: hope -> hop, hop -> hopp, visit -> visit."""
+    if re.fullmatch(r"[^aeiou]*[aeiou][bdgklmnprt]", verb):  # one syllable, ending in a vowel and a consonant
         return verb + verb[-1]
     return verb.removesuffix("e")
 
 
 @lru_cache(maxsize=1)
 def known_words() -> dict[str, dict[str, str]]:
-    """For verbs, nouns and adjectives: every form that counts, and its base form."""
+    """Map the forms of known verbs, nouns and adjectives to their base forms."""
     words = load("sample_words.yaml")
     verbs: dict[str, str] = {}
     for base in [*words["verbs"]["regular"], *(hobby for hobby in words["hobbies"] if " " not in hobby)]:
@@ -193,12 +193,12 @@ def known_words() -> dict[str, dict[str, str]]:
 
 
 def measure(folder: Path | str) -> dict[str, dict[str, float]]:
-    """How varied each part of a sample is, from the files as they stand in the folder."""
+    """Measure how varied each split of a sample is, from the files in the folder."""
     return {split: measure_split(Path(folder), split) for split in ("train", "valid")}
 
 
 def measure_split(folder: Path, split: str) -> dict[str, float]:
-    """The measures of one part; see the keys."""
+    """The measures of one split, by name."""
     texts = list(stories_of(folder / FILE_NAME.format(split=split)))
     lines = (folder / ANSWERS_NAME.format(split=split)).read_text(encoding="utf-8").splitlines()
     known = [json.loads(line) for line in lines]
@@ -228,24 +228,24 @@ def measure_split(folder: Path, split: str) -> dict[str, float]:
 
 
 def four_grams(words: Sequence[Sequence[str]]) -> set[tuple[str, ...]]:
-    """All runs of four words within a story."""
+    """All 4-grams of words within a story."""
     return {tuple(story[i : i + 4]) for story in words for i in range(len(story) - 3)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: write a sample and print its measures."""
-    parser = argparse.ArgumentParser(description="Write the sample data set and print how varied it is.")
-    parser.add_argument("folder", type=Path, help="where the four files go")
+    parser = argparse.ArgumentParser(description="Write the sample data set and print measures of its variety.")
+    parser.add_argument("folder", type=Path, help="folder for the four files")
     parser.add_argument("--train", type=int, default=TRAIN_RECORDS, help="records of train (default: %(default)s)")
     parser.add_argument("--valid", type=int, default=VALID_RECORDS, help="records of valid (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives another sample (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     arguments = parser.parse_args(argv)
     write_sample(arguments.folder, arguments.train, arguments.valid, arguments.seed)
     train, valid = measure(arguments.folder).values()
     print(f"{'':52}{'train':>12}{'valid':>12}")
     for name, value in train.items():
-        shown = [f"{number:>12,.3f}" if number % 1 else f"{number:>12,.0f}" for number in (value, valid[name])]
-        print(f"{name:52}{''.join(shown)}")
+        cells = [f"{number:>12,.3f}" if number % 1 else f"{number:>12,.0f}" for number in (value, valid[name])]
+        print(f"{name:52}{''.join(cells)}")
     return 0
 
 

@@ -80,7 +80,7 @@ def test_the_source_of_downloaded_files_is_recorded(folder: Path, server: FileSe
     assert source["source"] == "public"
     assert source["files"][VALID]["url"].endswith(NAMES[1])
     assert source["files"][VALID]["bytes"] == len(server.files[NAMES[1]])
-    assert "CDLA-Sharing-1.0" in source["licence"]
+    assert "CDLA-Sharing-1.0" in source["license"]
 
 
 def test_sizes_and_free_space_are_shown(folder: Path, server: FileServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The sample data set: the public format, answers that are true of their story, and a valid part that is held out."""
+"""The sample data set has the public format, answers that are true of the stories, and a held-out valid split."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.prepare.sample_plots import FACTS, PRONOUNS, Storyteller, Wish, is_held_out
+from mini_chat_gpt.prepare.sample_plots import FACTS, PRONOUNS, StoryGenerator, StorySpec, is_held_out
 from mini_chat_gpt.prepare.sample_stories import known_words, main, measure, write_sample
 
 FIELD = re.compile(r"^(Features|Words|Summary|Random sentence|Story): ?", re.MULTILINE)
@@ -23,7 +23,7 @@ SHA256_OF_A_SMALL_SAMPLE = "94ba0250ec086df12cda14e7d7ed5a95e96e99cb116d974f0f8b
 
 @dataclass
 class Record:
-    """A record as this test reads it, and what the answers file says of it."""
+    """A record as parsed by this test, and its entry in the answers file."""
 
     fields: dict[str, str]
     order: list[str]
@@ -39,7 +39,7 @@ class Record:
 
 
 def read(folder: Path, split: str) -> list[Record]:
-    """A parser of its own, so that the format isn't checked by the code that wrote it."""
+    """A separate parser, so that the format is not checked by the code that wrote it."""
     text = (folder / f"TinyStoriesInstruct-{split}.txt").read_text(encoding="utf-8")
     *parts, rest = text.split("\n<|endoftext|>\n")
     assert rest == ""
@@ -76,22 +76,22 @@ def records(train: list[Record], valid: list[Record]) -> list[Record]:
 
 
 @pytest.fixture(scope="module")
-def teller() -> Storyteller:
-    return Storyteller()
+def generator() -> StoryGenerator:
+    return StoryGenerator()
 
 
 def share(records: list[Record], holds: Any) -> float:
     return sum(map(bool, map(holds, records))) / len(records)
 
 
-# ---------- the format
+# the format
 
 
 def test_every_record_has_one_story_and_each_field_at_most_once(records):
     assert all(len(set(record.order)) == len(record.order) and record.story for record in records)
 
 
-def test_fields_come_in_many_orders_and_the_summary_after_a_third_of_the_stories(records):
+def test_the_order_of_fields_varies_and_a_third_of_the_summaries_follow_the_story(records):
     assert len({tuple(record.order) for record in records}) > 40
     with_summary = [record for record in records if "Summary" in record.fields]
     assert 0.28 < share(with_summary, lambda record: record.order[-1] == "Summary") < 0.39
@@ -132,12 +132,12 @@ def test_no_story_can_spell_a_control_token(records):
     assert not any(set("<|>") & set("".join(record.fields.values())) for record in records)
 
 
-# ---------- answers agree with text
+# answers agree with text
 
 
-def test_given_features_are_all_that_hold_and_no_others(records):
-    given = [record for record in records if "Features" in record.fields]
-    assert all(record.features == record.answer["features"] for record in given)
+def test_stated_features_are_exactly_those_of_the_story(records):
+    with_features = [record for record in records if "Features" in record.fields]
+    assert all(record.features == record.answer["features"] for record in with_features)
 
 
 def test_features_agree_with_the_other_answers(records):
@@ -148,25 +148,25 @@ def test_features_agree_with_the_other_answers(records):
         assert ("MoralValue" in has) == (record.answer["moral"] is not None)
 
 
-def test_dialogue_is_told_exactly_where_there_are_quotes(records):
+def test_a_story_has_dialogue_exactly_if_it_has_quotes(records):
     for record in records:
         assert record.answer["dialogue"] == ('"' in record.story)
         assert record.story.count('"') % 2 == 0
 
 
-def test_nobody_speaks_in_a_story_without_dialogue(records):
+def test_no_one_speaks_in_a_story_without_dialogue(records):
     quiet = [record for record in records if not record.answer["dialogue"]]
     assert not [match[0] for record in quiet if (match := SPEAKING.search(record.story))]
 
 
-def test_the_main_character_is_named_first_and_clearly_most_often(records, teller):
+def test_the_main_character_is_named_first_and_most_often(records, generator):
     names = {
         name
-        for lists in (teller.words["names"], teller.words["names_only_in_valid"])
+        for lists in (generator.words["names"], generator.words["names_only_in_valid"])
         for group in lists.values()
         for name in group
     }
-    others = {elder for elder, _ in teller.words["elders"]}
+    others = {elder for elder, _ in generator.words["elders"]}
     for record in records:
         for text in (record.story, re.sub(r'"[^"]*"', "", record.story)):
             named = [word for word in re.findall(r"\b[A-Z][a-z]+\b", text) if word in names | others]
@@ -175,13 +175,13 @@ def test_the_main_character_is_named_first_and_clearly_most_often(records, telle
             assert not rest or first[1] >= rest[0][1] + 2
 
 
-def test_no_name_is_a_word_that_stories_use(records, teller):
+def test_no_name_is_a_word_of_the_stories(records, generator):
     words = {word for record in records for word in re.findall(r"\b[a-z]+\b", record.story)}
-    lists = (teller.words["names"], teller.words["names_only_in_valid"])
+    lists = (generator.words["names"], generator.words["names_only_in_valid"])
     assert not words & {name.lower() for names in lists for group in names.values() for name in group}
 
 
-def test_the_moral_stands_in_the_last_line_and_nowhere_without_the_feature(records):
+def test_the_moral_is_in_the_last_line_of_stories_with_the_feature_only(records):
     for record in records:
         last_line = record.story.splitlines()[-1]
         moral = record.answer["moral"]
@@ -191,7 +191,7 @@ def test_the_moral_stands_in_the_last_line_and_nowhere_without_the_feature(recor
             assert not re.search(r"\bmoral\b|\blesson\b|learned that", record.story)
 
 
-def test_reasons_are_given_in_the_story_in_the_very_words(records):
+def test_reasons_are_quoted_from_the_story(records):
     for record in records:
         assert record.answer["why"]
         for pair in record.answer["why"]:
@@ -208,7 +208,7 @@ def test_the_random_sentence_is_a_sentence_of_the_story(records):
             assert sentence.count('"') % 2 == 0
 
 
-def test_required_words_are_a_verb_a_noun_and_an_adjective_that_the_story_uses(records):
+def test_required_words_are_a_verb_a_noun_and_an_adjective_of_the_story(records):
     lexicon = known_words()
     for record in records:
         if "Words" not in record.fields:
@@ -227,13 +227,13 @@ def test_required_words_are_varied(train):
     assert counts.most_common(1)[0][1] < 0.06 * sum(counts.values())
 
 
-def test_inflected_verbs_lead_to_their_base_form():
+def test_inflected_verbs_map_to_their_base_form():
     verbs = known_words()["verb"]
     for form, base in {"cried": "cry", "danced": "dance", "hopped": "hop", "ran": "run", "hiding": "hide"}.items():
         assert verbs[form] == base
 
 
-def test_the_summary_names_the_main_character_the_thing_and_its_adjective_unless_the_plot_has_no_use_for_it(records):
+def test_the_summary_has_the_main_character_the_thing_and_nearly_always_its_adjective(records):
     for record in records:
         answer = record.answer
         assert answer["main_character"] in answer["what_happened"]
@@ -251,7 +251,7 @@ def test_every_name_and_adjective_of_the_summary_is_in_the_story(records):
             assert record.answer["adjective"] in story
 
 
-def test_endings_dialogue_and_morals_can_not_be_told_from_the_plot(records):
+def test_the_plot_does_not_determine_ending_dialogue_or_moral(records):
     by_plot: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         by_plot.setdefault(record.answer["plot"], []).append(record.answer)
@@ -261,7 +261,7 @@ def test_endings_dialogue_and_morals_can_not_be_told_from_the_plot(records):
         assert {answer["moral"] is None for answer in known} == {True, False}
 
 
-# ---------- language
+# language
 
 
 def test_stories_have_60_to_200_words(records):
@@ -273,16 +273,16 @@ def test_stories_have_60_to_200_words(records):
     [
         ("a before a vowel", r"\b[Aa] (?:[aeio]|u(?!ni|se))"),
         ("an before a consonant", r"\b[Aa]n (?![aeiou]|hour|honest)"),
-        ("two blanks, or a blank at the end of a line", r"  | \n"),
-        ("a blank before a mark", r" [,.!?:]"),
-        ("two marks", r"[,.!?:][,.!?:]"),
-        ("what is left of a template", r"[{}\[\]()_“”#]"),
+        ("two spaces, or a space at the end of a line", r"  | \n"),
+        ("a space before punctuation", r" [,.!?:]"),
+        ("doubled punctuation", r"[,.!?:][,.!?:]"),
+        ("a part of a template", r"[{}\[\]()_“”#]"),
         (
-            "a sentence that begins small",
+            "a sentence that begins with a lowercase letter",
             rf"(?:^|[.!?] +|\n|[.!?]\" (?!{SPEAKING.pattern}|cried|they |she |he |the ))[a-z]",
         ),
-        ("a word said twice", r"\b(?!scratch|squeak|bump|tap|rattle)([a-z]+) \1\b"),
-        ("a pronoun out of place", r"\b(?:was|is) (?:her|him|their)\.|\bof he\b|\bfor (?:he|she)\b|\bto (?:he|she)\b"),
+        ("a repeated word", r"\b(?!scratch|squeak|bump|tap|rattle)([a-z]+) \1\b"),
+        ("a wrong pronoun", r"\b(?:was|is) (?:her|him|their)\.|\bof he\b|\bfor (?:he|she)\b|\bto (?:he|she)\b"),
     ],
 )
 def test_the_language_is_clean(records, what, pattern):
@@ -292,7 +292,7 @@ def test_the_language_is_clean(records, what, pattern):
 
 
 def test_the_main_character_has_one_gender(records):
-    """In stories with nobody else whom a pronoun could mean, only one kind of pronoun stands."""
+    """The first two sentences mention nobody else, so all their pronouns have this gender."""
     for record in records:
         if record.answer["kind"] in ("girl", "boy"):
             introduction = record.story.split("\n")[0]
@@ -301,18 +301,18 @@ def test_the_main_character_has_one_gender(records):
             assert not re.search(rf"\. {wrong} (liked|loved|was very)", opening)
 
 
-# ---------- the split
+# the split
 
 
-def test_training_shows_at_least_25_plots_and_valid_exactly_three_more(train, valid):
-    shown = {record.answer["plot"] for record in train}
-    assert len(shown) >= 25
-    assert len({record.answer["plot"] for record in valid} - shown) == 3
-    assert all(record.answer["seen"] == (record.answer["plot"] in shown) for record in train + valid)
+def test_training_has_at_least_25_plots_and_valid_exactly_three_more(train, valid):
+    plots = {record.answer["plot"] for record in train}
+    assert len(plots) >= 25
+    assert len({record.answer["plot"] for record in valid} - plots) == 3
+    assert all(record.answer["seen"] == (record.answer["plot"] in plots) for record in train + valid)
     assert 0.36 < share(valid, lambda record: not record.answer["seen"]) < 0.44
 
 
-def test_no_main_character_and_thing_of_valid_were_together_in_training(train, valid):
+def test_no_pair_of_main_character_and_thing_is_in_both_splits(train, valid):
     def pairs(records: list[Record]) -> set[tuple[str, str]]:
         return {(record.answer["main_character"], record.answer["thing"]) for record in records}
 
@@ -320,21 +320,23 @@ def test_no_main_character_and_thing_of_valid_were_together_in_training(train, v
     assert not any(is_held_out(*pair) for pair in pairs(train))
 
 
-def test_names_kept_for_valid_appear_nowhere_in_training(train, valid, teller):
-    kept = {name for names in teller.words["names_only_in_valid"].values() for name in names}
-    assert not kept & {word for record in train for word in re.findall(r"[A-Z][a-z]+", record.story)}
-    assert all(record.answer["name_seen"] == (record.answer["main_character"] not in kept) for record in train + valid)
+def test_names_of_the_valid_split_never_occur_in_training(train, valid, generator):
+    valid_names = {name for names in generator.words["names_only_in_valid"].values() for name in names}
+    assert not valid_names & {word for record in train for word in re.findall(r"[A-Z][a-z]+", record.story)}
+    assert all(
+        record.answer["name_seen"] == (record.answer["main_character"] not in valid_names) for record in train + valid
+    )
     assert 0.06 < share(valid, lambda record: not record.answer["name_seen"]) < 0.14
 
 
-def test_no_story_is_told_twice(records):
+def test_no_story_occurs_twice(records):
     assert len({record.story for record in records}) == len(records)
 
 
-# ---------- the files
+# the files
 
 
-def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path):
+def test_the_seed_determines_the_bytes(tmp_path):
     first, second, third = (
         write_sample(tmp_path / name, 60, 40, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
@@ -342,8 +344,8 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path):
     assert all(one.read_bytes() != other.read_bytes() for one, other in zip(first, third, strict=True))
 
 
-def test_the_bytes_are_those_of_every_other_machine_and_of_the_first_release(tmp_path):
-    """Results on the sample can be compared only while it stays what it is. Change the number only with the sample."""
+def test_the_bytes_never_change(tmp_path):
+    """Results on the sample are comparable only as long as it stays the same, on every machine and in every version."""
     written = b"".join(path.read_bytes() for path in write_sample(tmp_path, 400, 200))
     assert hashlib.sha256(written).hexdigest() == SHA256_OF_A_SMALL_SAMPLE
 
@@ -355,10 +357,10 @@ def test_a_longer_sample_begins_with_the_shorter_one(tmp_path):
 
 def test_real_data_is_never_overwritten(tmp_path):
     real = tmp_path / "TinyStoriesInstruct-valid.txt"
-    real.write_text("mine", encoding="utf-8")
+    real.write_text("own", encoding="utf-8")
     with pytest.raises(UserError, match=r"TinyStoriesInstruct-valid\.txt"):
         write_sample(tmp_path, 10, 10)
-    assert real.read_text(encoding="utf-8") == "mine"
+    assert real.read_text(encoding="utf-8") == "own"
     assert [path.name for path in tmp_path.iterdir()] == [real.name]
 
 
@@ -382,11 +384,11 @@ def test_the_command_writes_a_sample_and_prints_its_measures(tmp_path, capsys):
     assert re.search(r"records +40 +20\n", capsys.readouterr().out)
 
 
-# ---------- the written plots
+# the plots
 
 
 def texts_of(value: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], str]]:
-    """(path, text) of every text in a piece of the YAML file."""
+    """(path, text) of every text in a part of the YAML file."""
     if isinstance(value, str):
         return [(path, value)]
     if isinstance(value, dict):
@@ -394,12 +396,12 @@ def texts_of(value: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ..
     return [item for part in value for item in texts_of(part, path)] if isinstance(value, list) else []
 
 
-def test_every_slot_of_every_text_exists(teller):
+def test_every_slot_of_every_text_exists(generator):
     always = {"hero", "pal", "elder", "stranger", "thing", "other", "adj", "kind", "friend", "someone", "trait", "day"}
     always |= {"day_plain", "home", "home_adjective", "landmark", "hobby", "hobby2", "hobby3"}
     always |= {prefix + form for prefix in ("", "pal_", "elder_", "stranger_") for form in PRONOUNS["boy"]}
-    always |= {mood + number for mood in teller.words["feelings"] for number in ("", "2")}
-    for plot in teller.plots:
+    always |= {mood + number for mood in generator.words["feelings"] for number in ("", "2")}
+    for plot in generator.plots:
         ways = [set(way) - {"tag"} for way in plot.get("ways", [{}])]
         assert all(way == ways[0] for way in ways), plot["plot"]
         known = always | ways[0] | ({"in_place", "to_place"} if "places" in plot else set())
@@ -408,32 +410,32 @@ def test_every_slot_of_every_text_exists(teller):
     assert always | {"place"} >= FACTS
 
 
-def test_every_condition_of_every_beat_can_hold(teller):
-    for plot in teller.plots:
-        can = {"any", "good", "bad", "talk", "quiet", "child", "animal", "maybe"}
-        can |= {way["tag"] for way in plot.get("ways", []) if "tag" in way}
+def test_every_condition_of_every_beat_can_be_true(generator):
+    for plot in generator.plots:
+        possible = {"any", "good", "bad", "talk", "quiet", "child", "animal", "maybe"}
+        possible |= {way["tag"] for way in plot.get("ways", []) if "tag" in way}
         parts = [*plot["beats"], plot["summary"], plot["morals"], plot["orders"]]
-        assert {word for part in parts for condition in part for word in condition.split()} <= can, plot["plot"]
+        assert {word for part in parts for condition in part for word in condition.split()} <= possible, plot["plot"]
 
 
-def test_speech_stands_in_talking_beats_and_only_there(teller):
-    for plot in teller.plots:
+def test_only_beats_with_talk_have_quoted_speech(generator):
+    for plot in generator.plots:
         for beat in plot["beats"]:
             for (condition, *_), text in texts_of(beat):
                 assert ("“" in text) == ("talk" in condition.split()), (plot["plot"], text)
                 assert text.count("“") == text.count("”")
 
 
-def test_every_question_has_its_reason(teller):
-    asking = [text for plot in teller.plots for _, text in texts_of(plot["beats"]) if "??" in text]
+def test_every_question_has_a_reason(generator):
+    asking = [text for plot in generator.plots for _, text in texts_of(plot["beats"]) if "??" in text]
     assert len(asking) > 80
     assert all(re.fullmatch(r".* because .* \?\? Why .*\?", text) for text in asking)
 
 
-def test_every_plot_can_end_both_ways_with_and_without_speech_and_with_a_moral(teller):
+def test_every_plot_can_end_both_ways_with_and_without_speech_and_with_a_moral(generator):
     rng = Random(0)
-    for plot in teller.plots:
+    for plot in generator.plots:
         for bad in (True, False):
             for talk in (True, False):
-                story = teller.tell(plot, Wish(False, bad, talk, moral=True, new_name=False), rng)
+                story = generator.generate(plot, StorySpec(False, bad, talk, moral=True, new_name=False), rng)
                 assert (story.ending, "Dialogue" in story.features) == ("bad" if bad else "good", talk)
