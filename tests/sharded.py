@@ -26,7 +26,7 @@ from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.training import optim, train_step
+from mini_chat_gpt.training import muon, optim, train_step
 from mini_chat_gpt.training.train_step import LossScale, TrainStep
 
 SHAPE = {"n_layer": 3, "intermediate_size": 81}  # rows that two processes can't share alike
@@ -171,14 +171,14 @@ def muon_parity(world: World) -> dict:
         return torch.nn.Parameter(part)
 
     for elements in (2**23, 200):
-        optim.STACK_ELEMENTS = elements
+        muon.STACK_ELEMENTS = elements
         generator = torch.Generator().manual_seed(0)
         starts = [
             torch.randn(shape, generator=generator)
             for shape in [(8, 8), (9, 20), (20, 9), (8, 8), (1, 5), (8, 8), (9, 20)]
         ]
         ours, theirs = ([parameter(start, sharded) for start in starts] for sharded in (True, False))
-        members = [optim.Muon([{"params": those}], lr=0.1, weight_decay=0.1) for those in (ours, theirs)]
+        members = [muon.Muon([{"params": those}], lr=0.1, weight_decay=0.1) for those in (ours, theirs)]
         for _ in range(3):
             for one, other in zip(ours, theirs, strict=True):
                 other.grad = torch.randn(other.shape, generator=generator)
@@ -187,7 +187,7 @@ def muon_parity(world: World) -> dict:
                 member.step()
         pairs = zip(ours, theirs, strict=True)
         found[str(elements)] = max(float((whole(one) - other).abs().max()) for one, other in pairs)
-    optim.STACK_ELEMENTS = 2**23
+    muon.STACK_ELEMENTS = 2**23
     return found
 
 

@@ -330,7 +330,7 @@ def test_the_commands(place, tmp_path):
         "lora.enabled=true",
     ]
     printed = run(clone, "sft", *brief, "sft.learning_rate=1e-2", "lora.frozen=nf4")
-    assert "in an adapter, and the others frozen in 4 bits" in printed
+    assert "in an adapter; the rest is frozen in 4 bits" in printed
     assert "Merged: whole" in run(clone, "merge", "runs/sft", "whole")
     reply = ["--prompt", "Hi, 3", "--temperature", "0", "--max-new-tokens", "12"]
     replies = [run(clone, "generate", "--checkpoint", path, *reply).split("\n")[0] for path in ("whole", "runs/sft")]

@@ -1,27 +1,28 @@
-"""Optimizers and learning-rate schedules.
+"""Learning-rate schedules, the optimizer of a model, gradient clipping, and the moving average of weights.
 
-Weight decay acts on matrices only. With Muon, the matrices inside the blocks get orthogonalised momentum (Jordan et al.
-2024, https://kellerjordan.github.io/posts/muon/), embeddings, head and vectors stay with AdamW (arXiv:1711.05101).
+Weight decay applies to matrices only. With training.optimizer=muon, Muon updates the matrices inside the blocks; AdamW
+updates embeddings, head and vectors.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.nn as nn
 
 from mini_chat_gpt.common.distributed import is_dtensor, local_shard
 from mini_chat_gpt.config import ScheduleFields, TrainingSection
+from mini_chat_gpt.training.adamw import AdamW, BaseOptimizer
+from mini_chat_gpt.training.muon import Muon
 
 
 def lr_fraction(step: int, total: int, warmup: int, schedule: str, final: float, decay: float = 0.2) -> float:
     """Learning rate of optimizer step `step` (from 0) as a fraction of the peak; a pure function.
 
-    Linear warm-up over `warmup` steps, then cosine, linear or constant, or wsd: constant and linear over the last `decay`.
+    Linear warm-up over `warmup` steps, then cosine, linear, constant, or wsd: constant, then linear in the last fraction `decay`.
     """
     if warmup >= total:
         warmup = total // 10
@@ -37,160 +38,8 @@ def lr_fraction(step: int, total: int, warmup: int, schedule: str, final: float,
     return 1.0
 
 
-class Member:
-    """Parameters in groups, {"params", "lr", "weight_decay", …}, and the state of each.
-
-    (`torch.optim.Optimizer` would be its base, but imports PyTorch's compiler when it is made: a second of every start.)
-    """
-
-    def __init__(self, groups: Sequence[dict[str, Any]], **defaults: float) -> None:
-        self.param_groups = [defaults | group for group in groups]
-        self.state: defaultdict[nn.Parameter, dict[str, torch.Tensor]] = defaultdict(dict)
-
-    def zero_grad(self) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
-
-    def step(self) -> None:
-        """Update all parameters that have a gradient."""
-        raise NotImplementedError
-
-
-class AdamW(Member):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101), all parameters in PyTorch's fused kernel."""
-
-    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
-        super().__init__(groups, lr=lr, weight_decay=0.0)
-        self.betas = betas
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Update all parameters that have a gradient."""
-        for group in self.param_groups:
-            moved = [p for p in group["params"] if p.grad is not None]
-            for p in moved:
-                if not self.state[p]:
-                    self.state[p] = {
-                        "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                        "exp_avg": torch.zeros_like(p),
-                        "exp_avg_sq": torch.zeros_like(p),
-                    }
-            of_all = {name: [self.state[p][name] for p in moved] for name in ("step", "exp_avg", "exp_avg_sq")}
-            torch._foreach_add_(of_all["step"], 1)
-            torch._fused_adamw_(
-                moved,
-                [p.grad for p in moved],
-                of_all["exp_avg"],
-                of_all["exp_avg_sq"],
-                [],
-                of_all["step"],
-                lr=group["lr"],
-                beta1=self.betas[0],
-                beta2=self.betas[1],
-                weight_decay=group["weight_decay"],
-                eps=1e-8,
-                amsgrad=False,
-                maximize=False,
-            )
-
-
-class Muon(Member):
-    """Momentum whose singular values are all made about 1, so that every direction of a matrix moves alike.
-
-    Equals `torch.optim.Muon`, but matrices of one shape go through the iteration together as one stack: a small model's
-    step is many small products, and a third of their time is saved.
-    """
-
-    def __init__(
-        self, groups: Sequence[dict[str, Any]], lr: float, weight_decay: float = 0.1, momentum: float = 0.95
-    ) -> None:
-        super().__init__(groups, lr=lr, weight_decay=weight_decay, momentum=momentum)
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Update all matrices that have a gradient."""
-        for group in self.param_groups:
-            for together in _stacks([p for p in group["params"] if p.grad is not None]):
-                updates = [self._nesterov(p, group["momentum"]) for p in together]
-                sharded = is_dtensor(together[0])
-                updates = _made_alike_in_shards(updates, together[0]) if sharded else newton_schulz(updates)
-                for p, update in zip(together, updates, strict=True):
-                    rows, columns = p.shape
-                    weight = local_shard(p)
-                    weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.add_(update, alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
-
-    def _nesterov(self, p: nn.Parameter, momentum: float) -> torch.Tensor:
-        """The update before it is orthogonalised; of a matrix in shards the own rows."""
-        assert p.grad is not None
-        state = self.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p.grad)
-        gradient, buffer = local_shard(p.grad), local_shard(state["momentum_buffer"])
-        buffer.lerp_(gradient, 1 - momentum)
-        return gradient.lerp(buffer, momentum)
-
-
-def _stacks(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Matrices of one shape, lying down or standing, as many together as keep the stack small.
-
-    In shards they must all lie or all stand, and each process will have so many to do.
-    """
-    by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
-    for p in parameters:
-        by_shape.setdefault(tuple(p.shape) if is_dtensor(p) else tuple(sorted(p.shape)), []).append(p)
-    for shape, alike in by_shape.items():
-        processes = alike[0].device_mesh.size() if is_dtensor(alike[0]) else 1  # type: ignore[attr-defined]
-        size = max(1, STACK_ELEMENTS // math.prod(shape)) * processes
-        yield from (alike[start : start + size] for start in range(0, len(alike), size))
-
-
-STACK_ELEMENTS = 2**23  # 16 MiB in bf16
-
-
-def newton_schulz(updates: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Each update orthogonalised. A tall one goes in lying down: the iteration multiplies by the shorter side."""
-    tall = [update.shape[0] > update.shape[1] for update in updates]
-    lying = torch.stack([update.T if is_tall else update for update, is_tall in zip(updates, tall, strict=True)])
-    return [update.T if is_tall else update for update, is_tall in zip(orthogonalize(lying), tall, strict=True)]
-
-
-def _made_alike_in_shards(updates: Sequence[torch.Tensor], matrix: torch.Tensor) -> list[torch.Tensor]:
-    """The same for matrices in shards like `matrix`: own rows of each in, own rows of each out.
-
-    The processes exchange rows of all for all of some, so that each has its part of the work, and back again.
-    """
-    from torch.distributed.tensor import DTensor, Shard
-
-    mesh, (rows, columns) = matrix.device_mesh, matrix.shape  # type: ignore[attr-defined]
-    shape, stride = torch.Size((len(updates), rows, columns)), (rows * columns, columns, 1)
-
-    def exchanged(part: torch.Tensor, have: Shard, want: Shard) -> torch.Tensor:
-        whole = DTensor.from_local(part.contiguous(), mesh, [have], run_check=False, shape=shape, stride=stride)
-        return whole.redistribute(placements=[want]).to_local()
-
-    some = exchanged(torch.stack(list(updates)).bfloat16(), Shard(1), Shard(0))
-    done = torch.stack(newton_schulz(some.unbind())) if len(some) else some
-    return list(exchanged(done, Shard(0), Shard(1)).unbind())
-
-
-def orthogonalize(x: torch.Tensor) -> torch.Tensor:
-    """(N, rows, columns ≥ rows) -> the same singular vectors with singular values of about 1 (0.7 to 1.2), in bfloat16.
-
-    Five steps of the quintic Newton-Schulz iteration X ← aX + bXXᵀX + c(XXᵀ)²X with the coefficients of Jordan et al.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = x.bfloat16()
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
-
-
 class Optimizer:
-    """AdamW, alone or beside Muon, behind one `step(fraction)`; state by parameter name, ready for a checkpoint."""
+    """AdamW, alone or with Muon, behind one `step(fraction)`. The state is stored by parameter name for checkpoints."""
 
     def __init__(self, model: nn.Module, training: TrainingSection, phase: ScheduleFields) -> None:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -206,7 +55,7 @@ class Optimizer:
             {"params": [p for p in rest if p.dim() >= 2], "decays": True},
             {"params": [p for p in rest if p.dim() < 2], "decays": False},
         ]
-        self.members: list[Member] = [
+        self.members: list[BaseOptimizer] = [
             AdamW(
                 [group for group in groups if group["params"]],
                 lr=phase.learning_rate,
@@ -221,7 +70,7 @@ class Optimizer:
     def step(self, fraction: float, weight_decay: float | None = None) -> None:
         """Update with `fraction` of the peak learning rates and clear the gradients.
 
-        `weight_decay` (default: the config's) is that of the matrices; vectors have none.
+        `weight_decay` (default: the config's) applies to matrices; vectors are not decayed.
         """
         decay = self.weight_decay if weight_decay is None else weight_decay
         for member, peak in zip(self.members, self.peaks, strict=True):
@@ -233,7 +82,7 @@ class Optimizer:
 
     @property
     def learning_rate(self) -> float:
-        """AdamW's learning rate of the last step."""
+        """AdamW's learning rate in the last step."""
         return float(self.members[0].param_groups[0]["lr"])
 
     def zero_grad(self) -> None:
@@ -255,29 +104,75 @@ class Optimizer:
         }
 
     def parameter_of(self, key: str) -> nn.Parameter | None:
-        """The parameter that a state tensor of this name belongs to."""
+        """The parameter that the state tensor with this name belongs to."""
         return self.parameters.get(key.rpartition("/")[0])
 
     def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put back what `state_tensors` gave, exactly. Raises KeyError for a parameter that does not exist."""
+        """Restore the state from `state_tensors` exactly. Raises KeyError for a parameter that does not exist."""
         owners = {id(p): member for member in self.members for group in member.param_groups for p in group["params"]}
         for key, value in tensors.items():
             name, _, field = key.rpartition("/")
             parameter = self.parameters[name]
-            # Counters stay where the optimizer makes them; moments lie with their parameter.
+            # A step counter stays on the CPU if its parameter is there; moments are on the device of their parameter.
             where = value.clone() if value.dim() == 0 and parameter.device.type == "cpu" else value.to(parameter.device)
             owners[id(parameter)].state[parameter][field] = where
 
 
 def is_block_matrix(name: str, parameter: torch.Tensor) -> bool:
-    """Whether Muon is meant for this parameter: a matrix inside a block."""
+    """Whether Muon updates this parameter: a matrix inside a block."""
     return parameter.dim() == 2 and name.startswith("layers.")
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> torch.Tensor:
-    """Scale the gradients to a joint norm of at most `limit` (0: leave them); returns the norm before.
+    """Scale the gradients to a total norm of at most `limit` (0: no limit); returns the norm before scaling.
 
-    Of gradients in shards it is the norm over all processes, and all of them call this together.
+    The norm of sharded gradients is that over all processes, which must call this together.
     """
     norm = nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else math.inf)
     return norm.full_tensor() if is_dtensor(norm) else norm  # type: ignore[attr-defined]
+
+
+class WeightAverage:
+    """Exponential moving average of weights (Polyak & Juditsky 1992), often better than the last weights.
+
+    average ← decay · average + (1 − decay) · weight after each step, in float32. At first the decay is lower,
+    (1 + n) / (10 + n) after n steps, so that the random initial weights soon lose their influence.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.averages = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Add the current weights to the average."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        averages, weights = (
+            [local_shard(tensor) for tensor in tensors.values()] for tensors in (self.averages, self.parameters)
+        )
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Context in which the model has the averages as weights. Afterwards its own weights are restored exactly."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self.parameters.items():
+            weight = parameter.detach().clone()
+            parameter.copy_(self.averages[name])
+            self.averages[name].copy_(weight)
+
+    @torch.no_grad()
+    def load(self, averages: Mapping[str, torch.Tensor], steps: int) -> None:
+        """Restore averages and step count."""
+        self.steps = steps
+        for name, average in self.averages.items():
+            average.copy_(averages[name])

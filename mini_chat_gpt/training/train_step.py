@@ -29,8 +29,7 @@ from mini_chat_gpt.model import GPT
 from mini_chat_gpt.ops.loss import LossSums
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.fsdp import shard
-from mini_chat_gpt.training.optim import Optimizer, clip_gradients
-from mini_chat_gpt.training.weight_average import WeightAverage
+from mini_chat_gpt.training.optim import Optimizer, WeightAverage, clip_gradients
 
 Outcome = Literal["updated", "overflow", "non-finite"]
 """Whether a step changed the weights. "overflow": the float16 loss scale was too large and has been halved.
@@ -197,7 +196,7 @@ class TrainStep:
 
     def averaged(self) -> AbstractContextManager[None]:
         """Context in which the model has its averaged weights, if an average is kept."""
-        return self.average.in_place() if self.average is not None else nullcontext()
+        return self.average.applied() if self.average is not None else nullcontext()
 
     @torch.no_grad()
     def evaluate(self, examples: Sequence[Example]) -> dict[str, tuple[float, int]]:

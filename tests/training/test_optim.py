@@ -1,4 +1,4 @@
-"""Schedules as pure functions, decay on matrices only, state that can be put back exactly."""
+"""Schedules are pure functions, weight decay applies to matrices only, the state can be restored exactly."""
 
 import subprocess
 import sys
@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 
 from mini_chat_gpt.config import GPTConfig, SFTSection, TrainingSection
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.training.optim import (
-    AdamW,
-    Muon,
-    Optimizer,
-    clip_gradients,
-    is_block_matrix,
-    lr_fraction,
-    orthogonalize,
-)
+from mini_chat_gpt.training.adamw import AdamW
+from mini_chat_gpt.training.optim import Optimizer, WeightAverage, clip_gradients, is_block_matrix, lr_fraction
 
 CONFIG = GPTConfig(vocab_size=50, n_layer=2, n_head=2, n_embd=16, context_length=16)
 
@@ -55,24 +48,24 @@ def train(model: GPT, optimizer: Optimizer, steps: range) -> None:
         optimizer.step(1.0)
 
 
-def test_adamw_is_pytorchs():
+def test_adamw_equals_pytorchs():
     ours, theirs = (
         [torch.nn.Parameter(torch.randn(5, 3, generator=torch.Generator().manual_seed(i))) for i in range(2)]
         for _ in range(2)
     )
-    mine = AdamW([{"params": ours, "weight_decay": 0.1}], lr=0.01, betas=(0.9, 0.95))
+    optimizer = AdamW([{"params": ours, "weight_decay": 0.1}], lr=0.01, betas=(0.9, 0.95))
     reference = torch.optim.AdamW(theirs, lr=0.01, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     for step in range(5):
         for one, other in zip(ours, theirs, strict=True):
             one.grad = torch.randn(5, 3, generator=torch.Generator().manual_seed(10 + step))
             other.grad = one.grad.clone()
-        mine.step(), reference.step()
+        optimizer.step(), reference.step()
     for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(one, other)
-        assert all(torch.equal(value, reference.state[other][name]) for name, value in mine.state[one].items())
+        assert all(torch.equal(value, reference.state[other][name]) for name, value in optimizer.state[one].items())
 
 
-def test_making_an_optimizer_does_not_import_pytorchs_compiler():
+def test_creating_an_optimizer_does_not_import_pytorchs_compiler():
     code = (
         "import sys, torch; from mini_chat_gpt.model import GPT; from mini_chat_gpt.config import GPTConfig, SFTSection, TrainingSection;"
         "from mini_chat_gpt.training.optim import Optimizer;"
@@ -85,7 +78,7 @@ def test_making_an_optimizer_does_not_import_pytorchs_compiler():
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_state_put_back_into_a_new_optimizer_continues_exactly(kind):
+def test_a_new_optimizer_with_restored_state_continues_exactly(kind):
     model, optimizer = build(kind)
     train(model, optimizer, range(3))
     saved_model = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -100,7 +93,7 @@ def test_state_put_back_into_a_new_optimizer_continues_exactly(kind):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_weight_decay_shrinks_matrices_and_leaves_vectors(kind):
+def test_weight_decay_shrinks_matrices_and_not_vectors(kind):
     model, optimizer = build(kind, weight_decay=0.5)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
@@ -111,7 +104,7 @@ def test_weight_decay_shrinks_matrices_and_leaves_vectors(kind):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_a_step_can_have_a_weight_decay_of_its_own(kind):
+def test_a_step_can_have_its_own_weight_decay(kind):
     model, optimizer = build(kind, weight_decay=0.0)
     matrix, vector = model.layers[0].self_attn.q_proj.weight, model.norm.weight
 
@@ -125,11 +118,11 @@ def test_a_step_can_have_a_weight_decay_of_its_own(kind):
     assert size_after() == before
     decayed = size_after(0.5)
     assert decayed == pytest.approx(before * (1 - 0.5 * optimizer.members[-1].param_groups[0]["lr"]))
-    assert size_after() == decayed  # only that step
+    assert size_after() == decayed  # that step only
     assert torch.equal(vector, torch.ones_like(vector))
 
 
-def test_muon_takes_the_matrices_of_blocks_and_nothing_else():
+def test_muon_updates_the_matrices_of_blocks_and_nothing_else():
     model, optimizer = build("muon")
     by_muon = {id(p) for group in optimizer.members[1].param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
@@ -143,7 +136,7 @@ def test_every_parameter_is_updated_by_exactly_one_member():
     assert sorted(owned) == sorted(id(p) for p in model.parameters())
 
 
-def test_clipping_scales_the_joint_norm_and_reports_the_norm_before():
+def test_clipping_scales_the_total_norm_and_returns_the_norm_before():
     weights = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
     for weight in weights:
         weight.grad = torch.full((3,), 2.0)
@@ -154,35 +147,30 @@ def test_clipping_scales_the_joint_norm_and_reports_the_norm_before():
     assert torch.equal(weights[0].grad, torch.full((3,), 2.0))
 
 
-@pytest.mark.parametrize("stack_elements", [2**23, 200])
-def test_muon_equals_pytorchs(monkeypatch, stack_elements):
-    monkeypatch.setattr("mini_chat_gpt.training.optim.STACK_ELEMENTS", stack_elements)
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(8, 8), (8, 20), (20, 8), (8, 8), (5, 7)]
-    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
-    optimizers = [
-        Muon([{"params": ours}], lr=0.1, weight_decay=0.1),
-        torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1),
-    ]
-    for _ in range(4):
-        for one, other in zip(ours, theirs, strict=True):
-            one.grad = torch.randn(one.shape, generator=generator)
-            other.grad = one.grad.clone()
-        for optimizer in optimizers:
-            optimizer.step()
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0.02)  # the iteration runs in bfloat16 in both
+# The moving average of weights
 
 
-def test_an_orthogonalized_update_moves_every_direction_alike():
-    values = torch.linalg.svdvals(orthogonalize(torch.randn(3, 16, 40)).float())
-    assert values.min() > 0.5
-    assert values.max() < 1.5
+def test_the_average_follows_its_formula():
+    model = torch.nn.Linear(2, 1, bias=False)
+    average = WeightAverage(model, decay=0.5)
+    expected = model.weight.detach().clone()
+    for step in range(1, 30):
+        with torch.no_grad():
+            model.weight.add_(1.0)
+        average.update()
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * model.weight.detach()
+    torch.testing.assert_close(average.averages["weight"], expected)
 
 
-def test_a_matrix_without_gradient_stays_as_it_is():
-    still, moved = torch.nn.Parameter(torch.ones(4, 4)), torch.nn.Parameter(torch.ones(4, 4))
-    moved.grad = torch.eye(4)
-    Muon([{"params": [still, moved]}], lr=0.1).step()
-    assert torch.equal(still, torch.ones(4, 4))
-    assert not torch.equal(moved, torch.ones(4, 4))
+def test_the_model_gets_its_own_weights_back_exactly():
+    model = torch.nn.Linear(8, 8)
+    average = WeightAverage(model, decay=0.9)
+    with torch.no_grad():
+        model.weight.add_(torch.randn(8, 8))
+    average.update()
+    before, averaged = model.weight.detach().clone(), average.averages["weight"].clone()
+    with average.applied():
+        assert torch.equal(model.weight, averaged)
+    assert torch.equal(model.weight, before)
+    assert torch.equal(average.averages["weight"], averaged)
