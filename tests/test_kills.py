@@ -1,6 +1,6 @@
-"""A run that is killed again and again, at any instant, ends with the weights of one that never was, bit for bit.
+"""A run that is killed many times at random moments ends with the same weights as an uninterrupted one, bit for bit.
 
-The processes are forked from one that has imported everything, so that a start costs a second and many kills can be tried.
+The processes are forked from one that has imported everything. A start then takes a second, so that many kills can be tested.
 """
 
 import json
@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from commands import SMALL, environment, write_stories
 
-NURSERY = """
-# Forks a training process for each line "KIND NUMBER|ARGUMENTS…" and says its process number, then its end.
-# KIND "" trains; "before"/"after" kill the process at its NUMBER-th rename; "deleting" in the middle of deleting a folder.
+FORK_SERVER = """
+# Forks a training process for each line "KIND NUMBER|ARGUMENTS…". Prints its process id, then its exit code.
+# KIND "" trains; "before" and "after" kill the process at its NUMBER-th rename; "deleting" while it deletes a folder.
 import os, shutil, signal, sys
 import torch.utils.data, mini_chat_gpt.training.loss_curves
 from mini_chat_gpt.pretrain import main
@@ -26,7 +26,7 @@ from mini_chat_gpt.common.entry import exit_with
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 
-def sabotage(kind, number):
+def kill_at(kind, number):
     count, rename, rmdir = [0], os.rename, os.rmdir
     def watched(*args, **more):
         count[0] += 1
@@ -37,7 +37,7 @@ def sabotage(kind, number):
         count[0] += 1
         if count[0] == number: die()
         rmdir(*args, **more)
-    if kind == "deleting": os.rmdir = watched_rmdir  # the last act of deleting a checkpoint's folder
+    if kind == "deleting": os.rmdir = watched_rmdir  # the last call when a checkpoint folder is deleted
     else: os.rename = watched
 
 for line in sys.stdin:
@@ -47,7 +47,7 @@ for line in sys.stdin:
         os.setpgid(0, 0)
         log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1); os.dup2(log, 2)
-        if kind: sabotage(kind, int(number))
+        if kind: kill_at(kind, int(number))
         exit_with(lambda: main(arguments))
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -63,10 +63,12 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-class Nursery:
+class ForkServer:
     def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-c", NURSERY]
-        variables = environment(OMP_WAIT_POLICY="PASSIVE")  # two threads that spin would starve the tests beside them
+        command = [sys.executable, "-c", FORK_SERVER]
+        variables = environment(
+            OMP_WAIT_POLICY="PASSIVE"
+        )  # two spinning threads would slow down tests that run in parallel
         self.process = subprocess.Popen(
             command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
         )
@@ -80,7 +82,7 @@ class Nursery:
 
 
 def leftovers(run: Path) -> str:
-    """What the run was doing to its checkpoints when it was killed."""
+    """Whether the run was killed while it saved or deleted a checkpoint."""
     names = [path.name for path in run.glob(".step-*")]
     if any(name.endswith(".tmp") for name in names):
         return "while saving"
@@ -92,7 +94,7 @@ def newest(run: Path) -> str:
 
 
 def state_of(checkpoint: Path) -> dict:
-    """Everything in a checkpoint but the time it took."""
+    """Everything in a checkpoint except times."""
     files = {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.name != "manifest.json"}
     state = json.loads(files["training_state.json"])
     del state["progress"]["seconds"], state["progress"]["window"]["seconds"], state["progress"]["window"]["waiting"]
@@ -100,12 +102,12 @@ def state_of(checkpoint: Path) -> dict:
 
 
 @pytest.fixture
-def nursery(tmp_path):
+def fork_server(tmp_path):
     write_stories(tmp_path)
-    nursery = Nursery(tmp_path)
-    yield nursery
-    nursery.process.kill()
-    nursery.process.communicate()
+    server = ForkServer(tmp_path)
+    yield server
+    server.process.kill()
+    server.process.communicate()
 
 
 OTHERS = ["training.optimizer=adamw", "training.ema=null", "data.num_workers=0", "system.threads=1",
@@ -116,34 +118,34 @@ OTHERS = ["training.optimizer=adamw", "training.ema=null", "data.num_workers=0",
     "changes",
     [pytest.param([], id="muon, ema, worker, two threads"), pytest.param(OTHERS, id="float16", marks=pytest.mark.slow)],
 )
-def test_twenty_kills_at_any_instant_change_nothing(tmp_path, nursery, changes):
-    nursery.start([*SETTINGS, *changes, "pretrain.save_dir=whole"])
-    assert nursery.exit_code() == 0, (tmp_path / "log.txt").read_text()
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path, fork_server, changes):
+    fork_server.start([*SETTINGS, *changes, "pretrain.save_dir=whole"])
+    assert fork_server.exit_code() == 0, (tmp_path / "log.txt").read_text()
     broken = [*SETTINGS, *changes, "pretrain.save_dir=broken"]
     rng, seen = random.Random(7), Counter()
-    sabotaged = [("before", 1), ("before", 4), ("after", 1), ("after", 4), ("deleting", 1), ("deleting", 3)]
-    for kind, number in sabotaged:  # in the middle of a rename or of a rotation
-        nursery.start(broken, kind, number)
-        assert nursery.exit_code() == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
+    kills = [("before", 1), ("before", 4), ("after", 1), ("after", 4), ("deleting", 1), ("deleting", 3)]
+    for kind, number in kills:  # during a rename or a rotation of checkpoints
+        fork_server.start(broken, kind, number)
+        assert fork_server.exit_code() == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
         seen[f"{kind} rename" if kind != "deleting" else kind] += 1
     for number in range(20):
         before = newest(tmp_path / "broken")
-        child = nursery.start(broken)
-        # At any moment of the start, or a little after a step was saved: each kill leaves work for the next.
+        child = fork_server.start(broken)
+        # At a random moment of the start, or shortly after a save: each start makes some progress.
         deadline = time.monotonic() + rng.uniform(0.3, 1.5)
         while newest(tmp_path / "broken") == before and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.04))
         deadline = time.monotonic() + 5
         while number % 2 and not list((tmp_path / "broken").glob(".step-*")) and time.monotonic() < deadline:
-            pass  # every other one in the middle of saving or deleting
+            pass  # every second kill happens during saving or deleting
         os.kill(child, signal.SIGKILL)
-        assert nursery.exit_code() == -signal.SIGKILL, (
-            f"it ended before its kills {seen}: {(tmp_path / 'log.txt').read_text()}"
+        assert fork_server.exit_code() == -signal.SIGKILL, (
+            f"the run ended before all kills {seen}: {(tmp_path / 'log.txt').read_text()}"
         )
         seen[leftovers(tmp_path / "broken")] += 1
-    nursery.start(broken)
-    assert nursery.exit_code() == 0, (tmp_path / "log.txt").read_text()
+    fork_server.start(broken)
+    assert fork_server.exit_code() == 0, (tmp_path / "log.txt").read_text()
     print(dict(seen))
     assert state_of(tmp_path / "whole" / f"step-{STEPS:07d}") == state_of(tmp_path / "broken" / f"step-{STEPS:07d}")
     assert not list((tmp_path / "broken").glob(".step-*"))

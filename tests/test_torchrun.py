@@ -1,4 +1,4 @@
-"""Several processes under torchrun: the same steps as one process, and a run that outlives the death of one of them."""
+"""Several processes under torchrun make the same steps as one process, and a run survives the loss of one of them."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def losses(folder: Path, name: str) -> list[float]:
     return [line[f"pretrain/{name}"] for line in lines if f"pretrain/{name}" in line]
 
 
-def test_two_processes_train_as_one_does(clone, pair):
+def test_two_processes_train_like_one(clone, pair):
     run(clone, "pretrain", *SETTINGS, "pretrain.save_dir=alone")
     for name in ("train_loss", "val_loss", "tokens", "trained_tokens"):
         ours, theirs = (torch.tensor(losses(folder, name)) for folder in (pair, clone / "alone"))
@@ -61,14 +61,14 @@ def test_two_processes_train_as_one_does(clone, pair):
         torch.testing.assert_close(tensor, alone[name], rtol=1e-3, atol=1e-4)
 
 
-def test_a_run_of_two_processes_goes_on_in_one(clone, pair):
-    first = clone / "begun-by-two"
+def test_a_run_of_two_processes_can_be_resumed_by_one(clone, pair):
+    first = clone / "started-by-two"
     first.mkdir()
     for name in ("step-0000008", "config.yaml", "metrics.jsonl", "run.json"):
         os.symlink(pair / name, first / name) if name.startswith("step") else (first / name).write_bytes(
             (pair / name).read_bytes()
         )
-    printed = run(clone, "pretrain", "pretrain.resume_from=begun-by-two")
+    printed = run(clone, "pretrain", "pretrain.resume_from=started-by-two")
     assert "resumed at step 8" in printed
     ours, theirs = (weights(folder / "step-0000024") for folder in (first, pair))
     for name, tensor in ours.items():
@@ -76,8 +76,8 @@ def test_a_run_of_two_processes_goes_on_in_one(clone, pair):
 
 
 def workers_of(agent: int) -> list[int]:
-    """The training processes that torchrun's own process has started."""
-    found = []
+    """The training processes that a torchrun process has started."""
+    processes = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
@@ -86,35 +86,35 @@ def workers_of(agent: int) -> list[int]:
             except OSError:
                 continue
             if int(fields[1]) == agent and "pretrain.py" in command:
-                found.append(int(folder.name))
-    return sorted(found)
+                processes.append(int(folder.name))
+    return sorted(processes)
 
 
-def wait_for(what, seconds: float = 120) -> None:
+def wait_for(condition, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
+    while not condition():
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.02)
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finding the processes needs Linux's /proc")
-def test_when_one_process_dies_torchrun_starts_again_from_the_last_checkpoint(clone, pair):
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finding the processes needs /proc of Linux")
+def test_after_the_loss_of_a_process_torchrun_restarts_from_the_last_checkpoint(clone, pair):
     arguments = ["--nproc_per_node=2", "--standalone", "--max-restarts=1", "mini_chat_gpt/pretrain.py", *SETTINGS]
-    command = program(*TORCHRUN, *arguments, "pretrain.save_dir=mourning")
+    command = program(*TORCHRUN, *arguments, "pretrain.save_dir=restarted")
     agent = subprocess.Popen(
         command, cwd=clone, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    wait_for(lambda: (clone / "mourning" / "step-0000008").exists())
+    wait_for(lambda: (clone / "restarted" / "step-0000008").exists())
     os.kill(workers_of(agent.pid)[1], signal.SIGKILL)
     printed = agent.communicate(timeout=200)[0]
     assert agent.returncode == 0, printed
     assert "resumed at step" in printed
-    assert not (clone / "mourning-2").exists()
-    ours, theirs = (weights(folder / "step-0000024") for folder in (clone / "mourning", pair))
+    assert not (clone / "restarted-2").exists()
+    ours, theirs = (weights(folder / "step-0000024") for folder in (clone / "restarted", pair))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
-def test_the_process_that_is_left_says_what_happened(clone):
+def test_the_remaining_process_reports_the_loss_of_the_other(clone):
     command = program(*TORCHRUN, "--nproc_per_node=2", "--standalone", "mini_chat_gpt/pretrain.py", *SETTINGS)
     agent = subprocess.Popen(
         [*command, "pretrain.max_steps=5000", "pretrain.save_dir=left"],
@@ -124,10 +124,10 @@ def test_the_process_that_is_left_says_what_happened(clone):
     os.kill(workers_of(agent.pid)[1], signal.SIGKILL)
     printed = agent.communicate(timeout=100)[0]
     assert agent.returncode != 0
-    assert "Process 0 of 2 has lost another one" in printed or "Stopped (SIGTERM)" in printed
+    assert "Process 0 of 2 has lost the connection to another one" in printed or "Stopped (SIGTERM)" in printed
 
 
-def test_a_mistake_is_said_once_and_ends_all_processes(clone):
+def test_an_error_is_printed_once_and_ends_all_processes(clone):
     printed = torchrun_fails(clone, "pretrain.dataset_path=nowhere")
     assert printed.count("error: There is no text at nowhere") == 1
 
@@ -141,7 +141,7 @@ def torchrun_fails(clone: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_without_torchrun_the_line_to_type_is_printed(clone):
+def test_without_torchrun_the_command_to_type_is_printed(clone):
     printed = run(clone, "mini_chat_gpt/pretrain.py", "system.multi_gpu=true", code=2)
     assert "torchrun --nproc_per_node=2 mini_chat_gpt/pretrain.py system.multi_gpu=true" in printed
     printed = run(clone, "sft", "system.fsdp=true", code=2)
@@ -149,8 +149,8 @@ def test_without_torchrun_the_line_to_type_is_printed(clone):
 
 
 @pytest.mark.slow
-def test_of_two_machines_one_is_lost_and_comes_back(clone, pair):
-    """Two agents with one process each, as on two machines; one is killed with all that it started."""
+def test_a_lost_machine_can_rejoin_the_run(clone, pair):
+    """Two torchrun agents with one process each, as on two machines; one is killed with its process."""
     port = free_port()
     arguments = ["--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv_backend=c10d", "--rdzv_id=two-machines",
                  f"--rdzv_endpoint=localhost:{port}", "--local-addr=localhost"]  # fmt: skip
@@ -159,12 +159,12 @@ def test_of_two_machines_one_is_lost_and_comes_back(clone, pair):
 
     def start() -> subprocess.Popen:
         log = open(clone / "machines.log", "a")
-        # Without this PyTorch 2.13's torchrun lets no machine back in: it waits for an address that nobody gives again.
+        # Without this torchrun of PyTorch 2.13 waits forever for the address of the machine that rejoins.
         variables = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
         return subprocess.Popen(command, cwd=clone, env=variables, stdout=log, stderr=subprocess.STDOUT)
 
     first = start()
-    time.sleep(3)  # so that it keeps the meeting point
+    time.sleep(3)  # so that this agent hosts the rendezvous
     second = start()
     wait_for(lambda: list((clone / "machines").glob("step-*")))
     workers = workers_of(second.pid)
