@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mini_chat_gpt import assets
 from mini_chat_gpt.common.page import escaped, without_folders
 from mini_chat_gpt.reports.charts import Scale, bar, bins, log_ticks, loss_curves, number, shares, ticks
 from mini_chat_gpt.reports.html_report import page
@@ -170,6 +171,11 @@ def test_every_number_is_on_the_page(names, groups):
     assert [text for text in expected if text not in shown] == []
     assert all(name in shown for name in names)
     assert ("+31.4 points" in shown) == (len(names) > 1)
+
+
+def test_style_and_script_are_part_of_the_page():
+    text = page(report_of("base", "sft"))
+    assert all(assets.text(name) in text for name in ("page.css", "report.css", "report.js"))
 
 
 def test_every_part_is_optional():
