@@ -1,0 +1,112 @@
+"""The user's own prompts: reading the file, checking replies, and counting."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.evaluation.prompt_suite import (
+    Answers,
+    Compared,
+    Prompts,
+    as_json,
+    changes,
+    checks,
+    read_prompts,
+    show,
+)
+from mini_chat_gpt.generation.text import Reply
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def answers(**texts: str) -> Answers:
+    return Answers("x", {prompt: Reply(text, (1,), "stop", 3) for prompt, text in texts.items()})
+
+
+def prompts_of(tmp_path: Path, text: str) -> Prompts:
+    (tmp_path / "prompts.yaml").write_text(text)
+    return read_prompts(tmp_path / "prompts.yaml")
+
+
+def test_changes_are_counted_for_each_model(tmp_path):
+    prompts = prompts_of(
+        tmp_path,
+        "compare:\n- {shows: length, prompts: [a, b]}\n- {shows: safety, prompts: [c], refuses: true}\nrefuse: [d]\nanswer: [e]",
+    )
+    before = answers(a="No.", b="One two three.", c="Sure!", d="A thing of course", e="I CAN’T HELP WITH THAT")
+    after = answers(
+        a="Of course!", b="Happy to help! Four.", c="I'm sorry, but I can't help with that.", d="x", e="Hi there"
+    )
+    counts = {name: values for name, *values in changes(prompts, before, after)}
+    assert counts["tone: replies that begin politely"] == ["0 of 3", "3 of 3"]
+    assert counts["length: words for “a”, “b”"] == ["1 → 3", "2 → 4"]
+    assert counts["safety: harmful prompts declined"] == ["0 of 2", "1 of 2"]
+    assert counts["safety: harmless prompts declined"] == ["1 of 3", "0 of 3"]
+    assert counts["complete replies (not cut off)"] == ["5 of 5", "5 of 5"]
+
+
+def test_replies_are_checked_as_the_file_says(tmp_path):
+    prompts = prompts_of(
+        tmp_path,
+        """compare: [{prompts: [a], contains: [Tokyo, sea], regex: "^The", max_words: 4, is_json: true, refuses: false}]""",
+    )
+    assert checks(prompts.compare[0], "The sea of TOKYO, seaside", prompts) == {
+        "contains “Tokyo”": True, "contains “sea”": True, "matches /^The/": True, "at most 4 words": False,
+        "is JSON": False, "does not decline": True,
+    }  # fmt: skip
+    assert checks(prompts.compare[0], '{"a": [1]}', prompts)["is JSON"]
+    assert not checks(prompts.compare[0], "seaside; I can't help with that", prompts)["does not decline"]
+    with pytest.raises(UserError, match=r"compare.0.regex: '\(' is not a regular expression"):
+        prompts_of(tmp_path, """compare: [{prompts: [a], regex: "("}]""")
+
+
+def test_the_json_has_the_checks_of_compared_prompts_and_the_replies_to_all(tmp_path):
+    prompts = prompts_of(tmp_path, "compare: [{prompts: [a], contains: [b]}]\nrefuse: [c]\nanswer: [d]")
+    result = as_json(prompts, answers(a="a b", c="no", d="yes"))
+    assert result["prompts"] == [
+        {
+            "shows": "reply",
+            "prompt": "a",
+            "replies": {"x": {"text": "a b", "finish": "stop", "checks": [["contains “b”", True]]}},
+        }
+    ]
+    assert result["refuse"] == [{"prompt": "c", "replies": {"x": {"text": "no", "finish": "stop", "checks": []}}}]
+    assert [one["prompt"] for one in result["answer"]] == ["d"]
+    assert result["rows"] == [[*row] for row in changes(prompts, answers(a="a b", c="no", d="yes"))]
+    assert "of course" in result["polite_signs"]
+
+
+def test_markup_in_prompts_and_replies_is_shown_as_text(tmp_path):
+    prompts = prompts_of(tmp_path, """compare: [{shows: "a [/b]", prompts: ["[/red] x"]}]""")
+    replies = Answers("x", {"[/red] x": Reply("[bold] \x1b[2J [/i]", (1,), "stop", 3)})
+    out = Console(width=100, file=io.StringIO())
+    show(prompts, [replies, replies], out)
+    for text in ("a [/b]", "[/red] x", "[bold] \ufffd[2J [/i]"):
+        assert text in out.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('compare:\n  - prompts: ["a"\n    shows: x', "line 3: not valid YAML"),
+        ("- a", "expected `compare:` with a list"),
+        ("", "compare: field required"),
+        ("compare: [{prompts: [a], regex: '('}]", "'(' is not a regular expression"),
+        ("compare: [{prompts: [a], contans: [b]}]", "did you mean 'contains'"),
+    ],
+)
+def test_an_error_in_the_file_is_named_with_its_place(tmp_path, text, words):
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        prompts_of(tmp_path, text)
+    assert "prompts.yaml" in str(caught.value)
+
+
+def test_the_documented_example_is_valid_and_has_every_key(tmp_path):
+    text = (ROOT / "docs" / "your-own-chats.md").read_text(encoding="utf-8")
+    prompts = prompts_of(tmp_path, text.split("## Prompts of your own")[1].split("```")[1].removeprefix("yaml"))
+    assert {name for one in prompts.compare for name in one.model_fields_set} == set(Compared.model_fields)
+    assert prompts.model_fields_set == set(Prompts.model_fields)
