@@ -91,8 +91,10 @@ class Attention(nn.Module):
         k = self.k_proj(x).view(b, t, self.n_kv_head, self.head_dim).transpose(1, 2)  # (B, Hkv, T, D)
         v = self.v_proj(x).view(b, t, self.n_kv_head, self.head_dim).transpose(1, 2)
         if self.q_norm is not None and self.k_norm is not None:
+            # Before the rotation, which keeps norms: bounded scores keep training stable (Henry et al. 2020, arXiv:2010.04245).
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
+            # Rotated queries and keys make q·k depend on the distance of two tokens, not on their positions.
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         return q, k, v
 
@@ -141,6 +143,7 @@ class Block(nn.Module):
         self, x: torch.Tensor, rope: Rope | None, layout: Layout, positions: torch.Tensor | None = None
     ) -> torch.Tensor:
         """x (B, T, C) -> (B, T, C), or with `positions` (R,) in the row only those tokens, (B, R, C)."""
+        # The norms come before the sublayers, so the residual stream passes through unchanged (Xiong et al. 2020, arXiv:2002.04745).
         q, k, v = self.qkv(x, rope)
         x, heads = self.attend(x, q, k, v, layout, positions)
         return self.out_and_mlp(x, heads)
@@ -193,15 +196,17 @@ class GPT(nn.Module):
         self.norm = make_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
+            # In a small model the table is most of the weights; one serves both (Press & Wolf 2017, arXiv:1608.05859).
             self.lm_head.weight = self.embed_tokens.weight
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Normal(0, 0.02); projections into the residual stream are smaller by √(2 · layers) (GPT-2, Radford et al. 2019)."""
         for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
+            if parameter.dim() < 2:  # norms and biases
                 nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.ones_(parameter)
             else:
+                # The residual stream is a sum of 2 · layers outputs; its variance should not grow with their number.
                 into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if into_residual else 0.02)
 
@@ -227,21 +232,22 @@ class GPT(nn.Module):
 
         Raises ValueError for more tokens than the context holds.
         """
-        # DDP and FSDP hook into `forward` alone, so that training comes through here, too.
+        # DDP and FSDP hook into `forward` alone, so training has to come through here, too.
         if not isinstance(batch, torch.Tensor):
             return self.loss_sums(batch)
         positions = torch.arange(batch.shape[1], device=batch.device).expand(batch.shape)
         return self.lm_head(self.hidden(batch, positions, Causal()))
 
     def loss_sums(self, batch: PackedBatch) -> LossSums:
-        """Σ w·loss over the batch's labels, and the loss of each; see ops/loss.py."""
+        """Σ w·loss over the batch's labels, and the loss of each (R,); see ops/loss.py."""
+        # Only attention needs to know where examples begin and end: everything else treats each token by itself.
         layout = Packed(batch.cu_seqlens, batch.ids.device, batch.prefix_branches, length=len(batch.ids))
         hidden = self.hidden(batch.ids[None], batch.positions[None], layout, batch.target_positions)[0]  # (R, C)
         return self.head_sums(hidden, batch.labels, batch.weights)
 
     def head_sums(self, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> LossSums:
         """The loss of hidden states (R, C) that predict labels (R,) with weights (R,)."""
-        # Some rows of a frozen head may be trained: such a head keeps them apart.
+        # A head of which only some rows are trained keeps them apart from its frozen table.
         trained_rows = getattr(self.lm_head, "trained_rows", None)
         return cross_entropy_sums(hidden, self.lm_head.weight, labels, weights, trained_rows)
 
@@ -282,6 +288,7 @@ class GPT(nn.Module):
             # After the attention of the last block nothing reads tokens that don't predict a label.
             selected = target_positions if number == len(self.layers) else None
             if recompute:
+                # Sublinear memory for a second forward pass (Chen et al. 2016, arXiv:1604.06174).
                 x = checkpoint(block, x, rope, layout, selected, use_reentrant=False)
             else:
                 x = block(x, rope, layout, selected)
@@ -292,6 +299,7 @@ class GPT(nn.Module):
         old = self.config.vocab_size
         if vocab_size <= old:
             return
+        # Configs are frozen: others may hold this one.
         self.config = self.config.model_copy(update={"vocab_size": vocab_size})
         for table in self._tables():
             weight = table.weight

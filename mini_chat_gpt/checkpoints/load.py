@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -46,7 +47,7 @@ def load_model(folder: Path) -> GPT:
         merge_lora(model)
         return model
     with _readable(folder):
-        config = GPTConfig(**meta["gpt_config"])
+        config = _model_config(folder, meta)
         return model_from_state(config, from_hf_state(_read(folder, MODEL), config))
 
 
@@ -59,7 +60,7 @@ def load_adapted(folder: Path, base: Path | None = None, frozen: Frozen | None =
     """
     meta = read_meta(folder)
     with _readable(folder):
-        adapter, wanted = read_adapter(meta["adapter"]), GPTConfig(**meta["gpt_config"])
+        adapter, wanted = read_adapter(meta["adapter"]), _model_config(folder, meta)
     base = base or find_base(folder, meta["adapter"])
     model = load_model(base)
     if model.config != wanted:
@@ -71,6 +72,18 @@ def load_adapted(folder: Path, base: Path | None = None, frozen: Frozen | None =
         load_adapter(model, _read(folder, ADAPTER))
     model.adapter = replace(adapter, frozen=frozen)
     return model
+
+
+def _model_config(folder: Path, meta: Mapping[str, Any]) -> GPTConfig:
+    """The model's config as the checkpoint stores it. Raises UserError for a field that only a later version knows."""
+    fields = meta["gpt_config"]
+    if unknown := sorted(fields.keys() - GPTConfig.model_fields.keys()):
+        # Even a default may be wrong here: without the field nobody knows what its default means.
+        raise UserError(
+            f"The model in {folder} has settings that this version does not know ({', '.join(unknown)}); "
+            "update mini_chat_gpt."
+        )
+    return GPTConfig(**fields)
 
 
 @contextmanager

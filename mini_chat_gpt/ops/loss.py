@@ -68,9 +68,10 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         """hidden (R, C); head (V, C); labels (R,); ids (k,); rows (k, C) -> (R,)"""
         with torch.autocast(hidden.device.type, enabled=False):
+            # Computed once for both passes: the backward pass multiplies with the same table.
             table = head.to(hidden.dtype)
             if ids is not None and rows is not None:
-                table = table.clone() if table is head else table
+                table = table.clone() if table is head else table  # the frozen head itself must not change
                 table[ids] = rows.to(table.dtype)
             logits = hidden @ table.T
             counted = labels != IGNORE_INDEX
@@ -99,6 +100,7 @@ class _CrossEntropy(torch.autograd.Function):
             logits[part] = torch.softmax(logits[part], dim=-1)
         # p − 1 of the label from its loss: exact where p is near 1, which 16 bits can't tell from 1.
         logits.scatter_(1, chosen, torch.expm1(-losses)[:, None].to(logits.dtype))
+        # Rows that don't count get no gradient, also where theirs is NaN.
         grad = grad.where(counted, 0.0)[:, None]
         d_hidden = ((logits @ table) * grad).to(hidden.dtype)
         weighted, d_head, d_rows = (hidden * grad).to(hidden.dtype), None, None

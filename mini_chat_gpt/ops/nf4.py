@@ -157,6 +157,7 @@ class Nf4Linear(nn.Module):
 
     @property
     def parts(self) -> Nf4Weight:
+        """The quantized matrix (out, in)."""
         return Nf4Weight(self.indices, self.absmax, self.scales, self.pairs)
 
     @property
