@@ -78,14 +78,13 @@ def decode(
 
     A `cache` that already holds the first `cache.lengths[row]` tokens of each prompt (at least one token fewer than the
     prompt) is continued; those tokens are not computed again. Rows that have ended are removed from the cache, except the
-    last one. A single row on a `CPUInferenceModel` uses prompt lookup decoding where that helps, unless `prompt_lookup` is
-    False.
+    last one. With `prompt_lookup`, a single row on a `CPUInferenceModel` uses prompt lookup decoding.
     """
     cache = cache or model.make_cache(len(prompts), max(map(len, prompts)) + sampling.max_new_tokens)
+    # The head also predicts control tokens and padding rows; their logits are set to −inf in every step.
     suppressed = suppressed_tokens(tokenizer, model.config.vocab_size).to(model.device)
-    seen = None  # (B, V); only a repetition penalty needs it
-    if sampling.repetition_penalty != 1:
-        seen = _tokens_in_prompts(tokenizer, prompts, model.config.vocab_size).to(model.device)
+    # (B, V); only a repetition penalty needs to know the tokens so far.
+    seen = _tokens_in_prompts(tokenizer, prompts, model) if sampling.repetition_penalty != 1 else None
     limits = [min(sampling.max_new_tokens, model.config.context_length - len(prompt)) for prompt in prompts]
     logits = prefill(model, [prompt[n:] for prompt, n in zip(prompts, cache.lengths, strict=True)], cache)
     decoder: Model | PromptLookupDecoder = model
@@ -94,6 +93,7 @@ def decode(
         decoder = PromptLookupDecoder(model, prompts[0], suppressed)
     rows, ended, n_new = list(range(len(prompts))), set[int](), 0
     while True:
+        # Each row takes its random number from its own stream; greedy decoding needs none.
         uniforms = _uniforms(streams, rows) if sampling.temperature != 0 else None
         ids = next_ids(logits.index_fill_(1, suppressed, NEG_INF), sampling, seen, uniforms)  # (B,)
         n_new += 1
@@ -168,14 +168,14 @@ def concrete_seed(seed: int | None) -> int:
     return int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
 
 
-def _tokens_in_prompts(tokenizer: ChatTokenizer, prompts: Sequence[Sequence[int]], table_size: int) -> torch.Tensor:
-    """(B, table_size) bool: the tokens in each prompt, without control tokens."""
-    seen = torch.zeros(len(prompts), table_size, dtype=torch.bool)
+def _tokens_in_prompts(tokenizer: ChatTokenizer, prompts: Sequence[Sequence[int]], model: Model) -> torch.Tensor:
+    """(B, V) bool: the tokens in each prompt, without control tokens."""
+    seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool)
     for row, ids in enumerate(prompts):
         seen[row, list(ids)] = True
     # Every turn ends with the same control token. If it counted, later replies would find it hard to end.
     seen[:, list(tokenizer.control.values())] = False
-    return seen
+    return seen.to(model.device)
 
 
 def _right_padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 A filter sets the logits of excluded tokens to −inf and does not change the others. `process_logits` applies the filters in the
 order of Hugging Face's `transformers`: repetition penalty → temperature → top-k → top-p → min-p. Tests compare each of them
-with theirs.
+with its counterpart there.
 """
 
 from __future__ import annotations

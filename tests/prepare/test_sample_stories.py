@@ -292,7 +292,7 @@ def test_the_language_is_clean(records, what, pattern):
 
 
 def test_the_main_character_has_one_gender(records):
-    """The first two sentences mention nobody else, so all their pronouns have this gender."""
+    """The first two sentences mention no other character, so all their pronouns have this gender."""
     for record in records:
         if record.answer["kind"] in ("girl", "boy"):
             introduction = record.story.split("\n")[0]
