@@ -52,7 +52,7 @@ class GPTConfig(Section):
     qkv_bias: bool = False
     """Biases of the query, key and value projections."""
     qk_norm: bool = False
-    """Normalise queries and keys per head (Qwen 3)."""
+    """Normalize queries and keys per head (Qwen 3)."""
     attention_scale: float | None = None
     """Factor on q·k (null = 1/sqrt(head_dim); GPT-Neo uses 1)."""
     windows: tuple[int | None, ...] | None = None

@@ -52,7 +52,7 @@ def read_prompt(arguments: argparse.Namespace) -> str:
 
 
 def show(pieces: Generator[str, None, Reply]) -> Reply:
-    """Print the pieces of a reply as they come; returns the reply."""
+    """Print the pieces of a reply when they are generated, and return the reply."""
     while True:
         try:
             print(next(pieces), end="", flush=True)

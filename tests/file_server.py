@@ -1,4 +1,4 @@
-"""A real HTTP server on this machine, which can be told to misbehave in the ways that servers do."""
+"""A real HTTP server on this machine, which can be configured to misbehave as real servers do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FileServer(ThreadingHTTPServer):
         self.drop_after: list[int] = []  # bytes sent before the connection is closed, one entry used up per request
         self.hang_after: list[int] = []  # likewise before it falls silent; the last entry is for all further requests
         self.announced_extra = 0  # bytes promised beyond those sent
-        self.shift = 0  # start ranges so many bytes too late
+        self.shift = 0  # number of bytes by which ranges start too late
         self.link: str | None = None  # redirect /hub to /file with this X-Linked-ETag
         self.hung = threading.Event()
         self.requests: list[str | None] = []  # the Range header of each request for content

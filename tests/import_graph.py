@@ -1,6 +1,6 @@
 """Print which subpackage imports which, and what breaks the layout: `python tests/import_graph.py`; exit code 1 if anything does.
 
-The layout is one ordered list. A subpackage, or a top-level module, may import itself and whatever stands before it.
+The layout is one ordered list. A subpackage, or a top-level module, may import itself and whatever precedes it.
 Imports inside functions count, and so do those for type checking only: both hide cycles. The exception is the `main` of a
 command, which imports late so that `--help` is fast, and the lazy `__init__` of the package.
 """

@@ -24,7 +24,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>78]|\x1b\][^\x07]*\x07")
 
 
 def printed(raw: str) -> str:
-    """What was printed, without colours and cursor movements."""
+    """What was printed, without colors and cursor movements."""
     return ESCAPES.sub("", raw).replace("\r", "")
 
 

@@ -21,7 +21,7 @@ def small(**changes) -> GPTConfig:
 def build(config: GPTConfig, seed: int = 0) -> GPT:
     torch.manual_seed(seed)
     model = GPT(config).eval()
-    with torch.no_grad():  # far from the initialisation, so that every path matters
+    with torch.no_grad():  # far from the initialization, so that every path matters
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model

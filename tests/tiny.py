@@ -43,7 +43,7 @@ def tiny_model(vocab_size: int, seed: int = 0, **changes) -> GPT:
 
 
 def lively_model(vocab_size: int, seed: int = 0, **changes) -> GPT:
-    """Random weights far from the initialisation, so that its replies vary."""
+    """Random weights far from the initialization, so that its replies vary."""
     model = tiny_model(vocab_size, seed, **changes).eval()
     with torch.no_grad():
         for parameter in model.parameters():

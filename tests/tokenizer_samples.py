@@ -33,7 +33,7 @@ HARD_TEXTS = [
 ]
 
 NAMES = [*CONTROL_TOKENS, *LLAMA2C_CONTROL, "<0x0A>", " ", "\n"]
-# Text of all kinds, with the names of control tokens mixed in. (Surrogates are no characters.)
+# Text of all kinds, with the names of control tokens mixed in. (Surrogates are not characters.)
 any_text = st.one_of(
     st.text(max_size=60),
     st.lists(st.one_of(st.sampled_from(NAMES), st.text(max_size=8)), max_size=8).map("".join),

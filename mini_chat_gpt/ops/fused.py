@@ -87,7 +87,7 @@ def add_low_rank(
     y (..., out); x (..., in); a (r, in); b (out, r) -> (..., out). The dropout mask is not kept for the backward pass. It is
     generated again from a seed, which is drawn from PyTorch's generator.
     """
-    limit = round(2**16 * dropout)  # of 65,536 random values so many mean "drop it"
+    limit = round(2**16 * dropout)  # number of the 65,536 random values that mean "drop"
     seed = int(torch.randint(2**62, ())) if limit else 0
     return _AddLowRank.apply(y, x, a, b, scaling / (1 - limit / 2**16), limit, seed)
 

@@ -395,7 +395,7 @@ def test_no_color_is_respected(start, teller):
     chat = start(teller, NO_COLOR="1")
     chat.prompt()
     assert REPLY in chat.say("Hello")
-    assert not re.search(r"\x1b\[[0-9;]*[1-9][0-9;]*m", chat.raw), "a colour or attribute"
+    assert not re.search(r"\x1b\[[0-9;]*[1-9][0-9;]*m", chat.raw), "a color or attribute"
 
 
 def test_a_dumb_terminal_gets_lines_without_escape_codes(start, teller):

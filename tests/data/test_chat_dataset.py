@@ -18,7 +18,7 @@ TOKENIZER = tiny_tokenizer()
 
 
 def chat(*texts: str, path: str = "a.jsonl", line: int = 1, system: str | None = None) -> Conversation:
-    """User and assistant by turns."""
+    """User and assistant alternate."""
     messages = [Message(("user", "assistant")[n % 2], text) for n, text in enumerate(texts)]
     return Conversation((*([Message("system", system)] if system else []), *messages), "messages", path, line)
 

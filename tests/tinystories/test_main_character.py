@@ -13,7 +13,7 @@ LABELS = json.loads((Path(__file__).parent.parent / "data" / "story_labels.json"
 
 
 def labelled_stories(folder, split: str) -> list[tuple[str, dict]]:
-    """(story, label) of the stories of a split that were read and labelled by hand."""
+    """(story, label) of the stories of a split that were labeled manually."""
     by_hash = {}
     for story in stories(folder / "tinystories" / f"stories-{split}.txt"):
         by_hash[hashlib.sha256(story.strip().encode()).hexdigest()[:16]] = story

@@ -1,4 +1,4 @@
-"""Balancing: realised shares equal wished ones where the data allow it, and come close where they don't."""
+"""Balancing: the shares of the mixture are reached if the data allow it, and approximated otherwise."""
 
 import numpy as np
 import pytest

@@ -61,7 +61,7 @@ def numbers(net: torch.nn.Module, batch: Batch, dtype: torch.dtype, train: bool)
 
 
 def difference(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
-    """The largest of any tensor, relative to its norm (a gradient that ought to be zero has none worth comparing with)."""
+    """The largest of any tensor, relative to its norm (a gradient that should be zero is not compared)."""
     total = sum(float(tensor.norm()) for tensor in theirs)
     pairs = zip(ours, theirs, strict=True)
     return max((float((a - b).norm() / max(b.norm(), 1e-3 * total)) for a, b in pairs if total), default=0.0)
@@ -113,7 +113,7 @@ def test_compiled_numbers_do_not_depend_on_the_batch_that_came_first(tmp_path):
         "torch.save(numbers(model, made[3], torch.bfloat16, True), sys.argv[3])"
     )
     here = Path(__file__).parent
-    for first in "05":  # a run that is resumed begins with another batch, but must go on as if it had never stopped
+    for first in "05":  # a run that is resumed begins with another batch, but must continue as if it had never stopped
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / f"cache-{first}")}
         command = [
             sys.executable,
