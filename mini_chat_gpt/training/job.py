@@ -115,8 +115,9 @@ class Progress:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Progress:
         """Progress from training_state.json, also with the names that earlier versions wrote."""
-        renamed = {"best_by": "best_metric", "accidents": "nonfinite_steps"}
-        renamed |= {"accidents_in_a_row": "nonfinite_steps_in_a_row"}
+        renamed = {"best_by": "best_metric"}
+        renamed |= {"accidents": "nonfinite_steps"}  # old name
+        renamed |= {"accidents_in_a_row": "nonfinite_steps_in_a_row"}  # old name
         fields = {renamed.get(name, name): value for name, value in values.items()}
         fields["best_metric"] = current_metric_name(fields.get("best_metric"))
         return cls(**fields | {"window": Window(**fields["window"])})

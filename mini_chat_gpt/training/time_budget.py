@@ -38,7 +38,7 @@ class TimePlan:
         return max(1, int(steps))
 
     def seconds_of(self, steps: int, eval_interval: int) -> float:
-        """Duration in seconds of a run of `steps` steps, with the evaluation at its end."""
+        """Duration of a run of `steps` steps, with the evaluation at its end."""
         return steps * self.step + -(-steps // eval_interval) * self.evaluation
 
 

@@ -99,6 +99,7 @@ class TrainStep:
         self.batch_tokens, self.grad_clip = config.training.batch_tokens, config.training.grad_clip
         self.seed = config.system.seed
         self.sharded = config.system.fsdp and world.size > 1
+        # First, because FSDP2 replaces the parameters that the optimizer needs.
         self.net = self._distribute(model, device or model.device)
         self.optimizer = Optimizer(model, config.training, phase)
         self.average = WeightAverage(model, config.training.ema) if config.training.ema else None
@@ -203,9 +204,11 @@ class TrainStep:
         """Unweighted loss of examples, the same list on all ranks; each counts once: kind -> (Σ loss, supervised tokens)."""
         self.model.eval()
         world, kinds = self.world, sorted({example.kind for example in examples})
+        # Without gradients and activations, at least 8 examples at a time fit in memory.
         batches = micro_batches(examples[world.rank :: world.size], max(8, self.batch_size), self.batch_tokens)
         sums, counts = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0)
         for batch in self._pad_micro_batches(batches):
+            # The model without its DDP wrapper: there are no gradients to exchange.
             losses = self._forward(self.model, batch).losses.double().cpu()
             for index, kind in enumerate(batch.kind_names):
                 of_kind = losses[batch.kinds == index]

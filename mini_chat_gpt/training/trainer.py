@@ -63,14 +63,15 @@ class Trainer:
         self.progress = Progress()
         _, self.examples_per_step, self.tokens_per_step = config.step_size(job.phase)
         self.total_steps = self._count_steps()
+        # Fail now, not at the first evaluation, which may come after hours.
         if job.measure is None and job.phase.best_metric != "val_loss":
             raise UserError(
                 f"{job.name}.best_metric is {job.phase.best_metric!r}, but this run has no scores; use val_loss."
             )
         self.validation = Validation(job, engine)
         self.evaluation: Evaluation | None = None  # the last one
-        # A sharded model is written by all ranks, in a thread. A process group of their own keeps the messages of these
-        # threads apart from those of training.
+        # A sharded model is written by all ranks, in a thread. A process group of their own separates the messages
+        # of these threads from those of training.
         writer_world = self.world.new_group() if engine.sharded else ALONE
         self.writer = CheckpointWriter(folder, config.training.keep_checkpoints, writer_world)
         limit = config.training.time_limit
@@ -102,6 +103,7 @@ class Trainer:
     def stage_at(self, step: int) -> Stage:
         """The stage of step `step` (from 0)."""
         *curriculum, rest = self.stages()
+        # Round the end of each stage instead of its length, so that rounding errors do not add up.
         end = 0.0
         for stage in curriculum:
             end += stage.share
@@ -125,6 +127,7 @@ class Trainer:
     def resume(self, checkpoint: Path) -> None:
         """Continue from a checkpoint whose weights the model has already: position, optimizer, averages, loss scale."""
         self.progress = Progress.from_json(self.engine.restore(checkpoint)["progress"])
+        # With a time budget, the first start has set the number of steps. Timing again could give another number.
         self.total_steps = self.progress.planned_steps or self.total_steps
 
     def run(self) -> TrainResult:
@@ -145,6 +148,7 @@ class Trainer:
                 examples, count = self.next_examples(loader, stage)
                 progress.window.waiting += time.monotonic() - wait_started
                 if progress.step == 0:
+                    # A file to inspect which tokens are supervised, before a long run.
                     self._write_first_batch(examples)
                 # Before the time limit there must be time for one more step and for saving, each with a margin of two.
                 self.stop.check_time(2 * self._seconds_per_step() + 2 * self.writer.seconds)
@@ -167,6 +171,7 @@ class Trainer:
 
     @property
     def _log_every(self) -> int:
+        # With every tenth step only, the curves of a short run would have few points.
         return 1 if self.total_steps <= 200 else 10
 
     def _seconds_per_step(self) -> float:
@@ -203,6 +208,7 @@ class Trainer:
             progress.smoothed_loss = (
                 report.loss if previous is None else previous + SMOOTHING * (report.loss - previous)
             )
+        # The ranks have exchanged their stop requests within the step, so all of them stop after the same one.
         self.stopped = REASONS[report.stop]
 
     def _check_nonfinite(self, report: StepReport, examples: Sequence[Example]) -> None:
@@ -220,8 +226,9 @@ class Trainer:
         self.monitor.message(
             f"{summary}: not finite, the weights are unchanged; the examples of the step are in {file.parent}"
         )
+        # A single non-finite step can be caused by one example, many in a row by diverged weights.
         if progress.nonfinite_steps_in_a_row >= self.config.training.max_nonfinite_steps:
-            self.writer.wait()
+            self.writer.wait()  # the run can be resumed from this checkpoint
             raise UserError(
                 f"{summary}: {progress.nonfinite_steps_in_a_row} non-finite steps in a row, so the run ends. The examples are in "
                 f"{file.parent}; lower {self.job.name}.learning_rate or set system.mixed_precision=fp32, and resume with "
@@ -266,6 +273,7 @@ class Trainer:
 
     def _log(self, values: Metrics) -> None:
         """Log finite values under the job's name and pass them to the callbacks."""
+        # JSON has no NaN, and a gap in a curve is easier to see than a point that is not drawn.
         metrics = {f"{self.job.name}/{name}": value for name, value in values.items() if math.isfinite(value)}
         self.monitor.log(self.progress.step, metrics)
         if self.world.is_main:
@@ -274,6 +282,7 @@ class Trainer:
 
     def _evaluate_and_save(self) -> None:
         """Evaluate and save when it is due. A new best model is saved even if no save is due."""
+        # All ranks have the same step, losses and stop request, so they make the same decisions here.
         step, phase = self.progress.step, self.job.phase
         is_best = False
         if self.job.validation and (step % phase.eval_interval == 0 or step == self.total_steps):
@@ -317,7 +326,8 @@ class Trainer:
     def save(self) -> None:
         """Copy the state of this step and start to write it as a checkpoint; old checkpoints are deleted afterwards."""
         name = f"step-{self.progress.step:07d}"
-        self.writer.wait()
+        self.writer.wait()  # two copies of the state at a time could exceed the memory
+        # The step exists if the run was resumed from it and stopped before the next one.
         if self.world.broadcast((self.folder / name).exists):
             return
         current, best_metric = self._current_evaluation(), self.job.phase.best_metric
@@ -329,6 +339,7 @@ class Trainer:
             "score": current.score(best_metric) if current else None,
             "best_metric": best_metric,
         }
+        # Training continues while a thread writes the copy.
         snapshot = self.engine.snapshot(self.tokenizer, info, asdict(self.progress))
         if self.world.is_main or self.engine.sharded:
             self.writer.write(name, snapshot)

@@ -291,15 +291,18 @@ def test_the_best_evaluation_can_be_chosen_by_a_score(tmp_path):
 
 def test_a_checkpoint_of_an_earlier_version_keeps_its_best(tmp_path):
     sft = {**SFT, "best_metric": "eval/moral/exact"}
-    measure = lambda _: {"eval/moral/exact": 0.5}  # noqa: E731
+
+    def measure(_model):
+        return {"eval/moral/exact": 0.5}
+
     make_trainer(tmp_path / "run", sft=sft, measure=measure).run()
     checkpoint = tmp_path / "run" / "step-0000012"
     state = json.loads((checkpoint / "training_state.json").read_text())
     progress = state["progress"]
     expected = Progress.from_json(progress)
     assert expected.best_metric == "eval/moral/exact"
-    for old, new in {"accidents": "nonfinite_steps", "accidents_in_a_row": "nonfinite_steps_in_a_row"}.items():
-        progress[old] = progress.pop(new)
+    progress["accidents"] = progress.pop("nonfinite_steps")  # old name
+    progress["accidents_in_a_row"] = progress.pop("nonfinite_steps_in_a_row")  # old name
     progress["best_by"] = progress.pop("best_metric").replace("eval/", "suite/")
     (checkpoint / "training_state.json").write_text(json.dumps(state))
     resumed = resumed_from(make_trainer(tmp_path / "run", sft=sft, measure=measure), checkpoint)
