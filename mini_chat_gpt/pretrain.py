@@ -23,53 +23,56 @@ from mini_chat_gpt.training.run import RunContext, begin, execute, run_command
 
 
 def pretrain(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
-    """Train a base model as the config's `pretrain`, `model` and `training` sections say.
+    """Train a base model as the config says, and return its run folder and losses.
 
-    `callbacks` are called on rank 0 with (trainer, step, metrics) whenever metrics are recorded.
+    `callbacks` are called on rank 0 with (trainer, step, metrics) whenever metrics are logged.
     """
     run = begin(config, config.pretrain)
     return execute(prepare(config, run), config, run, callbacks)
 
 
 def prepare(config: Config, run: RunContext) -> Prepared:
-    """Tokenizer, model and documents."""
-    section, world = config.pretrain, run.world
+    """Make the tokenizer, the model and the examples."""
+    section = config.pretrain
     text = find_text(section.dataset_path, "train")
-    assert text is not None  # find_text raises for a missing train split
-    if checkpoint := run.checkpoint:
-        tokenizer, model = ChatTokenizer.load(checkpoint), load_model(checkpoint)
+    assert text is not None  # find_text raises an error if there is no training file
+    if run.checkpoint is not None:
+        tokenizer, model = ChatTokenizer.load(run.checkpoint), load_model(run.checkpoint)
     else:
-        tokenizer = world.broadcast(lambda: make_tokenizer(config, text, run.out))
+        # One rank trains the tokenizer and sends it to the others.
+        tokenizer = run.world.broadcast(lambda: make_tokenizer(config, text, run.out))
         model = GPT(config.model.gpt_config(tokenizer.vocab_size))
-    with world.local_rank_zero_first():  # the first use of a file tokenises it
-        source, validation = make_sources(config, text, tokenizer, model.config.context_length, run.out)
-    beginnings = [*section.prompts, "Once upon a time"]
+    # Rank 0 of each machine goes first: the first use of a text file writes its tokens to disk.
+    with run.world.local_rank_zero_first():
+        train, held_out = make_datasets(config, text, tokenizer, model.config.context_length, run.out)
+    prompts = [*section.prompts, "Once upon a time"]
 
-    def show(trained: GPT) -> str:
-        texts = generate(trained, tokenizer, beginnings, max_new_tokens=60, temperature=0.0)
-        return "\n".join(f"  {beginning}{text}" for beginning, text in zip(beginnings, texts, strict=True))
+    def show(model: GPT) -> str:
+        texts = generate(model, tokenizer, prompts, max_new_tokens=60, temperature=0.0)
+        return "\n".join(f"  {prompt}{text}" for prompt, text in zip(prompts, texts, strict=True))
 
-    documents = validation.first(config.data.eval_examples)
+    validation = held_out.first(config.data.eval_examples)
     files = [path for path in (text, find_text(section.dataset_path, "valid")) if path]
-    return Prepared(Job("pretrain", section, source, documents, show, files=files), model, tokenizer)
+    return Prepared(Job("pretrain", section, train, validation, show, files=files), model, tokenizer)
 
 
 def make_tokenizer(config: Config, text: Path, out: Console) -> ChatTokenizer:
-    """The configured tokenizer: loaded, or trained on (at most 50 MB of) the text."""
+    """Load the configured tokenizer, or train one on (at most 50 MB of) the text."""
     section = config.pretrain
     if section.tokenizer != "train":
         tokenizer = ChatTokenizer.load(section.tokenizer)
     else:
         out.print(f"Training a tokenizer of {section.tokenizer_vocab_size:,} entries on {text} …", markup=False)
         tokenizer = ChatTokenizer.train(sample_texts(stories(text)), section.tokenizer_vocab_size)
+    # The control tokens get their ids now, so that fine-tuning does not have to grow the embedding table.
     tokenizer.add_control_tokens()
     return tokenizer
 
 
-def make_sources(
+def make_datasets(
     config: Config, text: Path, tokenizer: ChatTokenizer, context: int, out: Console
 ) -> tuple[TextDataset, TextDataset]:
-    """Training and validation documents. Without a validation file every hundredth document is held out."""
+    """Training and held-out documents. Without a validation file every hundredth document is held out."""
     data, seed = config.data.limited_to(context), config.system.seed
     file = tokenize_file(text, stories(text), tokenizer, out)
     n_documents = min(len(file), data.limit or len(file))

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: from a base model to one that answers. `python mini_chat_gpt/sft_train.py [section.key=value ...]`.
 
-Only what the assistant says is trained; the rest of each conversation is context.
+The loss is computed on the assistant's replies only; the rest of each conversation is context. The path of the data is
+`sft_dataloader` (records to examples), `data/batching` (examples to batches), `training/train_step` (batches to an update).
 """
 
 from __future__ import annotations
@@ -30,69 +31,49 @@ from mini_chat_gpt.training.sft_data import Shown, make_examples
 
 
 def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
-    """Fine-tune as the config's `sft`, `data` and `training` sections say; returns where the run lies and its losses.
+    """Fine-tune a model as the config says, and return its run folder and losses.
 
-    `callbacks` are called on rank 0 with (trainer, step, metrics) whenever metrics are recorded.
+    `callbacks` are called on rank 0 with (trainer, step, metrics) whenever metrics are logged.
     """
     run = begin(config, config.sft)
     return execute(prepare(config, run), config, run, callbacks)
 
 
 def prepare(config: Config, run: RunContext) -> Prepared:
-    """Base model, examples and sample prompts."""
+    """Load the model and make the examples."""
     lora_setup.check(config)
-    if checkpoint := run.checkpoint:
-        base, model, tokenizer = None, lora_setup.model_of_run(checkpoint, config), ChatTokenizer.load(checkpoint)
+    base = None
+    if run.checkpoint is not None:
+        model, tokenizer = lora_setup.model_of_run(run.checkpoint, config), ChatTokenizer.load(run.checkpoint)
     else:
         base = load_base(config, run)
         model, tokenizer = base.model, base.tokenizer
-    with run.world.local_rank_zero_first():  # the first use of a file indexes it
+    # Rank 0 of each machine goes first: the first use of a data file writes its index.
+    with run.world.local_rank_zero_first():
         examples = make_examples(config, tokenizer, model.config.context_length)
     for note in examples.notes:
         run.out.print(note, markup=False, soft_wrap=True)
     if base is not None:
-        if config.lora.enabled:  # which may write to the run's folder: only now that the data are known to be good
+        # Only now, because an adapter is written to the run folder, which a mistake in the data should not leave behind.
+        if config.lora.enabled:
             lora_setup.adapt(base, config, run.folder, run.world, run.device, run.dry_run)
+        # From here on the tokenizer is that of a chat model: its checkpoints are prompted in the chat format.
         tokenizer.chat_format = ChatFormat(default_system=config.data.system_message)
-    prompts = [*config.sft.prompts, *(shown.prompt for shown in examples.shown)]
-
-    def show(trained: GPT) -> str:
-        replies = generate(trained, tokenizer, prompts, max_new_tokens=80, temperature=0.0)
-        own = len(config.sft.prompts)
-        lines = [
-            f"  {_short(prompt, 80)} → {_short(reply, 160)}"
-            for prompt, reply in zip(config.sft.prompts, replies, strict=False)
-        ]
-        return "\n".join(lines + [sample_line(*pair) for pair in zip(examples.shown, replies[own:], strict=True)])
-
-    measure = eval_metrics_of(examples.eval_tasks, tokenizer, config)
-    files = examples.files
-    job = Job("sft", config.sft, examples.source, examples.validation, show, examples.stages, files, measure)
+    job = Job(
+        "sft",
+        config.sft,
+        source=examples.source,
+        validation=examples.validation,
+        show=sample_replies(config.sft.prompts, examples.shown, tokenizer),
+        stages=examples.stages,
+        files=examples.files,
+        measure=eval_metrics(examples.eval_tasks, config.sft.best_metric, tokenizer),
+    )
     return Prepared(job, model, tokenizer)
 
 
-def eval_metrics_of(tasks: Sequence[Task], tokenizer: ChatTokenizer, config: Config) -> Callable[[GPT], Metrics] | None:
-    """What scores a model by these tasks: {"eval/KIND/METRIC": score}, the main measure of each kind; None without any.
-
-    Raises UserError where sft.best_metric names none of them.
-    """
-    tasks = [task for task in tasks if score(task, "")]
-    names = {task.kind: f"eval/{task.kind}/{next(iter(score(task, '')))}" for task in tasks}
-    if config.sft.best_metric not in ("val_loss", *names.values()):
-        known = ", ".join(["val_loss", *names.values()])
-        raise UserError(f"sft.best_metric is {config.sft.best_metric!r}; here it can be {known}.")
-    if not tasks:
-        return None
-
-    def measure(model: GPT) -> Metrics:
-        results = evaluate(model, tokenizer, tasks).results
-        return {name: results[kind][name.rpartition("/")[2]] for kind, name in names.items()}
-
-    return measure
-
-
 def load_base(config: Config, run: RunContext) -> Base:
-    """The base model, with all control tokens."""
+    """Load the base model and add the control tokens that it lacks."""
     path = config.sft.pretrained_checkpoint or run.world.broadcast(lambda: newest_checkpoint(base=True))
     if path is None:
         raise UserError(
@@ -106,18 +87,51 @@ def load_base(config: Config, run: RunContext) -> Base:
 
 
 def add_chat_tokens(model: GPT, tokenizer: ChatTokenizer) -> list[str]:
-    """Give a base the control tokens it lacks, their rows at the mean embedding; returns their names."""
+    """Add the missing control tokens to a base model, with the mean embedding. Returns the names of the new tokens."""
     known = set(tokenizer.control)
     new_ids = tokenizer.add_control_tokens()
     model.resize_vocabulary(tokenizer.vocab_size)
-    if new_ids:  # a padded table has rows for them already, which hold nothing yet
+    if new_ids:  # a padded table has rows for them already, but these are untrained
         model.set_rows_to_mean(new_ids)
     return [name for name in tokenizer.control if name not in known]
 
 
-def sample_line(shown: Shown, reply: str) -> str:
-    """The reply to a held-out prompt, short enough to read in passing."""
-    return f"  [{shown.kind}] {_short(reply, 160)}   (expected: {_short(shown.expected, 80)})"
+# At each evaluation
+
+
+def eval_metrics(tasks: Sequence[Task], best_metric: str, tokenizer: ChatTokenizer) -> Callable[[GPT], Metrics] | None:
+    """A function that scores a model: {"eval/KIND/METRIC": score} with the main metric of each kind. None without tasks.
+
+    Raises UserError if `best_metric`, the setting, is not one of the metrics of this run.
+    """
+    tasks = [task for task in tasks if score(task, "")]  # some tasks have nothing to measure
+    names = {task.kind: f"eval/{task.kind}/{next(iter(score(task, '')))}" for task in tasks}
+    if best_metric not in ("val_loss", *names.values()):
+        known = ", ".join(["val_loss", *names.values()])
+        raise UserError(f"sft.best_metric is {best_metric!r}; here it can be {known}.")
+    if not tasks:
+        return None
+
+    def measure(model: GPT) -> Metrics:
+        results = evaluate(model, tokenizer, tasks).results
+        return {name: results[kind][name.rpartition("/")[2]] for kind, name in names.items()}
+
+    return measure
+
+
+def sample_replies(prompts: Sequence[str], shown: Sequence[Shown], tokenizer: ChatTokenizer) -> Callable[[GPT], str]:
+    """A function that lists a model's replies to the user's own prompts and to held-out ones."""
+
+    def show(model: GPT) -> str:
+        all_prompts = [*prompts, *(one.prompt for one in shown)]
+        replies = iter(generate(model, tokenizer, all_prompts, max_new_tokens=80, temperature=0.0))
+        lines = [f"  {_short(prompt, 80)} → {_short(next(replies), 160)}" for prompt in prompts]
+        lines += [
+            f"  [{one.kind}] {_short(next(replies), 160)}   (expected: {_short(one.expected, 80)})" for one in shown
+        ]
+        return "\n".join(lines)
+
+    return show
 
 
 def _short(text: str, width: int) -> str:

@@ -1,7 +1,6 @@
-"""What a story says outright: its sentences, its quoted speech, the moral it states, the reasons it gives.
+"""What a story states explicitly: its sentences, its quoted speech, its moral.
 
-All of it by careful patterns that rather find nothing than something wrong. Nothing is inferred; what isn't written in
-the text isn't found.
+The patterns prefer finding nothing to finding something wrong. Nothing is inferred that the text does not say.
 """
 
 from __future__ import annotations
@@ -9,9 +8,9 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-# Patterns that are tried at every place of a story begin with the characters they can begin with, and look back afterwards:
-# Python's engine then skips all others in one quick loop.
-# A quotation ends with its paragraph at the latest: stories forget closing marks.
+# Patterns that are searched in a whole story begin with the set of their first characters and check what precedes by a
+# lookbehind: Python's engine then skips all other characters in one fast loop.
+# A quotation ends with its paragraph at the latest, because stories omit closing marks.
 _QUOTATION = re.compile(
     r"[\"“'‘](?:(?<=\")[^\"\n]*(?:\"|$)|(?<=“)[^”\n]*(?:”|$)"
     r"|(?<=['‘])(?<![\w'].)(?=[A-Z])[^\n'‘’]*(?:['’][a-z]+[^\n'‘’]*)*[.,!?]['’](?!\w))",
@@ -20,15 +19,15 @@ _QUOTATION = re.compile(
 _SENTENCE_END = re.compile(r"[.!?…\n](?:(?<=\n)|[.!?…]*[\"”’')]*(?=\s))")
 _ABBREVIATIONS = ("Mr.", "Mrs.", "Ms.", "Dr.", "St.")
 MASK = "\x01"
-"""Stands for every character of quoted speech in `mask_speech`'s result."""
+"""Replaces every character of quoted speech in the result of `mask_speech`."""
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """(start, end) of each sentence; a line break ends one too, and the blanks between them belong to none."""
+    """(start, end) of each sentence, without the white space between sentences. A line break also ends a sentence."""
     return list(_sentence_spans(text))
 
 
-# Several questions about one story follow each other: what they all need is found once.
+# Consecutive tasks are often about the same story, so the results are cached.
 @lru_cache(maxsize=8)
 def _sentence_spans(text: str) -> tuple[tuple[int, int], ...]:
     spans, start = [], 0
@@ -52,7 +51,7 @@ def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=8)
 def quotations(story: str) -> tuple[tuple[int, int], ...]:
-    """(start, end) of quoted speech, with its quotation marks."""
+    """(start, end) of each quotation, with its quotation marks."""
     return tuple(match.span() for match in _QUOTATION.finditer(story))
 
 
@@ -66,7 +65,7 @@ _REPORTED_SPEECH = re.compile(
 
 
 def first_speech(story: str) -> tuple[int, int] | None:
-    """(start, end) of the first quotation that is spoken, which titles and words in quotation marks are not."""
+    """(start, end) of the first quotation that is speech, and not a title or a single word in quotation marks."""
     for start, end in quotations(story):
         if _SPOKEN.search(story, max(start, end - 3), end):
             return start, end
@@ -74,21 +73,21 @@ def first_speech(story: str) -> tuple[int, int] | None:
 
 
 def is_silent(story: str) -> bool:
-    """Whether nobody says anything at all, not even in the narrator's words ("Mom said no", "they talked")."""
+    """Whether nobody says anything, including reported speech ("Mom said no", "they talked")."""
     return not _ANY_QUOTE.search(story) and not _REPORTED_SPEECH.search(story)
 
 
 @lru_cache(maxsize=8)
 def mask_speech(story: str) -> str:
-    """The story at its full length, with quoted speech blotted out: what the narrator says."""
-    parts, told_to = [], 0
+    """The narrator's words: the story at its full length, with quoted speech replaced by MASK."""
+    parts, end_of_last = [], 0
     for start, end in quotations(story):
-        parts += [story[told_to:start], MASK * (end - start)]
-        told_to = end
-    return "".join(parts) + story[told_to:]
+        parts += [story[end_of_last:start], MASK * (end - start)]
+        end_of_last = end
+    return "".join(parts) + story[end_of_last:]
 
 
-# A moral goes from the words that announce it to the end of its sentence.
+# A moral extends from the words that announce it to the end of the sentence.
 _LESSON = (
     r"(?:learn(?:s|ed|t)?|taught (?:us|them|him|her|everyone|me)|teaches (?:us|them)?) ?"
     r"(?:a|an|the|his|her|their) (?:[a-z]+,? ){0,3}?lesson"
@@ -106,10 +105,10 @@ _LESSONS = [
 ]
 _LEARNED = re.compile(r"\blearn(?:ed|t|s) that (?:day that )?(?P<moral>[^\n]+)")
 _STATEMENTS = {_MORALS: "oral", _LESSONS[0]: "lesson", _LESSONS[1]: "lesson", _LESSONS[2]: "learn", _LEARNED: "learn"}
-"""Each with what every text that it can match has: looking for that is quicker."""
+"""Pattern -> a string that every match contains, for a fast check."""
 _CLAUSE = re.compile(r"^[\s\"“'‘]*(?P<clause>[^.!?\"“”\n]+)(?:[.!?\"”]|$)")
 _NO_START = re.compile(r"(?:he|she|they|it was|his|her|their|about|of|what|in|not|the story)\b", re.IGNORECASE)
-# A clause that tells of this story only, and one that holds in general.
+# Signs of a clause about this story only, and of a general one.
 _PARTICULAR = re.compile(
     r"\b(?:he|she|his|him|her|hers|they|their|them|I|my|me|was|were|had|did|didn't|wasn't|weren't|couldn't|wouldn't|this|today"
     r"|and lived)\b|(?<!^)\b[A-Z][a-z]"
@@ -120,7 +119,7 @@ _GENERAL = re.compile(
 
 
 def stated_moral(text: str) -> tuple[str, tuple[int, int]] | None:
-    """The moral that a text states, as a sentence of its own, and the (start, end) of the statement in the text.
+    """The moral that a text states, as a complete sentence, and the (start, end) of the statement in the text.
 
     "The moral of the story is to share."  ->  "Share."; "She learned a lesson: never lie." -> "Never lie.";
     "They learned that sharing is fun." -> "Sharing is fun.", but nothing from "They learned that the cat was lost."
@@ -138,7 +137,7 @@ def stated_moral(text: str) -> tuple[str, tuple[int, int]] | None:
 
 
 def _as_moral(clause: str, pattern: re.Pattern[str]) -> str | None:
-    """A clean sentence from what follows an announcement, None unless it is complete and says more than what happened."""
+    """The clause after an announcement as a sentence. None if it is incomplete, or only about this story."""
     clause = " ".join(clause.split()).strip(" ,;:-–—'’‘")
     clause = re.sub(r"^(?:that|is|was)\b[\s,:]*", "", clause)
     clause = re.split(r",? and that (?:they|he|she)\b", clause)[0].replace(" and that ", " and ")

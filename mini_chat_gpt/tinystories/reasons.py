@@ -1,10 +1,10 @@
-"""Why something happened, where a sentence of the story says so in a form that turns safely into question and answer.
+"""Find reasons that a sentence of the story states in a form that can be converted safely into a question and an answer.
 
     Tom was sad because he lost his ball.   ->  "Why was Tom sad?"  "Because he lost his ball."
     The cat ran home because it was cold.   ->  "Why did the cat run home?"  "Because it was cold."
 
-Only sentences of the narrator with one "because" or "so that" and a subject that can be named; a pronoun as subject is left
-alone, and so is everything that might belong to another clause. Most reasons are thus passed over, and few are wrong.
+Only sentences of the narrator are used, with one "because" or "so that" and a subject that is not a pronoun, and nothing that could
+belong to another clause. So most reasons are skipped, and few are wrong.
 """
 
 from __future__ import annotations
@@ -30,40 +30,14 @@ _SUBJECTS = [
 _TO_BE = re.compile(r"^(?P<verb>was|were|wasn't|weren't|is|are) (?P<what>.+)$")
 _MODAL = re.compile(r"^(?P<verb>could|couldn't|did|didn't)(?P<negation> not)? (?P<what>.+)$")
 _PAST = re.compile(r"^(?P<verb>[a-z]+)(?P<what>(?: .+)?)$")
-# Words that tell of a second clause or of speech: what follows them may be what the reason is for.
-_ENTANGLED = re.compile(
+# Signs of a second clause or of speech, to which the reason may belong.
+_SECOND_CLAUSE = re.compile(
     r"\b(?:and|but|or|that|who|which|what|when|while|if|as|after|before|until|he|she|they|it(?! *$)|i|we|you(?! *$)|said|asked|told|thought"
     r"|not|only|just|all|mostly|partly|even|maybe|probably|once|there)\b",
     re.IGNORECASE,
 )
-_FUNCTION_WORDS = frozenset(
-    [
-        "of",
-        "at",
-        "in",
-        "on",
-        "to",
-        "with",
-        "from",
-        "by",
-        "for",
-        "and",
-        "or",
-        "who",
-        "that",
-        "was",
-        "were",
-        "is",
-        "are",
-        "had",
-        "did",
-        "could",
-        "would",
-        "not",
-        "then",
-        "just",
-        "only",
-    ]
+_FUNCTION_WORD = re.compile(
+    r"of|at|in|on|to|with|from|by|for|and|or|who|that|was|were|is|are|had|did|could|would|not|then|just|only"
 )
 
 
@@ -78,7 +52,7 @@ class Reason:
 
 @lru_cache(maxsize=1)
 def past_to_base() -> dict[str, str]:
-    """Base form by past form of the verbs that small stories use."""
+    """Past form -> base form of the verbs that children's stories use."""
     lists = load("story_verbs.yaml")
     table = {past: base for base, past in (pair.split() for pair in lists["irregular"].split(","))}
     for base in lists["regular"].split():
@@ -87,16 +61,16 @@ def past_to_base() -> dict[str, str]:
 
 
 def stated_reasons(story: str) -> list[Reason]:
-    """Every reason of the story that the rules above let through, in order."""
+    """All reasons that satisfy the rules above, in order."""
     if "because" not in story and "so that" not in story:
         return []
-    told = mask_speech(story)
-    found = []
-    for start, end in sentence_spans(told):
-        sentence = told[start:end]
+    narration = mask_speech(story)
+    reasons = []
+    for start, end in sentence_spans(narration):
+        sentence = narration[start:end]
         if ("because" in sentence or "so that" in sentence) and (reason := _reason(sentence, (start, end))):
-            found.append(reason)
-    return found
+            reasons.append(reason)
+    return reasons
 
 
 def _reason(sentence: str, span: tuple[int, int]) -> Reason | None:
@@ -113,26 +87,28 @@ def _reason(sentence: str, span: tuple[int, int]) -> Reason | None:
 
 
 def _question(subject: str, rest: str) -> str | None:
-    """ "Why did the cat run home?" from "the cat" and "ran home"; None where the grammar isn't certain."""
+    """ "Why did the cat run home?" from "the cat" and "ran home"; None if the grammar is uncertain."""
     words = subject.split()
     if words[0] in ("The", "the"):
-        if any(word in _FUNCTION_WORDS or word in past_to_base() for word in words[1:]):
+        if any(_FUNCTION_WORD.fullmatch(word) or word in past_to_base() for word in words[1:]):
             return None
         subject = "the " + " ".join(words[1:])
     elif any(is_opener(word) for word in re.findall(r"[A-Z][a-z]+", subject)):
         return None
     if match := _TO_BE.match(rest):
-        return (
-            None
-            if _ENTANGLED.search(match["what"].removeprefix("not "))
-            else f"Why {match['verb']} {subject} {match['what']}?"
-        )
+        if _SECOND_CLAUSE.search(match["what"].removeprefix("not ")):
+            return None
+        return f"Why {match['verb']} {subject} {match['what']}?"
     if match := _MODAL.match(rest):
         negation = match["negation"] or ""
-        return None if _ENTANGLED.search(match["what"]) else f"Why {match['verb']} {subject}{negation} {match['what']}?"
+        return (
+            None
+            if _SECOND_CLAUSE.search(match["what"])
+            else f"Why {match['verb']} {subject}{negation} {match['what']}?"
+        )
     if rest.startswith("had to "):
-        return None if _ENTANGLED.search(rest[7:]) else f"Why did {subject} have to {rest[7:]}?"
+        return None if _SECOND_CLAUSE.search(rest[7:]) else f"Why did {subject} have to {rest[7:]}?"
     match = _PAST.match(rest)
-    if match is None or match["verb"] not in past_to_base() or _ENTANGLED.search(match["what"]):
+    if match is None or match["verb"] not in past_to_base() or _SECOND_CLAUSE.search(match["what"]):
         return None
     return f"Why did {subject} {past_to_base()[match['verb']]}{match['what']}?"

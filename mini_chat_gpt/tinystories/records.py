@@ -1,4 +1,4 @@
-"""TinyStories-Instruct files: from bytes on disk to records, one after the other.
+"""Read TinyStories-Instruct files: from bytes on disk to records.
 
     Features: Dialogue, BadEnding
     Words: lend, kite, windy
@@ -8,18 +8,18 @@
     Nora had a kite that she liked very much. ...
     <|endoftext|>
 
-The rules, which hold for every part of a record:
+The rules:
 
-- Records are separated by `<|endoftext|>`; the last one may lack it. A field begins where a line begins with its name and
-  a colon, and ends where a line begins with the name of another known field. Fields stand in any order, `Summary:` after
-  the story too, and any may be missing. Only the first line with a name counts: a second `Words:` is text. The lists
-  (features, words) are one line each.
-- A text in which no line begins with `Story:` is a plain story, unless its first line names a field: then it is a record
-  whose story is missing. Such a record is left out and counted; a file of nothing else is an error.
-- CRLF is read as LF, a leading byte order mark is dropped, all other characters stay as they are, mojibake included. A byte
-  that is not UTF-8 becomes U+FFFD, so that nothing vanishes unseen, and `RecordIndex` counts the records with such bytes.
+- Records are separated by `<|endoftext|>`; the last one may lack it. A field begins with a line that starts with its name and a
+  colon, and ends before a line that starts with the name of another known field. Fields can have any order (`Summary:` may follow
+  the story) and any of them can be missing. Only the first line with a name counts: a second `Words:` is text. The lists (features,
+  words) are one line each.
+- A text without a line that starts with `Story:` is a plain story, unless its first line is a field: then it is a record without a
+  story. Such records are skipped and counted. A file that contains nothing else is an error.
+- CRLF is read as LF, and a leading byte order mark is removed. All other characters are kept, mojibake included. A byte that is not
+  UTF-8 becomes U+FFFD, so that it remains visible, and `RecordIndex` counts the records with such bytes.
 
-Files of any size are read in pieces; memory stays flat.
+Files are read in blocks, so that memory use does not depend on their size.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ SEPARATOR = b"<|endoftext|>"
 FIELDS = ("Features", "Words", "Summary", "Random sentence")
 FEATURES = ("Dialogue", "BadEnding", "MoralValue", "Twist", "Foreshadowing", "Conflict")
 ENDING_UNKNOWN = "EndingUnknown"
-"""In the Features of records made from plain stories: that BadEnding is missing says nothing about the ending."""
+"""A feature of records made from plain stories: the absence of BadEnding says nothing about the ending."""
 FILE_NAMES = ("TinyStoriesInstruct-{split}.txt", "TinyStories-Instruct-{split}.txt")
 TEXT_FILE_NAMES = ("TinyStoriesV2-GPT4-{split}.txt", "TinyStories-{split}.txt", "stories-{split}.txt", *FILE_NAMES)
 """Names of files for pretraining in order of preference: plain stories, then the stories of records."""
 
 _FIELD_LINE = re.compile(rf"^({'|'.join(FIELDS)}|Story):[ \t]*", re.MULTILINE)
-_BLOCK = 1 << 19  # more is slower: it no longer fits the processor's cache
-_LONGEST_RECORD = 1 << 26  # bytes without a separator after which a file is no story file
+_BLOCK = 1 << 19  # larger blocks are slower, because they don't fit the processor's cache
+_MAX_RECORD = 1 << 26  # bytes; a file with more of them without a separator is not a story file
 
 
 @dataclass(frozen=True)
 class StoryRecord:
-    """One record; a field that is missing or empty is () or None."""
+    """One record. A field that is missing or empty is () or None."""
 
     features: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class StoryRecord:
 
 
 def parse_record(text: str) -> StoryRecord:
-    """The record in `text`, by the rules above. Its `story` is empty where the text holds none."""
+    """Parse a record by the rules above. `story` is empty if the text has none."""
     text = text.replace("\r\n", "\n").removeprefix("\ufeff").strip().removesuffix(SEPARATOR.decode()).rstrip()
     begins = {match[1]: match for match in reversed(list(_FIELD_LINE.finditer(text)))}  # the first of each name
     if "Story" not in begins and not _FIELD_LINE.match(text):
@@ -80,28 +80,28 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def decode(chunk: bytes) -> str:
-    """Text of a record's bytes; a byte that is not UTF-8 becomes U+FFFD."""
+    """Decode the bytes of a record. A byte that is not UTF-8 becomes U+FFFD."""
     return chunk.decode("utf-8", errors="replace")
 
 
 def read_records(path: str | Path) -> Iterator[StoryRecord]:
-    """All records with a story, in file order.
+    """All records with a story, in the order of the file.
 
-    Raises UserError for a file that is missing, empty, binary or without `<|endoftext|>`, and, at its end, if not one of
-    its records has a story.
+    Raises UserError for a file that is missing, empty, binary or without `<|endoftext|>`, and at its end if none of its records
+    has a story.
     """
     path = Path(path)
-    open_text(path).close()  # the user hears of a wrong path now, not at the first record
+    open_text(path).close()  # reports a wrong path now, not at the first record
     return _read_records(path)
 
 
 def _read_records(path: Path) -> Iterator[StoryRecord]:
-    found = False
+    any_story = False
     for _, chunk in raw_records(path):
         if (record := parse_record(decode(chunk))).story:
-            found = True
+            any_story = True
             yield record
-    if not found:
+    if not any_story:
         raise no_story(path)
 
 
@@ -111,7 +111,7 @@ def stories(path: str | Path) -> Iterator[str]:
 
 
 def raw_records(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of everything between separators that is not blank, unparsed. Raises UserError as read_records does."""
+    """(offset, bytes) of each non-blank piece between separators. Raises UserError like `read_records`."""
     for offset, text, end in whole_records(path):
         for part in text[:end].split(SEPARATOR):
             if part and not part.isspace():
@@ -120,9 +120,9 @@ def raw_records(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def whole_records(path: Path) -> Iterator[tuple[int, bytes, int]]:
-    """(offset, text, end) for one piece of the file after another: text[:end] begins behind a separator and ends with one.
+    """(offset, text, end) for each block of the file: text[:end] begins after a separator and ends with one.
 
-    Only the last piece of a file may lack it. Behind `end` there may be more. Raises UserError as read_records does.
+    The last block may lack its separator. `text` may continue after `end`. Raises UserError like `read_records`.
     """
     with open_text(path) as file:
         offset = file.tell()
@@ -133,7 +133,7 @@ def whole_records(path: Path) -> Iterator[tuple[int, bytes, int]]:
                 end, separated = separator + len(SEPARATOR), True
                 yield offset, text, end
                 offset, text = offset + end, text[end:]
-            if len(text) > _LONGEST_RECORD:
+            if len(text) > _MAX_RECORD:
                 raise _no_separator(path, f"{len(text) >> 20} MiB from byte {offset}")
             carry = text
         if not separated:
@@ -143,7 +143,7 @@ def whole_records(path: Path) -> Iterator[tuple[int, bytes, int]]:
 
 
 def open_text(path: Path) -> BinaryIO:
-    """The file, open for reading after its byte order mark. Raises UserError unless it is a file of text with something in it."""
+    """Open a file after its byte order mark. Raises UserError unless it is a text file that is not empty."""
     try:
         file = open(path, "rb")
     except FileNotFoundError:
@@ -151,7 +151,7 @@ def open_text(path: Path) -> BinaryIO:
             f"There is no file {path}; `python prepare_sft_data.py` gets the stories, or name your own file."
         ) from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder, where a file of stories is wanted; name the file in it.") from None
+        raise UserError(f"{path} is a folder; give the path of a file of stories.") from None
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror or error}); check its permissions.") from None
     head = file.read(1 << 16)
@@ -162,7 +162,7 @@ def open_text(path: Path) -> BinaryIO:
         file.close()
         line = head.count(b"\n", 0, head.index(b"\0")) + 1
         raise UserError(
-            f"{path} is not a text file in UTF-8 (line {line} holds a zero byte); unpack it, or save it as UTF-8."
+            f"{path} is not a text file in UTF-8 (line {line} contains a zero byte); unpack it, or save it as UTF-8."
         )
     file.seek(3 if head.startswith(b"\xef\xbb\xbf") else 0)
     return file
@@ -170,14 +170,14 @@ def open_text(path: Path) -> BinaryIO:
 
 def _no_separator(path: Path, where: str) -> UserError:
     return UserError(
-        f"{path} is no file of stories: {where} holds no {SEPARATOR.decode()}; put that on a line of its own after each record."
+        f"{path} is not a file of stories: {where} contains no {SEPARATOR.decode()}; put it on its own line after each record."
     )
 
 
 def no_story(path: Path) -> UserError:
-    """What to say of a file whose records all lack their story."""
+    """The error for a file of records without stories."""
     return UserError(
-        f"Not one record of {path} has a story after a line `Story:`; check that it is a TinyStories-Instruct file."
+        f"No record of {path} has a story after a line `Story:`; check that it is a TinyStories-Instruct file."
     )
 
 
@@ -208,13 +208,13 @@ def find_text(path: Path | str, split: str) -> Path | None:
 def find_instruct_file(path: str | Path, split: str) -> Path:
     """The TinyStories-Instruct file of a split ("train" or "valid").
 
-    `path` is a folder that holds it under either spelling of its name, or one of the two files: the other is then
-    expected beside it, with "train" and "valid" exchanged in its name. Raises UserError where there is none.
+    `path` is a folder that contains it under either spelling of its name, or one of the two files: the other is then expected
+    beside it, with "train" and "valid" exchanged in its name. Raises UserError if there is none.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(
-            f"There is no {path}; `python prepare_sft_data.py` makes it, or set sft.dataset_path to your own data."
+            f"There is no {path}; run `python prepare_sft_data.py`, or set sft.dataset_path to your own data."
         )
     if path.is_dir():
         for name in FILE_NAMES:
@@ -222,7 +222,7 @@ def find_instruct_file(path: str | Path, split: str) -> Path:
                 return file
         wanted = " or ".join(name.format(split=split) for name in FILE_NAMES)
         raise UserError(
-            f"{path} holds no {wanted}; run `python prepare_sft_data.py`, or set sft.dataset_path to your own file."
+            f"{path} contains no {wanted}; run `python prepare_sft_data.py`, or set sft.dataset_path to your own file."
         )
     other = "valid" if split == "train" else "train"
     name = path.name

@@ -1,8 +1,8 @@
-"""Does a text use a word, in whichever form? "run" in "The fox was running.", "happy" in "They lived happily."
+"""Check whether a text uses a word in any form: "run" in "The fox was running.", "happy" in "They lived happily."
 
-All forms that an English word can have are made by rule, and from a small table where no rule holds
-(data/word_forms.yaml). Going from the word to its forms, not from a text's words to their stems, keeps apart what only
-looks alike: "hoped" is no form of "hop", nor "stared" one of "star".
+The forms of an English word are made by rules, and irregular ones come from a table (assets/word_forms.yaml). Expanding the word
+to its forms, instead of reducing the words of the text to stems, distinguishes words that look alike: "hoped" is not a form of
+"hop", and "stared" is not one of "star".
 """
 
 from __future__ import annotations
@@ -15,45 +15,45 @@ from mini_chat_gpt.assets import load
 
 _WORD = re.compile(r"\w+")
 _CLITIC = re.compile(r"(?<=\w)['’]\w*")
-# "run", "stop", "quit": their last consonant is doubled. "begin", "visit", "travel": it may be, the stress decides.
+# "run", "stop", "quit": the last consonant is doubled. "begin", "visit", "travel": it may be, depending on the stress.
 _ONE_SYLLABLE = re.compile(r"(?:[^aeiouy]|qu)*[aeiouy][^aeiouywx]")
 _SHORT_VOWEL = re.compile(r".*(?:[^aeiou]|qu)[aeiou][^aeiouwxy]")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, hyphens apart; "Tom's" and "isn't" count as "tom" and "isn"."""
+    """The words of a text in lower case, split at hyphens. "Tom's" and "isn't" become "tom" and "isn"."""
     return _WORD.findall(_CLITIC.sub("", text.lower()))
 
 
 def uses(text: str, word: str) -> bool:
-    """Whether `text` has `word` (or words, as in "ice cream") in any of its forms; case doesn't matter.
+    """Whether `text` contains `word` (or several words, as in "ice cream") in any of its forms, ignoring case.
 
-    A `word` that isn't in its base form ("smiled") is there as it is, or as the word that it is a form of ("smile").
+    A `word` that is not in its base form ("smiled") matches itself and the word that it is a form of ("smile").
     """
-    wanted, found = words_of(word), words_of(text)
-    places = range(len(found) - len(wanted) + 1) if wanted else range(0)
-    return any(all(_same(found[place + i], part) for i, part in enumerate(wanted)) for place in places)
+    parts, words = words_of(word), words_of(text)
+    starts = range(len(words) - len(parts) + 1) if parts else range(0)
+    return any(all(_same(words[start + i], part) for i, part in enumerate(parts)) for start in starts)
 
 
 def first_use(text: str, word: str) -> tuple[int, int] | None:
     """(start, end) of the first word of `text` that is `word` in any form, None if there is none; see `uses`."""
-    wanted = words_of(word)
-    if not wanted:
+    parts = words_of(word)
+    if not parts:
         return None
-    words = _in_small_letters(text)
-    found = next((word for word in dict.fromkeys(words) if _same(word, wanted[0])), None)
-    if found is None:
+    words = _lower_case_words(text)
+    match = next((other for other in dict.fromkeys(words) if _same(other, parts[0])), None)
+    if match is None:
         return None
-    return next(islice(_WORD.finditer(text), words.index(found), None)).span()
+    return next(islice(_WORD.finditer(text), words.index(match), None)).span()
 
 
-@lru_cache(maxsize=8)  # several words are looked for in one text
-def _in_small_letters(text: str) -> list[str]:
+@lru_cache(maxsize=8)  # a task searches one text for several words
+def _lower_case_words(text: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(text)]
 
 
-def _same(found: str, wanted: str) -> bool:
-    return found == wanted or found in forms(wanted) or wanted in forms(found)
+def _same(one: str, other: str) -> bool:
+    return one == other or one in forms(other) or other in forms(one)
 
 
 IRREGULAR = ("verbs", "also_regular", "nouns", "adjectives")
@@ -61,16 +61,16 @@ IRREGULAR = ("verbs", "also_regular", "nouns", "adjectives")
 
 @lru_cache(maxsize=1 << 15)
 def forms(word: str) -> frozenset[str]:
-    """Every form of a word in its base form: plural, past, -ing, -er, -est, -ly and the irregular ones, and itself."""
+    """All forms of a base form: plural, past, -ing, -er, -est, -ly, the irregular ones, and the word itself."""
     table, word = _table(), word.lower()
     irregular = {form for name in IRREGULAR for form in table[name].get(word, ())}
     endings = ["ing", "er", "est"] if word in table["verbs"] else ["ed", "ing", "er", "est"]
-    made = _plurals(word) | _adverbs(word) | {form for ending in endings for form in _extended(word, ending)}
-    return frozenset({word} | irregular | (made - table["unrelated"].keys()))
+    regular = _plurals(word) | _adverbs(word) | {form for ending in endings for form in _extended(word, ending)}
+    return frozenset({word} | irregular | (regular - table["unrelated"].keys()))
 
 
 def _plurals(word: str) -> set[str]:
-    """Plural of a noun, third person of a verb."""
+    """The plural of a noun, or the third person of a verb."""
     if re.search(r"[^aeiou]y$", word):
         return {f"{word[:-1]}ies"}
     if word.endswith(("s", "x", "z", "ch", "sh")):

@@ -116,7 +116,7 @@ def test_llama2c_words_keep_the_spaces_between_parts(real_data):
 )
 def test_a_text_that_was_changed_is_refused_with_a_sentence(spoil):
     text = describe([conversation("Hi", "Tom.")], TOKENIZER, "step 1")
-    with pytest.raises(UserError, match="take"):
+    with pytest.raises(UserError, match="use the"):
         read_ids(spoil(text))
 
 

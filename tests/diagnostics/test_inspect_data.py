@@ -152,7 +152,7 @@ def test_bad_records_are_listed_or_skipped_and_counted(home):
         (["cats.jsonl", "--steps", "0"], "--steps is 0; it must be 1 or more."),
         (["cats.jsonl", "runs"], "runs needs a share of the examples beside the chats; for example chats.stories=0.3."),
         (["runs", "."], "runs and . both hold stories; give one of them."),
-        (["runs"], "runs holds no TinyStoriesInstruct-train.txt"),
+        (["runs"], "runs contains no TinyStoriesInstruct-train.txt"),
         (["cats.jsonl", "sft.pretrained_checkpoint=nothing"], "no checkpoint at nothing"),
         (["cats.jsonl", "--tokenizer", "bad.jsonl"], "bad.jsonl is no tokenizer"),
         (["cats.jsonl", "--html", "runs"], "Can't write runs"),

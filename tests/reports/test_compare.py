@@ -87,7 +87,7 @@ def test_an_output_that_knows_no_colour_and_no_unicode_is_no_obstacle(home):
         (["--kinds", "songs"], "'songs' is not a kind of task"),
         (["--kinds", "morals"], "did you mean 'moral'"),
         (["--data", "nowhere"], "nowhere"),
-        (["--data", "runs"], "holds no TinyStoriesInstruct-valid.txt"),
+        (["--data", "runs"], "contains no TinyStoriesInstruct-valid.txt"),
         (["--json", "data"], "--json: data can't be written"),
         (["--json", f"data/{VALID}/out.json"], "can't be written"),
         (["--report", "r", "--json", "r/report.json"], "is in the report's folder"),

@@ -145,7 +145,7 @@ def test_a_file_that_was_cut_off_under_us_is_reported(path):
 
 def test_a_file_without_any_story_is_a_mistake(tmp_path):
     (tmp_path / "x").write_text("Words: a<|endoftext|>", encoding="utf-8")
-    with pytest.raises(UserError, match="Not one record"):
+    with pytest.raises(UserError, match="No record"):
         RecordIndex(tmp_path / "x")
 
 

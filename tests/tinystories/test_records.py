@@ -127,8 +127,8 @@ def test_records_don_t_depend_on_where_the_file_is_cut_for_reading(tmp_path, mon
         (b" \n\n", "is empty"),
         (b"PK\x03\x04\x00\x00abc", "not a text file"),
         ("Story:\nx<|endoftext|>".encode("utf-16"), "not a text file"),
-        (b"Once upon a time.\n", r"holds no <\|endoftext\|>"),
-        (b"Words: a\n<|endoftext|>\nWords: b\n<|endoftext|>", "Not one record"),
+        (b"Once upon a time.\n", r"contains no <\|endoftext\|>"),
+        (b"Words: a\n<|endoftext|>\nWords: b\n<|endoftext|>", "No record"),
     ],
 )
 def test_a_file_without_stories_is_a_mistake_said_in_a_sentence(tmp_path, content, says):
@@ -176,7 +176,7 @@ def test_a_missing_split_is_named(tmp_path, name, says):
 
 
 def test_a_folder_without_the_files_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"holds no TinyStoriesInstruct-train\.txt"):
+    with pytest.raises(UserError, match=r"contains no TinyStoriesInstruct-train\.txt"):
         find_instruct_file(tmp_path, "train")
 
 

@@ -348,7 +348,9 @@ def test_training_accepts_lone_surrogates():
     assert ChatTokenizer.train(["a\ud800b " * 5], 270).decode([97]) is not None
 
 
-@pytest.mark.parametrize(("texts", "size", "message"), [("abc", 300, "a list of texts"), (["abc"], 259, "at least 260")])
+@pytest.mark.parametrize(
+    ("texts", "size", "message"), [("abc", 300, "a list of texts"), (["abc"], 259, "at least 260")]
+)
 def test_training_explains_wrong_arguments(texts, size, message):
     with pytest.raises(UserError, match=message):
         ChatTokenizer.train(texts, size)

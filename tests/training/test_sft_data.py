@@ -7,7 +7,7 @@ import pytest
 from tiny import CountingDataset, lively_model, tiny_config, tiny_tokenizer
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.sft_train import eval_metrics_of
+from mini_chat_gpt.sft_train import eval_metrics
 from mini_chat_gpt.training.sft_data import Mixed, make_examples
 
 TOKENIZER = tiny_tokenizer()
@@ -96,11 +96,10 @@ def test_curriculum_stages_need_stories(chats, sample):
 
 def test_eval_tasks_give_a_score_for_each_kind(sample):
     tasks = examples_of(None, sample, sft={"eval_tasks": 1}).eval_tasks
-    config = tiny_config(sft={"best_metric": "eval/moral/exact"})
-    measure = eval_metrics_of(tasks, TOKENIZER, config)
+    measure = eval_metrics(tasks, "eval/moral/exact", TOKENIZER)
     scores = measure(lively_model(TOKENIZER.vocab_size, context_length=512))
     assert "eval/moral/exact" in scores
     assert all(0 <= score <= 1 for score in scores.values())
     with pytest.raises(UserError, match=r"sft.best_metric is 'moral'; here it can be val_loss, eval/"):
-        eval_metrics_of(tasks, TOKENIZER, tiny_config(sft={"best_metric": "moral"}))
-    assert eval_metrics_of([], TOKENIZER, tiny_config()) is None
+        eval_metrics(tasks, "moral", TOKENIZER)
+    assert eval_metrics([], "val_loss", TOKENIZER) is None
