@@ -346,7 +346,7 @@ def test_the_commands(place, tmp_path):
 def test_data_that_cannot_be_used_leave_nothing_behind(tmp_path):
     base_of("lacks the tokens", tmp_path / "base")
     (tmp_path / "chats.jsonl").write_text("{")
-    with pytest.raises(UserError, match="it is no JSON"):
+    with pytest.raises(UserError, match="it is not valid JSON"):
         trained(tmp_path, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

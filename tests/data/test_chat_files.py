@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mini_chat_gpt.chat_format import Message
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.data.chat_files import LONGEST_LINE, read_conversations
+from mini_chat_gpt.data.chat_files import read_conversations
+from mini_chat_gpt.data.json_records import MAX_LINE
 
 HI, HELLO = Message("user", "Hi"), Message("assistant", "Hello!")
 FORMS = [
@@ -60,7 +61,7 @@ def test_forms_may_be_mixed_in_lines_and_arrays_plain_or_gzipped(tmp_path, dump,
     assert [conversation.messages for conversation in found] == [(HI, HELLO)] * len(FORMS)
 
 
-def test_objects_over_several_lines_follow_each_other(tmp_path):
+def test_a_file_can_have_several_objects_over_several_lines(tmp_path):
     path = written(tmp_path, "\n\n".join(json.dumps(record, indent=1) for record in FORMS))
     found = list(read_conversations(path))
     assert len(found) == len(FORMS)
@@ -68,7 +69,7 @@ def test_objects_over_several_lines_follow_each_other(tmp_path):
     assert all(text[conversation.line - 1] == "{" for conversation in found)
 
 
-def test_system_texts_and_what_is_not_to_be_trained(tmp_path):
+def test_system_texts_and_messages_that_are_not_trained_on(tmp_path):
     path = written(
         tmp_path,
         lines(
@@ -101,39 +102,45 @@ def turns(*turns: tuple[object, ...]) -> str:
 
 
 BAD = [
-    ('{"messages": [', "it is no JSON: Expecting value at column 15"),
-    ('{"messages": [}', "it is no JSON: Expecting value at column 15"),
-    ("Hi there\n", "it is no JSON: Expecting value at column 1"),
+    ('{"messages": [', "it is not valid JSON: Expecting value at column 15"),
+    ('{"messages": [}', "it is not valid JSON: Expecting value at column 15"),
+    ("Hi there\n", "it is not valid JSON: Expecting value at column 1"),
     ("[1, 2]\n", "it is a list; a conversation is an object such as"),
     ("null\n", "it is null"),
     (turns(("robot", "Hi")), "message 1 of 1 has the role 'robot'; the roles are system, user, assistant"),
     (turns(("user", "Hi"), ("assistant", " ")), "message 2 of 2 (role assistant) has no text"),
     (turns(("system", "a"), ("system", "b")), "message 2 of 2 (role system) is out of place"),
-    (turns(("user", "Hi")), "it ends with a user message, which nobody answers"),
-    (turns(("user", "Hi"), ("assistant", "a", False)), "no reply of it is to be trained"),
+    (turns(("user", "Hi")), "it ends with a user message, which has no reply"),
+    (turns(("user", "Hi"), ("assistant", "a", False)), "it has no reply to train on"),
     (turns(("user", "Hi"), ("assistant", "a", "no")), "\"train\" of message 2 is 'no'; it must be true or false"),
     (turns(("user",)), 'message 1 has no "content"'),
-    (turns(("user", 3)), "the content of message 1 is a number; it must be a text"),
+    (turns(("user", 3)), "the content of message 1 is a number; it must be text"),
     (lines({"messages": "Hi"}), '"messages" must be a list of objects'),
     (lines({"messages": []}), '"messages" is empty'),
     (lines({"prompt": "Hi"}), 'it has "prompt" but no "completion"'),
-    (lines({"prompt": "Hi", "completion": ["a"]}), '"completion" is a list; it must be a text'),
+    (lines({"prompt": "Hi", "completion": ["a"]}), '"completion" is a list; it must be text'),
     (lines({"instruction": "Hi"}), 'it has "instruction" but no "output"'),
-    (lines({"a": 1, "b": 2}), 'it has "a", "b"; known are messages; conversations; instruction + output; prompt + '),
-    (lines({"conversations": [{"from": "alien", "value": "Hi"}]}), "message 1 is from 'alien'; known are human, gpt"),
+    (
+        lines({"a": 1, "b": 2}),
+        'it has "a", "b"; known formats are messages; conversations; instruction + output; prompt + ',
+    ),
+    (
+        lines({"conversations": [{"from": "alien", "value": "Hi"}]}),
+        "message 1 is from 'alien'; known roles are human, gpt",
+    ),
     (lines({"text": "Once upon a time"}), '"text" has no <|user|> or <|assistant|> in it'),
-    (lines({"text": "Once <|user|>Hi<|assistant|>Hello!"}), "\"text\" has words that belong to nobody: 'Once'"),
-    ("[" * 100_000 + "\n", "it is nested too deep"),
+    (lines({"text": "Once <|user|>Hi<|assistant|>Hello!"}), "\"text\" has words outside of all turns: 'Once'"),
+    ("[" * 100_000 + "\n", "it is nested too deeply"),
 ]
 
 
 @pytest.mark.parametrize(("wrong", "sentence"), BAD)
-def test_what_is_wrong_is_said_with_file_and_line(tmp_path, wrong, sentence):
+def test_an_error_names_the_file_and_the_line(tmp_path, wrong, sentence):
     path = written(tmp_path, GOOD + wrong)
     with pytest.raises(UserError) as error:
         list(read_conversations(path))
     assert str(error.value).startswith(f"{path}, line 2: {sentence}")
-    assert str(error.value).endswith("; mend it, or leave it out with --skip-bad.")
+    assert str(error.value).endswith("; correct it, or skip it with --skip-bad.")
     problems = []
     assert len(list(read_conversations(path, problems))) == 1
     assert len(problems) == 1
@@ -148,36 +155,36 @@ def test_a_byte_that_is_not_utf8(tmp_path):
             list(read_conversations(written(tmp_path, content)))
 
 
-def test_a_line_as_long_as_a_book_is_left_out_without_being_kept(tmp_path):
+def test_a_very_long_line_is_skipped_without_being_stored(tmp_path):
     path = written(tmp_path, GOOD + '{"prompt": "' + "a" * 50 * 2**20 + '"}\n' + GOOD)
     problems = []
     assert [conversation.line for conversation in read_conversations(path, problems)] == [1, 3]
     assert [str(problem) for problem in problems] == [
-        f"{path}, line 2: it is 50 MiB long; a conversation on one line has at most {LONGEST_LINE >> 20} MiB"
+        f"{path}, line 2: it is 50 MiB long; the limit for a line is {MAX_LINE >> 20} MiB"
     ]
 
 
-def test_a_gzip_file_that_was_cut_short_gives_what_is_there(tmp_path):
+def test_an_incomplete_gzip_file_gives_the_records_that_it_has(tmp_path):
     records = [{"prompt": f"{os.urandom(20).hex()}", "completion": "Hello!"} for _ in range(2000)]
     path = written(tmp_path, gzip.compress(lines(*records).encode())[:-2000])
     problems = []
     found = list(read_conversations(path, problems))
     assert 0 < len(found) < 2000
-    assert "the gzip file ends in the midst; get it again" in str(problems[-1])
-    with pytest.raises(UserError, match="the gzip file ends in the midst"):
+    assert "the gzip file is incomplete; get it again" in str(problems[-1])
+    with pytest.raises(UserError, match="the gzip file is incomplete"):
         list(read_conversations(path))
 
 
-def test_an_array_that_was_cut_short(tmp_path):
+def test_an_incomplete_array_is_an_error(tmp_path):
     whole = json.dumps(FORMS, indent=1)
     for end in (whole.rindex("]"), whole.rindex("{") + 5):
-        with pytest.raises(UserError, match=r"cut short|no JSON"):
+        with pytest.raises(UserError, match=r"incomplete|not valid JSON"):
             list(read_conversations(written(tmp_path, whole[:end])))
     with pytest.raises(UserError, match=r"line 3: a comma or \] is missing"):
         list(read_conversations(written(tmp_path, "[\n" + json.dumps(FORMS[0]) + "\n" + json.dumps(FORMS[0]) + "]")))
 
 
-def test_all_that_is_wrong_is_said_at_once_and_counted(tmp_path):
+def test_all_problems_are_reported_at_once_and_counted(tmp_path):
     one = written(tmp_path, lines(*({"prompt": "Hi"} for _ in range(30))), "one.jsonl")
     two = written(tmp_path, lines({"question": "Hi"}), "two.jsonl")
     with pytest.raises(UserError) as error:
@@ -188,10 +195,10 @@ def test_all_that_is_wrong_is_said_at_once_and_counted(tmp_path):
     assert f"and 11 more (30 in {one}, 1 in {two})" in text
 
 
-def test_a_file_that_is_not_there_or_is_empty(tmp_path):
+def test_a_missing_or_empty_file_is_an_error(tmp_path):
     for path, sentence in (
         (tmp_path / "no.jsonl", "can't be read"),
-        (written(tmp_path, "\n \n"), "holds no conversation; it is empty"),
+        (written(tmp_path, "\n \n"), "contains no conversation; it is empty"),
     ):
         with pytest.raises(UserError, match=sentence):
             list(read_conversations(path, []))
@@ -201,7 +208,7 @@ texts = st.text(min_size=1).filter(str.strip)
 
 
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=4))
-def test_any_text_comes_through_as_it_is(tmp_path_factory, turns):
+def test_any_text_is_read_unchanged(tmp_path_factory, turns):
     messages = [
         {"role": role, "content": text}
         for pair in turns

@@ -135,10 +135,10 @@ def test_the_verb_writes_a_page_of_more_examples(home):
 def test_bad_records_are_listed_or_skipped_and_counted(home):
     printed = run(home, "inspect", "bad.jsonl", code=2)
     assert "4 records can't be used" in printed
-    assert "bad.jsonl, line 6: it is no JSON" in printed
+    assert "bad.jsonl, line 6: it is not valid JSON" in printed
     printed = run(home, "inspect", "bad.jsonl", "--skip-bad")
     assert 'bad.jsonl: 4 of its records skipped\n  line 2: it has "question" but no "answer"' in printed
-    assert printed.count("it is no JSON") == 1  # the first three are named
+    assert printed.count("it is not valid JSON") == 1  # the first three are named
     assert "and 1 more" in printed
     assert "Chats with the same text as another one: 1" in printed
 

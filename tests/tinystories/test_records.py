@@ -149,7 +149,7 @@ def test_a_folder_is_not_taken_for_a_file(tmp_path):
 
 
 def test_a_huge_file_without_separator_is_given_up_early(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_LONGEST_RECORD", 1000)
+    monkeypatch.setattr(records, "_MAX_RECORD", 1000)
     monkeypatch.setattr(records, "_BLOCK", 100)
     with pytest.raises(UserError, match="no file of stories"):
         list(read_records(write(tmp_path, "x" * 5000 + "<|endoftext|>")))

@@ -81,7 +81,7 @@ def test_held_out_files_are_never_trained_on(chats, tmp_path):
 
 def test_bad_records_are_an_error_or_are_skipped(chats):
     chats.write_text(chats.read_text() + '\n{"prompt": "Hi"}\n')
-    with pytest.raises(UserError, match=r'line 21: it has "prompt" but no "completion"; mend it, or leave it out'):
+    with pytest.raises(UserError, match=r'line 21: it has "prompt" but no "completion"; correct it, or skip it'):
         examples_of(chats)
     found = examples_of(chats, chats={"skip_bad": True})
     assert "records skipped: 1; the first:" in found.notes[0]
