@@ -134,7 +134,7 @@ def whole_records(path: Path) -> Iterator[tuple[int, bytes, int]]:
                 yield offset, text, end
                 offset, text = offset + end, text[end:]
             if len(text) > _MAX_RECORD:
-                raise _no_separator(path, f"{len(text) >> 20} MiB from byte {offset}")
+                raise _no_separator(path, f"the {len(text) >> 20} MiB from byte {offset} on")
             carry = text
         if not separated:
             raise _no_separator(path, "it")
@@ -170,7 +170,7 @@ def open_text(path: Path) -> BinaryIO:
 
 def _no_separator(path: Path, where: str) -> UserError:
     return UserError(
-        f"{path} is not a file of stories: {where} contains no {SEPARATOR.decode()}; put it on its own line after each record."
+        f"{path} is not a file of stories: there is no {SEPARATOR.decode()} in {where}; put it on its own line after each record."
     )
 
 

@@ -328,7 +328,7 @@ def test_plain_stories_get_a_hint_to_label_them(folder: Path, capsys: pytest.Cap
         ("empty", b"", "is empty"),
         ("blank", b" \n \n", "is empty"),
         ("binary", b"PK\x03\x04\0\0\0", "not a text file"),
-        ("no separator", b"Story: Once.\n" * 50, "contains no <|endoftext|>"),
+        ("no separator", b"Story: Once.\n" * 50, "there is no <|endoftext|> in it"),
         ("no story", b"Words: a, b\n<|endoftext|>\n" * 5, "has a story"),
     ],
 )

@@ -127,7 +127,7 @@ def test_records_don_t_depend_on_where_the_file_is_cut_for_reading(tmp_path, mon
         (b" \n\n", "is empty"),
         (b"PK\x03\x04\x00\x00abc", "not a text file"),
         ("Story:\nx<|endoftext|>".encode("utf-16"), "not a text file"),
-        (b"Once upon a time.\n", r"contains no <\|endoftext\|>"),
+        (b"Once upon a time.\n", r"there is no <\|endoftext\|> in it"),
         (b"Words: a\n<|endoftext|>\nWords: b\n<|endoftext|>", "No record"),
     ],
 )
@@ -151,7 +151,7 @@ def test_a_folder_is_not_taken_for_a_file(tmp_path):
 def test_a_huge_file_without_separator_is_given_up_early(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "_MAX_RECORD", 1000)
     monkeypatch.setattr(records, "_BLOCK", 100)
-    with pytest.raises(UserError, match="no file of stories"):
+    with pytest.raises(UserError, match="not a file of stories"):
         list(read_records(write(tmp_path, "x" * 5000 + "<|endoftext|>")))
 
 
