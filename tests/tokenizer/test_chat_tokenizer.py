@@ -410,7 +410,7 @@ def test_the_fingerprint_depends_on_control_tokens_but_not_on_the_chat_format():
 def test_an_unknown_rank_file_gets_the_default_pattern_with_a_warning(tmp_path):
     trained = own_tokenizer()
     (tmp_path / "mine.tiktoken").write_bytes(ranks_to_bytes(trained.encoder.ranks))
-    with pytest.warns(UserWarning, match="split pattern is not known"):
+    with pytest.warns(UserWarning, match="split pattern is unknown"):
         tokenizer = ChatTokenizer.load(tmp_path / "mine.tiktoken")
     assert tokenizer.control == {}
     assert tokenizer.encode(CORPUS[1]) == trained.encode(CORPUS[1])
@@ -439,23 +439,23 @@ def test_a_changed_control_token_is_noticed(tmp_path):
         ("tok.bin", b"", "is not a llama2.c tokenizer"),
         ("tok.bin", bytes(2000), "is not a llama2.c tokenizer"),
         ("tok.bin", llama2c_file(llama2c_pieces())[:-3], "is not a llama2.c tokenizer"),
-        ("tok.bin", llama2c_file(llama2c_pieces()[:100]), "no byte pieces"),
+        ("tok.bin", llama2c_file(llama2c_pieces()[:100]), "lacks the byte pieces"),
         ("x.tiktoken", b"", "is empty"),
         ("x.tiktoken", b"IQ== 0\nIg==\n", "line 2: expected base64"),
         ("x.tiktoken", b"IQ== 0\n%% 1\n", "line 2: expected base64"),
         ("x.tiktoken", b"IQ== 0\nIg== 1\n", "lack 254 of the 256 single bytes"),
-        ("notes.txt", b"hello", "is no tokenizer"),
+        ("notes.txt", b"hello", "is not a tokenizer"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*split pattern")
-def test_a_file_that_is_no_tokenizer_is_explained(tmp_path, name, content, message):
+def test_a_file_that_is_not_a_tokenizer_is_explained(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         ChatTokenizer.load(tmp_path / name)
 
 
 def test_a_folder_without_a_tokenizer_is_explained(tmp_path):
-    with pytest.raises(UserError, match="holds no tokenizer"):
+    with pytest.raises(UserError, match="contains no tokenizer"):
         ChatTokenizer.load(tmp_path)
 
 
