@@ -82,9 +82,11 @@ class ChatFormat:
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool) -> Rendered:
         """Render a conversation of which `check_messages` approves."""
+        # BOS begins a conversation, not every turn.
         ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         reply_spans = []
         for message in messages:
+            # The role is inserted as an id: content can never spell it.
             ids.append(_role_id(tokenizer, message.role))
             start = len(ids)
             # Each content is encoded whole and alone, so that its tokens do not depend on its neighbors.
@@ -95,6 +97,7 @@ class ChatFormat:
                 if message.train:
                     reply_spans.append((start, len(ids)))
         if add_generation_prompt:
+            # The token after which every reply began in training.
             ids.append(_role_id(tokenizer, "assistant"))
         return Rendered(ids, reply_spans)
 
@@ -108,6 +111,7 @@ class ChatFormat:
         return (f"{{{{- '{bos_token}' -}}}}\n" if bos_token is not None else "") + _JINJA_TEMPLATE
 
 
+# Must give the ids of `ChatFormat.render` for ordinary content; a test compares the two in `transformers`.
 _JINJA_TEMPLATE = """{%- for message in messages -%}
     {%- if message['role'] not in ['system', 'user', 'assistant'] -%}
         {{- raise_exception('the roles are system, user and assistant') -}}
@@ -159,11 +163,14 @@ def check_messages(messages: Sequence[Message], add_generation_prompt: bool = Fa
         if message.role not in ROLES:
             raise UserError(f"{where} has the role {message.role!r}; the roles are {', '.join(ROLES)}.")
         where += f" (role {message.role})"
+        # Data files may have numbers or null here, which would fail deep inside the tokenizer.
         if not isinstance(message.content, str):
             raise UserError(f"{where} has a {type(message.content).__name__} as its content; it must be text.")
+        # An empty reply would train the model to end immediately.
         if not message.content.strip():
             raise UserError(f"{where} has no text; add text, or remove the conversation.")
         _check_order(messages, number - 1, where)
+    # In training a reply always follows a user message, so the model has learned nothing else.
     if add_generation_prompt and messages[-1].role != "user":
         raise UserError(
             f"A reply can only follow a user message, but the last message has the role {messages[-1].role}; "
@@ -176,6 +183,7 @@ def _check_order(messages: Sequence[Message], index: int, where: str) -> None:
     before = messages[index - 1].role if index else None
     if role == "system" and before is not None:
         raise UserError(f"{where} is out of place; only the first message can be a system message.")
+    # Alternating turns are what chat templates expect, and what the model has learned.
     if role == "user" and before == "user":
         raise UserError(
             f"{where} follows another user message; join the two, or put the assistant's reply between them."

@@ -64,6 +64,7 @@ class InstructDataset:
         self._length = min(data.limit or len(self.index), len(self.index))
         self.loss_weights = _by_kind("data.loss_weights", DEFAULT_LOSS_WEIGHTS, data.loss_weights, default=1.0)
         requested = _by_kind("data.mixture", DEFAULT_MIXTURE, data.mixture, default=0.1)
+        # The mixture needs to know which kinds the records support; a sample of them is enough.
         rng = np.random.default_rng([seed % 2**64, _FIXED_ORDER + 1])
         sample = np.sort(rng.choice(len(self), min(_SAMPLE, len(self)), replace=False))
         self.mixture = TaskMixture([self.index[number] for number in sample.tolist()], seed, requested)
@@ -80,9 +81,11 @@ class InstructDataset:
 
     def __getitem__(self, index: int) -> Example:
         """Example `index`, for any index ≥ 0; those from `len(self)` on belong to later epochs."""
+        # The position in a permutation of the records decides the record: every epoch has each of them once.
         epoch, position = divmod(index, len(self))
         number = int(epoch_order(len(self), self.seed, epoch)[position])
         for attempt in range(_ATTEMPTS):
+            # Every example and attempt has its own random choices, which depend on nothing else.
             salt = f"{self.seed}/{index}/{attempt}"
             if conversations := self._conversations(number, epoch, salt):
                 self.stats.update(
@@ -133,6 +136,7 @@ class InstructDataset:
         n_missing = self.data.prefix_branches - 1
         if not n_missing or first.shortened:  # the text that supports another answer may be missing
             return
+        # Kinds may share a target (`summary` and `what_happened`), which is trained once per story.
         answers = {task.target for task in (first.task, *first.later)}
         for question in questions:
             if question.target in answers or (task := as_follow_up(question, first)) is None:
@@ -173,6 +177,7 @@ class InstructDataset:
         """
         if kind not in YES_NO_KINDS:
             return [rendered.task for rendered in self._choose({kind: n}, len(self), among, only)]
+        # As many of each answer: always answering "yes" then scores 50 %.
         half = (n + 1) // 2
         chosen = self._choose({f"{kind}/yes": half, f"{kind}/no": half}, len(self), among, only)
         by_answer = [[one.task for one in chosen if one.task.answer == answer] for answer in ("yes", "no")]
@@ -210,6 +215,7 @@ class InstructDataset:
                 and (number, task.kind) not in used
                 and (only is None or only(task))
             ]
+            # Rare categories first: later records may not support them.
             tasks.sort(key=lambda task: missing[task.category] / wanted[task.category], reverse=True)
             for task in tasks:
                 if rendered := truncate_to_context(task, self.tokenizer, self.data.seq_len, self.data.system_message):

@@ -104,6 +104,11 @@ def test_the_path_can_be_read_in_an_evening():
     assert sum(lines.values()) <= MAX_LINES, lines
 
 
+@pytest.mark.parametrize("file", path_files(), ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_files_of_the_path_have_comments(file):
+    assert 100 * n_comments(file) >= MIN_COMMENTS * n_lines(file)
+
+
 if __name__ == "__main__":
     for file in path_files():
         lines, comments = n_lines(file), n_comments(file)

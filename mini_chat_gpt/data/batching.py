@@ -161,6 +161,7 @@ def collate(examples: Sequence[Example], pad_to_multiple_of: int = PAD_TO_MULTIP
     weights: list[np.ndarray] = []
     kinds: list[np.ndarray] = []
     for example, start in zip(examples, cu_seqlens, strict=False):
+        # Nothing predicts the first token of an example, so it is never a target.
         targets = 1 + np.flatnonzero(example.loss_mask[1:])
         if not len(targets):
             raise ValueError(f"an example of kind {example.kind!r} has no trained token; it must not get into a batch")
@@ -212,6 +213,7 @@ def micro_batches(examples: Sequence[Example], batch_size: int, batch_tokens: in
     """
     batches: list[list[Example]] = []
     tokens = 0
+    # Sorted, so that neighbors have similar lengths: attention pads groups of them.
     for example in sorted(examples, key=lambda example: len(example.ids), reverse=True):
         tokens += len(example.ids)
         full = not batches or len(batches[-1]) == batch_size or (batch_tokens is not None and tokens > batch_tokens)

@@ -114,6 +114,7 @@ class Cached:
         if filled > cache.max_length:
             raise ValueError(f"the cache holds {cache.max_length} tokens, {filled} are needed")
         table = cache.table[layer]
+        # A slice is one contiguous copy per head; indexing by row and column is needed only for rows of different lengths.
         if self.same_length:
             table[:, :, starts[0] : filled] = keys_values
         else:

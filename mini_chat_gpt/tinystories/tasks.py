@@ -55,6 +55,7 @@ class Task:
     @property
     def question_first(self) -> bool:
         """Whether the question comes before the story in the prompt. True for a prompt without a story."""
+        # If no text follows the story in the prompt, the question must precede it.
         return self.story_span is None or not self.prompt[self.story_span[1] :]
 
     @property
@@ -64,7 +65,9 @@ class Task:
 
 
 TaskMaker = Callable[[StoryRecord, TemplateSampler], "Task | None"]
+# Both are filled by the decorator below.
 TASK_KINDS: dict[str, TaskMaker] = {}
+# 92 % of the stories end well: without balancing, "yes" would nearly always be right.
 YES_NO_KINDS: set[str] = set()
 
 
@@ -102,6 +105,7 @@ def generate_tasks(record: StoryRecord, seed: int, kinds: Iterable[str] | None =
 
     The prompt templates and variants depend only on the record's text and `seed`. Pass another seed in each epoch.
     """
+    # Each choice of the sampler depends on its own name, so adding a kind does not change the prompts of the others.
     sampler = TemplateSampler(record, seed)
     makers = TASK_KINDS.values() if kinds is None else [TASK_KINDS[kind] for kind in kinds]
     return [task for maker in makers if (task := maker(record, sampler)) is not None]
@@ -118,6 +122,7 @@ def _story_task(
 ) -> Task:
     """A task whose prompt shows the story. `evidence` is a span of the story; `fields` fill the prompt template."""
     prompt, span = story_prompt(kind, record.story, sampler, **fields)
+    # From positions in the story to positions in the prompt.
     if evidence is not None:
         evidence = (span[0] + evidence[0], span[0] + evidence[1])
     answer_spans = [_first_word(target)]
@@ -140,6 +145,7 @@ def _summary(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
 
 @task_kind("what_happened")
 def _what_happened(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
+    # The target of `summary` with other questions: a model should not depend on the word "summary".
     return _story_task("what_happened", record, sampler, record.summary) if record.summary else None
 
 
@@ -150,6 +156,7 @@ def _moral(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
         return None
     if moral := stated_moral(record.story):
         return _story_task("moral", record, sampler, moral[0], evidence=moral[1])
+    # A moral that only the summary states has no evidence in the story, so truncation can't keep any.
     if record.summary and (moral := stated_moral(record.summary)):
         return _story_task("moral", record, sampler, moral[0])
     return None
@@ -160,6 +167,7 @@ def _main_character(record: StoryRecord, sampler: TemplateSampler) -> Task | Non
     name = _main_character_of(record.story)
     if name is None:
         return None
+    # Truncation keeps the sentence of the first mention, so the name stays in the prompt.
     evidence = find_word(record.story, name)
     return _story_task("main_character", record, sampler, f"The main character is {name}.", name, evidence)
 
@@ -172,6 +180,7 @@ def _main_character_of(story: str) -> str | None:
 @task_kind("ending", yes_no=True)
 def _ending(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
     """From the labels alone: a labeled record without BadEnding has a happy ending."""
+    # Without labels, or with labels found by rule, a missing BadEnding says nothing about the ending.
     if not record.features or ENDING_UNKNOWN in record.features:
         return None
     if "BadEnding" in record.features:
@@ -182,11 +191,13 @@ def _ending(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
 @task_kind("dialogue", yes_no=True)
 def _dialogue(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
     """Only if the story's text is unambiguous and the label, if the record has labels, agrees."""
+    # None without labels: then the text alone decides.
     labeled = "Dialogue" in record.features if record.features else None
     if labeled is not False and (speech := first_speech(record.story)):
         return _story_task(
             "dialogue", record, sampler, "Yes, the characters talk to each other.", "yes", evidence=speech
         )
+    # "No" follows from the whole story, so no part of it is evidence.
     if labeled is not True and is_silent(record.story):
         return _story_task("dialogue", record, sampler, "No, the characters do not talk to each other.", "no")
     return None
@@ -215,6 +226,7 @@ def _quotable(story: str) -> tuple[Span, ...]:
 def _quote(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
     """Find the only sentence with a word. Every story supports this task. It teaches a small model to search and copy."""
     story = record.story
+    # Only a word that occurs once identifies its sentence.
     counts = Counter(_LONG_WORD.findall(story.lower()))
     once = {word for word, times in counts.items() if times == 1}
     options = [(span, word) for span in _quotable(story) for word in _LONG_WORD.findall(story, *span) if word in once]
@@ -240,6 +252,7 @@ def _copyedit(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
     " stay" and "Stay" are different tokens. A small model that has never written the second one can't start an answer with it.
     """
     sentences = [record.story[slice(*span)] for span in _quotable(record.story)]
+    # Half a sentence may break a pair of quotation marks, and what follows a colon is not a sentence.
     plain = [sentence[:-1] for sentence in sentences if sentence.endswith(".") and not _OTHER_SIGNS.search(sentence)]
     starts = [
         (match.start(), sentence)
@@ -267,6 +280,7 @@ def _words(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
     # Each field is drawn separately, so that the model meets all combinations, and stories from words alone.
     chosen = [name for name in available if sampler.number("with " + name) % 2]
     if not record.words and not chosen and available:
+        # A prompt needs at least one requirement.
         chosen = [sampler.one(available, "without words")]
     fields = {name: optional[name] for name in chosen}
     if record.words:
@@ -277,7 +291,7 @@ def _words(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
         "words",
         prompt=writing_prompt(sampler, **fields),
         target=record.story,
-        story_span=None,
+        story_span=None,  # the story is the answer, which is never shortened
         answer=", ".join(record.words) or None,
         required=record.words,
         sentence=fields.get("sentence"),

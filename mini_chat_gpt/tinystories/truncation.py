@@ -56,6 +56,7 @@ class RenderedTask:
         token and of the tokens that decide whether the reply is right (for yes/no answers a factor). With a `prompt_weight` all
         other tokens are targets too (Shi et al. 2024, "Instruction Tuning With Loss Over Instructions").
         """
+        # Start with the prompt: its tokens are targets only if they have a weight. Then each reply overwrites its span.
         loss_mask = np.full(len(self.ids), prompt_weight > 0)
         weights = np.full(len(self.ids), prompt_weight, dtype=np.float32)
         for task, (start, end) in zip((self.task, *self.later), self.replies, strict=True):
@@ -86,6 +87,7 @@ def truncate_to_context(
         return rendered
     if task.story_span is None:
         return None
+    # The tokens around the story can't be shortened, so they are subtracted from the budget of the story.
     begin, end = task.story_span
     without_story = replace(task, prompt=task.prompt[:begin] + "x" + task.prompt[end:])
     n_around = len(_render(without_story, tokenizer, system).ids)
@@ -99,6 +101,7 @@ def truncate_to_context(
             return rendered
         assert shorter.story_span is not None
         kept = shorter.story_span[1] - shorter.story_span[0]
+        # Reduce the budget in proportion to the excess, by at least 4 characters so that the loop ends.
         budget = min(budget, kept) - max(4, kept * (n - seq_len) // max(1, n - n_around))
     return None
 
@@ -119,11 +122,13 @@ def add_turns(
     if first.shortened or n_turns == 1:
         return first
     ids, replies, later, size = [first.ids], list(first.replies), list[Task](), len(first.ids)
+    # `summary` and `what_happened` have the same target: the second question would only train to repeat the first reply.
     answers = {first.task.target}
     n_bos = int(tokenizer.bos_id is not None)  # only the first turn begins with BOS
     for task in questions:
         if task.follow_up is None or task.target in answers:
             continue
+        # Rendered as a conversation of its own, then shifted: a turn's ids do not depend on the turns before it.
         turn = render_spans([Message("user", task.follow_up), Message("assistant", task.target)], tokenizer)
         shift = size - n_bos
         if shift + len(turn.ids) <= seq_len:
@@ -145,6 +150,7 @@ def as_follow_up(task: Task, first: RenderedTask) -> Task | None:
     shown = first.task
     if task.follow_up is None or task.story_span is None or shown.story_span is None or shown.story_span[0]:
         return None
+    # The prompt of `first` up to the end of its story is what both conversations share.
     story = shown.prompt[: shown.story_span[1]]
     moved = task.story_span[0]
     evidence = (task.evidence[0] - moved, task.evidence[1] - moved) if task.evidence else None
@@ -169,6 +175,7 @@ def _shorten(task: Task, budget: int) -> Task | None:
     begin, end = task.story_span
     story = task.prompt[begin:end]
     evidence = (task.evidence[0] - begin, task.evidence[1] - begin) if task.evidence else None
+    # Whole sentences read better. Single words are the fallback for a story of a few very long sentences.
     for units in (sentence_spans(story), [match.span() for match in _WORD.finditer(story)]):
         kept = _choose_units(units, evidence, budget)
         if kept is not None:
