@@ -64,7 +64,7 @@ def test_models_are_scored_side_by_side(tuned):
     command = ["evaluate", "--checkpoint", "runs/sft", "--against", "runs/base", "--n", "4", "--json", "out.json"]
     printed = run(tuned, *command, "--prompts", "mine.yaml")
     assert "main_character" in printed
-    assert "facts: at most 500 words, asked “Who is Tom?”" in printed
+    assert "facts: at most 500 words (“Who is Tom?”)" in printed
     assert "Report: runs/reports/sft-against-base/report.html" in printed
     report = json.loads((tuned / "runs/reports/sft-against-base/report.json").read_text())
     assert {pair["kind"] for pair in report["paired"]} >= {"moral", "dialogue"}
