@@ -1,4 +1,4 @@
-"""Adapters: the same numbers as PEFT's, nothing else trained, and gone without a trace once they are merged."""
+"""Adapters compute the same as PEFT's, train nothing else, and leave a plain model when they are merged."""
 
 import copy
 
@@ -28,7 +28,7 @@ def model_with(**settings) -> GPT:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_predictions_and_gradients_are_those_of_peft(kind):
+def test_predictions_and_gradients_equal_pefts(kind):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     ours = model_with(**kind)
     config = ours.config
@@ -56,9 +56,9 @@ def test_predictions_and_gradients_are_those_of_peft(kind):
             pairs.append((weights[f"{place}.lora_magnitude_vector.default.weight"], layer.magnitude))
     for their, our in pairs:
         their.data.copy_(our.data)
-    found, expected = ours(IDS), theirs(IDS).logits
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    found.square().sum().backward()
+    logits, expected = ours(IDS), theirs(IDS).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    logits.square().sum().backward()
     expected.square().sum().backward()
     for their, our in pairs:
         torch.testing.assert_close(our.grad, their.grad, rtol=1e-4, atol=1e-4 * float(their.grad.abs().max()))
@@ -67,7 +67,7 @@ def test_predictions_and_gradients_are_those_of_peft(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_begins_with_the_model_as_it_was(kind):
+def test_a_new_adapter_changes_no_prediction(kind):
     model = lively_model(64)
     before = model(IDS)
     add_lora(model, LoraSettings(rank=4, **kind))
@@ -75,7 +75,7 @@ def test_training_begins_with_the_model_as_it_was(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_merged_model_is_a_plain_one_that_predicts_the_same(kind):
+def test_a_merged_model_is_plain_and_predicts_the_same(kind):
     model = model_with(**kind)
     before, names = model(IDS), set(lively_model(64).state_dict())
     merge_lora(model)
@@ -84,7 +84,7 @@ def test_a_merged_model_is_a_plain_one_that_predicts_the_same(kind):
     torch.testing.assert_close(model(IDS), before, rtol=1e-5, atol=1e-5)
 
 
-def test_only_the_adapters_move():
+def test_only_the_adapters_are_trained():
     model = model_with(dora=True)
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -95,7 +95,7 @@ def test_only_the_adapters_move():
     assert all(name.endswith(("lora_A", "lora_B", "magnitude")) for name in moved)
 
 
-def test_dropout_is_for_training_alone():
+def test_dropout_is_used_in_training_only():
     model = model_with(dropout=0.5)
     model.train()
     assert not torch.equal(model(IDS), model(IDS))
@@ -111,18 +111,18 @@ def test_dropout_is_for_training_alone():
         (("layers.0.self_attn.o_proj",), {"self_attn.o_proj"}),
     ],
 )
-def test_layers_are_meant_by_name_or_pattern(targets, layers):
+def test_targets_match_by_name_or_pattern(targets, layers):
     names = add_lora(lively_model(64), LoraSettings(targets=targets))
     assert {name.split(".", 2)[2] for name in names} == layers
 
 
-def test_all_linear_layers_are_those_of_the_blocks():
+def test_all_linear_means_the_layers_of_the_blocks():
     model = lively_model(64)
     names = add_lora(model, LoraSettings())
     assert len(names) == 7 * model.config.n_layer
     assert not any("lm_head" in name for name in names)
 
 
-def test_a_target_that_means_nothing():
+def test_a_target_that_matches_nothing_raises():
     with pytest.raises(UserError, match=r"lora.targets: 'query' matches no layer of this model; it has q_proj, k_proj"):
         add_lora(lively_model(64), LoraSettings(targets=("query",)))

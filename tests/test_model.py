@@ -1,4 +1,4 @@
-"""The model against Hugging Face's Llama, and its ways of computing the same thing against each other."""
+"""The model against Hugging Face's Llama, and its different ways of computing the same against each other."""
 
 import math
 from itertools import chain
@@ -91,7 +91,7 @@ def examples(config: GPTConfig, lengths=(5, 17, 9, 2)) -> list[Example]:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_flat_batch_gives_the_losses_of_its_examples_one_by_one(name):
+def test_the_losses_of_a_packed_batch_equal_those_of_its_examples_one_by_one(name):
     model = build(VARIANTS[name])
     made = examples(model.config)
     together = model(collate(made))
@@ -103,14 +103,14 @@ def test_a_flat_batch_gives_the_losses_of_its_examples_one_by_one(name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_conversations_that_share_their_beginning_give_the_loss_and_gradients_of_separate_ones(name):
+def test_prefix_branches_have_the_loss_and_gradients_of_separate_conversations(name):
     model = build(VARIANTS[name])
     rng, families = np.random.default_rng(3), []
-    for lengths in ((9, 3, 5, 1), (4, 20), (30, 2, 2)):  # of the beginning, and of what comes after it in each
-        beginning = rng.integers(0, model.config.vocab_size, lengths[0])
+    for lengths in ((9, 3, 5, 1), (4, 20), (30, 2, 2)):  # of the prefix, and of the rest of each conversation
+        prefix = rng.integers(0, model.config.vocab_size, lengths[0])
         family = []
         for length in lengths[1:]:
-            ids = np.concatenate([beginning, rng.integers(0, model.config.vocab_size, length)]).astype(np.int32)
+            ids = np.concatenate([prefix, rng.integers(0, model.config.vocab_size, length)]).astype(np.int32)
             trained = rng.random(len(ids)) < 0.5
             trained[-1] = True
             family.append(Example(ids, trained, rng.random(len(ids)).astype(np.float32) + 0.5, "x"))
@@ -126,7 +126,7 @@ def test_conversations_that_share_their_beginning_give_the_loss_and_gradients_of
         assert (shared - separate).abs().max() <= 1e-5 * separate.abs().max() + 1e-6
 
 
-def test_a_context_holds_the_longest_conversation_not_all_that_share_their_beginning():
+def test_the_context_limits_each_conversation_not_all_that_share_a_prefix():
     model = tiny_model(64)
     length = model.config.context_length
     ids = np.zeros(length, dtype=np.int32)
@@ -136,11 +136,11 @@ def test_a_context_holds_the_longest_conversation_not_all_that_share_their_begin
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_flat_batch_gives_the_gradients_of_plain_causal_logits(name):
+def test_the_gradients_of_a_packed_batch_equal_those_of_causal_logits(name):
     model = build(VARIANTS[name])
     made = examples(model.config)
     model(collate(made)).weighted_sum.backward()
-    flat = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    packed = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     for example in made:
         ids = torch.from_numpy(example.ids.astype(np.int64))
@@ -148,7 +148,7 @@ def test_a_flat_batch_gives_the_gradients_of_plain_causal_logits(name):
         losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
         (losses * torch.from_numpy(example.loss_mask[1:]) * example.weight).sum().backward()
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(flat[name], parameter.grad, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(packed[name], parameter.grad, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -165,7 +165,7 @@ def test_cached_decoding_equals_uncached(name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_rows_of_different_length_decode_as_they_would_alone(name):
+def test_rows_of_different_length_decode_as_they_do_alone(name):
     model = build(VARIANTS[name])
     ids = torch.randint(0, model.config.vocab_size, (3, 30))
     lengths = [4, 11, 7]
@@ -181,7 +181,7 @@ def test_rows_of_different_length_decode_as_they_would_alone(name):
                 torch.testing.assert_close(got[step][row], alone[length - 1 + step], atol=1e-4, rtol=1e-4)
 
 
-def test_rows_that_leave_the_cache_do_not_change_the_others():
+def test_removing_rows_from_the_cache_does_not_change_the_others():
     model = build(small())
     ids = torch.randint(0, 97, (3, 12))
     cache = model.make_cache(3)
@@ -194,7 +194,7 @@ def test_rows_that_leave_the_cache_do_not_change_the_others():
 
 
 @pytest.mark.parametrize("preset", ["1m", "3m", "15m", "30m"])
-def test_the_loss_at_initialisation_is_that_of_a_uniform_guess(preset):
+def test_the_loss_at_initialization_is_that_of_a_uniform_guess(preset):
     config = ModelSection(preset=preset).gpt_config(4096)
     torch.manual_seed(0)
     model = GPT(config)
@@ -210,7 +210,7 @@ def test_the_largest_preset_has_the_size_of_gpt2():
     assert model.n_parameters() == pytest.approx(124e6, rel=0.03)
 
 
-def test_an_all_masked_batch_gives_a_connected_zero():
+def test_the_loss_of_a_batch_without_labels_is_a_connected_zero():
     model = build(small())
     batch = collate([Example(np.arange(6, dtype=np.int32), np.array([False] * 5 + [True]), 1.0, "x")])
     empty = torch.zeros(0, dtype=torch.int64)
@@ -222,7 +222,7 @@ def test_an_all_masked_batch_gives_a_connected_zero():
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
 
 
-def test_new_rows_of_the_table_are_the_mean_of_the_old_ones():
+def test_new_rows_of_the_table_are_the_mean_of_the_old_rows():
     model = build(small())
     before = model.embed_tokens.weight.detach().clone()
     model.resize_vocabulary(101)
@@ -232,7 +232,7 @@ def test_new_rows_of_the_table_are_the_mean_of_the_old_ones():
     assert model(torch.zeros(1, 2, dtype=torch.int64)).shape == (1, 2, 101)
 
 
-def test_more_tokens_than_the_context_is_an_error_that_names_both_numbers():
+def test_more_tokens_than_the_context_raises_an_error_with_both_numbers():
     with pytest.raises(ValueError, match="65 tokens do not fit into the context of 64"):
         build(small())(torch.zeros(1, 65, dtype=torch.int64))
 
@@ -252,14 +252,14 @@ def test_padding_changes_no_loss_and_no_gradient(context):
 
 
 def checkpointed_pair(**changes) -> tuple[GPT, GPT]:
-    """The same model twice in training; the second keeps only what enters its blocks."""
-    plain, frugal = (tiny_model(97, n_layer=4, **changes).train() for _ in range(2))
-    frugal.activation_checkpointing = True
-    return plain, frugal
+    """The same model twice in training; the second uses activation checkpointing."""
+    plain, checkpointed = (tiny_model(97, n_layer=4, **changes).train() for _ in range(2))
+    checkpointed.activation_checkpointing = True
+    return plain, checkpointed
 
 
 def saved_bytes(model: GPT) -> int:
-    """What autograd keeps for the backward pass, weights apart."""
+    """Bytes that autograd saves for the backward pass, without weights."""
     kept = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
@@ -275,28 +275,28 @@ def saved_bytes(model: GPT) -> int:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_activations_computed_again_give_the_same_loss_and_gradients_bit_for_bit(dropout):
+def test_activation_checkpointing_gives_the_same_loss_and_gradients_bit_for_bit(dropout):
     results = []
     for model in checkpointed_pair():
         for block in model.layers:
             block.mlp = torch.nn.Sequential(block.mlp, torch.nn.Dropout(dropout))
         torch.manual_seed(1)
         sums = model(collate(examples(model.config)))
-        torch.rand(7)  # what draws random numbers between the two passes must not matter
+        torch.rand(7)  # random numbers drawn between the two passes must not matter
         sums.weighted_sum.backward()
         results.append((sums.weighted_sum, sums.losses, *(p.grad for p in model.parameters())))
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
 
 
-def test_activations_computed_again_are_not_kept():
-    plain, frugal = checkpointed_pair()
+def test_activation_checkpointing_saves_memory():
+    plain, checkpointed = checkpointed_pair()
     t, c, layers = 512, plain.config.n_embd, plain.config.n_layer
-    entering_the_blocks = layers * t * c * 4  # kept by other means than autograd's
-    assert saved_bytes(frugal) + entering_the_blocks < 0.4 * saved_bytes(plain)
+    entering_the_blocks = layers * t * c * 4  # not saved through autograd's hooks
+    assert saved_bytes(checkpointed) + entering_the_blocks < 0.4 * saved_bytes(plain)
 
 
-def test_nothing_is_computed_again_in_evaluation():
+def test_evaluation_computes_nothing_twice():
     _, model = checkpointed_pair()
     calls = []
     model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))

@@ -1,4 +1,4 @@
-"""The form for generation against the model that it was made from, and against transformers."""
+"""The inference model for CPUs against the model that it is made from, and against transformers."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def some_ids(n_rows: int = 3, n: int = 40) -> torch.Tensor:
 
 
 def read_in_steps(model: GPT | CPUInferenceModel, ids: torch.Tensor, first: list[int], n_steps: int) -> torch.Tensor:
-    """Logits after prompts of these lengths, and after each of the tokens that follow them, (steps + 1, B, V)."""
+    """Logits after prompts of lengths `first`, and after each of the tokens that follow, (steps + 1, B, V)."""
     cache = model.make_cache(len(ids))
     with torch.no_grad():
         logits = [model.next_logits(ids[:, : max(first)], cache, first)]
@@ -53,13 +53,13 @@ def read_in_steps(model: GPT | CPUInferenceModel, ids: torch.Tensor, first: list
 @pytest.mark.parametrize(
     "first", [[20, 20, 20], [20, 7, 13], [17], [1]], ids=["alike", "ragged", "one row", "one token"]
 )
-def test_float32_logits_are_the_models(architecture, first):
+def test_float32_logits_equal_the_models(architecture, first):
     model, ids = lively_model(VOCABULARY, **ARCHITECTURES[architecture]), some_ids(len(first))
     expected = read_in_steps(model, ids, first, 12)
     torch.testing.assert_close(read_in_steps(CPUInferenceModel(model), ids, first, 12), expected, atol=1e-5, rtol=0)
 
 
-def test_logits_of_weights_that_are_not_packed_are_the_models():
+def test_logits_without_packed_weights_equal_the_models():
     model, ids = lively_model(VOCABULARY), some_ids()
     got = read_in_steps(CPUInferenceModel(model, few_rows=False), ids, [20, 7, 13], 12)
     torch.testing.assert_close(got, read_in_steps(model, ids, [20, 7, 13], 12), atol=1e-5, rtol=0)
@@ -69,7 +69,7 @@ def test_logits_of_weights_that_are_not_packed_are_the_models():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("weights", "error"), [("bf16", 0.02), ("int8", 0.06)])
 @pytest.mark.parametrize("first", [[20, 7, 13], [17]], ids=["ragged", "one row"])
-def test_logits_of_smaller_weights_are_nearly_the_models(architecture, weights, error, first):
+def test_logits_with_smaller_weights_are_close_to_the_models(architecture, weights, error, first):
     model, ids = lively_model(VOCABULARY, **ARCHITECTURES[architecture]), some_ids(len(first))
     expected = read_in_steps(model, ids, first, 12)
     got = read_in_steps(CPUInferenceModel(model, weights), ids, first, 12)
@@ -77,18 +77,18 @@ def test_logits_of_smaller_weights_are_nearly_the_models(architecture, weights, 
 
 
 @pytest.mark.parametrize("architecture", ["llama", "windows", "learned positions"])
-def test_several_tokens_at_once_are_predicted_from_as_one_by_one(architecture):
+def test_logits_of_several_tokens_at_once_equal_those_one_by_one(architecture):
     model, ids = lively_model(VOCABULARY, **ARCHITECTURES[architecture]), some_ids(1)
-    form = CPUInferenceModel(model)
-    cache = form.make_cache(1)
-    form.next_logits(ids[:, :9], cache, [9])
-    together = form.all_logits(ids[:, 9:16], cache)[0]
-    singly = read_in_steps(form, ids, [9], 7)[1:, 0]
+    fast = CPUInferenceModel(model)
+    cache = fast.make_cache(1)
+    fast.next_logits(ids[:, :9], cache, [9])
+    together = fast.all_logits(ids[:, 9:16], cache)[0]
+    singly = read_in_steps(fast, ids, [9], 7)[1:, 0]
     torch.testing.assert_close(together, singly, atol=1e-5, rtol=0)
     assert cache.lengths == [16]
 
 
-def test_a_long_prompt_is_read_as_the_model_reads_it():
+def test_logits_after_a_long_prompt_equal_the_models():
     model = lively_model(VOCABULARY, context_length=512, windows=[100, None])
     ids = some_ids(2, 300)
     for first in ([300, 300], [300, 129]):
@@ -98,14 +98,14 @@ def test_a_long_prompt_is_read_as_the_model_reads_it():
 
 @pytest.mark.parametrize("n_rows", [1, 2])
 def test_a_full_cache_is_an_error(n_rows):
-    form, ids = CPUInferenceModel(lively_model(VOCABULARY)), some_ids(n_rows)
-    cache = form.make_cache(n_rows, 5)
-    form.next_logits(ids[:, :5], cache, [5] * n_rows)
+    fast, ids = CPUInferenceModel(lively_model(VOCABULARY)), some_ids(n_rows)
+    cache = fast.make_cache(n_rows, 5)
+    fast.next_logits(ids[:, :5], cache, [5] * n_rows)
     with pytest.raises(ValueError, match="holds 5 tokens, 6 are needed"):
-        form.next_logits(ids[:, 5:6], cache, [1] * n_rows)
+        fast.next_logits(ids[:, 5:6], cache, [1] * n_rows)
 
 
-def test_greedy_tokens_are_those_of_transformers():
+def test_greedy_tokens_equal_those_of_transformers():
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     from mini_chat_gpt.checkpoints.hf import to_hf_config, to_hf_state
@@ -116,18 +116,18 @@ def test_greedy_tokens_are_those_of_transformers():
     theirs.tie_weights()
     settings = GenerationConfig(max_new_tokens=30, do_sample=False, eos_token_id=None, pad_token_id=0)
     expected = theirs.generate(ids, generation_config=settings)[0, 8:].tolist()
-    form = CPUInferenceModel(model)
-    cache, got, new = form.make_cache(1), [], ids
+    fast = CPUInferenceModel(model)
+    cache, got, new = fast.make_cache(1), [], ids
     for _ in range(30):
-        got.append(int(form.next_logits(new, cache, [new.shape[1]]).argmax()))
+        got.append(int(fast.next_logits(new, cache, [new.shape[1]]).argmax()))
         new = torch.tensor([got[-1:]])
     assert got == expected
 
 
-# Which form a model is read in
+# Which models have one
 
 
-def test_a_model_is_read_in_another_form_only_where_that_is_the_same():
+def test_only_plain_float32_models_on_a_cpu_are_replaced():
     model = lively_model(VOCABULARY)
     assert can_decode(model)
     assert not can_decode(lively_model(VOCABULARY).bfloat16())
@@ -139,22 +139,22 @@ def test_a_model_is_read_in_another_form_only_where_that_is_the_same():
     assert not can_decode(adapted)
 
 
-def test_what_has_no_other_form_is_read_as_it_is_unless_one_was_asked_for():
+def test_other_models_are_used_as_they_are_unless_weights_are_requested():
     half = lively_model(VOCABULARY).bfloat16()
     assert for_inference(half) is half
     with pytest.raises(UserError, match="Only a float32 model on a CPU"):
         for_inference(half, weights="int8")
 
 
-def test_a_form_that_was_made_is_used_as_it_is():
-    form = CPUInferenceModel(lively_model(VOCABULARY))
-    assert for_inference(form, weights="int8") is form
+def test_an_inference_model_is_used_as_it_is():
+    fast = CPUInferenceModel(lively_model(VOCABULARY))
+    assert for_inference(fast, weights="int8") is fast
 
 
 @needs_fbgemm
 @pytest.mark.parametrize("weights", ["float32", "bf16", "int8"])
 @pytest.mark.parametrize("batch_size", [1, 6])
-def test_replies_with_other_weights_are_complete(weights, batch_size):
+def test_replies_with_other_weights(weights, batch_size):
     tokenizer = tiny_tokenizer(VOCABULARY)
     model = lively_model(tokenizer.vocab_size)
     sampling = Sampling(temperature=0, max_new_tokens=12)

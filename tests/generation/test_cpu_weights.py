@@ -26,7 +26,7 @@ def ordinary(parts: list[nn.Linear], x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("sizes", [[48], [33, 17, 5], [64, 64, 64]])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("head", [False, True])
-def test_products_are_those_of_the_layers_side_by_side(weights, error, sizes, bias, head):
+def test_products_equal_the_layers_outputs_concatenated(weights, error, sizes, bias, head):
     parts = layers(96, sizes, bias)
     product = product_of(parts, weights, head=head)
     for n_rows in ROWS:
@@ -46,7 +46,7 @@ def test_two_halves_are_as_exact_as_the_ordinary_product(size):
 
 @needs_fbgemm
 @pytest.mark.parametrize("kind", [TwoHalves, Int8, SmallInt8])
-def test_a_row_is_the_same_whatever_stands_beside_it(kind):
+def test_the_result_of_a_row_does_not_depend_on_the_other_rows(kind):
     [layer] = layers(64, [96])
     product, x = kind([layer.weight.detach()], None), torch.randn(20, 64)
     whole = product(x)
@@ -57,12 +57,12 @@ def test_a_row_is_the_same_whatever_stands_beside_it(kind):
 @pytest.mark.parametrize(
     ("n_rows", "width", "fits"), [(64, 96, True), (64, 172, False), (5, 96, False), (4096, 768, False)]
 )
-def test_the_kernel_for_small_matrices_is_kept_from_sides_that_it_can_t_divide(n_rows, width, fits):
+def test_the_kernel_for_small_matrices_is_not_used_for_sides_it_cannot_divide(n_rows, width, fits):
     assert SmallInt8.fits([torch.zeros(n_rows, width)]) == fits
 
 
 @needs_fbgemm
-def test_a_single_row_in_8_bits_is_what_it_is_among_others():
+def test_a_single_row_in_8_bits_equals_the_same_row_among_others():
     [layer] = layers(64, [96])
     for fine in (True, False):
         product, x = Int8([layer.weight.detach()], None, fine), torch.randn(20, 64)
@@ -71,7 +71,7 @@ def test_a_single_row_in_8_bits_is_what_it_is_among_others():
 
 @needs_fbgemm
 @pytest.mark.parametrize("fine", [True, False])
-def test_activations_of_zero_and_of_very_different_size_keep_their_rows_scale(fine):
+def test_each_row_of_activations_has_its_own_scale(fine):
     [layer] = layers(64, [32])
     x = torch.randn(4, 64) * torch.tensor([[0.0], [1e-6], [1.0], [1e4]])
     product = Int8([layer.weight.detach()], None, fine)
@@ -81,7 +81,7 @@ def test_activations_of_zero_and_of_very_different_size_keep_their_rows_scale(fi
 
 
 @needs_fbgemm
-def test_one_large_activation_does_not_drown_the_others():
+def test_one_large_activation_does_not_hide_the_others():
     [layer] = layers(64, [32])
     x = torch.randn(1, 64)
     x[0, 7] = 300.0
@@ -99,13 +99,13 @@ def test_packing_changes_no_setting_of_pytorch():
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
-def test_a_processor_without_the_kernels_is_told_what_to_do(monkeypatch, weights):
+def test_without_the_kernels_an_error_says_what_to_do(monkeypatch, weights):
     monkeypatch.setattr("mini_chat_gpt.generation.cpu_weights.has_packed_products", lambda: False)
     with pytest.raises(UserError, match=r"need FBGEMM.*use float32"):
         product_of(layers(32, [16]), weights)
 
 
-def test_a_processor_without_the_kernels_multiplies_float32_weights_as_ever(monkeypatch):
+def test_without_the_kernels_float32_weights_use_the_ordinary_product(monkeypatch):
     monkeypatch.setattr("mini_chat_gpt.generation.cpu_weights.has_packed_products", lambda: False)
     parts, x = layers(32, [16, 8]), torch.randn(3, 32)
     torch.testing.assert_close(product_of(parts, "float32")(x), ordinary(parts, x))

@@ -1,4 +1,4 @@
-"""4-bit weights: the paper's values, errors within its bounds, and products that keep nothing but 4 bits a weight."""
+"""4-bit weights: the paper's values, errors within its bounds, and products that keep only 4 bits per weight."""
 
 import copy
 
@@ -37,22 +37,22 @@ def linear(n_in: int, n_out: int, bias: bool = False) -> nn.Linear:
 
 
 def in_blocks(weight: torch.Tensor) -> torch.Tensor:
-    """(blocks, 64) float32, the last one filled up with zeros."""
+    """(blocks, 64) float32, the last block padded with zeros."""
     flat = weight.flatten().float()
     return F.pad(flat, (0, -len(flat) % 64)).view(-1, 64)
 
 
-def restored(weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def dequantized(weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return dequantize(quantize(weight), tuple(weight.shape), dtype)
 
 
-def test_the_values_are_those_of_the_paper():
+def test_the_16_values_equal_the_papers():
     torch.testing.assert_close(torch.tensor(codes()), CODES, rtol=0, atol=5e-7)
 
 
 @st.composite
 def matrices(draw) -> torch.Tensor:
-    """Normal weights of any size and scale, some blocks of which are zeros, far smaller or far larger than the rest."""
+    """Normal weights of any size and scale; some blocks are zero, far smaller or far larger than the rest."""
     n_out, n_in = draw(st.integers(1, 300)), draw(st.integers(1, 150))
     weight = normal(n_out, n_in, seed=draw(st.integers(0, 99)))
     flat = weight.view(-1)
@@ -63,11 +63,11 @@ def matrices(draw) -> torch.Tensor:
 
 @settings(deadline=None, max_examples=60)
 @given(matrices())
-def test_no_weight_is_further_off_than_half_way_to_the_next_value(weight):
-    blocks, found = in_blocks(weight).double(), in_blocks(restored(weight)).double()
+def test_the_error_of_a_weight_is_at_most_half_the_distance_of_two_values(weight):
+    blocks, result = in_blocks(weight).double(), in_blocks(dequantized(weight)).double()
     absmax = blocks.abs().amax(1, keepdim=True)
-    normalised = blocks / absmax.where(absmax > 0, 1)
-    upper = torch.bucketize(normalised, CODES.double()).clamp(1, 15)
+    normalized = blocks / absmax.where(absmax > 0, 1)
+    upper = torch.bucketize(normalized, CODES.double()).clamp(1, 15)
     half_way = (CODES[upper] - CODES[upper - 1]).double() / 2
     # Half of a float8's last bit is a sixteenth of it, or, next to 0, 2^-10 of a scale, which is 2^-126 or more.
     difference = absmax - absmax.mean()
@@ -75,47 +75,47 @@ def test_no_weight_is_further_off_than_half_way_to_the_next_value(weight):
     largest = groups.abs().amax(1, keepdim=True).expand_as(groups).reshape(-1)[: len(difference), None]
     of_absmax = difference.abs() / 16 + (largest / 448).clamp_min(2.0**-126) / 2**10 + 1e-6 * (absmax + absmax.mean())
     bound = half_way * absmax + CODES[upper].abs().maximum(CODES[upper - 1].abs()) * of_absmax
-    assert (found - blocks).abs().le(bound).all()
-    assert found[blocks == 0].eq(0).all()
+    assert (result - blocks).abs().le(bound).all()
+    assert result[blocks == 0].eq(0).all()
 
 
-def test_codes_times_one_absmax_are_kept_exactly():
+def test_weights_that_are_multiples_of_the_values_are_exact():
     absmax = 0.0371
     weight = (CODES.repeat(4 * 6) * absmax)[torch.randperm(384)].view(6, 64)
     weight[:, 0] = absmax  # so that each block has it
-    torch.testing.assert_close(restored(weight), weight, rtol=3e-6, atol=0)
-    assert torch.equal(quantize(restored(weight)).indices, quantize(weight).indices)
+    torch.testing.assert_close(dequantized(weight), weight, rtol=3e-6, atol=0)
+    assert torch.equal(quantize(dequantized(weight)).indices, quantize(weight).indices)
 
 
-def test_the_absmax_of_equal_blocks_is_kept_to_the_last_bit():
+def test_the_absmax_of_equal_blocks_is_exact():
     weight = torch.where(normal(300, 64) > 0, 0.3, -0.3)
-    assert torch.equal(restored(weight), weight)
+    assert torch.equal(dequantized(weight), weight)
     assert not quantize(weight).absmax.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_every_precision_is_rounded_from_the_same_matrix(dtype):
+def test_all_precisions_are_rounded_from_the_same_matrix(dtype):
     weight = 0.02 * normal(80, 100)
-    assert torch.equal(restored(weight, dtype), restored(weight).to(dtype))
-    assert torch.equal(restored(weight.to(dtype).float()), restored(weight.to(dtype)))
+    assert torch.equal(dequantized(weight, dtype), dequantized(weight).to(dtype))
+    assert torch.equal(dequantized(weight.to(dtype).float()), dequantized(weight.to(dtype)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_matrix_made_in_many_pieces_is_the_one_made_at_once(monkeypatch, dtype):
+def test_quantizing_in_chunks_equals_quantizing_at_once(monkeypatch, dtype):
     weight = normal(70, 90)
-    whole, whole_restored = quantize(weight), restored(weight, dtype)
+    whole, whole_dequantized = quantize(weight), dequantized(weight, dtype)
     monkeypatch.setattr(nf4, "CPU_CHUNK", 1024)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(quantize(weight), whole, strict=True))
-    assert torch.equal(restored(weight, dtype), whole_restored)
+    assert torch.equal(dequantized(weight, dtype), whole_dequantized)
 
 
-def test_every_8_bit_number_is_read_as_pytorch_reads_it():
+def test_every_float8_is_decoded_as_by_pytorch():
     bits = torch.tensor([b for b in range(256) if b & 0x7F != 0x7F], dtype=torch.uint8)  # without the two NaN
     parts = quantize(normal(1, 64))._replace(absmax=bits, scales=torch.tensor([500.0, 0.7]).view(torch.int32))
     torch.testing.assert_close(block_absmax(parts), 500 + 0.7 * bits.view(torch.float8_e4m3fn).float())
 
 
-def test_no_absmax_is_read_as_less_than_nothing():
+def test_no_absmax_is_negative():
     least = []
     for seed in range(10):
         weight = normal(40, 64, seed=seed)
@@ -128,7 +128,9 @@ def test_no_absmax_is_read_as_less_than_nothing():
 def test_stored_bytes():
     assert quantize(normal(256, 256)).nbytes * 8 / 256**2 == 4 + 8 / 64 + 32 / (64 * 256) + 32 / 256**2
     assert quantize(normal(3, 43)).nbytes == 3 * 32 + 3 + 4 + 4  # three blocks, a group, the mean
-    assert all(part.nbytes == part.untyped_storage().nbytes() for part in quantize(normal(3, 43)))  # no cut of more
+    assert all(
+        part.nbytes == part.untyped_storage().nbytes() for part in quantize(normal(3, 43))
+    )  # not views of larger tensors
     layer = Nf4Linear.of(linear(768, 512))
     table = layer.pairs.nbytes
     assert (sum(part.nbytes for part in layer.buffers()) - table) * 8 / (768 * 512) == pytest.approx(4.127, abs=5e-4)
@@ -137,7 +139,7 @@ def test_stored_bytes():
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64, torch.bfloat16, "autocast"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(50,), (7, 50), (2, 3, 50)])
-def test_value_and_gradient_are_those_of_a_plain_layer(precision, bias, shape):
+def test_value_and_gradient_equal_a_plain_layers(precision, bias, shape):
     layer, autocast = Nf4Linear.of(linear(50, 30, bias)), precision == "autocast"
     dtype = torch.float32 if autocast else precision
     x, expected_x = (normal(*shape, seed=2).to(dtype).requires_grad_() for _ in range(2))
@@ -154,8 +156,8 @@ def test_value_and_gradient_are_those_of_a_plain_layer(precision, bias, shape):
     torch.testing.assert_close(x.grad, expected_x.grad, **rounding)
 
 
-class Made(TorchDispatchMode):
-    """Remembers what is allocated, without keeping it; `known` was there before."""
+class Allocations(TorchDispatchMode):
+    """Records allocations without keeping them alive; `known` tensors existed before."""
 
     def __init__(self, *known: torch.Tensor) -> None:
         super().__init__()
@@ -177,33 +179,33 @@ class Made(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_nothing_but_the_result_outlives_the_forward_pass(autocast):
+def test_only_the_result_outlives_the_forward_pass(autocast):
     layer, leaf = Nf4Linear.of(linear(256, 192)), normal(40, 256).requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), Made(leaf, *layer.parts) as made:
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), Allocations(leaf, *layer.parts) as allocations:
         x = leaf * 2
         y = layer(x)
-        held = made.alive()
+        held = allocations.alive()
         del x
-    assert held > made.alive() == y.nbytes
+    assert held > allocations.alive() == y.nbytes
     y.float().sum().backward()
     assert leaf.grad is not None
 
 
 def saved_by(layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    kept: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    saved: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         layer(x)
-    return kept
+    return saved
 
 
-def test_what_is_saved_for_the_backward_are_the_layers_own_parts():
+def test_the_backward_pass_saves_only_the_layers_own_parts():
     layer = Nf4Linear.of(linear(256, 192))
-    kept = saved_by(layer, normal(40, 256).requires_grad_())
-    assert {tensor.data_ptr() for tensor in kept} == {part.data_ptr() for part in layer.parts}
-    assert saved_by(layer, normal(40, 256)) == []  # no gradient, nothing to keep
+    saved = saved_by(layer, normal(40, 256).requires_grad_())
+    assert {tensor.data_ptr() for tensor in saved} == {part.data_ptr() for part in layer.parts}
+    assert saved_by(layer, normal(40, 256)) == []  # without a gradient nothing is saved
 
 
-def test_a_compiled_layer_gives_the_same_and_saves_no_more():
+def test_a_compiled_layer_computes_the_same_and_saves_no_more():
     layer = Nf4Linear.of(linear(256, 192, bias=True))
     compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=True)
     x, expected_x = (normal(2, 20, 256).requires_grad_() for _ in range(2))
@@ -211,7 +213,7 @@ def test_a_compiled_layer_gives_the_same_and_saves_no_more():
     layer(expected_x).square().sum().backward()
     torch.testing.assert_close(x.grad, expected_x.grad)
     torch.testing.assert_close(compiled(x), layer(x))
-    # Its square needs the result itself, no more; a matrix would be 98 or 197 KB.
+    # The square needs the result itself; a dequantized matrix would take 98 or 197 KB.
     assert sum(tensor.nbytes for tensor in saved_by(compiled, x)) <= layer.parts.nbytes + layer.pairs.nbytes
 
 
@@ -223,7 +225,7 @@ def test_activation_checkpointing_changes_no_gradient():
     assert torch.equal(x.grad, expected_x.grad)
 
 
-def test_the_weights_are_no_part_of_the_state_and_nothing_is_trained():
+def test_the_weights_are_not_in_the_state_dict_and_nothing_is_trained():
     plain, bare = Nf4Linear.of(linear(64, 8, bias=True)), Nf4Linear.of(linear(64, 8))
     assert set(plain.state_dict()) == {"bias"}
     assert not bare.state_dict()
@@ -233,7 +235,7 @@ def test_the_weights_are_no_part_of_the_state_and_nothing_is_trained():
 @pytest.mark.parametrize(
     "cast", [nn.Module.bfloat16, nn.Module.half, nn.Module.double, lambda m: m.to("cpu", torch.half)]
 )
-def test_a_cast_of_the_model_leaves_the_weights_as_they_are(cast):
+def test_casting_the_model_leaves_the_weights_alone(cast):
     layer = Nf4Linear.of(linear(100, 30))
     before = layer.weight
     assert torch.equal(cast(layer).weight, before)
@@ -245,7 +247,7 @@ def test_the_parts_move_with_the_layer():
     assert layer.weight.is_meta
 
 
-def test_weights_made_while_generating_can_be_trained_through():
+def test_a_layer_that_has_generated_can_be_trained_through():
     layer = Nf4Linear.of(linear(64, 8))
     with torch.inference_mode():
         layer(normal(2, 64))
@@ -255,10 +257,10 @@ def test_weights_made_while_generating_can_be_trained_through():
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_a_weight_that_is_not_finite_is_not_hidden(value):
+def test_a_non_finite_weight_is_not_hidden(value):
     weight = normal(300, 64)
     weight[2, 5] = float(value)
-    assert not restored(weight).isfinite().any()
+    assert not dequantized(weight).isfinite().any()
 
 
 def test_parts_are_integers_of_the_documented_shapes():

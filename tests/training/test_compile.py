@@ -1,7 +1,7 @@
-"""Compiled and plain models: the same numbers, compiled once for all batches; and a sentence where compiling can't be.
+"""A compiled model computes the same and is compiled once for all batches; where compiling is impossible a sentence says why.
 
-Most tests trace with the backend "aot_eager": the graphs and the reasons to make them anew are those of the real one, but
-no C++ compiler is asked.
+Most tests use the backend "aot_eager": its graphs and reasons to recompile are those of the real one, but it needs no C++
+compiler.
 """
 
 import copy
@@ -27,14 +27,14 @@ GPT2_LIKE = {"norm": "layernorm", "position": "learned", "activation": "gelu_tan
 
 
 @pytest.fixture(autouse=True)
-def _forget_compiled_code():
+def _reset_compiler():
     yield
     torch.compiler.set_stance("default")
     torch._dynamo.reset()
 
 
 def batches(vocab_size: int) -> list[Batch]:
-    """One example and many, short and long; the first is of 64 tokens, a number that other sizes have as well."""
+    """One example and many, short and long. The first batch has 64 tokens, a number that other dimensions have, too."""
     rng = np.random.default_rng(0)
 
     def example(n: int) -> Example:
@@ -43,7 +43,7 @@ def batches(vocab_size: int) -> list[Batch]:
         return Example(rng.integers(0, vocab_size, n).astype(np.int32), trained, 1.5, "any")
 
     lengths = [[64], [20, 25, 30], [60], list(range(10, 50)), [2, 2], [30] * 30, [63] * 5]
-    return [collate([example(n) for n in those]) for those in lengths] + [blank_batch()]
+    return [collate([example(n) for n in batch]) for batch in lengths] + [blank_batch()]
 
 
 def numbers(net: torch.nn.Module, batch: Batch, dtype: torch.dtype, train: bool) -> list[torch.Tensor]:
@@ -61,14 +61,14 @@ def numbers(net: torch.nn.Module, batch: Batch, dtype: torch.dtype, train: bool)
 
 
 def difference(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
-    """The largest of any tensor, relative to its norm (a gradient that should be zero is not compared)."""
+    """The largest difference relative to a tensor's norm; the norm of a gradient that should be zero is replaced."""
     total = sum(float(tensor.norm()) for tensor in theirs)
     pairs = zip(ours, theirs, strict=True)
     return max((float((a - b).norm() / max(b.norm(), 1e-3 * total)) for a, b in pairs if total), default=0.0)
 
 
 def largest_difference(ours: torch.nn.Module, theirs: torch.nn.Module, dtype: torch.dtype = torch.float32) -> float:
-    """Over many batches, in training and in evaluation; after the first batch nothing may be compiled any more."""
+    """The largest over many batches, in training and in evaluation. After the first batch nothing may be recompiled."""
     vocab_size = getattr(ours, "module", ours).config.vocab_size
     found = []
     for batch in batches(vocab_size):
@@ -86,7 +86,7 @@ def compiler() -> None:
 
 
 @pytest.mark.usefixtures("compiler")
-def test_compiled_once_for_all_lengths_the_numbers_are_those_of_the_plain_model():
+def test_a_model_compiled_once_equals_the_plain_model_for_all_lengths():
     plain = tiny_model(97, n_embd=64)
     compiled = copy.deepcopy(plain)
     compile_model(compiled)
@@ -96,7 +96,7 @@ def test_compiled_once_for_all_lengths_the_numbers_are_those_of_the_plain_model(
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
-def test_in_16_bits_compiled_numbers_differ_by_rounding(dtype, bound):
+def test_in_16_bits_the_difference_is_rounding(dtype, bound):
     plain = tiny_model(97, n_embd=64)
     compiled = copy.deepcopy(plain)
     compile_model(compiled)
@@ -105,7 +105,7 @@ def test_in_16_bits_compiled_numbers_differ_by_rounding(dtype, bound):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
-def test_compiled_numbers_do_not_depend_on_the_batch_that_came_first(tmp_path):
+def test_results_do_not_depend_on_the_batch_that_came_first(tmp_path):
     code = (
         "import os, sys, torch; sys.path += sys.argv[1].split(os.pathsep); from test_compile import *; model = tiny_model(97);"
         "compile_model(model); made = batches(97);"
@@ -113,7 +113,7 @@ def test_compiled_numbers_do_not_depend_on_the_batch_that_came_first(tmp_path):
         "torch.save(numbers(model, made[3], torch.bfloat16, True), sys.argv[3])"
     )
     here = Path(__file__).parent
-    for first in "05":  # a run that is resumed begins with another batch, but must continue as if it had never stopped
+    for first in "05":  # a resumed run begins with another batch, but must continue as if it had never stopped
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / f"cache-{first}")}
         command = [
             sys.executable,
@@ -140,7 +140,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_nothing_is_traced_again_for_another_length(case):
+def test_another_length_causes_no_recompilation(case):
     shape, dtype, checkpointed = CASES[case]
     plain = tiny_model(97, **shape)
     compiled = copy.deepcopy(plain)
@@ -158,7 +158,7 @@ def group():
 
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize(("how", "when"), [("ddp", "before"), ("fsdp", "after")])
-def test_a_wrapped_model_is_compiled_as_well(how, when):
+def test_a_wrapped_model_is_compiled(how, when):
     from mini_chat_gpt.training.fsdp import shard
 
     def wrapped(model: GPT) -> torch.nn.Module:
@@ -175,7 +175,7 @@ def test_a_wrapped_model_is_compiled_as_well(how, when):
     assert largest_difference(net, plain) < 1e-5
 
 
-def test_a_deep_copy_of_a_compiled_model_computes_with_its_own_weights():
+def test_a_deep_copy_of_a_compiled_model_uses_its_own_weights():
     model = tiny_model(97)
     compile_model(model, "aot_eager")
     twin = copy.deepcopy(model)
@@ -188,7 +188,7 @@ def test_a_deep_copy_of_a_compiled_model_computes_with_its_own_weights():
     assert difference(numbers(twin, batch, torch.float32, True), numbers(plain, batch, torch.float32, True)) < 1e-5
 
 
-def test_a_compiled_model_generates_as_the_plain_one_and_compiles_nothing_for_it():
+def test_generation_with_a_compiled_model_compiles_nothing():
     plain = tiny_model(97).eval()
     compiled = copy.deepcopy(plain)
     compile_model(compiled)
@@ -214,7 +214,7 @@ def test_the_weights_of_a_compiled_model_keep_their_names():
     assert list(model.state_dict()) == before
 
 
-def test_the_setting_decides_before_anything_is_tried(monkeypatch):
+def test_the_setting_decides_before_the_trial(monkeypatch):
     monkeypatch.setattr("mini_chat_gpt.training.compile.trial", lambda device: "there is no compiler")
     gpu = torch.device("cuda")
     assert choose_compiling(False, gpu, 10**6).reason == "not compiled: as configured"
@@ -225,14 +225,14 @@ def test_the_setting_decides_before_anything_is_tried(monkeypatch):
         assert (choice.on, choice.reason) == (False, "not compiled: there is no compiler")
 
 
-def test_on_a_gpu_that_can_auto_compiles_a_long_run(monkeypatch):
+def test_auto_compiles_a_long_run_on_a_gpu(monkeypatch):
     monkeypatch.setattr("mini_chat_gpt.training.compile.trial", lambda device: None)
     assert choose_compiling("auto", torch.device("cuda"), 1000).on
     assert choose_compiling(True, torch.device("cuda"), 1).on
 
 
 def chosen(setting: str, **environment: str) -> str:
-    """What a fresh process prints: its choice, and whether it has imported PyTorch's compiler."""
+    """The output of a new process: its choice, and whether it has imported PyTorch's compiler."""
     code = (
         "import sys, torch; from mini_chat_gpt.training.compile import choose_compiling;"
         f"print(choose_compiling({setting}, torch.device('cpu'), 10**6).reason, 'torch._dynamo' in sys.modules)"
@@ -244,11 +244,11 @@ def chosen(setting: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-def test_pytorchs_compiler_is_not_imported_before_something_is_to_be_compiled():
+def test_pytorchs_compiler_is_not_imported_before_it_is_needed():
     assert chosen("'auto'").endswith("False")
 
 
-POSIX = pytest.mark.skipif(os.name != "posix", reason="what is looked for is a compiler called g++ or clang++")
+POSIX = pytest.mark.skipif(os.name != "posix", reason="the compiler is expected to be g++ or clang++")
 
 
 @POSIX
@@ -270,6 +270,6 @@ def test_without_pythons_headers_one_sentence_says_what_to_install(tmp_path):
     )
 
 
-def test_whatever_else_stands_in_the_way_is_named_in_a_line():
+def test_any_other_error_is_named_in_one_line():
     sentence = explain(PermissionError("[Errno 13] Permission denied: '/tmp/cache'\nand much more\n"))
     assert sentence == "a trial failed (PermissionError: [Errno 13] Permission denied: '/tmp/cache')"
