@@ -78,7 +78,7 @@ def _model_config(folder: Path, meta: Mapping[str, Any]) -> GPTConfig:
     """The model's config as the checkpoint stores it. Raises UserError for a field that only a later version knows."""
     fields = meta["gpt_config"]
     if unknown := sorted(fields.keys() - GPTConfig.model_fields.keys()):
-        # Even a default may be wrong here: without the field nobody knows what its default means.
+        # Even a default value can change the model: this version does not know which value means "as before".
         raise UserError(
             f"The model in {folder} has settings that this version does not know ({', '.join(unknown)}); "
             "update mini_chat_gpt."

@@ -100,7 +100,7 @@ class _CrossEntropy(torch.autograd.Function):
             logits[part] = torch.softmax(logits[part], dim=-1)
         # p − 1 of the label from its loss: exact where p is near 1, which 16 bits can't tell from 1.
         logits.scatter_(1, chosen, torch.expm1(-losses)[:, None].to(logits.dtype))
-        # Rows that don't count get no gradient, also where theirs is NaN.
+        # Rows that don't count get no gradient, even if their loss is NaN.
         grad = grad.where(counted, 0.0)[:, None]
         d_hidden = ((logits @ table) * grad).to(hidden.dtype)
         weighted, d_head, d_rows = (hidden * grad).to(hidden.dtype), None, None
