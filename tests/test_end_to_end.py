@@ -113,7 +113,7 @@ def test_a_time_limit_ends_a_run_that_goes_on_by_itself_later(tuned):
     printed = run(tuned, "sft", *settings, "--time-limit", "0.01s", code=75)
     assert "Stopped (time limit) at step 1 of 6" in printed
     printed = run(tuned, "sft", *settings, "sft.resume_from=auto")
-    assert "resumed at step 1" in printed
+    assert "resumed from step 1" in printed
     assert (tuned / "runs" / "limited" / "result.json").exists()
 
 

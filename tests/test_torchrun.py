@@ -69,7 +69,7 @@ def test_a_run_of_two_processes_can_be_resumed_by_one(clone, pair):
             (pair / name).read_bytes()
         )
     printed = run(clone, "pretrain", "pretrain.resume_from=started-by-two")
-    assert "resumed at step 8" in printed
+    assert "resumed from step 8" in printed
     ours, theirs = (weights(folder / "step-0000024") for folder in (first, pair))
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
@@ -108,7 +108,7 @@ def test_after_the_loss_of_a_process_torchrun_restarts_from_the_last_checkpoint(
     os.kill(workers_of(agent.pid)[1], signal.SIGKILL)
     printed = agent.communicate(timeout=200)[0]
     assert agent.returncode == 0, printed
-    assert "resumed at step" in printed
+    assert "resumed from step" in printed
     assert not (clone / "restarted-2").exists()
     ours, theirs = (weights(folder / "step-0000024") for folder in (clone / "restarted", pair))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
@@ -174,7 +174,7 @@ def test_a_lost_machine_can_rejoin_the_run(clone, pair):
     codes = [agent.wait(timeout=200) for agent in (first, again)]
     printed = (clone / "machines.log").read_text()
     assert codes == [0, 0], printed
-    assert "resumed at step" in printed
+    assert "resumed from step" in printed
     ours, theirs = (weights(folder / "step-0000024") for folder in (clone / "machines", pair))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 

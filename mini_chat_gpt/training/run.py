@@ -161,7 +161,7 @@ def _print_summary(trainer: Trainer, reasons: Sequence[str], out: Console) -> No
     per_step = (
         f"{trainer.tokens_per_step:,} tokens" if trainer.tokens_per_step else f"{trainer.examples_per_step} examples"
     )
-    resumed = f", resumed at step {trainer.progress.step:,}" if trainer.progress.step else ""
+    resumed = f", resumed from step {trainer.progress.step:,}" if trainer.progress.step else ""
     out.print(
         f"{trainer.job.name}: {parameter_summary(trainer.model)}, {trainer.total_steps:,} steps of {per_step}{resumed}, "
         f"{len(trainer.job.source):,} examples per epoch, {len(trainer.job.validation)} for validation\n"
