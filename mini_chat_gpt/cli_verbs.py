@@ -274,7 +274,7 @@ def config_options(parser: Parser) -> None:
 
 
 def check_config(arguments: Arguments) -> None:
-    """Unlike other verbs, `config` doesn't read sft_config.yaml unless told to: it can write that file."""
+    """Unlike the other verbs, `config` doesn't read sft_config.yaml by default, as its output may be written to that file."""
     from mini_chat_gpt.config_file import load_config
 
     changed = arguments.config or arguments.overrides

@@ -242,11 +242,11 @@ def descriptions(section: type[Section]) -> dict[str, str]:
 def _docstrings(module: str) -> dict[str, dict[str, str]]:
     """{class: {field: docstring}} of a module."""
     tree = ast.parse(inspect.getsource(sys.modules[module]))
-    found: dict[str, dict[str, str]] = {}
+    docstrings: dict[str, dict[str, str]] = {}
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             pairs = zip(node.body, node.body[1:], strict=False)
-            found[node.name] = {
+            docstrings[node.name] = {
                 field.target.id: inspect.cleandoc(text.value.value)
                 for field, text in pairs
                 if isinstance(field, ast.AnnAssign)
@@ -255,4 +255,4 @@ def _docstrings(module: str) -> dict[str, dict[str, str]]:
                 and isinstance(text.value, ast.Constant)
                 and isinstance(text.value.value, str)
             }
-    return found
+    return docstrings

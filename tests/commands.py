@@ -24,7 +24,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def run(folder: Path, *command: str, code: int = 0, **changes: str) -> str:
-    """Run a command in `folder`, expect its exit code, give back all that it printed."""
+    """Run a command in `folder`, check its exit code, and return everything that it printed."""
     done = subprocess.run(
         program(*command), cwd=folder, capture_output=True, text=True, env=environment(**changes), timeout=300
     )

@@ -1,4 +1,4 @@
-"""The commands as a user types them, from data to a reply; and a user's mistakes: one sentence, exit code 2, nothing lost."""
+"""The commands as a user types them, from data to a reply. A mistake is one sentence and exit code 2, and no run is lost."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import BRIEF, SMALL, make_clone, one_sentence, run
+from commands import BRIEF, SMALL, TORCHRUN, make_clone, one_sentence, run
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def tuned(home) -> Path:
     return home
 
 
-def test_fine_tuning_writes_a_run_that_can_be_looked_at(tuned):
+def test_fine_tuning_writes_a_run_folder(tuned):
     folder = tuned / "runs" / "sft"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {"sft/train_loss", "sft/lr", "sft/tokens_per_second"} <= set().union(*lines)
@@ -75,7 +75,7 @@ def test_models_are_scored_side_by_side(tuned):
     assert models["sft"]["groups"]["unseen"]["dialogue"]["n"] == 4
 
 
-def test_what_a_model_can_do_is_tested(tuned):
+def test_the_capability_test_prints_its_table(tuned):
     command = ["mini_chat_gpt/sft_generate.py", "--checkpoint", "runs/sft", "--test", "--n", "2"]
     printed = run(tuned, *command, "--kinds", "main_character", "moral")
     assert "plots not in it" in printed
@@ -89,7 +89,7 @@ def test_a_second_run_leaves_the_first_alone(tuned):
     assert {path: path.stat().st_mtime_ns for path in (tuned / "runs" / "sft").rglob("*")} == before
 
 
-def test_an_interrupted_run_goes_on_and_ends_like_an_unbroken_one(tuned):
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tuned):
     settings = [*BRIEF, "wandb.enabled=false", "sft.max_steps=40", "sft.eval_interval=20", "system.compile=false"]
     run(tuned, "sft", *settings, "sft.save_dir=runs/whole")
     command = [sys.executable, "-m", "mini_chat_gpt.cli", "sft", *settings, "sft.save_dir=runs/broken"]
@@ -101,14 +101,14 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_unbroken_one(tuned):
     printed = process.communicate(timeout=120)[0]
     assert process.returncode == 130, printed
     assert "sft.resume_from=runs/broken" in printed
-    run(tuned, "sft", "sft.resume_from=runs/broken")  # the run's own settings are found in its folder
+    run(tuned, "sft", "sft.resume_from=runs/broken")  # with the settings in the run's folder
     whole, broken = (
         (tuned / "runs" / name / "step-0000040" / "model.safetensors").read_bytes() for name in ("whole", "broken")
     )
     assert whole == broken
 
 
-def test_a_time_limit_ends_a_run_that_goes_on_by_itself_later(tuned):
+def test_a_run_that_a_time_limit_ended_is_resumed_automatically(tuned):
     settings = [*BRIEF, "wandb.enabled=false", "sft.max_steps=6", "sft.eval_interval=3", "sft.save_dir=runs/limited"]
     printed = run(tuned, "sft", *settings, "--time-limit", "0.01s", code=75)
     assert "Stopped (time limit) at step 1 of 6" in printed
@@ -124,7 +124,7 @@ def test_a_time_budget_sets_the_number_of_steps(tuned):
     assert result["steps"] == int(steps.replace(",", ""))
 
 
-def test_the_quickstart_goes_all_the_way_and_does_nothing_twice(tmp_path):
+def test_the_quickstart_runs_the_whole_pipeline_and_skips_finished_stages(tmp_path):
     brief = ["pretrain.max_steps=4", "sft.max_steps=4", "--items", "2", "data.eval_examples=10"]
     first = run(tmp_path, "quickstart", *brief)
     assert "main_character" in first
@@ -133,21 +133,25 @@ def test_the_quickstart_goes_all_the_way_and_does_nothing_twice(tmp_path):
     assert again.count("Already finished") == 2
 
 
-def test_every_verb_has_help(home):
-    for verb in (
-        "quickstart",
-        "prepare",
-        "inspect",
-        "pretrain",
-        "sft",
-        "generate",
-        "evaluate",
-        "import",
-        "config",
-        "selfcheck",
-    ):
-        assert "usage: mini-chat-gpt " + verb in run(home, verb, "--help")
-    assert "pretrain" in run(home, "--help")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["prepare_sft_data.py"],
+        ["mini_chat_gpt/sft_train.py"],
+        ["mini_chat_gpt/sft_generate.py"],
+        ["-m", "mini_chat_gpt.pretrain"],
+        ["-m", "mini_chat_gpt.diagnostics.selfcheck"],
+    ],
+)
+def test_files_and_modules_of_the_package_run_as_commands(home, command):
+    assert "usage: " in run(home, *command, "--help")
+
+
+def test_torchrun_fine_tunes(tuned):
+    settings = [*BRIEF, "wandb.enabled=false", "sft.max_steps=2", "sft.eval_interval=2", "sft.save_dir=runs/ranks"]
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "mini_chat_gpt/sft_train.py", *settings]
+    assert "2 processes" in run(tuned, *command)
+    assert (tuned / "runs" / "ranks" / "result.json").exists()
 
 
 @pytest.mark.parametrize(
