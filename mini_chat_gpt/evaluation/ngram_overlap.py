@@ -86,9 +86,8 @@ class _Search:
         self.text_of = np.repeat(np.arange(len(words)), np.diff(self.starts))  # (words,) number of the text
         self.group_of = np.repeat(np.arange(len(groups)), [len(texts) for texts in groups.values()])  # (texts,)
         self.longest = np.zeros(len(words), dtype=np.int64)
-        self.shared = np.zeros(
-            len(self.ids), dtype=bool
-        )  # whether the n-gram that begins here occurs in a training text
+        # Whether the n-gram that begins at each position occurs in a training text.
+        self.shared = np.zeros(len(self.ids), dtype=bool)
         self.best = [(0, 0, "") for _ in groups]  # length of the longest run, its position in `ids`, source
 
     def add_block(self, block: Sequence[tuple[str, list[str]]]) -> None:
