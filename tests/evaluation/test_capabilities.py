@@ -214,7 +214,7 @@ def test_an_untrained_model_gets_valid_results(untrained, sample):
 
 def test_a_model_with_empty_replies_gets_zeros(untrained, sample, monkeypatch):
     silence = Reply("", (), "stop", 9)
-    monkeypatch.setattr(capabilities, "generate_replies", lambda *given, **options: [silence] * len(given[2]))
+    monkeypatch.setattr(capabilities, "generate_replies", lambda *arguments, **options: [silence] * len(arguments[2]))
     results = test_sft_capabilities(*untrained, sample, n=2)
     assert {one["stops"] for one in results.values()} == {1}
     assert {next(iter(one.values())) for one in results.values()} == {0}

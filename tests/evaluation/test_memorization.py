@@ -139,8 +139,8 @@ def test_without_a_record_it_is_the_train_file_next_to_the_held_out_file(tmp_pat
     (tmp_path / "run.json").write_text(record)
     (tmp_path / "my-train.txt").write_text("x")
     (tmp_path / "empty-train.txt").touch()
-    found = find_training_files(tmp_path, tmp_path / "my-valid.txt")
-    assert found == TrainingFiles((tmp_path / "my-train.txt",), False, True)
+    training = find_training_files(tmp_path, tmp_path / "my-valid.txt")
+    assert training == TrainingFiles((tmp_path / "my-train.txt",), False, True)
     for name in ("held.txt", "other-valid.txt", "empty-valid.txt"):
         assert find_training_files(tmp_path, tmp_path / name) == TrainingFiles((), False, False)
 

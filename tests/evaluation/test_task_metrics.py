@@ -105,18 +105,18 @@ def test_a_match_is_verbatim_or_in_the_words(reply, exact, normalized):
 
 def test_a_summary_is_scored_by_overlap_length_and_extractiveness():
     task = about("summary", "Tom was sad about his red ball")
-    found = score(task, "He cried because he lost his")
-    assert list(found) == ["rouge_l", "rouge_1", "rouge_2", "length_ratio", "copied"]
-    assert (found["length_ratio"], found["copied"]) == (pytest.approx(6 / 7), 1)
+    scores = score(task, "He cried because he lost his")
+    assert list(scores) == ["rouge_l", "rouge_1", "rouge_2", "length_ratio", "copied"]
+    assert (scores["length_ratio"], scores["copied"]) == (pytest.approx(6 / 7), 1)
     assert "copied" not in score(Task("summary", "Say it again.", "Tom.", None), "Tom.")
 
 
 def test_required_words_count_in_any_form():
     task = writing("run", "happy", "oak", "cat")
-    found = score(task, "He was running happily with his cats.")
-    assert (next(iter(found)), found["used"], found["all_used"]) == ("used", 0.75, 0)
-    found = score(task, "He ran to the oaks with a cat, happier than ever.")
-    assert (found["used"], found["all_used"], found["n_words"]) == (1, 1, 11)
+    scores = score(task, "He was running happily with his cats.")
+    assert (next(iter(scores)), scores["used"], scores["all_used"]) == ("used", 0.75, 0)
+    scores = score(task, "He ran to the oaks with a cat, happier than ever.")
+    assert (scores["used"], scores["all_used"], scores["n_words"]) == (1, 1, 11)
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def sample_tasks(tmp_path_factory) -> list[Task]:
 
 
 def of_kind(tasks: list[Task], kind: str) -> list[Task]:
-    found = [task for task in tasks if task.kind == kind]
-    assert found
-    return found
+    same_kind = [task for task in tasks if task.kind == kind]
+    assert same_kind
+    return same_kind
 
 
 def with_best(scores: dict[str, float]) -> dict[str, float]:
@@ -221,11 +221,11 @@ def test_the_baseline_of_the_main_character_is_the_most_frequent_name():
 
 
 def test_the_baseline_of_a_summary_is_the_first_sentence():
-    found = baseline(
+    best = baseline(
         [about("summary", "Tom was sad", story=STORIES[0]), about("summary", "Sue had a cat", story=STORIES[1])]
     )
-    assert (found["rouge_l"], found["rouge_2"]) == (1, 1)
-    assert set(found["rules"].values()) == {"the first sentence of the story"}
+    assert (best["rouge_l"], best["rouge_2"]) == (1, 1)
+    assert set(best["rules"].values()) == {"the first sentence of the story"}
 
 
 def test_the_baselines_of_a_summary():
@@ -250,14 +250,14 @@ def test_a_single_task_has_no_shifted_target():
 
 def test_the_baseline_of_a_moral_is_the_best_rule_by_each_measure():
     repeated = [about("moral", "Be good.", story=story) for story in STORIES]
-    found = baseline(repeated)
-    assert (found["exact"], found["rules"]["exact"]) == (1, "the most common answer")
+    best = baseline(repeated)
+    assert (best["exact"], best["rules"]["exact"]) == (1, "the most common answer")
     stated = [
         about("moral", STORIES[1][-20:], story=STORIES[1]),
         about("moral", "Look where you go", story=STORIES[2].replace("Look", "Always look")),
     ]
-    found = baseline(stated)
-    assert (found["exact"], found["rules"]["rouge_l"]) == (0.5, "the last sentence of the story")
+    best = baseline(stated)
+    assert (best["exact"], best["rules"]["rouge_l"]) == (0.5, "the last sentence of the story")
 
 
 def test_the_baseline_of_why_can_be_the_sentence_with_because():
@@ -267,7 +267,7 @@ def test_the_baseline_of_why_can_be_the_sentence_with_because():
 
 def test_the_baseline_of_required_words_is_a_story_with_other_words():
     tasks = [writing("cat", "run", target="A cat sat."), writing("cat", "dog", target="The cat ran.")]
-    found = baseline(tasks)
-    assert (found["used"], found["all_used"], found["n_words"]) == (0.75, 0.5, 3)
-    assert set(found["rules"].values()) == {"the story of another task"}
+    best = baseline(tasks)
+    assert (best["used"], best["all_used"], best["n_words"]) == (0.75, 0.5, 3)
+    assert set(best["rules"].values()) == {"the story of another task"}
     assert baseline_scores([writing("cat"), writing("dog")])["a copy of the prompt, not a story"]["used"] == 1

@@ -158,10 +158,10 @@ def test_requested_features_are_those_of_the_record(sample):
     seen = 0
     for record in read_records(sample / VALID):
         for task in generate_tasks(record, 0, ["words"]):
-            found = requested_features(task.prompt)
-            assert found in ((), record.features)
-            assert bool(found) == any(
+            features = requested_features(task.prompt)
+            assert features in ((), record.features)
+            assert bool(features) == any(
                 line.split("{")[0] in task.prompt for line in prompt_templates()["words"]["features"]
             )
-            seen += bool(found)
+            seen += bool(features)
     assert seen > 5

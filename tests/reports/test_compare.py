@@ -54,16 +54,18 @@ TEST = [SFT_GENERATE, "--checkpoint", "runs/sft", "--test"]
 
 
 def test_the_test_prints_a_table_and_an_example_and_writes_everything(home):
-    done = typed(home, *TEST, "--n", "2", "--kinds", "moral,ending", "words", "--json", "new/out.json", "--seed", "3")
-    assert (done.returncode, done.stderr) == (0, "")
+    process = typed(
+        home, *TEST, "--n", "2", "--kinds", "moral,ending", "words", "--json", "new/out.json", "--seed", "3"
+    )
+    assert (process.returncode, process.stderr) == (0, "")
     for expected in ("Held-out tasks", "data/" + VALID, "plots of the train file", "plots not in it", "always “Yes”",
                      "replies in", "replies/s", "moral: ", "prompt", "expected", "ROUGE-L", "stops"):  # fmt: skip
-        assert expected in done.stdout
-    assert "summary" not in done.stdout
-    assert max(len(line) for line in done.stdout.splitlines() if "/" not in line) <= 80
-    found = json.loads((home / "new/out.json").read_text(encoding="utf-8"))
-    assert (found["n"], found["seed"], Path(found["data"]).name) == (2, 3, VALID)
-    model = found["models"]["sft"]
+        assert expected in process.stdout
+    assert "summary" not in process.stdout
+    assert max(len(line) for line in process.stdout.splitlines() if "/" not in line) <= 80
+    output = json.loads((home / "new/out.json").read_text(encoding="utf-8"))
+    assert (output["n"], output["seed"], Path(output["data"]).name) == (2, 3, VALID)
+    model = output["models"]["sft"]
     assert model["checkpoint"] == "runs/sft"
     assert list(model["results"]) == ["moral", "ending", "words"]
     assert [results["ending"]["n"] for results in (model["results"], *model["groups"].values())] == [4, 2, 2]
@@ -73,10 +75,10 @@ def test_the_test_prints_a_table_and_an_example_and_writes_everything(home):
     }  # fmt: skip
 
 
-def test_an_output_that_knows_no_colour_and_no_unicode_is_no_obstacle(home):
-    done = typed(home, *TEST, "--n", "1", "--kinds", "moral", PYTHONIOENCODING="ascii", NO_COLOR="1")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "\x1b" not in done.stdout
+def test_output_works_without_color_and_unicode(home):
+    process = typed(home, *TEST, "--n", "1", "--kinds", "moral", PYTHONIOENCODING="ascii", NO_COLOR="1")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "\x1b" not in process.stdout
 
 
 @pytest.mark.parametrize(
@@ -102,20 +104,20 @@ def test_an_output_that_knows_no_colour_and_no_unicode_is_no_obstacle(home):
         (["--checkpoint", "nowhere"], "no checkpoint at nowhere"),
     ],
 )
-def test_a_wrong_option_says_what_is_wrong(home, monkeypatch, capsys, options, words):
+def test_an_invalid_option_is_named_with_the_reason(home, monkeypatch, capsys, options, words):
     monkeypatch.chdir(home)
-    with pytest.raises((UserError, SystemExit)) as stopped:  # either of them ends a command with code 2
+    with pytest.raises((UserError, SystemExit)) as stopped:  # both end a command with code 2
         generate([*TEST[1:], *options])
-    said = capsys.readouterr()
-    assert words in said.err + str(stopped.value)
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert words in printed.err + str(stopped.value)
+    assert printed.out == ""
 
 
 def test_a_mistake_ends_with_code_2_and_one_sentence(home):
-    done = typed(home, *TEST, "--kinds", "songs")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: --kinds: 'songs' is not a kind of task; the kinds are ")
-    assert done.stderr.count("\n") == 1
+    process = typed(home, *TEST, "--kinds", "songs")
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith("error: --kinds: 'songs' is not a kind of task; the kinds are ")
+    assert process.stderr.count("\n") == 1
 
 
 def test_an_option_of_the_test_without_the_test_is_an_error():
@@ -149,11 +151,11 @@ def test_models_are_compared_also_with_a_base_model(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     command = ["--checkpoint", "runs/sft", "--against", "runs/base", "--device", "cpu", "--n", "1"]
     assert main([*command, "--kinds", "moral", "quote", "--examples", "0"]) == 0
-    shown = capsys.readouterr().out
-    assert ["in", "%", *["n", "base", "sft", "baseline"] * 2] in [line.split() for line in shown.splitlines()]
-    assert "fully right" not in shown
-    assert "quote" in shown
-    assert "scores of the baselines" not in shown
+    output = capsys.readouterr().out
+    assert ["in", "%", *["n", "base", "sft", "baseline"] * 2] in [line.split() for line in output.splitlines()]
+    assert "fully right" not in output
+    assert "quote" in output
+    assert "scores of the baselines" not in output
     assert main([*command, "--kinds", "moral", "--examples", "0", "--details"]) == 0
     assert "scores of the baselines" in capsys.readouterr().out
 
@@ -166,12 +168,12 @@ def test_a_model_named_twice_is_a_mistake(home, monkeypatch):
 
 def test_a_kind_without_tasks_in_the_data_is_named(home, monkeypatch):
     monkeypatch.chdir(home)
-    mine = home / "mine.txt"
-    mine.write_text("\n<|endoftext|>\n".join(stories(home / "data" / VALID)))
+    own_file = home / "own.txt"
+    own_file.write_text("\n<|endoftext|>\n".join(stories(home / "data" / VALID)))
     out = Console(width=80, file=io.StringIO())
-    found = compare([Path("runs/sft")], mine, EvalOptions(n=1, kinds=("summary", "dialogue")), out)
+    evaluations = compare([Path("runs/sft")], own_file, EvalOptions(n=1, kinds=("summary", "dialogue")), out)
     assert "The data has no tasks of these kinds: summary" in out.file.getvalue()
-    assert (list(found["sft"].results), found["sft"].groups) == (["dialogue"], {})
+    assert (list(evaluations["sft"].results), evaluations["sft"].groups) == (["dialogue"], {})
 
 
 def test_the_work_done_grows_with_the_length_of_the_kinds_texts():
@@ -201,20 +203,20 @@ def test_the_folder_of_a_report_is_named_after_its_models(monkeypatch, tmp_path)
 
 def test_own_prompts_are_checked_first_and_shown_for_each_model(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
-    command = ["--checkpoint", "runs/sft", "--device", "cpu", "--n", "1", "--kinds", "moral", "--prompts", "mine.yaml"]
-    Path("mine.yaml").write_text("compare: [{prompts: ['Do harm'], refuses: true}]")  # no prompt to answer
+    command = ["--checkpoint", "runs/sft", "--device", "cpu", "--n", "1", "--kinds", "moral", "--prompts", "own.yaml"]
+    Path("own.yaml").write_text("compare: [{prompts: ['Do harm'], refuses: true}]")  # no prompt to answer
     assert main(command) == 0
-    shown = capsys.readouterr().out
-    assert "before" not in shown
-    assert "harmful prompts declined" in shown
+    output = capsys.readouterr().out
+    assert "before" not in output
+    assert "harmful prompts declined" in output
     main([*command, "--against", "runs/base"])
     assert ["shows", "prompt", "base", "sft"] in [
         re.sub(r"[┃│]", " ", line).split() for line in capsys.readouterr().out.splitlines()
     ]
-    Path("mine.yaml").write_text(f"compare: [{{prompts: ['{'Once upon a time ' * 300}']}}]")
+    Path("own.yaml").write_text(f"compare: [{{prompts: ['{'Once upon a time ' * 300}']}}]")
     with pytest.raises(
         UserError,
-        match=r"mine.yaml: the prompt that begins “Once upon .*” has \d+ tokens, but prompt and reply must fit",
+        match=r"own.yaml: the prompt that begins “Once upon .*” has \d+ tokens, but prompt and reply must fit",
     ):
         main(command)
     assert "replies in" not in capsys.readouterr().out
@@ -223,8 +225,8 @@ def test_own_prompts_are_checked_first_and_shown_for_each_model(home, monkeypatc
 def test_a_kind_named_twice_counts_once(home, monkeypatch):
     monkeypatch.chdir(home)
     out = Console(width=80, file=io.StringIO())
-    found = compare([Path("runs/sft")], None, EvalOptions(n=2, kinds=("moral", "moral")), out)
-    assert found["sft"].results["moral"]["n"] == 4  # two groups
+    evaluations = compare([Path("runs/sft")], None, EvalOptions(n=2, kinds=("moral", "moral")), out)
+    assert evaluations["sft"].results["moral"]["n"] == 4  # two groups
 
 
 def test_a_model_with_non_finite_weights_is_refused(home, monkeypatch):

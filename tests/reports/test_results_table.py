@@ -116,7 +116,7 @@ def test_details_are_all_measures_with_their_own_n_and_every_baseline():
     summary = about("summary", "Tom lost his red ball.")
     both = in_both_groups((WORDS, "Tom ran to the oak."), (with_sentence, "Oaks."), (summary, "Tom lost his ball."))
     shown = {"sft": both}
-    text = printed(lambda found, out: show_table(found, out, details=True), shown)
+    text = printed(lambda evaluations, out: show_table(evaluations, out, details=True), shown)
     assert ["words", *["3.0", "±2.0", "5.0"] * 2] in rows(text)
     assert ["sentence", *["1", "0.0", "0.0"] * 2] in numbers(text)
     assert ["length", *["80.0", "320.0"] * 2] in numbers(text)
@@ -133,7 +133,7 @@ def test_details_include_measures_that_one_group_lacks():
     parts = [evaluation((with_sentence, "Oaks."), group="seen"), evaluation((WORDS, "Oaks."), group="unseen")]
     items = [item for part in parts for item in part.items]
     both = Evaluation(summarize(items), items, {name: table for part in parts for name, table in part.groups.items()})
-    text = printed(lambda found, out: show_table(found, out, details=True), {"sft": both})
+    text = printed(lambda evaluations, out: show_table(evaluations, out, details=True), {"sft": both})
     assert ["sentence", "0.0", "0.0"] in numbers(text)
 
 
