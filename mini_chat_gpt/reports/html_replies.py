@@ -17,6 +17,8 @@ _SHORTENED = 280  # visible characters of a longer text
 _LONGEST_PROMPT, _BEGIN, _END = 240, 110, 90  # characters; the last two are visible of a longer prompt
 _MARKS = {"right", "wrong", "required"}  # also the names of their CSS classes
 
+_CUT_OFF = {"length": "cut off at the length limit", "context": "cut off at the end of the context"}
+
 Parts = list[tuple[str, str]]  # (text, mark)
 Key = Callable[[str], str]  # model name -> HTML
 
@@ -93,7 +95,7 @@ def _reply(reply: Mapping[str, Any], name: str) -> str:
 
 def _notes(notes: list[str], finish: str | None) -> str:
     if finish not in (None, "stop"):
-        notes = [*notes, "cut off at the limit" if finish == "length" else f"ended by: {finish}"]
+        notes = [*notes, _CUT_OFF.get(finish, f"ended by: {finish}")]
     return f'<p class="note">{escaped("; ".join(notes))}</p>' if notes else ""
 
 

@@ -164,7 +164,7 @@ def test_every_number_is_on_the_page(names, groups):
         "n = 40",
         "step 15: validation loss 2.53",
         "median 30",
-        "cut off at the limit",
+        "cut off at the length limit",
     ]
     expected += ["−0.117 (−0.131 to −0.101), p = 0.0246: ▼ significantly lower"] if len(names) > 1 else []
     expected += ["+31.4 points", "15.9 to 65.3", "p = 0.0123", HIGHER] if len(names) > 1 else []
