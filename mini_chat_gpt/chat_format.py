@@ -21,22 +21,19 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. `train=False` excludes an assistant's turn from the loss; it has no effect on other roles."""
+    """One turn of a conversation."""
 
-    role: str
+    role: str  # one of ROLES
     content: str
-    train: bool = True
+    train: bool = True  # False excludes an assistant's turn from the loss; other roles are never trained on
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as token ids.
-
-    ids: the token ids. reply_spans: (start, end) in `ids` of each reply to train on, with the end token after it.
-    """
+    """A conversation as token ids."""
 
     ids: list[int]
-    reply_spans: list[tuple[int, int]]
+    reply_spans: list[tuple[int, int]]  # (start, end) in `ids` of each reply to train on, with the end token after it
 
     @property
     def loss_mask(self) -> list[bool]:
@@ -179,6 +176,7 @@ def check_messages(messages: Sequence[Message], add_generation_prompt: bool = Fa
 
 
 def _check_order(messages: Sequence[Message], index: int, where: str) -> None:
+    # Alternating turns only: the model would meet anything else for the first time in a chat.
     role = messages[index].role
     before = messages[index - 1].role if index else None
     if role == "system" and before is not None:
@@ -199,6 +197,7 @@ def role_ids(tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def _role_id(tokenizer: Tokenizer, role: str) -> int:
+    # A control token is looked up by name, never encoded from text, because `encode` can't produce it.
     name = f"<|{role}|>"
     try:
         return tokenizer.control[name]

@@ -198,6 +198,7 @@ class InstructDataset:
         lets them contribute to rare categories, but no record is used twice for one kind.
         """
         missing = dict(wanted)
+        # A random but fixed order: the tasks are the same in every evaluation and every run with this seed.
         numbers = epoch_order(len(self), self.seed, _FIXED_ORDER)
         numbers = (numbers if among is None else numbers[np.isin(numbers, among)])[:max_records]
         used: set[tuple[int, str]] = set()

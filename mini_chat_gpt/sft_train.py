@@ -41,6 +41,7 @@ def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
 
 def prepare(config: Config, run: RunContext) -> Prepared:
     """Load the model and make the examples."""
+    # Mistakes in the settings are reported before a model is loaded.
     lora_setup.check(config)
     base = None
     if run.checkpoint is not None:
@@ -59,6 +60,7 @@ def prepare(config: Config, run: RunContext) -> Prepared:
             lora_setup.adapt(base, config, run.folder, run.world, run.device, run.dry_run)
         # From here on the tokenizer is that of a chat model: its checkpoints are prompted in the chat format.
         tokenizer.chat_format = ChatFormat(default_system=config.data.system_message)
+    # Everything that differs from pretraining is in the job. The trainer is the same.
     job = Job(
         "sft",
         config.sft,
@@ -80,6 +82,7 @@ def load_base(config: Config, run: RunContext) -> Base:
             "There is no base model under runs/ to fine-tune; make one with `mini-chat-gpt pretrain`, "
             "or name one: sft.pretrained_checkpoint=PATH."
         )
+    # On the CPU: the trainer moves the model to its device, and with FSDP no device holds all of it.
     model, tokenizer = load_checkpoint(path, "cpu")
     added = add_chat_tokens(model, tokenizer)
     run.out.print(f"Base model: {path}" + (f"; added control tokens {', '.join(added)}" if added else ""), markup=False)
@@ -104,7 +107,8 @@ def eval_metrics(tasks: Sequence[Task], best_metric: str, tokenizer: ChatTokeniz
 
     Raises UserError if `best_metric`, the setting, is not one of the metrics of this run.
     """
-    tasks = [task for task in tasks if score(task, "")]  # some tasks have nothing to measure
+    # `score` of an empty reply tells which metrics a task has. Some have none; the first one is the main metric.
+    tasks = [task for task in tasks if score(task, "")]
     names = {task.kind: f"eval/{task.kind}/{next(iter(score(task, '')))}" for task in tasks}
     if best_metric not in ("val_loss", *names.values()):
         known = ", ".join(["val_loss", *names.values()])
@@ -124,6 +128,7 @@ def sample_replies(prompts: Sequence[str], shown: Sequence[Shown], tokenizer: Ch
 
     def show(model: GPT) -> str:
         all_prompts = [*prompts, *(one.prompt for one in shown)]
+        # Greedy, so that only training changes the replies from one evaluation to the next.
         replies = iter(generate(model, tokenizer, all_prompts, max_new_tokens=80, temperature=0.0))
         lines = [f"  {_short(prompt, 80)} → {_short(next(replies), 160)}" for prompt in prompts]
         lines += [

@@ -85,6 +85,7 @@ def share_prefix(examples: Sequence[Example]) -> Example:
     shortest = min(len(example.ids) for example in examples)
     first = examples[0].ids[:shortest]
     equal = np.logical_and.reduce([example.ids[:shortest] == first for example in examples])
+    # A branch without a token of its own would have nothing to predict.
     n_common = shortest - 1 if equal.all() else min(shortest - 1, int(equal.argmin()))
     if not n_common:
         raise ValueError("conversations that share nothing can't be branches of one example")
@@ -155,6 +156,7 @@ def collate(examples: Sequence[Example], pad_to_multiple_of: int = PAD_TO_MULTIP
     Raises ValueError for an example without a target (its loss would be 0/0).
     """
     cu_seqlens = np.cumsum([0, *(len(example.ids) for example in examples)]).tolist()
+    # Sorted, so that the numbers of the kinds do not depend on the order of the examples.
     kind_names = tuple(sorted({example.kind for example in examples}))
     target_positions: list[np.ndarray] = []
     labels: list[np.ndarray] = []

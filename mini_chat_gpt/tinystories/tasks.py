@@ -37,20 +37,16 @@ class Task:
     kind: str
     prompt: str
     target: str
-    story_span: Span | None
-    """The story in the prompt; None if the story is the answer."""
-    answer: str | None = None
-    """The bare answer, for scoring: "yes" or "no", a name, or the required words ("cat, tree, happy")."""
-    evidence: Span | None = None
-    """The part of the prompt that supports the answer. Truncation must keep it."""
-    required: tuple[str, ...] = ()
-    """Words that the answer must contain, in any of their forms."""
-    sentence: str | None = None
-    """A sentence that the answer must contain."""
-    follow_up: str | None = None
-    """The question for a conversation that has shown the story already; None if the task can't be a later turn."""
-    answer_spans: tuple[Span, ...] = ()
-    """The parts of the target that decide whether it is right; the other tokens are wording. They can get a higher loss weight."""
+    story_span: Span | None  # the story in the prompt; None if the story is the answer
+    answer: str | None = (
+        None  # the bare answer, for scoring: "yes" or "no", a name, or the required words ("cat, tree, happy")
+    )
+    evidence: Span | None = None  # the part of the prompt that supports the answer, which truncation must keep
+    required: tuple[str, ...] = ()  # words that the answer must contain, in any of their forms
+    sentence: str | None = None  # a sentence that the answer must contain
+    follow_up: str | None = (
+        None  # the question for a conversation that has shown the story; None: can't be a later turn
+    )
 
     @property
     def question_first(self) -> bool:
@@ -62,6 +58,23 @@ class Task:
     def category(self) -> str:
         """The kind, split by answer for yes/no questions ("ending/no"), so that both answers can be balanced."""
         return f"{self.kind}/{self.answer}" if self.kind in YES_NO_KINDS else self.kind
+
+    @property
+    def answer_spans(self) -> tuple[Span, ...]:
+        """The parts of the target that decide whether it is right. All other words only phrase it.
+
+        In a story: the first use of each required word, in any form, and the required sentence. In an answer about a story: its
+        first word, which is "Yes" or "No" or selects where copying begins, and the name that was asked for.
+        """
+        spans = [span for word in self.required if (span := first_use(self.target, word))]
+        if self.sentence and (start := self.target.find(self.sentence)) >= 0:
+            spans.append((start, start + len(self.sentence)))
+        if self.story_span is not None:
+            spans.append((0, len(self.target.split(maxsplit=1)[0])))
+            # The answer of a yes/no question is the first word. Of other kinds it is a part of the target.
+            if self.kind not in YES_NO_KINDS and self.answer and (start := self.target.find(self.answer)) >= 0:
+                spans.append((start, start + len(self.answer)))
+        return tuple(spans)
 
 
 TaskMaker = Callable[[StoryRecord, TemplateSampler], "Task | None"]
@@ -125,19 +138,10 @@ def _story_task(
     # From positions in the story to positions in the prompt.
     if evidence is not None:
         evidence = (span[0] + evidence[0], span[0] + evidence[1])
-    answer_spans = [_first_word(target)]
-    if answer and kind not in YES_NO_KINDS:  # a yes/no answer is its first word
-        start = target.index(answer)
-        answer_spans.append((start, start + len(answer)))
-    follow_up = follow_up_prompt(kind, sampler, **fields)
-    return Task(kind, prompt, target, span, answer, evidence, follow_up=follow_up, answer_spans=tuple(answer_spans))
+    return Task(kind, prompt, target, span, answer, evidence, follow_up=follow_up_prompt(kind, sampler, **fields))
 
 
-def _first_word(target: str) -> Span:
-    """The first word of an answer about a story: it says "Yes" or "No", or selects where copying begins."""
-    return 0, len(target.split(maxsplit=1)[0])
-
-
+# Two kinds with the same answers but different questions, so that the model learns what a summary is and not one wording.
 @task_kind("summary")
 def _summary(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
     return _story_task("summary", record, sampler, record.summary) if record.summary else None
@@ -208,6 +212,7 @@ def _why(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
     reasons = stated_reasons(record.story)
     if not reasons:
         return None
+    # Another seed, and so another epoch, asks for another reason of the same story.
     reason = sampler.one(reasons, "reason")
     return _story_task("why", record, sampler, reason.answer, evidence=reason.span, question=reason.question)
 
@@ -236,6 +241,7 @@ def _quote(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
     return _story_task("quote", record, sampler, story[slice(*span)], evidence=span, word=word)
 
 
+# Words from the second to the third last of a sentence: what is left has at least three words and begins in lower case.
 _LATER_WORD = re.compile(r"(?<= )[a-z]{2,}(?= )")
 _OTHER_SIGNS = re.compile(r'["“”:;]')
 
@@ -264,8 +270,8 @@ def _copyedit(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
     start, sentence = sampler.one(starts, "copyedit")
     rest = sentence[start:]
     prompt, span = story_prompt("copyedit", rest, sampler)
-    target = f"{rest[0].upper()}{rest[1:]}."
-    return Task("copyedit", prompt, target, span, evidence=span, follow_up=prompt, answer_spans=(_first_word(target),))
+    # The prompt is complete without the story, so it can also be a later turn.
+    return Task("copyedit", prompt, f"{rest[0].upper()}{rest[1:]}.", span, evidence=span, follow_up=prompt)
 
 
 @task_kind("words")
@@ -295,13 +301,4 @@ def _words(record: StoryRecord, sampler: TemplateSampler) -> Task | None:
         answer=", ".join(record.words) or None,
         required=record.words,
         sentence=fields.get("sentence"),
-        answer_spans=_required_spans(record.story, record.words, fields.get("sentence")),
     )
-
-
-def _required_spans(story: str, words: Iterable[str], sentence: str | None) -> tuple[Span, ...]:
-    """Where a story first uses each of the required words, in any form, and the required sentence."""
-    spans = [span for word in words if (span := first_use(story, word))]
-    if sentence and (start := story.find(sentence)) >= 0:
-        spans.append((start, start + len(sentence)))
-    return tuple(spans)

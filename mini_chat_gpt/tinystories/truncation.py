@@ -35,13 +35,12 @@ class RenderedTask:
     """A conversation as the model reads it: a task, with its prompt as truncated, and the turns after it."""
 
     task: Task
-    ids: np.ndarray
-    """(n,) int32"""
-    replies: tuple[Span, ...]
-    """(start, end) in `ids` of each reply, with its end token: that of `task`, then those of `later`."""
-    shortened: bool
-    later: tuple[Task, ...] = ()
-    """Further questions about the same story, one turn each."""
+    ids: np.ndarray  # (n,) int32
+    replies: tuple[
+        Span, ...
+    ]  # (start, end) in `ids` of each reply with its end token, first of `task`, then of `later`
+    shortened: bool  # whether the story has lost text
+    later: tuple[Task, ...] = ()  # further questions about the same story, one turn each
 
     def example(
         self,
@@ -191,6 +190,7 @@ def _choose_units(units: list[Span], evidence: Span | None, budget: int) -> set[
     kept = {0, len(units) - 1}
     if evidence:
         kept |= {index for index, (start, end) in enumerate(units) if start < evidence[1] and end > evidence[0]}
+    # One more character for the space after each unit, and at most two gaps: before and after the evidence.
     size = sum(units[index][1] - units[index][0] + 1 for index in kept) + len(GAP) * min(2, len(kept) - 1)
     if size > budget:
         return None

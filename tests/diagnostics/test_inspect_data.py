@@ -154,7 +154,7 @@ def test_bad_records_are_listed_or_skipped_and_counted(home):
         (["runs", "."], "runs and . both hold stories; give one of them."),
         (["runs"], "runs contains no TinyStoriesInstruct-train.txt"),
         (["cats.jsonl", "sft.pretrained_checkpoint=nothing"], "no checkpoint at nothing"),
-        (["cats.jsonl", "--tokenizer", "bad.jsonl"], "bad.jsonl is no tokenizer"),
+        (["cats.jsonl", "--tokenizer", "bad.jsonl"], "bad.jsonl is not a tokenizer"),
         (["cats.jsonl", "--html", "runs"], "Can't write runs"),
         (["cats.jsonl", "data.seq_len=16"], "No conversation of cats.jsonl is left"),
         (["--config", "nothing.yaml"], "no config file nothing.yaml"),
