@@ -282,7 +282,7 @@ class LoraSettings(Section):
 
 
 class LoraSection(LoraSettings):
-    """LoRA adapters: train small matrices beside the frozen weights of the base model, and save only them."""
+    """LoRA adapters: train small matrices in addition to the frozen weights of the base model, and save only them."""
 
     enabled: bool = False
     """Train adapters instead of all weights."""

@@ -1,4 +1,4 @@
-"""LoRA: small trainable matrices beside frozen ones (Hu et al. 2021, arXiv:2106.09685).
+"""LoRA: small trainable matrices in addition to frozen ones (Hu et al. 2021, arXiv:2106.09685).
 
     y = W·x + scaling · B·(A·dropout(x))        A (r, in) random, B (out, r) zero: training begins with y = W·x
 

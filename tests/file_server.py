@@ -31,7 +31,7 @@ class FileServer(ThreadingHTTPServer):
         self.link: str | None = None  # redirect /hub to /file with this X-Linked-ETag
         self.hung = threading.Event()
         self.requests: list[str | None] = []  # the Range header of each request for content
-        self.names: list[str] = []  # the file names that were asked for
+        self.names: list[str] = []  # the names of the requested files
 
     @property
     def url(self) -> str:

@@ -79,7 +79,7 @@ TAKEN = {
     ),
     *("uvicorn", "vllm", "wandb", "xformers", "zstandard"),
 }
-"""Names of libraries that people have beside this package; running a file of it puts its folder first on `sys.path`."""
+"""Names of libraries that may be installed with this package; running a file of it puts its folder first on `sys.path`."""
 MAX_LINES, MAX_FUNCTION_LINES = 400, 50
 
 

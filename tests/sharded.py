@@ -1,4 +1,4 @@
-"""What two processes do for test_sharding.py, in one call of torchrun: everything in shards beside the same unsharded.
+"""Two processes for test_sharding.py, in one call of torchrun: everything sharded, compared with the same unsharded.
 
     torchrun --nproc_per_node=2 tests/sharded.py FOLDER
 

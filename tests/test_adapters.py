@@ -1,4 +1,4 @@
-"""An adapter from its training to its use: saved alone, known by PEFT, beside the right base, resumed, merged."""
+"""An adapter from training to use: saved without its base, loaded by PEFT, used with the right base, resumed, merged."""
 
 import json
 import shutil

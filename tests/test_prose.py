@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 STEMS = (
@@ -98,6 +100,15 @@ PROSE = {
     r"\bstands? (in|at|on|there|beside|where|before|after|behind|by)\b|\bstood\b": "is in, is at",
     r"\bgo(es)? on\b|\bgoing on\b|\bwent on\b": "continues, resumes",
     r"\bheed\w*": "follows",
+    r"\bbeside\b": "next to, in addition to, compared with",
+    r"\bof one's own\b": "your own",
+    r"\b(is|are|be) said\b|\bsay so\b": "is reported",
+    r"\basked for\b": "requested, given",
+    r"\b(is|are) meant\b": "is",
+    r"\banew\b": "again",
+    r"\bwish(es|ed)\b": "requested",
+    r"\bholds? no\b": "has no",
+    r"\bthere already\b": "already exists",
 }
 """Banned in the prose only: comments, docstrings and Markdown. Story texts and identifiers may have these words."""
 
@@ -153,6 +164,7 @@ EXEMPT = {
     "recipes/polite_helper/before_after.md": "replies of models",
     "recipes/polite_helper/before_after-3m.md": "replies of models",
     "mini_chat_gpt/prepare/sample_plots.py": "story texts",
+    "tests/tinystories/test_word_forms.py": "word lists",
     "mini_chat_gpt/prepare/sample_stories.py": "story texts",
 }
 EXEMPT_FOLDERS = ("tests/old_runs/",)  # runs of an older version
@@ -202,17 +214,44 @@ def findings(path: Path) -> Iterator[str]:
     text, name = path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()
     prose = list(prose_of(path, text))
     whole = list(enumerate(text.splitlines(), 1)) if path.suffix == ".py" else prose
-    whole = [
-        (number, line) for number, line in whole if not line.endswith("# old name")
-    ]  # reads a key of an older version
+    # A line that reads a key of an older version is marked.
+    whole = [(number, line) for number, line in whole if not line.endswith("# old name")]
     for patterns, lines in ((PHRASES, whole), (PROSE, prose)):
-        for pattern, replacement in patterns.items():
-            for number, line in lines:
-                if match := re.search(pattern, line, re.IGNORECASE):
-                    yield f"{name}:{number}: {match[0]!r} in {line.strip()[:120]!r} -> {replacement}"
+        any_of_them = re.compile("|".join(patterns), re.IGNORECASE)
+        for number, line in lines:
+            if any_of_them.search(line):
+                for pattern, replacement in patterns.items():
+                    if match := re.search(pattern, line, re.IGNORECASE):
+                        yield f"{name}:{number}: {match[0]!r} in {line.strip()[:120]!r} -> {replacement}"
     for number, identifier in identifiers_of(path, text):
         if identifier in NAMES:
             yield f"{name}:{number}: {identifier} -> {NAMES[identifier]}"
+
+
+def test_banned_phrases_and_names_do_not_appear():
+    found = [line for path in files() for line in findings(path)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("a.py", "# Two rows laid end to end\n", "end to end"),
+        ("a.py", 'raise ValueError(f"{path} is no checkpoint")\n', "is no checkpoint"),
+        ("a.py", 'story = "The house stood on a hill."\n', None),  # a string may be a story
+        ("a.py", 'def f():\n    """The house stood on a hill."""\n', "house"),
+        ("a.py", "Engine()\n", "Engine"),
+        ("a.md", 'It prints "It is no file."\n\n```\nis no file\n```\n', None),
+        ("a.md", "An optimised batch\n", "optimised"),
+        ("a.yaml", "words: colour  # There is no other word\n", None),
+        ("a.yaml", "words: red  # a colour\n", "colour"),
+    ],
+)
+def test_matches(tmp_path, monkeypatch, name, text, found):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    matches = list(findings(tmp_path / name))
+    assert found in matches[0] if found else matches == []
 
 
 if __name__ == "__main__":

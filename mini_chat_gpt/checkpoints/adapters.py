@@ -1,4 +1,4 @@
-"""Adapter files in the format of Hugging Face's PEFT: a few megabytes beside a base that stays unchanged.
+"""Adapter files in the format of Hugging Face's PEFT: a few megabytes that are used with an unchanged base.
 
     adapter_config.json         rank, layers, …, and the path of the base
     adapter_model.safetensors   the trained matrices, and the rows of new control tokens

@@ -162,5 +162,5 @@ def find_damage(folder: Path) -> str | None:
 
 
 def user_cache() -> Path:
-    """Folder for reproducible files that can't be stored beside their source; XDG_CACHE_HOME moves it."""
+    """Folder for reproducible files that can't be stored next to their source; XDG_CACHE_HOME moves it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mini_chat_gpt"

@@ -47,7 +47,7 @@ class TokenFile:
 def tokenize_file(
     path: Path, texts: Iterable[str], tokenizer: ChatTokenizer, console: Console | None = None
 ) -> TokenFile:
-    """The token file of `path`, whose documents are `texts`. It is made on first use and stored beside the text file.
+    """The token file of `path`, whose documents are `texts`. It is made on first use and stored next to the text file.
 
     `texts` is only read if there is no token file for this state of the text file and this tokenizer.
     """

@@ -69,7 +69,7 @@ def _recorded_data(run_file: Path) -> list[Mapping[str, Any]]:
 def memorization(
     evaluations: Mapping[str, Evaluation], training: Mapping[str, TrainingFiles], max_bytes: int, out: Console
 ) -> dict[str, Any] | None:
-    """For each model, the n-gram overlap of its stories with its training stories, beside that of the reference stories.
+    """For each model, the n-gram overlap of its stories with its training stories, compared with that of the reference stories.
 
     Searches the first `max_bytes` of each file. Returns None if no model has both stories and training files. Raises UserError
     for a file that can't be read.
@@ -127,7 +127,7 @@ def _first_stories(files: Sequence[Path], max_bytes: int) -> Iterator[str]:
 
 
 def _compare(generated: Overlap, reference: Overlap, same_source: bool) -> dict[str, Any]:
-    """Generated beside reference stories. Stories shorter than an n-gram don't count; if all are, the values are None."""
+    """Compare generated with reference stories. Stories shorter than an n-gram don't count; if all are, the values are None."""
     both = [(a, b) for a, b in zip(generated.shares, reference.shares, strict=True) if a is not None and b is not None]
     of_generated, of_reference = np.array(both).reshape(-1, 2).T
     return {

@@ -73,7 +73,7 @@ def first_speech(story: str) -> tuple[int, int] | None:
 
 
 def is_silent(story: str) -> bool:
-    """Whether nobody says anything, including reported speech ("Mom said no", "they talked")."""
+    """Whether no character says anything, including reported speech ("Mom said no", "they talked")."""
     return not _ANY_QUOTE.search(story) and not _REPORTED_SPEECH.search(story)
 
 

@@ -1,6 +1,6 @@
 """Random access to the records of a file without loading it: the position of each record, and which fields it has.
 
-One pass over the file finds the offset, the length and a few bits of each record (14 bytes in all). The result is cached beside
+One pass over the file finds the offset, the length and a few bits of each record (14 bytes in all). The result is cached next to
 the file, or in the user's cache folder if that is not writable, and made again when the file changes.
 
 `scan_record` defines the result: it agrees with `records.parse_record` on what is a story and which fields there are. `scan_block`

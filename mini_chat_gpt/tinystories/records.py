@@ -182,7 +182,7 @@ def no_story(path: Path) -> UserError:
 
 
 def find_text(path: Path | str, split: str) -> Path | None:
-    """The file of plain stories of a split ("train" or "valid"), in a folder or beside the file `path`.
+    """The file of plain stories of a split ("train" or "valid"), in a folder or next to the file `path`.
 
     None if there is no "valid" file. Raises UserError if there is no "train" file.
     """
@@ -209,7 +209,7 @@ def find_instruct_file(path: str | Path, split: str) -> Path:
     """The TinyStories-Instruct file of a split ("train" or "valid").
 
     `path` is a folder that contains it under either spelling of its name, or one of the two files: the other is then expected
-    beside it, with "train" and "valid" exchanged in its name. Raises UserError if there is none.
+    next to it, with "train" and "valid" exchanged in its name. Raises UserError if there is none.
     """
     path = Path(path)
     if not path.exists():

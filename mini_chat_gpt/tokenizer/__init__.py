@@ -1,4 +1,4 @@
-"""Text to ids and back: byte-level BPE, SentencePiece's BPE, and the control tokens beside them."""
+"""Text to ids and back: byte-level BPE, SentencePiece's BPE, and the control tokens."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def _loss_limits(curves: Curves) -> tuple[float, float]:
 
 
 def _draw_kinds(axes: Axes, curves: Curves) -> None:
-    """Held-out loss by kind. The legend beside the axes lists the kinds in the order of their last values."""
+    """Held-out loss by kind. The legend next to the axes lists the kinds in the order of their last values."""
     import matplotlib
     from matplotlib.ticker import LogLocator, NullFormatter
 

@@ -1,4 +1,4 @@
-"""Chat files: every form becomes the messages it stands for, and whatever is wrong with a file is said in a sentence."""
+"""Chat files: every format is converted to messages, and every problem of a file is reported in a sentence."""
 
 import gzip
 import json

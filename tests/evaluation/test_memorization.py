@@ -1,4 +1,4 @@
-"""The overlap of generated stories with training stories, by model, beside real stories of the same length."""
+"""The overlap of generated stories with training stories, by model, compared with real stories of the same length."""
 
 import io
 import json

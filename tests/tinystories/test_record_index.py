@@ -119,7 +119,7 @@ def test_a_damaged_cache_is_made_anew(path):
 
 
 def test_where_the_data_can_t_be_written_the_cache_goes_to_the_user_s_folder(path, tmp_path):
-    path.with_name("stories.txt.index.npz").mkdir()  # stands in the way for root too, as a mode would not
+    path.with_name("stories.txt.index.npz").mkdir()  # blocks root as well, unlike a file mode
     RecordIndex(path)
     assert list((tmp_path / "cache" / "mini_chat_gpt").glob("stories.txt.*.index.npz"))
 

@@ -1,4 +1,4 @@
-"""Records as they really stand in files: fields in any order or missing, damaged and foreign files."""
+"""Records as they are in real files: fields in any order or missing, damaged and foreign files."""
 
 import json
 

@@ -622,7 +622,7 @@ def test_transformers_gives_the_ids_of_a_real_llama2c_tokenizer(tok512, stories,
 
 
 def test_entries_that_no_merge_makes_are_still_found_by_transformers(tmp_path):
-    """tiktoken takes a whole chunk that is an entry as it is, and joins any two neighbours that form one."""
+    """tiktoken keeps a chunk that is an entry, and merges any two neighbors that form one."""
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"hello": 256, b"xy": 259, b"xyz": 257, b"yz": 258}
     tokenizer = ChatTokenizer(TiktokenBPE(ranks, DEFAULT_PATTERN))
     tokenizer.save(tmp_path)
