@@ -131,3 +131,11 @@ def test_an_old_name_of_a_setting_is_accepted_with_a_warning_that_names_the_new_
 def test_an_old_and_a_new_name_together_are_an_error():
     with pytest.raises(UserError, match=r"data.focus is the old name of data.answer_weight; both are set"):
         load_config(None, ["data.focus=2", "data.answer_weight=3"])
+
+
+def test_an_old_name_of_a_metric_is_accepted_with_a_warning_that_names_the_new_one():
+    with pytest.warns(UserWarning, match=r"sft.best_metric=suite/moral/exact is now eval/moral/exact"):
+        config = load_config(None, ["sft.best_metric=suite/moral/exact"])
+    assert config.sft.best_metric == "eval/moral/exact"
+    with pytest.warns(UserWarning, match=r"sft.best_by is now sft.best_metric, sft.best_metric=suite/x is now eval/x"):
+        assert load_config(None, ["sft.best_by=suite/x"]).sft.best_metric == "eval/x"
