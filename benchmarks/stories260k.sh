@@ -9,7 +9,7 @@ data="$(cd "$data" && pwd)"
 mkdir -p "${1:-runs-stories260k}" && cd "${1:-runs-stories260k}"
 
 [ -d derived ] || mini-chat-gpt prepare --folder derived \
-    --derive "$data/tinystories/stories-train.txt" "$data/tinystories/stories-valid.txt"
+    --label "$data/tinystories/stories-train.txt" "$data/tinystories/stories-valid.txt"
 [ -d runs/stories260K ] || mini-chat-gpt import "$data/stories260K/stories260K.bin" runs/stories260K
 time mini-chat-gpt sft --config "$here/stories260k_lookup.yaml"
 time mini-chat-gpt sft --config "$here/stories260k_tasks.yaml"
