@@ -244,7 +244,7 @@ def import_options(parser: Parser) -> None:
         "--tokenizer",
         metavar="NAME",
         help="llama2.c's tok*.bin, a .tiktoken file, a saved folder or the name of an encoding "
-        "(default: the tok*.bin beside a .bin, gpt2 for nanoGPT)",
+        "(default: the tok*.bin next to a .bin, gpt2 for nanoGPT)",
     )
 
 

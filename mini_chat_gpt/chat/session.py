@@ -304,10 +304,10 @@ class ChatSession:
         context, n_message = self.model.config.context_length, len(self.tokenizer.encode(message))
         if len(alone) < context:
             return alone
-        beside = "" if self.system is None else " beside the system message"
+        with_system = "" if self.system is None else " with the system message"
         raise UserError(
             f"The message is too long: it has {n_message} tokens, and at most "
-            f"{context - 1 - (len(alone) - n_message)} fit into the model's context of {context}{beside}."
+            f"{context - 1 - (len(alone) - n_message)} fit into the model's context of {context}{with_system}."
         )
 
     def _conversation(self, turns: Sequence[Turn], message: str | None = None) -> list[Message]:

@@ -171,7 +171,7 @@ def halves_from_pairs(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 def _llama2c_tokenizer(source: Path, vocab_size: int, path: str | Path | None) -> ChatTokenizer:
     if path is None:
-        return _tokenizer_beside(source, vocab_size)
+        return _tokenizer_next_to(source, vocab_size)
     tokenizer = ChatTokenizer.load(path)
     if tokenizer.vocab_size != vocab_size:
         raise UserError(
@@ -181,7 +181,7 @@ def _llama2c_tokenizer(source: Path, vocab_size: int, path: str | Path | None) -
     return tokenizer
 
 
-def _tokenizer_beside(source: Path, vocab_size: int) -> ChatTokenizer:
+def _tokenizer_next_to(source: Path, vocab_size: int) -> ChatTokenizer:
     """The `tok*.bin` in the model's folder that has the right size. Raises UserError if it is missing or ambiguous."""
     matching: dict[str, ChatTokenizer] = {}
     others = []

@@ -59,7 +59,7 @@ def with_files(config: Config, files: Sequence[str], overrides: Sequence[str] = 
         raise UserError(f"{story_paths[0]} and {story_paths[1]} both hold stories; give one of them.")
     if story_paths and chats and not config.chats.stories:
         raise UserError(
-            f"{story_paths[0]} needs a share of the examples beside the chats; for example chats.stories=0.3."
+            f"{story_paths[0]} needs a share of the examples in addition to the chats; for example chats.stories=0.3."
         )
     if story_paths:
         config = config.model_copy(update={"sft": config.sft.model_copy(update={"dataset_path": story_paths[0]})})

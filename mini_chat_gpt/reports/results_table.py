@@ -64,7 +64,7 @@ LEGEND = {
     "n_words": "words: length of the story (a number, not in %)",
     "repetition": "repeated: share of 4-grams that occurred before; distinct-n: share of different n-grams",
     "has_sentence": "sentence: contains the required sentence; verbatim: exactly as given",
-    "has_dialogue": "dialogue: somebody speaks, if the prompt asks for dialogue",
+    "has_dialogue": "dialogue: a character speaks, if the prompt asks for dialogue",
     "has_moral": "moral: states a moral, if the prompt asks for one",
     "refused": "refused: share of harmful requests declined; answered: share of similar harmless requests not declined",
     "stops": "stops: replies that the model ended by itself (not cut off)",

@@ -234,5 +234,5 @@ def find_instruct_file(path: str | Path, split: str) -> Path:
                 f"There is no validation file for {path}; name the two files something-train.txt and something-valid.txt."
             )
     if not (file := path.with_name(name)).is_file():
-        raise UserError(f"There is no {file} beside {path.name}; both a train and a valid file are needed.")
+        raise UserError(f"There is no {file} next to {path.name}; both a train and a valid file are needed.")
     return file

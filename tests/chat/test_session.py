@@ -308,9 +308,11 @@ def test_a_retry_of_a_reply_that_the_context_cut_off_drops_older_turns(chat):
 def test_a_message_longer_than_the_context_is_an_error_and_changes_nothing(chat):
     session = ChatSession(says(chat, "there was", context=64), chat, GREEDY)
     say(session, "Once")
-    beside = len(render([Message("system", "Be kind."), Message("user", "a")], chat, add_generation_prompt=True)[0]) - 1
-    fit = 63 - beside
-    with pytest.raises(UserError, match=f"has 100 tokens, and at most {fit} fit into the model's context of 64 beside"):
+    n_around = (
+        len(render([Message("system", "Be kind."), Message("user", "a")], chat, add_generation_prompt=True)[0]) - 1
+    )
+    fit = 63 - n_around
+    with pytest.raises(UserError, match=f"has 100 tokens, and at most {fit} fit into the model's context of 64 with"):
         session.send("a" * 100)
     assert [turn.message for turn in session.turns] == ["Once"]
     assert session.n_dropped == 0

@@ -150,7 +150,10 @@ def test_bad_records_are_listed_or_skipped_and_counted(home):
         (["cats.jsonl", "training.batch_sise=3"], "did you mean 'batch_size'"),
         (["cats.jsonl", "--n", "-1"], "--n is -1; it must be 0 or more."),
         (["cats.jsonl", "--steps", "0"], "--steps is 0; it must be 1 or more."),
-        (["cats.jsonl", "runs"], "runs needs a share of the examples beside the chats; for example chats.stories=0.3."),
+        (
+            ["cats.jsonl", "runs"],
+            "runs needs a share of the examples in addition to the chats; for example chats.stories=0.3.",
+        ),
         (["runs", "."], "runs and . both hold stories; give one of them."),
         (["runs"], "runs contains no TinyStoriesInstruct-train.txt"),
         (["cats.jsonl", "sft.pretrained_checkpoint=nothing"], "no checkpoint at nothing"),
@@ -312,7 +315,7 @@ def test_stories_are_a_sample_of_the_stream(sample, monkeypatch):
     assert all(row.cells()[2].startswith("~") for row in seen.rows)
 
 
-def test_stories_beside_chats_have_their_share(sample, chats):
+def test_stories_in_addition_to_chats_have_their_share(sample, chats):
     seen = inspection_of(sft={"dataset_path": str(sample)}, chats={"files": [chats], "stories": 0.25}, context=400)
     shares = Counter[str]()
     for row in seen.rows:
