@@ -99,7 +99,7 @@ class ScheduleFields(Section):
     """End the run after this many evaluations in a row without improvement (null = never)."""
     best_metric: str = "val_loss"
     """Metric that selects the best checkpoint: val_loss, or a score of the eval tasks such as eval/moral/exact."""
-    prompts: list[str] = Field(default_factory=list)
+    prompts: list[str] = Field([])  # copied for each object; default_factory=list would slow down the class definition
     """Your own prompts; each evaluation shows replies to them and to held-out prompts."""
     batch_size: int | None = Field(None, ge=1)
     """Overrides training.batch_size for this phase (null = no override)."""
@@ -223,7 +223,7 @@ class DataSection(Section):
     """Maximum questions about one story in a training conversation. More questions spread the cost of encoding the story."""
     prefix_branches: int = Field(1, ge=1)
     """Maximum separate conversations about one story that share its encoding, if the story comes before the question."""
-    curriculum: list[CurriculumStage] = Field(default_factory=list)
+    curriculum: list[CurriculumStage] = Field([])
     """Easier stages before the main one, e.g. [{share: 0.2, seq_len: 96, mixture: {quote: 4}}]; share = fraction of the steps."""
     limit: int | None = Field(None, ge=1)
     """Use only this many records, from the beginning of the file (null = all)."""
@@ -250,9 +250,9 @@ FileWeights = Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidato
 class ChatsSection(Section):
     """Your own chats to fine-tune on, instead of TinyStories-Instruct tasks or mixed with them."""
 
-    files: FileWeights = Field(default_factory=dict)
+    files: FileWeights = Field({})
     """JSON or JSON Lines files, optionally gzipped: one, a list, or {file: weight}. Weight 2 uses each chat twice per epoch."""
-    valid_files: FileWeights = Field(default_factory=dict)
+    valid_files: FileWeights = Field({})
     """Held-out chats for validation (none = hold out a part of `files`)."""
     valid_share: float = Field(0.1, ge=0, lt=1)
     """Fraction of `files` that is held out, the same for the same seed (0 = validate on the training chats)."""
