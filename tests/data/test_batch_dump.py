@@ -1,4 +1,4 @@
-"""A batch that was written down can be read by people and made again by programs."""
+"""A batch dump can be read by people, and programs can restore the batch."""
 
 import re
 from dataclasses import astuple
@@ -50,7 +50,7 @@ def assert_same(one: Example, other: Example) -> None:
 
 @settings(deadline=None)
 @given(batch=st.lists(examples(), min_size=1, max_size=4), title=st.sampled_from(["step 3: loss nan", FORGED]))
-def test_what_is_read_from_the_text_is_the_same_batch(batch, title, tmp_path_factory):
+def test_the_text_restores_the_same_batch(batch, title, tmp_path_factory):
     path = tmp_path_factory.mktemp("batch") / "batch.txt"
     path.write_text(describe(batch, TOKENIZER, title), encoding="utf-8")
     text = path.read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def test_the_marked_parts_are_the_whole_text_in_order(example):
     assert "".join(part for part, _ in parts) == TOKENIZER.decode(known.ids.tolist(), control=True)
 
 
-def test_the_assistants_words_stand_between_brackets():
+def test_replies_are_enclosed_in_brackets():
     text = describe([conversation("Who ran?", "Tom.", "And then?", "He fell.")], TOKENIZER, "step 1")
     assert (
         "  <|user|>Who ran?<|assistant|>[[Tom.<|endoftext|>]]<|user|>And then?<|assistant|>[[He fell.<|endoftext|>]]\n"
@@ -77,7 +77,7 @@ def test_the_assistants_words_stand_between_brackets():
     )
 
 
-def test_each_example_is_headed_by_what_it_is():
+def test_each_example_has_a_headline():
     weights = np.array([0.0, 0.0, 1.0, 2.0], dtype=np.float32)
     example = Example(np.array([65, 66, 67, 68], dtype=np.int32), np.array([1, 0, 1, 1], dtype=bool), weights, "moral")
     assert headline(example) == "moral: 4 tokens, 2 trained, weight 1.5"
@@ -86,7 +86,7 @@ def test_each_example_is_headed_by_what_it_is():
     assert second == "# 1 examples, 4 tokens, 2 trained"
 
 
-def test_nothing_in_a_text_can_move_a_terminals_cursor():
+def test_no_text_can_control_a_terminal():
     written = describe([conversation(FORGED, FORGED)], TOKENIZER, FORGED)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028]", written)
     assert "\\x1b[2J" in written
@@ -114,7 +114,7 @@ def test_llama2c_words_keep_the_spaces_between_parts(real_data):
 @pytest.mark.parametrize(
     "spoil", [lambda text: text.replace("loss_mask: ", "loss_mask "), lambda text: text.replace("ids: [", "ids: [x")]
 )
-def test_a_text_that_was_changed_is_refused_with_a_sentence(spoil):
+def test_a_modified_text_is_an_error(spoil):
     text = describe([conversation("Hi", "Tom.")], TOKENIZER, "step 1")
     with pytest.raises(UserError, match="use the"):
         read_ids(spoil(text))

@@ -1,4 +1,4 @@
-"""Packed batches: nothing lost, nothing crosses from one example into the next."""
+"""Packed batches: no token is lost, and examples are independent."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_each_target_is_predicted_from_the_token_before_it_in_its_own_example(ma
 
 
 @given(examples())
-def test_positions_start_anew_in_each_example_and_no_token_is_lost(made):
+def test_positions_restart_in_each_example_and_no_token_is_lost(made):
     batch = collate(made, pad_to_multiple_of=1)
     assert torch.equal(batch.ids, torch.from_numpy(np.concatenate([example.ids for example in made])).long())
     assert batch.positions.tolist() == [i for example in made for i in range(len(example.ids))]
@@ -55,7 +55,7 @@ def test_positions_start_anew_in_each_example_and_no_token_is_lost(made):
 
 
 @given(examples(), st.integers(1, 9))
-def test_padding_is_at_the_end_and_counts_nowhere(made, multiple):
+def test_padding_is_at_the_end_and_is_not_counted(made, multiple):
     batch, padded = collate(made, pad_to_multiple_of=1), collate(made, pad_to_multiple_of=multiple)
     assert len(padded.ids) % multiple == len(padded.labels) % multiple == 0
     assert padded.ids[: len(batch.ids)].tolist() == batch.ids.tolist()
@@ -66,7 +66,7 @@ def test_padding_is_at_the_end_and_counts_nowhere(made, multiple):
 
 
 @given(examples(), st.integers(1, 5))
-def test_micro_batches_hold_every_example_once(made, size):
+def test_micro_batches_contain_every_example_once(made, size):
     batches = micro_batches(made, size)
     assert all(batch.n_examples <= size for batch in batches)
     pieces = [tuple(b.ids[s:e].tolist()) for b in batches for s, e in zip(b.cu_seqlens, b.cu_seqlens[1:], strict=False)]
@@ -74,13 +74,13 @@ def test_micro_batches_hold_every_example_once(made, size):
     assert sum(batch.n_targets for batch in batches) == sum(example.n_trained for example in made)
 
 
-def test_an_example_without_a_target_is_refused():
+def test_an_example_without_a_target_is_an_error():
     only_first = Example(np.arange(3, dtype=np.int32), np.array([True, False, False]), 1.0, "x")
     with pytest.raises(ValueError, match="no trained token"):
         collate([only_first])
 
 
-def test_a_batch_without_targets_gives_a_zero_that_reaches_every_weight():
+def test_a_batch_without_targets_has_zero_loss_and_a_gradient_for_every_weight():
     model = tiny_model(64)
     loss = model(blank_batch()).weighted_sum
     loss.backward()
@@ -89,7 +89,7 @@ def test_a_batch_without_targets_gives_a_zero_that_reaches_every_weight():
 
 
 @given(examples(), st.integers(1, 4), st.integers(1, 40))
-def test_micro_batches_keep_within_their_limits_and_lose_nothing(made, size, tokens):
+def test_micro_batches_respect_their_limits_and_lose_nothing(made, size, tokens):
     batches = micro_batches(made, size, tokens)
     assert all(batch.n_examples <= size for batch in batches)
     assert all(batch.n_tokens <= tokens or batch.n_examples == 1 for batch in batches)
@@ -128,14 +128,14 @@ def weight_by_history(batch):
 
 
 @given(conversations_that_begin_alike())
-def test_a_shared_beginning_leaves_each_target_its_history_and_all_its_weight(made):
+def test_a_shared_prefix_preserves_the_context_and_weight_of_each_target(made):
     shared = share_prefix(made)
     assert weight_by_history(collate([shared], 1)) == pytest.approx(weight_by_history(collate(made, 1)))
     assert shared.n_conversations == len(made)
 
 
 @given(conversations_that_begin_alike())
-def test_what_is_shared_is_read_once(made):
+def test_a_shared_prefix_occurs_once(made):
     common = min(len(example.ids) for example in made) - 1
     while any((example.ids[:common] != made[0].ids[:common]).any() for example in made):
         common -= 1
@@ -143,7 +143,7 @@ def test_what_is_shared_is_read_once(made):
     assert len(share_prefix(made).ids) == (expected if len(made) > 1 else len(made[0].ids))
 
 
-def test_conversations_that_share_nothing_are_refused():
+def test_conversations_without_a_shared_prefix_are_an_error():
     made = [Example(np.array([first, 5], np.int32), np.array([False, True]), 1.0, "x") for first in (1, 2)]
     with pytest.raises(ValueError, match="share nothing"):
         share_prefix(made)

@@ -1,4 +1,4 @@
-"""Chats as training examples: nothing is cut in two, files are mixed by weight, held-out chats are never trained on."""
+"""Chats as training examples: replies are never cut, files are mixed by weight, held-out chats are never trained on."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""The examples of a step are the same however many ranks read them, and no example is read by two."""
+"""The examples of a step do not depend on the number of ranks, and no example is read by two."""
 
 import multiprocessing
 import threading
@@ -48,7 +48,7 @@ def read_steps(size: int, cursor: int, tokens: int | None, n_steps: int) -> list
 
 @given(st.integers(2, 5), st.integers(0, 30), st.none() | st.integers(1, 150))
 @settings(max_examples=40, deadline=None)
-def test_any_number_of_ranks_reads_the_steps_that_one_reads(size, cursor, tokens):
+def test_any_number_of_ranks_reads_the_same_steps(size, cursor, tokens):
     alone = [ranks[0] for ranks in read_steps(1, cursor, tokens, 4)]
     for (expected, indices), ranks in zip(alone, read_steps(size, cursor, tokens, 4), strict=True):
         assert {taken for _, taken in ranks} == {indices}
@@ -59,7 +59,7 @@ def test_any_number_of_ranks_reads_the_steps_that_one_reads(size, cursor, tokens
 
 @given(st.integers(1, 4), st.integers(0, 50))
 @settings(max_examples=20, deadline=None)
-def test_an_index_belongs_to_the_same_rank_wherever_reading_begins(size, cursor):
+def test_an_index_belongs_to_the_same_rank_for_any_cursor(size, cursor):
     steps = read_steps(size, cursor, None, 2)
     for rank in range(size):
         expected = [index for index in range(cursor, cursor + 10) if index % size == rank]
@@ -85,13 +85,13 @@ def test_a_step_in_tokens_takes_examples_until_its_budget_is_reached():
     ("setting", "cores", "ranks", "workers"),
     [(0, 8, 1, 0), (3, 1, 1, 3), ("auto", 1, 1, 0), ("auto", 2, 1, 1), ("auto", 2, 2, 0), ("auto", 8, 4, 1)],
 )
-def test_a_worker_is_the_default_where_each_rank_has_a_core_for_it(monkeypatch, setting, cores, ranks, workers):
+def test_auto_is_one_worker_if_each_rank_has_a_core_for_it(monkeypatch, setting, cores, ranks, workers):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["fork", "spawn"])
     assert count_workers(setting, World(0, ranks, 0, ranks)) == workers
 
 
-def test_without_fork_no_worker_is_the_default(monkeypatch):
+def test_auto_is_no_worker_without_fork(monkeypatch):
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn", "fork"])
     assert count_workers("auto") == 0
 
@@ -102,7 +102,7 @@ class Broken(CountingDataset):
 
 
 @pytest.mark.parametrize("source", [CountingDataset(), Broken()], ids=["in the program", "in a worker"])
-def test_after_an_error_no_worker_is_left_though_the_error_remembers_everything(source):
+def test_workers_end_after_an_error_even_if_its_traceback_is_kept(source):
     """The program would wait for it at its end, and a worker takes no signals."""
     with pytest.raises(ValueError, match="index") as error, StepLoader(source, 0, workers=1) as reader:
         reader.step(3, None)

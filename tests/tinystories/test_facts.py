@@ -1,4 +1,4 @@
-"""What a story says outright: sentences, speech, morals."""
+"""What a story states explicitly: sentences, speech, morals."""
 
 import pytest
 from hypothesis import given
@@ -25,12 +25,12 @@ def sentences(text: str) -> list[str]:
         ("  \n ", []),
     ],
 )
-def test_sentences_end_where_a_reader_ends_them(text, expected):
+def test_sentences_end_at_punctuation_and_line_breaks(text, expected):
     assert sentences(text) == expected
 
 
 @given(st.text(alphabet='ab .!?"\n'))
-def test_sentences_hold_every_character_but_blanks(text):
+def test_sentences_contain_every_character_but_blanks(text):
     assert "".join("".join(sentences(text)).split()) == "".join(text.split())
 
 
@@ -40,11 +40,11 @@ def test_quoted_speech_is_found_in_every_style(speech):
 
 
 @pytest.mark.parametrize("text", ['The sign said "stop" to all.', "He didn't go. It was Tom's."])
-def test_words_in_quotation_marks_and_apostrophes_are_no_speech(text):
+def test_words_in_quotation_marks_and_apostrophes_are_not_speech(text):
     assert first_speech(text) is None
 
 
-def test_masking_keeps_every_character_s_place():
+def test_masking_keeps_the_position_of_every_character():
     story = 'Tom said, "Come, Sue!" and ran. "I never closed this\nThe end.'
     masked = mask_speech(story)
     assert len(masked) == len(story)
@@ -56,7 +56,7 @@ def test_reported_speech_is_not_silence(text):
     assert not is_silent(text)
 
 
-def test_a_story_in_which_nobody_says_anything_is_silent():
+def test_a_story_without_speech_is_silent():
     assert is_silent("The cat sat. It didn't move.")
 
 
@@ -75,7 +75,7 @@ def test_a_story_in_which_nobody_says_anything_is_silent():
         ("He learned to always listen to others.", "Always listen to others."),
     ],
 )
-def test_a_stated_moral_becomes_a_sentence_of_its_own(text, moral):
+def test_a_stated_moral_becomes_a_complete_sentence(text, moral):
     found = stated_moral(text)
     assert found is not None
     assert found[0] == moral
@@ -95,18 +95,18 @@ def test_a_stated_moral_becomes_a_sentence_of_its_own(text, moral):
         "They learned not to poke things and lived happily ever after.",
     ],
 )
-def test_what_only_tells_what_happened_is_no_moral(text):
+def test_a_statement_about_events_is_not_a_moral(text):
     assert stated_moral(text) is None
 
 
-def test_the_place_of_the_statement_is_given():
+def test_the_span_of_the_statement_is_returned():
     story = "They sat. The moral of the story is to share. The end."
     found = stated_moral(story)
     assert found is not None
     assert story[slice(*found[1])] == "moral of the story is to share."
 
 
-def test_speech_agrees_with_readers_of_real_stories(real_data):
+def test_speech_agrees_with_human_labels_of_real_stories(real_data):
     read = [pair for split in ("train", "valid") for pair in labelled_stories(real_data, split)]
     spoken = [label["dialogue"] for story, label in read if first_speech(story)]
     silent = [label["dialogue"] for story, label in read if is_silent(story)]
@@ -115,7 +115,7 @@ def test_speech_agrees_with_readers_of_real_stories(real_data):
     assert len(spoken) + len(silent) >= 0.6 * len(read)
 
 
-def test_morals_are_found_where_readers_of_real_stories_found_one(real_data):
+def test_morals_agree_with_human_labels_of_real_stories(real_data):
     read = [pair for split in ("train", "valid") for pair in labelled_stories(real_data, split)]
     found = [label["moral"] is not None for story, label in read if stated_moral(story)]
     assert len(found) >= 5

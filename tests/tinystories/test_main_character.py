@@ -1,4 +1,4 @@
-"""Who a story is about: right where the rule answers, silent where it can't be sure."""
+"""Main characters: the answers are right, and there is none in case of doubt."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def labelled_stories(folder, split: str) -> list[tuple[str, dict]]:
         ("One day Will woke up. A bear named Will sang. Will danced.", "Will"),
     ],
 )
-def test_the_one_named_first_and_most_is_the_main_character(story, name):
+def test_the_character_named_first_and_most_is_the_main_character(story, name):
     assert main_character(story) == name
 
 
@@ -55,11 +55,11 @@ def test_the_one_named_first_and_most_is_the_main_character(story, name):
         "",
     ],
 )
-def test_there_is_no_answer_where_there_is_doubt(story):
+def test_there_is_no_answer_in_case_of_doubt(story):
     assert main_character(story) is None
 
 
-def test_the_answer_is_right_on_real_stories_read_by_hand_and_often_given(real_data):
+def test_main_characters_agree_with_human_labels_of_real_stories(real_data):
     asked = [(main_character(story), label) for story, label in labelled_stories(real_data, "valid")]
     answered = [(name, label) for name, label in asked if name is not None]
     right = sum(name in label["acceptable"] for name, label in answered)
@@ -69,7 +69,7 @@ def test_the_answer_is_right_on_real_stories_read_by_hand_and_often_given(real_d
     assert sum(name is not None for name in has_one) / len(has_one) >= 0.6
 
 
-def test_two_heroes_who_share_a_story_are_left_alone(real_data):
+def test_two_equal_characters_give_no_answer(real_data):
     pairs = [
         main_character(story)
         for split in ("train", "valid")
@@ -83,5 +83,5 @@ def test_two_heroes_who_share_a_story_are_left_alone(real_data):
     ("text", "place"),
     [("Tom ran.", (0, 3)), ("Tommy saw Tom", (10, 13)), ("atom, Tom's", (6, 9)), ("Tommy", None), ("Tom_1 ÉTom", None)],
 )
-def test_a_word_is_found_only_where_it_stands_by_itself(text, place):
+def test_only_whole_words_are_found(text, place):
     assert find_word(text, "Tom") == place

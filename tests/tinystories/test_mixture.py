@@ -26,7 +26,7 @@ def test_a_rare_category_is_taken_wherever_it_occurs_and_the_others_keep_their_p
     assert shares[0] / shares[1] == pytest.approx(2, abs=0.05)
 
 
-def test_a_category_that_is_all_most_records_have_leaves_the_others_their_proportion():
+def test_the_only_category_of_most_records_does_not_change_the_proportion_of_the_others():
     supported = sample(1, 0.3, 0.3)
     shares = realized_shares(supported, solve_weights(supported, np.array([0.1, 0.6, 0.3])))
     assert shares[0] == pytest.approx((supported.sum(axis=1) == 1).mean(), abs=0.02)
@@ -50,7 +50,7 @@ def test_both_answers_of_a_yes_no_kind_are_drawn_equally_often():
     assert shares == pytest.approx([0.9, 0.05, 0.05], abs=3e-3)
 
 
-def test_the_commoner_answer_is_held_down_to_the_rarer_one():
+def test_the_frequent_answer_is_limited_to_the_share_of_the_rare_one():
     answer = RNG.random(1000) < 0.98
     supported = np.stack([np.ones(1000, dtype=bool), answer, ~answer], axis=1)
     shares = realized_shares(supported, balanced_weights(supported, NAMES, {"words": 0.5, "ending": 0.5}))
@@ -58,6 +58,6 @@ def test_the_commoner_answer_is_held_down_to_the_rarer_one():
     assert shares[2] == pytest.approx((~answer).mean(), rel=0.05)
 
 
-def test_a_question_with_one_answer_only_is_left_out():
+def test_a_question_with_one_answer_only_is_excluded():
     supported = np.array([[True, True, False]] * 10)
     assert balanced_weights(supported, NAMES, {"words": 0.5, "ending": 0.5})[1:].tolist() == [0, 0]

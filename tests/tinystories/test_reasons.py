@@ -1,4 +1,4 @@
-"""Reasons that a story gives, as question and answer."""
+"""Reasons that a story states, as question and answer."""
 
 import pytest
 
@@ -49,11 +49,11 @@ def test_a_reason_becomes_question_and_answer(sentence, question, answer):
         "Because it was cold, Tom ran.",
     ],
 )
-def test_what_might_mean_something_else_is_passed_over(sentence):
+def test_ambiguous_sentences_are_skipped(sentence):
     assert stated_reasons(sentence) == []
 
 
-def test_the_place_of_the_sentence_is_given():
+def test_the_span_of_the_sentence_is_returned():
     story = "Hi. Tom was sad because he lost. The end."
     assert story[slice(*stated_reasons(story)[0].span)] == "Tom was sad because he lost."
 

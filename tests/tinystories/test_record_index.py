@@ -1,4 +1,4 @@
-"""Records by number: the index agrees with reading, survives its users, and notices that a file has changed."""
+"""The record index agrees with sequential reading, can be shared by processes, and notices changes of the file."""
 
 import multiprocessing
 import pickle
@@ -93,7 +93,7 @@ def test_the_index_agrees_with_the_parser_on_any_arrangement_of_lines(tmp_path, 
     assert all(has or not record.words for has, record in zip(index.has("Words"), parsed, strict=True))
 
 
-def test_offsets_hold_when_the_file_is_read_in_small_pieces(path, monkeypatch):
+def test_offsets_do_not_depend_on_the_block_size(path, monkeypatch):
     monkeypatch.setattr(records, "_BLOCK", 3)
     index = RecordIndex(path, cache=False)
     assert [index[i] for i in range(len(index))] == list(read_records(path))
@@ -105,37 +105,37 @@ def test_the_second_opening_reads_the_cache(path, monkeypatch):
     assert RecordIndex(path)[0].story == "one"
 
 
-def test_a_changed_file_is_indexed_anew(path):
+def test_a_changed_file_is_indexed_again(path):
     RecordIndex(path)
     path.write_text("Story:\nanother<|endoftext|>", encoding="utf-8")
     index = RecordIndex(path)
     assert [index[i].story for i in range(len(index))] == ["another"]
 
 
-def test_a_damaged_cache_is_made_anew(path):
+def test_a_damaged_cache_is_replaced(path):
     RecordIndex(path)
     path.with_name("stories.txt.index.npz").write_bytes(b"PK nonsense")
     assert len(RecordIndex(path)) == 4
 
 
-def test_where_the_data_can_t_be_written_the_cache_goes_to_the_user_s_folder(path, tmp_path):
+def test_the_cache_is_in_the_users_folder_if_the_data_folder_is_read_only(path, tmp_path):
     path.with_name("stories.txt.index.npz").mkdir()  # blocks root as well, unlike a file mode
     RecordIndex(path)
     assert list((tmp_path / "cache" / "mini_chat_gpt").glob("stories.txt.*.index.npz"))
 
 
-def test_no_temporary_file_stays_behind(path):
+def test_no_temporary_file_remains(path):
     RecordIndex(path)
     assert sorted(file.name for file in path.parent.iterdir()) == ["stories.txt", "stories.txt.index.npz"]
 
 
-def test_a_pickled_index_reads_on(path):
+def test_a_pickled_index_can_read(path):
     index = RecordIndex(path)
     index[0]
     assert pickle.loads(pickle.dumps(index))[1] == index[1]
 
 
-def test_forked_processes_and_threads_read_side_by_side(path):
+def test_forked_processes_and_threads_can_read_concurrently(path):
     index = RecordIndex(path)
     expected = [index[i] for i in range(4)] * 50
     with multiprocessing.get_context("fork").Pool(2) as pool, ThreadPoolExecutor(4) as threads:
@@ -144,27 +144,27 @@ def test_forked_processes_and_threads_read_side_by_side(path):
         assert in_processes.get(timeout=30) == expected
 
 
-def test_a_file_that_was_cut_off_under_us_is_reported(path):
+def test_a_file_that_becomes_shorter_is_reported(path):
     index = RecordIndex(path)
     path.write_text("x", encoding="utf-8")
     with pytest.raises(UserError, match="has become shorter"):
         index[3]
 
 
-def test_a_file_without_any_story_is_a_mistake(tmp_path):
+def test_a_file_without_stories_is_an_error(tmp_path):
     (tmp_path / "x").write_text("Words: a<|endoftext|>", encoding="utf-8")
     with pytest.raises(UserError, match="No record"):
         RecordIndex(tmp_path / "x")
 
 
-def test_all_fields_have_their_own_bit():
+def test_every_field_has_its_own_bit():
     bits = list(record_index.BITS.values())
     assert sum(bits) == 2 ** len(bits) - 1
     assert set(FIELDS) < set(record_index.BITS)
     assert len(bits) <= 16
 
 
-def test_an_index_of_real_stories_holds_them_all(real_data):
+def test_an_index_of_real_stories_contains_all_of_them(real_data):
     path = real_data / "tinystories" / "stories-train.txt"
     index = RecordIndex(path, cache=False)
     assert len(index) == 10958
@@ -232,13 +232,13 @@ def test_records_of_the_usual_shape_are_not_scanned_one_by_one(monkeypatch):
     assert scan_block(text, len(text), FeatureBits()).bits.tolist() == [expected] * 3 + [0]
 
 
-def test_what_stands_behind_the_end_of_a_block_is_not_part_of_it():
+def test_text_after_the_end_of_a_block_is_not_part_of_it():
     text = b"\n" + LONG + SEPARATOR
     behind = b"\nWords: a\nStory: " + LONG
     assert len(scan_block(text + behind, len(text), FeatureBits()).offsets) == 1
 
 
-def test_the_index_of_real_stories_is_that_of_looking_at_each(real_data):
+def test_the_index_of_real_stories_equals_scanning_each_record(real_data):
     path = real_data / "tinystories" / "stories-train.txt"
     index, feature_bits = RecordIndex(path, cache=False), FeatureBits()
     expected = [(offset, scan_record(chunk, feature_bits)) for offset, chunk in raw_records(path)]

@@ -58,7 +58,7 @@ def test_an_empty_field_counts_as_missing():
     assert parse_record(f"Features:\nWords: \nSummary:\nStory:\n{STORY}") == StoryRecord(story=STORY)
 
 
-def test_a_field_goes_on_until_the_next_known_name():
+def test_a_field_extends_to_the_next_known_name():
     assert parse_record(f"Summary: One.\nTitle: two.\nStory:\n{STORY}").summary == "One.\nTitle: two."
 
 
@@ -71,7 +71,7 @@ def test_a_text_without_a_story_line_is_a_plain_story():
     assert parse_record(f"\n{STORY}\nWords: are nice.\n") == StoryRecord(story=f"{STORY}\nWords: are nice.")
 
 
-def test_a_text_that_begins_like_a_record_and_names_no_story_has_none():
+def test_a_text_that_begins_with_a_field_and_has_no_story_line_has_no_story():
     assert parse_record("Words: oak\nSummary: A cat.").story == ""
 
 
@@ -80,11 +80,11 @@ def test_windows_line_ends_and_a_byte_order_mark_change_nothing():
     assert parse_record("\ufeff" + text.replace("\n", "\r\n")) == parse_record(text)
 
 
-def test_mojibake_stays_as_it_is():
+def test_mojibake_is_kept():
     assert parse_record("Story:\nItâ€™s a catâ€¦").story == "Itâ€™s a catâ€¦"
 
 
-def test_a_separator_at_the_end_is_no_part_of_the_record():
+def test_a_separator_at_the_end_is_not_part_of_the_record():
     assert parse_record(f"Story:\n{STORY}\n<|endoftext|>\n").story == STORY
 
 
@@ -93,27 +93,27 @@ def test_records_are_read_in_file_order(tmp_path):
     assert [record.story for record in read_records(path)] == ["one", "two", "three"]
 
 
-def test_a_truncated_last_record_is_read_as_far_as_it_goes(tmp_path):
+def test_a_truncated_last_record_is_read(tmp_path):
     path = write(tmp_path, "Story:\none\n<|endoftext|>\nWords: a\nStory:\nonce upon a ti")
     assert list(stories(path)) == ["one", "once upon a ti"]
 
 
-def test_blank_records_are_passed_over(tmp_path):
+def test_blank_records_are_skipped(tmp_path):
     assert list(stories(write(tmp_path, "<|endoftext|>\n<|endoftext|>\r\none<|endoftext|>\n \n"))) == ["one"]
 
 
-def test_a_record_without_a_story_is_left_out(tmp_path):
+def test_a_record_without_a_story_is_skipped(tmp_path):
     assert list(
         stories(write(tmp_path, "Words: a\n<|endoftext|>\nStory:\n<|endoftext|>\nStory:\ntwo\n<|endoftext|>"))
     ) == ["two"]
 
 
-def test_bytes_that_are_not_utf8_become_visible_marks(tmp_path):
+def test_bytes_that_are_not_utf8_become_replacement_characters(tmp_path):
     assert list(stories(write(tmp_path, b"a caf\xe9 and \xff\n<|endoftext|>"))) == ["a caf\ufffd and \ufffd"]
 
 
 @pytest.mark.parametrize("block", [1, 5, 14, 1000])
-def test_records_don_t_depend_on_where_the_file_is_cut_for_reading(tmp_path, monkeypatch, block):
+def test_records_do_not_depend_on_the_block_size(tmp_path, monkeypatch, block):
     texts = ["Story:\nöne", "Words: a, b\nStory:\ntwo\n\ntwo", "thrée"]
     path = write(tmp_path, "\ufeff" + "\n<|endoftext|>\n".join(texts))
     monkeypatch.setattr(records, "_BLOCK", block)
@@ -131,24 +131,24 @@ def test_records_don_t_depend_on_where_the_file_is_cut_for_reading(tmp_path, mon
         (b"Words: a\n<|endoftext|>\nWords: b\n<|endoftext|>", "No record"),
     ],
 )
-def test_a_file_without_stories_is_a_mistake_said_in_a_sentence(tmp_path, content, says):
+def test_a_file_without_records_is_an_error(tmp_path, content, says):
     path = write(tmp_path, content)
     with pytest.raises(UserError, match=says) as error:
         list(read_records(path))
     assert str(path) in str(error.value)
 
 
-def test_a_missing_file_is_named_before_the_first_record_is_asked_for(tmp_path):
+def test_a_missing_file_is_reported_before_the_first_record_is_read(tmp_path):
     with pytest.raises(UserError, match=r"There is no file .*nothing\.txt"):
         read_records(tmp_path / "nothing.txt")
 
 
-def test_a_folder_is_not_taken_for_a_file(tmp_path):
+def test_a_folder_is_not_a_file(tmp_path):
     with pytest.raises(UserError, match="is a folder"):
         read_records(tmp_path)
 
 
-def test_a_huge_file_without_separator_is_given_up_early(tmp_path, monkeypatch):
+def test_a_large_file_without_separator_is_rejected_early(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "_MAX_RECORD", 1000)
     monkeypatch.setattr(records, "_BLOCK", 100)
     with pytest.raises(UserError, match="not a file of stories"):
@@ -180,7 +180,7 @@ def test_a_folder_without_the_files_is_named(tmp_path):
         find_instruct_file(tmp_path, "train")
 
 
-def test_genuine_records_are_read_whole(real_data):
+def test_real_records_are_read_completely(real_data):
     first, second, third = read_records(real_data / "tinystories" / "instruct-records.txt")
     assert (first.features, first.words) == (("Dialogue",), ("quit", "oak", "gloomy"))
     assert second.features == ("Dialogue", "BadEnding", "MoralValue")
@@ -190,7 +190,7 @@ def test_genuine_records_are_read_whole(real_data):
     assert third.story.endswith("flying to their holiday.")
 
 
-def test_genuine_headers_are_read_field_by_field(real_data):
+def test_real_headers_are_read_field_by_field(real_data):
     headers = json.loads((real_data / "tinystories" / "instruct-headers.json").read_text(encoding="utf-8"))
     records = [parse_record(header + STORY) for header in headers]
     assert all(record.story == STORY for record in records)

@@ -1,4 +1,4 @@
-"""Tasks: right answers, every kind that the record supports and no other, the same everywhere for the same seed."""
+"""Tasks: right answers, exactly the kinds that a record supports, the same tasks for the same seed."""
 
 import os
 import re
@@ -51,18 +51,18 @@ def test_a_full_record_supports_every_kind():
         ("words", STORY, "cat, run, sad"),
     ],
 )
-def test_each_kind_has_its_answer(kind, target, answer):
+def test_each_kind_has_the_expected_answer(kind, target, answer):
     assert (task(kind).target, task(kind).answer) == (target, answer)
 
 
 @pytest.mark.parametrize("kind", sorted(set(TASK_KINDS) - {"words", "copyedit"}))
-def test_the_story_lies_where_the_task_says(kind):
+def test_the_story_span_contains_the_story(kind):
     for seed in range(20):
         made = task(kind, seed=seed)
         assert made.prompt[slice(*made.story_span)] == STORY
 
 
-def test_evidence_lies_in_the_story_and_bears_the_answer_out():
+def test_evidence_is_in_the_story_and_supports_the_answer():
     evidence = {made.kind: made.prompt[slice(*made.evidence)] for made in generate_tasks(RECORD, 3) if made.evidence}
     assert evidence["main_character"] == "Tom"
     assert evidence["why"] == "Tom was sad because he lost his cat."
@@ -97,7 +97,7 @@ def test_the_documented_wording_of_writing_is_among_the_templates(wording):
     assert wording in all_prompts("words")
 
 
-def test_every_kind_is_asked_in_several_ways_with_the_story_first_and_last():
+def test_every_kind_has_several_templates_with_the_story_first_and_last():
     for kind in set(TASK_KINDS) - {"words", "quote", "copyedit"}:  # what the last two ask about varies as well
         made = [task(kind, seed=seed) for seed in range(100)]
         assert len({one.prompt for one in made}) == len(prompt_templates()[kind]) >= 4
@@ -119,7 +119,7 @@ def test_a_quoted_sentence_is_the_only_one_with_the_word():
         assert len(uses.findall(made.target)) == len(uses.findall(STORY)) == 1
 
 
-def test_copyediting_gives_words_of_the_story_a_capital_and_a_period():
+def test_copyedit_adds_a_capital_and_a_period():
     seen = set()
     for seed in range(50):
         made = task("copyedit", seed=seed)
@@ -134,7 +134,7 @@ def test_copyediting_gives_words_of_the_story_a_capital_and_a_period():
     assert len(seen) > 5
 
 
-def test_a_question_that_follows_is_the_same_without_the_story():
+def test_a_follow_up_is_the_question_without_the_story():
     for seed in range(20):
         for made in generate_tasks(RECORD, seed):
             if made.story_span is None:
@@ -163,7 +163,7 @@ def test_the_ending_is_what_the_label_says(features, answer):
 
 
 @pytest.mark.parametrize("features", [(), ("Dialogue", ENDING_UNKNOWN)])
-def test_without_a_label_nobody_asks_for_the_ending(features):
+def test_without_a_label_there_is_no_ending_task(features):
     assert "ending" not in kinds_of(StoryRecord(features=features, story=STORY))
 
 
@@ -179,12 +179,12 @@ def test_without_a_label_nobody_asks_for_the_ending(features):
         ((), "Mom told the cat to go. The cat went.", None),
     ],
 )
-def test_talk_is_asked_for_where_label_and_text_agree(features, story, answer):
+def test_dialogue_tasks_need_agreement_of_label_and_text(features, story, answer):
     made = generate_tasks(StoryRecord(features=features, story=story), 0, ["dialogue"])
     assert [one.answer for one in made] == ([answer] if answer else [])
 
 
-def test_writing_asks_for_any_mixture_of_what_the_record_gives():
+def test_writing_prompts_use_any_combination_of_fields():
     prompts = all_prompts("words")
     assert all("cat, run, sad" in prompt for prompt in prompts)
     for part in ("dialogue and a moral", "Tom had a cat.", "Tom loses his cat."):
@@ -199,13 +199,13 @@ def test_writing_asks_for_any_mixture_of_what_the_record_gives():
         (StoryRecord(features=("BadEnding",), story=STORY), "a bad ending"),
     ],
 )
-def test_a_record_without_words_still_asks_for_what_it_has(record, part):
+def test_a_record_without_words_uses_its_other_fields(record, part):
     prompts = all_prompts("words", record)
     assert all(part in prompt for prompt in prompts)
     assert task("words", record).answer is None
 
 
-def test_a_record_that_says_nothing_about_its_story_asks_for_none():
+def test_a_record_without_fields_has_no_writing_task():
     assert "words" not in kinds_of(StoryRecord(story=STORY))
     assert "words" not in kinds_of(StoryRecord(features=(ENDING_UNKNOWN,), story=STORY))
 
@@ -255,7 +255,7 @@ def test_yes_no_kinds_have_a_category_for_each_answer():
     assert task("ending").category == "ending/yes"
 
 
-def test_genuine_records_give_right_answers(real_data):
+def test_real_records_give_right_answers(real_data):
     park, bike, holiday = read_records(real_data / "tinystories" / "instruct-records.txt")
     assert {made.kind: made.answer for made in generate_tasks(park, 0) if made.answer} == {
         "ending": "yes", "dialogue": "yes", "words": "quit, oak, gloomy",

@@ -1,4 +1,4 @@
-"""Over-long examples: the story loses its inside, everything else survives."""
+"""Examples that are too long: the story loses its middle, everything else is kept."""
 
 import pytest
 
@@ -24,14 +24,14 @@ def about(story: str, evidence: str | None = None, target: str = "The cat.") -> 
     return Task("summary", before + story + after, target, (len(before), len(before) + len(story)), None, span)
 
 
-def test_what_fits_is_left_as_it_is(tokenizer):
+def test_a_task_that_fits_is_not_changed(tokenizer):
     fitted = truncate_to_context(about("A cat."), tokenizer, 500)
     assert fitted.task == about("A cat.")
     assert not fitted.shortened
 
 
 @pytest.mark.parametrize("seq_len", [80, 120, 200, 333])
-def test_an_over_long_story_loses_sentences_from_its_inside(tokenizer, seq_len):
+def test_a_story_that_is_too_long_loses_sentences_from_its_middle(tokenizer, seq_len):
     fitted = truncate_to_context(about(STORY), tokenizer, seq_len)
     story = fitted.task.prompt[slice(*fitted.task.story_span)]
     first, last = story.split(GAP)
@@ -43,12 +43,12 @@ def test_an_over_long_story_loses_sentences_from_its_inside(tokenizer, seq_len):
 
 
 @pytest.mark.parametrize("seq_len", [80, 120, 200, 333])
-def test_most_of_the_room_is_used(tokenizer, seq_len):
+def test_most_of_the_context_is_used(tokenizer, seq_len):
     one_sentence = len(tokenizer.encode(" Sentence number 33 tells of the cat."))
     assert len(truncate_to_context(about(STORY), tokenizer, seq_len).ids) > seq_len - 3 * one_sentence
 
 
-def test_instruction_and_whole_answer_survive(tokenizer):
+def test_instruction_and_answer_are_kept_in_full(tokenizer):
     fitted = truncate_to_context(about(STORY), tokenizer, 100)
     assert fitted.task.prompt.startswith("Read this story. ")
     assert fitted.task.prompt.endswith("\n\nWho is it about?")
@@ -56,7 +56,7 @@ def test_instruction_and_whole_answer_survive(tokenizer):
     assert fitted.ids[slice(*reply)].tolist() == [*tokenizer.encode("The cat."), tokenizer.end_id]
 
 
-def test_the_sentence_that_the_answer_rests_on_survives(tokenizer):
+def test_the_evidence_is_kept(tokenizer):
     fitted = truncate_to_context(about(STORY, evidence="number 31 tells"), tokenizer, 100)
     assert "Sentence number 31 tells of the cat." in fitted.task.prompt
     assert len(fitted.ids) <= 100
@@ -75,11 +75,11 @@ def test_a_long_system_message_counts(tokenizer):
     assert fitted.ids[0] == tokenizer.control["<|system|>"]
 
 
-def test_an_answer_without_room_for_a_story_is_given_up(tokenizer):
+def test_an_answer_that_leaves_no_room_for_a_story_gives_no_example(tokenizer):
     assert truncate_to_context(about(STORY, target=STORY), tokenizer, 200) is None
 
 
-def test_a_story_that_is_the_answer_is_never_cut(tokenizer):
+def test_a_story_that_is_the_answer_is_never_shortened(tokenizer):
     task = Task("words", "Tell me a story.", STORY, None)
     assert truncate_to_context(task, tokenizer, 200) is None
     assert truncate_to_context(task, tokenizer, 5000).task.target == STORY

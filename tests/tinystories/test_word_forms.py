@@ -1,4 +1,4 @@
-"""Which words count as a form of another one."""
+"""Which words are forms of another one."""
 
 import pytest
 
@@ -92,5 +92,5 @@ def test_parts_of_words_and_scattered_words_do_not_count(text, word):
     assert not uses(text, word)
 
 
-def test_clitics_are_cut_off():
+def test_clitics_are_removed():
     assert words_of("It isn’t Tom's.") == ["it", "isn", "tom"]

@@ -1,4 +1,4 @@
-"""Tokenizers: parity with other implementations, round trips, and that no text ever becomes a control token."""
+"""Tokenizers: parity with other implementations, round trips, and no text becomes a control token."""
 
 import json
 import pickle
@@ -95,7 +95,7 @@ def test_gpt2_has_its_50000_merges_each_from_two_earlier_entries(gpt2):
     assert all(max(ranks[left], ranks[right]) < ranks[left + right] for left, right in merges)
 
 
-def test_the_gpt2_file_is_recognised_with_its_end_token(gpt2):
+def test_the_gpt2_file_is_recognized_with_its_end_token(gpt2):
     assert gpt2.control == {"<|endoftext|>": 50256}
     assert (gpt2.vocab_size, gpt2.end_id, gpt2.document_id, gpt2.bos_id) == (50257, 50256, 50256, None)
 
@@ -153,12 +153,12 @@ def test_ids_of_real_stories_equal_the_literal_algorithm(tok512, stories):
         assert tok512.encode(story[:400]) == literal_llama2c(story[:400], pieces)
 
 
-def test_a_spelled_out_byte_piece_stays_text():
+def test_a_spelled_byte_piece_stays_text():
     tokenizer = llama2c_tokenizer()
     assert tokenizer.decode(tokenizer.encode("<0x0A>")) == "<0x0A>"
 
 
-def test_the_leading_space_is_taken_away_at_the_start_and_after_control_tokens_only():
+def test_the_leading_space_is_removed_at_the_start_and_after_control_tokens_only():
     tokenizer = llama2c_tokenizer()
     play = tokenizer.encode("play")
     assert tokenizer.decode([1, *play, *play, 2, *play]) == "play playplay"
@@ -190,7 +190,7 @@ def test_real_stories_survive_the_round_trip(gpt2, tok512, stories):
 
 @both_kinds
 @given(text=any_text)
-def test_no_text_whatsoever_yields_a_control_token(kind, text):
+def test_no_text_yields_a_control_token(kind, text):
     tokenizer = tokenizer_of(kind)
     tokenizer.add_control_tokens()
     assert not set(tokenizer.control.values()) & set(tokenizer.encode(text))
@@ -247,7 +247,7 @@ def test_an_unfinished_character_ends_as_one_replacement_character(kind):
 
 
 @both_kinds
-def test_control_tokens_are_left_out_of_decoded_text_unless_asked_for(kind):
+def test_control_tokens_are_omitted_from_decoded_text_by_default(kind):
     tokenizer = tokenizer_of(kind)
     tokenizer.add_control_tokens()
     ids = [tokenizer.control["<|user|>"], *tokenizer.encode("Hi"), tokenizer.end_id]
@@ -338,7 +338,7 @@ def test_the_vocabulary_size_includes_the_control_tokens():
     assert [tokenizer.control[name] for name in CONTROL_TOKENS] == [396, 397, 398, 399]
 
 
-def test_4096_entries_from_real_stories_write_them_in_few_tokens(stories):
+def test_4096_entries_encode_real_stories_in_few_tokens(stories):
     tokenizer = ChatTokenizer.train(stories, 4096)
     assert tokenizer.vocab_size == 4096
     assert sum(len(tokenizer.encode(story)) for story in stories) < sum(map(len, stories)) / 3.8
@@ -417,7 +417,7 @@ def test_an_unknown_rank_file_gets_the_default_pattern_with_a_warning(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tokenizer.tiktoken", "tokenizer_meta.json"])
-def test_a_damaged_folder_is_noticed(name, tmp_path):
+def test_a_damaged_folder_is_detected(name, tmp_path):
     own_tokenizer().save(tmp_path)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) // 2])
@@ -425,7 +425,7 @@ def test_a_damaged_folder_is_noticed(name, tmp_path):
         ChatTokenizer.load(tmp_path)
 
 
-def test_a_changed_control_token_is_noticed(tmp_path):
+def test_a_changed_control_token_is_detected(tmp_path):
     own_tokenizer().save(tmp_path)
     meta = (tmp_path / "tokenizer_meta.json").read_text()
     (tmp_path / "tokenizer_meta.json").write_text(meta.replace("<|user|>", "<|other|>"))
@@ -467,7 +467,7 @@ def test_a_missing_file_is_explained(tmp_path):
 # Encodings by name
 
 
-def test_a_misspelt_name_gets_a_suggestion():
+def test_a_misspelled_name_gets_a_suggestion():
     with pytest.raises(UserError, match="Did you mean 'gpt2'"):
         ChatTokenizer.load("gtp2")
 
@@ -493,7 +493,7 @@ def test_without_a_network_the_error_names_the_file_to_get(monkeypatch):
         ChatTokenizer.load("gpt2")
 
 
-def test_a_network_that_never_answers_is_given_up(monkeypatch):
+def test_a_network_that_never_answers_times_out(monkeypatch):
     released = threading.Event()
     monkeypatch.setattr("tiktoken.get_encoding", lambda name: released.wait(60))
     monkeypatch.setattr(tiktoken_files, "DOWNLOAD_SECONDS", 0.05)
