@@ -1,8 +1,8 @@
-"""Two processes for test_sharding.py, in one call of torchrun: everything sharded, compared with the same unsharded.
+"""Two processes for checkpoints/test_sharded.py, in one call of torchrun: sharded training, compared with DDP.
 
     torchrun --nproc_per_node=2 tests/sharded.py FOLDER
 
-Both ways of training run side by side on the same examples; how far apart they are goes into FOLDER/found.json.
+Both train on the same examples. FOLDER/results.json gets the differences.
 """
 
 import json
@@ -29,7 +29,7 @@ from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training import muon, optim, train_step
 from mini_chat_gpt.training.train_step import LossScale, TrainStep
 
-SHAPE = {"n_layer": 3, "intermediate_size": 81}  # rows that two processes can't share alike
+SHAPE = {"n_layer": 3, "intermediate_size": 81}  # rows that two processes can't share equally
 STEP = 3  # at which the checkpoints are written
 SETTINGS = [
     *SMALL, "model.context_length=64", "data.seq_len=64", "data.eval_examples=4", "system.device=cpu", "system.threads=1",
@@ -74,19 +74,21 @@ def difference(ours: Tensors, theirs: Tensors) -> float:
 
 def gradients(engine: TrainStep, examples: list) -> Tensors:
     loss = engine.train_step(examples, update=False).loss
-    found = {name: whole(p.grad).clone() for name, p in engine.model.named_parameters()}
+    results = {name: whole(p.grad).clone() for name, p in engine.model.named_parameters()}
     engine.optimizer.zero_grad()
-    return found | {"loss": torch.tensor(loss)}
+    return results | {"loss": torch.tensor(loss)}
 
 
 def state_of(engine: TrainStep) -> Tensors:
-    """All that a resume must bring back, whole."""
+    """Everything that a resume must restore, unsharded."""
     parts = {
         "weights": dict(engine.model.named_parameters()),
         "averages": engine.average.averages,
         "optimizer": engine.optimizer.state_tensors(),
     }
-    return {f"{part}/{name}": whole(t).detach().clone() for part, those in parts.items() for name, t in those.items()}
+    return {
+        f"{part}/{name}": whole(t).detach().clone() for part, tensors in parts.items() for name, t in tensors.items()
+    }
 
 
 def same(ours: Tensors, theirs: Tensors) -> bool:
@@ -94,7 +96,7 @@ def same(ours: Tensors, theirs: Tensors) -> bool:
 
 
 def compare(world: World, optimizer: str) -> tuple[dict, TrainStep, TrainStep]:
-    """Some steps in shards and with DDP."""
+    """Train some steps sharded and with DDP."""
     ours, theirs = (make_engine(world, sharded, optimizer=optimizer) for sharded in (True, False))
     tokenizer = tiny_tokenizer()
 
@@ -102,32 +104,34 @@ def compare(world: World, optimizer: str) -> tuple[dict, TrainStep, TrainStep]:
         with engine.averaged():
             return generate(engine.model.eval(), tokenizer, ["Once", "Tom was sad."], 12, temperature=0.0)
 
-    found = {"replies": replies(ours) == replies(theirs), "gradient": 0.0, "loss": 0.0, "norm": 0.0}
+    results = {"replies": replies(ours) == replies(theirs), "gradient": 0.0, "loss": 0.0, "norm": 0.0}
     for step in range(3):
         ours.loss_scale = LossScale() if step == 1 else None
         both = [gradients(engine, own_examples(world, step)) for engine in (ours, theirs)]
-        found["gradient"] = max(found["gradient"], difference(*both))
+        results["gradient"] = max(results["gradient"], difference(*both))
     held_out = [CountingDataset()[i] for i in range(11)]
     sums = []
     for engine in (ours, theirs):
         with engine.averaged():
             sums.append(engine.evaluate(held_out))
-    found["evaluation"] = max(abs(sums[0][kind][0] / sums[1][kind][0] - 1) for kind in sums[1])
+    results["evaluation"] = max(abs(sums[0][kind][0] / sums[1][kind][0] - 1) for kind in sums[1])
     for step in range(STEP):
         one, other = (engine.train_step(own_examples(world, step), 1.0, 0.1, step) for engine in (ours, theirs))
-        found["loss"] = max(found["loss"], abs(one.loss / other.loss - 1))
-        if step == 0:  # later ones belong to weights that Muon has rounded to 16 bits on the way
-            found["norm"] = abs(one.norm / other.norm - 1)
-    found["state"] = difference(state_of(ours), state_of(theirs))
-    found["replies"] &= replies(ours) == replies(theirs)
-    found["tied"] = ours.model.lm_head.weight is ours.model.embed_tokens.weight
+        results["loss"] = max(results["loss"], abs(one.loss / other.loss - 1))
+        if step == 0:  # the weights of later steps depend on Muon's rounding to bfloat16
+            results["norm"] = abs(one.norm / other.norm - 1)
+    results["state"] = difference(state_of(ours), state_of(theirs))
+    results["replies"] &= replies(ours) == replies(theirs)
+    results["tied"] = ours.model.lm_head.weight is ours.model.embed_tokens.weight
     whole_size = sum(tensor.numel() for tensor in theirs.optimizer.state_tensors().values())
-    found["own part"] = sum(local_shard(t).numel() for t in ours.optimizer.state_tensors().values()) / whole_size
-    return found, ours, theirs
+    results["local fraction"] = (
+        sum(local_shard(t).numel() for t in ours.optimizer.state_tensors().values()) / whole_size
+    )
+    return results, ours, theirs
 
 
 def save_and_resume(world: World, folder: Path, ours: TrainStep, theirs: TrainStep) -> dict:
-    """Checkpoints in shards and whole, and each resumed both ways in two processes."""
+    """Write a sharded and an unsharded checkpoint, and resume both with and without sharding in two processes."""
     tokenizer, name, optimizer = (
         tiny_tokenizer(),
         f"step-{STEP:07d}",
@@ -136,7 +140,7 @@ def save_and_resume(world: World, folder: Path, ours: TrainStep, theirs: TrainSt
     reference = state_of(ours)
     writer = CheckpointWriter(folder / "sharded", 3, world.new_group())
     writer.write(name, ours.snapshot(tokenizer, {"job": "sft", "step": STEP}, {"step": STEP}))
-    ours.train_step(own_examples(world, STEP), 1.0, 0.1, STEP)  # meanwhile
+    ours.train_step(own_examples(world, STEP), 1.0, 0.1, STEP)  # during the write
     writer.wait()
     if world.is_main:
         save_file(reference, folder / "reference.safetensors")
@@ -149,22 +153,22 @@ def save_and_resume(world: World, folder: Path, ours: TrainStep, theirs: TrainSt
         assert state == {"progress": {"step": STEP}, "averaged_steps": STEP}, state
         return engine
 
-    again = resumed("sharded", True)
-    found = {
-        "shards to shards": same(state_of(again), reference),
-        "shards to whole": same(state_of(resumed("sharded", False)), reference),
-        "whole to shards": same(state_of(resumed("whole", True)), state_of(theirs)),
+    continued = resumed("sharded", True)
+    results = {
+        "sharded to sharded": same(state_of(continued), reference),
+        "sharded to unsharded": same(state_of(resumed("sharded", False)), reference),
+        "unsharded to sharded": same(state_of(resumed("whole", True)), state_of(theirs)),
     }
-    again.train_step(own_examples(world, STEP), 1.0, 0.1, STEP)
-    return found | {"goes on": same(state_of(again), state_of(ours))}
+    continued.train_step(own_examples(world, STEP), 1.0, 0.1, STEP)
+    return results | {"continues": same(state_of(continued), state_of(ours))}
 
 
 def muon_parity(world: World) -> dict:
-    """Muon on matrices in shards and on whole ones, given the very same gradients; stacks small and large."""
+    """Muon on sharded and unsharded matrices with the same gradients, with small and large stacks."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    mesh, found = init_device_mesh("cpu", (world.size,)), {}
+    mesh, results = init_device_mesh("cpu", (world.size,)), {}
 
     def parameter(tensor: torch.Tensor, sharded: bool) -> torch.nn.Parameter:
         part = distribute_tensor(tensor, mesh, [Shard(0)], src_data_rank=None) if sharded else tensor.clone()
@@ -178,7 +182,7 @@ def muon_parity(world: World) -> dict:
             for shape in [(8, 8), (9, 20), (20, 9), (8, 8), (1, 5), (8, 8), (9, 20)]
         ]
         ours, theirs = ([parameter(start, sharded) for start in starts] for sharded in (True, False))
-        members = [muon.Muon([{"params": those}], lr=0.1, weight_decay=0.1) for those in (ours, theirs)]
+        members = [muon.Muon([{"params": parameters}], lr=0.1, weight_decay=0.1) for parameters in (ours, theirs)]
         for _ in range(3):
             for one, other in zip(ours, theirs, strict=True):
                 other.grad = torch.randn(other.shape, generator=generator)
@@ -186,9 +190,9 @@ def muon_parity(world: World) -> dict:
             for member in members:
                 member.step()
         pairs = zip(ours, theirs, strict=True)
-        found[str(elements)] = max(float((whole(one) - other).abs().max()) for one, other in pairs)
+        results[str(elements)] = max(float((whole(one) - other).abs().max()) for one, other in pairs)
     muon.STACK_ELEMENTS = 2**23
-    return found
+    return results
 
 
 def nonfinite_step(world: World, engine: TrainStep) -> dict:
@@ -209,7 +213,7 @@ def nonfinite_step(world: World, engine: TrainStep) -> dict:
 
 
 def full_disk(world: World, folder: Path, engine: TrainStep) -> dict:
-    """The disk of one process refuses."""
+    """The disk of one process is full."""
 
     def refuse(_):
         raise OSError(28, os.strerror(28))
@@ -218,34 +222,34 @@ def full_disk(world: World, folder: Path, engine: TrainStep) -> dict:
     snapshot = engine.snapshot(tiny_tokenizer(), {}, {"step": 1})
     if not world.is_main:
         os.fsync = refuse
-    told = ""
+    message = ""
     try:
         writer.write("step-0000001", snapshot)
         writer.wait()
     except UserError as error:
-        told = str(error)
+        message = str(error)
     os.fsync = fsync
-    both = world.sum(["no space left on device" in told])
-    return {"told": both, "left": [path.name for path in (folder / "full").glob("*")]}
+    both = world.sum(["no space left on device" in message])
+    return {"reported": both, "files": [path.name for path in (folder / "full").glob("*")]}
 
 
 def main() -> int:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     world = join("cpu")
-    found = {}
+    results = {}
     for optimizer in ("adamw", "muon"):
-        place = folder / optimizer
-        place.mkdir(exist_ok=True)
-        found[optimizer], ours, theirs = compare(world, optimizer)
-        found[optimizer] |= save_and_resume(world, place, ours, theirs)
-    found |= {
+        subfolder = folder / optimizer
+        subfolder.mkdir(exist_ok=True)
+        results[optimizer], ours, theirs = compare(world, optimizer)
+        results[optimizer] |= save_and_resume(world, subfolder, ours, theirs)
+    results |= {
         "non-finite step": nonfinite_step(world, ours),
         "full disk": full_disk(world, folder, ours),
         "muon alone": muon_parity(world),
     }
     if world.is_main:
-        (folder / "found.json").write_text(json.dumps(found, indent=1))
+        (folder / "results.json").write_text(json.dumps(results, indent=1))
         write_stories(folder)
     world.gather([])
     return pretrain.main(

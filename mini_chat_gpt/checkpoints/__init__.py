@@ -1,1 +1,1 @@
-"""Models in folders and files: writing, reading, finding, adapters, other projects' formats."""
+"""Models on disk: save, load and find checkpoints, adapters, and formats of other projects."""

@@ -60,11 +60,11 @@ def load_adapted(folder: Path, base: Path | None = None, frozen: Frozen | None =
     """
     meta = read_meta(folder)
     with _readable(folder):
-        adapter, wanted = read_adapter(meta["adapter"]), _model_config(folder, meta)
+        adapter, expected = read_adapter(meta["adapter"]), _model_config(folder, meta)
     base = base or find_base(folder, meta["adapter"])
     model = load_model(base)
-    if model.config != wanted:
-        fields = [name for name, value in wanted if getattr(model.config, name) != value]
+    if model.config != expected:
+        fields = [name for name, value in expected if getattr(model.config, name) != value]
         raise UserError(f"{base} is not a base for the adapter {folder}: they differ in {', '.join(fields)}.")
     frozen = frozen or ("nf4" if adapter.frozen == "nf4" else "float32")
     with _readable(folder):

@@ -118,15 +118,15 @@ def _parts(config: GPTConfig) -> list[tuple[str, tuple[str, ...], tuple[int, ...
     if not config.tie_embeddings:
         parts.append(("lm_head", ("lm_head",), (config.vocab_size, width)))
     for layer in range(config.n_layer):
-        theirs, ours = f"transformer.h.{layer}", f"layers.{layer}"
-        qkv = tuple(f"{ours}.self_attn.{part}_proj" for part in "qkv")
+        source, target = f"transformer.h.{layer}", f"layers.{layer}"
+        qkv = tuple(f"{target}.self_attn.{part}_proj" for part in "qkv")
         parts += [
-            (f"{theirs}.ln_1", (f"{ours}.input_layernorm",), (width,)),
-            (f"{theirs}.attn.c_attn", qkv, (3 * width, width)),
-            (f"{theirs}.attn.c_proj", (f"{ours}.self_attn.o_proj",), (width, width)),
-            (f"{theirs}.ln_2", (f"{ours}.post_attention_layernorm",), (width,)),
-            (f"{theirs}.mlp.c_fc", (f"{ours}.mlp.up_proj",), (inner, width)),
-            (f"{theirs}.mlp.c_proj", (f"{ours}.mlp.down_proj",), (width, inner)),
+            (f"{source}.ln_1", (f"{target}.input_layernorm",), (width,)),
+            (f"{source}.attn.c_attn", qkv, (3 * width, width)),
+            (f"{source}.attn.c_proj", (f"{target}.self_attn.o_proj",), (width, width)),
+            (f"{source}.ln_2", (f"{target}.post_attention_layernorm",), (width,)),
+            (f"{source}.mlp.c_fc", (f"{target}.mlp.up_proj",), (inner, width)),
+            (f"{source}.mlp.c_proj", (f"{target}.mlp.down_proj",), (width, inner)),
         ]
     return parts
 
@@ -136,19 +136,19 @@ def _state(source: Path, config: GPTConfig, tensors: dict[str, torch.Tensor]) ->
     remaining, state = dict(tensors), {}
     if config.tie_embeddings:
         remaining.pop("lm_head.weight", None)
-    for theirs, ours, shape in _parts(config):
-        without_bias = theirs in ("transformer.wte", "transformer.wpe", "lm_head")
+    for module, targets, shape in _parts(config):
+        without_bias = module in ("transformer.wte", "transformer.wpe", "lm_head")
         for kind, expected in [("weight", shape), ("bias", shape[:1])]:
             if kind == "bias" and (without_bias or not config.bias):
                 continue
-            tensor = remaining.pop(f"{theirs}.{kind}", None)
+            tensor = remaining.pop(f"{module}.{kind}", None)
             if not isinstance(tensor, torch.Tensor) or tensor.shape != expected:
                 actual = list(tensor.shape) if isinstance(tensor, torch.Tensor) else "missing"
                 raise UserError(
-                    f"{source}: {theirs}.{kind} is {actual}, but model_args requires {list(expected)}; the file is "
+                    f"{source}: {module}.{kind} is {actual}, but model_args requires {list(expected)}; the file is "
                     "damaged or from a variant of nanoGPT."
                 )
-            for name, piece in zip(ours, tensor.chunk(len(ours)), strict=True):
+            for name, piece in zip(targets, tensor.chunk(len(targets)), strict=True):
                 state[f"{name}.{kind}"] = piece.to(torch.float32, copy=True)
     if remaining:
         raise UserError(f"{source}: nanoGPT has no {next(iter(remaining))}; a variant of it can't be imported.")

@@ -1,4 +1,4 @@
-"""From a model to text: decoding, sampling, the inference model for CPUs."""
+"""Text generation: decoding, sampling, and inference on CPUs."""
 
 from __future__ import annotations
 

@@ -67,9 +67,9 @@ def unused_files(folder: Path) -> list[Path]:
 def write_source(folder: Path, kind: str, files: Mapping[str, Mapping[str, Any]], **more: Any) -> None:
     """Write SOURCE.json for `files` (name -> further entries such as its url) of the given kind of data."""
     entries = {}
-    for name, known in files.items():
+    for name, details in files.items():
         size = (folder / name).stat().st_size
-        entries[name] = {"bytes": size, **known}
+        entries[name] = {"bytes": size, **details}
         if size <= MAX_HASHED_SIZE:
             entries[name].setdefault("sha256", sha256_of(folder / name))
     source = {

@@ -168,9 +168,9 @@ def _examples(
     }
 
 
-def _spread(n: int, most: int) -> np.ndarray:
-    """At most `most` of n numbers, evenly spaced from the first to the last."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
+def _spread(n: int, limit: int) -> np.ndarray:
+    """At most `limit` of n numbers, evenly spaced from the first to the last."""
+    return np.unique(np.linspace(0, n - 1, min(n, limit)).astype(np.int64))
 
 
 def _percentiles(values: Iterable[int]) -> dict[str, float]:
@@ -214,18 +214,18 @@ def show_report(report: Mapping[str, Any], out: Console) -> None:
 def _records_table(report: Mapping[str, Any]) -> Table:
     files = report["files"]
     table = _table("Records", *files)
-    table.add_row("size", *(size_text(facts["bytes"]) for facts in files.values()))
-    table.add_row("records", *(f"{facts['records']:,}" for facts in files.values()))
+    table.add_row("size", *(size_text(entry["bytes"]) for entry in files.values()))
+    table.add_row("records", *(f"{entry['records']:,}" for entry in files.values()))
     for group in ("fields", "features"):
         table.add_section()
         for name in next(iter(files.values()))[group]:
-            table.add_row(name, *(_part(facts[group][name], facts["records"]) for facts in files.values()))
+            table.add_row(name, *(_part(entry[group][name], entry["records"]) for entry in files.values()))
     table.add_section()
-    table.add_row("read for the rows below", *(_part(facts["looked_at"], facts["records"]) for facts in files.values()))
-    for name in sorted({name for facts in files.values() for name in facts["other_features"]}):
-        cells = (_part(facts["other_features"].get(name, 0), facts["looked_at"]) for facts in files.values())
+    table.add_row("read for the rows below", *(_part(entry["looked_at"], entry["records"]) for entry in files.values()))
+    for name in sorted({name for entry in files.values() for name in entry["other_features"]}):
+        cells = (_part(entry["other_features"].get(name, 0), entry["looked_at"]) for entry in files.values())
         table.add_row(escape(name), *cells)
-    table.add_row("duplicate stories", *(_part(facts["duplicates"], facts["looked_at"]) for facts in files.values()))
+    table.add_row("duplicate stories", *(_part(entry["duplicates"], entry["looked_at"]) for entry in files.values()))
     return table
 
 
@@ -236,19 +236,19 @@ def _tasks_table(report: Mapping[str, Any]) -> Table:
     for category in categories():
         kind, _, answer = category.partition("/")
         cells = []
-        for facts in files.values():
-            share = facts["examples"].get("kinds", {}).get(kind, {}).get("share", 0.0)
-            cells += [_part(facts["tasks"][category], facts["looked_at"]), "" if answer == "no" else f"{share:.1%}"]
+        for entry in files.values():
+            share = entry["examples"].get("kinds", {}).get(kind, {}).get("share", 0.0)
+            cells += [_part(entry["tasks"][category], entry["looked_at"]), "" if answer == "no" else f"{share:.1%}"]
         table.add_row(category, *cells)
     return table
 
 
 def _lengths_table(report: Mapping[str, Any]) -> Table:
     table = _table("Lengths", *(f"{q} %" for q in PERCENTILES), "max")
-    for split, facts in report["files"].items():
-        rows = {"words of a story": facts["story_words"], "characters of a story": facts["story_characters"]}
-        if "tokens" in facts["examples"]:
-            rows["tokens of an example"] = facts["examples"]["tokens"]
+    for split, entry in report["files"].items():
+        rows = {"words of a story": entry["story_words"], "characters of a story": entry["story_characters"]}
+        if "tokens" in entry["examples"]:
+            rows["tokens of an example"] = entry["examples"]["tokens"]
         for name, lengths in rows.items():
             table.add_row(
                 f"{split}, {name}", *(f"{lengths[key]:,.0f}" for key in (*(f"p{q}" for q in PERCENTILES), "max"))
@@ -256,8 +256,8 @@ def _lengths_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def _part(count: int, whole: int) -> str:
-    return f"{count:,} ({count / whole:.1%})"
+def _part(count: int, total: int) -> str:
+    return f"{count:,} ({count / total:.1%})"
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -270,19 +270,19 @@ def _table(title: str, *columns: str) -> Table:
 
 def findings(report: Mapping[str, Any]) -> list[str]:
     """Sentences about what was skipped and why, and what to know before training."""
-    lines = [line for split, facts in report["files"].items() for line in _skipped(split, facts, report["seq_len"])]
+    lines = [line for split, entry in report["files"].items() for line in _skipped(split, entry, report["seq_len"])]
     files = report["files"]
     if report["in_both_splits"] is not None:
         train, valid = files["train"]["looked_at"], files["valid"]["looked_at"]
         lines.append(
             f"{report['in_both_splits']:,} of {valid:,} valid stories are also among the {train:,} train stories."
         )
-    if any(facts["looked_at"] < facts["records"] for facts in files.values()):
+    if any(entry["looked_at"] < entry["records"] for entry in files.values()):
         lines.append("Only a sample was read, so there may be more duplicates; --full reads all records.")
     fractions = [
-        f"{facts['examples']['trained_share']:.1%} of {split}"
-        for split, facts in files.items()
-        if "tokens" in facts["examples"]
+        f"{entry['examples']['trained_share']:.1%} of {split}"
+        for split, entry in files.items()
+        if "tokens" in entry["examples"]
     ]
     if fractions:
         lines.append(f"Supervised tokens (answers): {', '.join(fractions)}.")
@@ -293,14 +293,14 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _skipped(split: str, facts: Mapping[str, Any], seq_len: int) -> Iterator[str]:
-    examples = facts["examples"]
-    if facts["without_story"]:
-        yield f"{split}: {_count(facts['without_story'], 'record')} without a story skipped."
-    if facts["not_utf8"]:
-        yield f"{split}: {_count(facts['not_utf8'], 'record')} with invalid UTF-8, read as U+FFFD."
-    if facts["without_task"]:
-        yield f"{split}: {_count(facts['without_task'], 'record')} of the {facts['looked_at']:,} that were read support no task."
+def _skipped(split: str, entry: Mapping[str, Any], seq_len: int) -> Iterator[str]:
+    examples = entry["examples"]
+    if entry["without_story"]:
+        yield f"{split}: {_count(entry['without_story'], 'record')} without a story skipped."
+    if entry["not_utf8"]:
+        yield f"{split}: {_count(entry['not_utf8'], 'record')} with invalid UTF-8, read as U+FFFD."
+    if entry["without_task"]:
+        yield f"{split}: {_count(entry['without_task'], 'record')} of the {entry['looked_at']:,} that were read support no task."
     if "impossible" in examples:
         yield f"{split}: no examples can be made: {examples['impossible']}"
         return

@@ -96,8 +96,8 @@ def usable_part(target: Path, remote: Remote) -> int:
     """The number of bytes of `remote` that the .part has already; 0 if they are of another version."""
     part = part_path(target)
     try:
-        known = json.loads(_metadata_path(part).read_text(encoding="utf-8"))
-        same = known["mark"] is not None and (known["mark"], known["size"]) == (remote.version, remote.size)
+        stored = json.loads(_metadata_path(part).read_text(encoding="utf-8"))
+        same = stored["mark"] is not None and (stored["mark"], stored["size"]) == (remote.version, remote.size)
         size = part.stat().st_size
     except (OSError, ValueError, KeyError, TypeError):
         return 0
@@ -139,14 +139,14 @@ def _fill(file: BinaryIO, remote: Remote, target: Path, policy: RetryPolicy, on_
     if not usable_part(target, remote):
         file.truncate(0)
     write_json(_metadata_path(part), {"url": remote.url, "size": remote.size, "mark": remote.version})
-    most, failures = _size(file), 0
+    largest, failures = _size(file), 0
     while remote.size is None or _size(file) < remote.size:
         try:
             _receive(file, remote, policy, on_progress)
             return
         except _Interrupted as error:
-            failures = failures + 1 if _size(file) <= most else 1
-            most = max(most, _size(file))
+            failures = failures + 1 if _size(file) <= largest else 1
+            largest = max(largest, _size(file))
             if failures >= policy.attempts:
                 raise UserError(
                     f"The download of {remote.url} stopped at {_size(file):,} of {_known(remote.size)} bytes: {error}; "
@@ -345,9 +345,9 @@ def _metadata_path(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _differ(one: object, other: object) -> bool:
+def _differ(a: object, b: object) -> bool:
     """Whether two values are known and different."""
-    return one is not None and other is not None and one != other
+    return a is not None and b is not None and a != b
 
 
 def _write(file: BinaryIO, block: bytes) -> None:

@@ -63,9 +63,9 @@ def take_files(
         else:
             for split, file in files.items():
                 _copy(file, draft / standard_name(split), label, out)
-        known = {standard_name(split): _origin(files.get(split, files["train"])) for split in SPLITS}
+        entries = {standard_name(split): _origin(files.get(split, files["train"])) for split in SPLITS}
         options = {"valid_fraction": valid_fraction} if len(files) == 1 else {}
-        write_source(draft, "derived" if label else "own", known, options=options)
+        write_source(draft, "derived" if label else "own", entries, options=options)
     verb = "Labeled" if label else "Copied"
     out.print(f"{verb} {' and '.join(map(str, files.values()))} to {folder}", markup=False, soft_wrap=True)
 

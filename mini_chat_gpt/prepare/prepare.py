@@ -154,7 +154,7 @@ def _download(folder: Path, splits: list[str], url: str, policy: RetryPolicy, re
     out.print(f"to {folder}, with {size_text(free)} free", markup=False, soft_wrap=True)
     _remover(folder, replacing)()
     make_folder(folder)
-    known = read_source(folder).get("files", {}) if present_files(folder) else {}
+    entries = read_source(folder).get("files", {}) if present_files(folder) else {}
     for split, remote in remotes.items():
         target = folder / standard_name(split)
         try:
@@ -170,10 +170,10 @@ def _download(folder: Path, splits: list[str], url: str, policy: RetryPolicy, re
             )
             raise
         out.print(f"{target.name}: complete, {size_text(target.stat().st_size)}", markup=False)
-        known[target.name] = {"url": remote.url, "etag": remote.version} | (
+        entries[target.name] = {"url": remote.url, "etag": remote.version} | (
             {"sha256": remote.sha256} if remote.sha256 else {}
         )
-        write_source(folder, "public", known, options={"splits": sorted({*splits, *present_files(folder)})})
+        write_source(folder, "public", entries, options={"splits": sorted({*splits, *present_files(folder)})})
 
 
 def _without_network(folder: Path, splits: list[str], error: NoConnection, out: Console) -> None:

@@ -64,8 +64,8 @@ def write_sample(
     for split, (path, answers) in paths.items():
         rng = Random(2 * seed + (split == "valid"))
         records = [(story, *record_of(story, rng)) for story in stories(generator, split, sizes[split], rng)]
-        known = (answers_of(story, fields) for story, _, fields in records)
-        atomic_write_text(answers, "".join(f"{json.dumps(answer, ensure_ascii=False)}\n" for answer in known))
+        entries = (answers_of(story, fields) for story, _, fields in records)
+        atomic_write_text(answers, "".join(f"{json.dumps(answer, ensure_ascii=False)}\n" for answer in entries))
         atomic_write_text(path, "".join(f"{text}\n{SEPARATOR.decode()}\n" for _, text, _ in records))
     return [path for pair in paths.values() for path in pair]
 
@@ -151,18 +151,18 @@ def sentences(text: str) -> list[str]:
 def required_words(story: Story, rng: Random) -> list[str]:
     """A verb, a noun and an adjective of the story in their base form, as in the public records; [] if one is missing."""
     lexicon = known_words()
-    found: dict[str, list[str]] = {"verb": [], "noun": [], "adjective": []}
+    bases_of: dict[str, list[str]] = {"verb": [], "noun": [], "adjective": []}
     for token in _TOKEN.findall(story.text.lower()):
-        for part, bases in found.items():
+        for part, bases in bases_of.items():
             base = lexicon[part].get(token)
             if base and base not in bases:
                 bases.append(base)
-    chosen = {part: pick(rng, bases) for part, bases in found.items() if bases}
+    chosen = {part: pick(rng, bases) for part, bases in bases_of.items() if bases}
     # Half of the time, choose the main thing and its adjective.
     for part, word in (("noun", story.thing.split()[-1]), ("adjective", story.adjective)):
-        if word in found[part] and rng.random() < 0.5:
+        if word in bases_of[part] and rng.random() < 0.5:
             chosen[part] = word
-    return [chosen[part] for part in found] if len(set(chosen.values())) == len(found) else []
+    return [chosen[part] for part in bases_of] if len(set(chosen.values())) == len(bases_of) else []
 
 
 def _stem(verb: str) -> str:
@@ -201,7 +201,7 @@ def measure_split(folder: Path, split: str) -> dict[str, float]:
     """The measures of one split, by name."""
     texts = list(stories_of(folder / FILE_NAME.format(split=split)))
     lines = (folder / ANSWERS_NAME.format(split=split)).read_text(encoding="utf-8").splitlines()
-    known = [json.loads(line) for line in lines]
+    answers = [json.loads(line) for line in lines]
     words = [re.findall(r"[\w']+", text.lower()) for text in texts]
     total = sum(map(len, words))
     return {
@@ -214,16 +214,17 @@ def measure_split(folder: Path, split: str) -> dict[str, float]:
         "distinct 4-grams": len(four_grams(words)),
         "distinct 4-grams per 1,000 words": 1000 * len(four_grams(words)) / total,
         "the same, first 1,000 stories alone": 1000 * len(four_grams(words[:1000])) / sum(map(len, words[:1000])),
-        "largest plot, share": max(Counter(answer["plot"] for answer in known).values()) / len(known),
-        "plots": len({answer["plot"] for answer in known}),
-        "stories of plots that training never shows, share": sum(not answer["seen"] for answer in known) / len(known),
-        "names of main characters": len({answer["main_character"] for answer in known}),
-        "pairs of name and thing": len({(answer["main_character"], answer["thing"]) for answer in known}),
-        "bad endings, share": sum(answer["ending"] == "bad" for answer in known) / len(known),
-        "with dialogue, share": sum(answer["dialogue"] for answer in known) / len(known),
-        "with a moral, share": sum(answer["moral"] is not None for answer in known) / len(known),
-        "distinct morals": len({answer["moral"] for answer in known} - {None}),
-        "questions why": sum(len(answer["why"]) for answer in known),
+        "largest plot, share": max(Counter(answer["plot"] for answer in answers).values()) / len(answers),
+        "plots": len({answer["plot"] for answer in answers}),
+        "stories of plots that never occur in training, share": sum(not answer["seen"] for answer in answers)
+        / len(answers),
+        "names of main characters": len({answer["main_character"] for answer in answers}),
+        "pairs of name and thing": len({(answer["main_character"], answer["thing"]) for answer in answers}),
+        "bad endings, share": sum(answer["ending"] == "bad" for answer in answers) / len(answers),
+        "with dialogue, share": sum(answer["dialogue"] for answer in answers) / len(answers),
+        "with a moral, share": sum(answer["moral"] is not None for answer in answers) / len(answers),
+        "distinct morals": len({answer["moral"] for answer in answers} - {None}),
+        "questions why": sum(len(answer["why"]) for answer in answers),
     }
 
 

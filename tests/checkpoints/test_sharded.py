@@ -1,6 +1,6 @@
-"""FSDP2: in shards everything is as with DDP, and checkpoints in shards are as good as whole ones.
+"""FSDP2: sharded training equals DDP, and sharded checkpoints are read like unsharded ones.
 
-Two processes do it all in one call of torchrun (sharded.py); what they found and wrote is looked at here, in one process.
+Two processes train in one call of torchrun (sharded.py); these tests check their results and files in one process.
 """
 
 import json
@@ -31,7 +31,7 @@ BOTH = pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> Path:
-    """The folder in which two processes have trained."""
+    """The folder in which two processes trained."""
     folder = tmp_path_factory.mktemp("ranks")
     worker = str(Path(__file__).parent.parent / "sharded.py")
     command = [sys.executable, *TORCHRUN, "--standalone", "--nproc_per_node=2", worker, str(folder)]
@@ -41,63 +41,63 @@ def ranks(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(ranks) -> dict:
-    return json.loads((ranks / "found.json").read_text())
+def results(ranks) -> dict:
+    return json.loads((ranks / "results.json").read_text())
 
 
 @BOTH
-def test_losses_and_gradients_equal_ddps(found, optimizer):
+def test_losses_and_gradients_equal_ddps(results, optimizer):
     """With several micro-batches, with fewer on one process, and with none."""
-    for what in ("gradient", "loss", "norm", "evaluation"):
-        assert found[optimizer][what] <= 1e-5, what
+    for quantity in ("gradient", "loss", "norm", "evaluation"):
+        assert results[optimizer][quantity] <= 1e-5, quantity
 
 
-def test_after_some_steps_weights_averages_and_moments_equal_ddps(found):
-    assert found["adamw"]["state"] <= 1e-5
-    assert found["muon"]["state"] <= 4e-3  # the rounding of bfloat16, in which its iteration runs
+def test_after_some_steps_weights_averages_and_moments_equal_ddps(results):
+    assert results["adamw"]["state"] <= 1e-5
+    assert results["muon"]["state"] <= 4e-3  # Muon's iteration rounds to bfloat16
 
 
-def test_muon_makes_the_same_update_of_the_same_gradient(found):
-    assert max(found["muon alone"].values()) <= 0.02 * 0.1  # likewise; 0.1 is the learning rate
-
-
-@BOTH
-def test_each_process_keeps_its_part_alone(found, optimizer):
-    assert found[optimizer]["own part"] < 0.51
+def test_muon_computes_the_same_update_from_the_same_gradient(results):
+    assert max(results["muon alone"].values()) <= 0.02 * 0.1  # likewise; 0.1 is the learning rate
 
 
 @BOTH
-def test_a_tied_head_stays_tied(found, optimizer):
-    assert found[optimizer]["tied"]
+def test_each_process_keeps_only_its_shard(results, optimizer):
+    assert results[optimizer]["local fraction"] < 0.51
 
 
 @BOTH
-def test_all_processes_together_generate_what_the_whole_model_does(found, optimizer):
+def test_a_tied_head_stays_tied(results, optimizer):
+    assert results[optimizer]["tied"]
+
+
+@BOTH
+def test_a_sharded_model_generates_what_an_unsharded_one_does(results, optimizer):
     """Before the first step and after some, in both cases with the averaged weights."""
-    assert found[optimizer]["replies"]
+    assert results[optimizer]["replies"]
 
 
-def test_a_gradient_that_is_not_finite_on_one_process_is_seen_by_all(found):
-    assert found["non-finite step"] == {"noticed": [2.0], "nothing changed": True}
+def test_a_nonfinite_gradient_on_one_process_is_noticed_by_all(results):
+    assert results["non-finite step"] == {"noticed": [2.0], "nothing changed": True}
 
 
-def test_one_full_disk_is_told_by_all_and_leaves_nothing(found):
-    assert found["full disk"] == {"told": [2.0], "left": []}
-
-
-@BOTH
-@pytest.mark.parametrize("way", ["shards to shards", "shards to whole", "whole to shards"])
-def test_two_processes_resume_to_the_bit(found, optimizer, way):
-    assert found[optimizer][way]
+def test_a_full_disk_is_reported_by_all_processes_and_leaves_no_files(results):
+    assert results["full disk"] == {"reported": [2.0], "files": []}
 
 
 @BOTH
-def test_a_resumed_run_goes_on_as_the_unbroken_one_which_trained_while_it_was_saved(found, optimizer):
-    assert found[optimizer]["goes on"]
+@pytest.mark.parametrize("conversion", ["sharded to sharded", "sharded to unsharded", "unsharded to sharded"])
+def test_two_processes_resume_bit_for_bit(results, optimizer, conversion):
+    assert results[optimizer][conversion]
 
 
 @BOTH
-def test_one_process_resumes_from_shards_to_the_bit(ranks, optimizer):
+def test_a_resumed_run_continues_like_the_one_that_kept_training_during_the_write(results, optimizer):
+    assert results[optimizer]["continues"]
+
+
+@BOTH
+def test_one_process_resumes_from_shards_bit_for_bit(ranks, optimizer):
     checkpoint = find_checkpoint(ranks / optimizer / "sharded")
     engine = make_engine(ALONE, True, load_model(checkpoint), optimizer=optimizer)
     state = engine.restore(checkpoint)
@@ -106,7 +106,7 @@ def test_one_process_resumes_from_shards_to_the_bit(ranks, optimizer):
     assert same(state_of(engine), load_file(ranks / optimizer / "reference.safetensors"))
 
 
-def test_a_command_trains_in_shards(ranks):
+def test_a_command_trains_a_sharded_model(ranks):
     assert sorted(folder.name for folder in (ranks / "run").glob("step-*")) == ["step-0000003", "step-0000004"]
     model, tokenizer = load_checkpoint(ranks / "run", device="cpu")
     assert len(generate(model, tokenizer, ["Once upon a time"], 4, temperature=0.0)) == 1
@@ -129,7 +129,7 @@ def test_nothing_is_pickled(ranks, monkeypatch):
     assert read_tensors(checkpoint, OPTIMIZER)
 
 
-def test_no_process_writes_more_than_its_part(ranks):
+def test_each_process_writes_only_its_shard(ranks):
     shards = sorted((ranks / "adamw" / "sharded" / NAME / "optimizer").iterdir())
     assert len(shards) == 2
     sizes = [shard.stat().st_size for shard in shards]
@@ -163,7 +163,7 @@ def test_a_checkpoint_is_imported_with_its_own_tokenizer(ranks, tmp_path):
         (lambda file: file.write_bytes(file.read_bytes()[:-1] + b"x"), "its hash differs"),
     ],
 )
-def test_a_damaged_shard_is_named_and_the_checkpoint_passed_over(ranks, tmp_path, harm, words):
+def test_a_damaged_shard_is_reported_and_the_checkpoint_skipped(ranks, tmp_path, harm, words):
     for step in (3, 4):
         shutil.copytree(ranks / "adamw" / "sharded" / NAME, tmp_path / f"step-000000{step}")
     shard = "optimizer/shard-00002-model-00001-of-00001.safetensors"
@@ -177,14 +177,14 @@ def test_a_damaged_shard_is_named_and_the_checkpoint_passed_over(ranks, tmp_path
 
 
 @pytest.mark.parametrize("missing", [1, 2])
-def test_rows_that_are_missing_are_never_made_up(ranks, tmp_path, missing):
+def test_missing_rows_are_reported(ranks, tmp_path, missing):
     folder = shutil.copytree(ranks / "adamw" / "sharded" / NAME, tmp_path / "m")
     (folder / "model" / f"shard-0000{missing}-model-00001-of-00001.safetensors").unlink()
     with pytest.raises(UserError, match=r"The model in .* can't be read"):
         load_model(folder)
 
 
-def test_processes_that_do_not_share_a_disk_are_told_so(tmp_path, monkeypatch):
+def test_processes_without_a_shared_disk_get_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(sharded, "TIMEOUT", 0.0)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "shard-00001-model-00001-of-00001.safetensors").touch()
