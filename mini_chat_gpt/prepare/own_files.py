@@ -34,7 +34,7 @@ _MIN_SIZE_FOR_PROGRESS = 50_000_000  # bytes
 _LABELED_SIZE = 1.2  # maximum size of labeled records relative to their stories
 
 
-def take_files(
+def import_files(
     folder: Path,
     paths: Sequence[Path],
     valid_fraction: float,

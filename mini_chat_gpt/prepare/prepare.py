@@ -43,7 +43,7 @@ from mini_chat_gpt.prepare.download import (
     part_path,
     usable_part,
 )
-from mini_chat_gpt.prepare.own_files import take_files
+from mini_chat_gpt.prepare.own_files import import_files
 from mini_chat_gpt.prepare.sample_stories import write_sample
 from mini_chat_gpt.tinystories.records import FILE_NAMES
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
@@ -92,7 +92,7 @@ def prepare(
         if not replacing:
             _refuse_to_replace(folder)
         paths = [Path(path) for path in source or label]
-        take_files(folder, paths, valid_fraction, out, bool(label), _remover(folder, replacing))
+        import_files(folder, paths, valid_fraction, out, bool(label), _remover(folder, replacing))
     elif missing := _to_download(folder, split, replacing):
         try:
             _download(folder, missing, url, policy, replacing, out)

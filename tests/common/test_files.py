@@ -1,4 +1,4 @@
-"""Files are whole or absent, and damage is found."""
+"""Files and folders are complete or absent, and later damage is detected."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ def fill(folder: Path) -> Path:
     return folder
 
 
-def test_a_folder_has_all_its_files_and_is_whole(tmp_path):
+def test_a_folder_gets_all_its_files_and_a_manifest(tmp_path):
     folder = fill(tmp_path / "x")
     assert sorted(p.name for p in folder.iterdir()) == ["a.txt", "b.bin", "manifest.json"]
     assert find_damage(folder) is None
@@ -46,13 +46,13 @@ def test_an_existing_folder_is_not_overwritten(tmp_path):
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json can't be read"),
     ],
 )
-def test_damage_is_named(tmp_path, harm, words):
+def test_damage_is_described(tmp_path, harm, words):
     folder = fill(tmp_path / "x")
     harm(folder)
     assert words in find_damage(folder)
 
 
-def test_files_in_folders_of_a_folder_belong_to_it(tmp_path):
+def test_the_manifest_covers_subfolders(tmp_path):
     with atomic_folder(tmp_path / "x") as draft:
         (draft / "part").mkdir()
         (draft / "part" / "a.txt").write_text("hello")
@@ -61,7 +61,7 @@ def test_files_in_folders_of_a_folder_belong_to_it(tmp_path):
     assert find_damage(tmp_path / "x") == "part/a.txt is missing"
 
 
-def test_a_text_that_can_not_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_text(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     atomic_write_text(path, "old")
 

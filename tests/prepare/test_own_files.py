@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.prepare.own_files import take_files
+from mini_chat_gpt.prepare.own_files import import_files
 from mini_chat_gpt.sft_dataloader import generate_tasks, read_records, stories
 from mini_chat_gpt.tinystories.records import find_text
 
@@ -25,7 +25,7 @@ def text(records: list[bytes]) -> bytes:
 
 
 def take(folder: Path, *paths: Path, fraction: float = 0.1, label: bool = False) -> Path:
-    take_files(folder, paths, fraction, Console(quiet=True), label)
+    import_files(folder, paths, fraction, Console(quiet=True), label)
     return folder
 
 

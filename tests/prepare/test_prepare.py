@@ -192,7 +192,7 @@ def test_existing_files_are_reported_and_unchanged(folder: Path, names: tuple[st
     assert content(folder) == before
 
 
-@pytest.mark.parametrize("option", ["--sample", "--source", "--label"])
+@pytest.mark.parametrize("option", ["--sample", "--source", "--label", "--derive"])
 def test_nothing_replaces_the_users_data(folder: Path, tmp_path: Path, option: str) -> None:
     folder.mkdir()
     (folder / VALID).write_bytes(records("cat", 5))
