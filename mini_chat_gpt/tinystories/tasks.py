@@ -64,7 +64,7 @@ class Task:
         """The parts of the target that decide whether it is right. All other words only phrase it.
 
         In a story: the first use of each required word, in any form, and the required sentence. In an answer about a story: its
-        first word, which is "Yes" or "No" or selects where copying begins, and the name that was asked for.
+        first word, which is "Yes" or "No" or selects where copying begins, and the requested name.
         """
         spans = [span for word in self.required if (span := first_use(self.target, word))]
         if self.sentence and (start := self.target.find(self.sentence)) >= 0:
