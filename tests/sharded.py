@@ -135,7 +135,7 @@ def save_and_resume(world: World, folder: Path, ours: TrainStep, theirs: TrainSt
     tokenizer, name, optimizer = (
         tiny_tokenizer(),
         f"step-{STEP:07d}",
-        "muon" if len(ours.optimizer.members) > 1 else "adamw",
+        "muon" if len(ours.optimizer.optimizers) > 1 else "adamw",
     )
     reference = state_of(ours)
     writer = CheckpointWriter(folder / "sharded", 3, world.new_group())

@@ -55,7 +55,7 @@ class Optimizer:
             {"params": [p for p in rest if p.dim() >= 2], "decays": True},
             {"params": [p for p in rest if p.dim() < 2], "decays": False},
         ]
-        self.members: list[BaseOptimizer] = [
+        self.optimizers: list[BaseOptimizer] = [
             AdamW(
                 [group for group in groups if group["params"]],
                 lr=phase.learning_rate,
@@ -63,9 +63,9 @@ class Optimizer:
             )
         ]
         if muon:
-            self.members.append(Muon([{"params": muon, "decays": True}], lr=phase.muon_lr))
+            self.optimizers.append(Muon([{"params": muon, "decays": True}], lr=phase.muon_lr))
         self.weight_decay = training.weight_decay
-        self.peaks = [phase.learning_rate, phase.muon_lr][: len(self.members)]
+        self.peaks = [phase.learning_rate, phase.muon_lr][: len(self.optimizers)]
 
     def step(self, fraction: float, weight_decay: float | None = None) -> None:
         """Update with `fraction` of the peak learning rates and clear the gradients.
@@ -73,33 +73,33 @@ class Optimizer:
         `weight_decay` (default: the config's) applies to matrices; vectors are not decayed.
         """
         decay = self.weight_decay if weight_decay is None else weight_decay
-        for member, peak in zip(self.members, self.peaks, strict=True):
-            for group in member.param_groups:
+        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
+            for group in optimizer.param_groups:
                 group["lr"] = peak * fraction
                 group["weight_decay"] = decay if group["decays"] else 0.0
-            member.step()
+            optimizer.step()
         self.zero_grad()
 
     @property
     def learning_rate(self) -> float:
         """AdamW's learning rate in the last step."""
-        return float(self.members[0].param_groups[0]["lr"])
+        return float(self.optimizers[0].param_groups[0]["lr"])
 
     def zero_grad(self) -> None:
-        for member in self.members:
-            member.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
 
     def reset(self) -> None:
         """Drop all state, as before the first step."""
-        for member in self.members:
-            member.state.clear()
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """All state as flat tensors: "layers.0.mlp.up_proj.weight/exp_avg" → tensor."""
         return {
             f"{self._names[id(parameter)]}/{key}": value
-            for member in self.members
-            for parameter, state in member.state.items()
+            for optimizer in self.optimizers
+            for parameter, state in optimizer.state.items()
             for key, value in state.items()
         }
 
@@ -109,7 +109,12 @@ class Optimizer:
 
     def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Restore the state from `state_tensors` exactly. Raises KeyError for a parameter that does not exist."""
-        owners = {id(p): member for member in self.members for group in member.param_groups for p in group["params"]}
+        owners = {
+            id(p): optimizer
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
         for key, value in tensors.items():
             name, _, field = key.rpartition("/")
             parameter = self.parameters[name]

@@ -117,22 +117,22 @@ def test_a_step_can_have_its_own_weight_decay(kind):
     before = matrix.norm().item()
     assert size_after() == before
     decayed = size_after(0.5)
-    assert decayed == pytest.approx(before * (1 - 0.5 * optimizer.members[-1].param_groups[0]["lr"]))
+    assert decayed == pytest.approx(before * (1 - 0.5 * optimizer.optimizers[-1].param_groups[0]["lr"]))
     assert size_after() == decayed  # that step only
     assert torch.equal(vector, torch.ones_like(vector))
 
 
 def test_muon_updates_the_matrices_of_blocks_and_nothing_else():
     model, optimizer = build("muon")
-    by_muon = {id(p) for group in optimizer.members[1].param_groups for p in group["params"]}
+    by_muon = {id(p) for group in optimizer.optimizers[1].param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert (id(parameter) in by_muon) == is_block_matrix(name, parameter)
     assert not is_block_matrix("embed_tokens.weight", model.embed_tokens.weight)
 
 
-def test_every_parameter_is_updated_by_exactly_one_member():
+def test_every_parameter_is_updated_by_exactly_one_optimizer():
     model, optimizer = build("muon")
-    owned = [id(p) for member in optimizer.members for group in member.param_groups for p in group["params"]]
+    owned = [id(p) for part in optimizer.optimizers for group in part.param_groups for p in group["params"]]
     assert sorted(owned) == sorted(id(p) for p in model.parameters())
 
 
