@@ -266,3 +266,16 @@ def test_real_records_give_right_answers(real_data):
         "ending": "No, the story does not have a happy ending.",
     }
     assert "main_character" not in kinds_of(park) | kinds_of(holiday)  # each has two heroes
+
+
+@pytest.mark.parametrize(
+    ("task", "answers"),
+    [
+        (Task("main_character", "Who? Tom ran.", "The main character is Tom.", (5, 13), "Tom"), ["The", "Tom"]),
+        (Task("ending", "Does it end well? Tom ran.", "Yes, it has a happy ending.", (18, 26), "yes"), ["Yes,"]),
+        (Task("words", "Write.", "Cats ran. It was cold.", None, "cat, run", required=("cat", "run"),
+              sentence="It was cold."), ["Cats", "ran", "It was cold."]),
+    ],
+)  # fmt: skip
+def test_answer_spans_are_the_parts_that_decide_whether_an_answer_is_right(task, answers):
+    assert [task.target[start:end] for start, end in task.answer_spans] == answers

@@ -103,3 +103,16 @@ def test_eval_tasks_give_a_score_for_each_kind(sample):
     with pytest.raises(UserError, match=r"sft.best_metric is 'moral'; here it can be val_loss, eval/"):
         eval_metrics(tasks, "moral", TOKENIZER)
     assert eval_metrics([], "val_loss", TOKENIZER) is None
+
+
+def test_a_stage_changes_the_data_section_within_the_context():
+    config = tiny_config(
+        data={
+            "mixture": {"moral": 2},
+            "curriculum": [{"share": 0.5, "seq_len": 900, "mixture": {"why": 1}, "turns": 2}],
+        }
+    )
+    data = config.data.curriculum[0].apply_to(config.data).limited_to(512)
+    assert (data.seq_len, data.mixture, data.turns) == (512, {"moral": 2, "why": 1}, 2)
+    assert data.answer_weight == config.data.answer_weight
+    assert config.data.limited_to(100).seq_len == 100
