@@ -1,4 +1,4 @@
-"""The command that replies to a prompt: what it prints where, where prompts come from, and what it says to mistakes."""
+"""The generate command: its output, its sources of prompts, and its errors."""
 
 import io
 import subprocess
@@ -44,13 +44,13 @@ def test_standard_output_is_the_reply_and_nothing_else(checkpoint, capsys):
 
 
 @pytest.mark.parametrize("weights", ["auto", "float32"])
-def test_exact_weights_change_no_reply(checkpoint, capsys, weights):
+def test_exact_weights_do_not_change_the_reply(checkpoint, capsys, weights):
     assert run(checkpoint, "--prompt", "Hi", "--seed", "3", "--max-new-tokens", "12", "--weights", weights) == 0
     assert capsys.readouterr().out == reply(checkpoint, "Hi", seed=3, max_new_tokens=12) + "\n"
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
-def test_replies_come_from_the_weights_that_were_asked_for(checkpoint, monkeypatch, weights):
+def test_replies_are_generated_with_the_chosen_weights(checkpoint, monkeypatch, weights):
     if not has_packed_products():
         pytest.skip("this PyTorch or processor has no FBGEMM")
     read: list[str] = []
@@ -91,7 +91,7 @@ def test_a_prompt_comes_from_a_file_or_from_standard_input(checkpoint, capsys, m
     assert capsys.readouterr().out == reply(checkpoint, text, seed=2, max_new_tokens=9) + "\n"
 
 
-def test_a_reply_that_was_cut_off_says_so(checkpoint, capsys):
+def test_a_reply_that_was_cut_off_is_reported(checkpoint, capsys):
     run(checkpoint, "--prompt", "Hi", "--seed", "2", "--max-new-tokens", "2")
     assert "2 tokens" in (said := capsys.readouterr().err)
     assert "--max-new-tokens allows more" in said
@@ -121,7 +121,7 @@ def test_a_mistake_is_one_clear_sentence(checkpoint, arguments, message):
         run(checkpoint, *arguments)
 
 
-def test_a_prompt_that_is_not_utf8_is_refused(checkpoint, monkeypatch):
+def test_a_prompt_that_is_not_utf8_is_an_error(checkpoint, monkeypatch):
     with_stdin(monkeypatch, b"ab\xff")
     with pytest.raises(UserError, match=r"Standard input is not UTF-8 text \(byte 2\)"):
         run(checkpoint, "--prompt", "-")
