@@ -2,7 +2,8 @@
 
 A token that is generated alone needs every weight once, so memory bandwidth limits the speed, not arithmetic. PyTorch's
 ordinary product reads float32 weights at a third of that bandwidth. FBGEMM, PyTorch's library for x86, reads packed 16- and
-8-bit weights at nearly full bandwidth, and the result of a row doesn't depend on the other rows.
+8-bit weights at nearly full bandwidth, and the result of a row doesn't depend on the other rows. (Without AVX-512 the result
+with 16-bit weights depends on the number of rows, by the rounding error of float32.)
 
 float32   the weights themselves for many rows; for few rows each weight is the sum of two half-precision numbers, which
           together hold the 24 bits of a float32. As exact as the ordinary product, 4 more bytes per weight.
