@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mini_chat_gpt.common.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from mini_chat_gpt.config import DataSection
     from mini_chat_gpt.generation.settings import Sampling
 
 Parser = argparse.ArgumentParser
@@ -60,6 +61,18 @@ def load_settings(arguments: Arguments) -> None:
 
     path = arguments.config or (DEFAULT_CONFIG if Path(DEFAULT_CONFIG).is_file() else None)
     arguments.settings = load_config(path, arguments.overrides)
+    _check_task_kinds(arguments.settings.data)
+
+
+def _check_task_kinds(data: DataSection) -> None:
+    """Raise UserError for a setting of a kind of task that doesn't exist."""
+    by_key = {"data.mixture": data.mixture, "data.loss_weights": data.loss_weights}
+    by_key |= {f"data.curriculum.{number}.mixture": stage.mixture for number, stage in enumerate(data.curriculum)}
+    if any(by_key.values()):  # the import reads word lists, so it is not free
+        from mini_chat_gpt.tinystories.tasks import check_kinds
+
+        for key, kinds in by_key.items():
+            check_kinds(kinds or (), key)
 
 
 def add_device_option(parser: Parser) -> None:

@@ -30,6 +30,12 @@ def _check_duration(duration: str) -> str:
     return duration
 
 
+def _check_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", name):
+        raise ValueError(f"{name!r} is not a device; write auto, cpu, cuda, cuda:1 or mps")
+    return name
+
+
 Duration = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_check_duration)]
 
 # Shapes by name. The comments give the number of parameters for a vocabulary size. With heads narrower than 64, small models
@@ -293,7 +299,7 @@ class LoraSection(LoraSettings):
 class SystemSection(Section):
     """Hardware and precision."""
 
-    device: str = "auto"
+    device: Annotated[str, AfterValidator(_check_device)] = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     multi_gpu: bool = False
     """Require several processes: without torchrun, which starts them, the run ends with the command to type."""

@@ -72,6 +72,13 @@ def test_a_mistake_in_a_setting_is_reported_before_anything_heavy_is_imported(ve
     ("argv", "message"),
     [
         (["sft", "--time-limit", "soon"], "training.time_limit"),
+        (["sft", "data.mixture={morals: 1}"], "data.mixture: 'morals' is not a kind of task; did you mean 'moral'"),
+        (["inspect", "data.loss_weights={endin: 1}"], "data.loss_weights: 'endin' is not a kind"),
+        (
+            ["quickstart", "data.curriculum=[{share: 0.5, mixture: {quot: 1}}]"],
+            "data.curriculum.0.mixture: 'quot' is not",
+        ),
+        (["doctor", "system.device=gpu"], "system.device: 'gpu' is not a device; write auto, cpu, cuda"),
         (["sft", "--config", "nothing.yaml"], "There is no config file nothing.yaml"),
         (["recipe", "polite_helpr"], "did you mean 'polite_helper'"),
         (["chat", "--temperature", "-1"], "temperature"),

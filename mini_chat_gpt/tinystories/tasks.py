@@ -38,15 +38,13 @@ class Task:
     prompt: str
     target: str
     story_span: Span | None  # the story in the prompt; None if the story is the answer
-    answer: str | None = (
-        None  # the bare answer, for scoring: "yes" or "no", a name, or the required words ("cat, tree, happy")
-    )
+    # The bare answer, for scoring: "yes" or "no", a name, or the required words ("cat, tree, happy").
+    answer: str | None = None
     evidence: Span | None = None  # the part of the prompt that supports the answer, which truncation must keep
     required: tuple[str, ...] = ()  # words that the answer must contain, in any of their forms
     sentence: str | None = None  # a sentence that the answer must contain
-    follow_up: str | None = (
-        None  # the question for a conversation that has shown the story; None: can't be a later turn
-    )
+    # The question for a conversation that has already shown the story; None: it can't be a later turn.
+    follow_up: str | None = None
 
     @property
     def question_first(self) -> bool:
