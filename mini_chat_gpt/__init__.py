@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mini_chat_gpt.sft_train import train
 
 __all__ = ["__version__", "load_checkpoint", "train"]
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOME = {"load_checkpoint": "mini_chat_gpt.checkpoints.load", "train": "mini_chat_gpt.sft_train"}
 

@@ -27,6 +27,7 @@ from typing import Any, TextIO
 
 import torch
 
+from mini_chat_gpt import __version__
 from mini_chat_gpt.checkpoints.find import find_checkpoint, is_checkpoint, read_state, steps_of
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import PretrainSection, SFTSection
@@ -38,7 +39,7 @@ PIECE = 2**20
 """Bytes in each of the three pieces of a data file that are hashed."""
 
 _PACKAGES = (
-    "mini-chat-gpt", "torch", "numpy", "tiktoken", "rustbpe", "safetensors", "pydantic", "pyyaml", "wandb", "rich",
+    "torch", "numpy", "tiktoken", "rustbpe", "safetensors", "pydantic", "pyyaml", "wandb", "rich",
 )  # fmt: skip
 _SOURCE = Path(__file__).parent.parent
 
@@ -267,12 +268,9 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def _versions() -> dict[str, str]:
     """Versions of the installed packages that a run depends on."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # this package itself, if it runs without being installed
-            continue
+    # Not from the installed metadata: a clone runs without being installed, or has changed since.
+    versions = {"mini-chat-gpt": __version__}
+    versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
     return versions | {"torch": str(torch.__version__)}
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 
+import mini_chat_gpt
 from mini_chat_gpt.checkpoints.find import move_aside, steps_of
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
@@ -188,6 +189,7 @@ def test_provenance_contains_what_is_needed_to_repeat_a_run_and_is_json(data):
     assert provenance["tokenizer"] == "tokenizer one"
     assert provenance["python"] == ".".join(map(str, sys.version_info[:3]))
     assert provenance["packages"]["torch"] == torch.__version__
+    assert provenance["packages"]["mini-chat-gpt"] == mini_chat_gpt.__version__
     assert provenance["packages"]["numpy"] == importlib.metadata.version("numpy")
     assert provenance["threads"] == torch.get_num_threads()
     assert [file["path"] for file in provenance["data"]] == [str(path) for path in data]
