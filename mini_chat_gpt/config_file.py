@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -22,6 +22,7 @@ from mini_chat_gpt.common.errors import UserError, nearest
 from mini_chat_gpt.config import Config, Section, current_metric_name
 
 S = TypeVar("S", bound=Section)
+COMMAND_LINE = "the command line"
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -30,15 +31,22 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises UserError naming every wrong key or value, with the nearest valid key or the allowed values.
     """
     values: dict[str, Any] = {}
-    source = "the command line"
     if path is not None:
-        source = str(path)
         hint = f"`mini-chat-gpt config > {path}` writes the default one"
         values = read_yaml(Path(path), "config file", hint, "sections such as `sft:` with keys under them")
+        values = _with_new_keys(values, str(path))
         _resolve_chat_files(values, Path(path).parent)
+    overridden: dict[str, str] = {}  # key -> its name on the command line
     for override in overrides:
-        _apply_override(values, override)
-    return parse_config(values, source)
+        typed, value = _parse_override(override)
+        # An old name overrides the new one in the file, so it is replaced before the two meet.
+        parts, value = _override_with_new_keys(typed, value)
+        key, name = ".".join(parts), ".".join(typed)
+        if (earlier := overridden.setdefault(key, name)) != name:
+            old = name if name != key else earlier
+            raise UserError(f"{COMMAND_LINE}: {old} is the old name of {key}; both are set, remove one.")
+        _apply_override(values, override, parts, value)
+    return validated(Config, values, COMMAND_LINE if path is None else str(path), overridden)
 
 
 def _resolve_chat_files(values: dict[str, Any], folder: Path) -> None:
@@ -65,15 +73,23 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
     return validated(Config, values, source)
 
 
-def validated(section: type[S], values: dict[str, Any], source: str) -> S:
-    """A section with these values, which come from `source`. Raises UserError naming every problem with its key."""
+def validated(section: type[S], values: dict[str, Any], source: str, overridden: Collection[str] = ()) -> S:
+    """A section with these values, which come from `source`, those of the `overridden` keys from the command line.
+
+    Raises UserError naming every problem with its key.
+    """
     if section is Config:
         values = _with_new_keys(values, source)
     try:
         return section(**values)
     except ValidationError as error:
-        problems = "; ".join(_explain(item, section) for item in error.errors())
-        raise UserError(f"{source}: {problems}") from None
+        by_source: dict[str, list[str]] = {}
+        for item in error.errors():
+            key = ".".join(map(str, item["loc"])) + "."
+            typed = any(key.startswith(f"{name}.") or f"{name}.".startswith(key) for name in overridden)
+            by_source.setdefault(COMMAND_LINE if typed else source, []).append(_explain(item, section))
+        text = "; ".join(f"{origin}: {'; '.join(problems)}" for origin, problems in by_source.items())
+        raise UserError(text) from None
 
 
 RENAMED_KEYS = {
@@ -158,7 +174,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _parse_override(override: str) -> tuple[list[str], Any]:
+    """(parts of the key, value) of `section.key=value`."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -166,9 +183,25 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             f"{override!r} is not an override; write section.key=value, for example training.batch_size=16."
         )
     try:
-        value = yaml.load(text, Loader=_Loader)
+        return parts, yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise UserError(f"{override!r}: the value is not valid YAML; quote it.") from None
+
+
+def _override_with_new_keys(parts: Sequence[str], value: Any) -> tuple[list[str], Any]:
+    """An override with old names of settings replaced, in its key and in its value."""
+    nested = value
+    for part in reversed(parts):
+        nested = {part: nested}
+    nested = _with_new_keys(nested, COMMAND_LINE)
+    renamed = []
+    for _ in parts:
+        ((part, nested),) = nested.items()
+        renamed.append(part)
+    return renamed, nested
+
+
+def _apply_override(values: dict[str, Any], override: str, parts: Sequence[str], value: Any) -> None:
     place = values
     for part in parts[:-1]:
         child = place.get(part)

@@ -133,6 +133,33 @@ def test_an_old_and_a_new_name_together_are_an_error():
         load_config(None, ["data.focus=2", "data.answer_weight=3"])
 
 
+def test_an_old_name_on_the_command_line_overrides_the_new_one_in_the_file(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {answer_weight: 3, curriculum: [{share: 0.5, answer_weight: 1}]}", encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"the command line: .*data.focus is now data.answer_weight"):
+        assert load_config(file, ["data.focus=2"]).data.answer_weight == 2
+    with pytest.warns(UserWarning, match=r"data.curriculum.focus is now data.curriculum.answer_weight"):
+        assert load_config(file, ["data.curriculum=[{share: 0.1, focus: 5}]"]).data.curriculum[0].answer_weight == 5
+    with pytest.warns(UserWarning, match=r"data.shares is now data.mixture"):
+        assert load_config(file, ["data.shares.moral=2"]).data.mixture == {"moral": 2}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainig.batch_size=3", "the command line: trainig is not a setting"),
+        ("training.batch_sise=3", "the command line: training.batch_sise is not a setting"),
+        ("model.n_head=7", "the command line: model: n_embd"),
+        ("sft.eval_tasks=1", "FILE: data.limit: input should be"),
+    ],
+)
+def test_a_mistake_is_reported_where_it_was_made(override, message, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {limit: 0}" if message.startswith("FILE") else "data: {limit: 5}", encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape(message.replace("FILE", str(file)))):
+        load_config(file, [override])
+
+
 def test_an_old_name_of_a_metric_is_accepted_with_a_warning_that_names_the_new_one():
     with pytest.warns(UserWarning, match=r"sft.best_metric=suite/moral/exact is now eval/moral/exact"):
         config = load_config(None, ["sft.best_metric=suite/moral/exact"])
