@@ -69,8 +69,8 @@ def _resolve_chat_files(values: dict[str, Any], folder: Path) -> None:
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
-    """Validate a nested dict. Raises UserError naming every problem with its key."""
-    return validated(Config, values, source)
+    """Validate a nested dict, which may have old names of settings. Raises UserError naming every problem with its key."""
+    return validated(Config, _with_new_keys(values, source), source)
 
 
 def validated(section: type[S], values: dict[str, Any], source: str, overridden: Collection[str] = ()) -> S:
@@ -78,8 +78,6 @@ def validated(section: type[S], values: dict[str, Any], source: str, overridden:
 
     Raises UserError naming every problem with its key.
     """
-    if section is Config:
-        values = _with_new_keys(values, source)
     try:
         return section(**values)
     except ValidationError as error:

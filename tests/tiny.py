@@ -3,9 +3,11 @@
 import numpy as np
 import torch
 
+from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.config import Config, GPTConfig
 from mini_chat_gpt.config_file import parse_config
 from mini_chat_gpt.data.batching import Example
+from mini_chat_gpt.generation.settings import Sampling
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tinystories.tasks import Task
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
@@ -22,6 +24,9 @@ STORIES = [
     "Tom ran. He fell because he did not look. Look where you go.",
 ]
 
+PROMPTS = ["Once", "Sara had a red ball and she was happy. Then", "", "little cat", "Tom 😀", "Once upon a time there"]
+GREEDY = Sampling(temperature=0, max_new_tokens=20)
+
 
 def about(kind: str, target: str, answer: str | None = None, story: str = STORIES[0]) -> Task:
     prompt = f"A question? {story}"
@@ -34,6 +39,13 @@ def writing(*required: str, target: str = "A story.") -> Task:
 
 def tiny_tokenizer(vocab_size: int = 300) -> ChatTokenizer:
     return ChatTokenizer.train(iter(TEXTS * 20), vocab_size)
+
+
+def chat_tokenizer(default_system: str | None = None) -> ChatTokenizer:
+    """The tiny tokenizer of a model that has learned the chat format."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_format = ChatFormat(default_system)
+    return tokenizer
 
 
 def tiny_model(vocab_size: int, seed: int = 0, **changes) -> GPT:
@@ -49,6 +61,11 @@ def lively_model(vocab_size: int, seed: int = 0, **changes) -> GPT:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.15)
     return model
+
+
+def lively(tokenizer: ChatTokenizer, padding: int = 0, seed: int = 0, **changes) -> GPT:
+    """A `lively_model` for a tokenizer, with `padding` rows more than it has tokens."""
+    return lively_model(tokenizer.vocab_size + padding, seed, **changes)
 
 
 def tiny_config(**sections) -> Config:

@@ -3,11 +3,10 @@
 from dataclasses import replace
 
 import torch
+from tiny import GREEDY
 
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.token_probs import Candidate, Explanation, Token
-
-GREEDY = Sampling(temperature=0, max_new_tokens=20)
 
 
 def explanation_of(probabilities: list[float], text: str = "", sampling: Sampling = GREEDY) -> Explanation:

@@ -5,25 +5,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import lively_model, tiny_model, tiny_tokenizer
+from tiny import GREEDY, chat_tokenizer, lively_model, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.chat.session import ChatSession, Turn
-from mini_chat_gpt.chat_format import ChatFormat, Message, render
+from mini_chat_gpt.chat_format import Message, render
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import generate, generate_replies
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
-GREEDY = Sampling(temperature=0, max_new_tokens=20)
 TALK = ["Once upon", "Sara had a red ball 😀", "and then?", "Tom", "little cat", "happy"]
 
 
 @pytest.fixture(scope="module")
 def chat() -> ChatTokenizer:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_format = ChatFormat(default_system="Be kind.")
-    return tokenizer
+    return chat_tokenizer("Be kind.")
 
 
 @pytest.fixture(scope="module")

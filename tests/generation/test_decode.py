@@ -2,18 +2,14 @@
 
 import pytest
 import torch
-from tiny import lively_model, tiny_model, tiny_tokenizer
+from tiny import GREEDY, PROMPTS, chat_tokenizer, lively, tiny_model, tiny_tokenizer
 
-from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.decode import decode, random_streams, suppressed_tokens
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import generate, generate_replies, prompt_ids
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-
-PROMPTS = ["Once", "Sara had a red ball and she was happy. Then", "", "little cat", "Tom 😀", "Once upon a time there"]
-GREEDY = Sampling(temperature=0, max_new_tokens=20)
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +19,7 @@ def base() -> ChatTokenizer:
 
 @pytest.fixture(scope="module")
 def chat() -> ChatTokenizer:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_format = ChatFormat()
-    return tokenizer
-
-
-def lively(tokenizer: ChatTokenizer, padding: int = 0, seed: int = 0, **changes) -> GPT:
-    return lively_model(tokenizer.vocab_size + padding, seed, **changes)
+    return chat_tokenizer()
 
 
 def decode_alone(model: GPT, tokenizer: ChatTokenizer, ids: list[int], sampling: Sampling, **more) -> tuple[int, ...]:

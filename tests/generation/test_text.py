@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import lively_model, tiny_model, tiny_tokenizer
+from tiny import GREEDY, PROMPTS, chat_tokenizer, lively, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.chat_format import ChatFormat, Message, render
 from mini_chat_gpt.checkpoints.hf import to_hf_config, to_hf_state
@@ -16,9 +16,6 @@ from mini_chat_gpt.generation.text import Reply, generate, generate_replies, pro
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
-PROMPTS = ["Once", "Sara had a red ball and she was happy. Then", "", "little cat", "Tom 😀", "Once upon a time there"]
-GREEDY = Sampling(temperature=0, max_new_tokens=20)
-
 
 @pytest.fixture(scope="module")
 def base() -> ChatTokenizer:
@@ -27,13 +24,7 @@ def base() -> ChatTokenizer:
 
 @pytest.fixture(scope="module")
 def chat() -> ChatTokenizer:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_format = ChatFormat()
-    return tokenizer
-
-
-def lively(tokenizer: ChatTokenizer, padding: int = 0, seed: int = 0, **changes) -> GPT:
-    return lively_model(tokenizer.vocab_size + padding, seed, **changes)
+    return chat_tokenizer()
 
 
 class Scripted(GPT):

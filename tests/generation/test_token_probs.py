@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import lively_model, tiny_tokenizer
+from tiny import GREEDY, chat_tokenizer, lively_model, tiny_tokenizer
 from token_prob_samples import explanation_of
 from tokenizer_samples import llama2c_tokenizer
 
@@ -22,7 +22,6 @@ from mini_chat_gpt.generation.text import generate, prompt_ids
 from mini_chat_gpt.generation.token_probs import Explanation, explain, percent
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
-GREEDY = Sampling(temperature=0, max_new_tokens=20)
 SETTINGS = [
     GREEDY,
     replace(GREEDY, repetition_penalty=1.5),
@@ -35,9 +34,7 @@ PROMPT = "Tom had a red ball 😀"
 
 @pytest.fixture(scope="module")
 def chatty() -> ChatTokenizer:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_format = ChatFormat(default_system="Be kind.")
-    return tokenizer
+    return chat_tokenizer("Be kind.")
 
 
 @pytest.fixture(scope="module")
