@@ -1,0 +1,112 @@
+"""Read JSON files from disk: bounded in size and depth, checked against a declared structure, one sentence for a mistake.
+
+Every JSON file that the program reads back goes through here. A file can be cut, edited or damaged, so its structure is never
+assumed: it is declared as a subclass of `JSONRecord` (or any type that pydantic can check).
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Hashable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from mini_chat_gpt.common.errors import UserError
+
+T = TypeVar("T")
+MAX_BYTES = 16 * 2**20
+"""Default limit on the size of a file. Parsed values can take forty times as much memory as their text."""
+
+
+class JSONRecord(BaseModel):
+    """Base class of structures that are stored as JSON. Keys that a structure does not declare are ignored: later versions add some."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+
+class DamagedJSON(UserError):
+    """A JSON file can't be read, is not JSON, or does not have the declared structure."""
+
+
+def read_json(path: Path | str, structure: type[T], remedy: str, max_bytes: int = MAX_BYTES) -> T:
+    """Read a JSON file as `structure`, a type that pydantic can check, such as a `JSONRecord` or dict[str, int].
+
+    Raises FileNotFoundError if there is no file, and DamagedJSON, one sentence that ends with `remedy`, for anything else.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DamagedJSON(f"{path} can't be read ({(error.strerror or str(error)).lower()}); {remedy}.") from None
+    if len(data) > max_bytes:
+        raise DamagedJSON(f"{path} is larger than the {max_bytes >> 20} MB that such a file can have; {remedy}.")
+    return parse_json(data, structure, str(path), remedy)
+
+
+def parse_json(data: bytes | str, structure: type[T], source: str, remedy: str) -> T:
+    """Parse JSON text as `structure`. `source` names it in the error, for example "FILE, line 3". Raises DamagedJSON."""
+    try:
+        return cast(T, _adapter(cast(Hashable, structure)).validate_json(data))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise DamagedJSON(f"{source} is damaged: {describe_problem(first)}; {remedy}.") from None
+    except (ValueError, RecursionError, MemoryError) as error:  # a validator of the structure, a number of 5,000 digits
+        raise DamagedJSON(f"{source} is damaged ({type(error).__name__}); {remedy}.") from None
+
+
+@lru_cache
+def _adapter(structure: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(structure)
+
+
+def short(value: Any, length: int = 60) -> str:
+    """`repr(value)` cut to about `length` characters. Nested or shared values are never expanded completely."""
+    shortened = reprlib.Repr()
+    shortened.maxlevel, shortened.maxstring, shortened.maxother, shortened.maxlong = 3, length, length, length
+    try:
+        text = shortened.repr(value)
+    except ValueError:  # an integer of more digits than Python converts
+        return "a very large number"
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+_PROBLEMS = {
+    "missing": "is missing",
+    "model_type": "must be a mapping of keys to values",
+    "dict_type": "must be a mapping of keys to values",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "string_type": "must be text",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "none_required": "must be null",
+}
+"""pydantic's error types in our words."""
+
+
+def describe_problem(item: Mapping[str, Any]) -> str:
+    """One of pydantic's problems (an item of `ValidationError.errors()`) as "KEY must be a list, not 3"."""
+    kind, value = item["type"], item.get("input")
+    if kind == "json_invalid":
+        return "it is not valid JSON (" + item["msg"].removeprefix("Invalid JSON: ") + ")"
+    key = short(".".join(str(part) for part in item["loc"]), 100)[1:-1] or "the file"
+    if (words := _PROBLEMS.get(kind)) is None:
+        words = item["msg"].removeprefix("Value error, ")
+        words = words[:1].lower() + words[1:].removesuffix(".")
+        if kind == "value_error":
+            return f"{key}: {words}"
+        return f"{key}: {words}, not {short(value)}"
+    return f"{key} {words}" if kind == "missing" else f"{key} {words}, not {short(value)}"
