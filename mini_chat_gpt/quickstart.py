@@ -7,6 +7,7 @@ is resumed.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with, under_torchrun
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name
+from mini_chat_gpt.common.output import flush_or_discard
 from mini_chat_gpt.common.terminal import console, format_duration
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.prepare.prepare import write_sample_folder
@@ -33,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     config: Config = arguments.settings
     if under_torchrun():
         raise UserError("quickstart runs in one process; start it without torchrun.")
-    out, started = console(), time.monotonic()
+    out, started = console(optional=True), time.monotonic()
     make_data(Path(config.sft.dataset_path), out)
     for title, job, stage in (("Base model", pretrain, "pretrain"), ("Fine-tuning", train, "sft")):
         if run_stage(title, job, stage, config, out):
@@ -46,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     compare([base, fine_tuned], None, options, out)
     out.print(f"\nTotal time: {format_duration(time.monotonic() - started)}. Now chat with the model:", markup=False)
     out.print(f"  mini-chat-gpt chat --checkpoint {fine_tuned}", markup=False, soft_wrap=True)
+    flush_or_discard(sys.stdout)
     return 0
 
 

@@ -11,6 +11,7 @@ The comparison is written to before_after.md in the run's folder.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with, under_torchrun
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text
+from mini_chat_gpt.common.output import flush_or_discard
 from mini_chat_gpt.common.terminal import console, format_duration
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.data.chat_dataset import nearest_prompts
@@ -105,7 +107,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             "recipe runs in one process; with torchrun, use `sft --config` with the recipe's config.yaml instead."
         )
-    return 0 if run_recipe(arguments.folder, arguments.settings, console()) else 130
+    report = run_recipe(arguments.folder, arguments.settings, console(optional=True))
+    flush_or_discard(sys.stdout)
+    return 0 if report else 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,6 +14,9 @@ from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.output import OptionalOutput, flush_or_discard, open_standard_streams
+
+_ERRORS: Any = OptionalOutput("stderr")
 
 
 def replace_unencodable() -> None:
@@ -26,7 +29,7 @@ def replace_unencodable() -> None:
 def _show_warning(message: Warning | str, category: type[Warning], *_where: Any, **_more: Any) -> None:
     """Print warnings for users as a sentence. Other warnings are for developers, who can enable them (python -W)."""
     if category is UserWarning:
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {message}", file=_ERRORS)
 
 
 def under_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
@@ -65,21 +68,33 @@ def importing() -> Iterator[None]:
 
 def exit_with(main: Callable[[], int]) -> None:
     """Run a command and exit with its exit code."""
+    open_standard_streams()
     replace_unencodable()
     warnings.showwarning = _show_warning
     try:
         code = main()
-        sys.stdout.flush()
+        code = _lost_output() or code
     except UserError as error:
-        print(f"{_rank_prefix()}error: {error}", file=sys.stderr)
+        print(f"{_rank_prefix()}error: {error}", file=_ERRORS)
         code = 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted", file=_ERRORS)
         code = 130
-    except BrokenPipeError:  # the reader of standard output has exited, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+    except OSError:
+        if not (code := _lost_output(probe="\n")):
+            raise
     _exit(code)
+
+
+def _lost_output(probe: str = "") -> int:
+    """The exit code of a command whose output, and `probe`, can't be written, which is reported; 0 if they can be."""
+    error = flush_or_discard(sys.stdout, probe)
+    if error is None:
+        return 0
+    if isinstance(error, BrokenPipeError):  # the reader of standard output has exited, as with `| head`
+        return 141
+    print(f"error: The output can't be written: {(error.strerror or str(error)).lower()}.", file=_ERRORS)
+    return 2
 
 
 def _exit(code: int) -> NoReturn:
@@ -90,7 +105,8 @@ def _exit(code: int) -> NoReturn:
     """
     if under_torchrun():
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        flush_or_discard(stream)  # or Python would fail to flush it, and exit with code 120
+    if under_torchrun():
         os._exit(code)
     sys.exit(code)

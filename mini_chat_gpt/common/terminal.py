@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import IO, NamedTuple, cast
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -14,10 +14,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mini_chat_gpt.common.output import OptionalOutput
 
-def console(quiet: bool = False) -> Console:
-    """The console that a command prints to. It does not highlight numbers by itself."""
-    return Console(highlight=False, quiet=quiet)
+
+def console(quiet: bool = False, optional: bool = False) -> Console:
+    """The console that a command prints to. It does not highlight numbers by itself.
+
+    optional    the work matters more than its output, as in training: what can't be printed is dropped
+    """
+    return Console(highlight=False, quiet=quiet, file=cast(IO[str], OptionalOutput("stdout")) if optional else None)
 
 
 def format_size(n_bytes: float) -> str:

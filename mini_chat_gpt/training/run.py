@@ -32,6 +32,7 @@ from mini_chat_gpt.common.distributed import World
 from mini_chat_gpt.common.entry import under_torchrun
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text, write_json
+from mini_chat_gpt.common.output import flush_or_discard
 from mini_chat_gpt.common.terminal import console, format_duration
 from mini_chat_gpt.config import Config, PretrainSection, SFTSection, seconds_in
 from mini_chat_gpt.config_file import load_config, to_yaml
@@ -81,8 +82,9 @@ def begin(config: Config, section: SFTSection | PretrainSection) -> RunContext:
     set_up(config.system.seed, config.system.threads, world)
     if not world.is_main:
         warnings.simplefilter("ignore")  # rank 0 prints the same warnings
+    out = console(quiet=not world.is_main, optional=True)
     found = world.broadcast(lambda: find_run_folder(section, world.launch))
-    return RunContext(world, device, found.folder, found.checkpoint, console(quiet=not world.is_main), start_time)
+    return RunContext(world, device, found.folder, found.checkpoint, out, start_time)
 
 
 def execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Sequence[Callback] = ()) -> TrainResult:
@@ -236,6 +238,7 @@ def run_command(arguments: argparse.Namespace, job: Callable[[Config], TrainResu
         config = load_config(resumed / "config.yaml", ["training.time_limit=null", *arguments.overrides])
     result = job(config)
     distributed.leave()
+    flush_or_discard(sys.stdout)  # a run that has finished is a success even if its output is lost
     if result.stopped == "time limit" and launch is not None:
         return 0  # torchrun treats every other code as a failure and would restart the run
     return EXIT_CODES.get(result.stopped, 0)
