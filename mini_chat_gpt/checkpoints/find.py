@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import find_damage, free_name
+from mini_chat_gpt.common.files import find_damage, free_name, temporary_name
 from mini_chat_gpt.config import current_metric_name
 
 META, MODEL, OPTIMIZER = "mini_chat_gpt.json", "model.safetensors", "optimizer.safetensors"
@@ -151,16 +151,9 @@ def prune(run: Path, keep: int) -> None:
     for folder in folders[:-keep]:
         if folder != best:
             # Rename first, so that a half-deleted folder is never mistaken for a checkpoint.
-            doomed = folder.with_name(f".{folder.name}.old")
+            doomed = temporary_name(folder)
             folder.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
-
-
-def remove_partial(run: Path) -> None:
-    """Delete checkpoints that a killed process was writing or deleting. No other process may be training in this folder."""
-    for pattern in (".step-*.tmp", ".step-*.old"):
-        for leftover in run.glob(pattern):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def move_aside(run: Path, step: int) -> list[Path]:

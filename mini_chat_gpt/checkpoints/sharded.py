@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from mini_chat_gpt.common.distributed import World, is_dtensor
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import complete, draft_of, readable_disk_errors
+from mini_chat_gpt.common.files import complete, readable_disk_errors, temporary_name
 
 Tensors = dict[str, torch.Tensor]
 Like = Callable[[str], torch.Tensor | None]
@@ -39,7 +39,7 @@ def write_together(
 
     if world.broadcast(folder.exists):
         raise UserError(f"{folder} exists already and is not overwritten; choose another name or move it away.")
-    draft = world.broadcast(lambda: draft_of(folder))
+    draft = world.broadcast(lambda: temporary_name(folder))
     try:
         with readable_disk_errors(folder):
             for name, tensors in files.items():

@@ -1,7 +1,8 @@
 """Write files and folders atomically, and detect later damage with a manifest of sizes and hashes.
 
 A folder is written under a temporary name in the same parent and then renamed. If the process dies at any moment, the final
-name either does not exist or has all contents.
+name either does not exist or has all contents. The temporary name says which process made it, so that the next process that
+writes in the same parent can tell what a killed one left behind, and deletes it (`remove_leftovers`).
 """
 
 from __future__ import annotations
@@ -9,14 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
+import tempfile
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
 
 MANIFEST = "manifest.json"
 
@@ -46,20 +55,27 @@ def atomic_write_text(path: Path | str, text: str) -> None:
     path = Path(path)
     with readable_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with open(temporary, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name for a new file. On success the file replaces `path`, on an error it is deleted."""
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -71,7 +87,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     if path.exists():
         raise UserError(f"{path} exists already and is not overwritten; choose another name or move it away.")
-    draft = draft_of(path)
+    draft = temporary_name(path)
     with readable_disk_errors(path):
         try:
             draft.mkdir(parents=True)
@@ -88,11 +104,6 @@ def free_name(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
-
-
-def draft_of(path: Path) -> Path:
-    """Return a temporary name in the same parent as `path`."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def complete(draft: Path, path: Path) -> None:
@@ -118,6 +129,141 @@ def sync_folder(folder: Path) -> None:
                 os.close(handle)
 
 
+# Temporary names
+
+_TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-([1-9]\d{0,8})-(\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
+_EARLIER = re.compile(  # the names that versions of November 2026 used
+    r"\.(\.tokens-[0-9a-f]{16}|step-\d+|.*\.(npz|json|jsonl|yaml|txt|md|html))\.[0-9a-f]{8}\.tmp"
+    r"|\.step-\d+\.old|\.loss\.png\.tmp|\.draft-[0-9a-f]{8}"
+)
+_SECONDS_AT_REST = 3600.0
+"""A temporary of a process that can't be seen from here is left over if nothing in it has changed for this long."""
+
+
+def temporary_name(path: Path) -> Path:
+    """A new name next to `path` for contents that are incomplete, or that are being deleted. Deletes leftovers in the same parent.
+
+    It is `.NAME.MACHINE-PROCESS-START-RANDOM.tmp`: process ids are reused, so the name also has the start time of the process.
+    """
+    remove_leftovers(path.parent)
+    process = os.getpid()
+    owner = f"{_this_machine()}-{process}-{max(0, _start_time(process) or 0)}"
+    return path.with_name(f".{path.name[:40]}.{owner}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+def remove_leftovers(folder: Path, exclusive: bool = False) -> None:
+    """Delete the temporary files and folders that ended processes left in `folder`. Never raises.
+
+    What a living process is writing stays. With `exclusive` the caller holds the folder's lock, so no process of another
+    machine can be writing in it.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        leftovers = [Path(entry.path) for entry in entries if _is_left_over(Path(entry.path), exclusive)]
+        for leftover in leftovers:
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    leftover.unlink()
+
+
+def _is_left_over(path: Path, exclusive: bool) -> bool:
+    if match := _TEMPORARY.fullmatch(path.name):
+        machine, process, start = match[1], int(match[2]), int(match[3])
+        if machine == _this_machine() and os.name == "posix":
+            return not _is_running(process, start)
+    elif not _EARLIER.fullmatch(path.name):
+        return False
+    return exclusive or time.time() - _last_change(path) > _SECONDS_AT_REST
+
+
+@lru_cache
+def _this_machine() -> str:
+    """Eight digits that stand for this host, and for this container: containers number their processes independently."""
+    namespace = ""
+    with suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:8]
+
+
+def _is_running(process: int, start: int) -> bool:
+    """Whether the process that began at `start` still runs. A start time of 0 is unknown."""
+    try:
+        os.kill(process, 0)  # sends no signal
+    except ProcessLookupError:
+        return False
+    except OSError:  # it exists, but belongs to another user
+        pass
+    now = _start_time(process)
+    return now is None or now == start or (start == 0 and now >= 0)
+
+
+def _start_time(process: int) -> int | None:
+    """When a process began, in clock ticks since boot; -1 if it has ended (a zombie), None where there is no /proc."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return -1 if fields[0] in (b"Z", b"X") else int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _last_change(path: Path) -> float:
+    """The latest modification time of a file, or of a folder and everything in it."""
+    latest = 0.0
+    for folder, _, names in os.walk(path):
+        for name in (folder, *(os.path.join(folder, name) for name in names)):
+            with suppress(OSError):
+                latest = max(latest, os.lstat(name).st_mtime)
+    with suppress(OSError):
+        latest = max(latest, os.lstat(path).st_mtime)
+    return latest
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield an empty folder in the system's folder for temporary files, and delete it afterwards."""
+    folder = temporary_name(Path(tempfile.gettempdir()) / "mini_chat_gpt")
+    with readable_disk_errors(folder):
+        folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# Manifests
+
+
+def _require_plain(name: str) -> str:
+    """A name in a manifest must not lead out of its folder."""
+    if name != PurePosixPath(name).as_posix() or set(name) & set("\\:\0") or {"", ".", ".."} & set(name.split("/")):
+        raise ValueError("is not a relative path within the folder")
+    return name
+
+
+class ManifestEntry(JSONRecord):
+    """Size and hash of one file."""
+
+    size: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(JSONRecord):
+    """The contents of manifest.json."""
+
+    files: dict[Annotated[str, AfterValidator(_require_plain)], ManifestEntry]
+    written: float | None = None
+    """When the folder was written, in seconds since 1970; None in folders of November 2026."""
+    sha256: str | None = None
+    """Of the manifest itself, without this field."""
+
+    def digest(self) -> str:
+        """The hash that `sha256` must have."""
+        content = self.model_dump(exclude={"sha256"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's content."""
     with open(path, "rb") as file:
@@ -135,32 +281,62 @@ def _digest(file: Any) -> str:
 def write_manifest(folder: Path) -> None:
     """Write manifest.json with the size and hash of every file in `folder` and its subfolders."""
     files = {
-        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of(file)}
+        file.relative_to(folder).as_posix(): ManifestEntry(size=file.stat().st_size, sha256=sha256_of(file))
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file != folder / MANIFEST
     }
-    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+    manifest = Manifest(files=files, written=time.time())
+    content = manifest.model_dump() | {"sha256": manifest.digest()}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+class Damage(UserError):
+    """A folder is not what its manifest says."""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder. Raises Damage if it is missing, can't be read, or was changed."""
+    try:
+        manifest = read_json(folder / MANIFEST, Manifest, "")
+    except FileNotFoundError:
+        raise Damage(f"its {MANIFEST} is missing") from None
+    except DamagedJSON as error:
+        reason = str(error).removeprefix(f"{folder / MANIFEST} ").removesuffix("; .")
+        raise Damage(f"its {MANIFEST} can't be read: it {reason}") from None
+    if (manifest.written is not None or manifest.sha256 is not None) and manifest.sha256 != manifest.digest():
+        raise Damage(f"its {MANIFEST} can't be read: it has changed (its hash differs)")
+    return manifest
 
 
 def find_damage(folder: Path) -> str | None:
     """Compare a folder with its manifest; return a description of the first difference, or None if there is none."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError:
-        return "its manifest.json is missing"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "its manifest.json can't be read"
-    for name, entry in files.items():
-        file = folder / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != entry["size"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {entry['size']}"
-        if sha256_of(file) != entry["sha256"]:
-            return f"the content of {name} has changed (its hash differs)"
+        for name, entry in read_manifest(folder).files.items():
+            require_unchanged(folder, name, entry)
+    except Damage as error:
+        return str(error)
     return None
+
+
+def require_unchanged(folder: Path, name: str, entry: ManifestEntry) -> None:
+    """Raise Damage unless the file has the size and the hash of its entry in the manifest."""
+    file = folder / name
+    try:
+        if not file.is_file():
+            raise Damage(f"{name} is missing")
+        if (size := file.stat().st_size) != entry.size:
+            raise Damage(f"{name} has {size} bytes instead of {entry.size}")
+        if sha256_of(file) != entry.sha256:
+            raise Damage(f"the content of {name} has changed (its hash differs)")
+    except OSError as error:
+        raise Damage(f"{name} can't be read ({(error.strerror or str(error)).lower()})") from None
 
 
 def user_cache() -> Path:
     """Folder for reproducible files that can't be stored next to their source; XDG_CACHE_HOME moves it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mini_chat_gpt"
+    if configured := os.environ.get("XDG_CACHE_HOME"):
+        return Path(configured) / "mini_chat_gpt"
+    try:
+        return Path.home() / ".cache" / "mini_chat_gpt"
+    except RuntimeError:  # a user id without an entry in the user database, in a container
+        return Path(tempfile.gettempdir()) / f"mini_chat_gpt-{getattr(os, 'getuid', int)()}"

@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import atomic_folder, user_cache, write_json
+from mini_chat_gpt.common.files import atomic_folder, remove_leftovers, user_cache, write_json
 from mini_chat_gpt.config import DataSection
 from mini_chat_gpt.data.batching import Example, epoch_order
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
@@ -55,6 +55,7 @@ def tokenize_file(
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{tokenizer.fingerprint()}"
     name = f".tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     for parent in (path.parent, user_cache()):
+        remove_leftovers(parent)
         if (parent / name).is_dir():
             return TokenFile(parent / name)
     parent = path.parent if os.access(path.parent, os.W_OK) else user_cache()

@@ -12,11 +12,9 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,6 +30,7 @@ from mini_chat_gpt.common.device import pick_device, pick_precision
 from mini_chat_gpt.common.distributed import ALONE, World
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.files import scratch_folder
 from mini_chat_gpt.common.terminal import format_duration
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.config_file import parse_config
@@ -159,8 +158,8 @@ def cache_check(model: GPT, examples: Sequence[Example]) -> Check:
 
 def ranks_gradient(argv: Sequence[str]) -> Tensors:
     """Loss and gradients of the step in two processes, started by torchrun as training is."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "gradient.safetensors"
+    with scratch_folder() as folder:
+        file = folder / "gradient.safetensors"
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         command = [
             sys.executable,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -20,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import readable_disk_errors, sha256_of, write_json
+from mini_chat_gpt.common.files import readable_disk_errors, sha256_of, temporary_name, write_json
 from mini_chat_gpt.tinystories.records import FILE_NAMES
 
 SPLITS = ("train", "valid")
 SOURCE_FILE = "SOURCE.json"
-DRAFT = ".draft-"  # prefix of temporary folders
 MAX_HASHED_SIZE = 1 << 28  # bytes; hashing larger files takes too long
 SOURCE_DESCRIPTIONS = {
     "public": "the public data set TinyStories-Instruct",
@@ -129,7 +127,7 @@ def drafts(folder: Path) -> Iterator[Path]:
     SOURCE.json is moved last and replaces an older one. Raises UserError if any other file exists already.
     """
     make_folder(folder)
-    draft = folder / f"{DRAFT}{uuid.uuid4().hex[:8]}"
+    draft = temporary_name(folder / "draft")
     with readable_disk_errors(folder):
         try:
             draft.mkdir()

@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -90,6 +90,14 @@ def fetch_metadata(url: str, policy: RetryPolicy = RETRY_POLICY) -> Remote:
         raise UserError(_refusal(url, error)) from error
     except _Interrupted as error:
         raise NoConnection(f"Can't reach {url}: {error}; check the network, or choose a mirror with --url.") from error
+
+
+def remove_finished_metadata(folder: Path) -> None:
+    """Delete each NAME.part.json without its NAME.part: a process was killed just after it had renamed the complete file."""
+    for path in folder.glob("*.part.json"):
+        if not path.with_suffix("").exists():
+            with suppress(OSError):
+                path.unlink()
 
 
 def usable_part(target: Path, remote: Remote) -> int:

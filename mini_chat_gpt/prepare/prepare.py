@@ -17,8 +17,8 @@ from rich.console import Console
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.files import remove_leftovers
 from mini_chat_gpt.prepare.data_folder import (
-    DRAFT,
     SOURCE_DESCRIPTIONS,
     SPLITS,
     drafts,
@@ -41,6 +41,7 @@ from mini_chat_gpt.prepare.download import (
     fetch,
     fetch_metadata,
     part_path,
+    remove_finished_metadata,
     usable_part,
 )
 from mini_chat_gpt.prepare.own_files import import_files
@@ -81,6 +82,8 @@ def prepare(
     folder, out = Path(folder), out or Console(highlight=False)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder; choose another --folder.")
+    remove_leftovers(folder)
+    remove_finished_metadata(folder)
     present = present_files(folder)
     replacing = bool(present) and replace_sample
     if replacing and not is_untouched_sample(folder):
@@ -221,7 +224,7 @@ def notes(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"These are plain stories: `{COMMAND} --label FILE --folder NEW` makes records with words and sentences from them."
         )
-    for path in sorted(folder.glob(f"{DRAFT}*")):
+    for path in sorted(folder.glob(".draft*")):  # not removed at the start, so it may be in use
         lines.append(f"{path} is left over from a killed process; delete it if no process is writing to it.")
     for path in sorted(folder.glob("*.part")):
         lines.append(f"{path} is an unfinished download ({size_text(path.stat().st_size)}).")

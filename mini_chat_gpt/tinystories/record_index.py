@@ -13,14 +13,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import user_cache
+from mini_chat_gpt.common.files import remove_leftovers, replacing, user_cache
 from mini_chat_gpt.tinystories.records import (
     ENDING_UNKNOWN,
     FEATURES,
@@ -135,6 +134,7 @@ def _cache_places(path: Path) -> list[Path]:
 def _load(path: Path, stamp: list[str]) -> dict[str, Any] | None:
     """The cached index of the current state of the file, or None. A damaged cache is ignored."""
     for place in _cache_places(path):
+        remove_leftovers(place.parent)
         with contextlib.suppress(Exception), np.load(place, allow_pickle=False) as arrays:
             if list(arrays["stamp"]) == stamp:
                 return dict(arrays)
@@ -144,18 +144,11 @@ def _load(path: Path, stamp: list[str]) -> dict[str, Any] | None:
 def _save(path: Path, table: dict[str, Any]) -> None:
     """Write the cache. It only saves time, so a disk that can't be written to is not an error."""
     for place in _cache_places(path):
-        temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
+        with contextlib.suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
+            with replacing(place) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **table)
-            os.replace(temporary, place)
             return
-        except OSError:
-            continue
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 # Scanning

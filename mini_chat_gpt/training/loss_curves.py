@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from mini_chat_gpt.common.files import replacing
 from mini_chat_gpt.training.monitor import read_metrics
 
 if TYPE_CHECKING:
@@ -50,12 +51,8 @@ def draw_losses(folder: Path) -> Path | None:
     if not curves.train and not curves.held_out:
         return None
     figure = draw_figure({folder.resolve().name: curves})
-    draft = folder / f".{PLOT}.tmp"
-    try:
-        figure.savefig(draft, format="png", dpi=150)
-        draft.replace(folder / PLOT)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(folder / PLOT) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
     return folder / PLOT
 
 

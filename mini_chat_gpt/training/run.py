@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mini_chat_gpt.checkpoints.find import move_aside, read_state, remove_partial
+from mini_chat_gpt.checkpoints.find import move_aside, read_state
 from mini_chat_gpt.common import distributed
 from mini_chat_gpt.common.device import pick_device, pick_precision, set_up
 from mini_chat_gpt.common.distributed import World
 from mini_chat_gpt.common.entry import under_torchrun
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import atomic_write_text, write_json
+from mini_chat_gpt.common.files import atomic_write_text, remove_leftovers, write_json
 from mini_chat_gpt.common.output import flush_or_discard
 from mini_chat_gpt.common.terminal import console, format_duration
 from mini_chat_gpt.config import Config, PretrainSection, SFTSection, seconds_in
@@ -121,7 +121,7 @@ def _execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Seq
 
 def prepare_folder(prepared: Prepared, config: Config, run: RunContext, first_step: int) -> dict[str, Any]:
     """Prepare the run's folder for training from `first_step` on. Returns the content of run.json."""
-    remove_partial(run.folder)
+    remove_leftovers(run.folder, exclusive=True)  # the folder's lock is held
     for moved in move_aside(run.folder, first_step):
         run.out.print(
             f"{moved} is damaged or later than the resumed checkpoint; it is kept under this name.", markup=False

@@ -1,12 +1,20 @@
 """Files and folders are complete or absent, and later damage is detected."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import atomic_folder, atomic_write_text, find_damage, readable_disk_errors
+from mini_chat_gpt.common.files import (
+    atomic_folder,
+    atomic_write_text,
+    find_damage,
+    read_manifest,
+    readable_disk_errors,
+    user_cache,
+)
 
 
 def fill(folder: Path) -> Path:
@@ -50,6 +58,55 @@ def test_damage_is_described(tmp_path, harm, words):
     folder = fill(tmp_path / "x")
     harm(folder)
     assert words in find_damage(folder)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "[]", "null", "1", '"files"', "{}", '{"files": null}', '{"files": []}', '{"files": {"a.txt": null}}',
+        '{"files": {"a.txt": {"size": 5, "sha25v": "x"}}}', '{"files": {"a.txt": {"size": "5", "sha256": "x"}}}',
+        '{"files": {"a.txt": {"size": 1e999, "sha256": "x"}}}', "[" * 100_000, "1" * 100_000, "", "\0", "{" * 50,
+    ],
+)  # fmt: skip
+def test_a_manifest_of_another_structure_is_damage(tmp_path, manifest):
+    folder = fill(tmp_path / "x")
+    (folder / "manifest.json").write_text(manifest)
+    assert find_damage(folder).startswith("its manifest.json can't be read: it ")
+
+
+@pytest.mark.parametrize("name", ["../x/a.txt", "/etc/passwd", "", ".", "part/../a.txt", "a\\b", "C:a", "a\0", "a//b"])
+def test_a_name_that_leads_out_of_the_folder_is_damage(tmp_path, name):
+    folder = fill(tmp_path / "x")
+    entry = {"size": 5, "sha256": "0" * 64}
+    (folder / "manifest.json").write_text(json.dumps({"files": {name: entry}}))
+    assert "is not a relative path within the folder" in find_damage(folder)
+
+
+def test_a_flipped_bit_of_a_manifest_is_damage(tmp_path):
+    folder = fill(tmp_path / "x")
+    original = (folder / "manifest.json").read_bytes()
+    manifest = read_manifest(folder)
+    for bit in range(0, 8 * len(original), 11):  # sampled
+        changed = bytearray(original)
+        changed[bit // 8] ^= 1 << bit % 8
+        (folder / "manifest.json").write_bytes(changed)
+        assert find_damage(folder) or read_manifest(folder) == manifest  # such as another kind of whitespace
+
+
+def test_a_manifest_of_november_2026_has_no_hash_of_its_own(tmp_path):
+    folder = fill(tmp_path / "x")
+    content = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({"files": content["files"]}))
+    assert find_damage(folder) is None
+    assert read_manifest(folder).written is None
+
+
+def test_without_a_home_folder_the_cache_is_a_temporary_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert user_cache().parent == tmp_path
 
 
 def test_the_manifest_covers_subfolders(tmp_path):

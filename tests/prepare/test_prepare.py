@@ -15,6 +15,7 @@ from file_server import FileServer, running
 from tiny_disk import tiny_disk
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.files import temporary_name
 from mini_chat_gpt.prepare import data_folder, own_files, prepare
 from mini_chat_gpt.prepare.data_folder import read_source
 from mini_chat_gpt.prepare.download import RetryPolicy
@@ -408,3 +409,15 @@ def test_a_users_mistake_gives_one_sentence_and_exit_code_2(folder: Path) -> Non
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_start(folder: Path) -> None:
+    run(folder, "--sample")
+    ended = subprocess.Popen([sys.executable, "-c", "pass"])
+    ended.wait()
+    draft = temporary_name(folder / "draft")
+    owner = draft.name.split("-")
+    draft.with_name("-".join([owner[0], str(ended.pid), *owner[2:]])).mkdir()
+    (folder / f"{TRAIN}.part.json").write_text("{}")  # killed just after the complete file had got its name
+    run(folder)
+    assert sorted(path.name for path in folder.iterdir() if path.suffix in (".tmp", ".json")) == ["SOURCE.json"]
