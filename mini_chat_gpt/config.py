@@ -315,6 +315,12 @@ class SystemSection(Section):
     """CPU threads (null = PyTorch's default)."""
 
 
+def _wandb_mode(mode: Any) -> Any:
+    """The mode without differences in case and blanks, and without wandb's old names."""
+    word = mode.strip().lower() if isinstance(mode, str) else mode
+    return {"dryrun": "offline", "run": "online"}.get(word, word) if isinstance(word, str) else word
+
+
 class WandbSection(Section):
     """Logging to wandb.ai. The run folder always has metrics.jsonl."""
 
@@ -324,7 +330,7 @@ class WandbSection(Section):
     """Project name."""
     name: str | None = None
     """Run name (null = the name of the run folder)."""
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    mode: Annotated[Literal["auto", "online", "offline", "disabled"], BeforeValidator(_wandb_mode)] = "auto"
     """auto = online if there is an account and a network, else offline."""
 
 

@@ -18,7 +18,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.terminal import format_size
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.training.compile import choose_compiling
-from mini_chat_gpt.training.monitor import wandb_mode
+from mini_chat_gpt.training.wandb_run import choose_mode
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def other_torch_processes() -> Iterator[str]:
 
 
 def _wandb(config: Config) -> Finding:
-    mode = wandb_mode(config.wandb)
+    mode, note = choose_mode(config.wandb)
+    if note:
+        return Finding("ok", "wandb", note)
     if mode == "offline":
         return Finding(
             "ok", "wandb", "offline (no account or no network): saved in the run folder; `wandb sync` uploads it"

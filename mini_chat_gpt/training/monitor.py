@@ -5,29 +5,34 @@ All of them get the same metrics with the same names. If several processes train
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
-import secrets
-import socket
-import string
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, Literal, TextIO, cast
+from typing import Annotated, Any, TypeVar, cast
 
+from pydantic import Strict
 from rich.console import Console
 
-from mini_chat_gpt.common.files import atomic_write_text
-from mini_chat_gpt.common.terminal import StatusItem, format_size
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.files import atomic_write_text, readable_disk_errors
+from mini_chat_gpt.common.json_files import DamagedJSON, parse_json
+from mini_chat_gpt.common.terminal import StatusItem, console, format_size
+from mini_chat_gpt.common.text import well_formed
 from mini_chat_gpt.config import WandbSection
+from mini_chat_gpt.training.wandb_run import start_wandb
+
+T = TypeVar("T")
 
 METRICS = "metrics.jsonl"
 MIN_WAIT_FRACTION = 0.02
 """Fraction of the time spent waiting for data from which on the display shows it."""
-
-WandbMode = Literal["online", "offline", "disabled"]
 
 
 class Monitor:
@@ -42,13 +47,14 @@ class Monitor:
         folder: Path,
         wandb: WandbSection,
         settings: dict[str, Any],
-        console: Console | None = None,
+        out: Console | None = None,
         run_id: str | None = None,
         active: bool = True,
     ) -> None:
-        self.console = (console or Console(highlight=False)) if active else Console(quiet=True)
+        self.console = (out or console(optional=True)) if active else Console(quiet=True)
+        self._failures: dict[str, str] = {}
         self._wandb = start_wandb(wandb, folder, settings, self.console, run_id) if active else None
-        self._file = _open_to_append(folder / METRICS) if active else None  # closed in __exit__
+        self._file = MetricsFile(folder / METRICS) if active else None
 
     def __enter__(self) -> Monitor:
         return self
@@ -62,14 +68,40 @@ class Monitor:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record metrics of an optimizer step (counted from 1)."""
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | metrics) + "\n")
-            self._file.flush()
+            file, line = self._file, json.dumps({"step": step, "time": round(time.time(), 3)} | metrics) + "\n"
+            self.attempt(f"Writing {METRICS}", lambda: file.append(line))
         if self._wandb is not None:
             self._wandb.log(step, metrics)
 
     def message(self, text: str) -> None:
         """Print a line above the progress display. `text` is printed literally, brackets included."""
+        text = well_formed(text)
         self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)  # no line breaks in a log file
+
+    def attempt(self, what: str, call: Callable[[], T]) -> T | None:
+        """Do something that training can go on without. A failure is one line, and the result None.
+
+        `what` is a noun phrase, such as "Writing samples.txt". The same failure is printed once until it has succeeded again.
+        """
+        try:
+            result = call()
+        except Exception as error:
+            reason = describe_error(error)
+            if self._failures.get(what) != reason:
+                self._failures[what] = reason
+                self.message(f"{what} failed ({reason}); training goes on.")
+            return None
+        self._failures.pop(what, None)
+        return result
+
+
+def describe_error(error: BaseException) -> str:
+    """The reason of a failure in a few words: that of the disk, our own sentence, or the exception's first line."""
+    cause = error.__cause__ if isinstance(error, UserError) else error
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror.lower()
+    words = (str(error).strip() or "no message").splitlines()[0]
+    return words.removesuffix(".") if isinstance(error, UserError) else f"{type(error).__name__}: {words[:200]}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +144,7 @@ def _rate(per_second: float) -> str:
 def read_metrics(folder: Path) -> Iterator[dict[str, float]]:
     """The lines of a run's metrics.jsonl, {"step", "time", name: value, …}; none if there is no file.
 
-    Incomplete lines, which a killed process leaves, are skipped.
+    Damaged lines, and the incomplete one that a killed process leaves, are skipped.
     """
     return (metrics for _, metrics in _complete_lines(folder / METRICS))
 
@@ -128,126 +160,71 @@ def keep_metrics_until(folder: Path, step: int) -> None:
         atomic_write_text(path, "".join(f"{line}\n" for line in lines))
 
 
+_Metrics = dict[str, Annotated[float, Strict()]]
+MAX_LINE = 2**16
+"""Bytes in a line; a step with 100 metrics has 5,000. A file without line ends, such as one of zeros, is never read as a whole."""
+
+
 def _complete_lines(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
     """Lines with the metrics of a step, as text and parsed."""
     if not path.is_file():
         return
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                metrics = json.loads(line)
-            except ValueError:
+    continued = False
+    with readable_disk_errors(path), open(path, "rb") as file:
+        while data := file.readline(MAX_LINE):
+            begun, continued = continued, len(data) == MAX_LINE and not data.endswith(b"\n")
+            if begun or continued:
                 continue
-            if isinstance(metrics, dict) and isinstance(metrics.get("step"), int):
-                yield line.rstrip("\n"), metrics
+            try:
+                metrics = parse_json(data, cast(type[dict[str, float]], _Metrics), str(path), "the line is skipped")
+            except DamagedJSON:
+                continue
+            if 0 <= (step := metrics.get("step", -1.0)) < 2**53 and step.is_integer():
+                yield data.decode("utf-8").rstrip("\r\n"), metrics | {"step": int(step)}
 
 
-def _open_to_append(path: Path) -> TextIO:
-    """Open a file for new lines. An incomplete line at its end, left by a killed process, is terminated first."""
-    with open(path, "a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-    return open(path, "a", encoding="utf-8")
+class MetricsFile:
+    """metrics.jsonl, open for new lines. The file is made anew if it has been deleted. Raises UserError if it can't be opened."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with readable_disk_errors(path):
+            self._file = self._open()
 
-# wandb
-
-
-class WandbRun:
-    """A started wandb run. Neither `log` nor `finish` ever raises: a failure of wandb must not end the training."""
-
-    def __init__(self, run: Any, console: Console) -> None:
-        self._run, self._console = run, console
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log metrics at their optimizer step."""
-        self._guarded(lambda: self._run.log(dict(metrics), step=step))
-
-    def finish(self, failed: bool) -> None:
-        """Finish the run; it can be resumed later."""
-        self._guarded(lambda: self._run.finish(exit_code=1 if failed else 0))
-
-    def _guarded(self, call: Callable[[], None]) -> None:
-        if self._run is None:
-            return
+    def append(self, line: str) -> None:
+        """Write a line, in one piece. Raises OSError."""
+        if self._file.closed or not self._is_in_place():
+            self.close()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._open()
         try:
-            call()
-        except Exception as error:  # wandb's own process was killed, its folder was deleted, …
-            self._run = None
-            self._console.print(
-                f"wandb has failed ({type(error).__name__}); metrics are still written to {METRICS}.", markup=False
-            )
+            written = self._file.write(line.encode("utf-8"))
+            if written != len(line.encode("utf-8")):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self.close()  # opened again, it begins a new line
+            raise
 
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
-def new_run_id() -> str:
-    """A random id for a wandb run, in wandb's own format. It does not depend on any seed."""
-    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+        except OSError:
+            return False
 
-
-def start_wandb(
-    section: WandbSection, folder: Path, settings: dict[str, Any], console: Console, run_id: str | None = None
-) -> WandbRun | None:
-    """Start or resume a wandb run; None if wandb is disabled or fails to start, in which case a message is printed.
-
-    A resumed run keeps its id and logs by optimizer step, so its parts form one curve. wandb ignores steps that it has
-    already: those that a killed process logged after its last checkpoint.
-    """
-    mode = wandb_mode(section)
-    if mode == "disabled":
-        return None
-    os.environ.setdefault("WANDB_SILENT", "true")
-    try:
-        import wandb  # here, because it takes a second
-
-        run = wandb.init(
-            mode=mode,
-            project=section.project,
-            name=section.name or folder.name,
-            dir=str(folder),
-            config=settings,
-            allow_val_change=True,  # a resumed run may have other settings
-            settings=wandb.Settings(init_timeout=20, silent=True, console="off"),
-            id=run_id,
-            resume="allow" if run_id else None,
-        )
-        return WandbRun(run, console)
-    except Exception as error:  # whatever goes wrong in wandb, training must start
-        console.print(f"wandb ({mode}) failed to start ({type(error).__name__}); using only {METRICS}.", markup=False)
-        return None
-
-
-def wandb_mode(section: WandbSection) -> WandbMode:
-    """The mode to use: "auto" means online with an account and a network, otherwise offline. WANDB_MODE overrides "auto"."""
-    if not section.enabled:
-        return "disabled"
-    if section.mode != "auto":
-        return section.mode
-    mode = os.environ.get("WANDB_MODE")
-    if mode in ("online", "offline", "disabled"):
-        return cast(WandbMode, mode)
-    reachable = has_wandb_account() and can_connect(os.environ.get("WANDB_BASE_URL", "api.wandb.ai"))
-    return "online" if reachable else "offline"
-
-
-def has_wandb_account() -> bool:
-    """Whether an API key is configured. Does not import wandb."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    try:
-        return "wandb" in netrc.read_text(encoding="utf-8")
-    except OSError:
-        return False
-
-
-def can_connect(address: str, seconds: float = 3.0) -> bool:
-    """Whether a server answers at an address such as "api.wandb.ai" or "http://127.0.0.1:8080"."""
-    host = address.split("://")[-1].split("/")[0]
-    name, _, port = host.partition(":")
-    try:
-        with socket.create_connection((name, int(port or 443)), timeout=seconds):
-            return True
-    except (OSError, ValueError):
-        return False
+    def _open(self) -> FileIO:
+        """An incomplete line at the end of the file, left by a killed process or a full disk, is terminated first."""
+        file = FileIO(self.path, "a+")
+        try:
+            if size := file.seek(0, os.SEEK_END):
+                file.seek(size - 1)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+        except OSError:
+            file.close()
+            raise
+        return file

@@ -40,7 +40,7 @@ from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.compile import choose_compiling, compile_model
 from mini_chat_gpt.training.job import Callback, Prepared, TrainResult
 from mini_chat_gpt.training.loss_curves import draw_losses
-from mini_chat_gpt.training.monitor import Monitor, keep_metrics_until, new_run_id
+from mini_chat_gpt.training.monitor import Monitor, keep_metrics_until
 from mini_chat_gpt.training.run_folder import (
     METADATA,
     RESULT,
@@ -55,6 +55,7 @@ from mini_chat_gpt.training.stop import EXIT_CODES
 from mini_chat_gpt.training.time_budget import time_run
 from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.training.trainer import Trainer
+from mini_chat_gpt.training.wandb_run import new_run_id
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ config.yaml next to it. Collecting it takes milliseconds, whatever the size of t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -18,6 +19,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ import torch
 from mini_chat_gpt import __version__
 from mini_chat_gpt.checkpoints.find import find_checkpoint, is_checkpoint, read_state, steps_of
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.files import readable_disk_errors
 from mini_chat_gpt.config import PretrainSection, SFTSection
 
 METADATA = "run.json"
@@ -114,9 +117,20 @@ def free_run_folder(save_dir: Path | str) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a run folder within the block. Raises UserError if another process is training in it."""
-    with open(folder / LOCK, "a", encoding="utf-8") as file:
-        if not _lock(file):
+    """Lock a run folder within the block. Raises UserError if another process is training in it, or if it can't be written."""
+    with readable_disk_errors(folder / LOCK):
+        file = open(folder / LOCK, "a", encoding="utf-8")
+    with file:
+        try:
+            locked_by_another = not _lock(file)
+        except OSError as error:  # some network file systems have no locks
+            reason = (error.strerror or str(error)).lower()
+            warnings.warn(
+                f"{folder} can't be locked ({reason}), so nothing prevents a second process from training in it.",
+                stacklevel=3,
+            )
+            locked_by_another = False
+        if locked_by_another:
             raise UserError(f"Another process is training in {folder}; wait for it, or stop it first.")
         yield
 
@@ -131,15 +145,20 @@ def is_locked(folder: Path) -> bool:
 
 
 def _lock(file: TextIO) -> bool:
-    """Lock an open file until it is closed or the process ends; False if another process has locked it. No-op on Windows."""
+    """Lock an open file until it is closed or the process ends; False if another process has locked it. No-op on Windows.
+
+    Raises OSError if the file system has no locks.
+    """
     try:
         import fcntl
     except ImportError:
         return True
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike a lock of flock, worker processes do not inherit it
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
     return True
 
 

@@ -13,7 +13,9 @@ import pytest
 from rich.console import Console
 
 from mini_chat_gpt.config import WandbSection
-from mini_chat_gpt.training.monitor import Monitor, keep_metrics_until, new_run_id, read_metrics, wandb_mode
+from mini_chat_gpt.training import wandb_run
+from mini_chat_gpt.training.monitor import Monitor, keep_metrics_until, read_metrics
+from mini_chat_gpt.training.wandb_run import choose_mode, new_run_id
 
 METRICS = [
     {"sft/train_loss": 2.5, "sft/lr": 1e-5, "sft/tokens_per_second": 1234.5},
@@ -95,7 +97,16 @@ def log_steps(monitor: Monitor, first: int, last: int) -> None:
 
 @pytest.fixture
 def no_account(monkeypatch, tmp_path):
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_SILENT"):
+    names = (
+        "WANDB_API_KEY",
+        "WANDB_MODE",
+        "WANDB_BASE_URL",
+        "WANDB_SILENT",
+        "WANDB_DISABLED",
+        "WANDB_DIR",
+        "WANDB_CONFIG_DIR",
+    )
+    for name in names:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
 
@@ -171,14 +182,14 @@ def test_wandb_writes_nothing_to_the_terminal(tmp_path, no_account):
 
 
 def test_wandb_is_online_only_with_an_account_and_a_network(monkeypatch, no_account, tmp_path):
-    assert wandb_mode(WandbSection()) == "offline"
+    assert choose_mode(WandbSection())[0] == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no server listens there
-    assert wandb_mode(WandbSection()) == "offline"
-    assert wandb_mode(WandbSection(mode="online")) == "online"
-    assert wandb_mode(WandbSection(enabled=False)) == "disabled"
+    assert choose_mode(WandbSection())[0] == "offline"
+    assert choose_mode(WandbSection(mode="online"))[0] == "online"
+    assert choose_mode(WandbSection(enabled=False))[0] == "disabled"
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert wandb_mode(WandbSection()) == "disabled"
+    assert choose_mode(WandbSection())[0] == "disabled"
 
 
 def test_training_continues_if_wandb_fails_to_start(tmp_path, monkeypatch, no_account):
@@ -205,3 +216,105 @@ def test_training_continues_if_wandb_fails_later_with_one_message(tmp_path, monk
         log_steps(monitor, 1, 5)
     assert console.export_text().count("wandb has failed (BrokenPipeError)") == 1
     assert len(list(read_metrics(tmp_path))) == 6
+
+
+# The mode
+
+
+@pytest.fixture
+def account(monkeypatch, no_account, tmp_path):
+    """A user who would be online by default, with a home folder of their own, in an empty folder."""
+    monkeypatch.setattr(wandb_run, "can_connect", lambda *_: True)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert choose_mode(WandbSection()) == ("online", "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode"),
+    [
+        ({"WANDB_MODE": "dryrun"}, "offline"),
+        ({"WANDB_MODE": " Offline "}, "offline"),
+        ({"WANDB_MODE": "DISABLED"}, "disabled"),
+        ({"WANDB_MODE": "run"}, "online"),
+        ({"WANDB_MODE": ""}, "online"),
+        ({"WANDB_DISABLED": "true"}, "disabled"),
+        ({"WANDB_DISABLED": "1", "WANDB_MODE": "online"}, "disabled"),
+        ({"WANDB_DISABLED": "false"}, "online"),
+        ({"WANDB_DISABLED": "0", "WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_API_KEY": ""}, "offline"),
+        ({"WANDB_API_KEY": "  "}, "offline"),
+    ],
+)
+def test_variables_of_wandb_choose_the_mode(monkeypatch, account, variables, mode):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert choose_mode(WandbSection()) == (mode, "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"WANDB_MODE": "off-line"}, "WANDB_MODE has the unknown value 'off-line'"),
+        ({"WANDB_MODE": "none"}, "WANDB_MODE has the unknown value 'none'"),
+        ({"WANDB_DISABLED": "maybe"}, "WANDB_DISABLED has the unknown value 'maybe'"),
+        ({"WANDB_DISABLED": "maybe", "WANDB_MODE": "online"}, "WANDB_DISABLED"),
+    ],
+)
+def test_what_is_not_known_never_goes_online(monkeypatch, account, variables, words):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    mode, note = choose_mode(WandbSection())
+    assert mode == "offline"
+    assert words in note
+
+
+@pytest.mark.parametrize(
+    ("content", "mode"),
+    [("[default]\nmode = offline\n", "offline"), ("[default]\nmode = disabled\n", "disabled"),
+     ("[default]\ndisabled = true\n", "disabled"), ("[default]\nproject = x\n", "online"), ("", "online"),
+     ("mode = offline", "offline"), ("\xff\xfe", "offline"), ("[default]\nmode = nowhere\n", "offline")],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["wandb/settings", ".config/wandb/settings"])
+def test_what_wandb_was_told_by_its_own_commands_is_respected(tmp_path, account, place, content, mode):
+    file = tmp_path / place
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content.encode("latin-1"))
+    assert choose_mode(WandbSection())[0] == mode
+
+
+def test_an_unknown_mode_is_said_and_wandb_still_records_offline(tmp_path, monkeypatch, no_account):
+    monkeypatch.setenv("WANDB_MODE", "nowhere")
+    out = Console(record=True, file=open(tmp_path / "out", "w"), width=200)
+    with Monitor(tmp_path, WandbSection(), {}, out) as monitor:
+        monitor.log(1, METRICS[0])
+    assert out.export_text() == "wandb is offline, because WANDB_MODE has the unknown value 'nowhere'.\n"
+    assert len(settled_parts(tmp_path, 1)) == 1
+
+
+@pytest.mark.parametrize("mode", ["Offline", " offline ", "dryrun", "OFFLINE"])
+def test_the_setting_takes_the_same_words_as_the_variable(mode):
+    assert WandbSection(mode=mode).mode == "offline"
+
+
+@pytest.mark.parametrize(
+    "netrc", [b"machine caf\xe9 api.wandb.ai", b"\xff\xfe", "folder", "loop", b"machine api.wandb.ai"]
+)
+def test_no_netrc_ends_a_run(tmp_path, monkeypatch, no_account, netrc):
+    place = tmp_path / ".netrc"
+    if netrc == "folder":
+        place.mkdir()
+    elif netrc == "loop":
+        place.symlink_to(place)
+    else:
+        place.write_bytes(netrc)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC")
+    assert wandb_run.has_wandb_account() == (b"wandb" in netrc if isinstance(netrc, bytes) else False)
+
+
+def test_a_user_without_a_home_folder_is_offline(monkeypatch, no_account):
+    monkeypatch.delenv("NETRC")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert choose_mode(WandbSection()) == ("offline", "")

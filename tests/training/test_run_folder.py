@@ -106,6 +106,47 @@ def test_a_folder_in_which_another_process_trains_is_not_used(tmp_path):
         pass
 
 
+LOCKING = """
+import errno, fcntl, sys
+from pathlib import Path
+from mini_chat_gpt.common.entry import exit_with
+from mini_chat_gpt.training.run_folder import free_run_folder, locked
+
+def refuse(*_):
+    raise OSError(getattr(errno, sys.argv[2]), sys.argv[2])
+
+fcntl.lockf = refuse
+
+def main():
+    with locked(Path(sys.argv[1])):
+        print("trained in", free_run_folder(sys.argv[1]).name)
+    return 0
+
+exit_with(main)
+"""
+
+
+@pytest.mark.parametrize("name", ["ENOLCK", "EOPNOTSUPP", "ENOSYS", "EINVAL", "EIO", "EACCES", "EAGAIN"])
+def test_a_file_system_without_locks_is_a_warning_and_not_another_process(tmp_path, name):
+    folder = tmp_path / "sft"
+    folder.mkdir()
+    done = subprocess.run([sys.executable, "-c", LOCKING, str(folder), name], capture_output=True, text=True)
+    if name in ("EACCES", "EAGAIN"):
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "Another process is training in" in done.stderr
+    else:
+        assert (done.returncode, done.stdout) == (0, "trained in sft\n")
+        assert f"warning: {folder} can't be locked ({name.lower()}), so nothing prevents" in done.stderr
+
+
+def test_a_lock_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match=r"Can't write .*\.lock: is a directory"), locked(tmp_path):
+        pass
+    with pytest.raises(UserError, match=r"Can't write .*\.lock: no such file"), locked(tmp_path / "nowhere"):
+        pass
+
+
 @pytest.mark.parametrize("damage", ["truncated", "bit flipped", "file missing", "manifest missing"])
 @pytest.mark.parametrize("asked", ["auto", "run"])
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, run, damage, asked):
