@@ -1,0 +1,51 @@
+"""Runs pytest in children of a process that has imported the slow libraries, for the mutation test.
+
+Reads {"tests": [...], "seconds": n} from standard input, one request a line, and answers "passed", "failed" or "timeout".
+The package itself is imported in the child, from the current folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+
+for library in ("numpy", "torch", "torch._dynamo", "yaml", "pydantic", "pytest", "hypothesis", "safetensors.torch", "rich.live",
+                "tiktoken", "rustbpe", "transformers.models.llama.modeling_llama"):  # fmt: skip
+    importlib.import_module(library)
+
+
+def run_in_child(tests: list[str], seconds: float) -> str:
+    """The result of pytest on these files."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(null, number)
+        code = 1
+        with contextlib.suppress(BaseException):
+            code = int(
+                importlib.import_module("pytest").main([*tests, "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"])
+            )
+        os._exit(code)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)  # what its tests have left behind
+            return "passed" if status == 0 else "failed"
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "timeout"
+
+
+sys.path.insert(0, os.getcwd())
+for request in map(json.loads, sys.stdin):
+    print(run_in_child(request["tests"], request["seconds"]), flush=True)
