@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,8 +17,10 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from mini_chat_gpt.common import rank_failures
 from mini_chat_gpt.common.entry import under_torchrun
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.rendezvous import open_store
 
 T = TypeVar("T")
 
@@ -107,9 +108,11 @@ def join(device_type: str, environment: Mapping[str, str] = os.environ) -> World
     if world.size > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
         try:
+            store = open_store(world.rank, world.size, environment)
+            rank_failures.watch(world.rank, world.size, store)
             dist.init_process_group(
                 backend,
-                store=_rendezvous_store(world, environment),
+                store=store,
                 rank=world.rank,
                 world_size=world.size,
                 timeout=timedelta(minutes=30),
@@ -123,56 +126,20 @@ def join(device_type: str, environment: Mapping[str, str] = os.environ) -> World
     return world
 
 
-def _rendezvous_store(world: World, environment: Mapping[str, str]) -> dist.TCPStore:
-    """A store that only the processes of this start use.
-
-    torchrun's own store exists as long as torchrun. After a restart it still has the addresses of the previous processes, for
-    which the new ones would wait. Rank 0 therefore opens a new store at each start and publishes its address in torchrun's
-    store. A process that reads the address of a previous start cannot connect, or finds its rank taken, and reads again.
-    """
-    host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
-    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
-        return dist.TCPStore(host, port, world.size, world.is_main)
-    agent_store = dist.TCPStore(host, port, is_master=False)
-    if world.is_main:
-        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        agent_store.set(ADDRESS, f"{host} {store.port}")
-        return store
-    deadline = time.monotonic() + 300
-    while True:
-        host, port_text = agent_store.get(ADDRESS).decode().split()
-        try:
-            store = dist.TCPStore(host, int(port_text), is_master=False, timeout=timedelta(seconds=5))
-            if store.add(f"taken/{world.rank}/{world.size}", 1) == 1:
-                store.set_timeout(timedelta(minutes=30))
-                return store
-        except RuntimeError:  # the store of a previous start: no process listens at its address
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.2)
-
-
-ADDRESS = "mini_chat_gpt/rendezvous"
-
-
 @contextmanager
 def peer_loss_as_user_error(world: World) -> Iterator[None]:
     """Turn the exceptions that PyTorch raises after the loss of another process into a UserError."""
     try:
         yield
     except RuntimeError as error:
-        text = str(error)
-        is_peer_lost = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text or "Connection" in text
-        if world.size == 1 or not is_peer_lost:
-            raise
-        raise UserError(
-            f"Process {world.rank} of {world.size} has lost the connection to another one ({text.splitlines()[0][-120:]}); "
-            "the last message of that process gives the reason. The run can be resumed from its last checkpoint."
-        ) from None
+        if lost := rank_failures.lost_connection(error, world.rank, world.size):
+            raise UserError(lost) from None
+        raise
 
 
 def leave() -> None:
     """Leave the run, if this process has joined one."""
+    rank_failures.stop_watching()
     if dist.is_initialized():
         dist.destroy_process_group()
 

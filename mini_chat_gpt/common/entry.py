@@ -1,12 +1,15 @@
-"""Start and end of every command: exit code 0, 2 with one sentence for a user's mistake, 130 after Ctrl-C."""
+"""Start and end of every command: exit code 0, 2 with one sentence for a user's mistake, 130 after Ctrl-C.
+
+Under torchrun the message is printed once, see `rank_failures`.
+"""
 
 from __future__ import annotations
 
 import atexit
 import gc
 import os
+import signal
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,17 +40,9 @@ def under_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
     return "TORCHELASTIC_RUN_ID" in environment
 
 
-def _rank_prefix() -> str:
-    """ "" for rank 0, otherwise "[rank 1] ".
-
-    All ranks usually fail with the same error. The other ranks wait first, and torchrun ends them when rank 0 has failed, so
-    that the error is printed once.
-    """
-    rank = os.environ.get("RANK", "0")
-    if rank == "0" or not under_torchrun():
-        return ""
-    time.sleep(3)
-    return f"[rank {rank}] "
+def one_of_several_ranks(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is one of several processes that torchrun started."""
+    return under_torchrun(environment) and int(environment.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager
@@ -75,15 +70,26 @@ def exit_with(main: Callable[[], int]) -> None:
         code = main()
         code = _lost_output() or code
     except UserError as error:
-        print(f"{_rank_prefix()}error: {error}", file=_ERRORS)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=_ERRORS)
-        code = 130
-    except OSError:
-        if not (code := _lost_output(probe="\n")):
+        code = _report(error, 2, f"error: {error}")
+    except KeyboardInterrupt as error:
+        code = _report(error, 130, "interrupted")
+    except Exception as error:
+        if one_of_several_ranks():
+            code = _report(error, 1, "")
+        elif not isinstance(error, OSError) or not (code := _lost_output(probe="\n")):
             raise
     _exit(code)
+
+
+def _report(error: BaseException, code: int, message: str) -> int:
+    """Print the message, once if there are several ranks. Returns the exit code."""
+    if not one_of_several_ranks():
+        print(message, file=_ERRORS)
+        return code
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process is ending already
+    from mini_chat_gpt.common import rank_failures  # here, because it imports torch
+
+    return rank_failures.report(error, code, message)
 
 
 def _lost_output(probe: str = "") -> int:

@@ -1,0 +1,213 @@
+"""The failure of one process (rank) under torchrun: one message, printed by rank 0, and the end of all other ranks.
+
+A rank that fails records its exit code and its message in the store of the run. The first record counts. Every rank watches the
+store in a thread: rank 0 prints the message, and all ranks end with the same exit code and without a message of their own. Ranks
+that wait for the failed one in a collective get an error when it exits. A rank that does not is ended after `GRACE` seconds.
+
+So no collective needs a way to report errors, and it does not matter where a rank fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import re
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.rendezvous import open_store
+
+FAILURE, PRINTED, NOTICED = "mini_chat_gpt/failure", "mini_chat_gpt/failure_printed", "mini_chat_gpt/failure_noticed"
+GRACE = 30.0
+"""Seconds after which a rank that has noticed a failure is ended. A checkpoint that is being written can be completed in them."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run of several ranks ends."""
+
+    rank: int
+    code: int  # exit code of all ranks
+    message: str  # for rank 0 to print; "" if the failed rank has printed it
+
+
+class FailureWatch:
+    """Watches for the failure of another rank, in a thread, and reports that of this one."""
+
+    def __init__(self, rank: int, size: int, store: dist.TCPStore) -> None:
+        self.rank, self.size = rank, size
+        # A connection of its own: that of the process group is locked while PyTorch waits for another rank.
+        self._store = dist.TCPStore(store.host, store.port, is_master=False, timeout=timedelta(seconds=20))
+        self._keep = store  # the store ends with rank 0's object
+        # Nothing is sent through this connection. Its end means that of rank 0, and PyTorch prints 20 lines for each request then.
+        self._lifeline = socket.create_connection((store.host, store.port), timeout=20)
+        self._lifeline.setblocking(False)
+        self.failure: Failure | None = None
+        self._lock, self._stopped = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="rank failures", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, because this rank has finished."""
+        self._stopped.set()
+        self._thread.join()
+
+    def report(self, failure: Failure, printed: bool = False, details: str = "") -> Failure:
+        """Record this rank's failure unless another rank has failed before. Returns the failure that counts.
+
+        Returns when the other ranks have noticed it, or after some seconds. `printed` if its message is on the terminal already.
+        `details` is printed here if this failure counts.
+        """
+        first = self.failure  # if it is known, the store may be gone already
+        if first is None:
+            self._require_store()
+            first = Failure(**json.loads(self._store.compare_set(FAILURE, "", json.dumps(asdict(failure)))))
+        self._notice(first, printed)
+        if first == failure:
+            if details:
+                _print(details)
+            self._await_others(printed or self.rank == 0 or not failure.message)
+        elif self.rank == 0:  # the others need the store of this process
+            self._await_others(printed=True)
+        return first
+
+    def _await_others(self, printed: bool) -> None:
+        """Wait until rank 0 has printed the message, else print it here; then until all ranks have noticed the failure."""
+        assert self.failure is not None
+        if not printed and not self._wait_for(lambda: self._store.check([PRINTED]), 10):
+            _print(f"[rank {self.rank}] {self.failure.message}")
+        self._wait_for(lambda: self._store.add(NOTICED, 0) >= self.size - 1, 5)
+
+    def _require_store(self) -> None:
+        """Raise RuntimeError if rank 0 has ended, and its store with it."""
+        try:
+            self._lifeline.recv(1)  # returns b"" after the end
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        raise RuntimeError("the store of the run is gone")
+
+    def _wait_for(self, condition: Callable[[], bool], seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        try:
+            self._require_store()
+            while not (holds := condition()) and time.monotonic() < deadline:
+                time.sleep(0.05)
+                self._require_store()
+        except RuntimeError:  # rank 0 has ended, and its store with it
+            return False
+        return holds
+
+    def _watch(self) -> None:
+        try:
+            while not self._stopped.wait(0.2):
+                self._require_store()
+                if self._store.check([FAILURE]):
+                    self._notice(Failure(**json.loads(self._store.get(FAILURE))))
+                    break
+        except RuntimeError:  # rank 0 has ended without a message: the ranks that wait for it report that
+            pass
+        if not self._stopped.wait(GRACE):
+            end_process(self.failure.code if self.failure else 1)
+
+    def _notice(self, failure: Failure, printed: bool = False) -> None:
+        """Take note of the failure that counts. Rank 0 prints its message."""
+        with self._lock:
+            if self.failure is not None:
+                return
+            self.failure = failure
+            try:
+                self._require_store()
+                if self.rank == 0:
+                    if failure.message and not printed:
+                        _print(failure.message)
+                    self._store.set(PRINTED, "1")
+                if failure.rank != self.rank:
+                    self._store.add(NOTICED, 1)
+            except (RuntimeError, OSError):  # the store or the terminal is gone
+                pass
+
+
+_watch: FailureWatch | None = None  # of this process, from the moment at which it joins a run
+
+
+def watch(rank: int, size: int, store: dist.TCPStore) -> None:
+    """Begin to watch for failures of other ranks."""
+    global _watch
+    _watch = FailureWatch(rank, size, store)
+
+
+def stop_watching() -> None:
+    """This rank has finished without a failure."""
+    global _watch
+    if _watch is not None:
+        _watch.stop()
+        _watch = None
+
+
+def failed() -> bool:
+    """Whether this process knows that the run has failed on some rank."""
+    return _watch is not None and _watch.failure is not None
+
+
+def report(error: BaseException, code: int, message: str, environment: Mapping[str, str] = os.environ) -> int:
+    """Make sure that the failure of a run is printed once, whichever ranks fail. Returns the exit code of this rank.
+
+    An unexpected `error` is printed by the rank that has it, with its traceback. If the connection to another rank is lost, that
+    rank has either recorded the reason or was killed.
+    """
+    rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    if not failed() and (lost := lost_connection(error, rank, size)):
+        code, message = 2, f"error: {lost}"
+    printed = _watch is None and rank == 0 and bool(message)
+    if printed:  # no other rank can have reported anything yet
+        _print(message)
+    if int(environment["LOCAL_WORLD_SIZE"]) < size and rank and message:
+        message += f" (process {rank} on {socket.gethostname()})"  # files may differ between machines
+    details = "" if message else "".join(traceback.format_exception(error)).rstrip()
+    try:
+        if _watch is None:
+            watch(rank, size, open_store(rank, size, environment, seconds=20))
+        assert _watch is not None
+        return _watch.report(Failure(rank, code, message), printed, details).code
+    except RuntimeError:  # rank 0 can't be reached
+        if not printed:
+            _print(f"[rank {rank}] {message}" if message else details)
+        return code
+
+
+def lost_connection(error: BaseException, rank: int, size: int) -> str:
+    """The sentence for an exception that PyTorch raises after the loss of another process; "" for other exceptions."""
+    text = str(error)
+    is_peer_lost = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text or "Connection" in text
+    if size == 1 or isinstance(error, UserError) or not isinstance(error, RuntimeError) or not is_peer_lost:
+        return ""
+    reason = re.sub(r"^\[[^]]*\] ", "", text.splitlines()[0]).partition(". ")[0]
+    return (
+        f"Process {rank} of {size} has lost the connection to another one, which ended without a message ({reason[:120]}); it may "
+        "have been killed, for example because memory ran out. The run can be resumed from its last checkpoint."
+    )
+
+
+def _print(message: str) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # the terminal is gone
+        print(message, file=sys.stderr, flush=True)
+
+
+def end_process(code: int) -> None:
+    """End this process and its data workers immediately."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
