@@ -1,6 +1,6 @@
-"""Pretraining under torchrun with a fault on one rank, for test_rank_failures_torchrun.py.
+"""Pretraining under torchrun with a fault on one rank, for test_torchrun_failures.py.
 
-    torchrun --nproc_per_node=2 tests/failing_rank.py FAULT RANK [section.key=value …]
+torchrun --nproc_per_node=2 tests/failing_rank.py FAULT RANK [section.key=value …]
 """
 
 import os
@@ -19,12 +19,12 @@ from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.training.validation import Validation
 
 FAULT, HERE = sys.argv[1], os.environ["RANK"] == sys.argv[2]
-read, train_step, samples = TextDataset.__getitem__, TrainStep.train_step, Validation.samples
+read, train_step = TextDataset.__getitem__, TrainStep.train_step
 
 
 def damaged_record(self, index):
     if HERE and index > 150:
-        raise UserError(f"{self.file.text if hasattr(self.file, 'text') else 'stories'}: the record is damaged; repair it.")
+        raise UserError("stories-train.txt: document 150 is damaged; repair it.")
     return read(self, index)
 
 

@@ -12,7 +12,9 @@ import torch.distributed as dist
 ADDRESS = "mini_chat_gpt/rendezvous"
 
 
-def open_store(rank: int, size: int, environment: Mapping[str, str] = os.environ, seconds: float = 300) -> dist.TCPStore:
+def open_store(
+    rank: int, size: int, environment: Mapping[str, str] = os.environ, seconds: float = 300
+) -> dist.TCPStore:
     """A store that only the processes of this start use. Raises RuntimeError if it can't be reached within `seconds`.
 
     torchrun's own store exists as long as torchrun. After a restart it still has the addresses of the previous processes, for

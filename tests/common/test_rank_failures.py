@@ -1,0 +1,94 @@
+"""Ranks share one message about a failure; two of them in one process here, connected by a real store."""
+
+import time
+
+import pytest
+import torch.distributed as dist
+
+from mini_chat_gpt.common import rank_failures
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.rank_failures import Failure, FailureWatch, lost_connection
+
+MISTAKE = "error: b.jsonl, line 7: the record is damaged; repair it."
+
+
+@pytest.fixture
+def ended(monkeypatch) -> list[int]:
+    """The exit codes of the ranks that were ended because they did not end by themselves."""
+    codes: list[int] = []
+    monkeypatch.setattr(rank_failures, "end_process", codes.append)
+    return codes
+
+
+@pytest.fixture
+def ranks(ended):
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    client = dist.TCPStore("127.0.0.1", server.port, is_master=False)
+    watches = [FailureWatch(0, 2, server), FailureWatch(1, 2, client)]
+    yield watches
+    for watch in watches:
+        watch.stop()
+
+
+def test_the_message_of_another_rank_is_printed_once_by_rank_0(ranks, capsys):
+    failure = Failure(1, 2, MISTAKE)
+    assert ranks[1].report(failure) == failure  # returns only when rank 0 has printed it
+    assert capsys.readouterr().err == f"{MISTAKE}\n"
+    assert ranks[0].report(Failure(0, 2, "error: Process 0 of 2 has lost the connection to another one")) == failure
+    assert capsys.readouterr().err == ""
+
+
+def test_the_same_mistake_on_all_ranks_is_printed_once(ranks, capsys):
+    assert ranks[0].report(Failure(0, 2, MISTAKE)).code == ranks[1].report(Failure(1, 2, MISTAKE)).code == 2
+    assert capsys.readouterr().err == f"{MISTAKE}\n"
+
+
+def test_the_first_failure_decides_the_exit_code_of_all_ranks(ranks, capsys):
+    ranks[1].report(Failure(1, 130, "interrupted"))
+    assert ranks[0].report(Failure(0, 1, ""), details="Traceback of what follows from it").code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_unexpected_exception_is_printed_by_its_own_rank_only(ranks, capsys):
+    ranks[1].report(Failure(1, 1, ""), details="Traceback: ZeroDivisionError")
+    assert ranks[0].report(Failure(0, 1, ""), details="Traceback: connection closed").code == 1
+    assert capsys.readouterr().err == "Traceback: ZeroDivisionError\n"
+
+
+def test_a_rank_that_computes_on_is_ended_with_the_exit_code_of_the_failure(ranks, ended, monkeypatch):
+    monkeypatch.setattr(rank_failures, "GRACE", 0.1)
+    ranks[1].report(Failure(1, 2, MISTAKE))
+    deadline = time.monotonic() + 10
+    while len(ended) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert ended == [2, 2]  # in reality the failed rank exits before
+
+
+def test_without_a_failure_no_rank_is_ended(ranks, ended, monkeypatch):
+    monkeypatch.setattr(rank_failures, "GRACE", 0.1)
+    for watch in ranks:
+        watch.stop()
+    time.sleep(0.3)
+    assert ended == []
+
+
+def test_a_rank_prints_its_own_message_if_rank_0_does_not(capsys, monkeypatch, ended):
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    watch = FailureWatch(1, 2, server)
+    monkeypatch.setattr(watch, "_wait_for", lambda condition, seconds: False)  # no waiting for what never comes
+    watch.report(Failure(1, 2, MISTAKE))
+    assert capsys.readouterr().err == f"[rank 1] {MISTAKE}\n"
+    watch.stop()
+
+
+def test_only_the_loss_of_another_process_is_a_lost_connection():
+    gloo = RuntimeError(
+        "[/pytorch/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1. This is typically …"
+    )
+    assert "which ended without a message (Connection closed by peer [127.0.0.1]:1); it may" in lost_connection(
+        gloo, 0, 2
+    )
+    assert lost_connection(gloo, 0, 1) == ""
+    assert lost_connection(RuntimeError("shapes differ"), 0, 2) == ""
+    assert lost_connection(UserError("Connection: not a setting"), 0, 2) == ""
+    assert lost_connection(KeyboardInterrupt(), 0, 2) == ""
