@@ -45,16 +45,16 @@ class Snapshot:
     state: dict[str, Any] | None  # what a resume needs besides tensors
     adapter: Adapter | None = None  # set if the tensors are an adapter instead of a complete model
 
-    def write(self, folder: Path | str, world: World = ALONE) -> Path:
-        """Write the folder atomically. Raises UserError if it exists or the disk refuses.
+    def write(self, folder: Path | str, world: World = ALONE, replace: bool = False) -> Path:
+        """Write the folder atomically. Raises UserError if it exists and is not to be replaced, or the disk refuses.
 
         For a sharded model every process of `world` has a snapshot, and all of them must call this.
         """
         folder = Path(folder)
         if world.size > 1:
-            write_together(folder, self.tensors, self._write_rest, world)
+            write_together(folder, self.tensors, self._write_rest, world, replace)
             return folder
-        with atomic_folder(folder) as draft:
+        with atomic_folder(folder, replace) as draft:
             for name, tensors in self.tensors.items():
                 _write_tensors(draft / name, tensors)
             self._write_rest(draft)
@@ -123,11 +123,11 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
-    def write(self, name: str, snapshot: Snapshot) -> None:
-        """Start writing the run's checkpoint `name` after the previous one is done. Raises the previous one's error, if any."""
+    def write(self, name: str, snapshot: Snapshot, replace: bool = False) -> None:
+        """Start writing the run's checkpoint `name`, or replacing it, after the previous one is done. Raises the previous one's error, if any."""
         self.wait()
         # A daemon thread: a second Ctrl-C exits at once, and an incomplete checkpoint is never visible.
-        self._thread = threading.Thread(target=self._write, args=(name, snapshot), daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(name, snapshot, replace), daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -139,10 +139,10 @@ class CheckpointWriter:
             failure, self._failure = self._failure, None
             raise failure
 
-    def _write(self, name: str, snapshot: Snapshot) -> None:
+    def _write(self, name: str, snapshot: Snapshot, replace: bool) -> None:
         started = time.monotonic()
         try:
-            snapshot.write(self.run / name, self.world)
+            snapshot.write(self.run / name, self.world, replace)
             if self.world.is_main:
                 prune(self.run, self.keep)
         except BaseException as error:

@@ -29,7 +29,11 @@ Like = Callable[[str], torch.Tensor | None]
 
 
 def write_together(
-    folder: Path, files: Mapping[str, Tensors], write_rest: Callable[[Path], None], world: World
+    folder: Path,
+    files: Mapping[str, Tensors],
+    write_rest: Callable[[Path], None],
+    world: World,
+    replace: bool = False,
 ) -> None:
     """Write a checkpoint folder atomically. Each process writes its shards of `files`, the first one also everything else.
 
@@ -37,7 +41,7 @@ def write_together(
     """
     from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter, save
 
-    if world.broadcast(folder.exists):
+    if not replace and world.broadcast(folder.exists):
         raise UserError(f"{folder} exists already and is not overwritten; choose another name or move it away.")
     draft = world.broadcast(lambda: temporary_name(folder))
     try:
@@ -52,20 +56,20 @@ def write_together(
                     raise _first_failure(error) from None
         n_own = len(list(draft.glob(f"*/shard-{world.rank + 1:05d}-*")))
         n_files = int(world.sum([n_own])[0])
-        if problem := world.broadcast(lambda: _complete(draft, folder, write_rest, n_files)):
+        if problem := world.broadcast(lambda: _complete(draft, folder, write_rest, n_files, replace)):
             raise UserError(problem)
     finally:
         if world.is_main:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _complete(draft: Path, folder: Path, write_rest: Callable[[Path], None], n_files: int) -> str:
+def _complete(draft: Path, folder: Path, write_rest: Callable[[Path], None], n_files: int, replace: bool) -> str:
     """Add the files that are not sharded and give the folder its final name. Returns the error message, or "" on success."""
     try:
         with readable_disk_errors(folder):
             _await_shards(draft, n_files)
             write_rest(draft)
-            complete(draft, folder)
+            complete(draft, folder, replace)
     except UserError as error:
         return str(error)
     return ""

@@ -1,4 +1,4 @@
-"""Start and end of every command: exit code 0, 2 with one sentence for a user's mistake, 130 after Ctrl-C.
+"""Start and end of every command: exit code 0, 2 with one sentence for a user's mistake, 128 + its number after a signal.
 
 Under torchrun the message is printed once, see `rank_failures`.
 """
@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.output import OptionalOutput, flush_or_discard, open_standard_streams
+from mini_chat_gpt.common.signals import StoppedBySignal, signals_end_command
 
 _ERRORS: Any = OptionalOutput("stderr")
 
@@ -67,12 +68,15 @@ def exit_with(main: Callable[[], int]) -> None:
     replace_unencodable()
     warnings.showwarning = _show_warning
     try:
-        code = main()
-        code = _lost_output() or code
+        with signals_end_command():
+            code = main()
+            code = _lost_output() or code
     except UserError as error:
         code = _report(error, 2, f"error: {error}")
     except KeyboardInterrupt as error:
         code = _report(error, 130, "interrupted")
+    except StoppedBySignal as error:
+        code = _report(error, int(str(error)), f"stopped by {error.name}")
     except Exception as error:
         if one_of_several_ranks():
             code = _report(error, 1, "")

@@ -7,12 +7,14 @@ writes in the same parent can tell what a killed one left behind, and deletes it
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import platform
 import re
 import shutil
+import sys
 import tempfile
 import time
 import uuid
@@ -79,20 +81,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path | str) -> Iterator[Path]:
+def atomic_folder(path: Path | str, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder to fill. On success it gets its manifest and its final name, on an error it is deleted.
 
-    Raises UserError if `path` exists already, or if the disk refuses.
+    Raises UserError if `path` exists already and is not to be replaced, or if the disk refuses.
     """
     path = Path(path)
-    if path.exists():
+    if path.exists() and not replace:
         raise UserError(f"{path} exists already and is not overwritten; choose another name or move it away.")
     draft = temporary_name(path)
     with readable_disk_errors(path):
         try:
             draft.mkdir(parents=True)
             yield draft
-            complete(draft, path)
+            complete(draft, path, replace)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
@@ -106,13 +108,33 @@ def free_name(path: Path) -> Path:
     return candidate
 
 
-def complete(draft: Path, path: Path) -> None:
-    """Give a filled temporary folder its manifest and its final name."""
+def complete(draft: Path, path: Path, replace: bool = False) -> None:
+    """Give a filled temporary folder its manifest and its final name; with `replace`, instead of what has that name now."""
     write_manifest(draft)
     for folder in (*(entry for entry in draft.rglob("*") if entry.is_dir()), draft):
         sync_folder(folder)
-    os.rename(draft, path)
+    if replace and path.exists():
+        exchange(draft, path)
+        shutil.rmtree(draft, ignore_errors=True)
+    else:
+        os.rename(draft, path)
     sync_folder(path.parent)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Exchange the names of two folders of the same parent.
+
+    On Linux both names exist at every moment. Elsewhere, and on file systems without this call, `other` does not for an instant.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # AttributeError: a C library of before 2018
+            here, flag = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+            if ctypes.CDLL(None).renameat2(here, os.fsencode(one), here, os.fsencode(other), flag) == 0:
+                return
+    between = temporary_name(other)
+    os.rename(other, between)
+    os.rename(one, other)
+    os.rename(between, one)
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,13 +9,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from typing import Protocol
 
 import torch
+from torch.utils.data._utils.signal_handling import _error_if_any_worker_fails
 
+from mini_chat_gpt.common.child_processes import end_with_parent, ignore_stop_signals, stop_signals_blocked
 from mini_chat_gpt.common.distributed import ALONE, World
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.data.batching import Example
@@ -32,6 +38,16 @@ class ExampleDataset(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
+class Batches(Protocol):
+    """The iterator of a DataLoader with workers, with the private parts that this module uses."""
+
+    _workers: list[BaseProcess]
+
+    def __next__(self) -> list[Example | UserError]: ...
+    def __iter__(self) -> Batches: ...
+    def _shutdown_workers(self) -> None: ...
+
+
 class _CatchErrors(torch.utils.data.Dataset["Example | UserError"]):
     """Returns user errors instead of raising them: PyTorch would add a worker's traceback to their text."""
 
@@ -45,40 +61,103 @@ class _CatchErrors(torch.utils.data.Dataset["Example | UserError"]):
             return error
 
 
-def read_examples(dataset: ExampleDataset, indices: range, workers: int) -> Generator[Example, None, None]:
-    """The examples at these indices, in order. `workers` processes prepare them ahead."""
-    if workers == 0:
-        yield from (dataset[index] for index in indices)
-        return
+def read_examples(
+    dataset: ExampleDataset, indices: range, workers: int, on_lost_worker: Callable[[str], None] | None = None
+) -> Generator[Example, None, None]:
+    """The examples at these indices, in order. `workers` processes prepare them ahead.
+
+    If a worker dies, `on_lost_worker` is called with a sentence, and this process prepares the rest itself. Without
+    `on_lost_worker` UserError is raised.
+    """
+    n_read = 0
+    if workers > 0:
+        batches = _start_workers(dataset, indices, workers)
+        try:
+            while (examples := _next_batch(batches)) is not None:
+                for example in examples:
+                    if isinstance(example, UserError):
+                        raise example
+                    yield example
+                n_read += len(examples)
+            return
+        except _LostWorkerError as error:
+            if on_lost_worker is None:
+                raise UserError(str(error)) from None
+            on_lost_worker(str(error))
+        finally:
+            _end_workers(batches)
+    yield from (dataset[index] for index in indices[n_read:])
+
+
+class _LostWorkerError(Exception):
+    """A worker process has ended by itself."""
+
+
+def _start_workers(dataset: ExampleDataset, indices: range, workers: int) -> Batches:
     loader = torch.utils.data.DataLoader(
         _CatchErrors(dataset),
         batch_sampler=_chunks(indices, 32),  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=list,
         prefetch_factor=4,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=partial(_set_up_worker, os.getpid()),
     )
-    batches = iter(loader)
+    # PyTorch's handler of SIGCHLD raises an exception wherever the program is at the death of a worker, for example in the
+    # middle of an update. `_next_batch` has it where it can be handled.
+    with _restored_handler(), stop_signals_blocked():  # a worker is not ready to ignore them when it starts
+        return iter(loader)  # type: ignore[return-value]
+
+
+def _set_up_worker(trainer: int, _worker: int) -> None:
+    """A worker ignores the signals that reach the whole process group: the trainer still needs its last examples."""
+    end_with_parent(trainer)
+    ignore_stop_signals()
+
+
+def _next_batch(batches: Batches) -> list[Example | UserError] | None:
+    """The next examples of the workers; None at the end. Raises _LostWorkerError if a worker has died."""
     try:
-        for examples in batches:
-            for example in examples:
-                if isinstance(example, UserError):
-                    raise example
-                yield example
+        with _restored_handler():
+            # Otherwise this process could wait forever for the rest of an example that the worker was sending.
+            if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, lambda *_: _error_if_any_worker_fails())
+            _error_if_any_worker_fails()
+            return next(batches, None)
+    except RuntimeError as error:
+        # "DataLoader worker (pid 1234) is killed by signal: Killed." or "DataLoader worker (pid(s) 1234) exited unexpectedly"
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        how = str(error).rpartition("is killed by signal: ")[2].partition(".")[0]
+        cause = f"killed by a signal: {how}" if "is killed by signal" in str(error) else "it exited unexpectedly"
+        raise _LostWorkerError(
+            f"A data worker process ended ({cause}; often the system is short of memory). Use fewer workers, "
+            "or none with data.num_workers=0."
+        ) from None
+
+
+@contextmanager
+def _restored_handler() -> Iterator[None]:
+    """Context after which the handler of SIGCHLD is what it was before."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
     finally:
-        # PyTorch shuts the workers down when nothing refers to the iterator any more. After an error its traceback does, until the
-        # program ends, and the program then waits for workers that ignore signals.
-        batches._shutdown_workers()  # type: ignore[attr-defined]
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _end_workers(batches: Batches) -> None:
+    """End the worker processes. They have nothing to save, and may be in the middle of a long example."""
+    for worker in batches._workers:
+        worker.kill()
+    # PyTorch does this only when nothing refers to the iterator any more. After an error its traceback does.
+    batches._shutdown_workers()
 
 
 def _chunks(indices: range, size: int) -> Iterator[range]:
     return (indices[start : start + size] for start in range(0, len(indices), size))
-
-
-def _ignore_signals(_worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach every process of a group, but the trainer still needs its last examples."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def count_workers(setting: int | str, world: World = ALONE) -> int:
@@ -102,8 +181,9 @@ class StepLoader:
 
     def __init__(self, dataset: ExampleDataset, cursor: int, workers: int = 0, world: World = ALONE) -> None:
         self.cursor, self.world = cursor, world
+        self.lost_worker = ""  # what happened, if a worker process has died
         first = cursor + (world.rank - cursor) % world.size
-        self._examples = read_examples(dataset, range(first, 2**62, world.size), workers)
+        self._examples = read_examples(dataset, range(first, 2**62, world.size), workers, self._note_lost_worker)
         self._read_ahead: deque[Example] = deque()  # own examples that were read to know their length
         self._lengths: deque[int] = deque()  # of all ranks' examples from `cursor` on, as far as they are known
         self._n_known = cursor  # the first index whose length is unknown
@@ -113,6 +193,9 @@ class StepLoader:
 
     def __exit__(self, *_: object) -> None:
         self._examples.close()
+
+    def _note_lost_worker(self, sentence: str) -> None:
+        self.lost_worker = sentence
 
     def step(self, examples: int, tokens: int | None) -> tuple[list[Example], int]:
         """(this rank's examples of the next step, number of examples of all ranks).

@@ -68,7 +68,7 @@ class TrainResult:
     val_losses: Metrics = field(default_factory=dict)  # "val_loss" and "val_loss/KIND" of the last evaluation
     scores: Metrics = field(default_factory=dict)  # "eval/KIND/METRIC" of the last evaluation
     seconds: float = 0.0
-    stopped: str = ""  # "SIGINT", "SIGTERM" or "time limit" if the run stopped before its last step
+    stopped: str = ""  # "SIGINT", "SIGHUP", "SIGTERM" or "time limit" if the run stopped before its last step
 
 
 @dataclass
@@ -107,6 +107,7 @@ class Progress:
     best: list[float] | None = None  # rank key of the best evaluation, see `Evaluation.rank_key`
     best_metric: str | None = None  # the metric that `best` was computed from
     evaluations_since_best: int = 0
+    evaluation_due: bool = False  # the evaluation of this step was left to the resumed run
     nonfinite_steps: int = 0  # steps with a non-finite loss or gradient
     nonfinite_steps_in_a_row: int = 0
     planned_steps: int | None = None  # number of steps that a time budget allowed

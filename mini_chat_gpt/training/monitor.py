@@ -149,14 +149,20 @@ def read_metrics(folder: Path) -> Iterator[dict[str, float]]:
     return (metrics for _, metrics in _complete_lines(folder / METRICS))
 
 
-def keep_metrics_until(folder: Path, step: int) -> None:
+def keep_metrics_until(folder: Path, step: int, evaluated: bool = True) -> None:
     """Before a run resumes at `step`, drop the later lines, which a killed process wrote after its last checkpoint.
 
+    Without `evaluated` the resumed run begins with the evaluation of `step`, so a line of that evaluation is dropped as well.
     The file is replaced atomically, so a kill loses nothing. Raises UserError if it cannot be written.
     """
     path = folder / METRICS
     if path.is_file():
-        lines = [line for line, metrics in _complete_lines(path) if metrics["step"] <= step]
+        lines = [
+            line
+            for line, metrics in _complete_lines(path)
+            if metrics["step"] < step
+            or (metrics["step"] == step and (evaluated or not any(name.endswith("/val_loss") for name in metrics)))
+        ]
         atomic_write_text(path, "".join(f"{line}\n" for line in lines))
 
 

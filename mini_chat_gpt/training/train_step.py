@@ -7,7 +7,7 @@ mean of means, so neither the size of a micro-batch nor the number of ranks chan
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -200,7 +200,9 @@ class TrainStep:
         return self.average.applied() if self.average is not None else nullcontext()
 
     @torch.no_grad()
-    def evaluate(self, examples: Sequence[Example]) -> dict[str, tuple[float, int]]:
+    def evaluate(
+        self, examples: Sequence[Example], before_batch: Callable[[], None] = lambda: None
+    ) -> dict[str, tuple[float, int]]:
         """Unweighted loss of examples, the same list on all ranks; each counts once: kind -> (Σ loss, supervised tokens)."""
         self.model.eval()
         world, kinds = self.world, sorted({example.kind for example in examples})
@@ -208,6 +210,7 @@ class TrainStep:
         batches = micro_batches(examples[world.rank :: world.size], max(8, self.batch_size), self.batch_tokens)
         sums, counts = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0)
         for batch in self._pad_micro_batches(batches):
+            before_batch()
             # The model without its DDP wrapper: there are no gradients to exchange.
             losses = self._forward(self.model, batch).losses.double().cpu()
             for index, kind in enumerate(batch.kind_names):

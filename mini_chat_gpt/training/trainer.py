@@ -19,6 +19,7 @@ from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text
 from mini_chat_gpt.common.resources import CPUContention, memory_in_use
+from mini_chat_gpt.common.signals import GRACE, leave_within
 from mini_chat_gpt.common.terminal import StepProgress
 from mini_chat_gpt.config import Config, seconds_in
 from mini_chat_gpt.data.batch_dump import describe
@@ -38,7 +39,7 @@ from mini_chat_gpt.training.job import (
 )
 from mini_chat_gpt.training.monitor import Monitor, Status
 from mini_chat_gpt.training.optim import lr_fraction
-from mini_chat_gpt.training.stop import REASONS, StopRequest
+from mini_chat_gpt.training.stop import LOST_WORKER, REASONS, URGENT, Abandoned, StopRequest, exit_code
 from mini_chat_gpt.training.train_step import StepReport, TrainStep
 from mini_chat_gpt.training.validation import Validation
 
@@ -68,8 +69,12 @@ class Trainer:
             raise UserError(
                 f"{job.name}.best_metric is {job.phase.best_metric!r}, but this run has no scores; use val_loss."
             )
-        self.validation = Validation(job, engine)
         self.evaluation: Evaluation | None = None  # the last one
+        self.evaluated_step = self.unevaluated_step = -1  # of `evaluation`; of a resumed checkpoint that waits for it
+        self._advanced = False  # whether this start has completed a step or an evaluation
+        self._evaluation_seconds = 0.0  # what the last one took
+        self._snapshot_seconds: float | None = None
+        self._train_loss, self._lost_worker = float("nan"), ""
         # A sharded model is written by all ranks, in a thread. A process group of their own separates the messages
         # of these threads from those of training.
         writer_world = self.world.new_group() if engine.sharded else ALONE
@@ -77,6 +82,7 @@ class Trainer:
         limit = config.training.time_limit
         deadline = (start_time or time.monotonic()) + seconds_in(limit) if limit else None
         self.stop = StopRequest(monitor.message, deadline)
+        self.validation = Validation(job, engine, self.stop)
         self.stopped = ""  # the reason to stop that all ranks have agreed on
 
     def _count_steps(self) -> int:
@@ -129,45 +135,88 @@ class Trainer:
         self.progress = Progress.from_json(self.engine.restore(checkpoint)["progress"])
         # With a time budget, the first start has set the number of steps. Timing again could give another number.
         self.total_steps = self.progress.planned_steps or self.total_steps
+        self.unevaluated_step = self.progress.step if self.progress.evaluation_due else -1
 
     def run(self) -> TrainResult:
-        """Train to the last step, or until a stop is requested. The final state is always saved."""
-        progress, train_loss = self.progress, float("nan")
-        loader = stage = None
-        contention = CPUContention(cpu_threads(self.model.device))
-        bar = StepProgress(self.monitor.console, self.job.name, progress.step, self.total_steps, keep=True)
+        """Train to the last step, or until a stop is requested. The state is saved in both cases."""
+        bar = StepProgress(self.monitor.console, self.job.name, self.progress.step, self.total_steps, keep=True)
         with self.stop.on_signals(), gc_frozen(), bar, ExitStack() as loaders:
-            while progress.step < self.total_steps and not self.stopped and not self._out_of_patience():
-                started = time.monotonic()
-                if loader is None or stage != self.stage_at(progress.step):
-                    self.writer.wait()  # a loader forks worker processes, which is not safe while another thread runs
-                    loaders.close()
-                    stage = self.stage_at(progress.step)
-                    loader = loaders.enter_context(self.loader(stage))
-                wait_started = time.monotonic()
-                examples, count = self.next_examples(loader, stage)
-                progress.window.waiting += time.monotonic() - wait_started
-                if progress.step == 0:
-                    # A file to inspect which tokens are supervised, before a long run.
-                    self._write_first_batch(examples)
-                # Before the time limit there must be time for one more step and for saving, each with a margin of two.
-                self.stop.check_time(2 * self._seconds_per_step() + 2 * self.writer.seconds)
-                report = self.engine.train_step(
-                    examples, self.lr_fraction, stage.weight_decay, progress.step, self.stop.number
-                )
-                self._count(report, count, time.monotonic() - started)
-                self._check_nonfinite(report, examples)
-                if progress.step % self._log_every == 0 or progress.step == self.total_steps or self.stopped:
-                    train_loss = progress.window.loss
-                    bar.update(progress.step, self._log_window(report).items())
-                    if warning := contention.check():
-                        self.monitor.message(warning)
-                self._evaluate_and_save()
+            try:
+                self._train(bar, loaders)
+            except Abandoned:
+                self.stopped = self.stop.reason
+                if self._advanced:
+                    self.save()
         self.writer.wait()
-        last = self.evaluation or Evaluation({})
+        if self.stopped in URGENT:
+            leave_within(GRACE, exit_code(self.stopped))
+        if self.stopped == LOST_WORKER:
+            raise UserError(f"{self._lost_worker} The run is saved: {self.job.name}.resume_from={self.folder}")
+        last, progress = self.evaluation or Evaluation({}), self.progress
+        train_loss = progress.window.loss if progress.window.weight else self._train_loss
         return TrainResult(
             self.folder, progress.step, train_loss, last.losses, last.scores, progress.seconds, self.stopped
         )
+
+    def _train(self, bar: StepProgress, loaders: ExitStack) -> None:
+        progress, loader, stage = self.progress, None, None
+        contention = CPUContention(cpu_threads(self.model.device))
+        if progress.evaluation_due:
+            self._evaluate_and_save()
+        while progress.step < self.total_steps and not self.stopped and not self._out_of_patience():
+            started = time.monotonic()
+            if loader is None or stage != self.stage_at(progress.step):
+                self.writer.wait()  # a loader forks worker processes, which is not safe while another thread runs
+                loaders.close()
+                stage = self.stage_at(progress.step)
+                loader = loaders.enter_context(self.loader(stage))
+            report, examples, count = self._step(loader, stage)
+            self._count(report, count, time.monotonic() - started)
+            self._check_nonfinite(report, examples)
+            if progress.step % self._log_every == 0 or progress.step == self.total_steps:
+                self._train_loss = progress.window.loss
+                bar.update(progress.step, self._log_window(report).items())
+                if warning := contention.check():
+                    self.monitor.message(warning)
+            self._evaluate_and_save()
+
+    def _step(self, loader: StepLoader, stage: Stage) -> tuple[StepReport, list[Example], int]:
+        """Read the examples of a step, and train on them: (report, this rank's examples, number of all examples).
+
+        Raises Abandoned if a stop is requested before the step changes anything. Until a start has advanced, that includes its
+        first step, which may compile for minutes. Other ranks would wait for this one, so with them the step is completed.
+        """
+        progress = self.progress
+        with ExitStack() as abandonable:
+            if self.world.size == 1:
+                abandonable.enter_context(self.stop.abandonable(timed=self._advanced))
+            wait_started = time.monotonic()
+            examples, count = self.next_examples(loader, stage)
+            progress.window.waiting += time.monotonic() - wait_started
+            if progress.step == 0:
+                # A file to inspect which tokens are supervised, before a long run.
+                self._write_first_batch(examples)
+            if loader.lost_worker:
+                self._lost_worker = loader.lost_worker
+                self.stop.request(LOST_WORKER, loader.lost_worker)
+            if self._advanced:
+                self._check_time(2 * self._seconds_per_step())
+                abandonable.close()
+            report = self.engine.train_step(
+                examples, self.lr_fraction, stage.weight_decay, progress.step, self.stop.number
+            )
+        self._advanced = True
+        return report, examples, count
+
+    def _check_time(self, seconds_needed: float) -> None:
+        """Request a stop if the time limit does not leave these seconds and twice the time of saving."""
+        if self._snapshot_seconds is None:  # before the first save: weights and optimizer state at 100 MB/s
+            trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+            seconds = 16 * trained / 1e8
+        else:
+            seconds = self._snapshot_seconds + self.writer.seconds
+        self.stop.saving_time = 2 * seconds
+        self.stop.check_time(seconds_needed)
 
     @property
     def _log_every(self) -> int:
@@ -283,10 +332,11 @@ class Trainer:
     def _evaluate_and_save(self) -> None:
         """Evaluate and save when it is due. A new best model is saved even if no save is due."""
         # All ranks have the same step, losses and stop request, so they make the same decisions here.
-        step, phase = self.progress.step, self.job.phase
-        is_best = False
+        progress, phase = self.progress, self.job.phase
+        step = progress.step
         if self.job.validation and (step % phase.eval_interval == 0 or step == self.total_steps):
-            is_best = self._evaluate()
+            progress.evaluation_due = True
+        is_best = progress.evaluation_due and self._evaluate()
         is_last = step == self.total_steps or self.stopped or self._out_of_patience()
         if is_best or is_last or step % phase.save_interval == 0:
             self.save()
@@ -296,8 +346,22 @@ class Trainer:
         return patience is not None and self.progress.evaluations_since_best >= patience
 
     def _evaluate(self) -> bool:
-        """Evaluate, log the result and show samples. Returns whether it is the best evaluation of the run."""
-        evaluation = self.evaluation = self.validation.run()
+        """Evaluate, log the result and show samples. Returns whether it is the best evaluation of the run.
+
+        If a stop is requested before the end, the evaluation remains due, and a resumed run begins with it.
+        """
+        started, self.validation.timed = time.monotonic(), self._advanced
+        try:
+            if self._advanced:
+                self._check_time(self._evaluation_seconds)
+            self.stop.raise_if_requested(self.world)
+            evaluation = self.evaluation = self.validation.run()
+        except Abandoned:
+            self.stopped = self.stop.reason
+            self.monitor.message(f"The evaluation of step {self.progress.step} is left to the resumed run.")
+            return False
+        self._evaluation_seconds, self._advanced = time.monotonic() - started, True
+        self.evaluated_step, self.progress.evaluation_due = self.progress.step, False
         progress, best_metric = self.progress, self.job.phase.best_metric
         self._log(evaluation.losses | evaluation.scores)
         self._show(evaluation)
@@ -327,9 +391,12 @@ class Trainer:
         """Copy the state of this step and start to write it as a checkpoint; old checkpoints are deleted afterwards."""
         name = f"step-{self.progress.step:07d}"
         self.writer.wait()  # two copies of the state at a time could exceed the memory
-        # The step exists if the run was resumed from it and stopped before the next one.
-        if self.world.broadcast((self.folder / name).exists):
+        # The step exists if the run was resumed from it and stopped before the next one. If it was saved without its
+        # evaluation, it is replaced by the same state with the result.
+        replace = self.progress.step == self.unevaluated_step and not self.progress.evaluation_due
+        if not replace and self.world.broadcast((self.folder / name).exists):
             return
+        started = time.monotonic()
         current, best_metric = self._current_evaluation(), self.job.phase.best_metric
         info = {
             "job": self.job.name,
@@ -341,11 +408,10 @@ class Trainer:
         }
         # Training continues while a thread writes the copy.
         snapshot = self.engine.snapshot(self.tokenizer, info, asdict(self.progress))
+        self._snapshot_seconds = time.monotonic() - started
         if self.world.is_main or self.engine.sharded:
-            self.writer.write(name, snapshot)
+            self.writer.write(name, snapshot, replace)
 
     def _current_evaluation(self) -> Evaluation | None:
         """The evaluation of the current weights, if there is one."""
-        step = self.progress.step
-        evaluated = step % self.job.phase.eval_interval == 0 or step == self.total_steps
-        return self.evaluation if evaluated else None
+        return self.evaluation if self.evaluated_step == self.progress.step else None

@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
+from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.job import Evaluation, Job, Metrics
+from mini_chat_gpt.training.stop import Abandoned, StopRequest
 from mini_chat_gpt.training.train_step import TrainStep
+
+T = TypeVar("T")
 
 
 class Validation:
-    """Evaluates the model of a job. All ranks must call it together."""
+    """Evaluates the model of a job. All ranks must call it together.
 
-    def __init__(self, job: Job, engine: TrainStep) -> None:
+    An evaluation changes nothing, so it is abandoned on all ranks when a stop is requested: all methods raise Abandoned.
+    """
+
+    def __init__(self, job: Job, engine: TrainStep, stop: StopRequest | None = None) -> None:
         self.job, self.engine, self.world = job, engine, engine.world
+        self.stop = stop or StopRequest(lambda _: None)
+        self.timed = True  # whether the time limit applies
 
     def run(self) -> Evaluation:
         """Evaluate the averaged weights if an average is kept, otherwise the current ones."""
         with self.engine.averaged():
-            return Evaluation(self.losses(), self.scores(), self.samples())
+            if self.world.size > 1:
+                return self._evaluate()
+            with self.stop.abandonable(self.timed):
+                return self._evaluate()
+
+    def _evaluate(self) -> Evaluation:
+        return Evaluation(self.losses(), self.scores(), self.samples())
+
+    def _check(self) -> None:
+        if self.timed:
+            self.stop.check_time(0)
+        self.stop.raise_if_requested(self.world)
+
+    def _on_one_rank(self, call: Callable[[GPT], T], otherwise: T) -> T:
+        """The result of `call`, or `otherwise` if a stop is requested: the other ranks, which wait, learn of it afterwards."""
+        try:
+            with self.stop.abandonable(self.timed):
+                return call(self.engine.model.eval())
+        except Abandoned:
+            return otherwise
 
     def losses(self) -> Metrics:
         """Unweighted mean loss over tokens, overall and by kind. Every example counts once."""
-        sums = self.engine.evaluate(self.job.validation)
+        sums = self.engine.evaluate(self.job.validation, self._check)
         total, count = (sum(column) for column in zip(*sums.values(), strict=True))
         losses = {"val_loss": total / count}
         if len(sums) > 1:
@@ -31,13 +62,22 @@ class Validation:
         measure = self.job.measure
         if measure is None:
             return {}
-        model = self.engine.model.eval()
         # A sharded model computes on all ranks together. Otherwise rank 0 computes the scores for all.
-        return measure(model) if self.engine.sharded else self.world.broadcast(lambda: measure(model))
+        if self.engine.sharded:
+            scores = measure(self.engine.model.eval())
+        else:
+            scores = self.world.broadcast(lambda: self._on_one_rank(measure, {}))
+        self._check()
+        return scores
 
     def samples(self) -> str:
         """The text that the job shows; empty on all ranks but rank 0."""
-        if self.job.show is None or not (self.world.is_main or self.engine.sharded):
+        show, text = self.job.show, ""
+        if show is None:
             return ""
-        text = self.job.show(self.engine.model.eval())
+        if self.engine.sharded:
+            text = show(self.engine.model.eval())
+        elif self.world.is_main:
+            text = self._on_one_rank(show, "")
+        self._check()
         return text if self.world.is_main else ""
