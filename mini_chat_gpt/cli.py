@@ -17,7 +17,8 @@ from mini_chat_gpt.common.entry import exit_with, importing
 from mini_chat_gpt.common.errors import UserError, nearest
 
 EXIT_CODES = (
-    "Exit code: 0 at the end of the run, 2 for a mistake, 75 at the time limit, 130 after Ctrl-C, 143 after SIGTERM."
+    "Exit code: 0 at the end of the run, 2 for a mistake or a failure that the message explains, 75 at the time limit, "
+    "130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."
 )
 
 

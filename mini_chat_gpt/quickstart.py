@@ -20,6 +20,7 @@ from mini_chat_gpt.common.entry import exit_with, under_torchrun
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name
 from mini_chat_gpt.common.output import flush_or_discard
+from mini_chat_gpt.common.signals import after_interruption
 from mini_chat_gpt.common.terminal import console, format_duration
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.prepare.prepare import write_sample_folder
@@ -28,6 +29,7 @@ from mini_chat_gpt.reports.compare import EvalOptions, compare
 from mini_chat_gpt.sft_train import train
 from mini_chat_gpt.training.job import TrainResult
 from mini_chat_gpt.training.run_folder import is_finished
+from mini_chat_gpt.training.stop import exit_code
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -35,16 +37,26 @@ def run(arguments: argparse.Namespace) -> int:
     config: Config = arguments.settings
     if under_torchrun():
         raise UserError("quickstart runs in one process; start it without torchrun.")
-    out, started = console(optional=True), time.monotonic()
+    out = console(optional=True)
+    with after_interruption(lambda: out.print(HOW_TO_GO_ON)):
+        return run_stages(config, arguments.items, out)
+
+
+HOW_TO_GO_ON = "The same quickstart command goes on from here."
+
+
+def run_stages(config: Config, n_items: int, out: Console) -> int:
+    """Run all stages that have not finished; returns the exit code."""
+    started = time.monotonic()
     make_data(Path(config.sft.dataset_path), out)
     for title, job, stage in (("Base model", pretrain, "pretrain"), ("Fine-tuning", train, "sft")):
-        if run_stage(title, job, stage, config, out):
-            out.print("The same quickstart command also resumes it.")
-            return 130
+        if stopped := run_stage(title, job, stage, config, out):
+            out.print(HOW_TO_GO_ON)
+            return exit_code(stopped)
     base, fine_tuned = Path(config.pretrain.save_dir), Path(config.sft.save_dir)
     out.rule("Base and fine-tuned model on held-out prompts")
     page = free_name(Path("runs/reports") / "quickstart")
-    options = EvalOptions(n=arguments.items, seed=config.system.seed, report=page)
+    options = EvalOptions(n=n_items, seed=config.system.seed, report=page)
     compare([base, fine_tuned], None, options, out)
     out.print(f"\nTotal time: {format_duration(time.monotonic() - started)}. Now chat with the model:", markup=False)
     out.print(f"  mini-chat-gpt chat --checkpoint {fine_tuned}", markup=False, soft_wrap=True)
@@ -59,17 +71,17 @@ def make_data(folder: Path, out: Console) -> None:
     out.print(f"Sample stories: {folder}", markup=False)
 
 
-def run_stage(title: str, job: Callable[[Config], TrainResult], stage: str, config: Config, out: Console) -> bool:
-    """Train, resume or skip one stage; returns whether it was interrupted."""
+def run_stage(title: str, job: Callable[[Config], TrainResult], stage: str, config: Config, out: Console) -> str:
+    """Train, resume or skip one stage; returns why it stopped before its end, otherwise ""."""
     folder = Path(getattr(config, stage).save_dir)
     out.rule(title)
     if is_finished(folder):
         out.print(f"Already finished: {folder}", markup=False)
-        return False
+        return ""
     if steps_of(folder):
         resumed = getattr(config, stage).model_copy(update={"resume_from": str(folder)})
         config = config.model_copy(update={stage: resumed})
-    return bool(job(config).stopped)
+    return job(config).stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,13 +17,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mini_chat_gpt.checkpoints.find import newest_checkpoint
+from mini_chat_gpt.checkpoints.find import newest_checkpoint, steps_of
 from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with, under_torchrun
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text
 from mini_chat_gpt.common.output import flush_or_discard
+from mini_chat_gpt.common.signals import after_interruption
 from mini_chat_gpt.common.terminal import console, format_duration
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.data.chat_dataset import nearest_prompts
@@ -34,6 +35,7 @@ from mini_chat_gpt.reports.before_after import FILE_NAME, before_after
 from mini_chat_gpt.sft_train import train
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.job import TrainResult
+from mini_chat_gpt.training.stop import exit_code
 
 CONFIG, PROMPTS = "config.yaml", "prompts.yaml"
 
@@ -50,13 +52,25 @@ def base_of(config: Config) -> Path:
     return path
 
 
-def run_recipe(folder: Path, config: Config, out: Console) -> Path | None:
-    """Train, generate replies with both models, compare; returns the report's path, or None if training was interrupted."""
+def run_recipe(folder: Path, config: Config, out: Console) -> str:
+    """Train, generate replies with both models, compare. Returns why training stopped before its end, otherwise ""."""
     prompts, base = read_prompts(folder / PROMPTS), base_of(config)
     sft = config.sft.model_copy(update={"pretrained_checkpoint": str(base)})
     result = train(config.model_copy(update={"sft": sft}))
+    go_on = f"The same recipe command with sft.resume_from={result.folder} goes on from here."
     if result.stopped:
-        return None
+        if steps_of(result.folder):
+            out.print(go_on, markup=False, soft_wrap=True)
+        return result.stopped
+    with after_interruption(lambda: out.print(go_on, markup=False, soft_wrap=True)):
+        write_comparison(folder, base, prompts, config, result, out)
+    return ""
+
+
+def write_comparison(
+    folder: Path, base: Path, prompts: Prompts, config: Config, result: TrainResult, out: Console
+) -> None:
+    """Generate replies with both models, print them, and write before_after.md."""
     model, tokenizer = load_checkpoint(base, "cpu")
     before = ask("before", model, tokenizer, prompts)
     after = ask("after", *load_checkpoint(result.folder, "cpu"), prompts)
@@ -71,7 +85,6 @@ def run_recipe(folder: Path, config: Config, out: Console) -> Path | None:
         markup=False,
         soft_wrap=True,
     )
-    return file
 
 
 def base_fact(base: Path, model: GPT, tokenizer: ChatTokenizer) -> str:
@@ -107,9 +120,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             "recipe runs in one process; with torchrun, use `sft --config` with the recipe's config.yaml instead."
         )
-    report = run_recipe(arguments.folder, arguments.settings, console(optional=True))
+    stopped = run_recipe(arguments.folder, arguments.settings, console(optional=True))
     flush_or_discard(sys.stdout)
-    return 0 if report else 130
+    return exit_code(stopped)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -124,7 +124,10 @@ class CheckpointWriter:
         self._failure: BaseException | None = None
 
     def write(self, name: str, snapshot: Snapshot, replace: bool = False) -> None:
-        """Start writing the run's checkpoint `name`, or replacing it, after the previous one is done. Raises the previous one's error, if any."""
+        """Start writing the run's checkpoint `name`, or replacing it, after the previous one is done.
+
+        Raises the previous one's error, if any.
+        """
         self.wait()
         # A daemon thread: a second Ctrl-C exits at once, and an incomplete checkpoint is never visible.
         self._thread = threading.Thread(target=self._write, args=(name, snapshot, replace), daemon=True)

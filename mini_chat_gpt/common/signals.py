@@ -83,6 +83,16 @@ def signals_end_command() -> Iterator[None]:
         ended = True
 
 
+@contextmanager
+def after_interruption(say: Callable[[], object]) -> Iterator[None]:
+    """Context that calls `say`, which tells how to go on, when Ctrl-C, SIGTERM or SIGHUP end it."""
+    try:
+        yield
+    except (KeyboardInterrupt, StoppedBySignal):
+        say()
+        raise
+
+
 def leave_within(seconds: float, code: int) -> None:
     """End this command with this exit code if it hasn't ended by itself after so many seconds.
 

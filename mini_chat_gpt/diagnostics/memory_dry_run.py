@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from mini_chat_gpt.common.child_processes import end_with_parent
 from mini_chat_gpt.common.device import Precision, keep_freed_memory
 from mini_chat_gpt.common.resources import memory_in_use
 from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields, SFTSection
@@ -63,7 +64,9 @@ class Machine:
 
 def main() -> int:
     """Read the request from standard input and print the answer as the last line of standard output."""
-    print(json.dumps(answer(json.load(sys.stdin))))
+    request = json.load(sys.stdin)
+    end_with_parent(request["parent"])
+    print(json.dumps(answer(request)))
     return 0
 
 

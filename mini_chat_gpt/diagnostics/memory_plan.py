@@ -260,6 +260,7 @@ def _longest(examples: Sequence[Example], n: int) -> list[Example]:
 
 def _in_another_process(request: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", "mini_chat_gpt.diagnostics.memory_dry_run"]
+    request = request | {"parent": os.getpid()}
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env={**os.environ})
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]

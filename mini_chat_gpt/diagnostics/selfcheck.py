@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common import distributed
+from mini_chat_gpt.common.child_processes import end_with_parent
 from mini_chat_gpt.common.device import pick_device, pick_precision
 from mini_chat_gpt.common.distributed import ALONE, World
 from mini_chat_gpt.common.entry import exit_with
@@ -156,11 +157,19 @@ def cache_check(model: GPT, examples: Sequence[Example]) -> Check:
     )
 
 
+TORCHRUN = """
+from mini_chat_gpt.common.child_processes import end_with_parent
+end_with_parent({parent})
+from torch.distributed.run import main
+main()
+"""
+
+
 def ranks_gradient(argv: Sequence[str]) -> Tensors:
     """Loss and gradients of the step in two processes, started by torchrun as training is."""
     with scratch_folder() as folder:
         file = folder / "gradient.safetensors"
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        torchrun = ["-c", TORCHRUN.format(parent=os.getpid()), "--standalone", "--nproc_per_node=2"]
         command = [
             sys.executable,
             *torchrun,
@@ -181,6 +190,7 @@ def ranks_gradient(argv: Sequence[str]) -> Tensors:
 
 def run_rank(arguments: argparse.Namespace) -> int:
     """Run one of the two processes on its half of the examples; rank 0 writes the gradients of the whole step."""
+    end_with_parent(os.getppid())
     two_gpus = torch.cuda.device_count() >= 2 and arguments.device != "cpu"
     world = distributed.join("cuda" if two_gpus else "cpu")
     device = torch.device("cuda", world.local_rank) if two_gpus else torch.device("cpu")

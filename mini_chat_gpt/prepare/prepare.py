@@ -18,6 +18,7 @@ from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import remove_leftovers
+from mini_chat_gpt.common.signals import StoppedBySignal
 from mini_chat_gpt.prepare.data_folder import (
     SOURCE_DESCRIPTIONS,
     SPLITS,
@@ -163,7 +164,7 @@ def _download(folder: Path, splits: list[str], url: str, policy: RetryPolicy, re
         try:
             with DownloadProgress(out, target.name, remote.size, n_present[split]) as progress:
                 fetch(remote, target, policy, progress)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, StoppedBySignal):
             part = part_path(target)
             size = size_text(part.stat().st_size if part.exists() else 0)
             out.print(

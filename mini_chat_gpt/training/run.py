@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mini_chat_gpt.checkpoints.find import move_aside, read_state
+from mini_chat_gpt.checkpoints.find import move_aside, read_state, steps_of
 from mini_chat_gpt.common import distributed
 from mini_chat_gpt.common.device import pick_device, pick_precision, set_up
 from mini_chat_gpt.common.distributed import World
@@ -38,7 +38,7 @@ from mini_chat_gpt.config import Config, PretrainSection, SFTSection, seconds_in
 from mini_chat_gpt.config_file import load_config, to_yaml
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.compile import choose_compiling, compile_model
-from mini_chat_gpt.training.job import Callback, Prepared, TrainResult
+from mini_chat_gpt.training.job import Callback, Prepared, Progress, TrainResult
 from mini_chat_gpt.training.loss_curves import draw_losses
 from mini_chat_gpt.training.monitor import Monitor, keep_metrics_until
 from mini_chat_gpt.training.run_folder import (
@@ -51,7 +51,7 @@ from mini_chat_gpt.training.run_folder import (
     read_metadata,
     run_to_resume,
 )
-from mini_chat_gpt.training.stop import EXIT_CODES
+from mini_chat_gpt.training.stop import URGENT, exit_code
 from mini_chat_gpt.training.time_budget import time_run
 from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.training.trainer import Trainer
@@ -97,8 +97,8 @@ def execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Sequ
 
 def _execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Sequence[Callback]) -> TrainResult:
     job, world, out, folder = prepared.job, run.world, run.out, run.folder
-    first_step = read_state(run.checkpoint)["progress"]["step"] if run.checkpoint is not None else 0
-    metadata = world.broadcast(lambda: prepare_folder(prepared, config, run, first_step))
+    start = Progress.from_json(read_state(run.checkpoint)["progress"]) if run.checkpoint is not None else Progress()
+    metadata = world.broadcast(lambda: prepare_folder(prepared, config, run, start))
     precision = pick_precision(config.system.mixed_precision, run.device)
     engine = TrainStep(prepared.model, config, job.phase, precision, world, run.device)
     engine.model.activation_checkpointing = config.training.activation_checkpointing
@@ -120,15 +120,16 @@ def _execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Seq
     return result
 
 
-def prepare_folder(prepared: Prepared, config: Config, run: RunContext, first_step: int) -> dict[str, Any]:
-    """Prepare the run's folder for training from `first_step` on. Returns the content of run.json."""
+def prepare_folder(prepared: Prepared, config: Config, run: RunContext, start: Progress) -> dict[str, Any]:
+    """Prepare the run's folder for training from the position `start` on. Returns the content of run.json."""
+    first_step = start.step
     remove_leftovers(run.folder, exclusive=True)  # the folder's lock is held
     for moved in move_aside(run.folder, first_step):
         run.out.print(
             f"{moved} is damaged or later than the resumed checkpoint; it is kept under this name.", markup=False
         )
     atomic_write_text(run.folder / "config.yaml", to_yaml(config))
-    keep_metrics_until(run.folder, first_step)
+    keep_metrics_until(run.folder, first_step, evaluated=not start.evaluation_due)
     provenance = collect_provenance(prepared.job.files, prepared.tokenizer.fingerprint())
     metadata = read_metadata(run.folder) if first_step else {}
     if not metadata:
@@ -188,17 +189,16 @@ def parameter_summary(model: GPT) -> str:
 def _finish(result: TrainResult, trainer: Trainer, run: RunContext) -> None:
     """Draw the losses, write result.json if the run has finished, and print how it ended."""
     out, folder, job = run.out, result.folder, trainer.job.name
-    try:
-        draw_losses(folder)
-    except Exception as error:  # a failed plot must not fail the run, whatever matplotlib raises
-        out.print(f"loss.png could not be drawn: {error}", markup=False)
+    if result.stopped not in URGENT:  # drawing can take long
+        try:
+            draw_losses(folder)
+        except Exception as error:  # a failed plot must not fail the run, whatever matplotlib raises
+            out.print(f"loss.png could not be drawn: {error}", markup=False)
     if result.stopped:
-        out.print(
-            f"Stopped ({result.stopped}) at step {result.steps:,} of {trainer.total_steps:,}, saved. "
-            f"Resume with: {job}.resume_from={folder}",
-            markup=False,
-            soft_wrap=True,
-        )
+        saved = f"at step {result.steps:,} of {trainer.total_steps:,}, saved. Resume with: {job}.resume_from={folder}"
+        if not steps_of(folder):
+            saved = "before the first step; start it again with the same command."
+        out.print(f"Stopped ({result.stopped}) {saved}", markup=False, soft_wrap=True)
         return
     scores = {"steps": result.steps, "train_loss": result.train_loss, **result.val_losses, **result.scores}
     write_json(folder / RESULT, scores)
@@ -240,6 +240,4 @@ def run_command(arguments: argparse.Namespace, job: Callable[[Config], TrainResu
     result = job(config)
     distributed.leave()
     flush_or_discard(sys.stdout)  # a run that has finished is a success even if its output is lost
-    if result.stopped == "time limit" and launch is not None:
-        return 0  # torchrun treats every other code as a failure and would restart the run
-    return EXIT_CODES.get(result.stopped, 0)
+    return exit_code(result.stopped)

@@ -26,6 +26,7 @@ REASONS = ("", "SIGINT", "SIGHUP", "SIGTERM", TIME_LIMIT, LOST_WORKER)
 EXIT_CODES = {"SIGINT": 130, "SIGHUP": 129, "SIGTERM": 143, TIME_LIMIT: 75}
 """128 + signal number as in shells; 75 means "try again later" (EX_TEMPFAIL in sysexits.h)."""
 
+
 def exit_code(reason: str) -> int:
     """Exit code of a run that stopped for this reason; 0 for "", a run that has finished."""
     if reason == TIME_LIMIT and under_torchrun():

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.training.job import Stage
 from mini_chat_gpt.training.train_step import LossScale, TrainStep
 from mini_chat_gpt.training.trainer import Trainer
@@ -64,6 +65,8 @@ def _step_seconds(trainer: Trainer, stage: Stage, seconds: float) -> float:
         while len(times) < WARM_UP + MAX_STEPS and continue_timing():
             started = time.monotonic()
             examples, _ = trainer.next_examples(loader, stage)
+            if loader.lost_worker:
+                raise UserError(loader.lost_worker)
             trainer.engine.train_step(examples, lr_fraction=1e-3)
             times.append(time.monotonic() - started)
     return statistics.median(times[WARM_UP:])

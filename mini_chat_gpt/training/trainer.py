@@ -179,6 +179,8 @@ class Trainer:
                 if warning := contention.check():
                     self.monitor.message(warning)
             self._evaluate_and_save()
+        if self.evaluation is None and self.job.validation and not self.stopped:
+            self.evaluation = self.validation.run()  # the run was resumed after its last evaluation
 
     def _step(self, loader: StepLoader, stage: Stage) -> tuple[StepReport, list[Example], int]:
         """Read the examples of a step, and train on them: (report, this rank's examples, number of all examples).

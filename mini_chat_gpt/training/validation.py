@@ -33,7 +33,12 @@ class Validation:
                 return self._evaluate()
 
     def _evaluate(self) -> Evaluation:
-        return Evaluation(self.losses(), self.scores(), self.samples())
+        losses = self.losses()
+        scores = self.scores()
+        self._check()
+        samples = self.samples()
+        self._check()
+        return Evaluation(losses, scores, samples)
 
     def _check(self) -> None:
         if self.timed:
@@ -64,20 +69,15 @@ class Validation:
             return {}
         # A sharded model computes on all ranks together. Otherwise rank 0 computes the scores for all.
         if self.engine.sharded:
-            scores = measure(self.engine.model.eval())
-        else:
-            scores = self.world.broadcast(lambda: self._on_one_rank(measure, {}))
-        self._check()
-        return scores
+            return measure(self.engine.model.eval())
+        return self.world.broadcast(lambda: self._on_one_rank(measure, {}))
 
     def samples(self) -> str:
         """The text that the job shows; empty on all ranks but rank 0."""
-        show, text = self.job.show, ""
-        if show is None:
+        show = self.job.show
+        if show is None or not (self.world.is_main or self.engine.sharded):
             return ""
-        if self.engine.sharded:
-            text = show(self.engine.model.eval())
-        elif self.world.is_main:
-            text = self._on_one_rank(show, "")
-        self._check()
+        if not self.engine.sharded:
+            return self._on_one_rank(show, "")
+        text = show(self.engine.model.eval())
         return text if self.world.is_main else ""
