@@ -117,7 +117,7 @@ def weights_finding(config: Config, device: torch.device) -> Finding | None:
 
 def first_steps(trainer: Trainer) -> list[list[Example]]:
     """Return the examples of the run's first steps; every curriculum stage contributes some."""
-    stages = trainer.stages()
+    stages = trainer.job.all_stages()
     per_stage = max(2, SAMPLED_STEPS // len(stages))
     steps = []
     for stage in stages:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import ScheduleFields, current_metric_name
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.data.step_loader import ExampleDataset
@@ -47,6 +48,38 @@ class Job:
     """The text files that the examples are made from."""
     measure: Callable[[GPT], Metrics] | None = None
     """Returns scores at each evaluation, higher is better, with names such as "eval/moral/exact"."""
+
+    def all_stages(self) -> list[Stage]:
+        """All parts of the run in order: the curriculum stages, then the rest."""
+        rest = 1 - sum(stage.share for stage in self.stages)
+        return [*self.stages, Stage(rest, self.source)]
+
+    def stage_at(self, step: int, total_steps: int) -> Stage:
+        """The stage of step `step` (from 0)."""
+        *curriculum, rest = self.all_stages()
+        # Round the end of each stage instead of its length, so that rounding errors do not add up.
+        end = 0.0
+        for stage in curriculum:
+            end += stage.share
+            if step < round(end * total_steps):
+                return stage
+        return rest
+
+
+def count_steps(job: Job, examples_per_step: float, tokens_per_step: int | None) -> int:
+    """The number of steps of the whole run, from max_steps or epochs."""
+    phase, source = job.phase, job.source
+    if phase.epochs is not None:
+        examples = phase.epochs * len(source)
+        if tokens_per_step:
+            # Lengths differ little between samples of 256 examples, and reading all of them could take minutes.
+            lengths = [len(source[index].ids) for index in range(min(256, len(source)))]
+            # A step takes examples until it exceeds its tokens: on average half an example more.
+            examples_per_step = tokens_per_step / (sum(lengths) / len(lengths)) + 0.5
+        return max(1, round(examples / examples_per_step))
+    if phase.max_steps is None:
+        raise UserError(f"{job.name}: set max_steps or epochs; both are null.")
+    return phase.max_steps
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class TimePlan:
 def time_run(trainer: Trainer, seconds: float) -> TimePlan:
     """Time steps of every stage and an evaluation, in about `seconds`. Call it only before the first step."""
     started = time.monotonic()
-    stages = trainer.stages()
+    stages = trainer.job.all_stages()
     with _restored(trainer.engine):
         step = sum(stage.share * _step_seconds(trainer, stage, seconds / (len(stages) + 1)) for stage in stages)
         evaluation = _evaluation_seconds(trainer)

@@ -36,6 +36,7 @@ from mini_chat_gpt.training.job import (
     Stage,
     TrainResult,
     Window,
+    count_steps,
 )
 from mini_chat_gpt.training.monitor import Monitor, Status
 from mini_chat_gpt.training.optim import lr_fraction
@@ -63,7 +64,7 @@ class Trainer:
         self.world, self.model = engine.world, engine.model
         self.progress = Progress()
         _, self.examples_per_step, self.tokens_per_step = config.step_size(job.phase)
-        self.total_steps = self._count_steps()
+        self.total_steps = count_steps(job, self.examples_per_step, self.tokens_per_step)
         # Fail now, not at the first evaluation, which may come after hours.
         if job.measure is None and job.phase.best_metric != "val_loss":
             raise UserError(
@@ -84,38 +85,6 @@ class Trainer:
         self.stop = StopRequest(monitor.message, deadline)
         self.validation = Validation(job, engine, self.stop)
         self.stopped = ""  # the reason to stop that all ranks have agreed on
-
-    def _count_steps(self) -> int:
-        """The number of steps of the whole run, from max_steps or epochs."""
-        phase, source = self.job.phase, self.job.source
-        if phase.epochs is not None:
-            examples = phase.epochs * len(source)
-            examples_per_step = float(self.examples_per_step)
-            if self.tokens_per_step:
-                # Lengths differ little between samples of 256 examples, and reading all of them could take minutes.
-                lengths = [len(source[index].ids) for index in range(min(256, len(source)))]
-                # A step takes examples until it exceeds its tokens: on average half an example more.
-                examples_per_step = self.tokens_per_step / (sum(lengths) / len(lengths)) + 0.5
-            return max(1, round(examples / examples_per_step))
-        if phase.max_steps is None:
-            raise UserError(f"{self.job.name}: set max_steps or epochs; both are null.")
-        return phase.max_steps
-
-    def stages(self) -> list[Stage]:
-        """All parts of the run in order: the curriculum stages, then the rest."""
-        rest = 1 - sum(stage.share for stage in self.job.stages)
-        return [*self.job.stages, Stage(rest, self.job.source)]
-
-    def stage_at(self, step: int) -> Stage:
-        """The stage of step `step` (from 0)."""
-        *curriculum, rest = self.stages()
-        # Round the end of each stage instead of its length, so that rounding errors do not add up.
-        end = 0.0
-        for stage in curriculum:
-            end += stage.share
-            if step < round(end * self.total_steps):
-                return stage
-        return rest
 
     def set_total_steps(self, steps: int) -> None:
         """Set the number of steps of the run. Checkpoints store it, so that a resumed run has the same number."""
@@ -165,10 +134,10 @@ class Trainer:
             self._evaluate_and_save()
         while progress.step < self.total_steps and not self.stopped and not self._out_of_patience():
             started = time.monotonic()
-            if loader is None or stage != self.stage_at(progress.step):
+            if loader is None or stage != self.job.stage_at(progress.step, self.total_steps):
                 self.writer.wait()  # a loader forks worker processes, which is not safe while another thread runs
                 loaders.close()
-                stage = self.stage_at(progress.step)
+                stage = self.job.stage_at(progress.step, self.total_steps)
                 loader = loaders.enter_context(self.loader(stage))
             report, examples, count = self._step(loader, stage)
             self._count(report, count, time.monotonic() - started)
