@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.job import Evaluation, Job, Metrics
 from mini_chat_gpt.training.stop import Abandoned, StopRequest
 from mini_chat_gpt.training.train_step import TrainStep
