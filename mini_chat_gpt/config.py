@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mini_chat_gpt.common.errors import UserError, nearest, short
 from mini_chat_gpt.common.setting_types import (
