@@ -18,7 +18,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -271,6 +271,14 @@ def linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
     """(name of the layer, the layer with its adapter)."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLinear))
+
+
+def set_dropout(model: GPT, dropout: float) -> None:
+    """Change the dropout of a model's adapters."""
+    for _, layer in adapters(model):
+        layer.dropout.p = dropout
+    settings = model.adapter.settings.model_copy(update={"dropout": dropout})
+    model.adapter = replace(model.adapter, settings=settings)
 
 
 def _target_layers(model: nn.Module, targets: Sequence[str]) -> list[str]:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from mini_chat_gpt.checkpoints.load import load_model
+from mini_chat_gpt.checkpoints.load import load_pair
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
+from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.data.text_dataset import TextDataset, sample_texts, split_documents, tokenize_file
 from mini_chat_gpt.generation.text import generate
@@ -20,17 +21,12 @@ from mini_chat_gpt.tinystories.records import find_text, stories
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.job import Callback, Job, Prepared, TrainResult
 from mini_chat_gpt.training.run import RunContext, begin, execute, run_command
-from mini_chat_gpt.training.sample_prompts import can_reply, check_prompts
-
-DEFAULT_PROMPT = "Once upon a time"
-"""Each evaluation shows how the model continues it, after the user's own prompts."""
 
 
 def pretrain(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Train a base model as the config says, and return its run folder and losses.
 
-    `callbacks` are called on rank 0 with (trainer, step, metrics) whenever metrics are logged. One that raises an
-    exception is reported and does not end training.
+    `callbacks` are called on rank 0 with (trainer, step, metrics) whenever metrics are logged.
     """
     run = begin(config, config.pretrain)
     return execute(prepare(config, run), config, run, callbacks)
@@ -42,17 +38,21 @@ def prepare(config: Config, run: RunContext) -> Prepared:
     text = find_text(section.dataset_path, "train")
     assert text is not None  # find_text raises an error if there is no training file
     if run.checkpoint is not None:
-        tokenizer, model = ChatTokenizer.load(run.checkpoint), load_model(run.checkpoint)
+        model, tokenizer = load_pair(run.checkpoint)
     else:
         # One rank trains the tokenizer and sends it to the others.
         tokenizer = run.world.broadcast(lambda: make_tokenizer(config, text, run.out))
-        model = GPT(config.model.gpt_config(tokenizer.vocab_size))
+        shape = config.model.gpt_config(tokenizer.vocab_size)
+        if shape.vocab_size < tokenizer.vocab_size:
+            raise UserError(
+                f"model.vocab_size is {shape.vocab_size}, but the tokenizer has {tokenizer.vocab_size} ids; set it to 0, "
+                "which means that number, or to more."
+            )
+        model = GPT(shape)
     # Rank 0 of each machine goes first: the first use of a text file writes its tokens to disk.
     with run.world.local_rank_zero_first():
         train, held_out = make_datasets(config, text, tokenizer, model.config.context_length, run.out)
-    context = model.config.context_length
-    check_prompts(section.prompts, tokenizer, context, "pretrain.prompts")
-    prompts = [*section.prompts, *(prompt for prompt in [DEFAULT_PROMPT] if can_reply(prompt, tokenizer, context))]
+    prompts = [*section.prompts, "Once upon a time"]
 
     def show(model: GPT) -> str:
         texts = generate(model, tokenizer, prompts, max_new_tokens=60, temperature=0.0)
@@ -60,9 +60,7 @@ def prepare(config: Config, run: RunContext) -> Prepared:
 
     validation = held_out.first(config.data.eval_examples)
     files = [path for path in (text, find_text(section.dataset_path, "valid")) if path]
-    return Prepared(
-        Job("pretrain", section, train, validation, show if prompts else None, files=files), model, tokenizer
-    )
+    return Prepared(Job("pretrain", section, train, validation, show, files=files), model, tokenizer)
 
 
 def make_tokenizer(config: Config, text: Path, out: Console) -> ChatTokenizer:

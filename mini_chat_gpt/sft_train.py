@@ -13,12 +13,11 @@ from pathlib import Path
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints import lora_setup
 from mini_chat_gpt.checkpoints.find import newest_checkpoint
-from mini_chat_gpt.checkpoints.load import load_checkpoint
+from mini_chat_gpt.checkpoints.load import load_checkpoint, require_finite, require_match
 from mini_chat_gpt.checkpoints.lora_setup import Base
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.text import clean
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.evaluation.capabilities import evaluate
 from mini_chat_gpt.evaluation.task_metrics import score
@@ -28,15 +27,13 @@ from mini_chat_gpt.tinystories.tasks import Task
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.job import Callback, Job, Metrics, Prepared, TrainResult
 from mini_chat_gpt.training.run import RunContext, begin, execute, run_command
-from mini_chat_gpt.training.sample_prompts import can_reply, check_prompts
 from mini_chat_gpt.training.sft_data import Shown, make_examples
 
 
 def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Fine-tune a model as the config says, and return its run folder and losses.
 
-    `callbacks` are called on rank 0 with (trainer, step, metrics) whenever metrics are logged. One that raises an
-    exception is reported and does not end training.
+    `callbacks` are called on rank 0 with (trainer, step, metrics) whenever metrics are logged.
     """
     run = begin(config, config.sft)
     return execute(prepare(config, run), config, run, callbacks)
@@ -48,7 +45,7 @@ def prepare(config: Config, run: RunContext) -> Prepared:
     lora_setup.check(config)
     base = None
     if run.checkpoint is not None:
-        model, tokenizer = lora_setup.model_of_run(run.checkpoint, config), ChatTokenizer.load(run.checkpoint)
+        model, tokenizer = lora_setup.pair_of_run(run.checkpoint, config)
     else:
         base = load_base(config, run)
         model, tokenizer = base.model, base.tokenizer
@@ -63,20 +60,16 @@ def prepare(config: Config, run: RunContext) -> Prepared:
             lora_setup.adapt(base, config, run.folder, run.world, run.device, run.dry_run)
         # From here on the tokenizer is that of a chat model: its checkpoints are prompted in the chat format.
         tokenizer.chat_format = ChatFormat(default_system=config.data.system_message)
-    context = model.config.context_length
-    check_prompts(config.sft.prompts, tokenizer, context, "sft.prompts")
-    shown = [one for one in examples.shown if can_reply(one.prompt, tokenizer, context)]
-    tasks = [task for task in examples.eval_tasks if can_reply(task.prompt, tokenizer, context)]
     # Everything that differs from pretraining is in the job. The trainer is the same.
     job = Job(
         "sft",
         config.sft,
         source=examples.source,
         validation=examples.validation,
-        show=sample_replies(config.sft.prompts, shown, tokenizer),
+        show=sample_replies(config.sft.prompts, examples.shown, tokenizer),
         stages=examples.stages,
         files=examples.files,
-        measure=eval_metrics(tasks, config.sft.best_metric, tokenizer),
+        measure=eval_metrics(examples.eval_tasks, config.sft.best_metric, tokenizer),
     )
     return Prepared(job, model, tokenizer)
 
@@ -91,6 +84,7 @@ def load_base(config: Config, run: RunContext) -> Base:
         )
     # On the CPU: the trainer moves the model to its device, and with FSDP no device holds all of it.
     model, tokenizer = load_checkpoint(path, "cpu")
+    require_finite(model, Path(path))
     added = add_chat_tokens(model, tokenizer)
     run.out.print(f"Base model: {path}" + (f"; added control tokens {', '.join(added)}" if added else ""), markup=False)
     return Base(Path(path), model.train(), tokenizer, added)
@@ -98,6 +92,7 @@ def load_base(config: Config, run: RunContext) -> Base:
 
 def add_chat_tokens(model: GPT, tokenizer: ChatTokenizer) -> list[str]:
     """Add the missing control tokens to a base model, with the mean embedding. Returns the names of the new tokens."""
+    require_match(model.config, tokenizer, "The base model")  # only control tokens may be new
     known = set(tokenizer.control)
     new_ids = tokenizer.add_control_tokens()
     model.resize_vocabulary(tokenizer.vocab_size)
@@ -130,12 +125,8 @@ def eval_metrics(tasks: Sequence[Task], best_metric: str, tokenizer: ChatTokeniz
     return measure
 
 
-def sample_replies(
-    prompts: Sequence[str], shown: Sequence[Shown], tokenizer: ChatTokenizer
-) -> Callable[[GPT], str] | None:
-    """A function that lists a model's replies to the user's own prompts and to held-out ones. None without prompts."""
-    if not prompts and not shown:
-        return None
+def sample_replies(prompts: Sequence[str], shown: Sequence[Shown], tokenizer: ChatTokenizer) -> Callable[[GPT], str]:
+    """A function that lists a model's replies to the user's own prompts and to held-out ones."""
 
     def show(model: GPT) -> str:
         all_prompts = [*prompts, *(one.prompt for one in shown)]
@@ -151,7 +142,7 @@ def sample_replies(
 
 
 def _short(text: str, width: int) -> str:
-    text = clean(text)
+    text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import patch
 
@@ -27,6 +28,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training import muon, optim, train_step
+from mini_chat_gpt.training.job import Progress
 from mini_chat_gpt.training.train_step import LossScale, TrainStep
 
 SHAPE = {"n_layer": 3, "intermediate_size": 81}  # rows that two processes can't share equally
@@ -139,18 +141,18 @@ def save_and_resume(world: World, folder: Path, ours: TrainStep, theirs: TrainSt
     )
     reference = state_of(ours)
     writer = CheckpointWriter(folder / "sharded", 3, world.new_group())
-    writer.write(name, ours.snapshot(tokenizer, {"job": "sft", "step": STEP}, {"step": STEP}))
+    writer.write(name, ours.snapshot(tokenizer, {"job": "sft", "step": STEP}, asdict(Progress(STEP))))
     ours.train_step(own_examples(world, STEP), 1.0, 0.1, STEP)  # during the write
     writer.wait()
     if world.is_main:
         save_file(reference, folder / "reference.safetensors")
-        theirs.snapshot(tokenizer, {"job": "sft", "step": STEP}, {"step": STEP}).write(folder / "whole" / name)
+        theirs.snapshot(tokenizer, {"job": "sft", "step": STEP}, asdict(Progress(STEP))).write(folder / "whole" / name)
     world.gather([])
 
     def resumed(kind: str, sharded: bool) -> TrainStep:
         engine = make_engine(world, sharded, load_model(folder / kind / name), optimizer=optimizer)
-        state = engine.restore(folder / kind / name)
-        assert state == {"progress": {"step": STEP}, "averaged_steps": STEP}, state
+        saved = engine.restore(folder / kind / name)
+        assert (saved.progress, saved.averaged_steps) == (Progress(STEP), STEP), saved
         return engine
 
     continued = resumed("sharded", True)

@@ -10,7 +10,6 @@ combined with another base unnoticed.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +17,13 @@ from typing import Any
 
 import torch
 
+from mini_chat_gpt.checkpoints.find import META, MODEL, is_checkpoint, read_meta
+from mini_chat_gpt.checkpoints.tensor_files import compare_tensors
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import MANIFEST, find_damage, sha256_of
+from mini_chat_gpt.common.files import Damage, find_damage, read_manifest, sha256_of
+from mini_chat_gpt.common.json_files import JSONRecord, check_json, short
 from mini_chat_gpt.config import GPTConfig, LoraSettings
-from mini_chat_gpt.lora import Adapter
+from mini_chat_gpt.lora import Adapter, Frozen, linear_layers
 from mini_chat_gpt.model import GPT
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -34,8 +36,27 @@ _PEFT_SUFFIX = {
 }  # our parameter name -> PEFT's suffix
 
 
+class AdapterMetadata(JSONRecord):
+    """The adapter's entry in mini_chat_gpt.json."""
+
+    settings: LoraSettings
+    layers: list[str]
+    frozen: Frozen
+    token_ids: list[int]
+    base: str
+    base_from_here: str
+    base_hash: str
+
+    @classmethod
+    def read(cls, folder: Path) -> AdapterMetadata | None:
+        """The entry of a checkpoint folder; None if it holds a complete model. Raises UserError if it is damaged."""
+        entry = read_meta(folder).get("adapter")
+        return None if entry is None else check_json(entry, cls, str(folder / META), "use another checkpoint")
+
+
 def is_adapter(folder: Path) -> bool:
-    return (folder / ADAPTER_CONFIG).is_file()
+    """Whether a checkpoint folder holds an adapter and not a complete model."""
+    return AdapterMetadata.read(folder) is not None
 
 
 def peft_name(name: str) -> str:
@@ -50,15 +71,35 @@ def trained_parameters(model: GPT) -> dict[str, torch.nn.Parameter]:
     return {peft_name(name): p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def adapter_shapes(model: GPT, adapter: Adapter, folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the adapter's tensors by PEFT name, for its base `model`.
+
+    Raises UserError if the adapter in `folder` names a layer or a token that the base does not have.
+    """
+    rank, layers, n_ids = adapter.settings.rank, dict(linear_layers(model)), len(adapter.token_ids)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in adapter.layers:
+        if name not in layers:
+            raise UserError(f"{folder / META}: the base has no layer {short(name)}; use another checkpoint.")
+        linear = layers[name]
+        shapes |= {f"{name}.lora_A": (rank, linear.in_features), f"{name}.lora_B": (linear.out_features, rank)}
+        if adapter.settings.dora:
+            shapes[f"{name}.magnitude"] = (linear.out_features,)
+    if any(not 0 <= token_id < model.config.vocab_size for token_id in adapter.token_ids):
+        raise UserError(f"{folder / META}: the base has no row for one of the token_ids; use another checkpoint.")
+    if n_ids:
+        tables = ["embed_tokens"] if model.config.tie_embeddings else ["embed_tokens", "lm_head"]
+        shapes |= {f"{table}.rows": (n_ids, model.config.n_embd) for table in tables}
+    return {peft_name(name): shape for name, shape in shapes.items()}
+
+
 @torch.no_grad()
-def load_adapter(model: GPT, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Copy the tensors of an adapter file into an adapted model. Raises ValueError if names or shapes differ."""
+def load_adapter(model: GPT, tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Copy the tensors of an adapter file, `source`, into an adapted model. Raises UserError if they don't fit it."""
     trained = trained_parameters(model)
-    if different := sorted(trained.keys() ^ tensors.keys()):
-        raise ValueError(f"{len(different)} parameter names differ, for example {different[0]}")
+    shapes = {name: tuple(parameter.shape) for name, parameter in trained.items()}
+    compare_tensors(tensors, shapes, source, "use another checkpoint")
     for name, parameter in trained.items():
-        if parameter.shape != tensors[name].shape:
-            raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)} instead of {tuple(parameter.shape)}")
         parameter.copy_(tensors[name])
 
 
@@ -105,29 +146,29 @@ def adapter_metadata(adapter: Adapter, folder: Path) -> dict[str, Any]:
     }
 
 
-def read_adapter(metadata: Mapping[str, Any]) -> Adapter:
+def read_adapter(metadata: AdapterMetadata) -> Adapter:
     """The inverse of `adapter_metadata`."""
     return Adapter(
-        LoraSettings(**metadata["settings"]),
-        tuple(metadata["layers"]),
-        metadata["frozen"],
-        tuple(metadata["token_ids"]),
-        metadata["base"],
-        metadata["base_hash"],
+        metadata.settings,
+        tuple(metadata.layers),
+        metadata.frozen,
+        tuple(metadata.token_ids),
+        metadata.base,
+        metadata.base_hash,
     )
 
 
-def find_base(folder: Path, metadata: Mapping[str, Any]) -> Path:
+def find_base(folder: Path, metadata: AdapterMetadata) -> Path:
     """Find the base of the adapter in `folder`: at its stored path, or at its relative path if both were moved together.
 
     Raises UserError if it is missing, is damaged, or has other weights.
     """
     remedy = f"move it back, or merge the two with `mini-chat-gpt merge {folder} OUT --base PATH`"
-    candidates = [path for path in (Path(metadata["base"]), folder / metadata["base_from_here"]) if path.is_dir()]
+    candidates = [path for path in (Path(metadata.base), folder / metadata.base_from_here) if is_checkpoint(path)]
     if not candidates:
-        raise UserError(f"{folder} is an adapter for the base model {metadata['base']}, which is missing; {remedy}.")
+        raise UserError(f"{folder} is an adapter for the base model {metadata.base}, which is missing; {remedy}.")
     for base in candidates:
-        if weights_hash(base) == metadata["base_hash"]:
+        if weights_hash(base) == metadata.base_hash:
             if reason := find_damage(base):
                 raise UserError(f"{base}, the base model of {folder}, is damaged: {reason}.")
             return base
@@ -136,9 +177,9 @@ def find_base(folder: Path, metadata: Mapping[str, Any]) -> Path:
     )
 
 
-def weights_hash(folder: Path, name: str = "model.safetensors") -> str:
-    """The hash of a checkpoint's weights, from its manifest if it has one."""
+def weights_hash(folder: Path) -> str:
+    """The hash of a checkpoint's weights, from its manifest if it has a readable one; "" without weights."""
     try:
-        return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"][name]["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return sha256_of(folder / name) if (folder / name).is_file() else ""
+        return read_manifest(folder).files[MODEL].sha256
+    except (Damage, KeyError):
+        return sha256_of(folder / MODEL) if (folder / MODEL).is_file() else ""

@@ -8,26 +8,60 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from mini_chat_gpt.checkpoints.tensor_files import compare_tensors
+from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.model import GPT
 
+HEAD = "lm_head.weight"
 
-def model_from_state(config: GPTConfig, state: Mapping[str, torch.Tensor]) -> GPT:
+
+def model_shapes(config: GPTConfig, n_tensors: int, source: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's parameters by name, without a tied head. Takes no memory, whatever the sizes.
+
+    `n_tensors` is the number of tensors in the file that the config belongs to: a file of few tensors is not a model of a
+    billion layers. Raises UserError, which begins with `source`, for sizes that no model can have.
+    """
+    if config.n_layer > n_tensors:
+        raise UserError(
+            f"{source} says n_layer={config.n_layer}, but its weights are {n_tensors} tensors; use another copy of it."
+        )
+    if config.position == "rope":  # its table has no weights, but takes memory
+        config = config.model_copy(update={"position": "none"})
+    model = _without_weights(config, source)
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if not (name == HEAD and config.tie_embeddings)
+    }
+
+
+def model_from_state(config: GPTConfig, state: Mapping[str, torch.Tensor], source: str) -> GPT:
     """A model whose parameters are the tensors of `state` themselves; a tied head may be missing.
 
-    Nothing is initialized first. Raises RuntimeError for tensors that don't fit the config.
+    Nothing is initialized first. Raises UserError, which begins with `source`, for tensors that don't fit the config.
     """
-    with _SkipInit():
-        model = GPT(config)
-    head = {"lm_head.weight": state["embed_tokens.weight"]} if config.tie_embeddings else {}
+    state = {name: tensor for name, tensor in state.items() if not (name == HEAD and config.tie_embeddings)}
+    compare_tensors(state, model_shapes(config, len(state), source), source, "use another copy of it")
+    model = _without_weights(config, source)
+    head = {HEAD: state["embed_tokens.weight"]} if config.tie_embeddings else {}
     model.load_state_dict({**state, **head}, strict=True, assign=True)
     if config.tie_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
     return model
 
 
-class _SkipInit(TorchFunctionMode):
-    """Leaves parameters uninitialized. (The "meta" device would do as well, but imports a second's worth of PyTorch.)"""
+def _without_weights(config: GPTConfig, source: str) -> GPT:
+    try:
+        with _NoWeights():
+            return GPT(config)
+    except (RuntimeError, ArithmeticError, TypeError, ValueError, LookupError, AttributeError):
+        # More elements than PyTorch can count, or a rope_scaling without its parameters.
+        raise UserError(f"{source} describes an impossible model; use another copy of it.") from None
+
+
+class _NoWeights(TorchFunctionMode):
+    """Creates parameters without memory, and doesn't initialize them."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -35,4 +69,6 @@ class _SkipInit(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        if func in (torch.empty, torch.ones, torch.zeros):
+            kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)

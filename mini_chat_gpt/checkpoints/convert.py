@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_chat_gpt.checkpoints.find import find_checkpoint, read_meta
-from mini_chat_gpt.checkpoints.foreign import import_model
-from mini_chat_gpt.checkpoints.load import load_model
+from mini_chat_gpt.checkpoints.load import load_pair
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
@@ -19,14 +18,14 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 
 def _read_file(source: Path, tokenizer: str | None) -> tuple[GPT, ChatTokenizer, dict[str, Any]]:
-    return *import_model(source, tokenizer), {"job": "import", "source": str(source)}
+    return *load_pair(source, tokenizer), {"job": "import", "source": str(source)}
 
 
 def _read_checkpoint(source: Path, tokenizer: str | None) -> tuple[GPT, ChatTokenizer, dict[str, Any]]:
     if tokenizer is not None:
         raise UserError(f"{source} is a folder that has its own tokenizer; omit --tokenizer.")
     folder = find_checkpoint(source)
-    return load_model(folder), ChatTokenizer.load(folder), read_meta(folder)["info"] | {"source": str(folder)}
+    return *load_pair(folder), read_meta(folder)["info"] | {"source": str(folder)}
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from mini_chat_gpt.checkpoints.build import model_from_state
 from mini_chat_gpt.checkpoints.llama2c import read_llama2c
 from mini_chat_gpt.checkpoints.nanogpt import read_nanogpt
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.json_files import describe_problem
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
@@ -40,10 +41,9 @@ def import_model(source: Path | str, tokenizer: str | Path | None = None) -> tup
     except OSError as error:
         raise UserError(f"Can't read {source}: {error.strerror or error}; give {IMPORTABLE}.") from None
     except ValidationError as error:  # GPTConfig rejects the sizes in the file
-        first = error.errors()[0]
-        what = "".join(f"{part}: " for part in first["loc"]) + first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{source} describes an impossible model ({what}); give {IMPORTABLE}.") from None
-    return model_from_state(config, state).eval(), loaded_tokenizer
+        problem = describe_problem(error.errors(include_url=False)[0])
+        raise UserError(f"{source} describes an impossible model ({problem}); give {IMPORTABLE}.") from None
+    return model_from_state(config, state, str(source)).eval(), loaded_tokenizer
 
 
 def is_pickle(start: bytes) -> bool:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -19,6 +19,7 @@ from mini_chat_gpt.config import GPTConfig
 if TYPE_CHECKING:
     from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
+V = TypeVar("V")
 HEAD = "lm_head.weight"
 EMBEDDING = "embed_tokens.weight"
 IMPLEMENTED: Implemented = SIZES | dict.fromkeys(
@@ -135,11 +136,14 @@ def _rope(hf_config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     return theta, None if kind == "default" else parameters
 
 
-def to_hf_state(state: Mapping[str, torch.Tensor], config: GPTConfig) -> dict[str, torch.Tensor]:
-    """Rename our parameters to Hugging Face's: `model.` before all but the head. A tied head is omitted."""
+def to_hf_state(values: Mapping[str, V], config: GPTConfig) -> dict[str, V]:
+    """Rename our parameters, or anything else by their names, to Hugging Face's: `model.` before all but the head.
+
+    A tied head is omitted.
+    """
     return {
-        name if name == HEAD else f"model.{name}": tensor
-        for name, tensor in state.items()
+        name if name == HEAD else f"model.{name}": value
+        for name, value in values.items()
         if not (name == HEAD and config.tie_embeddings)
     }
 

@@ -1,28 +1,42 @@
-"""Load a model and its tokenizer from a checkpoint folder, a run folder, or a file of another project."""
+"""Load a model and its tokenizer from a checkpoint folder, a run folder, or a file of another project.
+
+Every command gets a model and its tokenizer from `load_pair`, which checks that they belong together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from pydantic import ValidationError
 
-from mini_chat_gpt.checkpoints.adapters import ADAPTER, find_base, load_adapter, read_adapter
-from mini_chat_gpt.checkpoints.build import model_from_state
-from mini_chat_gpt.checkpoints.find import MODEL, find_checkpoint, read_meta
+from mini_chat_gpt.checkpoints.adapters import (
+    ADAPTER,
+    AdapterMetadata,
+    adapter_shapes,
+    find_base,
+    is_adapter,
+    load_adapter,
+    read_adapter,
+)
+from mini_chat_gpt.checkpoints.build import model_from_state, model_shapes
+from mini_chat_gpt.checkpoints.find import META, MODEL, find_checkpoint, read_meta
 from mini_chat_gpt.checkpoints.foreign import import_model
-from mini_chat_gpt.checkpoints.hf import from_hf_state
-from mini_chat_gpt.checkpoints.sharded import Like, read_file, read_shards, shards_of
+from mini_chat_gpt.checkpoints.hf import from_hf_state, to_hf_state
+from mini_chat_gpt.checkpoints.sharded import Like, Tensors, read_file, read_shards, read_shards_header, shards_of
+from mini_chat_gpt.checkpoints.tensor_files import Shapes, TensorInfo, compare_tensors, first_nonfinite, read_header
 from mini_chat_gpt.common.device import pick_device
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.json_files import describe_problem
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.lora import Frozen, add_lora, merge_lora
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+
+REMEDY = "use another checkpoint"
 
 
 def load_checkpoint(path: Path | str, device: str | torch.device = "auto") -> tuple[GPT, ChatTokenizer]:
@@ -31,45 +45,91 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "auto") -> tu
     Raises UserError with the reason if there is none, or if it is damaged.
     """
     target = device if isinstance(device, torch.device) else pick_device(device)
-    if Path(path).is_file():
-        model, tokenizer = import_model(Path(path))
-    else:
-        folder = find_checkpoint(path)
-        model, tokenizer = load_model(folder), ChatTokenizer.load(folder)
+    path = Path(path)
+    model, tokenizer = load_pair(path if path.is_file() else find_checkpoint(path))
     return model.to(target).eval(), tokenizer
 
 
-def load_model(folder: Path) -> GPT:
-    """Load the model of one checkpoint folder on the CPU. An adapter is merged into its base."""
+def load_pair(
+    source: Path,
+    tokenizer: str | None = None,
+    adapted: bool = False,
+    base: Path | None = None,
+    frozen: Frozen | None = None,
+) -> tuple[GPT, ChatTokenizer]:
+    """Load a model on the CPU and its tokenizer: the only way in which a command gets them.
+
+    source      a checkpoint folder, or a file of another project
+    tokenizer   that of a file, see `import_model`
+    adapted     keep the adapter of a checkpoint for further training, instead of merging it; see `load_adapted`
+
+    Raises UserError if one of them can't be read, and if they don't belong together.
+    """
+    if source.is_file():
+        model, its_tokenizer = import_model(source, tokenizer)
+        require_match(model.config, its_tokenizer, source)
+        return model, its_tokenizer
+    its_tokenizer, _ = load_tokenizer(source)  # first, because the weights take longer
+    return (load_adapted(source, base, frozen) if adapted else load_model(source)), its_tokenizer
+
+
+def load_tokenizer(folder: Path) -> tuple[ChatTokenizer, GPTConfig]:
+    """Load the tokenizer of a checkpoint folder, and the config of the model that it belongs to.
+
+    Raises UserError if it belongs to another model.
+    """
     meta = read_meta(folder)
-    if "adapter" in meta:
+    tokenizer, config = ChatTokenizer.load(folder), _model_config(folder, meta)
+    require_match(config, tokenizer, folder)
+    if meta.get("tokenizer") not in (None, tokenizer.fingerprint()):
+        raise UserError(
+            f"The tokenizer in {folder} is not the one that its model was saved with, so ids would stand for other text; "
+            f"{REMEDY}."
+        )
+    return tokenizer, config
+
+
+def require_match(config: GPTConfig, tokenizer: ChatTokenizer, source: Path | str) -> None:
+    """Raise UserError if the tokenizer has ids for which the model's table has no row."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} ids, but the model's table has only {config.vocab_size} "
+            "rows; they don't belong together, use the tokenizer that the model was trained with."
+        )
+
+
+def load_model(folder: Path) -> GPT:
+    """Load the model of one checkpoint folder on the CPU. An adapter is merged into its base. See `load_pair`."""
+    if is_adapter(folder):
         model = load_adapted(folder)
         merge_lora(model)
         return model
-    with _readable(folder):
-        config = _model_config(folder, meta)
-        return model_from_state(config, from_hf_state(_read(folder, MODEL), config))
+    config, source = _model_config(folder, read_meta(folder)), f"The model in {folder}"
+    shapes = to_hf_state(model_shapes(config, len(tensors_in(folder, MODEL)), source), config)
+    return model_from_state(config, from_hf_state(read_tensors(folder, MODEL, shapes), config), source)
 
 
 def load_adapted(folder: Path, base: Path | None = None, frozen: Frozen | None = None) -> GPT:
-    """Load the base of the adapter in `folder` and add the adapter, ready for further training.
+    """Load the base of the adapter in `folder` and add the adapter, ready for further training. See `load_pair`.
 
     `base` defaults to the folder that the adapter names. `frozen` is the precision of the base's weights. By default it is
     that of the adapter's training: weights that were 4-bit then are quantized again, so that the model in use is the model
     that was trained.
     """
-    meta = read_meta(folder)
-    with _readable(folder):
-        adapter, expected = read_adapter(meta["adapter"]), _model_config(folder, meta)
-    base = base or find_base(folder, meta["adapter"])
+    metadata, expected = AdapterMetadata.read(folder), _model_config(folder, read_meta(folder))
+    assert metadata is not None, f"{folder} is not an adapter"
+    base, adapter = base or find_base(folder, metadata), read_adapter(metadata)
+    (base_tokenizer, _), (tokenizer, _) = load_tokenizer(base), load_tokenizer(folder)
+    if base_tokenizer.fingerprint() != tokenizer.fingerprint():
+        raise UserError(f"{base} is not a base for the adapter {folder}: its tokenizer is another one.")
     model = load_model(base)
     if model.config != expected:
         fields = [name for name, value in expected if getattr(model.config, name) != value]
         raise UserError(f"{base} is not a base for the adapter {folder}: they differ in {', '.join(fields)}.")
     frozen = frozen or ("nf4" if adapter.frozen == "nf4" else "float32")
-    with _readable(folder):
-        add_lora(model, adapter.settings, frozen, adapter.token_ids)
-        load_adapter(model, _read(folder, ADAPTER))
+    tensors = read_tensors(folder, ADAPTER, adapter_shapes(model, adapter, folder))
+    add_lora(model, adapter.settings, frozen, adapter.token_ids)
+    load_adapter(model, tensors, str(folder / ADAPTER))
     model.adapter = replace(adapter, frozen=frozen)
     return model
 
@@ -83,39 +143,45 @@ def _model_config(folder: Path, meta: Mapping[str, Any]) -> GPTConfig:
             f"The model in {folder} has settings that this version does not know ({', '.join(unknown)}); "
             "update mini_chat_gpt."
         )
-    return GPTConfig(**fields)
-
-
-@contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    """Turn any error in a folder's contents into one sentence."""
     try:
-        yield
-    except (KeyError, ValueError, RuntimeError, OSError, SafetensorError) as error:
-        raise UserError(f"The model in {folder} can't be read: {str(error).splitlines()[0]}") from None
+        return GPTConfig(**fields)
+    except ValidationError as error:
+        problem = describe_problem(error.errors(include_url=False)[0])
+        raise UserError(f"{folder / META} describes an impossible model: {problem}; {REMEDY}.") from None
 
 
-def read_tensors(folder: Path, name: str, like: Like = lambda _: None) -> dict[str, torch.Tensor]:
+def tensors_in(folder: Path, name: str, remedy: str = REMEDY) -> dict[str, TensorInfo]:
+    """The tensors in one file of a checkpoint, without reading them. Raises UserError if it is missing or damaged."""
+    path = _tensor_path(folder, name)
+    try:
+        infos = read_header(path)[0] if path == folder / name else read_shards_header(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error}); {remedy}.") from None
+    if not infos and path != folder / name:
+        raise UserError(f"{path} has no shards; {remedy}.")
+    return infos
+
+
+def read_tensors(
+    folder: Path, name: str, expected: Shapes, like: Like = lambda _: None, remedy: str = REMEDY
+) -> Tensors:
     """Read the tensors of one file of a checkpoint on the CPU, or sharded where `like` returns a sharded tensor for a name.
 
-    Raises UserError if the file can't be read.
+    Raises UserError if they are not the expected ones, before they take any memory.
     """
-    try:
-        return _read(folder, name, like)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{folder / name} can't be read ({error}), so training can't resume from it.") from None
+    path = _tensor_path(folder, name)
+    compare_tensors(tensors_in(folder, name, remedy), expected, str(path), remedy)
+    return read_file(path, like) if path == folder / name else read_shards(path, like)
 
 
-def _read(folder: Path, name: str, like: Like = lambda _: None) -> dict[str, torch.Tensor]:
-    if read_meta(folder).get("sharded"):
-        return read_shards(shards_of(folder, name), like)
-    return read_file(folder / name, like)
+def _tensor_path(folder: Path, name: str) -> Path:
+    return shards_of(folder, name) if read_meta(folder).get("sharded") else folder / name
 
 
 def require_finite(model: GPT, path: Path) -> None:
     """Raise UserError if a weight is NaN or infinite: every score and reply of such a model would be meaningless."""
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(
-                f"{path}: {name} is not finite (NaN or infinite); training has diverged, use an earlier checkpoint."
-            )
+    weights = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    if name := first_nonfinite(weights):
+        raise UserError(
+            f"{path}: {name} is not finite (NaN or infinite); training has diverged, use an earlier checkpoint."
+        )

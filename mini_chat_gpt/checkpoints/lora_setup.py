@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
-from mini_chat_gpt.checkpoints.adapters import is_adapter, weights_hash
-from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, MODEL, find_checkpoint, read_meta
-from mini_chat_gpt.checkpoints.load import load_adapted, load_model
+from mini_chat_gpt.checkpoints.adapters import AdapterMetadata, weights_hash
+from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, MODEL, find_checkpoint
+from mini_chat_gpt.checkpoints.load import load_pair
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.device import pick_precision
 from mini_chat_gpt.common.distributed import World
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import Config
-from mini_chat_gpt.lora import Frozen, add_lora
+from mini_chat_gpt.lora import Frozen, add_lora, set_dropout
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import CONTROL_TOKENS, END_OF_TEXT, ChatTokenizer
 
@@ -43,17 +43,17 @@ def check(config: Config) -> None:
         )
 
 
-def model_of_run(checkpoint: Path, config: Config) -> GPT:
-    """Load the model of a run's checkpoint for further training. Raises UserError if `lora.enabled` differs from the run's."""
-    if is_adapter(checkpoint) != config.lora.enabled:
-        trained = "an adapter" if is_adapter(checkpoint) else "all weights"
-        raise UserError(
-            f"{checkpoint.parent} trains {trained}, but lora.enabled is {str(config.lora.enabled).lower()}; "
-            "start another run."
-        )
-    if not config.lora.enabled:
-        return load_model(checkpoint)
-    return load_adapted(checkpoint, frozen=read_meta(checkpoint)["adapter"]["frozen"])
+def pair_of_run(checkpoint: Path, config: Config) -> tuple[GPT, ChatTokenizer]:
+    """Load the model of a run's checkpoint for further training, and its tokenizer.
+
+    Of the settings in `config.lora` only the dropout may have changed (see `training/fixed_settings.py`).
+    """
+    metadata = AdapterMetadata.read(checkpoint)
+    if metadata is None:
+        return load_pair(checkpoint)
+    model, tokenizer = load_pair(checkpoint, adapted=True, frozen=metadata.frozen)
+    set_dropout(model, config.lora.dropout)
+    return model, tokenizer
 
 
 def adapt(base: Base, config: Config, run: Path, world: World, device: torch.device, dry_run: bool = False) -> None:

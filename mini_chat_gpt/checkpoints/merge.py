@@ -6,15 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mini_chat_gpt.checkpoints.adapters import is_adapter, weights_hash
+from mini_chat_gpt.checkpoints.adapters import AdapterMetadata, is_adapter, weights_hash
 from mini_chat_gpt.checkpoints.find import find_checkpoint, read_meta
-from mini_chat_gpt.checkpoints.load import load_adapted
+from mini_chat_gpt.checkpoints.load import load_pair
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.lora import merge_lora
-from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 
 def merge(adapter: Path | str, out: Path | str, base: Path | str | None = None) -> Path:
@@ -27,16 +26,16 @@ def merge(adapter: Path | str, out: Path | str, base: Path | str | None = None) 
         raise UserError(f"{folder} is already a complete model; there is nothing to merge.")
     if Path(out).exists():  # checked here as well, before the work begins
         raise UserError(f"{out} exists already and is not overwritten; choose another name or move it away.")
-    model = load_adapted(folder, find_checkpoint(base) if base is not None else None)
+    model, tokenizer = load_pair(folder, adapted=True, base=find_checkpoint(base) if base is not None else None)
     merge_lora(model)
-    return save_checkpoint(out, model, ChatTokenizer.load(folder), read_meta(folder)["info"] | {"merged": str(folder)})
+    return save_checkpoint(out, model, tokenizer, read_meta(folder)["info"] | {"merged": str(folder)})
 
 
 def run(arguments: argparse.Namespace) -> int:
     """`mini-chat-gpt merge` with a parsed command line."""
     if arguments.base is not None:
-        metadata = read_meta(find_checkpoint(arguments.adapter)).get("adapter", {})
-        if weights_hash(find_checkpoint(arguments.base)) != metadata.get("base_hash"):
+        metadata = AdapterMetadata.read(find_checkpoint(arguments.adapter))
+        if metadata is not None and weights_hash(find_checkpoint(arguments.base)) != metadata.base_hash:
             print(
                 f"Note: the weights of {arguments.base} differ from those of the base that the adapter was trained with."
             )

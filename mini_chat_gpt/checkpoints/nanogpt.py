@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.json_files import short
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
@@ -69,13 +70,29 @@ def _contents(source: Path, checkpoint: Any) -> tuple[dict[str, Any], dict[str, 
     if "n_kv_heads" in arguments or "dim" in arguments:
         raise UserError(f"{source} is a training checkpoint of llama2.c; import the .bin that export.py makes from it.")
     for key in ARGUMENTS:
-        if not isinstance(arguments.get(key), int):
-            raise UserError(f"{source}: model_args[{key!r}] is {arguments.get(key)!r}, not an integer as in nanoGPT.")
+        if type(value := arguments.get(key)) is not int or not 1 <= value < 2**53:
+            raise UserError(f"{source}: model_args[{key!r}] is {short(value)}, not a size as in nanoGPT.")
     unknown = [key for key, value in arguments.items() if key not in KNOWN_ARGUMENTS and not _is_off(value)]
     if unknown:
-        raise UserError(f"{source}: nanoGPT has no {unknown[0]!r} in model_args; a variant of it can't be imported.")
+        raise UserError(
+            f"{source}: nanoGPT has no {short(unknown[0])} in model_args; a variant of it can't be imported."
+        )
     tensors = {str(name).removeprefix("_orig_mod."): tensor for name, tensor in weights.items()}
-    return arguments, {name: tensor for name, tensor in tensors.items() if not name.endswith(".attn.bias")}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".attn.bias")}
+    for name, tensor in tensors.items():
+        if not _is_plain(tensor):
+            raise UserError(f"{source}: {short(name)} is not a tensor of numbers as in nanoGPT; download it again.")
+    return arguments, tensors
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether this is a tensor of floating-point numbers that are all in the file.
+
+    A view with a stride of 0 can have any size, and would only be as large as it claims when it is copied.
+    """
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.is_floating_point() and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _is_off(value: Any) -> bool:
@@ -151,7 +168,9 @@ def _state(source: Path, config: GPTConfig, tensors: dict[str, torch.Tensor]) ->
             for name, piece in zip(targets, tensor.chunk(len(targets)), strict=True):
                 state[f"{name}.{kind}"] = piece.to(torch.float32, copy=True)
     if remaining:
-        raise UserError(f"{source}: nanoGPT has no {next(iter(remaining))}; a variant of it can't be imported.")
+        raise UserError(
+            f"{source}: nanoGPT has no {short(next(iter(remaining)), 100)[1:-1]}; a variant of it can't be imported."
+        )
     return state
 
 

@@ -65,6 +65,7 @@ class Snapshot:
         config = self.model_config
         self.tokenizer.save(draft)
         meta = {"format": FORMAT, "gpt_config": config.model_dump(), "info": self.info}
+        meta["tokenizer"] = self.tokenizer.fingerprint()
         if self.adapter is not None:
             _write_json(draft / ADAPTER_CONFIG, peft_config(self.adapter, config))
             meta["adapter"] = adapter_metadata(self.adapter, draft)

@@ -13,15 +13,16 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from math import prod
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+from mini_chat_gpt.checkpoints.tensor_files import TensorInfo, read_header
 from mini_chat_gpt.common.distributed import World, is_dtensor
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import complete, readable_disk_errors, temporary_name
+from mini_chat_gpt.common.json_files import JSONRecord, parse_json
 
 Tensors = dict[str, torch.Tensor]
 Like = Callable[[str], torch.Tensor | None]
@@ -95,25 +96,62 @@ def shards_of(folder: Path, name: str) -> Path:
     return folder / Path(name).stem
 
 
+class _Place(JSONRecord):
+    """Where a shard belongs in its tensor."""
+
+    saved_offsets: tuple[int, ...]
+
+
+def read_shards_header(folder: Path) -> dict[str, TensorInfo]:
+    """The complete tensors whose shards are in `folder`, without reading them.
+
+    Raises ValueError or OSError for a damaged file, and if the shards of a tensor do not cover each of its rows once.
+    """
+    chunks: dict[str, list[tuple[int, TensorInfo]]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        infos, metadata = read_header(path)
+        text = metadata.get(CUSTOM_METADATA_KEY, "")
+        places = parse_json(text, dict[str, _Place], str(path), "use another checkpoint of the run")
+        for name, info in infos.items():
+            offsets = places[name].saved_offsets if name in places else ()
+            if len(offsets) != len(info.shape) or any(offsets[1:]):
+                raise ValueError(f"{path.name} has no valid offsets for {name}")
+            chunks.setdefault(name, []).append((offsets[0] if offsets else 0, info))
+    return {name: _joined(name, parts) for name, parts in chunks.items()}
+
+
+CUSTOM_METADATA_KEY = "DCP_SHARDING_INFO"
+
+
+def _joined(name: str, chunks: list[tuple[int, TensorInfo]]) -> TensorInfo:
+    """The tensor that consists of chunks with these first rows. Raises ValueError unless each row occurs once."""
+    chunks.sort(key=lambda chunk: chunk[0])
+    first = chunks[0][1]
+    if not first.shape:
+        if len(chunks) > 1:
+            raise ValueError(f"{name} occurs in several shards")
+        return first
+    n_rows = 0
+    for start, info in chunks:
+        if start != n_rows or info.shape[1:] != first.shape[1:] or info.dtype != first.dtype:
+            raise ValueError(f"rows of {name} are missing or occur twice")
+        n_rows += info.shape[0]
+    return TensorInfo((n_rows, *first.shape[1:]), first.dtype)
+
+
 def read_shards(folder: Path, like: Like) -> Tensors:
     """Read the tensors whose shards are in `folder`. Each process reads independently, and only what it needs.
 
     If `like` returns a sharded tensor for a name, the result is sharded like it, otherwise it is a complete tensor on the CPU.
-    Raises ValueError if rows are missing.
     """
-    from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, TensorStorageMetadata, load
+    from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, load
 
-    reader = HuggingFaceStorageReader(str(folder))
-    tensors: Tensors = {}
-    for name, metadata in reader.read_metadata().state_dict_metadata.items():
-        assert isinstance(metadata, TensorStorageMetadata)
-        if sum(prod(chunk.sizes) for chunk in metadata.chunks) != prod(metadata.size):
-            raise ValueError(f"rows of {name} are missing")
-        tensors[name] = _empty_like(metadata.size, metadata.properties.dtype, like(name))
+    infos = read_shards_header(folder)
+    tensors = {name: _empty_like(torch.Size(info.shape), torch.float32, like(name)) for name, info in infos.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # reading independently is intended
         try:
-            load(tensors, storage_reader=reader, no_dist=True)
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
         except CheckpointException as error:
             raise _first_failure(error) from None
     return tensors

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mini_chat_gpt.checkpoints.find import find_checkpoint, newest_checkpoint, read_meta, steps_of
-from mini_chat_gpt.checkpoints.load import load_checkpoint
+from mini_chat_gpt.checkpoints.find import find_checkpoint, newest_checkpoint, steps_of
+from mini_chat_gpt.checkpoints.load import load_checkpoint, load_tokenizer
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.cli_verbs import EXAMPLES_ON_PAGE, EXAMPLES_SHOWN
 from mini_chat_gpt.common.entry import exit_with
@@ -93,7 +93,8 @@ def tokenizer_for(config: Config, name: str | None = None) -> tuple[ChatTokenize
         context, note = model.config.context_length, f"Tokenizer and context: those of {base}."
     else:
         folder = find_checkpoint(base)
-        tokenizer, context = ChatTokenizer.load(folder), int(read_meta(folder)["gpt_config"]["context_length"])
+        tokenizer, shape = load_tokenizer(folder)
+        context = shape.context_length
         note = f"Tokenizer and context: those of {base}."
     tokenizer.add_control_tokens()  # as fine-tuning does
     return tokenizer, context, note

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn as nn
@@ -16,9 +16,18 @@ class BaseOptimizer:
     `torch.optim.Optimizer` is not used, because creating one imports PyTorch's compiler, which takes a second at every start.
     """
 
+    moments: ClassVar[tuple[str, ...]]
+    """The state of each parameter: tensors of its shape …"""
+    counters: ClassVar[tuple[str, ...]] = ()
+    """… and numbers of steps."""
+
     def __init__(self, groups: Sequence[dict[str, Any]], **defaults: float) -> None:
         self.param_groups = [defaults | group for group in groups]
         self.state: defaultdict[nn.Parameter, dict[str, torch.Tensor]] = defaultdict(dict)
+
+    def state_shapes(self, parameter: nn.Parameter) -> dict[str, tuple[int, ...]]:
+        """The shapes of a parameter's state after its first update."""
+        return dict.fromkeys(self.moments, tuple(parameter.shape)) | dict.fromkeys(self.counters, ())
 
     def zero_grad(self) -> None:
         for group in self.param_groups:
@@ -32,6 +41,9 @@ class BaseOptimizer:
 
 class AdamW(BaseOptimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101) in PyTorch's fused kernel."""
+
+    moments = ("exp_avg", "exp_avg_sq")
+    counters = ("step",)
 
     def __init__(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
         super().__init__(groups, lr=lr, weight_decay=0.0)

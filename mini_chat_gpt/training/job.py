@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.json_files import check_json
 from mini_chat_gpt.config import ScheduleFields, current_metric_name
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.data.step_loader import ExampleDataset
@@ -17,7 +20,7 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 Metrics = dict[str, float]
 Callback = Callable[[Any, int, Metrics], None]
-"""Called on rank 0 with (trainer, step, metrics) whenever metrics are logged. An Exception is reported and training goes on."""
+"""Called on rank 0 with (trainer, step, metrics) whenever metrics are logged."""
 SMOOTHING = 0.02
 """Weight of the newest loss in the smoothed loss."""
 
@@ -104,16 +107,24 @@ class TrainResult:
     stopped: str = ""  # "SIGINT", "SIGHUP", "SIGTERM" or "time limit" if the run stopped before its last step
 
 
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+STRICT = ConfigDict(strict=True)
+"""How pydantic reads the records below from a checkpoint."""
+
+
 @dataclass
 class Window:
     """Sums since metrics were last logged. Their ratio is a true mean over tokens."""
 
-    loss_sum: float = 0.0
-    weight: float = 0.0
-    tokens: int = 0
-    trained_tokens: int = 0
-    seconds: float = 0.0
-    waiting: float = 0.0  # part of `seconds` spent waiting for examples
+    loss_sum: Finite = 0.0
+    weight: NonNegative = 0.0
+    tokens: Count = 0
+    trained_tokens: Count = 0
+    seconds: NonNegative = 0.0
+    waiting: NonNegative = 0.0  # part of `seconds` spent waiting for examples
+    __pydantic_config__ = STRICT
 
     @property
     def loss(self) -> float:
@@ -131,30 +142,42 @@ class Window:
 class Progress:
     """The position of a run. Every checkpoint stores it."""
 
-    step: int = 0  # optimizer steps done, non-finite steps included
-    cursor: int = 0  # example indices consumed
-    tokens: int = 0  # tokens that the model has read
-    trained_tokens: int = 0  # supervised tokens
-    seconds: float = 0.0  # spent in steps
-    smoothed_loss: float | None = None
+    step: Count = 0  # optimizer steps done, non-finite steps included
+    cursor: Count = 0  # example indices consumed
+    tokens: Count = 0  # tokens that the model has read
+    trained_tokens: Count = 0  # supervised tokens
+    seconds: NonNegative = 0.0  # spent in steps
+    smoothed_loss: Finite | None = None
     best: list[float] | None = None  # rank key of the best evaluation, see `Evaluation.rank_key`
     best_metric: str | None = None  # the metric that `best` was computed from
-    evaluations_since_best: int = 0
+    evaluations_since_best: Count = 0
     evaluation_due: bool = False  # the evaluation of this step was left to the resumed run
-    nonfinite_steps: int = 0  # steps with a non-finite loss or gradient
-    nonfinite_steps_in_a_row: int = 0
-    planned_steps: int | None = None  # number of steps that a time budget allowed
+    nonfinite_steps: Count = 0  # steps with a non-finite loss or gradient
+    nonfinite_steps_in_a_row: Count = 0
+    planned_steps: Count | None = None  # number of steps that a time budget allowed
     window: Window = field(default_factory=Window)
+    __pydantic_config__ = STRICT
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Progress:
-        """Progress from training_state.json, also with the names that earlier versions wrote."""
+    def from_json(cls, values: Mapping[str, Any], source: str) -> Progress:
+        """Progress from training_state.json, also with the names that earlier versions wrote.
+
+        Raises UserError, which names the file `source`, for a missing or impossible value.
+        """
         renamed = {"best_by": "best_metric"}
         renamed |= {"accidents": "nonfinite_steps"}  # old name
         renamed |= {"accidents_in_a_row": "nonfinite_steps_in_a_row"}  # old name
         fields = {renamed.get(name, name): value for name, value in values.items()}
-        fields["best_metric"] = current_metric_name(fields.get("best_metric"))
-        return cls(**fields | {"window": Window(**fields["window"])})
+        remedy = "use another checkpoint of the run"
+        progress = check_json(fields, cls, source, remedy)
+        # A default would silently restart a part of the run.
+        if (
+            missing := {*asdict(cls())} - fields.keys() - {"evaluation_due"}
+            or {*asdict(Window())} - fields["window"].keys()
+        ):
+            raise UserError(f"{source} is damaged: {min(missing)} is missing; {remedy}.")
+        progress.best_metric = current_metric_name(progress.best_metric)
+        return progress
 
 
 @dataclass(frozen=True)
@@ -166,8 +189,8 @@ class Evaluation:
     samples: str = ""  # text to show
 
     def score(self, best_metric: str) -> float:
-        """The value by which evaluations are compared: the named score or the negative loss. Higher is better; NaN if missing."""
-        return -self.losses[best_metric] if best_metric in self.losses else self.scores.get(best_metric, math.nan)
+        """The value by which evaluations are compared: the named score or the negative loss. Higher is better."""
+        return -self.losses[best_metric] if best_metric in self.losses else self.scores[best_metric]
 
     def rank_key(self, best_metric: str) -> list[float]:
         """Sort key of evaluations: `score`, then the validation loss. Non-finite values rank last."""

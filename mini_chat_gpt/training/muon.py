@@ -22,6 +22,8 @@ class Muon(BaseOptimizer):
     of the time of a small model, whose step consists of many small matrix products.
     """
 
+    moments = ("momentum_buffer",)
+
     def __init__(
         self, groups: Sequence[dict[str, Any]], lr: float, weight_decay: float = 0.1, momentum: float = 0.95
     ) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn as nn
 
+from mini_chat_gpt.checkpoints.tensor_files import compare_tensors
 from mini_chat_gpt.common.distributed import is_dtensor, local_shard
 from mini_chat_gpt.config import ScheduleFields, TrainingSection
 from mini_chat_gpt.training.adamw import AdamW, BaseOptimizer
@@ -107,14 +108,27 @@ class Optimizer:
         """The parameter that the state tensor with this name belongs to."""
         return self.parameters.get(key.rpartition("/")[0])
 
-    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Restore the state from `state_tensors` exactly. Raises KeyError for a parameter that does not exist."""
-        owners = {
-            id(p): optimizer
-            for optimizer in self.optimizers
-            for group in optimizer.param_groups
-            for p in group["params"]
+    def _owners(self) -> Iterator[tuple[BaseOptimizer, nn.Parameter]]:
+        """Each parameter with the optimizer that updates it."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                yield from ((optimizer, parameter) for parameter in group["params"])
+
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of `state_tensors` after the first update."""
+        return {
+            f"{self._names[id(parameter)]}/{key}": shape
+            for optimizer, parameter in self._owners()
+            for key, shape in optimizer.state_shapes(parameter).items()
         }
+
+    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Restore the state from `state_tensors` exactly. Raises UserError for any tensor that this model does not have."""
+        # The kernels trust their arguments: moments of another shape would make them write outside the weights.
+        compare_tensors(
+            tensors, self.state_shapes() if tensors else {}, "The optimizer state", "use that of this model"
+        )
+        owners = {id(parameter): optimizer for optimizer, parameter in self._owners()}
         for key, value in tensors.items():
             name, _, field = key.rpartition("/")
             parameter = self.parameters[name]

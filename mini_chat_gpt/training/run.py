@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mini_chat_gpt.checkpoints.find import move_aside, read_state, steps_of
+from mini_chat_gpt.checkpoints.find import move_aside, steps_of
 from mini_chat_gpt.common import distributed
 from mini_chat_gpt.common.device import pick_device, pick_precision, set_up
 from mini_chat_gpt.common.distributed import World
@@ -38,12 +38,14 @@ from mini_chat_gpt.config import Config, PretrainSection, SFTSection, seconds_in
 from mini_chat_gpt.config_file import load_config, to_yaml
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.compile import choose_compiling, compile_model
+from mini_chat_gpt.training.fixed_settings import require_same_settings
 from mini_chat_gpt.training.job import Callback, Prepared, Progress, TrainResult
 from mini_chat_gpt.training.loss_curves import draw_losses
 from mini_chat_gpt.training.monitor import Monitor, keep_metrics_until
 from mini_chat_gpt.training.run_folder import (
     METADATA,
     RESULT,
+    RunFolder,
     collect_provenance,
     find_run_folder,
     locked,
@@ -51,6 +53,7 @@ from mini_chat_gpt.training.run_folder import (
     read_metadata,
     run_to_resume,
 )
+from mini_chat_gpt.training.saved_state import read_progress
 from mini_chat_gpt.training.stop import URGENT, exit_code
 from mini_chat_gpt.training.time_budget import time_run
 from mini_chat_gpt.training.train_step import TrainStep
@@ -84,8 +87,16 @@ def begin(config: Config, section: SFTSection | PretrainSection) -> RunContext:
     if not world.is_main:
         warnings.simplefilter("ignore")  # rank 0 prints the same warnings
     out = console(quiet=not world.is_main, optional=True)
-    found = world.broadcast(lambda: find_run_folder(section, world.launch))
+    found = world.broadcast(lambda: _find_folder(config, section, world.launch))
     return RunContext(world, device, found.folder, found.checkpoint, out, start_time)
+
+
+def _find_folder(config: Config, section: SFTSection | PretrainSection, launch: str | None) -> RunFolder:
+    """The run's folder. Raises UserError if the run can't be resumed, or not with these settings."""
+    found = find_run_folder(section, launch)
+    if found.checkpoint is not None:
+        require_same_settings(config, "sft" if isinstance(section, SFTSection) else "pretrain", found.checkpoint)
+    return found
 
 
 def execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Sequence[Callback] = ()) -> TrainResult:
@@ -97,7 +108,7 @@ def execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Sequ
 
 def _execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Sequence[Callback]) -> TrainResult:
     job, world, out, folder = prepared.job, run.world, run.out, run.folder
-    start = Progress.from_json(read_state(run.checkpoint)["progress"]) if run.checkpoint is not None else Progress()
+    start = read_progress(run.checkpoint) if run.checkpoint is not None else Progress()
     metadata = world.broadcast(lambda: prepare_folder(prepared, config, run, start))
     precision = pick_precision(config.system.mixed_precision, run.device)
     engine = TrainStep(prepared.model, config, job.phase, precision, world, run.device)
@@ -235,8 +246,9 @@ def run_command(arguments: argparse.Namespace, job: Callable[[Config], TrainResu
     launch = distributed.launch_of(os.environ) if under_torchrun() else None
     resumed = run_to_resume(getattr(config, section), launch)
     if arguments.config is None and resumed is not None and (resumed / "config.yaml").is_file():
-        # Resume with the settings of the run, except for the time limit, which applies to one start only.
-        config = load_config(resumed / "config.yaml", ["training.time_limit=null", *arguments.overrides])
+        # Resume with the settings of the run, except for those that apply to one start only.
+        once = ["training.time_limit=null", "training.reset_optimizer=false"]
+        config = load_config(resumed / "config.yaml", [*once, *arguments.overrides])
     result = job(config)
     distributed.leave()
     flush_or_discard(sys.stdout)  # a run that has finished is a success even if its output is lost

@@ -17,12 +17,10 @@ import torch
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mini_chat_gpt.checkpoints.find import OPTIMIZER, RAW, read_state
-from mini_chat_gpt.checkpoints.load import read_tensors
+from mini_chat_gpt.checkpoints.find import OPTIMIZER, RAW
 from mini_chat_gpt.checkpoints.save import Snapshot, take_snapshot
 from mini_chat_gpt.common.device import Precision
 from mini_chat_gpt.common.distributed import ALONE, World
-from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import Config, ScheduleFields
 from mini_chat_gpt.data.batching import Batch, Example, blank_batch, micro_batches
 from mini_chat_gpt.model import GPT
@@ -30,6 +28,7 @@ from mini_chat_gpt.ops.loss import LossSums
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.fsdp import shard
 from mini_chat_gpt.training.optim import Optimizer, WeightAverage, clip_gradients
+from mini_chat_gpt.training.saved_state import SavedState, read_saved_state
 
 Outcome = Literal["updated", "overflow", "non-finite"]
 """Whether a step changed the weights. "overflow": the float16 loss scale was too large and has been halved.
@@ -239,29 +238,23 @@ class TrainStep:
             return take_snapshot(self.model, tokenizer, info, files, state)
 
     @torch.no_grad()
-    def restore(self, checkpoint: Path) -> dict[str, Any]:
-        """Load optimizer, averages and loss scale; the model must hold the checkpoint's weights already.
+    def restore(self, checkpoint: Path, reset_optimizer: bool = False) -> SavedState:
+        """Continue with the state in a checkpoint; the model must hold the checkpoint's weights already.
 
-        Returns training_state.json. Raises UserError if the checkpoint does not match the settings of this run.
+        With `reset_optimizer` the optimizer has no state, as before its first step. Raises UserError if the checkpoint does
+        not match the settings of this run; nothing is changed then.
         """
-        state = read_state(checkpoint)
-        if self.average is not None:
+        saved = read_saved_state(checkpoint, self.optimizer, self.world, reset_optimizer)
+        if self.average is not None:  # the checkpoint's model is the average, or becomes its first value
             averages = {name: parameter.clone() for name, parameter in self.average.parameters.items()}
-            self.average.load(averages, state.get("averaged_steps", 0))
-        if "averaged_steps" in state:  # the checkpoint's model is the average
-            parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-            raw = read_tensors(checkpoint, RAW, parameters.get)
-            for name, parameter in parameters.items():
-                parameter.copy_(raw[name])
-        if self.loss_scale is not None and "loss_scale" in state:
-            self.loss_scale = LossScale(**state["loss_scale"])
-        try:
-            self.optimizer.load_state_tensors(read_tensors(checkpoint, OPTIMIZER, self.optimizer.parameter_of))
-        except KeyError as error:
-            raise UserError(
-                f"{checkpoint}: the optimizer state does not match this run ({error}); is training.optimizer the same?"
-            ) from None
-        return state
+            self.average.load(averages, saved.averaged_steps)
+        if saved.raw_weights is not None:
+            for name, parameter in self.optimizer.parameters.items():
+                parameter.copy_(saved.raw_weights[name])
+        if self.loss_scale is not None and saved.loss_scale is not None:
+            self.loss_scale = LossScale(saved.loss_scale.value, saved.loss_scale.good_steps)
+        self.optimizer.load_state_tensors(saved.optimizer)
+        return saved
 
 
 def _counts(batches: Sequence[Batch]) -> list[float]:

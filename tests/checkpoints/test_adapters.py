@@ -224,7 +224,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder, tmp_path,
 def test_a_run_that_trains_an_adapter_does_not_resume_without_lora(folder, tmp_path):
     train_adapter(folder, tmp_path / "run")
     whole = settings(folder, tmp_path / "run", {"enabled": False}, sft={"resume_from": str(tmp_path / "run")})
-    with pytest.raises(UserError, match=r"trains an adapter, but lora.enabled is false; start another run"):
+    with pytest.raises(UserError, match=r"was started with lora.enabled=true \(now false\), which can't change"):
         train(whole)
 
 

@@ -464,3 +464,26 @@ def test_transformers_loads_the_imported_folder_with_the_same_logits(model_file,
     ids = torch.randint(0, 265, (2, 20))
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, model(ids), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "argument"),
+    [
+        (torch.zeros(1).expand(2**30, 2**20), {"vocab_size": 2**30, "n_embd": 2**20}),
+        (torch.zeros(320, 32, dtype=torch.int64), {}),
+        (torch.zeros(320, 32).to_sparse(), {}),
+        (torch.zeros(320, 32, dtype=torch.complex64), {}),
+        ("weights", {}),
+    ],
+    ids=["a view with a stride of 0", "integers", "sparse", "complex", "text"],
+)
+def test_a_tensor_that_is_not_a_plain_one_is_rejected_before_it_takes_memory(tmp_path, tensor, argument):
+    state = nanogpt_state(ARGUMENTS) | {"transformer.wte.weight": tensor}
+    path = write_nanogpt(tmp_path / "ckpt.pt", state, ARGUMENTS | argument)
+    check_error(path, "'transformer.wte.weight' is not a tensor of numbers as in nanoGPT")
+
+
+@pytest.mark.parametrize("value", [10**300, -3, True, 2.0, "2"], ids=["digits", "negative", "bool", "float", "text"])
+def test_an_impossible_size_in_model_args_is_one_short_sentence(tmp_path, value):
+    path = write_nanogpt(tmp_path / "ckpt.pt", nanogpt_state(ARGUMENTS), ARGUMENTS | {"n_layer": value})
+    check_error(path, r"model_args\['n_layer'\] is .*, not a size")

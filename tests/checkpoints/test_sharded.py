@@ -20,10 +20,11 @@ from sharded import STEP, make_engine, same, state_of
 from mini_chat_gpt import load_checkpoint
 from mini_chat_gpt.checkpoints import convert, sharded
 from mini_chat_gpt.checkpoints.find import OPTIMIZER, find_checkpoint
-from mini_chat_gpt.checkpoints.load import load_model, read_tensors
+from mini_chat_gpt.checkpoints.load import load_model, read_tensors, tensors_in
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.text import generate
+from mini_chat_gpt.training.job import Progress
 
 NAME = f"step-{STEP:07d}"
 BOTH = pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -100,9 +101,9 @@ def test_a_resumed_run_continues_like_the_one_that_kept_training_during_the_writ
 def test_one_process_resumes_from_shards_bit_for_bit(ranks, optimizer):
     checkpoint = find_checkpoint(ranks / optimizer / "sharded")
     engine = make_engine(ALONE, True, load_model(checkpoint), optimizer=optimizer)
-    state = engine.restore(checkpoint)
+    saved = engine.restore(checkpoint)
     assert not engine.sharded
-    assert state == {"progress": {"step": STEP}, "averaged_steps": STEP}
+    assert (saved.progress, saved.averaged_steps) == (Progress(STEP), STEP)
     assert same(state_of(engine), load_file(ranks / optimizer / "reference.safetensors"))
 
 
@@ -126,7 +127,8 @@ def test_nothing_is_pickled(ranks, monkeypatch):
     for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
         monkeypatch.setattr(module, name, refuse)
     load_checkpoint(checkpoint, device="cpu")
-    assert read_tensors(checkpoint, OPTIMIZER)
+    infos = tensors_in(checkpoint, OPTIMIZER)
+    assert read_tensors(checkpoint, OPTIMIZER, {name: info.shape for name, info in infos.items()})
 
 
 def test_each_process_writes_only_its_shard(ranks):
@@ -180,7 +182,7 @@ def test_a_damaged_shard_is_reported_and_the_checkpoint_skipped(ranks, tmp_path,
 def test_missing_rows_are_reported(ranks, tmp_path, missing):
     folder = shutil.copytree(ranks / "adamw" / "sharded" / NAME, tmp_path / "m")
     (folder / "model" / f"shard-0000{missing}-model-00001-of-00001.safetensors").unlink()
-    with pytest.raises(UserError, match=r"The model in .* can't be read"):
+    with pytest.raises(UserError, match=r"model can't be read \(rows of .* are missing|lacks"):
         load_model(folder)
 
 

@@ -1,0 +1,90 @@
+"""Read safetensors files: their tensors are compared with the expected ones before anything is allocated or used.
+
+Weights and optimizer state alike are float32 tensors with known names and shapes. A file that holds anything else is damaged
+or belongs to another model or run. PyTorch's kernels trust their arguments, so such a tensor must never reach one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.json_files import short
+
+Shapes = Mapping[str, Sequence[int]]
+"""Name and shape of the tensors that a file should have."""
+
+MAX_HEADER = 16 * 2**20
+"""Limit on the header, which names all tensors: about 100,000 of them. A parsed header takes many times its size."""
+
+_TYPES = {
+    "F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+class TensorInfo(NamedTuple):
+    """What a header says about a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: object  # a torch.dtype, or the name of a type that no checkpoint of ours has
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors of a safetensors file, without reading them, and its metadata.
+
+    Raises ValueError or OSError for a damaged or missing file.
+    """
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > MAX_HEADER:
+        raise ValueError(f"its header claims {size:,} bytes")
+    try:
+        with safe_open(path, "pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (not a mapping)
+            infos = {
+                name: TensorInfo(tuple(part.get_shape()), _TYPES.get(part.get_dtype(), part.get_dtype()))
+                for name, part in slices.items()
+            }
+            return infos, tensors.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+
+
+def compare_tensors(
+    actual: Mapping[str, TensorInfo] | Mapping[str, torch.Tensor], expected: Shapes, source: str, remedy: str
+) -> None:
+    """Check that there are exactly the expected tensors, all of them float32 and of the expected shapes.
+
+    Raises UserError that names the first one that is missing, unexpected, or has another shape or type.
+    """
+    problem = None
+    if missing := [name for name in expected if name not in actual]:
+        problem = f"lacks {_listed(missing)}"
+    elif foreign := [name for name in actual if name not in expected]:
+        problem = f"has {_listed(foreign)} that should not be there"
+    for name in expected if problem is None else ():
+        shape, wanted, dtype = tuple(actual[name].shape), tuple(expected[name]), actual[name].dtype
+        if shape != wanted:
+            problem = f"has {short(name)} with the shape {short(list(shape))} instead of {list(wanted)}"
+        elif dtype != torch.float32:
+            problem = f"has {short(name)} as {str(dtype).removeprefix('torch.')} instead of float32"
+        if problem:
+            break
+    if problem:
+        raise UserError(f"{source} {problem}; {remedy}.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    first = short(names[0], 100)
+    return f"the tensor {first}" if len(names) == 1 else f"{len(names):,} tensors ({first}, …)"
+
+
+def first_nonfinite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor with a value that is NaN or infinite."""
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)

@@ -1,0 +1,144 @@
+"""A setting that a resumed run can't apply is refused, whichever of them it is; all others may change."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_model, tiny_tokenizer
+
+from mini_chat_gpt.chat_format import ChatFormat
+from mini_chat_gpt.checkpoints.lora_setup import pair_of_run
+from mini_chat_gpt.checkpoints.save import save_checkpoint
+from mini_chat_gpt.common.device import pick_precision
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.config import Config, LoraSettings
+from mini_chat_gpt.config_file import to_yaml
+from mini_chat_gpt.lora import adapters, add_lora
+from mini_chat_gpt.training.fixed_settings import require_same_settings
+from mini_chat_gpt.training.train_step import TrainStep
+
+TOKENIZER = tiny_tokenizer()
+SHAPE = {"preset": None, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 32, "context_length": 64}
+LORA = {"enabled": True, "rank": 2, "alpha": 8.0, "dropout": 0.1, "targets": ["q_proj"]}
+START = {
+    "sft": {"sft": {"pretrained_checkpoint": "base"}, "data": {"num_workers": 0, "system_message": "Be kind."}},
+    "lora": {"sft": {"pretrained_checkpoint": "base"}, "lora": LORA},
+    "pretrain": {"model": SHAPE, "pretrain": {"tokenizer_vocab_size": 300}},
+}
+
+
+def started(folder: Path, kind: str) -> tuple[Config, Path]:
+    """The config of a run of this kind, and its checkpoint, written without training."""
+    job = "pretrain" if kind == "pretrain" else "sft"
+    sections = {**START[kind], job: {**START[kind].get(job, {}), "save_dir": str(folder / "run")}}
+    config, tokenizer = tiny_config(**sections), tiny_tokenizer()
+    model = tiny_model(tokenizer.vocab_size)
+    if job == "sft":
+        tokenizer.chat_format = ChatFormat(config.data.system_message)
+    if kind == "lora":
+        base = save_checkpoint(folder / "base", model, tokenizer)
+        add_lora(model, LoraSettings(**{name: LORA[name] for name in LoraSettings.model_fields if name in LORA}))
+        manifest = json.loads((base / "manifest.json").read_text())
+        hashed = manifest["files"]["model.safetensors"]["sha256"]
+        object.__setattr__(model.adapter, "base", str(base))
+        object.__setattr__(model.adapter, "base_hash", hashed)
+    engine = TrainStep(model, config, getattr(config, job), pick_precision(False, torch.device("cpu")))
+    checkpoint = engine.snapshot(tokenizer, {"job": job, "step": 1}, {"step": 1}).write(folder / "run" / "step-0000001")
+    (folder / "run" / "config.yaml").write_text(to_yaml(config))
+    return config, checkpoint
+
+
+def changed(config: Config, key: str, value: object) -> Config:
+    section, _, name = key.partition(".")
+    return config.model_copy(update={section: getattr(config, section).model_copy(update={name: value})})
+
+
+REFUSED = {
+    "sft": {
+        "sft.pretrained_checkpoint": "other",
+        "sft.save_dir": "elsewhere",
+        "data.system_message": None,
+        "training.time_budget": "5m",
+        "lora.enabled": True,
+    },
+    "lora": {
+        "lora.enabled": False,
+        "lora.rank": 4,
+        "lora.alpha": 16.0,
+        "lora.targets": ("all-linear",),
+        "lora.rslora": True,
+        "lora.dora": True,
+        "lora.frozen": "nf4",
+        "data.system_message": "Be brief.",
+    },
+    "pretrain": {
+        "pretrain.tokenizer": "gpt2",
+        "pretrain.tokenizer_vocab_size": 400,
+        "pretrain.save_dir": "elsewhere",
+        "model.n_layer": 3,
+        "model.rope_theta": 500.0,
+        "model.context_length": 128,
+        "model.vocab_size": 310,
+        "model.tie_embeddings": False,
+        "training.time_budget": "5m",
+    },
+}
+APPLIED = {
+    "sft": {"sft.learning_rate": 1.0, "sft.max_steps": 3, "data.seq_len": 32, "training.weight_decay": 0.5,
+            "model.n_layer": 7, "lora.rank": 3, "system.seed": 5, "training.time_limit": "5m"},
+    "lora": {"lora.dropout": 0.5, "lora.frozen": "float32"},
+    "pretrain": {"pretrain.learning_rate": 1.0, "model.vocab_size": TOKENIZER.vocab_size, "lora.rank": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", START)
+def test_a_change_that_can_not_be_applied_is_refused_and_others_are_not(tmp_path, kind):
+    config, checkpoint = started(tmp_path, kind)
+    job = "pretrain" if kind == "pretrain" else "sft"
+    require_same_settings(config, job, checkpoint)
+    for key, value in REFUSED[kind].items():
+        with pytest.raises(UserError, match=rf"was started with {key}=.* \(now .*\), which can't change"):
+            require_same_settings(changed(config, key, value), job, checkpoint)
+    for key, value in APPLIED[kind].items():
+        require_same_settings(changed(config, key, value), job, checkpoint)
+
+
+@pytest.mark.parametrize(("kind", "key", "value"), [("lora", "lora.rank", 4), ("pretrain", "model.n_layer", 3),
+                                                    ("sft", "data.system_message", "Hi.")])  # fmt: skip
+@pytest.mark.parametrize("recorded", ["nothing", "the change"])
+def test_what_the_checkpoint_says_counts_and_not_config_yaml(tmp_path, kind, key, value, recorded):
+    """Earlier versions wrote a change that they did not apply to config.yaml."""
+    config, checkpoint = started(tmp_path, kind)
+    other = changed(config, key, value)
+    (tmp_path / "run" / "config.yaml").unlink()
+    if recorded == "the change":
+        (tmp_path / "run" / "config.yaml").write_text(to_yaml(other))
+    job = "pretrain" if kind == "pretrain" else "sft"
+    require_same_settings(config, job, checkpoint)
+    with pytest.raises(UserError, match=rf"was started with {key}="):
+        require_same_settings(other, job, checkpoint)
+
+
+def test_a_run_of_another_job_is_not_resumed(tmp_path):
+    config, checkpoint = started(tmp_path, "pretrain")
+    with pytest.raises(UserError, match=r"run of pretrain, which sft can't resume; .*sft.pretrained_checkpoint="):
+        require_same_settings(config, "sft", checkpoint)
+    config, checkpoint = started(tmp_path / "2", "sft")
+    with pytest.raises(UserError, match=r"run of sft, which pretrain can't resume; use `mini-chat-gpt sft`"):
+        require_same_settings(config, "pretrain", checkpoint)
+
+
+def test_a_run_resumes_in_the_folder_that_it_was_moved_to(tmp_path):
+    config, checkpoint = started(tmp_path, "sft")
+    moved = (tmp_path / "run").rename(tmp_path / "moved-2")
+    named = changed(config, "sft.save_dir", str(tmp_path / "moved"))
+    require_same_settings(named, "sft", moved / checkpoint.name)
+    require_same_settings(config, "sft", moved / checkpoint.name)
+
+
+def test_the_dropout_of_a_resumed_adapter_is_the_new_one(tmp_path):
+    config, checkpoint = started(tmp_path, "lora")
+    model, _ = pair_of_run(checkpoint, changed(config, "lora.dropout", 0.7))
+    assert {layer.dropout.p for _, layer in adapters(model)} == {0.7}
+    assert model.adapter.settings == LoraSettings(rank=2, alpha=8.0, dropout=0.7, targets=("q_proj",))
