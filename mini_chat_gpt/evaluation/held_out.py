@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ import yaml
 from mini_chat_gpt.assets import load
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import user_cache
+from mini_chat_gpt.common.files import read_file, user_cache
+from mini_chat_gpt.common.json_files import JSONRecord, parse_json
 from mini_chat_gpt.config import DataSection
 from mini_chat_gpt.evaluation.refusals import REFUSALS, refusal_tasks
 from mini_chat_gpt.evaluation.task_metrics import score
@@ -131,6 +131,12 @@ def held_out_tasks(
     return {name: tasks for name, tasks in fitting.items() if tasks}
 
 
+class _Answers(JSONRecord):
+    """The part of a line of the answers file that is used here."""
+
+    seen: bool
+
+
 def groups_of(file: Path, n_records: int) -> Mapping[str, list[int] | None]:
     """Group -> numbers of its records; {"": None} (all records) for data other than the sample.
 
@@ -139,13 +145,17 @@ def groups_of(file: Path, n_records: int) -> Mapping[str, list[int] | None]:
     answers = file.with_name(ANSWERS_NAME.format(split="valid"))
     if file.name != FILE_NAME.format(split="valid") or not answers.is_file():
         return {"": None}
-    lines = answers.read_text(encoding="utf-8").splitlines()
+    remedy = "move the file away, or write the sample again with `mini-chat-gpt prepare --sample`"
+    lines = read_file(answers).splitlines()
     if len(lines) != n_records:
         raise UserError(
             f"{answers} describes {len(lines)} records, but {file.name} has {n_records}; the files don't match, so move the "
             "answers away."
         )
-    seen = [json.loads(line)["seen"] for line in lines]
+    seen = [
+        parse_json(line, _Answers, f"{answers}, line {number}", remedy).seen
+        for number, line in enumerate(lines, start=1)
+    ]
     return {name: [i for i, one in enumerate(seen) if one == (name == "seen")] for name in GROUPS}
 
 

@@ -7,8 +7,8 @@ length of the shorter one, because a longer text has more chances of a match.
 
 from __future__ import annotations
 
-import json
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
 from mini_chat_gpt.common.terminal import StepProgress
 from mini_chat_gpt.evaluation.capabilities import Evaluation
 from mini_chat_gpt.evaluation.confidence import bootstrap, paired
@@ -44,7 +45,7 @@ def find_training_files(checkpoint: Path, held_out: Path) -> TrainingFiles:
     """
     records = [record for folder in (checkpoint, checkpoint.parent) for record in _recorded_data(folder / "run.json")]
     if records:  # even if none of the files can be used: the model was trained on chats, or the files are gone
-        paths = {Path(str(record.get("path", ""))): record.get("size") for record in records}
+        paths = {Path(record.path): record.size for record in records}
         usable = [
             path.resolve()
             for path, size in paths.items()
@@ -57,13 +58,30 @@ def find_training_files(checkpoint: Path, held_out: Path) -> TrainingFiles:
     return TrainingFiles((train,) if exists else (), False, exists)
 
 
-def _recorded_data(run_file: Path) -> list[Mapping[str, Any]]:
+class _DataFile(JSONRecord):
+    path: str
+    size: int
+
+
+class _Began(JSONRecord):
+    data: tuple[_DataFile, ...] = ()
+
+
+class _Run(JSONRecord):
+    """The part of a run.json that names its data."""
+
+    began: _Began
+
+
+def _recorded_data(run_file: Path) -> Sequence[_DataFile]:
     """What a run recorded about its data files; [] if there is no valid record."""
     try:
-        data = json.loads(run_file.read_text(encoding="utf-8"))["began"]["data"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(run_file, _Run, "the training files that it records are not used").began.data
+    except FileNotFoundError:
         return []
-    return [record for record in data if isinstance(record, dict)] if isinstance(data, list) else []
+    except DamagedJSON as error:
+        warnings.warn(str(error), stacklevel=2)
+        return []
 
 
 def memorization(

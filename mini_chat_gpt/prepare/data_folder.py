@@ -9,17 +9,19 @@ processes see either none of them or complete ones.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import ConfigDict
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import readable_disk_errors, sha256_of, temporary_name, write_json
+from mini_chat_gpt.common.json_files import JSONRecord, read_json
 from mini_chat_gpt.tinystories.records import FILE_NAMES
 
 SPLITS = ("train", "valid")
@@ -80,6 +82,28 @@ def write_source(folder: Path, kind: str, files: Mapping[str, Mapping[str, Any]]
     write_json(folder / SOURCE_FILE, source)
 
 
+class _SourceEntry(JSONRecord):
+    model_config = ConfigDict(extra="allow")  # where the file came from
+
+    bytes: int
+
+
+class _SourceOptions(JSONRecord):
+    model_config = ConfigDict(extra="allow")
+
+    splits: tuple[str, ...] = ()
+
+
+class _Source(JSONRecord):
+    """The structure of SOURCE.json."""
+
+    model_config = ConfigDict(extra="allow")
+
+    source: Literal["public", "sample", "own", "derived"]
+    files: dict[str, _SourceEntry]
+    options: _SourceOptions = _SourceOptions()
+
+
 def read_source(folder: Path) -> dict[str, Any]:
     """Return the contents of SOURCE.json if it matches the existing files, else {"source": "unknown", "why": reason}.
 
@@ -88,18 +112,14 @@ def read_source(folder: Path) -> dict[str, Any]:
     path = folder / SOURCE_FILE
     if not path.exists():
         return {"source": "unknown", "why": f"there is no {SOURCE_FILE}; the files were copied here manually"}
-    try:
-        source = json.loads(path.read_text(encoding="utf-8"))
-        sizes = {name: entry["bytes"] for name, entry in source["files"].items()}
-        kind = str(source["source"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged; delete it (the data files don't need it).") from None
+    source = read_json(path, _Source, "delete it (the data files don't need it)")
+    kind = source.source
     for file in present_files(folder).values():
-        if file.name not in sizes:
+        if file.name not in source.files:
             return {"source": "unknown", "why": f"{SOURCE_FILE} says {kind}, but does not list {file.name}"}
-        if file.stat().st_size != sizes[file.name]:
+        if file.stat().st_size != source.files[file.name].bytes:
             return {"source": "unknown", "why": f"{SOURCE_FILE} says {kind}, but {file.name} has a different size"}
-    return dict(source)
+    return source.model_dump(exclude_unset=True)
 
 
 def require_space(folder: Path, needed: int) -> int:

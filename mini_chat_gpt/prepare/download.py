@@ -9,12 +9,12 @@ hub does.
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import re
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from rich.progress import Progress as RichProgress
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import readable_disk_errors, sha256_of, write_json
+from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
 from mini_chat_gpt.common.terminal import format_duration
 
 BLOCK = 1 << 18
@@ -100,14 +101,24 @@ def remove_finished_metadata(folder: Path) -> None:
                 path.unlink()
 
 
+class _Stored(JSONRecord):
+    """The structure of NAME.part.json."""
+
+    size: int | None
+    mark: str | None
+
+
 def usable_part(target: Path, remote: Remote) -> int:
     """The number of bytes of `remote` that the .part has already; 0 if they are of another version."""
     part = part_path(target)
     try:
-        stored = json.loads(_metadata_path(part).read_text(encoding="utf-8"))
-        same = stored["mark"] is not None and (stored["mark"], stored["size"]) == (remote.version, remote.size)
+        stored = read_json(_metadata_path(part), _Stored, "the download starts over")
+        same = stored.mark is not None and (stored.mark, stored.size) == (remote.version, remote.size)
         size = part.stat().st_size
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError:
+        return 0
+    except DamagedJSON as error:
+        warnings.warn(str(error), stacklevel=2)
         return 0
     return size if same and (remote.size is None or size <= remote.size) else 0
 

@@ -106,6 +106,21 @@ def test_other_data_is_one_group(sample, tmp_path):
     assert groups_of(tmp_path / VALID, 60) == {"": None}
 
 
+@pytest.mark.parametrize(
+    "line", ["", "{", "[]", "3", "{}", '{"seen": "yes"}', '{"seen": 1}', '{"seen": ' + "9" * 5000 + "}", "\udcff"]
+)
+def test_a_damaged_line_of_the_answers_is_one_sentence(sample, tmp_path, line):
+    file = tmp_path / VALID
+    file.write_bytes((sample / VALID).read_bytes())
+    answers = tmp_path / VALID.replace(".txt", ".answers.jsonl")
+    lines = (sample / answers.name).read_text(encoding="utf-8").splitlines()
+    lines[4] = line
+    answers.write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(UserError, match=r"answers.jsonl, line 5 is damaged.*move the file away") as error:
+        groups_of(file, len(lines))
+    assert len(str(error.value)) < 1000
+
+
 def test_answers_of_other_records_are_an_error(sample):
     with pytest.raises(UserError, match=r"describes 60 records, but .* has 59"):
         groups_of(sample / VALID, 59)

@@ -134,7 +134,11 @@ def test_training_files_are_those_that_the_run_recorded_if_they_are_unchanged(tm
     assert find_training_files(run, tmp_path / "some-valid.txt") == TrainingFiles((), True, False)
 
 
-@pytest.mark.parametrize("record", ["{", "[]", '{"began": null}', '{"began": {"data": 3}}', '{"began": {"data": [3]}}'])
+@pytest.mark.filterwarnings("ignore:.*run.json is damaged.*the training files that it records are not used")
+@pytest.mark.parametrize(
+    "record",
+    ["{", "[]", '{"began": null}', '{"began": {"data": 3}}', '{"began": {"data": [3]}}', "[" * 10_000, "9" * 5000],
+)
 def test_without_a_record_it_is_the_train_file_next_to_the_held_out_file(tmp_path, record):
     (tmp_path / "run.json").write_text(record)
     (tmp_path / "my-train.txt").write_text("x")
@@ -143,6 +147,12 @@ def test_without_a_record_it_is_the_train_file_next_to_the_held_out_file(tmp_pat
     assert training == TrainingFiles((tmp_path / "my-train.txt",), False, True)
     for name in ("held.txt", "other-valid.txt", "empty-valid.txt"):
         assert find_training_files(tmp_path, tmp_path / name) == TrainingFiles((), False, False)
+
+
+def test_a_damaged_record_is_reported(tmp_path):
+    (tmp_path / "run.json").write_text('{"began": {"data": [{"path": 3, "size": 1}]}}')
+    with pytest.warns(UserWarning, match=r"began.data.0.path must be text, not 3; the training files"):
+        find_training_files(tmp_path, tmp_path / "held.txt")
 
 
 def test_progress_is_shown(file, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,22 @@ def test_a_source_does_not_apply_to_other_files(tmp_path: Path, change: str) -> 
     write_source(tmp_path, "public", {TRAIN: {}})
     (tmp_path / (TRAIN if change == "other size" else VALID)).write_text("own")
     assert read_source(tmp_path)["source"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"source": "public"}', '{"source": "own", "files": {"x": {"bytes": "3"}}}', "[" * 10_000]
+)
+def test_a_damaged_source_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "SOURCE.json").write_text(text)
+    with pytest.raises(UserError, match=r"SOURCE.json is damaged.*delete it"):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"source": "stolen"}, {"options": 3}, {"options": {"splits": 3}}, {"files": None}])
+def test_values_that_no_version_writes_are_one_sentence(tmp_path: Path, change: dict[str, object]) -> None:
+    (tmp_path / "SOURCE.json").write_text(json.dumps({"source": "public", "files": {}} | change))
+    with pytest.raises(UserError, match=rf"SOURCE.json is damaged: {next(iter(change))}.*delete it"):
+        read_source(tmp_path)
 
 
 def test_free_space_is_that_of_the_disk_where_the_folder_will_be(tmp_path: Path) -> None:

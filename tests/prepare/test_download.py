@@ -90,6 +90,18 @@ def test_a_part_of_another_file_is_not_continued(server: FileServer, target: Pat
     assert target.read_bytes() == server.content
 
 
+@pytest.mark.parametrize(
+    "stored", ["", "[]", "3", '{"size": "x", "mark": []}', "[" * 10_000, '{"size": ' + "9" * 5000 + "}"]
+)
+def test_damaged_metadata_of_a_part_are_reported_and_the_download_starts_over(
+    server: FileServer, target: Path, stored: str
+) -> None:
+    part_path(target).write_bytes(b"something else")
+    part_path(target).with_name(f"{target.name}.part.json").write_text(stored)
+    with pytest.warns(UserWarning, match=r"part.json is damaged.*the download starts over"):
+        assert usable_part(target, fetch_metadata(server.url, QUICK)) == 0
+
+
 def test_a_part_of_unknown_origin_is_not_continued(server: FileServer, target: Path) -> None:
     part_path(target).write_bytes(b"something else")
     fetch(fetch_metadata(server.url, QUICK), target, QUICK)
