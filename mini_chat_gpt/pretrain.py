@@ -14,7 +14,13 @@ from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import Config
-from mini_chat_gpt.data.text_dataset import TextDataset, sample_texts, split_documents, tokenize_file
+from mini_chat_gpt.data.text_dataset import (
+    TextDataset,
+    sample_texts,
+    split_document,
+    split_documents,
+    tokenize_file,
+)
 from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tinystories.records import find_text, stories
@@ -79,13 +85,20 @@ def make_tokenizer(config: Config, text: Path, out: Console) -> ChatTokenizer:
 def make_datasets(
     config: Config, text: Path, tokenizer: ChatTokenizer, context: int, out: Console
 ) -> tuple[TextDataset, TextDataset]:
-    """Training and held-out documents. Without a validation file every hundredth document is held out."""
+    """Training and held-out documents. Without a validation file every hundredth document is held out.
+
+    Of a single document, such as a book, the last tenth is held out.
+    """
     data, seed = config.data.limited_to(context), config.system.seed
     file = tokenize_file(text, stories(text), tokenizer, out)
     n_documents = min(len(file), data.limit or len(file))
     if valid_text := find_text(config.pretrain.dataset_path, "valid"):
         valid_file = tokenize_file(valid_text, stories(valid_text), tokenizer, out)
         return TextDataset(file, data, seed, np.arange(n_documents)), TextDataset(valid_file, data, seed)
+    if n_documents == 1:
+        parts = split_document(file, data, seed)
+        out.print(f"{text}: one document, whose last tenth is held out for validation", markup=False, soft_wrap=True)
+        return parts
     train, held_out = split_documents(n_documents)
     return TextDataset(file, data, seed, train), TextDataset(file, data, seed, held_out)
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.output import OptionalOutput, flush_or_discard, open_standard_streams
-from mini_chat_gpt.common.signals import StoppedBySignal, end_signals, signals_end_command
+from mini_chat_gpt.common.signals import StoppedBySignal, signals_end_command
 
 _ERRORS: Any = OptionalOutput("stderr")
 
@@ -90,11 +90,7 @@ def _report(error: BaseException, code: int, message: str) -> int:
     if not one_of_several_ranks():
         print(message, file=_ERRORS)
         return code
-    for number in (
-        signal.SIGINT,
-        *end_signals(),
-    ):  # the process is ending already, and torchrun stops all ranks after a failure
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process is ending already
     from mini_chat_gpt.common import rank_failures  # here, because it imports torch
 
     return rank_failures.report(error, code, message)

@@ -27,7 +27,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
+from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, open_regular, read_json
 
 MANIFEST = "manifest.json"
 
@@ -44,12 +44,16 @@ def readable_disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_file(path: Path) -> bytes:
-    """Return the content of a file. Raises UserError if it can't be read."""
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file. Raises UserError if it can't be read, or is larger than `max_bytes`."""
     try:
-        return path.read_bytes()
+        with open(path, "rb", opener=open_regular) as file:
+            data = file.read(max_bytes + 1)
     except OSError as error:
         raise UserError(f"Can't read {path}: {(error.strerror or str(error)).lower()}; check the path.") from None
+    if len(data) > max_bytes:
+        raise UserError(f"{path} is larger than the {max_bytes >> 20} MB that such a file can have; check the path.")
+    return data
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:

@@ -6,8 +6,11 @@ assumed: it is declared as a subclass of `JSONRecord` (or any type that pydantic
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import reprlib
+import stat
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -39,15 +42,25 @@ def read_json(path: Path | str, structure: type[T], remedy: str, max_bytes: int 
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_regular) as file:
             data = file.read(max_bytes + 1)
     except FileNotFoundError:
         raise
-    except OSError as error:
-        raise DamagedJSON(f"{path} can't be read ({(error.strerror or str(error)).lower()}); {remedy}.") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise DamagedJSON(f"{short(str(path), 300)[1:-1]} can't be read ({reason}); {remedy}.") from None
     if len(data) > max_bytes:
         raise DamagedJSON(f"{path} is larger than the {max_bytes >> 20} MB that such a file can have; {remedy}.")
-    return parse_json(data, structure, str(path), remedy)
+    return parse_json(data.removeprefix(codecs.BOM_UTF8), structure, str(path), remedy)
+
+
+def open_regular(path: str, flags: int) -> int:
+    """Open a file for `open`. Reading a pipe or a device might never end, so they are refused."""
+    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe doesn't wait for its writer
+    if not stat.S_ISREG(mode := os.fstat(handle).st_mode):
+        os.close(handle)
+        raise IsADirectoryError("is a directory") if stat.S_ISDIR(mode) else OSError("not a regular file")
+    return handle
 
 
 def parse_json(data: bytes | str, structure: type[T], source: str, remedy: str) -> T:

@@ -2,110 +2,52 @@
 
 A document is `[sep] text [sep]`, where sep is the tokenizer's `document_id`: the model learns to begin after it and to end with
 it. Documents do not attend to each other. A document longer than the context is read in consecutive pieces.
-
-    ids.bin       the documents one after another, each with its leading separator, uint16 or uint32
-    offsets.npy   (documents + 1,) int64, where each begins
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
-from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import atomic_folder, remove_leftovers, user_cache, write_json
 from mini_chat_gpt.config import DataSection
 from mini_chat_gpt.data.batching import Example, epoch_order
-from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.data.token_file import TokenFile, tokenize_file
 
-_SECONDS_BETWEEN_REPORTS = 5
+__all__ = ["TextDataset", "TokenFile", "sample_texts", "split_document", "split_documents", "tokenize_file"]
 
-
-class TokenFile:
-    """The documents of a text file as ids, memory-mapped. `file[i]` is document i with its leading separator, (n,)."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
-        dtype = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["dtype"]
-        self.ids = np.memmap(folder / "ids.bin", dtype=dtype, mode="r")
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.ids[self.offsets[index] : self.offsets[index + 1]]
-
-
-def tokenize_file(
-    path: Path, texts: Iterable[str], tokenizer: ChatTokenizer, console: Console | None = None
-) -> TokenFile:
-    """The token file of `path`, whose documents are `texts`. It is made on first use and stored next to the text file.
-
-    `texts` is only read if there is no token file for this state of the text file and this tokenizer.
-    """
-    stat = path.stat()
-    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{tokenizer.fingerprint()}"
-    name = f".tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    for parent in (path.parent, user_cache()):
-        remove_leftovers(parent)
-        if (parent / name).is_dir():
-            return TokenFile(parent / name)
-    parent = path.parent if os.access(path.parent, os.W_OK) else user_cache()
-    try:
-        with atomic_folder(parent / name) as draft:
-            _write_tokens(draft, texts, tokenizer, path, console)
-    except UserError:
-        if not (parent / name).is_dir():  # another process may have made the same file in the meantime
-            raise
-    return TokenFile(parent / name)
-
-
-def _write_tokens(
-    folder: Path, texts: Iterable[str], tokenizer: ChatTokenizer, source: Path, console: Console | None
-) -> None:
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    offsets, n_characters = [0], 0
-    started = reported = time.monotonic()
-    with open(folder / "ids.bin", "wb") as file:
-        for text in texts:
-            ids = np.array([tokenizer.document_id, *tokenizer.encode(text)], dtype=dtype)
-            file.write(ids.tobytes())
-            offsets.append(offsets[-1] + len(ids))
-            n_characters += len(text)
-            if console is not None and time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
-                reported = time.monotonic()
-                rate = n_characters / (reported - started) / 1e6
-                progress = f"{len(offsets) - 1:,} documents, {rate:.1f} MB/s"
-                console.print(f"Tokenizing {source.name}: {progress}", markup=False)
-    if len(offsets) == 1:
-        raise UserError(f"{source} contains no story; expected texts separated by lines of <|endoftext|>.")
-    np.save(folder / "offsets.npy", np.array(offsets, dtype=np.int64))
-    write_json(folder / "meta.json", {"dtype": np.dtype(dtype).name, "source": source.name})
+HELD_OUT_PART = 10
+"""A single document is held out from this fraction on: the last 1/10 of its tokens."""
 
 
 class TextDataset:
     """Pieces of documents as examples; a map-style dataset, see `ExampleDataset`. Every token but the first is a target."""
 
-    def __init__(self, file: TokenFile, data: DataSection, seed: int, documents: np.ndarray | None = None) -> None:
-        """Use the documents with these numbers (default: all), in pieces of at most `data.seq_len` tokens."""
+    def __init__(
+        self,
+        file: TokenFile,
+        data: DataSection,
+        seed: int,
+        documents: np.ndarray | None = None,
+        part: tuple[int, int] | None = None,
+    ) -> None:
+        """Use the documents with these numbers (default: all), in pieces of at most `data.seq_len` tokens.
+
+        part: (begin, end), use only these tokens of each document. The separators count as its first and last token.
+        """
         self.file, self.seq_len, self.seed = file, data.seq_len, seed
-        chosen = np.arange(len(file)) if documents is None else documents
-        lengths = np.diff(file.offsets)[chosen] + 1  # with the closing separator
+        self.documents = np.arange(len(file)) if documents is None else documents
+        lengths = np.diff(file.offsets)[self.documents] + 1  # with the closing separator
+        self._begin, end = part or (0, None)
+        self._ends = lengths if end is None else np.minimum(lengths, end)
         # A piece of n ids predicts n − 1, and the last id of one piece is the first of the next.
-        n_pieces = np.maximum(1, -(-(lengths - 1) // (self.seq_len - 1)))
-        self.documents = np.repeat(chosen, n_pieces)
-        self.piece = np.concatenate([np.arange(n) for n in n_pieces]) if len(n_pieces) else np.zeros(0, dtype=np.int64)
+        n_pieces = np.maximum(1, -(-(self._ends - self._begin - 1) // (self.seq_len - 1)))
+        self._first_piece = np.concatenate(
+            [[0], np.cumsum(n_pieces)]
+        )  # (documents + 1,) number of each one's first piece
 
     def __len__(self) -> int:
-        return len(self.documents)
+        return int(self._first_piece[-1])
 
     def __getitem__(self, index: int) -> Example:
         """Example `index`, for any index ≥ 0; those from `len(self)` on belong to later epochs."""
@@ -114,10 +56,13 @@ class TextDataset:
 
     def read(self, number: int) -> Example:
         """Piece `number`, in the order of the file."""
-        document = self.file[self.documents[number]].astype(np.int32)
-        ids = np.append(document, document[0])  # the separator that begins a document also ends it
-        start = int(self.piece[number]) * (self.seq_len - 1)
-        ids = ids[start : start + self.seq_len]
+        row = int(np.searchsorted(self._first_piece, number, "right")) - 1
+        begin = self._begin + (number - int(self._first_piece[row])) * (self.seq_len - 1)
+        end = min(begin + self.seq_len, int(self._ends[row]))
+        document = self.file[int(self.documents[row])]
+        ids = document[begin:end].astype(np.int32)  # slice first: a document can have 100 million tokens
+        if end > len(document):
+            ids = np.append(ids, np.int32(document[0]))  # the separator that begins a document also ends it
         loss_mask = np.ones(len(ids), dtype=bool)
         loss_mask[0] = False
         return Example(ids, loss_mask, weight=1.0, kind="text")
@@ -129,16 +74,28 @@ class TextDataset:
 
 
 def split_documents(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """(training, validation) numbers of n documents without a validation file: every hundredth is held out, at least one."""
+    """(training, validation) numbers of n ≥ 2 documents without a validation file: every hundredth is held out, at least one."""
     held_out = np.arange(n) % 100 == min(99, n - 1)
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
+def split_document(file: TokenFile, data: DataSection, seed: int) -> tuple[TextDataset, TextDataset]:
+    """(training, validation) parts of the first document: its last tenth is held out, at least one token.
+
+    No token is a target in both parts. The last token of the first part is the first of the second.
+    """
+    length = int(file.offsets[1] - file.offsets[0]) + 1  # with the closing separator, so at least 3
+    n_held_out = max(1, length // HELD_OUT_PART)
+    first, cut = np.array([0]), length - n_held_out
+    return TextDataset(file, data, seed, first, (0, cut)), TextDataset(file, data, seed, first, (cut - 1, length))
+
+
 def sample_texts(texts: Iterable[str], megabytes: float = 50.0) -> Iterator[str]:
-    """The first texts, up to a size of `megabytes`: enough to train a tokenizer on."""
-    size = 0
+    """The first texts, up to a size of `megabytes`: enough to train a tokenizer on. A larger text is cut."""
+    size, limit = 0, int(megabytes * 1e6)
     for text in texts:
-        if size > megabytes * 1e6:
+        if size > limit:
             return
+        text = text[:limit]
         size += len(text.encode("utf-8", errors="replace"))
         yield text

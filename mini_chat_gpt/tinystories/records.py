@@ -16,6 +16,7 @@ The rules:
   words) are one line each.
 - A text without a line that starts with `Story:` is a plain story, unless its first line is a field: then it is a record without a
   story. Such records are skipped and counted. A file that contains nothing else is an error.
+- For pretraining (`stories`), a file without any separator is one plain text, such as a book.
 - CRLF is read as LF, and a leading byte order mark is removed. All other characters are kept, mojibake included. A byte that is not
   UTF-8 becomes U+FFFD, so that it remains visible, and `RecordIndex` counts the records with such bytes.
 
@@ -43,7 +44,8 @@ TEXT_FILE_NAMES = ("TinyStoriesV2-GPT4-{split}.txt", "TinyStories-{split}.txt", 
 
 _FIELD_LINE = re.compile(rf"^({'|'.join(FIELDS)}|Story):[ \t]*", re.MULTILINE)
 _BLOCK = 1 << 19  # larger blocks are slower, because they don't fit the processor's cache
-_MAX_RECORD = 1 << 26  # bytes; a file with more of them without a separator is not a story file
+_MAX_RECORD = 1 << 26  # bytes; a file with more of them without a separator is not a file of records
+_MAX_TEXT = 1 << 30  # bytes of a text to pretrain on, which is in memory while it is tokenized
 
 
 @dataclass(frozen=True)
@@ -95,50 +97,85 @@ def read_records(path: str | Path) -> Iterator[StoryRecord]:
     return _read_records(path)
 
 
-def _read_records(path: Path) -> Iterator[StoryRecord]:
-    any_story = False
-    for _, chunk in raw_records(path):
+def _read_records(path: Path, max_size: int | None = None) -> Iterator[StoryRecord]:
+    any_text = any_story = False
+    for _, chunk in raw_records(path, max_size):
+        any_text = True
         if (record := parse_record(decode(chunk))).story:
             any_story = True
             yield record
     if not any_story:
-        raise no_story(path)
+        raise no_story(path) if any_text else UserError(f"{path} has separators but no text; name another file.")
 
 
 def stories(path: str | Path) -> Iterator[str]:
-    """The stories alone, of an Instruct file or of a file of plain stories."""
-    return (record.story for record in read_records(path))
+    """The stories alone, of an Instruct file or of a file of plain stories. A file without any separator is one story.
+
+    Raises UserError for a file that is missing, empty, binary or without a story.
+    """
+    path = Path(path)
+    open_text(path).close()  # reports a wrong path now, not at the first story
+    return _stories(path)
 
 
-def raw_records(path: Path) -> Iterator[tuple[int, bytes]]:
+def _stories(path: Path) -> Iterator[str]:
+    if _is_one_text(path):
+        with open_text(path) as file:
+            data = file.read(_MAX_TEXT + 1)
+        if len(data) > _MAX_TEXT:
+            raise _no_separator(path, f"the first {_MAX_TEXT >> 20} MiB")
+        yield decode(data).replace("\r\n", "\n").strip()
+    else:
+        yield from (record.story for record in _read_records(path, _MAX_TEXT))
+
+
+def _is_one_text(path: Path) -> bool:
+    """Whether the file has no separator. Reads it up to the first one."""
+    with open_text(path) as file:
+        tail = b""
+        while block := file.read(_BLOCK):
+            if SEPARATOR in tail + block:
+                return False
+            tail = block[-len(SEPARATOR) :]
+    return True
+
+
+def raw_records(path: Path, max_size: int | None = None) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of each non-blank piece between separators. Raises UserError like `read_records`."""
-    for offset, text, end in whole_records(path):
+    for offset, text, end in whole_records(path, max_size):
         for part in text[:end].split(SEPARATOR):
             if part and not part.isspace():
                 yield offset, part
             offset += len(part) + len(SEPARATOR)
 
 
-def whole_records(path: Path) -> Iterator[tuple[int, bytes, int]]:
+def whole_records(path: Path, max_size: int | None = None) -> Iterator[tuple[int, bytes, int]]:
     """(offset, text, end) for each block of the file: text[:end] begins after a separator and ends with one.
 
-    The last block may lack its separator. `text` may continue after `end`. Raises UserError like `read_records`.
+    The last block may lack its separator. `text` may continue after `end`. Raises UserError like `read_records`, and for a record
+    of more than `max_size` bytes (default: what a record can have).
     """
     with open_text(path) as file:
-        offset = file.tell()
-        carry, separated = b"", False
+        offset, separated = file.tell(), False
+        # The bytes since the last separator, joined once at the next one, because a long record has many blocks.
+        pending: list[bytes] = []
+        size, tail = 0, b""
         while block := file.read(_BLOCK):
-            text = carry + block
-            if (separator := text.rfind(SEPARATOR)) >= 0:
-                end, separated = separator + len(SEPARATOR), True
+            tail += block  # a separator may begin in the block before
+            pending.append(block)
+            size += len(block)
+            if (found := tail.rfind(SEPARATOR)) >= 0:
+                text, tail = b"".join(pending), tail[found + len(SEPARATOR) :]
+                end, separated = len(text) - len(tail), True
+                pending, size = [tail], len(tail)
                 yield offset, text, end
-                offset, text = offset + end, text[end:]
-            if len(text) > _MAX_RECORD:
-                raise _no_separator(path, f"the {len(text) >> 20} MiB from byte {offset} on")
-            carry = text
+                offset += end
+            if size > (max_size or _MAX_RECORD):
+                raise _no_separator(path, f"the {size >> 20} MiB from byte {offset} on")
+            tail = tail[1 - len(SEPARATOR) :]
         if not separated:
             raise _no_separator(path, "it")
-        if carry:
+        if carry := b"".join(pending):
             yield offset, carry, len(carry)
 
 

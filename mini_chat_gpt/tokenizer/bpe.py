@@ -7,14 +7,19 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import tiktoken
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.json_files import short
 
 # Our own split pattern, for tokenizers that we train and for rank files without a known pattern. Merges never cross its
 # boundaries: the tail of a contraction; a word with the space (or other sign) before it; one or two digits (numbers should not
@@ -25,6 +30,31 @@ DEFAULT_PATTERN = (
     r"'(?:[sdmtSDMT]|ll|LL|ve|VE|re|RE)|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}{1,2}"
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
+
+# The patterns of tiktoken's public encodings.
+GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+CL100K_PATTERN = (
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"""
+    r"""| ?[^\s\p{L}\p{N}]+[\r\n]*|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
+)
+O200K_PATTERN = (
+    r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"""
+    r"""|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"""
+    r"""|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
+PATTERNS = frozenset({DEFAULT_PATTERN, GPT2_PATTERN, CL100K_PATTERN, O200K_PATTERN})
+
+# Where a text can be cut so that its parts have the same ids, with each of PATTERNS: before the space between two words of ASCII
+# letters, and after a single newline. None of the patterns looks back, and none of their matches crosses these places.
+_SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])|(?<=\S\n)(?=[^\s/])")
+
+MAX_IDS = 1 << 20
+"""Ids of a tokenizer. Unused ids get names, so a damaged id must not stand for millions of them."""
+MAX_FILE = 1 << 28
+"""Bytes of an encoder's file."""
+_MAX_PATTERN, _MAX_REPEAT = 2_000, 1_000  # of a foreign pattern; the public ones have 300 characters and repeat 3 times
+_PATTERN_SECONDS = 5.0
+_MAX_BLANKS = 999_000  # in a row; the stack of tiktoken's regex engine is full at about a million
 
 
 @dataclass(eq=False)
@@ -40,6 +70,8 @@ class TiktokenBPE:
     _encoding: tiktoken.Encoding = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if max(self.ranks.values(), default=0) >= MAX_IDS:
+            raise UserError(f"The ranks go up to {max(self.ranks.values()):,}; at most {MAX_IDS - 1:,} is read.")
         missing = [byte for byte in range(256) if bytes([byte]) not in self.ranks]
         if missing:
             raise UserError(f"These ranks lack {len(missing)} of the 256 single bytes, so they can't spell every text.")
@@ -50,17 +82,20 @@ class TiktokenBPE:
                     f"Rank {rank} is given to both {self.pieces[rank]!r} and {piece!r}; the ranks are damaged."
                 )
             self.pieces[rank] = piece
-        try:
-            self._encoding = tiktoken.Encoding(
-                "mini_chat_gpt", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens={}
-            )
-        except ValueError as error:
-            raise UserError(f"The split pattern {self.pattern!r} is not a valid regular expression: {error}.") from None
+        make = partial(
+            tiktoken.Encoding, "mini_chat_gpt", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens={}
+        )
+        self._encoding = make() if self.pattern in PATTERNS else _try_pattern(self.pattern, make)
+
+    @property
+    def safe_cut(self) -> re.Pattern[str] | None:
+        """Matches where a text can be cut without changing its ids; None if that is not known."""
+        return _SAFE_CUT if self.pattern in PATTERNS else None
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text. Names of control tokens in it are encoded as ordinary characters."""
         with readable_regex_limit():
-            return self._encoding.encode_ordinary(text)
+            return self._encoding.encode_ordinary(check_blanks(text, self.pattern))
 
     def to_bytes(self) -> bytes:
         """The content of a `.tiktoken` file: on each line the bytes in base64, a space, and the rank."""
@@ -88,8 +123,11 @@ def read_ranks(data: bytes, name: str) -> dict[bytes, int]:
         if not line.strip():
             continue
         try:
-            piece, rank = line.split()
-            ranks[base64.b64decode(piece, validate=True)] = _natural(rank)
+            word, rank = line.split()
+            piece = base64.b64decode(word, validate=True)
+            if piece in ranks:
+                raise ValueError("twice")
+            ranks[piece] = _natural(rank)
         except ValueError:
             raise UserError(
                 f"{name}, line {number}: expected base64 bytes, a space and a rank, as in a .tiktoken file."
@@ -97,22 +135,90 @@ def read_ranks(data: bytes, name: str) -> dict[bytes, int]:
     return ranks
 
 
+def _try_pattern(pattern: str, make: Callable[[], tiktoken.Encoding]) -> tiktoken.Encoding:
+    """An encoding with a pattern that comes from a file, which must not take forever or all the memory.
+
+    Raises UserError if it is not a regular expression, or if it takes too long for runs of its own characters.
+    """
+    repeats = [int(number[:9]) for number in re.findall(r"\d+", " ".join(re.findall(r"\{[\d, ]+\}", pattern)))]
+    if len(pattern) > _MAX_PATTERN or max(repeats, default=0) > _MAX_REPEAT:
+        raise UserError(f"The split pattern {short(pattern)} is too large; {_PATTERN_REMEDY}.")
+    texts = [letter * 2_000 + "\0" for letter in dict.fromkeys("a 1.\n" + pattern)]
+    results: list[tiktoken.Encoding | BaseException] = []
+
+    def attempt() -> None:
+        try:
+            encoding = make()
+            for text in texts:
+                encoding.encode_ordinary(text)
+            results.append(encoding)
+        except BaseException as error:  # a Rust panic is not an Exception
+            results.append(error)
+
+    # Rust code can't be interrupted. If it is not done in time, the thread ends with the program.
+    thread = threading.Thread(target=attempt, daemon=True)
+    with _silent_stderr():
+        thread.start()
+        thread.join(_PATTERN_SECONDS)
+    if not results:
+        raise UserError(f"The split pattern {short(pattern)} takes too long; {_PATTERN_REMEDY}.")
+    if isinstance(result := results[0], BaseException):
+        raise UserError(f"The split pattern {short(pattern)} is not a usable regular expression; {_PATTERN_REMEDY}.")
+    return result
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Discard what Rust code prints about its panics, which are handled."""
+    with open(os.devnull, "wb") as null:
+        try:
+            saved = os.dup(2)
+        except OSError:  # standard error is closed
+            yield
+            return
+        os.dup2(null.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+_PATTERN_REMEDY = "take the tokenizer from another checkpoint"
+
+
+def check_blanks(text: str, pattern: str = DEFAULT_PATTERN) -> str:
+    """Return `text`. Raises UserError for a run of white space that can't be split by one of PATTERNS."""
+    if len(text) >= _MAX_BLANKS:
+        for run in _LONG_RUNS[pattern == GPT2_PATTERN].finditer(text):
+            if run.end() - run.start() >= _MAX_BLANKS:
+                raise UserError(
+                    f"The text contains {run.end() - run.start():,} white-space characters in a row, from character "
+                    f"{run.start():,} on, which can't be split into tokens; shorten the run."
+                )
+    return text
+
+
+# Without and with line breaks: only GPT-2's pattern treats them like other white space. The minimum makes shorter runs cheap.
+_LONG_RUNS = (re.compile(r"[^\S\r\n]{32,}"), re.compile(r"\s{32,}"))
+
+
 @contextmanager
 def readable_regex_limit() -> Iterator[None]:
-    """Turn the panic of tiktoken's regex engine on a run of about a million spaces into a UserError."""
+    """Turn a panic of tiktoken's regex engine, whose stack or time is limited, into a UserError."""
     try:
         yield
     except BaseException as error:  # a Rust panic is not an Exception
         if type(error).__name__ != "PanicException":
             raise
         raise UserError(
-            "The text contains a run of about a million white-space characters, which can't be split into tokens; "
-            "shorten the run."
+            "The text can't be split into tokens, because the tokenizer's pattern takes too long for it; shorten its longest "
+            "runs of equal characters."
         ) from None
 
 
 def _natural(digits: bytes) -> int:
     number = int(digits)
-    if number < 0 or number > 10_000_000:
+    if number < 0 or number >= MAX_IDS:
         raise ValueError(f"{number} is out of range")
     return number

@@ -13,20 +13,30 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import ConfigDict
 
 from mini_chat_gpt.chat_format import ChatFormat, Format
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import read_file, readable_disk_errors, write_json
+from mini_chat_gpt.common.json_files import JSONRecord, read_json, short
 from mini_chat_gpt.common.text import well_formed
 from mini_chat_gpt.tokenizer import tiktoken_files
-from mini_chat_gpt.tokenizer.bpe import DEFAULT_PATTERN, TiktokenBPE, rank_encoder, read_ranks, readable_regex_limit
+from mini_chat_gpt.tokenizer.bpe import (
+    DEFAULT_PATTERN,
+    MAX_FILE,
+    MAX_IDS,
+    TiktokenBPE,
+    check_blanks,
+    read_ranks,
+    readable_regex_limit,
+)
 from mini_chat_gpt.tokenizer.hf_export import write_hugging_face
 from mini_chat_gpt.tokenizer.sentencepiece import SentencePieceBPE
 
@@ -36,6 +46,7 @@ CONTROL_TOKENS = (END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>")
 LLAMA2C_CONTROL = {"<unk>": 0, "<s>": 1, "</s>": 2}
 
 META_FILE = "tokenizer_meta.json"
+MAX_META = 1 << 27  # bytes; it names every unused id
 ENCODER_FILE = {"tiktoken": "tokenizer.tiktoken", "llama2c": "tokenizer.bin"}
 
 
@@ -65,9 +76,22 @@ class ChatTokenizer:
         self.control = dict(control or {})
         self._names = {token_id: name for name, token_id in self.control.items()}
         pieces = encoder.pieces
+        self._check_control(pieces)
         for token_id in range(self.vocab_size):
             if token_id not in self._names and (token_id >= len(pieces) or pieces[token_id] is None):
                 self._name(f"<|reserved_{token_id}|>", token_id)
+
+    def _check_control(self, pieces: list[bytes | None]) -> None:
+        """Raise UserError unless every control token has a name and an id of its own."""
+        for name, token_id in self.control.items():
+            if not 0 <= token_id < MAX_IDS:
+                raise UserError(
+                    f"The control token {short(name)} has the id {short(token_id)}; ids are 0 to {MAX_IDS - 1:,}."
+                )
+            if not name or self._names[token_id] != name or (token_id < len(pieces) and pieces[token_id] is not None):
+                raise UserError(f"The control token {short(name)} needs a name and an id of its own, not {token_id}.")
+        if self.bos_id is not None and self.bos_id not in self._names:
+            raise UserError(f"The id {self.bos_id} of BOS is not that of a control token.")
 
     def _name(self, name: str, token_id: int) -> None:
         self.control[name] = token_id
@@ -134,6 +158,19 @@ class ChatTokenizer:
         llama2.c inserts a space before every text; `decode` removes it.
         """
         return self.encoder.encode(well_formed(text))
+
+    def encode_in_parts(self, text: str, size: int = 1 << 20) -> Iterator[list[int]]:
+        """The ids of `encode(text)` in parts of about `size` characters, so that a long text needs little more memory than itself.
+
+        The text is only cut where the result is exactly the same. If it has no such places, a part can be longer.
+        """
+        text = well_formed(text)
+        start, cut = 0, self.encoder.safe_cut
+        while cut is not None and (match := cut.search(text, start + size)):
+            yield self.encoder.encode(text[start : match.start()])
+            # The encoder inserts the leading space again.
+            start = match.start() + self.encoder.adds_leading_space
+        yield self.encoder.encode(text[start:])
 
     def decode(self, ids: Iterable[int], *, control: bool = False, start: bool = True) -> str:
         """The text of `ids`. Invalid UTF-8 becomes U+FFFD. Equals `decode_bytes(...)` decoded.
@@ -203,10 +240,14 @@ class ChatTokenizer:
             raise UserError(
                 f"vocab_size is {vocab_size}; it must be at least {smallest}: 256 bytes and the control tokens."
             )
+        if vocab_size > MAX_IDS:
+            raise UserError(f"vocab_size is {vocab_size:,}; it can be at most {MAX_IDS:,}.")
         trainer = rustbpe.Tokenizer()
         with readable_regex_limit():
             trainer.train_from_iterator(
-                map(well_formed, texts), vocab_size - len(CONTROL_TOKENS), pattern=DEFAULT_PATTERN
+                (check_blanks(well_formed(text)) for text in texts),
+                vocab_size - len(CONTROL_TOKENS),
+                pattern=DEFAULT_PATTERN,
             )
         ranks = {bytes(piece): rank for piece, rank in trainer.get_mergeable_ranks()}
         tokenizer = ChatTokenizer(TiktokenBPE(ranks, DEFAULT_PATTERN))
@@ -216,7 +257,7 @@ class ChatTokenizer:
     @staticmethod
     def from_llama2c(path: Path | str) -> ChatTokenizer:
         """Read llama2.c's `tok*.bin`. It has BOS and EOS, but no chat tokens until `add_control_tokens`."""
-        encoder = SentencePieceBPE.from_bytes(read_file(Path(path)), str(path))
+        encoder = SentencePieceBPE.from_bytes(read_file(Path(path), MAX_FILE), str(path))
         return ChatTokenizer(encoder, LLAMA2C_CONTROL, bos_id=LLAMA2C_CONTROL["<s>"])
 
     @staticmethod
@@ -288,27 +329,47 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
+class _ChatFormatEntry(JSONRecord):
+    model_config = ConfigDict(extra="forbid")  # a format that we don't know would be applied in part
+
+    default_system: str | None
+
+
+class _Meta(JSONRecord):
+    """tokenizer_meta.json."""
+
+    version: int
+    kind: Literal["tiktoken", "llama2c"]
+    pattern: str | None
+    bos_id: int | None
+    control: dict[str, int]
+    chat_format: _ChatFormatEntry | None
+    fingerprint: str
+
+
 def _load_folder(folder: Path) -> ChatTokenizer:
-    if not (folder / META_FILE).is_file():
+    path, remedy = folder / META_FILE, "take the tokenizer from another checkpoint"
+    try:
+        meta = read_json(path, _Meta, remedy, MAX_META)
+    except FileNotFoundError:
         raise UserError(
             f"{folder} contains no tokenizer ({META_FILE} is missing); give a folder that a run or save() wrote."
-        )
+        ) from None
+    if meta.version != 1:
+        raise UserError(f"{path} has version {meta.version}; this program reads version 1.")
+    file = folder / ENCODER_FILE[meta.kind]
+    data = read_file(file, MAX_FILE)
     try:
-        meta = json.loads(read_file(folder / META_FILE))
-        if meta["version"] != 1:
-            raise UserError(f"{folder / META_FILE} has version {meta['version']}; this program reads version 1.")
-        file = folder / ENCODER_FILE[meta["kind"]]
         encoder: TiktokenBPE | SentencePieceBPE
-        if meta["kind"] == TiktokenBPE.kind:
-            encoder = rank_encoder(read_ranks(read_file(file), str(file)), meta["pattern"], str(file))
+        if meta.kind == TiktokenBPE.kind:
+            encoder = TiktokenBPE(read_ranks(data, str(file)), meta.pattern or "")
         else:
-            encoder = SentencePieceBPE.from_bytes(read_file(file), str(file))
-        chat_format = None if meta["chat_format"] is None else ChatFormat(**meta["chat_format"])
-        tokenizer = ChatTokenizer(encoder, meta["control"], meta["bos_id"], chat_format)
-        intact = tokenizer.fingerprint() == meta["fingerprint"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{folder / META_FILE} is damaged; take the tokenizer from another checkpoint.") from None
-    if not intact:
+            encoder = SentencePieceBPE.from_bytes(data, str(file))
+        chat_format = None if meta.chat_format is None else ChatFormat(meta.chat_format.default_system)
+        tokenizer = ChatTokenizer(encoder, meta.control, meta.bos_id, chat_format)
+    except UserError as error:
+        raise UserError(f"The tokenizer in {folder} is damaged: {error}") from None
+    if tokenizer.fingerprint() != meta.fingerprint:
         raise UserError(
             f"The tokenizer in {folder} is damaged: its files don't have the fingerprint they were saved with."
         )

@@ -10,10 +10,11 @@ token, and for llama2c the character U+2581 means a space (see `_sentencepiece`)
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mini_chat_gpt.common.files import atomic_write_text, write_json
 from mini_chat_gpt.tokenizer.bpe import TiktokenBPE
@@ -116,27 +117,55 @@ def merges_from_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     it in two is listed, because tiktoken would merge any of them.
     """
     merges: list[tuple[bytes, bytes]] = []
+    lengths = {len(piece) for piece in ranks}
     for piece in sorted(ranks, key=ranks.__getitem__):
         if len(piece) == 1:
             continue
         parts = _merge_below(piece, ranks, ranks[piece])
-        if len(parts) == 2:
-            merges.append((parts[0], parts[1]))
-        else:
-            cuts = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
-            merges.extend((left, right) for left, right in cuts if left in ranks and right in ranks)
+        merges.extend([(parts[0], parts[1])] if len(parts) == 2 else _splits(piece, ranks, lengths))
     return merges
 
 
-def _merge_below(piece: bytes, ranks: dict[bytes, int], limit: int) -> list[bytes]:
-    """The parts of `piece` after all merges with ranks below `limit`, lowest rank first."""
-    parts = [piece[i : i + 1] for i in range(len(piece))]
-    while len(parts) > 2:
-        rank, i = min((ranks.get(parts[i] + parts[i + 1], limit), i) for i in range(len(parts) - 1))
-        if rank == limit:
-            break
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts
+Text = TypeVar("Text", bytes, str)
+
+
+def _splits(piece: Text, known: Mapping[Text, int], lengths: Set[int]) -> Iterator[tuple[Text, Text]]:
+    """Every way to split `piece` into two known pieces. `lengths` are those of known pieces: a long piece has few such places."""
+    for cut in sorted(length for length in lengths if len(piece) - length in lengths):
+        if (left := piece[:cut]) in known and (right := piece[cut:]) in known:
+            yield left, right
+
+
+def _merge_below(piece: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
+    """The parts of `piece` after all merges with ranks below `limit`, lowest rank first, until two parts are left.
+
+    A heap of the possible merges keeps this near linear in the length. A part is identified by the index of its first byte, and
+    ends at `end[index]`, where the next one begins.
+    """
+    size = n_parts = len(piece)
+    end, before = list(range(1, size + 1)), list(range(-1, size - 1))
+    heap: list[tuple[int, int, int]] = []
+
+    def offer(left: int) -> None:
+        right = end[left]
+        if right < size and (rank := ranks.get(piece[left : end[right]], limit)) < limit:
+            heapq.heappush(heap, (rank, left, end[right]))
+
+    for left in range(size):
+        offer(left)
+    while heap and n_parts > 2:
+        _, left, stop = heapq.heappop(heap)
+        right = end[left]
+        if right in (0, size) or end[right] != stop:  # one of the two has been merged with another part since
+            continue
+        end[left], end[right], n_parts = stop, 0, n_parts - 1
+        if stop < size:
+            before[stop] = left
+            offer(left)
+        if before[left] >= 0:
+            offer(before[left])
+    starts = [start for start in range(size) if end[start]]
+    return [piece[start : end[start]] for start in starts]
 
 
 def _sentencepiece(encoder: SentencePieceBPE, bos_token: str | None, bos_id: int | None) -> dict[str, Any]:
@@ -193,10 +222,9 @@ def _sentencepiece(encoder: SentencePieceBPE, bos_token: str | None, bos_id: int
 def merges_from_scores(encoder: SentencePieceBPE) -> list[tuple[str, str]]:
     """Every pair of pieces that forms a piece, best score first."""
     merges = []
+    lengths = {len(piece) for piece in encoder.ids}
     for piece, token_id in encoder.ids.items():
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
-            if left in encoder.ids and right in encoder.ids:
-                order = (-encoder.scores[token_id], token_id, encoder.ids[left], encoder.ids[right])
-                merges.append((order, (left, right)))
+        for left, right in _splits(piece, encoder.ids, lengths):
+            order = (-encoder.scores[token_id], token_id, encoder.ids[left], encoder.ids[right])
+            merges.append((order, (left, right)))
     return [pair for _, pair in sorted(merges)]

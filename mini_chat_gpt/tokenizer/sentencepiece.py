@@ -20,6 +20,7 @@ FIRST_TEXT_ID = FIRST_BYTE_ID + 256
 # Words recur, so the ids of short chunks are cached. A longer chunk hardly ever occurs twice.
 CACHE_ENTRIES = 100_000
 CACHE_MAX_CHARACTERS = 64
+_SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 
 
 @dataclass(eq=False)
@@ -57,6 +58,11 @@ class SentencePieceBPE:
             except UnicodeDecodeError:
                 raise UserError(f"Piece {token_id} of the vocabulary, {text!r}, is not UTF-8 text.") from None
         self._chunks = _chunk_pattern(self.ids)
+
+    @property
+    def safe_cut(self) -> re.Pattern[str] | None:
+        """Matches where a text can be cut, without the space that follows, so that its parts have the same ids."""
+        return None if self._chunks is None else _SAFE_CUT
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text with the leading space that SentencePiece inserts; [] for an empty text."""

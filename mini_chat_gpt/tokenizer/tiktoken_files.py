@@ -17,22 +17,21 @@ import tiktoken
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import read_file
-from mini_chat_gpt.tokenizer.bpe import DEFAULT_PATTERN, TiktokenBPE, rank_encoder, ranks_to_bytes, read_ranks
+from mini_chat_gpt.tokenizer.bpe import (
+    CL100K_PATTERN,
+    DEFAULT_PATTERN,
+    GPT2_PATTERN,
+    MAX_FILE,
+    O200K_PATTERN,
+    TiktokenBPE,
+    rank_encoder,
+    ranks_to_bytes,
+    read_ranks,
+)
 
 # tiktoken downloads without a time-out. Its largest file has 3.6 MB.
 DOWNLOAD_SECONDS = 30.0
 PUBLIC_FILES = "https://openaipublic.blob.core.windows.net/encodings/"
-
-GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-CL100K_PATTERN = (
-    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"""
-    r"""| ?[^\s\p{L}\p{N}]+[\r\n]*|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
-)
-O200K_PATTERN = (
-    r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"""
-    r"""|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"""
-    r"""|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
-)
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def from_file(path: Path) -> tuple[TiktokenBPE, dict[str, int]]:
     tokens. For others a warning says that DEFAULT_PATTERN is used, and there are no control tokens until `add_control_tokens`.
     `ChatTokenizer(TiktokenBPE(ranks, pattern), control)` accepts another pattern.
     """
-    ranks = read_ranks(read_file(path), str(path))
+    ranks = read_ranks(read_file(path, MAX_FILE), str(path))
     if not ranks:
         raise UserError(f"{path} is empty; a .tiktoken file has a line with base64 bytes and a rank for each entry.")
     known = _known(ranks)

@@ -102,7 +102,7 @@ def _find_folder(config: Config, section: SFTSection | PretrainSection, launch: 
 def execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Train in the run's folder. Prints a summary before the first step and after the last."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    with locked(run.folder) if run.world.is_main else nullcontext():
+    with locked(run.folder) if run.world.is_main else nullcontext(), distributed.peer_loss_as_user_error(run.world):
         return _execute(prepared, config, run, callbacks)
 
 

@@ -8,7 +8,14 @@ from tiny import TEXTS, tiny_tokenizer
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import DataSection
-from mini_chat_gpt.data.text_dataset import TextDataset, TokenFile, split_documents, tokenize_file
+from mini_chat_gpt.data.text_dataset import (
+    TextDataset,
+    TokenFile,
+    sample_texts,
+    split_document,
+    split_documents,
+    tokenize_file,
+)
 from mini_chat_gpt.tinystories.records import stories
 
 TOKENIZER = tiny_tokenizer()
@@ -89,3 +96,68 @@ def test_a_file_without_a_story_leaves_nothing_behind(tmp_path):
     with pytest.raises(UserError, match=str(path)):
         tokens(path)
     assert [p.name for p in tmp_path.iterdir()] == ["stories-train.txt"]
+
+
+class Counting:
+    """A document that counts the tokens that are read from it."""
+
+    def __init__(self, length):
+        self.length, self.n_read = length, 0
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        numbers = np.arange(self.length)[index] if isinstance(index, int) else np.arange(*index.indices(self.length))
+        self.n_read += np.size(numbers)
+        return numbers.astype(np.uint16) if np.ndim(numbers) else np.uint16(numbers)
+
+
+class OneDocument:
+    """A token file whose only document is a `Counting`."""
+
+    def __init__(self, length):
+        self.document, self.offsets = Counting(length), np.array([0, length])
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.document
+
+
+def test_an_example_of_a_long_document_reads_its_own_tokens_only():
+    file, data = OneDocument(1_000_000), DataSection(seq_len=64)
+    for dataset in (TextDataset(file, data, seed=0), *split_document(file, data, seed=0)):
+        file.document.n_read = 0
+        read = [dataset[3], dataset.read(len(dataset) - 1), *dataset.first(5)]
+        assert file.document.n_read <= 64 * len(read) + 2  # the separator is read once more at the end
+
+
+def test_the_number_of_pieces_takes_no_memory():
+    few, many = (TextDataset(OneDocument(length), DataSection(seq_len=16), seed=0) for length in (1_000, 100_000_000))
+    assert len(many) > 6_000_000
+    sizes = [sum(value.nbytes for value in vars(d).values() if isinstance(value, np.ndarray)) for d in (few, many)]
+    assert sizes[0] == sizes[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 700), st.integers(16, 40))
+def test_each_token_of_a_single_document_is_predicted_in_training_or_in_validation(length, context):
+    parts = split_document(OneDocument(length), DataSection().limited_to(context), seed=0)
+    targets = []
+    for dataset in parts:
+        own = []
+        for number in range(len(dataset)):
+            example = dataset.read(number)
+            assert 2 <= len(example.ids) <= context
+            own += example.ids[1:].tolist()
+        targets.append(own)
+    training, held_out = targets
+    assert training + held_out == [*range(1, length), 0]
+    assert len(held_out) == max(1, (length + 1) // 10)
+
+
+def test_a_tokenizer_is_trained_on_the_beginning_of_a_text_that_is_larger_than_the_limit():
+    assert list(sample_texts(["abcdef"], megabytes=4e-6)) == ["abcd"]
+    assert list(sample_texts(["ab", "cdef", "g"], megabytes=4e-6)) == ["ab", "cdef"]

@@ -214,3 +214,27 @@ def test_plain_stories_are_found_by_split(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="contains no stories"):
         find_text(tmp_path / "empty", "train")
+
+
+def test_a_file_without_separators_is_one_text_to_pretrain_on(tmp_path):
+    path = write(tmp_path, "\ufeffSummary: a book\r\n\nStory: and more.\n\n")
+    assert list(stories(path)) == ["Summary: a book\n\nStory: and more."]
+    with pytest.raises(UserError, match=r"no <\|endoftext\|> in it"):
+        list(read_records(path))
+
+
+def test_a_file_of_separators_alone_is_named(tmp_path):
+    path = write(tmp_path, "<|endoftext|>\n" * 3)
+    with pytest.raises(UserError, match=rf"{path} has separators but no text"):
+        list(stories(path))
+
+
+@pytest.mark.parametrize("separator_at_the_end", [False, True])
+def test_a_text_to_pretrain_on_can_be_longer_than_a_record(separator_at_the_end, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_MAX_RECORD", 1000)
+    monkeypatch.setattr(records, "_MAX_TEXT", 5000)
+    monkeypatch.setattr(records, "_BLOCK", 100)
+    end = "<|endoftext|>" if separator_at_the_end else ""
+    assert list(stories(write(tmp_path, "a b" * 1500 + end))) == ["a b" * 1500]
+    with pytest.raises(UserError, match=r"put it on its own line"):
+        list(stories(write(tmp_path, "a b" * 1700 + end)))
