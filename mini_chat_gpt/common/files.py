@@ -44,7 +44,7 @@ def readable_disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_file(path: Path, max_bytes: int) -> bytes:
+def read_file(path: Path, max_bytes: int = 1 << 28) -> bytes:
     """Return the content of a file. Raises UserError if it can't be read, or is larger than `max_bytes`."""
     try:
         with open(path, "rb", opener=open_regular) as file:
