@@ -52,6 +52,15 @@ class Job:
     measure: Callable[[GPT], Metrics] | None = None
     """Returns scores at each evaluation, higher is better, with names such as "eval/moral/exact"."""
 
+    def __post_init__(self) -> None:
+        """Raise UserError for settings that don't fit: now, not at the first evaluation, which may come after hours."""
+        if self.phase.epochs is None and self.phase.max_steps is None:
+            raise UserError(f"{self.name}: set max_steps or epochs; both are null.")
+        if self.measure is None and self.phase.best_metric != "val_loss":
+            raise UserError(
+                f"{self.name}.best_metric is {self.phase.best_metric!r}, but this run has no scores; use val_loss."
+            )
+
     def all_stages(self) -> list[Stage]:
         """All parts of the run in order: the curriculum stages, then the rest."""
         rest = 1 - sum(stage.share for stage in self.stages)
@@ -80,8 +89,7 @@ def count_steps(job: Job, examples_per_step: float, tokens_per_step: int | None)
             # A step takes examples until it exceeds its tokens: on average half an example more.
             examples_per_step = tokens_per_step / (sum(lengths) / len(lengths)) + 0.5
         return max(1, round(examples / examples_per_step))
-    if phase.max_steps is None:
-        raise UserError(f"{job.name}: set max_steps or epochs; both are null.")
+    assert phase.max_steps is not None  # see `Job`
     return phase.max_steps
 
 

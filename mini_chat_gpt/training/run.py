@@ -53,7 +53,6 @@ from mini_chat_gpt.training.run_folder import (
     read_metadata,
     run_to_resume,
 )
-from mini_chat_gpt.training.saved_state import read_progress
 from mini_chat_gpt.training.stop import URGENT, exit_code
 from mini_chat_gpt.training.time_budget import time_run
 from mini_chat_gpt.training.train_step import TrainStep
@@ -108,16 +107,18 @@ def execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Sequ
 
 def _execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Sequence[Callback]) -> TrainResult:
     job, world, out, folder = prepared.job, run.world, run.out, run.folder
-    start = read_progress(run.checkpoint) if run.checkpoint is not None else Progress()
-    metadata = world.broadcast(lambda: prepare_folder(prepared, config, run, start))
     precision = pick_precision(config.system.mixed_precision, run.device)
     engine = TrainStep(prepared.model, config, job.phase, precision, world, run.device)
     engine.model.activation_checkpointing = config.training.activation_checkpointing
+    # A run that can't be resumed is refused before anything in its folder changes.
+    resumed = None if run.checkpoint is None else engine.restore(run.checkpoint, config.training.reset_optimizer)
+    start = Progress() if resumed is None else resumed.progress
+    metadata = world.broadcast(lambda: prepare_folder(prepared, config, run, start))
     settings, wandb_id = config.model_dump(), metadata["wandb_id"]
     with Monitor(folder, config.wandb, settings, out, wandb_id, active=world.is_main) as monitor:
         trainer = Trainer(job, engine, prepared.tokenizer, config, folder, monitor, callbacks, run.start_time)
-        if run.checkpoint is not None:
-            trainer.resume(run.checkpoint)
+        if resumed is not None:
+            trainer.resume(resumed)
         steps_left = trainer.total_steps - trainer.progress.step
         compiling = choose_compiling(config.system.compile, run.device, steps_left, engine.model.config)
         if compiling.on:
@@ -134,6 +135,7 @@ def _execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Seq
 def prepare_folder(prepared: Prepared, config: Config, run: RunContext, start: Progress) -> dict[str, Any]:
     """Prepare the run's folder for training from the position `start` on. Returns the content of run.json."""
     first_step = start.step
+    provenance = collect_provenance(prepared.job.files, prepared.tokenizer.fingerprint())
     remove_leftovers(run.folder, exclusive=True)  # the folder's lock is held
     for moved in move_aside(run.folder, first_step):
         run.out.print(
@@ -141,7 +143,6 @@ def prepare_folder(prepared: Prepared, config: Config, run: RunContext, start: P
         )
     atomic_write_text(run.folder / "config.yaml", to_yaml(config))
     keep_metrics_until(run.folder, first_step, evaluated=not start.evaluation_due)
-    provenance = collect_provenance(prepared.job.files, prepared.tokenizer.fingerprint())
     metadata = read_metadata(run.folder) if first_step else {}
     if not metadata:
         metadata = {"launch": run.world.launch, "wandb_id": new_run_id(), "began": provenance, "went_on": []}

@@ -53,6 +53,15 @@ class SavedState:
     loss_scale: SavedLossScale | None
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run continues."""
+
+    progress: Progress
+    changes: list[str]
+    """Sentences about the parts of its state that begin or end there."""
+
+
 def read_progress(checkpoint: Path) -> Progress:
     """The position of the run in a checkpoint. Raises UserError if it is damaged."""
     progress = Progress.from_json(_read(checkpoint).progress, str(checkpoint / STATE))
@@ -124,7 +133,7 @@ def _valid(name: str, tensor: torch.Tensor, steps: int) -> bool:
 
 
 def state_changes(saved: SavedState, averaging: bool, reset_optimizer: bool) -> list[str]:
-    """Sentences about the parts of a run's state that begin or end where it is resumed."""
+    """Sentences about the parts of a run's state that begin or end where it is resumed; `averaging` by this run."""
     step, changes = saved.progress.step, []
     if reset_optimizer:
         changes.append(f"training.reset_optimizer: the optimizer starts without state at step {step}.")

@@ -28,7 +28,7 @@ from mini_chat_gpt.ops.loss import LossSums
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.fsdp import shard
 from mini_chat_gpt.training.optim import Optimizer, WeightAverage, clip_gradients
-from mini_chat_gpt.training.saved_state import SavedState, read_saved_state
+from mini_chat_gpt.training.saved_state import Resumed, read_saved_state, state_changes
 
 Outcome = Literal["updated", "overflow", "non-finite"]
 """Whether a step changed the weights. "overflow": the float16 loss scale was too large and has been halved.
@@ -238,7 +238,7 @@ class TrainStep:
             return take_snapshot(self.model, tokenizer, info, files, state)
 
     @torch.no_grad()
-    def restore(self, checkpoint: Path, reset_optimizer: bool = False) -> SavedState:
+    def restore(self, checkpoint: Path, reset_optimizer: bool = False) -> Resumed:
         """Continue with the state in a checkpoint; the model must hold the checkpoint's weights already.
 
         With `reset_optimizer` the optimizer has no state, as before its first step. Raises UserError if the checkpoint does
@@ -254,7 +254,7 @@ class TrainStep:
         if self.loss_scale is not None and saved.loss_scale is not None:
             self.loss_scale = LossScale(saved.loss_scale.value, saved.loss_scale.good_steps)
         self.optimizer.load_state_tensors(saved.optimizer)
-        return saved
+        return Resumed(saved.progress, state_changes(saved, self.average is not None, reset_optimizer))
 
 
 def _counts(batches: Sequence[Batch]) -> list[float]:

@@ -40,7 +40,7 @@ from mini_chat_gpt.training.job import (
 )
 from mini_chat_gpt.training.monitor import Monitor, Status
 from mini_chat_gpt.training.optim import lr_fraction
-from mini_chat_gpt.training.saved_state import state_changes
+from mini_chat_gpt.training.saved_state import Resumed
 from mini_chat_gpt.training.stop import LOST_WORKER, REASONS, URGENT, Abandoned, StopRequest, exit_code
 from mini_chat_gpt.training.train_step import StepReport, TrainStep
 from mini_chat_gpt.training.validation import Validation
@@ -66,11 +66,6 @@ class Trainer:
         self.progress = Progress()
         _, self.examples_per_step, self.tokens_per_step = config.step_size(job.phase)
         self.total_steps = count_steps(job, self.examples_per_step, self.tokens_per_step)
-        # Fail now, not at the first evaluation, which may come after hours.
-        if job.measure is None and job.phase.best_metric != "val_loss":
-            raise UserError(
-                f"{job.name}.best_metric is {job.phase.best_metric!r}, but this run has no scores; use val_loss."
-            )
         self.evaluation: Evaluation | None = None  # the last one
         self.evaluated_step = self.unevaluated_step = -1  # of `evaluation`; of a resumed checkpoint that waits for it
         self._advanced = False  # whether this start has completed a step or an evaluation
@@ -100,12 +95,10 @@ class Trainer:
         """(this rank's examples of the next step, number of examples over all ranks)."""
         return loader.step(self.examples_per_step, stage.tokens_per_step or self.tokens_per_step)
 
-    def resume(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint whose weights the model has already: position, optimizer, averages, loss scale."""
-        reset = self.config.training.reset_optimizer
-        saved = self.engine.restore(checkpoint, reset)
-        self.progress = saved.progress
-        for change in state_changes(saved, self.engine.average is not None, reset):
+    def resume(self, resumed: Resumed) -> None:
+        """Continue at the position of the checkpoint that the engine has restored."""
+        self.progress = resumed.progress
+        for change in resumed.changes:
             self.monitor.message(change)
         # With a time budget, the first start has set the number of steps. Timing again could give another number.
         self.total_steps = self.progress.planned_steps or self.total_steps

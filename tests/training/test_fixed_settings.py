@@ -13,8 +13,9 @@ from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.device import pick_precision
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import Config, LoraSettings
-from mini_chat_gpt.config_file import to_yaml
+from mini_chat_gpt.config_file import load_config, to_yaml
 from mini_chat_gpt.lora import adapters, add_lora
+from mini_chat_gpt.sft_train import train
 from mini_chat_gpt.training.fixed_settings import require_same_settings
 from mini_chat_gpt.training.train_step import TrainStep
 
@@ -142,3 +143,22 @@ def test_the_dropout_of_a_resumed_adapter_is_the_new_one(tmp_path):
     model, _ = pair_of_run(checkpoint, changed(config, "lora.dropout", 0.7))
     assert {layer.dropout.p for _, layer in adapters(model)} == {0.7}
     assert model.adapter.settings == LoraSettings(rank=2, alpha=8.0, dropout=0.7, targets=("q_proj",))
+
+
+@pytest.mark.parametrize(
+    "overrides", [["training.optimizer=muon"], ["lora.enabled=true"], ["sft.best_metric=eval/none"]]
+)
+def test_a_refused_resume_changes_nothing_in_the_run_folder(tmp_path, overrides):
+    """Otherwise the next resume, without the change, would find it in config.yaml."""
+    save_checkpoint(tmp_path / "base", tiny_model(TOKENIZER.vocab_size), TOKENIZER)
+    chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi, Tom."}]}
+    (tmp_path / "chats.jsonl").write_text("\n".join([json.dumps(chat)] * 8))
+    sft = {"pretrained_checkpoint": str(tmp_path / "base"), "save_dir": str(tmp_path / "run"), "max_steps": 2}
+    train(tiny_config(sft=sft | {"save_interval": 1}, chats={"files": str(tmp_path / "chats.jsonl")}))
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    resumed = load_config(
+        tmp_path / "run" / "config.yaml", [f"sft.resume_from={tmp_path}/run/step-0000001", *overrides]
+    )
+    with pytest.raises(UserError):
+        train(resumed)
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before

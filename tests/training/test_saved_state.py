@@ -14,7 +14,7 @@ from mini_chat_gpt.checkpoints.load import load_model
 from mini_chat_gpt.common.device import pick_precision
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.training.job import Progress
-from mini_chat_gpt.training.saved_state import read_progress, state_changes
+from mini_chat_gpt.training.saved_state import read_progress
 from mini_chat_gpt.training.train_step import TrainStep
 
 TOKENIZER = tiny_tokenizer()
@@ -140,15 +140,16 @@ def test_weights_that_are_not_finite_are_not_trained_on(tmp_path):
 def test_an_average_that_begins_or_ends_at_a_resume_is_said(tmp_path):
     without, averaged = save(tmp_path / "a"), save(tmp_path / "b", ema=0.5)
     engine = make_engine(load_model(without), ema=0.5)
-    (begins,) = state_changes(engine.restore(without), True, False)
+    (begins,) = engine.restore(without).changes
     assert "the average of the weights begins with those of step 2" in begins
     assert engine.average.steps == 0
     engine = make_engine(load_model(averaged))
-    (ends,) = state_changes(engine.restore(averaged), False, False)
+    (ends,) = engine.restore(averaged).changes
     assert "training continues with the weights of step 2; their average ends here" in ends
     assert torch.equal(engine.model.state_dict()[NAME], load_file(averaged / RAW)[NAME])
-    assert state_changes(make_engine(load_model(averaged), ema=0.9).restore(averaged), True, False) == []
-    assert "starts without state" in state_changes(engine.restore(without, True), False, True)[0]
+    assert make_engine(load_model(averaged), ema=0.9).restore(averaged).changes == []
+    (reset,) = make_engine(load_model(without)).restore(without, reset_optimizer=True).changes
+    assert "starts without state" in reset
 
 
 JSON_MUTANTS = {

@@ -46,7 +46,7 @@ def make_trainer(
 def resumed_from(trainer: Trainer, checkpoint) -> Trainer:
     """Resume a checkpoint with this trainer."""
     trainer.model.load_state_dict(load_model(checkpoint).state_dict())
-    trainer.resume(checkpoint)
+    trainer.resume(trainer.engine.restore(checkpoint))
     return trainer
 
 
