@@ -162,6 +162,11 @@ def tensors_in(folder: Path, name: str, remedy: str = REMEDY) -> dict[str, Tenso
     return infos
 
 
+def tensors_exist(folder: Path, name: str) -> bool:
+    """Whether a checkpoint has a file of this name, or shards of it."""
+    return _tensor_path(folder, name).exists()
+
+
 def read_tensors(
     folder: Path, name: str, expected: Shapes, like: Like = lambda _: None, remedy: str = REMEDY
 ) -> Tensors:

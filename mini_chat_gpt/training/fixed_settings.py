@@ -87,8 +87,10 @@ def _lora_settings(adapter: AdapterMetadata | None, frozen: list[Any]) -> dict[s
 
 
 def _fixed_values(config: Config, job: str) -> dict[str, Any]:
-    """The fixed settings of a job by key. Settings of adapters count only if there is one."""
+    """The fixed settings of a job by key. Settings of adapters count only if there is one, and likewise of a time budget."""
     keys = [key for key in FIXED[job] if config.lora.enabled or key == "lora.enabled" or not key.startswith("lora.")]
+    if config.training.time_budget:  # the first start has set the number of steps
+        keys += [f"{job}.max_steps", f"{job}.epochs"]
     values: dict[str, Any] = {key: reduce(getattr, key.split("."), cast(Any, config)) for key in keys}
     if "model" in values:
         values |= {f"model.{name}": value for name, value in values.pop("model").gpt_config(0)}

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from mini_chat_gpt.checkpoints.find import META, OPTIMIZER, RAW, STATE, read_meta, read_state
-from mini_chat_gpt.checkpoints.load import read_tensors, tensors_in
+from mini_chat_gpt.checkpoints.load import read_tensors, tensors_exist, tensors_in
 from mini_chat_gpt.common.distributed import World, local_shard
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import JSONRecord, check_json
@@ -64,9 +64,12 @@ class Resumed:
 
 def read_progress(checkpoint: Path) -> Progress:
     """The position of the run in a checkpoint. Raises UserError if it is damaged."""
-    progress = Progress.from_json(_read(checkpoint).progress, str(checkpoint / STATE))
+    state = _read(checkpoint)
+    progress = Progress.from_json(state.progress, str(checkpoint / STATE))
     if (step := read_meta(checkpoint)["info"].get("step", progress.step)) != progress.step:
         raise UserError(f"{checkpoint / STATE} is of step {progress.step}, but {META} of step {step}; {REMEDY}.")
+    if max(progress.nonfinite_steps, state.averaged_steps or 0) > progress.step:
+        raise UserError(f"{checkpoint / STATE} is damaged: it counts more steps than {progress.step}; {REMEDY}.")
     return progress
 
 
@@ -78,6 +81,8 @@ def read_saved_state(checkpoint: Path, optimizer: Optimizer, world: World, reset
     """
     state, progress = _read(checkpoint), read_progress(checkpoint)
     parameters, raw = optimizer.parameters, None
+    if state.averaged_steps is None and tensors_exist(checkpoint, RAW):
+        raise UserError(f"{checkpoint / STATE} is damaged: averaged_steps is missing; {REMEDY}.")
     if state.averaged_steps is not None:
         shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
         raw = read_tensors(checkpoint, RAW, shapes, parameters.get, REMEDY)

@@ -121,6 +121,16 @@ def test_what_the_checkpoint_says_counts_and_not_config_yaml(tmp_path, kind, key
         require_same_settings(other, job, checkpoint)
 
 
+def test_the_number_of_steps_is_fixed_if_a_time_budget_has_set_it(tmp_path):
+    config, checkpoint = started(tmp_path, "sft")
+    config = changed(config, "training.time_budget", "5m")
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
+    require_same_settings(config, "sft", checkpoint)
+    for key, value in {"sft.max_steps": 7, "sft.epochs": 2.0, "training.time_budget": None}.items():
+        with pytest.raises(UserError, match=rf"was started with {key}="):
+            require_same_settings(changed(config, key, value), "sft", checkpoint)
+
+
 def test_a_run_of_another_job_is_not_resumed(tmp_path):
     config, checkpoint = started(tmp_path, "pretrain")
     with pytest.raises(UserError, match=r"run of pretrain, which sft can't resume; .*sft.pretrained_checkpoint="):

@@ -130,6 +130,16 @@ def test_weights_beside_the_average_that_do_not_fit_are_named(tmp_path, mutant):
         resume(checkpoint, ema=0.5)
 
 
+def test_weights_beside_an_average_that_nothing_mentions_are_not_ignored(tmp_path):
+    """Without its mention, training would continue with the average."""
+    checkpoint = save(tmp_path / "c", ema=0.5)
+    state = json.loads((checkpoint / STATE).read_text())
+    state["averaged_stepz"] = state.pop("averaged_steps")
+    (checkpoint / STATE).write_text(json.dumps(state))
+    with pytest.raises(UserError, match="averaged_steps is missing"):
+        resume(checkpoint, ema=0.5)
+
+
 def test_weights_that_are_not_finite_are_not_trained_on(tmp_path):
     checkpoint = save(tmp_path / "c")
     change_tensors(checkpoint / "model.safetensors", lambda tensors: tensors[f"model.{NAME}"].fill_(torch.inf))
@@ -168,6 +178,8 @@ JSON_MUTANTS = {
     "no progress": lambda state: state.pop("progress"),
     "progress as a list": lambda state: state.update(progress=[]),
     "a negative count of averages": lambda state: state.update(averaged_steps=-1),
+    "more averages than steps": lambda state: state.update(averaged_steps=3),
+    "more non-finite steps than steps": lambda state: state["progress"].update(nonfinite_steps=3),
     "a loss scale of zero": lambda state: state.update(loss_scale={"value": 0.0, "good_steps": 0}),
     "a loss scale that is NaN": lambda state: state.update(loss_scale={"value": float("nan"), "good_steps": 0}),
     "a loss scale that is a number": lambda state: state.update(loss_scale=65536.0),
