@@ -69,7 +69,7 @@ VERBS = {
         "the whole pipeline on a small scale: data, tokenizer, base model, fine-tuning, replies",
         cli_verbs.quickstart_options,
         "From sample stories to a model that answers, in minutes on a CPU.",
-        load_settings,
+        cli_verbs.check_quickstart,
     ),
     "prepare": Verb(
         "prepare.prepare:run",

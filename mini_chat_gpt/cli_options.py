@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mini_chat_gpt.common.errors import UserError, nearest
+from mini_chat_gpt.common.errors import UserError, nearest, short
+from mini_chat_gpt.common.user_paths import path_text, user_path
 
 if TYPE_CHECKING:
     from mini_chat_gpt.config import DataSection
@@ -24,6 +25,8 @@ RECIPE_CONFIG = "config.yaml"
 QUICKSTART_CONFIG = Path(__file__).parent / "assets" / "quickstart.yaml"
 EVAL_DEFAULTS = {"n": 100, "examples": 1, "training_mb": 50, "seed": 1337}
 """Defaults of `EvalOptions` for the help texts, as its module is slow to import. A test compares them."""
+MAX_NUMBER = 10**9
+"""The greatest value of options that count things."""
 CHAT_COMMANDS = {
     "help": ("", "list the commands"),
     "reset": ("", "start a new conversation"),
@@ -51,7 +54,9 @@ code 2.
 
 def add_settings(parser: Parser, default: str = f"{DEFAULT_CONFIG} if it exists") -> None:
     """--config FILE and section.key=value."""
-    parser.add_argument("--config", metavar="FILE", help=f"YAML file with settings (default: {default})")
+    parser.add_argument(
+        "--config", type=path_text, metavar="FILE", help=f"YAML file with settings (default: {default})"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file")
 
 
@@ -93,7 +98,10 @@ def add_weights_option(parser: Parser) -> None:
 def add_model_options(parser: Parser) -> None:
     """Which model replies, on which device, and its system message."""
     parser.add_argument(
-        "--checkpoint", metavar="PATH", help="checkpoint or run folder, or a model file (default: newest under runs/)"
+        "--checkpoint",
+        type=path_text,
+        metavar="PATH",
+        help="checkpoint or run folder, or a model file (default: newest under runs/)",
     )
     parser.add_argument("--system", metavar="TEXT", help='system message, "" for none (default: as in training)')
     add_device_option(parser)
@@ -107,23 +115,26 @@ def add_sampling_options(parser: Parser) -> None:
     default = Sampling()
     group = parser.add_argument_group("sampling")
     group.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help=f"maximum reply length (default: {default.max_new_tokens})"
+        "--max-new-tokens",
+        type=whole,
+        metavar="N",
+        help=f"maximum reply length (default: {default.max_new_tokens})",
     )
     group.add_argument(
         "--temperature",
-        type=float,
+        type=number,
         metavar="T",
         help=f"0 = greedy, always the most likely token (default: {default.temperature})",
     )
-    group.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens only")
+    group.add_argument("--top-k", type=whole, metavar="K", help="sample from the K most likely tokens only")
     group.add_argument(
-        "--top-p", type=float, metavar="P", help="sample from the most likely tokens with this total probability"
+        "--top-p", type=number, metavar="P", help="sample from the most likely tokens with this total probability"
     )
     group.add_argument(
-        "--min-p", type=float, metavar="P", help="exclude tokens less than P times as likely as the most likely one"
+        "--min-p", type=number, metavar="P", help="exclude tokens less than P times as likely as the most likely one"
     )
-    group.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: repeat less (default: 1, none)")
-    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same reply")
+    group.add_argument("--repetition-penalty", type=number, metavar="X", help="above 1: repeat less (default: 1, none)")
+    group.add_argument("--seed", type=whole, metavar="N", help="the same seed gives the same reply")
 
 
 def sampling_of(arguments: Arguments, default: Sampling | None = None) -> Sampling:
@@ -142,11 +153,12 @@ def add_eval_options(parser: argparse._ActionsContainer, seed: bool = True) -> N
     default = EVAL_DEFAULTS
     parser.add_argument(
         "--data",
+        type=path_text,
         metavar="PATH",
         help="folder or file of Instruct records (default: the run's validation split, or the sample's)",
     )
     parser.add_argument(
-        "--n", type=int, metavar="N", help=f"tasks per kind and group of plots (default: {default['n']})"
+        "--n", type=whole, metavar="N", help=f"tasks per kind and group of plots (default: {default['n']})"
     )
     parser.add_argument(
         "--kinds",
@@ -155,42 +167,63 @@ def add_eval_options(parser: argparse._ActionsContainer, seed: bool = True) -> N
         help="task kinds, such as moral summary, and refusals (default: all that are trained by default, and refusals)",
     )
     parser.add_argument(
-        "--examples", type=int, metavar="N", help=f"replies of each kind to show (default: {default['examples']})"
+        "--examples",
+        type=whole,
+        metavar="N",
+        help=f"replies of each kind to show (default: {default['examples']})",
     )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="prompts per batch (default: chosen for speed)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results and every reply to this file")
+    parser.add_argument("--batch-size", type=whole, metavar="N", help="prompts per batch (default: chosen for speed)")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the results and every reply to this file")
     parser.add_argument(
         "--details", action="store_true", default=None, help="show all metrics, and the score of every baseline"
     )
     parser.add_argument(
         "--report",
-        type=Path,
+        type=user_path,
         metavar="FOLDER",
         help="write report.html, before_after.md and report.json to this folder",
     )
     parser.add_argument(
         "--training-mb",
-        type=int,
+        type=whole,
         metavar="N",
         help="for the report, megabytes of training stories to search for memorized passages, 0 for none "
         f"(default: {default['training_mb']})",
     )
     parser.add_argument(
         "--prompts",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="your own prompts and checks, in the format of recipes/*/prompts.yaml",
     )
     if seed:
-        parser.add_argument("--seed", type=int, metavar="N", help=f"which tasks to use (default: {default['seed']})")
+        parser.add_argument("--seed", type=whole, metavar="N", help=f"which tasks to use (default: {default['seed']})")
 
 
-def check_at_least(arguments: Arguments, **minimums: int) -> None:
-    """Raise UserError for an option below its minimum; None passes."""
-    for name, minimum in minimums.items():
+def whole(text: str) -> int:
+    """A whole number, for argparse."""
+    return int(_parse(int, text, "a whole number"))
+
+
+def number(text: str) -> float:
+    """A number, for argparse. It may be infinite or NaN; `check_range` and `Sampling` refuse that."""
+    return _parse(float, text, "a number")
+
+
+def _parse(kind: Callable[[str], float], text: str, what: str) -> float:
+    try:
+        return kind(text)
+    except ValueError:  # also a number of more than 4,300 digits
+        raise argparse.ArgumentTypeError(f"must be {what}, not {short(text)}") from None
+
+
+def check_range(arguments: Any, **limits: tuple[int, int]) -> None:
+    """Raise UserError for an option that is not between its (least, greatest) value; None passes."""
+    for name, (least, greatest) in limits.items():
         value = getattr(arguments, name)
-        if value is not None and value < minimum:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be {minimum} or more.")
+        if value is not None and not least <= value <= greatest:
+            allowed = f"{least} or more" if value < least else f"at most {greatest:,}"
+            raise UserError(f"--{name.replace('_', '-')} is {short(value)}; it must be {allowed}.")
 
 
 def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -199,7 +232,7 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
     A word with a dotted key before "=" is an override, unless a file of that name exists.
     """
     overrides = [word for word in words if re.match(r"[A-Za-z_]\w*(\.\w+)+\s*=", word) and not Path(word).exists()]
-    return overrides, [word for word in words if word not in overrides]
+    return overrides, [path_text(word) for word in words if word not in overrides]
 
 
 def recipe_places() -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mini_chat_gpt.cli_options import (
     DEFAULT_CONFIG,
+    MAX_NUMBER,
     QUICKSTART_CONFIG,
     RECIPE_CONFIG,
     Arguments,
@@ -20,13 +21,16 @@ from mini_chat_gpt.cli_options import (
     add_sampling_options,
     add_settings,
     add_weights_option,
-    check_at_least,
+    check_range,
     find_recipe,
     load_settings,
+    number,
     sampling_of,
     split_arguments,
+    whole,
 )
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.user_paths import path_text, user_path
 
 EXAMPLES_SHOWN, EXAMPLES_ON_PAGE = 3, 40  # by `inspect`
 
@@ -36,7 +40,7 @@ EXAMPLES_SHOWN, EXAMPLES_ON_PAGE = 3, 40  # by `inspect`
 
 def prepare_options(parser: Parser) -> None:
     parser.add_argument(
-        "--folder", type=Path, default=Path("TinyStories"), help="the data folder (default: TinyStories)"
+        "--folder", type=user_path, default=Path("TinyStories"), help="the data folder (default: TinyStories)"
     )
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument(
@@ -47,7 +51,7 @@ def prepare_options(parser: Parser) -> None:
     sources.add_argument("--sample", action="store_true", help="write the sample, which needs no network")
     sources.add_argument(
         "--source",
-        type=Path,
+        type=user_path,
         nargs="+",
         metavar="PATH",
         help="your own records: a folder, a file, or two files (train, valid)",
@@ -56,14 +60,14 @@ def prepare_options(parser: Parser) -> None:
         "--label",
         "--derive",  # its old name
         dest="label",
-        type=Path,
+        type=user_path,
         nargs="+",
         metavar="PATH",
         help="label your own plain stories; paths as above",
     )
     parser.add_argument(
         "--valid-fraction",
-        type=float,
+        type=number,
         default=0.02,
         metavar="X",
         help="fraction of a single file's stories to hold out for validation (default: 0.02)",
@@ -72,11 +76,12 @@ def prepare_options(parser: Parser) -> None:
     parser.add_argument("--url", help="another web address that has the two public files")
     parser.add_argument(
         "--tokenizer",
+        type=path_text,
         metavar="NAME",
         help="count tokens with this tokenizer: a checkpoint, a tokenizer's folder or file, or gpt2",
     )
     parser.add_argument(
-        "--seq-len", type=int, default=1024, metavar="N", help="maximum example length in tokens (default: 1024)"
+        "--seq-len", type=whole, default=1024, metavar="N", help="maximum tokens of an example (default: 1024)"
     )
     parser.add_argument("--full", action="store_true", help="report on all records, not on 20,000 of each file")
     parser.add_argument(
@@ -87,7 +92,7 @@ def prepare_options(parser: Parser) -> None:
 def check_prepare(arguments: Arguments) -> None:
     if not 0 < arguments.valid_fraction < 1:
         raise UserError(f"--valid-fraction is {arguments.valid_fraction:g}; it must be between 0 and 1, such as 0.02.")
-    check_at_least(arguments, seq_len=16)
+    check_range(arguments, seq_len=(16, MAX_NUMBER))
     for name in ("source", "label"):
         if (n_paths := len(getattr(arguments, name) or ())) > 2:
             raise UserError(f"--{name} takes one path, or two for train and valid, not {n_paths}.")
@@ -101,21 +106,30 @@ def inspect_options(parser: Parser) -> None:
         help="chat files, or a folder or .txt file with stories (default: those of the settings); settings",
     )
     parser.add_argument(
-        "--config", metavar="FILE", help=f"YAML file with settings (default: {DEFAULT_CONFIG} if it exists)"
+        "--config",
+        type=path_text,
+        metavar="FILE",
+        help=f"YAML file with settings (default: {DEFAULT_CONFIG} if it exists)",
     )
     parser.add_argument(
-        "--n", type=int, help=f"examples to show (default: {EXAMPLES_SHOWN}, {EXAMPLES_ON_PAGE} on a page)"
+        "--n", type=whole, help=f"examples to show (default: {EXAMPLES_SHOWN}, {EXAMPLES_ON_PAGE} on a page)"
     )
     parser.add_argument(
-        "--steps", type=int, default=1, metavar="N", help="optimizer steps whose batches are shown (default: 1)"
+        "--steps",
+        type=whole,
+        default=1,
+        metavar="N",
+        help="optimizer steps whose batches are shown (default: 1)",
     )
-    parser.add_argument("--html", metavar="PAGE.html", help="also write an HTML page with everything")
-    parser.add_argument("--tokenizer", metavar="NAME", help="folder, file or encoding name (default: the base model's)")
+    parser.add_argument("--html", type=path_text, metavar="PAGE.html", help="also write an HTML page with everything")
+    parser.add_argument(
+        "--tokenizer", type=path_text, metavar="NAME", help="folder, file or encoding name (default: the base model's)"
+    )
     parser.add_argument("--skip-bad", action="store_true", help="skip bad records of chat files: chats.skip_bad")
 
 
 def check_inspect(arguments: Arguments) -> None:
-    check_at_least(arguments, n=0, steps=1)
+    check_range(arguments, n=(0, MAX_NUMBER), steps=(1, MAX_NUMBER))
     arguments.overrides, arguments.files = split_arguments(arguments.words)
     if arguments.skip_bad:
         arguments.overrides.append("chats.skip_bad=true")
@@ -151,12 +165,21 @@ def quickstart_options(parser: Parser) -> None:
     add_settings(parser, "the package's quickstart.yaml")
     parser.set_defaults(config=QUICKSTART_CONFIG)
     parser.add_argument(
-        "--items", type=int, default=40, metavar="N", help="held-out prompts of each kind to score (default: 40)"
+        "--items",
+        type=whole,
+        default=40,
+        metavar="N",
+        help="held-out prompts of each kind to score (default: 40)",
     )
 
 
+def check_quickstart(arguments: Arguments) -> None:
+    check_range(arguments, items=(1, MAX_NUMBER))
+    load_settings(arguments)
+
+
 def recipe_options(parser: Parser) -> None:
-    parser.add_argument("recipe", help="name (polite_helper) or folder of a recipe")
+    parser.add_argument("recipe", type=path_text, help="name (polite_helper) or folder of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe's")
 
 
@@ -182,13 +205,14 @@ def generate_options(parser: Parser) -> None:
     add_model_options(parser)
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--prompt", metavar="TEXT", help="what to reply to; - reads it from standard input")
-    task.add_argument("--prompt-file", metavar="FILE", help="what to reply to, from a file")
+    task.add_argument("--prompt-file", type=path_text, metavar="FILE", help="what to reply to, from a file")
     task.add_argument("--interactive", action="store_true", help="chat, as `mini-chat-gpt chat` does")
     task.add_argument("--test", action="store_true", help="the capability test: held-out tasks of every kind, scored")
     parser.add_argument(
         "--why",
         nargs="?",
         const="",
+        type=path_text,
         metavar="FILE.html",
         help="after the reply, show its tokens with their probabilities and alternatives; --why all shows all tokens, "
         "--why FILE.html writes a page",
@@ -214,12 +238,18 @@ def check_generate(arguments: Arguments) -> None:
 def evaluate_options(parser: Parser) -> None:
     parser.add_argument(
         "--checkpoint",
+        type=path_text,
         required=True,
         metavar="PATH",
         help="checkpoint or run folder, llama2.c .bin, nanoGPT ckpt.pt",
     )
     parser.add_argument(
-        "--against", nargs="+", default=[], metavar="PATH", help="other models to compare it with, for example its base"
+        "--against",
+        type=path_text,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="other models to compare it with, for example its base",
     )
     add_device_option(parser)
     add_weights_option(parser)
@@ -230,18 +260,22 @@ def evaluate_options(parser: Parser) -> None:
 
 
 def merge_options(parser: Parser) -> None:
-    parser.add_argument("adapter", help="run or checkpoint folder of a run with lora.enabled")
-    parser.add_argument("out", help="folder to write; must not exist yet")
-    parser.add_argument("--base", metavar="PATH", help="the base model, if it has moved")
+    parser.add_argument("adapter", type=path_text, help="run or checkpoint folder of a run with lora.enabled")
+    parser.add_argument("out", type=path_text, help="folder to write; must not exist yet")
+    parser.add_argument("--base", type=path_text, metavar="PATH", help="the base model, if it has moved")
 
 
 def import_options(parser: Parser) -> None:
     parser.add_argument(
-        "source", metavar="SRC", type=Path, help="llama2.c's .bin, nanoGPT's ckpt.pt, or a checkpoint or run folder"
+        "source",
+        metavar="SRC",
+        type=user_path,
+        help="llama2.c's .bin, nanoGPT's ckpt.pt, or a checkpoint or run folder",
     )
-    parser.add_argument("folder", metavar="DST", type=Path, help="checkpoint folder to write; must not exist yet")
+    parser.add_argument("folder", metavar="DST", type=user_path, help="checkpoint folder to write; must not exist yet")
     parser.add_argument(
         "--tokenizer",
+        type=path_text,
         metavar="NAME",
         help="llama2.c's tok*.bin, a .tiktoken file, a saved folder or the name of an encoding "
         "(default: the tok*.bin next to a .bin, gpt2 for nanoGPT)",
@@ -255,9 +289,14 @@ def doctor_options(parser: Parser) -> None:
 
 def selfcheck_options(parser: Parser) -> None:
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--checkpoint", metavar="PATH", help="check this model instead of a small random one")
     model.add_argument(
-        "--config", metavar="FILE", help="check random weights in the shape of this file's model section"
+        "--checkpoint", type=path_text, metavar="PATH", help="check this model instead of a small random one"
+    )
+    model.add_argument(
+        "--config",
+        type=path_text,
+        metavar="FILE",
+        help="check random weights in the shape of this file's model section",
     )
     add_device_option(parser)
     parser.add_argument("--ranks-to", help=argparse.SUPPRESS)

@@ -6,37 +6,31 @@ The docstring under each field is its only description: the comments of `sft_con
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from mini_chat_gpt.common.errors import nearest
+from mini_chat_gpt.common.errors import UserError, nearest, short
+from mini_chat_gpt.common.setting_types import (
+    MAX_COUNT,
+    BatchSize,
+    BatchTokens,
+    Count,
+    Device,
+    Duration,
+    FileWeights,
+    LayerNames,
+    Number,
+    PathText,
+    Seed,
+    TextList,
+    Weight,
+    Whole,
+)
+from mini_chat_gpt.common.setting_types import seconds_in as seconds_in
+from mini_chat_gpt.gpt_config import MAX_CONTEXT
 from mini_chat_gpt.gpt_config import GPTConfig as GPTConfig
 from mini_chat_gpt.gpt_config import Section as Section
-
-
-def seconds_in(duration: str) -> float:
-    """ "2h", "90m", "45s", "1h30m" or "90" (seconds) in seconds. Raises ValueError for anything else, and for 0."""
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", duration.strip())
-    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
-    if (total := 3600 * hours + 60 * minutes + seconds) <= 0:
-        raise ValueError(f"{duration!r} is not a duration; write for example 2h, 90m, 1h30m or 45s")
-    return total
-
-
-def _check_duration(duration: str) -> str:
-    seconds_in(duration)
-    return duration
-
-
-def _check_device(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", name):
-        raise ValueError(f"{name!r} is not a device; write auto, cpu, cuda, cuda:1 or mps")
-    return name
-
-
-Duration = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_check_duration)]
 
 # Shapes by name. The comments give the number of parameters for a vocabulary size. With heads narrower than 64, small models
 # learn to copy from the prompt later.
@@ -63,12 +57,16 @@ class ModelSection(GPTConfig):
         name = values.get("preset", cls.model_fields["preset"].default)
         if name is None:
             return values
-        if name not in PRESETS:
-            raise ValueError(f"preset {name!r} is not one of {', '.join(PRESETS)}{nearest(str(name), PRESETS)}")
+        if not isinstance(name, str) or name not in PRESETS:
+            raise ValueError(f"preset {short(name)} is not one of {', '.join(PRESETS)}{nearest(str(name), PRESETS)}")
         return PRESETS[name] | {"preset": name} | values
 
     def gpt_config(self, vocab_size: int) -> GPTConfig:
-        """The architecture alone. `vocab_size` is used where the setting is 0."""
+        """The architecture alone. The tokenizer's `vocab_size` is used where the setting is 0. Raises UserError if it is too small."""
+        if 0 < self.vocab_size < vocab_size:
+            raise UserError(
+                f"model.vocab_size is {self.vocab_size:,}, but the tokenizer has {vocab_size:,} tokens; set it to at least that, or to 0."
+            )
         fields = self.model_dump(exclude={"preset"})
         return GPTConfig(**fields | {"vocab_size": self.vocab_size or vocab_size})
 
@@ -81,102 +79,102 @@ def current_metric_name(name: str | None) -> str | None:
 class ScheduleFields(Section):
     """Length, learning rate and evaluation of a training phase."""
 
-    learning_rate: float = Field(2e-5, gt=0)
+    learning_rate: Number = Field(2e-5, gt=0, le=10)
     """Peak learning rate of AdamW."""
-    muon_lr: float = Field(0.01, gt=0)
+    muon_lr: Number = Field(0.01, gt=0, le=10)
     """Peak learning rate of the matrices if training.optimizer is muon."""
-    max_steps: int | None = Field(10000, ge=1)
+    max_steps: Count | None = 10000
     """Optimizer steps (null = computed from epochs)."""
-    epochs: float | None = Field(None, gt=0)
+    epochs: Number | None = Field(None, gt=0, le=1e6)
     """Passes over the data; if set, max_steps is ignored."""
-    warmup_steps: int = Field(500, ge=0)
+    warmup_steps: Whole = Field(500, ge=0, le=MAX_COUNT)
     """Steps of linear warmup. A run that is not longer than this warms up over a tenth of its steps."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Learning rate after warmup: cosine, linear, constant, or wsd (constant, then linear decay over the last decay_fraction)."""
-    decay_fraction: float = Field(0.2, gt=0, le=1)
+    decay_fraction: Number = Field(0.2, ge=1e-6, le=1)
     """Fraction of the steps after warmup in which wsd decays."""
-    final_lr_fraction: float = Field(0.1, ge=0, le=1)
+    final_lr_fraction: Number = Field(0.1, ge=0, le=1)
     """Learning rate at the end, as a fraction of the peak."""
-    eval_interval: int = Field(500, ge=1)
+    eval_interval: Count = 500
     """Steps between evaluations."""
-    save_interval: int = Field(1000, ge=1)
+    save_interval: Count = 1000
     """Steps between checkpoints."""
-    patience: int | None = Field(None, ge=1)
+    patience: Count | None = None
     """End the run after this many evaluations in a row without improvement (null = never)."""
     best_metric: str = "val_loss"
     """Metric that selects the best checkpoint: val_loss, or a score of the eval tasks such as eval/moral/exact."""
-    prompts: list[str] = Field([])  # copied for each object; default_factory=list would slow down the class definition
+    prompts: TextList = Field([])  # copied for each object; default_factory=list would slow down the class definition
     """Your own prompts; each evaluation shows replies to them and to held-out prompts."""
-    batch_size: int | None = Field(None, ge=1)
+    batch_size: BatchSize | None = None
     """Overrides training.batch_size for this phase (null = no override)."""
-    examples_per_step: int | None = Field(None, ge=1)
+    examples_per_step: BatchSize | None = None
     """Overrides training.examples_per_step for this phase (null = no override)."""
-    tokens_per_step: int | None = Field(None, ge=1)
+    tokens_per_step: BatchTokens | None = None
     """Overrides training.tokens_per_step for this phase (null = no override)."""
 
 
 class SFTSection(ScheduleFields):
     """Supervised fine-tuning."""
 
-    pretrained_checkpoint: str | None = None
+    pretrained_checkpoint: PathText | None = None
     """Base model: a checkpoint or run folder, a llama2.c .bin, or nanoGPT's ckpt.pt (null = the newest base under runs/)."""
-    dataset_path: str = "./TinyStories"
+    dataset_path: PathText = "./TinyStories"
     """Folder with TinyStories-Instruct files (TinyStoriesInstruct-train.txt and -valid.txt), or one such file."""
-    eval_tasks: int = Field(4, ge=0)
+    eval_tasks: Whole = Field(4, ge=0, le=MAX_COUNT)
     """Held-out tasks of each kind that each evaluation generates replies for and scores (0 = none)."""
-    save_dir: str = "runs/sft"
+    save_dir: PathText = "runs/sft"
     """Run folder. If it already holds a run, the next free name is used (runs/sft-2, …)."""
-    resume_from: str | None = None
+    resume_from: PathText | None = None
     """Run or checkpoint folder to resume; auto = the newest unfinished run of save_dir (null = start a new run)."""
 
 
 class PretrainSection(ScheduleFields):
     """Pretraining a base model on plain text."""
 
-    dataset_path: str = "./TinyStories"
+    dataset_path: PathText = "./TinyStories"
     """Folder or file with plain stories, or TinyStories-Instruct files (only their stories are used)."""
-    tokenizer: str = "train"
+    tokenizer: PathText = "train"
     """"train" trains a byte-level BPE on the data; or the name of an encoding (gpt2), a .tiktoken file, or a folder."""
-    tokenizer_vocab_size: int = Field(4096, ge=260)
+    tokenizer_vocab_size: Whole = Field(4096, ge=260, le=2**22)
     """Vocabulary size of a tokenizer trained here, including the four control tokens."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: Number = Field(1e-3, gt=0, le=10)
     """Peak learning rate of AdamW."""
-    save_dir: str = "runs/base"
+    save_dir: PathText = "runs/base"
     """Run folder. If it already holds a run, the next free name is used (runs/base-2, …)."""
-    resume_from: str | None = None
+    resume_from: PathText | None = None
     """Run or checkpoint folder to resume; auto = the newest unfinished run of save_dir (null = start a new run)."""
 
 
 class TrainingSection(Section):
     """The training step, shared by pretraining and fine-tuning."""
 
-    batch_size: int = Field(4, ge=1)
+    batch_size: BatchSize = 4
     """Examples per micro-batch of one process; this determines memory."""
-    batch_tokens: int | None = Field(None, ge=1)
+    batch_tokens: BatchTokens | None = None
     """Maximum tokens per micro-batch of one process (null = no limit). A longer example gets a micro-batch of its own."""
-    examples_per_step: int | None = Field(None, ge=1)
+    examples_per_step: BatchSize | None = None
     """Examples per optimizer step over all processes (null = batch_size); gradient accumulation follows from it."""
-    tokens_per_step: int | None = Field(None, ge=1)
+    tokens_per_step: BatchTokens | None = None
     """Tokens per optimizer step over all processes, instead of examples_per_step."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon for the matrices inside the blocks and AdamW for the other parameters."""
     reset_optimizer: bool = False
     """When a run is resumed, discard the optimizer's state, for example to change the optimizer. Applies to one start only."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: Number = Field(0.01, ge=0, le=10)
     """Decoupled weight decay, applied to matrices only."""
-    beta1: float = Field(0.9, ge=0, lt=1)
+    beta1: Number = Field(0.9, ge=0, lt=1)
     """AdamW's decay rate for the mean of the gradients."""
-    beta2: float = Field(0.95, ge=0, lt=1)
+    beta2: Number = Field(0.95, ge=0, lt=1)
     """AdamW's decay rate for the mean of the squared gradients."""
-    grad_clip: float = Field(1.0, ge=0)
+    grad_clip: Number = Field(1.0, ge=0, le=1e6)
     """Maximum gradient norm (0 = no clipping)."""
-    ema: float | None = Field(None, gt=0, lt=1)
+    ema: Number | None = Field(None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights; the average is evaluated and saved as the model (null = none)."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: less memory, about a third more time."""
-    max_nonfinite_steps: int = Field(5, ge=1)
+    max_nonfinite_steps: Count = 5
     """End the run after this many steps in a row with a non-finite loss or gradient. Such steps never change the weights."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: Count = 2
     """Number of newest checkpoints to keep, in addition to the best one."""
     time_limit: Duration | None = None
     """Save and exit after this time, for example 2h or 90m (--time-limit). The run can be resumed later."""
@@ -187,23 +185,23 @@ class TrainingSection(Section):
 class CurriculumStage(Section):
     """A stage of training with easier examples. Fields that are not set are as in the data section and the phase's settings."""
 
-    share: float = Field(gt=0, lt=1)
+    share: Number = Field(gt=0, lt=1)
     """Fraction of the run's optimizer steps."""
-    seq_len: int | None = Field(None, ge=16)
+    seq_len: Whole | None = Field(None, ge=16, le=MAX_CONTEXT)
     """Maximum example length in tokens."""
-    turns: int | None = Field(None, ge=1)
+    turns: Whole | None = Field(None, ge=1, le=1000)
     """Maximum questions about one story."""
-    prefix_branches: int | None = Field(None, ge=1)
+    prefix_branches: Whole | None = Field(None, ge=1, le=1000)
     """Maximum conversations that share the encoding of a story."""
-    mixture: dict[str, float] | None = None
+    mixture: dict[str, Weight] | None = None
     """Shares of the task kinds that differ from data.mixture."""
-    answer_weight: float | None = Field(None, ge=0)
+    answer_weight: Weight | None = None
     """Loss weight of the answer tokens. The model learns to copy sooner without an extra weight."""
-    prompt_weight: float | None = Field(None, ge=0)
+    prompt_weight: Weight | None = None
     """Loss weight of all tokens outside the assistant's replies."""
-    tokens_per_step: int | None = Field(None, ge=1)
+    tokens_per_step: BatchTokens | None = None
     """Tokens per optimizer step."""
-    weight_decay: float | None = Field(None, ge=0)
+    weight_decay: Number | None = Field(None, ge=0, le=10)
     """Weight decay. A high value makes the model learn to copy sooner, but hurts story quality if kept later."""
 
     def apply_to(self, data: DataSection) -> DataSection:
@@ -215,44 +213,34 @@ class CurriculumStage(Section):
 class DataSection(Section):
     """The training examples."""
 
-    seq_len: int = Field(1024, ge=16)
+    seq_len: Whole = Field(1024, ge=16, le=MAX_CONTEXT)
     """Maximum example length in tokens, at most the model's context. Longer stories are shortened in the middle."""
-    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    num_workers: Annotated[Whole, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """Processes that prepare examples ahead (0 = the training process does it; auto = 1 if a CPU core is free)."""
-    mixture: dict[str, float] | None = None
+    mixture: dict[str, Weight] | None = None
     """Share of each task kind among the examples, e.g. {summary: 2, moral: 1} (null = tuned defaults)."""
-    loss_weights: dict[str, float] | None = None
+    loss_weights: dict[str, Weight] | None = None
     """Loss weight of each task kind's tokens (null = tuned defaults)."""
-    answer_weight: float = Field(3.0, ge=0)
+    answer_weight: Weight = 3.0
     """Minimum loss weight of tokens that decide whether a reply is right or that end it; for "Yes" and "No" it is a factor."""
-    prompt_weight: float = Field(0.0, ge=0)
+    prompt_weight: Weight = 0.0
     """Loss weight of tokens outside the assistant's replies. 0 masks them (label -100); a small weight helps small models."""
-    turns: int = Field(4, ge=1)
+    turns: Whole = Field(4, ge=1, le=1000)
     """Maximum questions about one story in a training conversation. More questions spread the cost of encoding the story."""
-    prefix_branches: int = Field(1, ge=1)
+    prefix_branches: Whole = Field(1, ge=1, le=1000)
     """Maximum separate conversations about one story that share its encoding, if the story comes before the question."""
     curriculum: list[CurriculumStage] = Field([])
     """Easier stages before the main one, e.g. [{share: 0.2, seq_len: 96, mixture: {quote: 4}}]; share = fraction of the steps."""
-    limit: int | None = Field(None, ge=1)
+    limit: Count | None = None
     """Use only this many records, from the beginning of the file (null = all)."""
     system_message: str | None = None
     """System message of every conversation, stored in the checkpoint's chat format (null = none)."""
-    eval_examples: int = Field(400, ge=1)
+    eval_examples: Count = 400
     """Size of the fixed validation set."""
 
     def limited_to(self, context: int) -> DataSection:
         """The section with examples no longer than the model's context."""
         return self.model_copy(update={"seq_len": min(self.seq_len, context)})
-
-
-def _file_weights(files: Any) -> Any:
-    """One path or a list of paths as {path: 1}."""
-    if isinstance(files, str):
-        files = [files]
-    return dict.fromkeys(files, 1.0) if isinstance(files, list) and all(isinstance(p, str) for p in files) else files
-
-
-FileWeights = Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_file_weights)]
 
 
 class ChatsSection(Section):
@@ -262,26 +250,26 @@ class ChatsSection(Section):
     """JSON or JSON Lines files, optionally gzipped: one, a list, or {file: weight}. Weight 2 uses each chat twice per epoch."""
     valid_files: FileWeights = Field({})
     """Held-out chats for validation (none = hold out a part of `files`)."""
-    valid_share: float = Field(0.1, ge=0, lt=1)
+    valid_share: Number = Field(0.1, ge=0, lt=1)
     """Fraction of `files` that is held out, the same for the same seed (0 = validate on the training chats)."""
     train: Literal["all", "last"] = "all"
     """all = train on every reply; last = only on the last reply of a chat. A message with "train": false is never trained on."""
     skip_bad: bool = False
     """Skip unusable records and report them, instead of ending with an error (--skip-bad)."""
-    stories: float = Field(0.0, ge=0, lt=1)
+    stories: Number = Field(0.0, ge=0, le=0.999)
     """Share of examples that are TinyStories-Instruct tasks from sft.dataset_path, mixed with the chats."""
 
 
 class LoraSettings(Section):
     """The adapter itself. The defaults are common values."""
 
-    rank: int = Field(16, ge=1)
+    rank: Whole = Field(16, ge=1, le=4096)
     """Rank of the update of each weight matrix."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: Number = Field(32.0, gt=0, le=1e5)
     """The update is scaled by alpha / rank."""
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: Number = Field(0.1, ge=0, le=0.99)
     """Dropout probability on the input of each adapter."""
-    targets: tuple[str, ...] = ("all-linear",)
+    targets: LayerNames = ("all-linear",)
     """Layers to adapt, by name (q_proj) or pattern (layers.*.mlp.*); all-linear = every linear layer of the blocks."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead, which suits high ranks."""
@@ -301,7 +289,7 @@ class LoraSection(LoraSettings):
 class SystemSection(Section):
     """Hardware and precision."""
 
-    device: Annotated[str, AfterValidator(_check_device)] = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     multi_gpu: bool = False
     """Require several processes: without torchrun, which starts them, the run ends with the command to type."""
@@ -311,9 +299,9 @@ class SystemSection(Section):
     """torch.compile: true, false, or auto (on a GPU, if the run is long enough to benefit)."""
     mixed_precision: bool | Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto or true: bf16 if the hardware is faster with it, fp16 on older GPUs; false or fp32: float32."""
-    seed: int = 1337
+    seed: Seed = 1337
     """Seed of the weights, the data order, the prompt templates and sampling."""
-    threads: int | None = Field(None, ge=1)
+    threads: Whole | None = Field(None, ge=1, le=1024)
     """CPU threads (null = PyTorch's default)."""
 
 

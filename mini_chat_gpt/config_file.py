@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
+import os
 import sys
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from mini_chat_gpt.common.errors import UserError, nearest
+from mini_chat_gpt.common.errors import UserError, nearest, short
+from mini_chat_gpt.common.json_files import describe_problem, problem_words, shown
+from mini_chat_gpt.common.typed_values import alternatives, child_type, read_as, takes_text
+from mini_chat_gpt.common.user_paths import user_path
+from mini_chat_gpt.common.yaml_files import Place, Plain, parse_yaml, read_yaml
 from mini_chat_gpt.config import Config, Section, current_metric_name
 
 S = TypeVar("S", bound=Section)
 COMMAND_LINE = "the command line"
+MAX_PROBLEMS = 10
+"""Problems of one source that a message lists."""
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -31,11 +37,13 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises UserError naming every wrong key or value, with the nearest valid key or the allowed values.
     """
     values: dict[str, Any] = {}
+    lines: Mapping[Place, int] = {}
     if path is not None:
+        path = user_path(str(path))
         hint = f"`mini-chat-gpt config > {path}` writes the default one"
-        values = read_yaml(Path(path), "config file", hint, "sections such as `sft:` with keys under them")
-        values = _with_new_keys(values, str(path))
-        _resolve_chat_files(values, Path(path).parent)
+        document = read_yaml(path, "config file", hint, "sections such as `sft:` with keys under them")
+        values, lines = read_as(_with_new_keys(document.value, str(path)), Config), document.lines
+        _resolve_chat_files(values, path.parent)
     overridden: dict[str, str] = {}  # key -> its name on the command line
     for override in overrides:
         typed, value = _parse_override(override)
@@ -45,8 +53,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         if (earlier := overridden.setdefault(key, name)) != name:
             old = name if name != key else earlier
             raise UserError(f"{COMMAND_LINE}: {old} is the old name of {key}; both are set, remove one.")
-        _apply_override(values, override, parts, value)
-    return validated(Config, values, COMMAND_LINE if path is None else str(path), overridden)
+        _apply_override(values, override, parts, read_as(value, _type_at(parts)))
+    return validated(Config, values, COMMAND_LINE if path is None else str(path), overridden, lines)
 
 
 def _resolve_chat_files(values: dict[str, Any], folder: Path) -> None:
@@ -56,7 +64,7 @@ def _resolve_chat_files(values: dict[str, Any], folder: Path) -> None:
         return
 
     def resolve(name: Any) -> Any:
-        return str(folder / name) if isinstance(name, str) and (folder / name).is_file() else name
+        return str(folder / name) if isinstance(name, str) and os.path.isfile(folder / name) else name
 
     for key in ("files", "valid_files"):
         names = chats.get(key)
@@ -73,21 +81,52 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
     return validated(Config, _with_new_keys(values, source), source)
 
 
-def validated(section: type[S], values: dict[str, Any], source: str, overridden: Collection[str] = ()) -> S:
-    """A section with these values, which come from `source`, those of the `overridden` keys from the command line.
+def validated(
+    section: type[S],
+    values: dict[str, Any],
+    source: str,
+    overridden: Collection[str] = (),
+    lines: Mapping[Place, int] | None = None,
+) -> S:
+    """Validate the values of `source`; those of the keys in `overridden` are from the command line.
 
-    Raises UserError naming every problem with its key.
+    `lines` has the lines of a file's values. Raises UserError naming every problem with its key.
     """
     try:
-        return section(**values)
+        return section.model_validate(values)
     except ValidationError as error:
         by_source: dict[str, list[str]] = {}
-        for item in error.errors():
-            key = ".".join(map(str, item["loc"])) + "."
+        for place, items in _by_place(error, section).items():
+            key = ".".join(place) + "."
             typed = any(key.startswith(f"{name}.") or f"{name}.".startswith(key) for name in overridden)
-            by_source.setdefault(COMMAND_LINE if typed else source, []).append(_explain(item, section))
-        text = "; ".join(f"{origin}: {'; '.join(problems)}" for origin, problems in by_source.items())
+            line = None if typed or lines is None else lines.get(place)
+            problem = _explain(place, items, section)
+            by_source.setdefault(COMMAND_LINE if typed else source, []).append(
+                f"line {line}: {problem}" if line else problem
+            )
+        text = "; ".join(f"{origin}: {_first('; ', problems)}" for origin, problems in by_source.items())
         raise UserError(text) from None
+
+
+def _first(separator: str, problems: Sequence[str]) -> str:
+    more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+    return separator.join([*problems[:MAX_PROBLEMS], *more])
+
+
+def _by_place(error: ValidationError, root: type[Section]) -> dict[Place, list[Any]]:
+    """pydantic's problems by the place of their value. For a value that may have several types there is one for each type."""
+    problems: dict[Place, list[Any]] = {}
+    for item in error.errors(include_url=False):
+        kind: Any = root
+        place: list[str] = []
+        for part in map(str, item["loc"]):
+            if kind is None:
+                break  # what follows is the name of a type
+            kind = child_type(kind, part)
+            if kind is not None or item["type"] == "extra_forbidden":
+                place.append(part)
+        problems.setdefault(tuple(place), []).append(item)
+    return problems
 
 
 RENAMED_KEYS = {
@@ -138,52 +177,44 @@ def _with_new_keys(values: dict[str, Any], source: str) -> dict[str, Any]:
     return values
 
 
-def read_yaml(path: Path, what: str, hint: str, content: str) -> dict[str, Any]:
-    """The mapping in a YAML file; {} for an empty file.
-
-    Raises UserError with file and line. For the messages, `what` names the kind of file, `hint` says how to get one, and
-    `content` describes the expected content.
-    """
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise UserError(f"There is no {what} {path}; {hint}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The {what} {path} can't be read: {error}.") from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        place = f"{path}, line {where.line + 1}" if where else str(path)
-        raise UserError(f"{place}: not valid YAML ({getattr(error, 'problem', error)}).") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected {content}, found {type(values).__name__}.")
-    return values
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-5 as a string; this loader reads it as a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*(?:[eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d+|\.(?:inf|nan))$", re.X),
-    list("-+0123456789."),
-)
-
-
 def _parse_override(override: str) -> tuple[list[str], Any]:
-    """(parts of the key, value) of `section.key=value`."""
+    """(parts of the key, value) of `section.key=value`.
+
+    The value is a text as typed, unless it is quoted. It is YAML if it begins with a bracket and the setting isn't a text.
+    """
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise UserError(
-            f"{override!r} is not an override; write section.key=value, for example training.batch_size=16."
+            f"{short(override)} is not an override; write section.key=value, for example training.batch_size=16."
         )
     try:
-        return parts, yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise UserError(f"{override!r}: the value is not valid YAML; quote it.") from None
+        text.encode()
+    except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
+        raise UserError(f"{short(override)}: the value is not valid UTF-8 text.") from None
+    start = text.lstrip()[:1]
+    kind = _type_at(parts)
+    if start in ("[", "{") and start and not takes_text(kind):
+        return parts, parse_yaml(text, f"{COMMAND_LINE}: {key}").value
+    return parts, _unquoted(text) if start in ("'", '"') and start else Plain(text)
+
+
+def _unquoted(text: str) -> str:
+    """The content of a text in quotes; any other text, such as '"Hi!" she said', as it is."""
+    try:
+        value = parse_yaml(text, COMMAND_LINE).value
+    except UserError:
+        return text
+    return value if isinstance(value, str) and not isinstance(value, Plain) else text
+
+
+def _type_at(parts: Sequence[str]) -> Any:
+    """The type of a setting, by its key or its old name; None if there is none."""
+    kind: Any = Config
+    old = ".".join(parts)
+    for part in [*parts[:-1], RENAMED_KEYS.get(old, parts[-1])]:
+        kind = None if kind is None else child_type(kind, part)
+    return kind
 
 
 def _override_with_new_keys(parts: Sequence[str], value: Any) -> tuple[list[str], Any]:
@@ -210,24 +241,20 @@ def _apply_override(values: dict[str, Any], override: str, parts: Sequence[str],
     place[parts[-1]] = value
 
 
-def _explain(item: Any, root: type[Section]) -> str:
-    """One of pydantic's problems with a `root` section as text: the key, what is wrong, and what is valid."""
-    path = [str(part) for part in item["loc"]]
-    key = ".".join(path)
-    if item["type"] == "extra_forbidden":
-        owner = _section_at(root, path[:-1])
-        return f"{key} is not a setting{nearest(path[-1], owner)} (known here: {', '.join(owner)})"
-    message = item["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    return f"{key}: {message}, not {item['input']!r}" if item["type"] != "value_error" else f"{key}: {message}"
-
-
-def _section_at(root: type[Section], path: Sequence[str]) -> list[str]:
-    """The settings of the section at this path. A number in the path is the index of a list item."""
-    section: Any = root
-    for part in path:
-        section = get_args(section)[0] if part.isdigit() else section.model_fields[part].annotation
-    return list(section.model_fields)
+def _explain(place: Place, items: Sequence[Any], root: type[Section]) -> str:
+    """pydantic's problems with the value at `place` as text: the key, what is valid, and what was given."""
+    key = short(".".join(place), 100)[1:-1] or "the settings"
+    first = items[0]
+    if first["type"] == "extra_forbidden":
+        owner: Any = root
+        for part in place[:-1]:
+            owner = child_type(owner, part)
+        known = list(next(one for one in alternatives(owner)).model_fields)
+        return f"{key} is not a setting{nearest(place[-1], known)} (known here: {', '.join(known)})"
+    if len(items) == 1:
+        return describe_problem(first | {"loc": place})
+    words = dict.fromkeys(map(problem_words, items))
+    return f"{' or '.join(words).replace(' or must be ', ' or ')}".join([f"{key} ", f", not {shown(first['input'])}"])
 
 
 def to_yaml(config: Config | None = None) -> str:
@@ -243,10 +270,10 @@ def to_yaml(config: Config | None = None) -> str:
         described = descriptions(type(section))
         for key in fields:
             value = getattr(section, key)
-            shown = yaml.safe_dump(_plain(value), default_flow_style=True, width=1000).strip().removesuffix("\n...")
+            text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10**9).strip().removesuffix("\n...")
             # In the default file the preset determines the shape, so the fields that it sets are commented out.
             commented = config is None and name == "model" and key != "preset"
-            lines += [f"  # {described[key]}", f"  {'# ' if commented else ''}{key}: {shown}"]
+            lines += [f"  # {described[key]}", f"  {'# ' if commented else ''}{key}: {text}"]
     return "\n".join(lines) + "\n"
 
 

@@ -5,45 +5,94 @@ The docstring under each field is its only description: `mini-chat-gpt config` p
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mini_chat_gpt.common.errors import short
+from mini_chat_gpt.common.json_files import describe_problem
+from mini_chat_gpt.common.setting_types import Number, Whole
+
+MAX_CONTEXT = 2**24
 
 
 class Section(BaseModel):
-    """Base class of all settings: frozen, and an unknown key is an error."""
+    """Base class of all settings: frozen, an unknown key is an error, and no number is infinite or NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LinearScaling(Section):
+    """RoPE with all positions divided by `factor`. Other keys of config.json have no effect."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    factor: Number = Field(ge=1, le=1e6)
+
+
+class Llama3Scaling(LinearScaling):
+    """RoPE as in Llama 3.1: long wavelengths are stretched by `factor`, short ones kept."""
+
+    original_max_position_embeddings: Whole = Field(ge=2, le=MAX_CONTEXT)
+    low_freq_factor: Number = Field(ge=1e-3, le=1e6)
+    high_freq_factor: Number = Field(ge=1e-3, le=1e6)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Llama3Scaling:
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError("low_freq_factor must be less than high_freq_factor")
+        return self
+
+
+ROPE_TYPES: dict[str, type[LinearScaling]] = {"linear": LinearScaling, "llama3": Llama3Scaling}
+
+
+def _check_rope_scaling(scaling: dict[str, Any]) -> dict[str, Any]:
+    """Check what `rope_frequencies` reads. The values stay as they are, as config.json is written from them."""
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    values = {key: value for key, value in scaling.items() if key not in ("rope_type", "type")}
+    if kind == "default" and not values:
+        return scaling
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
+        raise ValueError(f"rope_type must be {' or '.join(ROPE_TYPES)}, not {short(kind)}")
+    try:
+        ROPE_TYPES[kind].model_validate(values, strict=True)  # a text is not a factor
+    except ValidationError as error:
+        raise ValueError(describe_problem(error.errors()[0])) from None
+    return scaling
+
+
+RopeScaling = Annotated[dict[str, Any], AfterValidator(_check_rope_scaling)]
 
 
 class GPTConfig(Section):
     """Shape and architecture of a decoder. The defaults are the native family, which is the exact Llama subset."""
 
-    vocab_size: int = Field(0, ge=0)
+    vocab_size: Whole = Field(0, ge=0, le=2**22)
     """Rows of the embedding table (0 = the size of the tokenizer). Rows beyond the tokenizer's size are padding."""
-    context_length: int = Field(512, ge=2)
+    context_length: Whole = Field(512, ge=2, le=MAX_CONTEXT)
     """Maximum sequence length in tokens."""
-    n_layer: int = Field(6, ge=1)
+    n_layer: Whole = Field(6, ge=1, le=1024)
     """Number of transformer blocks."""
-    n_head: int = Field(6, ge=1)
+    n_head: Whole = Field(6, ge=1, le=4096)
     """Query heads per block."""
-    n_kv_head: int | None = Field(None, ge=1)
+    n_kv_head: Whole | None = Field(None, ge=1, le=4096)
     """Key/value heads (null = n_head; fewer = grouped-query attention)."""
-    n_embd: int = Field(384, ge=1)
+    n_embd: Whole = Field(384, ge=1, le=2**17)
     """Width of the residual stream."""
-    head_dim: int | None = Field(None, ge=1)
+    head_dim: Whole | None = Field(None, ge=1, le=4096)
     """Width of one head (null = n_embd / n_head)."""
-    intermediate_size: int | None = Field(None, ge=1)
+    intermediate_size: Whole | None = Field(None, ge=1, le=2**20)
     """Width inside the MLP (null = 8/3 n_embd, rounded up to a multiple of 16; 4 n_embd without a gate)."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Normalization: rmsnorm (Llama) or layernorm (GPT-2)."""
-    norm_eps: float = Field(1e-5, gt=0)
+    norm_eps: Number = Field(1e-5, ge=1e-12, le=1)
     """Added to the variance inside the norm."""
     position: Literal["rope", "learned", "none"] = "rope"
     """Position encoding: rope (rotary, Llama), learned (a table, GPT-2), or none."""
-    rope_theta: float = Field(10000.0, gt=0)
+    rope_theta: Number = Field(10000.0, ge=1, le=1e12)
     """Base of the rotary frequencies."""
-    rope_scaling: dict[str, Any] | None = None
+    rope_scaling: RopeScaling | None = None
     """RoPE scaling as in Hugging Face's config.json, with rope_type linear or llama3 (null = none)."""
     activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu", "relu2"] = "swiglu"
     """MLP activation; swiglu and geglu have a gate."""
@@ -53,9 +102,9 @@ class GPTConfig(Section):
     """Biases of the query, key and value projections."""
     qk_norm: bool = False
     """Normalize queries and keys per head (Qwen 3)."""
-    attention_scale: float | None = None
+    attention_scale: Number | None = Field(None, ge=1e-6, le=1000)
     """Factor on q·k (null = 1/sqrt(head_dim); GPT-Neo uses 1)."""
-    windows: tuple[int | None, ...] | None = None
+    windows: tuple[Annotated[Whole, Field(ge=1, le=MAX_CONTEXT)] | None, ...] | None = None
     """Attention window of each layer in tokens, null for full attention (null instead of the list = full attention everywhere)."""
     tie_embeddings: bool = True
     """The output head shares the embedding's weights."""
@@ -77,8 +126,6 @@ class GPTConfig(Section):
             )
         if self.windows is not None and len(self.windows) != self.n_layer:
             raise ValueError(f"windows has {len(self.windows)} entries for {self.n_layer} layers")
-        if self.windows is not None and any(window is not None and window < 1 for window in self.windows):
-            raise ValueError("a window must be at least 1 token (null: the whole context)")
         return self
 
     @property

@@ -27,12 +27,17 @@ from mini_chat_gpt.tinystories.records import find_text, stories
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.job import Callback, Job, Prepared, TrainResult
 from mini_chat_gpt.training.run import RunContext, begin, execute, run_command
+from mini_chat_gpt.training.sample_prompts import can_reply, check_prompts
+
+DEFAULT_PROMPT = "Once upon a time"
+"""Each evaluation shows how the model continues it, after the user's own prompts."""
 
 
 def pretrain(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Train a base model as the config says, and return its run folder and losses.
 
-    `callbacks` are called on rank 0 with (trainer, step, metrics) whenever metrics are logged.
+    `callbacks` are called on rank 0 with (trainer, step, metrics) whenever metrics are logged. One that raises an
+    exception is reported and does not end training.
     """
     run = begin(config, config.pretrain)
     return execute(prepare(config, run), config, run, callbacks)
@@ -58,7 +63,9 @@ def prepare(config: Config, run: RunContext) -> Prepared:
     # Rank 0 of each machine goes first: the first use of a text file writes its tokens to disk.
     with run.world.local_rank_zero_first():
         train, held_out = make_datasets(config, text, tokenizer, model.config.context_length, run.out)
-    prompts = [*section.prompts, "Once upon a time"]
+    context = model.config.context_length
+    check_prompts(section.prompts, tokenizer, context, "pretrain.prompts")
+    prompts = [*section.prompts, *(prompt for prompt in [DEFAULT_PROMPT] if can_reply(prompt, tokenizer, context))]
 
     def show(model: GPT) -> str:
         texts = generate(model, tokenizer, prompts, max_new_tokens=60, temperature=0.0)
@@ -66,7 +73,9 @@ def prepare(config: Config, run: RunContext) -> Prepared:
 
     validation = held_out.first(config.data.eval_examples)
     files = [path for path in (text, find_text(section.dataset_path, "valid")) if path]
-    return Prepared(Job("pretrain", section, train, validation, show, files=files), model, tokenizer)
+    return Prepared(
+        Job("pretrain", section, train, validation, show if prompts else None, files=files), model, tokenizer
+    )
 
 
 def make_tokenizer(config: Config, text: Path, out: Console) -> ChatTokenizer:

@@ -18,6 +18,7 @@ from mini_chat_gpt.checkpoints.lora_setup import Base
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.text import clean
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.evaluation.capabilities import evaluate
 from mini_chat_gpt.evaluation.task_metrics import score
@@ -27,13 +28,15 @@ from mini_chat_gpt.tinystories.tasks import Task
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.job import Callback, Job, Metrics, Prepared, TrainResult
 from mini_chat_gpt.training.run import RunContext, begin, execute, run_command
+from mini_chat_gpt.training.sample_prompts import can_reply, check_prompts
 from mini_chat_gpt.training.sft_data import Shown, make_examples
 
 
 def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Fine-tune a model as the config says, and return its run folder and losses.
 
-    `callbacks` are called on rank 0 with (trainer, step, metrics) whenever metrics are logged.
+    `callbacks` are called on rank 0 with (trainer, step, metrics) whenever metrics are logged. One that raises an
+    exception is reported and does not end training.
     """
     run = begin(config, config.sft)
     return execute(prepare(config, run), config, run, callbacks)
@@ -60,16 +63,20 @@ def prepare(config: Config, run: RunContext) -> Prepared:
             lora_setup.adapt(base, config, run.folder, run.world, run.device, run.dry_run)
         # From here on the tokenizer is that of a chat model: its checkpoints are prompted in the chat format.
         tokenizer.chat_format = ChatFormat(default_system=config.data.system_message)
+    context = model.config.context_length
+    check_prompts(config.sft.prompts, tokenizer, context, "sft.prompts")
+    shown = [one for one in examples.shown if can_reply(one.prompt, tokenizer, context)]
+    tasks = [task for task in examples.eval_tasks if can_reply(task.prompt, tokenizer, context)]
     # Everything that differs from pretraining is in the job. The trainer is the same.
     job = Job(
         "sft",
         config.sft,
         source=examples.source,
         validation=examples.validation,
-        show=sample_replies(config.sft.prompts, examples.shown, tokenizer),
+        show=sample_replies(config.sft.prompts, shown, tokenizer),
         stages=examples.stages,
         files=examples.files,
-        measure=eval_metrics(examples.eval_tasks, config.sft.best_metric, tokenizer),
+        measure=eval_metrics(tasks, config.sft.best_metric, tokenizer),
     )
     return Prepared(job, model, tokenizer)
 
@@ -125,8 +132,12 @@ def eval_metrics(tasks: Sequence[Task], best_metric: str, tokenizer: ChatTokeniz
     return measure
 
 
-def sample_replies(prompts: Sequence[str], shown: Sequence[Shown], tokenizer: ChatTokenizer) -> Callable[[GPT], str]:
-    """A function that lists a model's replies to the user's own prompts and to held-out ones."""
+def sample_replies(
+    prompts: Sequence[str], shown: Sequence[Shown], tokenizer: ChatTokenizer
+) -> Callable[[GPT], str] | None:
+    """A function that lists a model's replies to the user's own prompts and to held-out ones. None without prompts."""
+    if not prompts and not shown:
+        return None
 
     def show(model: GPT) -> str:
         all_prompts = [*prompts, *(one.prompt for one in shown)]
@@ -142,7 +153,7 @@ def sample_replies(prompts: Sequence[str], shown: Sequence[Shown], tokenizer: Ch
 
 
 def _short(text: str, width: int) -> str:
-    text = " ".join(text.split())
+    text = clean(text)
     return text if len(text) <= width else text[: width - 1] + "…"
 
 

@@ -54,15 +54,32 @@ def test_overrides_win_over_the_file_and_numbers_may_be_written_as_2e_5(tmp_path
     [
         ("sft.learning_rat=1", ["sft.learning_rat", "did you mean 'learning_rate'"]),
         ("trainng.batch_size=1", ["trainng", "did you mean 'training'"]),
-        ("training.batch_size=many", ["training.batch_size", "integer", "'many'"]),
-        ("training.batch_size=0", ["training.batch_size", "greater than or equal to 1"]),
+        ("training.batch_size=many", ["training.batch_size must be a whole number, not 'many'"]),
+        ("training.batch_size=0", ["training.batch_size must be at least 1, not 0"]),
         ("training.optimizer=sgd", ["training.optimizer", "adamw", "muon"]),
         ("model.preset=12m", ["preset '12m'", "did you mean '124m'"]),
         ("model.n_head=5", ["n_embd", "multiple of n_head"]),
-        ("model.windows=[0, 4, null, 4, 4, 4]", ["a window must be at least 1 token"]),
+        ("model.windows=[0, 4, null, 4, 4, 4]", ["model.windows.0 must be at least 1, not 0"]),
         ("batch_size", ["section.key=value"]),
         ("sft.learning_rate.x=1", ["sft.learning_rate"]),
-        ("sft=3", ["sft"]),
+        ("sft=3", ["sft must be a mapping of keys to values, not '3'"]),
+        ("data.num_workers=many", ["data.num_workers must be a whole number or 'auto', not 'many'"]),
+        ("system.compile=maybe", ["system.compile must be true or false or 'auto', not 'maybe'"]),
+        ("chats.files=[x", ["chats.files, line 1: '[x' is not valid YAML"]),
+        ("sft.max_steps=1:30", ["sft.max_steps must be a whole number, not '1:30'"]),
+        ("training.time_limit=1:30", ["'1:30' is not a duration"]),
+        ("training.time_limit=1e999h", ["'1e999h' is not a duration"]),
+        ("training.time_limit=" + "9" * 400 + "h", ["is not a duration; write for example 2h"]),
+        ("lora.targets=[]", ["lora.targets must name at least one layer"]),
+        ("model.rope_scaling={rope_type: yarn}", ["rope_type must be linear or llama3, not 'yarn'"]),
+        ("model.rope_scaling={rope_type: linear}", ["factor is missing"]),
+        ("model.rope_scaling={rope_type: linear, factor: 0}", ["factor must be at least 1, not 0"]),
+        ("model.rope_scaling={rope_type: linear, factor: .nan}", ["factor must be a number, not '.nan'"]),
+        (
+            "model.rope_scaling={rope_type: llama3, factor: 8, original_max_position_embeddings: 512, "
+            "low_freq_factor: 4, high_freq_factor: 4}",
+            ["low_freq_factor must be less than high_freq_factor"],
+        ),
     ],
 )
 def test_the_error_for_a_wrong_override_names_the_valid_ones(override, words):
@@ -79,7 +96,7 @@ def test_an_error_names_all_problems_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [("a: [1\n", "line 2"), ("- 1\n", "sections"), ("\xff\xfe", "read"), (None, "no config file")]
+    ("content", "words"), [("a: [1\n", "line 1"), ("- 1\n", "sections"), ("\xff\xfe", "read"), (None, "no config file")]
 )
 def test_the_error_for_an_invalid_file_names_it(tmp_path, content, words):
     path = tmp_path / "bad.yaml"
@@ -89,7 +106,7 @@ def test_the_error_for_an_invalid_file_names_it(tmp_path, content, words):
         load_config(path)
 
 
-@given(st.floats(min_value=1e-12, max_value=1e3, allow_nan=False))
+@given(st.floats(min_value=1e-12, max_value=10, allow_nan=False))
 def test_every_number_survives_being_written_and_read(value):
     assert load_config(None, [f"sft.learning_rate={value!r}"]).sft.learning_rate == value
 
@@ -150,7 +167,7 @@ def test_an_old_name_on_the_command_line_overrides_the_new_one_in_the_file(tmp_p
         ("trainig.batch_size=3", "the command line: trainig is not a setting"),
         ("training.batch_sise=3", "the command line: training.batch_sise is not a setting"),
         ("model.n_head=7", "the command line: model: n_embd"),
-        ("sft.eval_tasks=1", "FILE: data.limit: input should be"),
+        ("sft.eval_tasks=1", "FILE: line 1: data.limit must be at least 1, not 0"),
     ],
 )
 def test_a_mistake_is_reported_where_it_was_made(override, message, tmp_path):

@@ -17,6 +17,7 @@ from mini_chat_gpt.chat.token_probs_view import check_page, render_text, write_p
 from mini_chat_gpt.cli_options import CHAT_COMMANDS
 from mini_chat_gpt.common.errors import UserError, nearest
 from mini_chat_gpt.common.files import readable_disk_errors
+from mini_chat_gpt.common.user_paths import user_path
 
 Rows = list[tuple[str, str]]
 
@@ -204,7 +205,7 @@ def _path(command: str, text: str) -> Path:
         raise UserError(f"/{command} needs a file name, such as /{command} chat.json.")
     if not text.isprintable():
         raise UserError(f"{short(text)!r} is not a valid file name.")
-    return Path(text).expanduser()
+    return user_path(text)
 
 
 def _counted(n: int) -> str:

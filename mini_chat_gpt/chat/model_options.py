@@ -13,6 +13,7 @@ from mini_chat_gpt.checkpoints.find import newest_checkpoint
 from mini_chat_gpt.checkpoints.load import load_checkpoint, require_finite
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.decode import Model, WeightsOption, for_inference
+from mini_chat_gpt.generation.mixed_precision import MixedPrecisionModel
 from mini_chat_gpt.generation.text import USE_FORMAT_DEFAULT, System
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
@@ -41,5 +42,10 @@ def open_model(path: str | None, device: str, weights: WeightsOption) -> tuple[M
     model, tokenizer = load_checkpoint(model_path, device)
     require_finite(model, model_path)
     kind = "" if tokenizer.chat_format is not None else ", a base model without a chat format: it continues the prompt"
-    print(f"{model_path}: {model.n_parameters() / 1e6:.2f} M parameters on {model.device}{kind}", file=sys.stderr)
-    return (model if weights == "auto" else for_inference(model, weights=weights)), tokenizer
+    if weights == "auto" and model.device.type == "cpu":
+        inference_model: Model = model  # how its weights are best packed depends on the number of replies
+    else:
+        inference_model = for_inference(model, weights=weights)
+    half = f", {inference_model.precision.reason}" if isinstance(inference_model, MixedPrecisionModel) else ""
+    print(f"{model_path}: {model.n_parameters() / 1e6:.2f} M parameters on {model.device}{half}{kind}", file=sys.stderr)
+    return inference_model, tokenizer

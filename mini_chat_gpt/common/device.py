@@ -69,6 +69,13 @@ def pick_precision(setting: bool | str, device: torch.device) -> Precision:
     return Precision(torch.float32, "float32: no fast bf16 on this device")
 
 
+def pick_reply_precision(device: torch.device) -> Precision:
+    """The precision in which a model replies and is evaluated outside of a training run."""
+    if device.type == "cpu":  # 16-bit weights are an explicit choice there (--weights)
+        return Precision(torch.float32, "float32: the weights of the checkpoint")
+    return pick_precision("auto", device)
+
+
 def _as_configured(name: str, device: torch.device) -> Precision:
     if name == "bf16" and device.type == "cuda" and not _gpu_has_bf16(device):  # PyTorch would emulate it very slowly
         raise UserError(

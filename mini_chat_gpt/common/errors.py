@@ -7,7 +7,9 @@ without a traceback and exits with code 2.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -16,5 +18,16 @@ class UserError(Exception):
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """A hint "; did you mean 'x'?", or "" if no allowed word is similar."""
-    match = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(word[:100], list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def short(value: Any, length: int = 60) -> str:
+    """`repr(value)` cut to about `length` characters. Nested or shared values are never expanded completely."""
+    shortened = reprlib.Repr()
+    shortened.maxlevel, shortened.maxstring, shortened.maxother, shortened.maxlong = 3, length, length, length
+    try:
+        text = shortened.repr(value)
+    except ValueError:  # an integer of more digits than Python converts
+        return "a very large number"
+    return text if len(text) <= length else text[: length - 1] + "…"

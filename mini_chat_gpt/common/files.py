@@ -67,6 +67,14 @@ def atomic_write_text(path: Path | str, text: str) -> None:
             os.fsync(file.fileno())
 
 
+def append_text(path: Path, text: str) -> None:
+    """Append to a text file, which is made if necessary, as is its folder. Raises UserError if the disk refuses."""
+    with readable_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import json
 import os
-import reprlib
 import stat
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
@@ -19,6 +18,7 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.errors import short as short
 
 T = TypeVar("T")
 MAX_BYTES = 16 * 2**20
@@ -68,7 +68,7 @@ def parse_json(data: bytes | str, structure: type[T], source: str, remedy: str) 
     try:
         return cast(T, _adapter(cast(Hashable, structure)).validate_json(data))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
+        first = error.errors(include_url=False)[0]
         raise DamagedJSON(f"{source} is damaged: {describe_problem(first)}; {remedy}.") from None
     except (ValueError, RecursionError, MemoryError) as error:  # a validator of the structure, a number of 5,000 digits
         raise DamagedJSON(f"{source} is damaged ({type(error).__name__}); {remedy}.") from None
@@ -85,19 +85,9 @@ def _adapter(structure: Any) -> TypeAdapter[Any]:
     return TypeAdapter(structure)
 
 
-def short(value: Any, length: int = 60) -> str:
-    """`repr(value)` cut to about `length` characters. Nested or shared values are never expanded completely."""
-    shortened = reprlib.Repr()
-    shortened.maxlevel, shortened.maxstring, shortened.maxother, shortened.maxlong = 3, length, length, length
-    try:
-        text = shortened.repr(value)
-    except ValueError:  # an integer of more digits than Python converts
-        return "a very large number"
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
 _PROBLEMS = {
     "missing": "is missing",
+    "extra_forbidden": "is not known here",
     "model_type": "must be a mapping of keys to values",
     "dict_type": "must be a mapping of keys to values",
     "list_type": "must be a list",
@@ -115,6 +105,29 @@ _PROBLEMS = {
     "none_required": "must be null",
 }
 """pydantic's error types in our words."""
+_LIMITS = {
+    "greater_than": ("must be above", "gt"),
+    "greater_than_equal": ("must be at least", "ge"),
+    "less_than": ("must be below", "lt"),
+    "less_than_equal": ("must be at most", "le"),
+    "literal_error": ("must be", "expected"),
+    "too_short": ("must have at least this number of items:", "min_length"),
+    "too_long": ("must have at most this number of items:", "max_length"),
+}
+"""Error types with a value that belongs to the words, and its key in the error's context."""
+
+
+def problem_words(item: Mapping[str, Any]) -> str:
+    """What one of pydantic's problems (an item of `ValidationError.errors()`) demands, as "must be a list"."""
+    kind, context = item["type"], item.get("ctx", {})
+    if kind in _LIMITS and _LIMITS[kind][1] in context:
+        words, key = _LIMITS[kind]
+        value = context[key]
+        return f"{words} {value}" if isinstance(value, str) else f"{words} {value:,}".removesuffix(".0")
+    if (known := _PROBLEMS.get(kind)) is not None:
+        return known
+    words = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return words[:1].lower() + words[1:].removesuffix(".")
 
 
 def describe_problem(item: Mapping[str, Any]) -> str:
@@ -123,10 +136,16 @@ def describe_problem(item: Mapping[str, Any]) -> str:
     if kind == "json_invalid":
         return "it is not valid JSON (" + item["msg"].removeprefix("Invalid JSON: ") + ")"
     key = short(".".join(str(part) for part in item["loc"]), 100)[1:-1] or "the file"
-    if (words := _PROBLEMS.get(kind)) is None:
-        words = item["msg"].removeprefix("Value error, ")
-        words = words[:1].lower() + words[1:].removesuffix(".")
-        if kind == "value_error":
-            return f"{key}: {words}"
-        return f"{key}: {words}, not {short(value)}"
-    return f"{key} {words}" if kind == "missing" else f"{key} {words}, not {short(value)}"
+    words = problem_words(item)
+    if kind == "value_error":
+        return f"{key} {words}" if words.startswith(("must ", "has ")) else f"{key}: {words}"
+    return f"{key} {words}" if kind == "missing" else f"{key} {words}, not {shown(value)}"
+
+
+def shown(value: Any) -> str:
+    """`short`, with null, true and false as JSON and YAML have them."""
+    return (
+        {None: "null", True: "true", False: "false"}[value]
+        if value is None or isinstance(value, bool)
+        else short(value)
+    )

@@ -124,14 +124,13 @@ def _next_batch(batches: Batches) -> list[Example | UserError] | None:
             _error_if_any_worker_fails()
             return next(batches, None)
     except RuntimeError as error:
-        # "DataLoader worker (pid 1234) is killed by signal: Killed." or "DataLoader worker (pid(s) 1234) exited unexpectedly"
-        if not str(error).startswith("DataLoader worker (pid"):
+        if not str(error).startswith("DataLoader worker (pid"):  # from the dataset
             raise
-        how = str(error).rpartition("is killed by signal: ")[2].partition(".")[0]
-        cause = f"killed by a signal: {how}" if "is killed by signal" in str(error) else "it exited unexpectedly"
+        codes = [worker.exitcode for worker in batches._workers if worker.exitcode]
+        how = f"was killed by {signal.Signals(-codes[0]).name}" if codes and codes[0] < 0 else "ended unexpectedly"
         raise _LostWorkerError(
-            f"A data worker process ended ({cause}; often the system is short of memory). Use fewer workers, "
-            "or none with data.num_workers=0."
+            f"A data worker process {how}; often the system is short of memory. Use fewer workers, or none with "
+            "data.num_workers=0."
         ) from None
 
 

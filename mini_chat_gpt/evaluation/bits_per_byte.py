@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mini_chat_gpt.common.device import pick_reply_precision
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.text import well_formed
 from mini_chat_gpt.data.batching import Example, micro_batches
@@ -159,7 +160,8 @@ def _add_losses(
 ) -> None:
     """Add the losses and the number of predicted tokens of the windows to `nats` and `counts`, both (texts,)."""
     for batch in micro_batches(windows, len(windows), batch_tokens):
-        losses = model(batch.to(model.device)).losses[: batch.n_targets].double().cpu().numpy()
+        with pick_reply_precision(model.device).autocast(model.device):
+            losses = model(batch.to(model.device)).losses[: batch.n_targets].double().cpu().numpy()
         numbers = np.array([int(name) for name in batch.kind_names])[batch.kinds[: batch.n_targets].numpy()]
         np.add.at(nats, numbers, losses)
         np.add.at(counts, numbers, 1)

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mini_chat_gpt.assets import load
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import read_file, user_cache
 from mini_chat_gpt.common.json_files import JSONRecord, parse_json
+from mini_chat_gpt.common.yaml_files import read_yaml
 from mini_chat_gpt.config import DataSection
 from mini_chat_gpt.evaluation.refusals import REFUSALS, refusal_tasks
 from mini_chat_gpt.evaluation.task_metrics import score
@@ -58,12 +57,9 @@ def _data_of(checkpoint: Path) -> list[Path]:
     """Where the data of a checkpoint's run may be: the path in its config, relative to where it was started, and as it is."""
     candidates: list[Path] = []
     for run in () if checkpoint.is_file() else (checkpoint, checkpoint.parent):
-        for section in _data_sections(run / "config.yaml"):
-            dataset = section.get("dataset_path")
-            if not dataset:
-                continue
+        for dataset, save_dir in _data_paths(run / "config.yaml"):
             # If save_dir is "runs/sft" and the run is /x/runs/sft, it was started in /x.
-            save_folder, parent = Path(section.get("save_dir") or "").parent.parts, run.resolve().parent.parts
+            save_folder, parent = Path(save_dir).parent.parts, run.resolve().parent.parts
             n_above = len(parent) - len(save_folder)
             if parent[n_above:] == save_folder:
                 candidates.append(Path(*parent[:n_above]) / dataset)
@@ -71,14 +67,17 @@ def _data_of(checkpoint: Path) -> list[Path]:
     return candidates
 
 
-def _data_sections(file: Path) -> list[dict[str, Any]]:
-    """The sections of a run's config that may name data, `sft` first; [] if the file is not a config."""
+def _data_paths(file: Path) -> list[tuple[str, str]]:
+    """(dataset_path, save_dir) of the sections of a run's config that name data, `sft` first; [] if the file is not a config."""
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        config = read_yaml(file, "config file", "", "sections").value
+    except UserError:
         return []
-    sections = [config.get(name) for name in ("sft", "pretrain")] if isinstance(config, dict) else []
-    return [section for section in sections if isinstance(section, dict)]
+    sections = [section for name in ("sft", "pretrain") if isinstance(section := config.get(name), dict)]
+    paths = [[section.get(key) or "" for key in ("dataset_path", "save_dir")] for section in sections]
+    return [
+        (data, save_dir) for data, save_dir in paths if data and isinstance(data, str) and isinstance(save_dir, str)
+    ]
 
 
 def sample_valid_file() -> Path:

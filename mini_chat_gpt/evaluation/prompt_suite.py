@@ -22,22 +22,29 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.errors import UserError, short
+from mini_chat_gpt.common.setting_types import Count, TextList, one_as_list
 from mini_chat_gpt.common.text import clean
+from mini_chat_gpt.common.typed_values import read_as
+from mini_chat_gpt.common.yaml_files import read_yaml
 from mini_chat_gpt.config import Section
-from mini_chat_gpt.config_file import read_yaml, validated
+from mini_chat_gpt.config_file import validated
 from mini_chat_gpt.evaluation.refusals import declines, reply_signs, sign_pattern
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import Reply, generate_replies, prompt_ids
@@ -46,14 +53,45 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 GREEDY = Sampling(max_new_tokens=160, temperature=0.0)
 MAX_SHOWN = 240  # characters of a reply in the terminal
+MAX_PATTERN = 1000  # characters of a regular expression
+MAX_REPEATS = 1000
+MAX_SECONDS = 3.0  # for matching a regular expression with a reply
+_SEARCH = (
+    "import json, re, sys; pattern, text = json.load(sys.stdin.buffer); print(re.search(pattern, text) is not None)"
+)
 
 
 def _is_regex(pattern: str) -> str:
+    if len(pattern) > MAX_PATTERN:
+        raise ValueError(f"must be a regular expression of at most {MAX_PATTERN:,} characters, not {len(pattern):,}")
+    if any(int(number) > MAX_REPEATS for number in re.findall(r"[{,](\d+)", pattern)):
+        raise ValueError(f"must not repeat anything more than {MAX_REPEATS:,} times: {short(pattern)}")
     try:
         re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression ({error})") from None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{short(pattern)} is not a regular expression ({error})") from None
     return pattern
+
+
+@lru_cache
+def _matches(pattern: str, text: str) -> bool:
+    """Whether the pattern matches somewhere in the text.
+
+    Some patterns need years for some texts, and nothing can interrupt `re` on every system. So a process of its own searches.
+    """
+    try:
+        command = [sys.executable, "-I", "-S", "-c", _SEARCH]
+        request = json.dumps([pattern, text]).encode()
+        return (
+            subprocess.run(command, input=request, timeout=MAX_SECONDS, capture_output=True).stdout.strip() == b"True"
+        )
+    except subprocess.TimeoutExpired:
+        warnings.warn(
+            f"The regex {short(pattern)} takes more than {MAX_SECONDS:g} s for the reply {short(text)}, which counts as no match; "
+            "simplify the regex.",
+            stacklevel=2,
+        )
+        return False
 
 
 def _has_text(prompt: str) -> str:
@@ -62,7 +100,7 @@ def _has_text(prompt: str) -> str:
     return prompt
 
 
-PromptText = Annotated[str, AfterValidator(_has_text)]
+PromptList = Annotated[list[Annotated[str, AfterValidator(_has_text)]], BeforeValidator(one_as_list)]
 
 
 class Compared(Section):
@@ -70,13 +108,13 @@ class Compared(Section):
 
     shows: str = "reply"
     """What they demonstrate."""
-    prompts: list[PromptText] = Field(min_length=1)
+    prompts: PromptList = Field(min_length=1)
     """One prompt, or several whose replies are to be compared."""
-    contains: list[str] = Field(default_factory=list)
+    contains: TextList = Field(default_factory=list)
     """Words that a correct reply contains, ignoring case."""
     regex: Annotated[str, AfterValidator(_is_regex)] | None = None
     """A regular expression that matches somewhere in a correct reply."""
-    max_words: int | None = Field(None, ge=1)
+    max_words: Count | None = None
     """The maximum length of a correct reply."""
     is_json: bool = False
     """Whether a correct reply is valid JSON."""
@@ -89,13 +127,13 @@ class Prompts(Section):
 
     compare: list[Compared] = Field(min_length=1)
     """Prompts that are shown side by side."""
-    refuse: list[PromptText] = Field(default_factory=list)
+    refuse: PromptList = Field(default_factory=list)
     """More prompts that should be declined."""
-    answer: list[PromptText] = Field(default_factory=list)
+    answer: PromptList = Field(default_factory=list)
     """Prompts that should not be declined."""
-    polite_signs: list[str] = Field(default_factory=list)
+    polite_signs: TextList = Field(default_factory=list)
     """Beginnings of polite replies."""
-    refusal_signs: list[str] = Field(default_factory=list)
+    refusal_signs: TextList = Field(default_factory=list)
     """Phrases in refusals."""
 
     @property
@@ -114,8 +152,8 @@ class Prompts(Section):
 def read_prompts(path: Path) -> Prompts:
     """Read a file of prompts. Raises UserError that names every invalid key."""
     hint = "recipes/polite_helper/prompts.yaml is an example"
-    values = read_yaml(path, "file of prompts", hint, "`compare:` with a list of prompts under it")
-    prompts = validated(Prompts, values, str(path))
+    document = read_yaml(path, "file of prompts", hint, "`compare:` with a list of prompts under it")
+    prompts = validated(Prompts, read_as(document.value, Prompts), str(path), lines=document.lines)
     signs = reply_signs()
     return prompts.model_copy(update={name: getattr(prompts, name) or signs[name] for name in signs})
 
@@ -160,7 +198,7 @@ def checks(compared: Compared, reply: str, prompts: Prompts) -> dict[str, bool]:
     """Check -> whether the reply meets it."""
     met = {f"contains “{word}”": bool(sign_pattern([word]).search(reply)) for word in compared.contains}
     if compared.regex is not None:
-        met[f"matches /{compared.regex}/"] = bool(re.search(compared.regex, reply))
+        met[f"matches /{compared.regex}/"] = _matches(compared.regex, reply)
     if compared.max_words is not None:
         met[f"at most {compared.max_words} words"] = len(reply.split()) <= compared.max_words
     if compared.is_json:

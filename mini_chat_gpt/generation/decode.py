@@ -5,8 +5,8 @@
 - A row does not depend on the rest of the batch. Padding is masked, and every row samples from its own random stream.
 - A row ends at one of the tokenizer's stop ids. All other control tokens and the padding rows of the token table are
   suppressed, so a chat model can't start a turn of another role within its reply.
-- `for_inference` chooses the fastest form of the model for the device. Every form gives the same replies; a
-  `CPUInferenceModel` with 16- or 8-bit weights is an explicit choice.
+- `for_inference` chooses the fastest form of the model for the device. On a CPU every form gives the same replies; a
+  `CPUInferenceModel` with 16- or 8-bit weights is an explicit choice. On a GPU products are computed in 16 bits, as in training.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from mini_chat_gpt.common.device import Precision, pick_reply_precision
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.cpu_model import CPUInferenceModel, can_decode
 from mini_chat_gpt.generation.cpu_weights import FEW_ROWS, Weights
+from mini_chat_gpt.generation.mixed_precision import MixedPrecisionModel
 from mini_chat_gpt.generation.prompt_lookup import PromptLookupDecoder, supports_prompt_lookup
 from mini_chat_gpt.generation.sampling import NEG_INF, Sampling, next_ids
 from mini_chat_gpt.model import GPT
@@ -27,7 +29,7 @@ from mini_chat_gpt.ops.kv_cache import KVCache
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 FinishReason = Literal["stop", "length", "context"]
-Model = GPT | CPUInferenceModel
+Model = GPT | CPUInferenceModel | MixedPrecisionModel
 WeightsOption = Weights | Literal["auto"]
 
 # Finished rows are removed from the batch once at most this fraction of the rows is still active. Removing rows copies
@@ -50,15 +52,25 @@ class Step(NamedTuple):
     finish: FinishReason | None
 
 
-def for_inference(model: Model, n_rows: int = 1, n_new: int | None = None, weights: WeightsOption = "auto") -> Model:
+def for_inference(
+    model: Model,
+    n_rows: int = 1,
+    n_new: int | None = None,
+    weights: WeightsOption = "auto",
+    precision: Precision | None = None,
+) -> Model:
     """Return the fastest form of the model for batches of `n_rows` and replies of up to `n_new` tokens (None: long ones).
 
-    "auto" keeps float32 weights, and returns a model that has no other form (one on a GPU, or in 16 bits) unchanged. Other
-    `weights` raise UserError for such a model.
+    `precision` is that of the matrix products, by default float32 on a CPU and the best one that a GPU supports. With float32,
+    "auto" keeps the weights, and returns a model that has no other form (one in 16 bits) unchanged. Other `weights` raise
+    UserError for a model that is not on a CPU.
     """
-    if isinstance(model, CPUInferenceModel):
+    if not isinstance(model, GPT):
         return model
     if weights == "auto":
+        precision = precision or pick_reply_precision(model.device)
+        if precision.dtype != torch.float32 and model.embed_tokens.weight.dtype == torch.float32:
+            return MixedPrecisionModel(model, precision)
         worth_packing = n_rows <= FEW_ROWS and (n_new is None or n_new >= MIN_NEW_TOKENS_TO_PACK)
         return CPUInferenceModel(model, "float32", few_rows=worth_packing) if can_decode(model) else model
     return CPUInferenceModel(model, weights)

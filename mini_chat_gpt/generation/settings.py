@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.errors import UserError, short
+
+MAX_COUNT = 10**9
+MAX_FACTOR = 10**6
+MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,17 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        self._check("max_new_tokens", int, 1, math.inf, "a whole number, at least 1")
+        self._check("max_new_tokens", int, 1, MAX_COUNT, f"a whole number from 1 to {MAX_COUNT:,}")
         if self.temperature != 0:
             # Values closer to 0 overflow in the division, and only the most likely token would ever be sampled.
-            self._check("temperature", float, 0.001, math.inf, "0 (greedy) or at least 0.001")
-        self._check("top_k", int, 1, math.inf, "a whole number, at least 1, or None")
+            self._check("temperature", float, 0.001, MAX_FACTOR, f"0 (greedy) or from 0.001 to {MAX_FACTOR:,}")
+        self._check("top_k", int, 1, MAX_COUNT, f"a whole number from 1 to {MAX_COUNT:,}, or None")
         self._check("top_p", float, math.ulp(0.0), 1, "a number above 0 and at most 1, or None")
         self._check("min_p", float, 0, 1, "a number from 0 to 1, or None")
-        self._check("repetition_penalty", float, 0.001, math.inf, "a number above 0 (1 = no penalty)")
-        self._check("seed", int, 0, math.inf, "a whole number, at least 0, or None")
+        self._check(
+            "repetition_penalty", float, 0.001, MAX_FACTOR, f"a number from 0.001 to {MAX_FACTOR:,} (1 = no penalty)"
+        )
+        self._check("seed", int, 0, MAX_SEED, f"a whole number from 0 to {MAX_SEED}, or None")
 
     def _check(self, name: str, kind: type, least: float, most: float, allowed: str) -> None:
         value = getattr(self, name)
@@ -48,5 +54,5 @@ class Sampling:
             return
         # bool is a subclass of int, but True is not a sensible number of tokens.
         is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-        if not is_number or not least <= value <= most or value == math.inf:
-            raise UserError(f"{name} is {value!r}; it must be {allowed}.")
+        if not is_number or not least <= value <= most:  # false for NaN
+            raise UserError(f"{name} is {short(value)}; it must be {allowed}.")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -19,6 +20,7 @@ import torch
 
 from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
 from mini_chat_gpt.generation.decode import Model, suppressed_tokens
+from mini_chat_gpt.generation.mixed_precision import MixedPrecisionModel
 from mini_chat_gpt.generation.prompt_lookup import MIN_LOGIT_GAP
 from mini_chat_gpt.generation.sampling import NEG_INF, Sampling, argmax, process_logits
 from mini_chat_gpt.generation.text import begins_text
@@ -177,10 +179,14 @@ def _logits(model: Model, prompt: Sequence[int], targets: Sequence[int]) -> Iter
             if part.shape[1]:  # rounded weights use another kernel for a single token, as in generation
                 yield model.all_logits(part, cache)[0] if exact else model.next_logits(part, cache, [1])
         return
+    net, precision = (model.model, model.autocast) if isinstance(model, MixedPrecisionModel) else (model, nullcontext)
     positions = torch.arange(n, device=model.device)
-    hidden = model.hidden(ids, positions[None], Causal(), positions[first - 1 :])[0]  # (R, C)
+    with precision():
+        hidden = net.hidden(ids, positions[None], Causal(), positions[first - 1 :])[0]  # (R, C)
     for rows in hidden.split(CHUNK):
-        yield model.lm_head(rows).float()
+        with precision():  # not around `yield`, which would leave it on in the caller
+            logits = net.lm_head(rows).float()
+        yield logits
 
 
 def _seen_before(

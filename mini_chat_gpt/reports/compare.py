@@ -18,6 +18,7 @@ from rich.console import Console
 
 from mini_chat_gpt.checkpoints.load import load_checkpoint, require_finite
 from mini_chat_gpt.cli import parse
+from mini_chat_gpt.cli_options import MAX_NUMBER, check_range
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name, write_json
@@ -30,6 +31,7 @@ from mini_chat_gpt.evaluation.prompt_suite import Answers, Prompts, ask, check_p
 from mini_chat_gpt.evaluation.refusals import REFUSALS
 from mini_chat_gpt.generation.decode import Model, WeightsOption, for_inference
 from mini_chat_gpt.generation.sampling import Sampling
+from mini_chat_gpt.generation.settings import MAX_SEED
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.reports.report import HTML, Subject, build, write
 from mini_chat_gpt.reports.results_table import show_differences, show_examples, show_table
@@ -59,11 +61,8 @@ class EvalOptions:
     details: bool | None = None  # show all measures, and the score of each baseline
 
     def __post_init__(self) -> None:
-        minimums = {"n": 1, "seed": 0, "examples": 0, "batch_size": 1, "training_mb": 0}
-        for name, minimum in minimums.items():
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be {minimum} or more.")
+        minimums = {"n": 1, "examples": 0, "batch_size": 1, "training_mb": 0}
+        check_range(self, seed=(0, MAX_SEED), **{name: (least, MAX_NUMBER) for name, least in minimums.items()})
         check_kinds(self.kinds, "--kinds", [REFUSALS])
         if self.json is not None and not _is_writable(self.json):
             raise UserError(f"--json: {self.json} can't be written; choose a file in a writable folder.")

@@ -20,7 +20,7 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 Metrics = dict[str, float]
 Callback = Callable[[Any, int, Metrics], None]
-"""Called on rank 0 with (trainer, step, metrics) whenever metrics are logged."""
+"""Called on rank 0 with (trainer, step, metrics) whenever metrics are logged. An Exception is reported and training goes on."""
 SMOOTHING = 0.02
 """Weight of the newest loss in the smoothed loss."""
 
@@ -197,8 +197,8 @@ class Evaluation:
     samples: str = ""  # text to show
 
     def score(self, best_metric: str) -> float:
-        """The value by which evaluations are compared: the named score or the negative loss. Higher is better."""
-        return -self.losses[best_metric] if best_metric in self.losses else self.scores[best_metric]
+        """The value by which evaluations are compared: the named score or the negative loss. Higher is better; NaN if missing."""
+        return -self.losses[best_metric] if best_metric in self.losses else self.scores.get(best_metric, math.nan)
 
     def rank_key(self, best_metric: str) -> list[float]:
         """Sort key of evaluations: `score`, then the validation loss. Non-finite values rank last."""

@@ -11,16 +11,18 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from mini_chat_gpt.checkpoints.save import CheckpointWriter
 from mini_chat_gpt.common.device import cpu_threads, gc_frozen
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import atomic_write_text
+from mini_chat_gpt.common.files import append_text, atomic_write_text
 from mini_chat_gpt.common.resources import CPUContention, memory_in_use
 from mini_chat_gpt.common.signals import GRACE, leave_within
 from mini_chat_gpt.common.terminal import StepProgress
+from mini_chat_gpt.common.text import well_formed
 from mini_chat_gpt.config import Config, seconds_in
 from mini_chat_gpt.data.batch_dump import describe
 from mini_chat_gpt.data.batching import Example
@@ -79,7 +81,7 @@ class Trainer:
         limit = config.training.time_limit
         deadline = (start_time or time.monotonic()) + seconds_in(limit) if limit else None
         self.stop = StopRequest(monitor.message, deadline)
-        self.validation = Validation(job, engine, self.stop)
+        self.validation = Validation(job, engine, self.stop, monitor.attempt)
         self.stopped = ""  # the reason to stop that all ranks have agreed on
 
     def set_total_steps(self, steps: int) -> None:
@@ -240,7 +242,10 @@ class Trainer:
         summary = f"step {progress.step}: loss {report.loss}, gradient norm {report.norm}"
         file = self.folder / "nonfinite_steps" / f"step-{progress.step:07d}-rank-{self.world.rank}.txt"
         if report.local_nonfinite:
-            atomic_write_text(file, describe(examples, self.tokenizer, summary))
+            self.monitor.attempt(
+                f"Writing {file.parent.name}",
+                lambda: atomic_write_text(file, describe(examples, self.tokenizer, summary)),
+            )
         self.monitor.message(
             f"{summary}: not finite, the weights are unchanged; the examples of the step are in {file.parent}"
         )
@@ -255,8 +260,10 @@ class Trainer:
 
     def _write_first_batch(self, examples: Sequence[Example]) -> None:
         if self.world.is_main:
-            text = describe(examples, self.tokenizer, "the first step's examples")
-            atomic_write_text(self.folder / "first_batch.txt", text)
+            file, title = self.folder / "first_batch.txt", "the first step's examples"
+            self.monitor.attempt(
+                f"Writing {file.name}", lambda: atomic_write_text(file, describe(examples, self.tokenizer, title))
+            )
 
     def _log_window(self, report: StepReport) -> Status:
         """Log the metrics since the last call and start a new window."""
@@ -296,7 +303,7 @@ class Trainer:
         self.monitor.log(self.progress.step, metrics)
         if self.world.is_main:
             for callback in self.callbacks:
-                callback(self, self.progress.step, metrics)
+                self.monitor.attempt("A callback", partial(callback, self, self.progress.step, metrics))
 
     def _evaluate_and_save(self) -> None:
         """Evaluate and save when it is due. A new best model is saved even if no save is due."""
@@ -353,8 +360,8 @@ class Trainer:
             self.monitor.message(f"held-out tasks: {scores}")
         if evaluation.samples:
             self.monitor.message(evaluation.samples)
-            with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
-                file.write(f"=== step {step}\n{evaluation.samples}\n")
+            text = f"=== step {step}\n{well_formed(evaluation.samples)}\n"
+            self.monitor.attempt("Writing samples.txt", lambda: append_text(self.folder / "samples.txt", text))
 
     def save(self) -> None:
         """Copy the state of this step and start to write it as a checkpoint; old checkpoints are deleted afterwards."""
@@ -367,12 +374,13 @@ class Trainer:
             return
         started = time.monotonic()
         current, best_metric = self._current_evaluation(), self.job.phase.best_metric
+        score = current.score(best_metric) if current else math.nan
         info = {
             "job": self.job.name,
             "step": self.progress.step,
             "trained_tokens": self.progress.trained_tokens,
             "val_loss": current.losses.get("val_loss") if current else None,
-            "score": current.score(best_metric) if current else None,
+            "score": score if math.isfinite(score) else None,
             "best_metric": best_metric,
         }
         # Training continues while a thread writes the copy.

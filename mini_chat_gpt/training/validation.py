@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.job import Evaluation, Job, Metrics
 from mini_chat_gpt.training.stop import Abandoned, StopRequest
 from mini_chat_gpt.training.train_step import TrainStep
 
 T = TypeVar("T")
+Attempt = Callable[[str, Callable[[], Any]], Any]
 
 
 class Validation:
@@ -19,8 +19,15 @@ class Validation:
     An evaluation changes nothing, so it is abandoned on all ranks when a stop is requested: all methods raise Abandoned.
     """
 
-    def __init__(self, job: Job, engine: TrainStep, stop: StopRequest | None = None) -> None:
-        self.job, self.engine, self.world = job, engine, engine.world
+    def __init__(
+        self,
+        job: Job,
+        engine: TrainStep,
+        stop: StopRequest | None = None,
+        attempt: Attempt = lambda _, call: call(),
+    ) -> None:
+        """`attempt` calls what training can go on without, see `Monitor.attempt`: everything but the losses."""
+        self.job, self.engine, self.world, self.attempt = job, engine, engine.world, attempt
         self.stop = stop or StopRequest(lambda _: None)
         self.timed = True  # whether the time limit applies
 
@@ -45,11 +52,11 @@ class Validation:
             self.stop.check_time(0)
         self.stop.raise_if_requested(self.world)
 
-    def _on_one_rank(self, call: Callable[[GPT], T], otherwise: T) -> T:
+    def _on_one_rank(self, call: Callable[[], T], otherwise: T) -> T:
         """The result of `call`, or `otherwise` if a stop is requested: the other ranks, which wait, learn of it afterwards."""
         try:
             with self.stop.abandonable(self.timed):
-                return call(self.engine.model.eval())
+                return call()
         except Abandoned:
             return otherwise
 
@@ -63,21 +70,25 @@ class Validation:
         return losses
 
     def scores(self) -> Metrics:
-        """The job's scores, the same on all ranks."""
+        """The job's scores, the same on all ranks; none if they can't be computed."""
         measure = self.job.measure
         if measure is None:
             return {}
+
+        def compute() -> Metrics:
+            return self.attempt("Scoring the eval tasks", lambda: measure(self.engine.model.eval())) or {}
+
         # A sharded model computes on all ranks together. Otherwise rank 0 computes the scores for all.
-        if self.engine.sharded:
-            return measure(self.engine.model.eval())
-        return self.world.broadcast(lambda: self._on_one_rank(measure, {}))
+        return compute() if self.engine.sharded else self.world.broadcast(lambda: self._on_one_rank(compute, {}))
 
     def samples(self) -> str:
-        """The text that the job shows; empty on all ranks but rank 0."""
+        """The text that the job shows; empty on all ranks but rank 0, and if it can't be generated."""
         show = self.job.show
         if show is None or not (self.world.is_main or self.engine.sharded):
             return ""
-        if not self.engine.sharded:
-            return self._on_one_rank(show, "")
-        text = show(self.engine.model.eval())
+
+        def generate() -> str:
+            return self.attempt("Generating samples", lambda: show(self.engine.model.eval())) or ""
+
+        text = generate() if self.engine.sharded else self._on_one_rank(generate, "")
         return text if self.world.is_main else ""

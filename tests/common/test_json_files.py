@@ -38,11 +38,11 @@ def test_a_file_with_the_declared_structure_is_returned_as_that(tmp_path: Path) 
     [
         ("", "not valid JSON"),
         ("[]", "the file must be a mapping of keys to values, not []"),
-        ("null", "the file must be a mapping of keys to values, not None"),
+        ("null", "the file must be a mapping of keys to values, not null"),
         ('{"files": {"a": {"sizf": 3}}}', "files.a.size is missing"),
         ('{"files": {"a": {"size": "3"}}}', "files.a.size must be a whole number, not '3'"),
         ('{"files": {"a": {"size": 3.5}}}', "files.a.size must be a whole number, not 3.5"),
-        ('{"files": {"a": {"size": true}}}', "files.a.size must be a whole number, not True"),
+        ('{"files": {"a": {"size": true}}}', "files.a.size must be a whole number, not true"),
         ('{"files": [1]}', "files must be a mapping of keys to values, not [1]"),
         (b'{"files": \xff}', "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),

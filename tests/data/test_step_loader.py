@@ -1,15 +1,21 @@
 """The examples of a step do not depend on the number of ranks, and no example is read by two."""
 
 import multiprocessing
+import os
+import signal
 import threading
+import time
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CountingDataset
 
 from mini_chat_gpt.common.distributed import World
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.data.step_loader import StepLoader, count_workers, read_examples
 
 
@@ -109,3 +115,59 @@ def test_workers_end_after_an_error_even_if_its_traceback_is_kept(source):
         raise ValueError("no index failed")
     assert error.tb is not None
     assert not multiprocessing.active_children()
+
+
+class KillsItsWorker(CountingDataset):
+    def __init__(self, signal_number: int) -> None:
+        super().__init__()
+        self.reader, self.signal_number = os.getpid(), signal_number
+
+    def __getitem__(self, index):
+        if index == 70 and os.getpid() != self.reader:
+            os.kill(os.getpid(), self.signal_number)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_after_the_death_of_a_worker_the_reader_makes_the_rest_of_the_examples_itself(number):
+    lost = []
+    source, indices = KillsItsWorker(number), range(150)
+    read = list(read_examples(source, indices, 2, lost.append))
+    assert [example.ids.tolist() for example in read] == [source[i].ids.tolist() for i in indices]
+    assert len(lost) == 1
+    assert f"A data worker process was killed by {number.name}" in lost[0]
+    assert not multiprocessing.active_children()
+    with pytest.raises(UserError, match="A data worker process was killed"):
+        list(read_examples(source, indices, 2))
+
+
+def test_the_death_of_a_worker_raises_nothing_while_the_reader_does_something_else():
+    """PyTorch would raise RuntimeError wherever the program is, for example in the middle of an update."""
+    before = signal.getsignal(signal.SIGCHLD)
+    with StepLoader(CountingDataset(), 0, workers=1) as reader:
+        reader.step(3, None)
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        worker.join()
+        time.sleep(0.05)
+        assert signal.getsignal(signal.SIGCHLD) == before
+        while not reader.lost_worker:  # what it has sent is used first
+            reader.step(32, None)
+        assert "killed by SIGKILL" in reader.lost_worker
+
+
+class Large(CountingDataset):
+    """Examples that do not fit into a pipe, so that a worker is killed in the middle of sending them."""
+
+    def __getitem__(self, index):
+        return Example(np.arange(20_000, dtype=np.int32) + index, np.ones(20_000, dtype=bool), weight=1.0, kind="a")
+
+
+def test_a_worker_killed_while_it_sends_an_example_does_not_hang_the_reader():
+    with StepLoader(Large(), 0, workers=1) as reader:
+        reader.step(1, None)
+        time.sleep(0.3)  # until the pipe is full
+        multiprocessing.active_children()[0].kill()
+        examples, _ = reader.step(300, None)
+        assert "killed by SIGKILL" in reader.lost_worker
+    assert [int(example.ids[0]) for example in examples] == list(range(1, 301))

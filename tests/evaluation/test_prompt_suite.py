@@ -92,11 +92,20 @@ def test_markup_in_prompts_and_replies_is_shown_as_text(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('compare:\n  - prompts: ["a"\n    shows: x', "line 3: not valid YAML"),
+        ('compare:\n  - prompts: ["a"\n    shows: x', "line 3: 'shows: x' is not valid YAML"),
         ("- a", "expected `compare:` with a list"),
-        ("", "compare: field required"),
+        ("", "compare is missing"),
         ("compare: [{prompts: [a], regex: '('}]", "'(' is not a regular expression"),
+        ("compare: [{prompts: [a], regex: 'a{1000000}'}]", "must not repeat anything more than 1,000 times"),
+        ("compare: [{prompts: [a], regex: 'a{,99999999999}'}]", "must not repeat anything more than 1,000 times"),
+        (f"compare: [{{prompts: [a], regex: '{'(' * 5000}'}}]", "at most 1,000 characters, not 5,000"),
+        (
+            "compare: [{prompts: [a], max_words: .inf}]",
+            "line 1: compare.0.max_words must be a whole number, not '.inf'",
+        ),
+        ("compare: [{prompts: []}]", "compare.0.prompts must have at least this number of items: 1, not []"),
         ("compare: [{prompts: [a], contans: [b]}]", "did you mean 'contains'"),
+        ("compare: [{prompts: [a]}]\nrefuse: [x]\ncompare: []", "line 3: compare is set again, after line 1"),
     ],
 )
 def test_an_error_in_the_file_is_named_with_its_place(tmp_path, text, words):
@@ -110,3 +119,24 @@ def test_the_documented_example_is_valid_and_has_every_key(tmp_path):
     prompts = prompts_of(tmp_path, text.split("## Prompts of your own")[1].split("```")[1].removeprefix("yaml"))
     assert {name for one in prompts.compare for name in one.model_fields_set} == set(Compared.model_fields)
     assert prompts.model_fields_set == set(Prompts.model_fields)
+
+
+def test_prompts_without_quotes_are_texts_whatever_they_look_like(tmp_path):
+    prompts = prompts_of(tmp_path, "compare: [{prompts: [no, 1e5, 2024-01-01, null], contains: [42]}]\nrefuse: 1:30")
+    assert prompts.compare[0].prompts == ["no", "1e5", "2024-01-01", "null"]
+    assert prompts.compare[0].contains == ["42"]
+    assert prompts.refuse == ["1:30"]
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*b", "^(([a-z])+.)+[A-Z]$"])
+def test_a_regex_that_never_ends_counts_as_no_match_with_a_warning(pattern, tmp_path, monkeypatch):
+    monkeypatch.setattr("mini_chat_gpt.evaluation.prompt_suite.MAX_SECONDS", 0.5)
+    prompts = prompts_of(tmp_path, f"compare: [{{prompts: [a], regex: '{pattern}'}}]")
+    with pytest.warns(UserWarning, match="takes more than 0.5 s for the reply 'aaa"):
+        assert checks(prompts.compare[0], "a" * 60 + "!", prompts) == {f"matches /{pattern}/": False}
+
+
+def test_a_regex_matches_as_it_does_in_python(tmp_path):
+    prompts = prompts_of(tmp_path, "compare: [{prompts: [a], regex: '^(?i:the) .*é$'}]")
+    assert checks(prompts.compare[0], "THE café", prompts) == {"matches /^(?i:the) .*é$/": True}
+    assert checks(prompts.compare[0], "cafés", prompts) == {"matches /^(?i:the) .*é$/": False}

@@ -139,6 +139,10 @@ def test_a_suppressed_token_is_never_sampled(uniform):
         ("max_new_tokens", 0),
         ("max_new_tokens", True),
         ("seed", -3),
+        ("seed", 2**63),
+        ("max_new_tokens", 10**30),
+        ("temperature", 1e7),
+        ("repetition_penalty", float("inf")),
     ],
 )
 def test_an_invalid_setting_is_rejected_with_name_and_value(setting, value):
@@ -149,4 +153,4 @@ def test_an_invalid_setting_is_rejected_with_name_and_value(setting, value):
 
 def test_the_limits_of_the_ranges_are_valid():
     Sampling(max_new_tokens=1, temperature=0, top_k=1, top_p=1, min_p=0, repetition_penalty=0.1, seed=0)
-    Sampling(temperature=100, top_k=10**9, top_p=1.0, min_p=1, seed=2**70)
+    Sampling(temperature=10**6, top_k=10**9, top_p=1.0, min_p=1, repetition_penalty=10**6, seed=2**63 - 1)

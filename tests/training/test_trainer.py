@@ -1,5 +1,7 @@
 """A resumed run equals an uninterrupted one; metrics and checkpoints record what happened."""
 
+import errno
+import io
 import json
 import os
 import signal
@@ -23,6 +25,7 @@ from mini_chat_gpt.training.monitor import Monitor, keep_metrics_until
 from mini_chat_gpt.training.time_budget import time_run
 from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.training.trainer import Trainer
+from mini_chat_gpt.training.validation import Validation
 
 TOKENIZER = tiny_tokenizer()
 
@@ -352,3 +355,33 @@ def test_a_run_resumed_with_another_best_metric_compares_by_that_one(tmp_path):
     again.run()
     assert find_checkpoint(run).name == "step-0000012"  # by the loss, although the first one has the best score
     assert (again.progress.best, again.progress.best_metric) == ([-3.0, -3.0], "val_loss")
+
+
+def test_nothing_that_only_shows_ends_a_run(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def scores(_model):
+        raise KeyError("no reply")
+
+    run = tmp_path / "run"
+    sft = {**SFT, "best_metric": "eval/moral/exact"}
+    trainer = make_trainer(run, callbacks=[fail], measure=scores, sft=sft)
+    trainer.monitor.console = Console(record=True, file=io.StringIO(), width=200)
+    trainer.job = replace(trainer.job, show=fail)
+    trainer.validation = Validation(trainer.job, trainer.engine, attempt=trainer.monitor.attempt)
+    monkeypatch.setattr("mini_chat_gpt.training.trainer.describe", fail)
+    assert trainer.run().steps == 12
+    assert steps_of(run)[-1].name == "step-0000012"
+    assert json.loads((run / "step-0000012" / "mini_chat_gpt.json").read_text())["info"]["score"] is None
+    text = trainer.monitor.console.export_text()
+    for what in ("A callback", "Writing first_batch.txt", "Scoring the eval tasks", "Generating samples"):
+        assert text.count(f"{what} failed (") == 1
+
+
+def test_samples_of_any_text_are_written(tmp_path):
+    trainer = make_trainer(tmp_path / "run")
+    trainer.job = replace(trainer.job, show=lambda _: "a\ud800b")
+    trainer.validation = Validation(trainer.job, trainer.engine, attempt=trainer.monitor.attempt)
+    trainer.run()
+    assert (tmp_path / "run" / "samples.txt").read_text(encoding="utf-8").count("a\ufffdb") == 3

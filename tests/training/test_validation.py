@@ -1,15 +1,18 @@
 """An evaluation has the losses by kind, scores and samples; evaluations are ranked by one metric."""
 
+import io
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 from tiny import CountingDataset, tiny_config, tiny_model
 
 from mini_chat_gpt.common.device import pick_precision
 from mini_chat_gpt.common.distributed import World
 from mini_chat_gpt.training.job import Evaluation, Job
+from mini_chat_gpt.training.monitor import Monitor
 from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.training.validation import Validation
 
@@ -69,3 +72,26 @@ def test_evaluations_are_ranked_by_a_score_or_the_loss_and_non_finite_values_are
     assert evaluation.rank_key("val_loss/why") == [-1.5, -2.0]
     assert evaluation.rank_key("eval/moral/exact") == [0.5, -2.0]
     assert Evaluation({"val_loss": math.nan}).rank_key("val_loss") == [-math.inf, -math.inf]
+
+
+def fail(*_):
+    raise RuntimeError("CUDA out of memory")
+
+
+def test_samples_and_scores_that_fail_do_not_fail_the_evaluation(tmp_path):
+    monitor = Monitor(tmp_path, tiny_config().wandb, {}, Console(record=True, file=io.StringIO(), width=200))
+    validation = make_validation(show=fail, measure=fail)
+    validation.attempt = monitor.attempt
+    evaluation = validation.run()
+    assert evaluation.losses["val_loss"] > 0
+    assert (evaluation.scores, evaluation.samples) == ({}, "")
+    assert monitor.console.export_text().splitlines() == [
+        "Scoring the eval tasks failed (RuntimeError: CUDA out of memory); training goes on.",
+        "Generating samples failed (RuntimeError: CUDA out of memory); training goes on.",
+    ]
+
+
+def test_an_evaluation_whose_scores_failed_ranks_last_by_them():
+    failed, scored = Evaluation({"val_loss": 1.0}), Evaluation({"val_loss": 2.0}, {"eval/moral/exact": 0.0})
+    assert math.isnan(failed.score("eval/moral/exact"))
+    assert failed.rank_key("eval/moral/exact") < scored.rank_key("eval/moral/exact")

@@ -1,0 +1,34 @@
+"""Paths that a user typed: `~` stands for a home folder, also where no shell has expanded it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mini_chat_gpt.common.errors import UserError, short
+
+
+def path_text(text: str) -> str:
+    """A path as typed, with `~` and `~user` at its beginning replaced by the home folder. "" and environment variables stay.
+
+    Raises UserError for a home folder that is not known, and for characters that no path can have.
+    """
+    if "\0" in text:
+        raise UserError(f"{short(text)} is not a path: it contains a NUL character.")
+    if not text.startswith("~"):
+        return text
+    expanded = os.path.expanduser(text)
+    if not expanded.startswith("~"):
+        return expanded
+    user = text[1:].partition("/")[0]
+    if user and os.path.lexists(text):  # an editor's backup, such as ~notes.txt
+        return text
+    whose = f"of a user {short(user)}" if user else "(set HOME)"
+    raise UserError(
+        f"{short(text)}: the home folder {whose} is not known; write the path without ~, or ./~ for the name itself."
+    )
+
+
+def user_path(text: str) -> Path:
+    """`path_text` as a Path, for argparse."""
+    return Path(path_text(text))
