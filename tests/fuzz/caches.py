@@ -1,4 +1,4 @@
-"""Mutants of what the program has stored for itself: tokenized texts, record indexes, saved chats."""
+"""Mutants of what the program stores to save time, or on request: tokenized texts, record indexes, saved chats."""
 
 from __future__ import annotations
 

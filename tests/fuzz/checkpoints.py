@@ -172,9 +172,9 @@ def naive_resume(folder: str) -> Callable[[], Any]:
     return read
 
 
-def _files(fixture: Path, folder: str, *skip: str) -> Sequence[Path]:
+def _files(fixture: Path, folder: str) -> Sequence[Path]:
     """The files of a checkpoint folder; those that are read most often come several times."""
-    files = [path.relative_to(fixture) for path in sorted((fixture / folder).iterdir()) if path.name not in skip]
+    files = [path.relative_to(fixture) for path in sorted((fixture / folder).rglob("*")) if path.is_file()]
     often = [path for path in files if path.name in ("manifest.json", "mini_chat_gpt.json", "tokenizer_meta.json")]
     return [*files, *often, *often]
 
@@ -182,55 +182,46 @@ def _files(fixture: Path, folder: str, *skip: str) -> Sequence[Path]:
 def targets(folder: Path) -> list[Target]:
     """All entrances with all kinds of checkpoints."""
     runs = make_runs(folder)
-    names = {
-        kind: [path.name for path in sorted((runs / "runs" / kind).glob("step-*"))] for kind in ("base", "sft", "lora")
-    }
-    last = {kind: f"runs/{kind}/{steps[-1]}" for kind, steps in names.items()}
-    lora = Path(last["lora"])
-    both = [*_files(runs, last["lora"]), *_files(runs, _base_of(runs, lora))]
+    steps = {kind: sorted((runs / "runs" / kind).glob("step-*"))[-1] for kind in ("base", "sft", "lora")}
+    last = {kind: step.relative_to(runs).as_posix() for kind, step in steps.items()}
+    last["sharded"] = f"sharded/{steps['base'].name}"
+    both = [*_files(runs, last["lora"]), *_files(runs, _base_of(runs, Path(last["lora"])))]
+    return [*_load_targets(runs, last, both), *_find_targets(runs, last), *_resume_targets(runs, last, both)]
+
+
+def _load_targets(runs: Path, last: dict[str, str], both: Sequence[Path]) -> list[Target]:
+    """One checkpoint folder, named by its path. An adapter has the files of two: `both`."""
+    files = {kind: both if kind == "lora" else _files(runs, path) for kind, path in last.items()}
     made = [
-        Target(
-            f"load {kind}", runs, _files(runs, last[kind]), load(last[kind]), _reader(last[kind]), MODEL_FILES, weight=2
-        )
-        for kind in ("base", "sft")
+        Target(f"load {kind}", runs, files[kind], load(path), _reader(path), MODEL_FILES, weight=2)
+        for kind, path in last.items()
     ]
-    made += [Target("load adapter", runs, both, load(last["lora"]), _reader(last["lora"]), MODEL_FILES, weight=2)]
+    return [*made, Target("merge", runs, both, merged, _reader(last["lora"]), MODEL_FILES, Path(last["lora"]))]
+
+
+def _find_targets(runs: Path, last: dict[str, str]) -> list[Target]:
+    """A checkpoint among others, which are the fallback."""
+    made = []
     for kind in ("base", "sft", "lora"):
         act, naive, drop = found(f"runs/{kind}", "last"), naive_last(last[kind]), Path(last[kind])
-        made.append(
-            Target(f"find last {kind}", runs, _files(runs, last[kind]), act, naive, MODEL_FILES, drop, weight=2)
-        )
-    best, act = _best(runs / "runs/base"), found("runs/base")
-    files, drop = _files(runs, best), Path(best)
+        files = _files(runs, last[kind])
+        made.append(Target(f"find last {kind}", runs, files, act, naive, MODEL_FILES, drop, weight=2))
+    best = f"runs/base/{find_checkpoint(runs / 'runs/base').name}"
+    files, act, drop = _files(runs, best), found("runs/base"), Path(best)
     made.append(Target("find best warm", runs, files, act, naive_best, MODEL_FILES, drop, warm=True))
     made.append(Target("newest", runs, files, newest, naive_newest, MODEL_FILES, drop))
-    made.append(Target("merge", runs, both, merged, _reader(last["lora"]), MODEL_FILES, Path(last["lora"])))
-    for verb, kind in (("pretrain", "base"), ("sft", "sft")):
-        act, files = resume(verb, last[kind]), _files(runs, last[kind])
-        state = [path for path in files if path.name in STATE_FILES]
-        made.append(
-            Target(
-                f"resume {kind}",
-                runs,
-                [*files, *state, *state],
-                act,
-                naive_resume(last[kind]),
-                MODEL_FILES + STATE_FILES,
-                weight=2,
-            )
-        )
-    made.append(
-        Target(
-            "resume adapter",
-            runs,
-            both,
-            resume("sft", "runs/lora"),
-            None,
-            MODEL_FILES + STATE_FILES,
-            Path(last["lora"]),
-        )
-    )
     return made
+
+
+def _resume_targets(runs: Path, last: dict[str, str], both: Sequence[Path]) -> list[Target]:
+    used = MODEL_FILES + STATE_FILES
+    made = []
+    for verb, kind in (("pretrain", "base"), ("sft", "sft"), ("pretrain", "sharded")):
+        act, naive, files = resume(verb, last[kind]), naive_resume(last[kind]), _files(runs, last[kind])
+        state = [path for path in files if path.name in STATE_FILES]
+        made.append(Target(f"resume {kind}", runs, [*files, *state, *state], act, naive, used, weight=2))
+    act, drop = resume("sft", "runs/lora"), Path(last["lora"])
+    return [*made, Target("resume adapter", runs, both, act, None, used, drop)]
 
 
 def flip_targets(folder: Path) -> list[Target]:
@@ -249,10 +240,6 @@ def flip_targets(folder: Path) -> list[Target]:
 
 def _reader(path: str) -> Callable[[], Any]:
     return lambda: read_model(Path(path))
-
-
-def _best(run: Path) -> str:
-    return f"runs/{run.name}/{find_checkpoint(run).name}"
 
 
 def _base_of(runs: Path, adapter: Path) -> str:

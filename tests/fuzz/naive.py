@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from fuzz.compare import Near
-from fuzz.mutations import Entry, read_safetensors
+from fuzz.mutations import read_safetensors
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "U8": "u1", "I8": "i1"}
 
@@ -23,9 +23,30 @@ def is_whole(folder: Path) -> bool:
 
 
 def tensors_in(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file."""
+    """The tensors of a safetensors file, or of the shards in the folder of this name."""
+    if path.with_suffix("").is_dir():
+        return _joined([file.read_bytes() for file in sorted(path.with_suffix("").glob("*.safetensors"))])
     entries, _ = read_safetensors(path.read_bytes())
     return {name: _array(*entry) for name, entry in entries.items()}
+
+
+def _joined(shards: list[bytes]) -> dict[str, np.ndarray]:
+    parts: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for data in shards:
+        entries, metadata = read_safetensors(data)
+        places = json.loads(metadata["DCP_SHARDING_INFO"])
+        for name, entry in entries.items():
+            offsets = places[name]["saved_offsets"]
+            assert not any(offsets[1:])
+            assert len(offsets) == len(entry[1])
+            parts.setdefault(name, []).append((offsets[0] if offsets else 0, _array(*entry)))
+    tensors = {}
+    for name, chunks in parts.items():
+        chunks.sort(key=lambda chunk: chunk[0])
+        starts, n_rows = [start for start, _ in chunks], [len(array) if array.ndim else 1 for _, array in chunks]
+        assert starts == [sum(n_rows[:i]) for i in range(len(starts))]
+        tensors[name] = np.concatenate([array for _, array in chunks]) if chunks[0][1].ndim else chunks[0][1]
+    return tensors
 
 
 def _array(*entry: Any) -> np.ndarray:
@@ -101,8 +122,3 @@ def _adapted(folder: Path, meta: dict[str, Any]) -> dict[str, Any]:
     if trained:
         raise ValueError("more tensors")
     return weights | changed
-
-
-def shapes_of(entries: dict[str, Entry]) -> dict[str, Any]:
-    """Dtypes and shapes by name."""
-    return {name: [dtype, shape] for name, (dtype, shape, _) in entries.items()}

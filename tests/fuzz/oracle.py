@@ -115,9 +115,12 @@ def judge_mutant(target: Target, expected: Expected, rng: Random, keep: Path | N
         change = mutate(path, rng, target.changes.get(path.suffix, ()))
         if not change:
             return Verdict("unchanged", target.name, "none")
-        covered = (path.parent / MANIFEST).is_file() and path.name != MANIFEST and path.is_file()
+        hashed = next(
+            (folder for folder in path.relative_to(copy).parents if (copy / folder / MANIFEST).is_file()), None
+        )
+        covered = hashed is not None and path.name != MANIFEST and path.is_file()
         if rehashed := covered and rng.random() < 0.5:
-            write_manifest(path.parent)
+            write_manifest(copy / str(hashed))
         elif path.name == MANIFEST and rng.random() < 0.5:
             rehash(path)
         where = f"{path.relative_to(copy)}: {change}{' (manifest rewritten)' if rehashed else ''}"

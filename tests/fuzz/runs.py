@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
+import shutil
 from pathlib import Path
 
+from fuzz.mutations import read_safetensors, write_safetensors
 from fuzz.sandbox import run_all
 
 from mini_chat_gpt.cli import dispatch
+from mini_chat_gpt.common.files import write_manifest
 from mini_chat_gpt.prepare.sample_stories import write_sample
 
 SETTINGS = """
@@ -42,4 +46,36 @@ def make_runs(folder: Path) -> Path:
     for pattern in ("*.png", "samples.txt", "first_batch.txt"):
         for file in draft.glob(f"runs/*/{pattern}"):
             file.unlink()
-    return draft.rename(folder / "runs-and-data")
+    runs = draft.rename(folder / "runs-and-data")
+    last = sorted((runs / "runs" / "base").glob("step-*"))[-1]
+    write_sharded(last, runs / "sharded" / last.name)
+    for name in ("config.yaml", "run.json"):
+        shutil.copyfile(runs / "runs" / "base" / name, runs / "sharded" / name)
+    return runs
+
+
+def write_sharded(checkpoint: Path, folder: Path) -> None:
+    """A copy of a checkpoint with two shards of each tensor, as two processes with FSDP2 write it."""
+    shutil.copytree(checkpoint, folder)
+    for name in ("model", "optimizer"):
+        file = folder / f"{name}.safetensors"
+        tensors, _ = read_safetensors(file.read_bytes())
+        file.unlink()
+        (folder / name).mkdir()
+        for shard in (0, 1):
+            parts, places = {}, {}
+            for key, (dtype, shape, data) in tensors.items():
+                half = shape[0] // 2 if shape else 0
+                rows = (half, shape[0] - half)[shard] if shape else 0
+                size = len(data) // shape[0] if shape else len(data)
+                if shape:
+                    parts[key] = [dtype, [rows, *shape[1:]], data[half * shard * size :][: rows * size]]
+                    places[key] = {"saved_offsets": [half * shard, *[0] * (len(shape) - 1)]}
+                elif shard == 0:
+                    parts[key], places[key] = [dtype, shape, data], {"saved_offsets": []}
+            metadata = {"DCP_SHARDING_INFO": json.dumps(places), "DCP_VERSION": "1.0", "format": "pt"}
+            path = folder / name / f"shard-{shard + 1:05d}-model-00001-of-00001.safetensors"
+            path.write_bytes(write_safetensors(parts, metadata))
+    meta = folder / "mini_chat_gpt.json"
+    meta.write_text(json.dumps(json.loads(meta.read_bytes()) | {"sharded": True}))
+    write_manifest(folder)
