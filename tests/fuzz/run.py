@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 import time
@@ -50,7 +51,8 @@ def signature(verdict: Verdict) -> str:
     lines = verdict.detail.strip().splitlines()
     places = [line for line in lines if "/mini_chat_gpt/" in line]
     if not places:
-        return f"{verdict.target}: {lines[0][:20] if lines else ''} {verdict.change.partition(':')[0]}"
+        where = re.sub(r"tokens-\w+", "tokens", verdict.change.partition(":")[0])
+        return f"{verdict.target}: {lines[0][:20] if lines else ''} {where}"
     return f"{places[-1]} {lines[-1].partition(':')[0]}"
 
 
