@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,13 +133,38 @@ def _cache_places(path: Path) -> list[Path]:
 
 
 def _load(path: Path, stamp: list[str]) -> dict[str, Any] | None:
-    """The cached index of the current state of the file, or None. A damaged cache is ignored."""
+    """The cached index of the current state of the file, or None. A damaged cache is reported and made again."""
     for place in _cache_places(path):
         remove_leftovers(place.parent)
-        with contextlib.suppress(Exception), np.load(place, allow_pickle=False) as arrays:
-            if list(arrays["stamp"]) == stamp:
-                return dict(arrays)
+        try:
+            with np.load(place, allow_pickle=False) as arrays:
+                if list(arrays["stamp"]) != stamp:
+                    continue
+                table = dict(arrays)
+            _check(table, path.stat().st_size)
+            return table
+        except OSError:  # there is none, or it can't be read here
+            continue
+        except Exception as error:  # damaged bytes make numpy and zipfile raise any exception
+            warnings.warn(f"{place} is damaged ({type(error).__name__}); the index is made again.", stacklevel=3)
     return None
+
+
+def _check(table: dict[str, Any], file_size: int) -> None:
+    """Raise ValueError unless the arrays are those of an index of a file of this size."""
+    dtypes = {"offsets": np.int64, "lengths": np.uint32, "bits": np.uint16}
+    offsets, lengths, _ = arrays = [table[name] for name in dtypes]
+    if any(array.dtype != dtype for array, dtype in zip(arrays, dtypes.values(), strict=True)):
+        raise ValueError("another data type")
+    if (
+        not len(offsets)
+        or any(array.shape != (len(offsets),) for array in arrays)
+        or table["without_story"].shape != ()
+    ):
+        raise ValueError("another shape")
+    inside = (offsets >= 0) & (offsets <= file_size) & (offsets + lengths <= np.append(offsets[1:], file_size))
+    if not inside.all() or int(table["without_story"]) < 0:
+        raise ValueError("records that overlap, or outside of the file")
 
 
 def _save(path: Path, table: dict[str, Any]) -> None:

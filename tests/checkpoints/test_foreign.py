@@ -373,6 +373,15 @@ def test_a_truncated_checkpoint_is_rejected(tmp_path, new_format):
     check_error(tmp_path / "ckpt.pt", "truncated")
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_changed_bytes_within_a_tensor_are_noticed_by_their_checksum(tmp_path, tokenizer_folder, share):
+    path = write_nanogpt(tmp_path / "ckpt.pt", nanogpt_state(ARGUMENTS))
+    data = bytearray(path.read_bytes())
+    data[int(share * len(data))] ^= 64
+    path.write_bytes(data)
+    check_error(path, "truncated, damaged or not written by torch.save", tokenizer_folder)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

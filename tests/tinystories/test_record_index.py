@@ -2,8 +2,10 @@
 
 import multiprocessing
 import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -112,10 +114,42 @@ def test_a_changed_file_is_indexed_again(path):
     assert [index[i].story for i in range(len(index))] == ["another"]
 
 
-def test_a_damaged_cache_is_replaced(path):
+def test_a_damaged_cache_is_reported_and_replaced(path):
     RecordIndex(path)
     path.with_name("stories.txt.index.npz").write_bytes(b"PK nonsense")
-    assert len(RecordIndex(path)) == 4
+    with pytest.warns(UserWarning, match=r"stories.txt.index.npz is damaged .*made again"):
+        assert len(RecordIndex(path)) == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(RecordIndex(path)) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"offsets": np.array([0, 0, 0, 0])},
+        {"offsets": np.array([-9, 20, 40, 60])},
+        {"offsets": np.array([0, 20, 40, 2**62])},
+        {"offsets": np.zeros((4, 1), dtype=np.int64)},
+        {"offsets": np.zeros(0, dtype=np.int64)},
+        {"lengths": np.array([2**31] * 4, dtype=np.uint32)},
+        {"lengths": np.array([1.0, 1, 1, 1])},
+        {"bits": np.zeros(3, dtype=np.uint16)},
+        {"without_story": np.int64(-1)},
+        {"without_story": np.array([1, 2])},
+        {"bits": None},
+        {"without_story": None},
+    ],
+)
+def test_a_cache_that_is_not_an_index_of_the_file_is_replaced(path, change):
+    stories = [record.story for record in map(RecordIndex(path).__getitem__, range(4))]
+    cache = path.with_name("stories.txt.index.npz")
+    with np.load(cache) as loaded:
+        arrays = {name: array for name, array in (dict(loaded) | change).items() if array is not None}
+    np.savez(cache, **arrays)
+    with pytest.warns(UserWarning, match="damaged"):
+        index = RecordIndex(path)
+    assert [index[number].story for number in range(len(index))] == stories
 
 
 def test_the_cache_is_in_the_users_folder_if_the_data_folder_is_read_only(path, tmp_path):
