@@ -263,7 +263,7 @@ class ChatsSection(Section):
 class LoraSettings(Section):
     """The adapter itself. The defaults are common values."""
 
-    rank: Whole = Field(16, ge=1, le=4096)
+    rank: Whole = Field(16, ge=1, le=1024)
     """Rank of the update of each weight matrix."""
     alpha: Number = Field(32.0, gt=0, le=1e5)
     """The update is scaled by alpha / rank."""

@@ -137,6 +137,18 @@ class GPTConfig(Section):
         return self.head_dim or self.n_embd // self.n_head
 
     @property
+    def n_parameters(self) -> int:
+        """Number of parameters, without making the model."""
+        width, inner, kv_inner = self.n_embd, self.n_head * self.head_size, self.kv_heads * self.head_size
+        attention = width * (2 * inner + 2 * kv_inner) + (inner + 2 * kv_inner) * self.qkv_bias + width * self.bias
+        mlp = (2 + self.gated) * width * self.mlp_size + ((1 + self.gated) * self.mlp_size + width) * self.bias
+        norm = width * (2 if self.norm == "layernorm" and self.bias else 1)
+        block = attention + mlp + 2 * norm + 2 * self.head_size * self.qk_norm
+        tables = self.vocab_size * (1 if self.tie_embeddings else 2)
+        tables += self.context_length if self.position == "learned" else 0
+        return self.n_layer * block + norm + width * tables
+
+    @property
     def gated(self) -> bool:
         return self.activation in ("swiglu", "geglu")
 

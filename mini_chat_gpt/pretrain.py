@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from mini_chat_gpt.checkpoints.load import load_pair
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.resources import total_memory
+from mini_chat_gpt.common.terminal import format_size
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.data.text_dataset import (
     TextDataset,
@@ -53,13 +56,7 @@ def prepare(config: Config, run: RunContext) -> Prepared:
     else:
         # One rank trains the tokenizer and sends it to the others.
         tokenizer = run.world.broadcast(lambda: make_tokenizer(config, text, run.out))
-        shape = config.model.gpt_config(tokenizer.vocab_size)
-        if shape.vocab_size < tokenizer.vocab_size:
-            raise UserError(
-                f"model.vocab_size is {shape.vocab_size}, but the tokenizer has {tokenizer.vocab_size} ids; set it to 0, "
-                "which means that number, or to more."
-            )
-        model = GPT(shape)
+        model = new_model(config, tokenizer.vocab_size, run.device)
     # Rank 0 of each machine goes first: the first use of a text file writes its tokens to disk.
     with run.world.local_rank_zero_first():
         train, held_out = make_datasets(config, text, tokenizer, model.config.context_length, run.out)
@@ -76,6 +73,20 @@ def prepare(config: Config, run: RunContext) -> Prepared:
     return Prepared(
         Job("pretrain", section, train, validation, show if prompts else None, files=files), model, tokenizer
     )
+
+
+def new_model(config: Config, vocab_size: int, device: torch.device) -> GPT:
+    """A model with random weights. Raises UserError, before anything is allocated, if it can't fit into memory."""
+    shape = config.model.gpt_config(vocab_size)
+    # Weights, gradients and two moments in float32; the tables of rotary positions. A sharded model is on several GPUs.
+    needed = 16 * shape.n_parameters + 4 * shape.context_length * shape.head_size
+    total = None if config.system.fsdp else total_memory(device)
+    if total is not None and needed > total:
+        raise UserError(
+            f"model: {shape.n_parameters / 1e6:,.0f} M parameters need at least {format_size(needed)} for training, but {device} has "
+            f"{format_size(total)}; use a smaller model.preset, n_layer, n_embd, vocab_size or context_length."
+        )
+    return GPT(shape)
 
 
 def make_tokenizer(config: Config, text: Path, out: Console) -> ChatTokenizer:

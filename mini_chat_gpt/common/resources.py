@@ -36,6 +36,22 @@ def peak_memory(device: torch.device | str) -> int:
     return _from_proc("VmHWM") or _max_resident_set()
 
 
+def total_memory(device: torch.device | str) -> int | None:
+    """Bytes of memory of the GPU, or those that the machine or its container allows; None if unknown (Windows)."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+            return min(total, int(file.read()))
+    except (OSError, ValueError):  # no control groups, or no limit ("max")
+        return total
+
+
 def _from_proc(name: str) -> int:
     """A line of /proc/self/status such as "VmRSS:     1784 kB", in bytes; 0 if it does not exist."""
     try:

@@ -21,7 +21,7 @@ _MAX_DIGITS = 400  # more than any float has
 
 
 def alternatives(kind: Any) -> list[Any]:
-    """The types that a value may have: unions and annotations taken apart."""
+    """The types that a value may have, without unions and annotations around them."""
     if get_origin(kind) is Annotated:
         return alternatives(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
@@ -30,7 +30,7 @@ def alternatives(kind: Any) -> list[Any]:
 
 
 def child_type(kind: Any, key: str) -> Any | None:
-    """The type of what stands at `key` (the index of a list's item as text) in a value of this type; None if nothing can."""
+    """The type of what is at `key` (the index of a list's item as text) in a value of this type; None if nothing can."""
     for one in alternatives(kind):
         if one is Any:
             return Any

@@ -164,11 +164,14 @@ def count_workers(setting: int | str, world: World = ALONE) -> int:
 
     "auto" is one worker if the process has at least two cores: with a small model or a GPU, a step hardly takes longer than making
     its examples. It is none if processes can't be forked, because each worker would then import everything and copy the data.
+    Raises UserError for far more workers than cores.
     """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if isinstance(setting, int):
+        if setting > (most := max(16, 4 * cores)):
+            raise UserError(f"data.num_workers is {setting}, but there are {cores} CPU cores; use at most {most}.")
         return setting
     forks = multiprocessing.get_all_start_methods()[0] == "fork"  # the first one is the default
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 1 if forks and cores // world.local_size >= 2 else 0
 
 

@@ -31,7 +31,6 @@ from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.diagnostics.machine_checks import Finding, disk_finding, free_memory, machine_findings
 from mini_chat_gpt.diagnostics.memory_plan import MemoryPlan, Steps, largest_batch, plan_memory, splits
-from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.job import Prepared
 from mini_chat_gpt.training.monitor import Monitor
 from mini_chat_gpt.training.run import RunContext, parameter_summary
@@ -102,9 +101,8 @@ def weights_finding(config: Config, device: torch.device) -> Finding | None:
 
     Needs no allocation, so that a model that is far too large is reported before it is made.
     """
-    with torch.device("meta"):  # allocates nothing
-        shape = config.model.gpt_config(config.pretrain.tokenizer_vocab_size)
-        needed, free = 8 * GPT(shape).n_parameters(), free_memory(device)
+    shape = config.model.gpt_config(config.model.vocab_size or config.pretrain.tokenizer_vocab_size)
+    needed, free = 8 * shape.n_parameters, free_memory(device)
     if free is None or needed <= free:
         return None
     advice = "use a smaller model.preset, a smaller vocabulary, or more GPUs with system.fsdp=true"

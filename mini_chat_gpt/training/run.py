@@ -36,6 +36,7 @@ from mini_chat_gpt.common.output import flush_or_discard
 from mini_chat_gpt.common.terminal import console, format_duration
 from mini_chat_gpt.config import Config, PretrainSection, SFTSection, seconds_in
 from mini_chat_gpt.config_file import load_config, to_yaml
+from mini_chat_gpt.data.step_loader import count_workers
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.compile import choose_compiling, compile_model
 from mini_chat_gpt.training.fixed_settings import require_same_settings
@@ -82,6 +83,7 @@ def begin(config: Config, section: SFTSection | PretrainSection) -> RunContext:
     if world.launch is not None and device.type == "cuda":
         device = pick_device(f"cuda:{world.local_rank}")
         torch.cuda.set_device(device)
+    count_workers(config.data.num_workers)  # raises UserError for too many
     set_up(config.system.seed, config.system.threads, world)
     if not world.is_main:
         warnings.simplefilter("ignore")  # rank 0 prints the same warnings

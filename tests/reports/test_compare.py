@@ -85,7 +85,7 @@ def test_output_works_without_color_and_unicode(home):
     ("options", "words"),
     [
         (["--n", "0"], "--n is 0; it must be 1 or more"),
-        (["--n", "many"], "invalid int value: 'many'"),
+        (["--n", "many"], "must be a whole number, not 'many'"),
         (["--kinds", "songs"], "'songs' is not a kind of task"),
         (["--kinds", "morals"], "did you mean 'moral'"),
         (["--data", "nowhere"], "nowhere"),
