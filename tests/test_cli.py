@@ -59,7 +59,10 @@ def test_general_help_imports_nothing_heavy(argv):
 @pytest.mark.parametrize("verb", VERBS_WITH_SETTINGS)
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("trainig.batch_size=3", "did you mean 'training'"), ("training.batch_size=many", "training.batch_size must be a whole number")],
+    [
+        ("trainig.batch_size=3", "did you mean 'training'"),
+        ("training.batch_size=many", "training.batch_size must be a whole number"),
+    ],
 )
 def test_a_mistake_in_a_setting_is_reported_before_anything_heavy_is_imported(verb, setting, message):
     argv = [verb, "polite_helper", setting] if verb == "recipe" else [verb, setting]
