@@ -65,7 +65,8 @@ class ModelSection(GPTConfig):
         """The architecture alone. The tokenizer's `vocab_size` is used where the setting is 0. Raises UserError if it is too small."""
         if 0 < self.vocab_size < vocab_size:
             raise UserError(
-                f"model.vocab_size is {self.vocab_size:,}, but the tokenizer has {vocab_size:,} tokens; set it to at least that, or to 0."
+                f"model.vocab_size is {self.vocab_size}, but the tokenizer has {vocab_size} ids; set it to 0, which means that number, "
+                "or to more."
             )
         fields = self.model_dump(exclude={"preset"})
         return GPTConfig(**fields | {"vocab_size": self.vocab_size or vocab_size})
@@ -135,7 +136,7 @@ class PretrainSection(ScheduleFields):
     """Folder or file with plain stories, or TinyStories-Instruct files (only their stories are used)."""
     tokenizer: PathText = "train"
     """"train" trains a byte-level BPE on the data; or the name of an encoding (gpt2), a .tiktoken file, or a folder."""
-    tokenizer_vocab_size: Whole = Field(4096, ge=260, le=2**22)
+    tokenizer_vocab_size: Whole = Field(4096, ge=260, le=2**20)
     """Vocabulary size of a tokenizer trained here, including the four control tokens."""
     learning_rate: Number = Field(1e-3, gt=0, le=10)
     """Peak learning rate of AdamW."""
