@@ -27,6 +27,7 @@ from mini_chat_gpt.lora import Adapter, Frozen, linear_layers
 from mini_chat_gpt.model import GPT
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+REMEDY = "use another checkpoint"
 _PREFIX = "base_model.model."
 _PEFT_SUFFIX = {
     "lora_A": "lora_A.weight",
@@ -50,8 +51,12 @@ class AdapterMetadata(JSONRecord):
     @classmethod
     def read(cls, folder: Path) -> AdapterMetadata | None:
         """The entry of a checkpoint folder; None if it holds a complete model. Raises UserError if it is damaged."""
-        entry = read_meta(folder).get("adapter")
-        return None if entry is None else check_json(entry, cls, str(folder / META), "use another checkpoint")
+        if (entry := read_meta(folder).get("adapter")) is None:
+            return None
+        metadata = check_json(entry, cls, str(folder / META), REMEDY)
+        if missing := sorted(LoraSettings.model_fields.keys() - metadata.settings.model_fields_set):
+            raise UserError(f"{folder / META} is damaged: the adapter's settings lack {', '.join(missing)}; {REMEDY}.")
+        return metadata
 
 
 def is_adapter(folder: Path) -> bool:
@@ -80,13 +85,13 @@ def adapter_shapes(model: GPT, adapter: Adapter, folder: Path) -> dict[str, tupl
     shapes: dict[str, tuple[int, ...]] = {}
     for name in adapter.layers:
         if name not in layers:
-            raise UserError(f"{folder / META}: the base has no layer {short(name)}; use another checkpoint.")
+            raise UserError(f"{folder / META}: the base has no layer {short(name)}; {REMEDY}.")
         linear = layers[name]
         shapes |= {f"{name}.lora_A": (rank, linear.in_features), f"{name}.lora_B": (linear.out_features, rank)}
         if adapter.settings.dora:
             shapes[f"{name}.magnitude"] = (linear.out_features,)
     if any(not 0 <= token_id < model.config.vocab_size for token_id in adapter.token_ids):
-        raise UserError(f"{folder / META}: the base has no row for one of the token_ids; use another checkpoint.")
+        raise UserError(f"{folder / META}: the base has no row for one of the token_ids; {REMEDY}.")
     if n_ids:
         tables = ["embed_tokens"] if model.config.tie_embeddings else ["embed_tokens", "lm_head"]
         shapes |= {f"{table}.rows": (n_ids, model.config.n_embd) for table in tables}
@@ -98,7 +103,7 @@ def load_adapter(model: GPT, tensors: Mapping[str, torch.Tensor], source: str) -
     """Copy the tensors of an adapter file, `source`, into an adapted model. Raises UserError if they don't fit it."""
     trained = trained_parameters(model)
     shapes = {name: tuple(parameter.shape) for name, parameter in trained.items()}
-    compare_tensors(tensors, shapes, source, "use another checkpoint")
+    compare_tensors(tensors, shapes, source, REMEDY)
     for name, parameter in trained.items():
         parameter.copy_(tensors[name])
 

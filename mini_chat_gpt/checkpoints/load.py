@@ -37,6 +37,8 @@ from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 REMEDY = "use another checkpoint"
+ADDED_LATER: frozenset[str] = frozenset()
+"""Fields of `GPTConfig` that the oldest checkpoints lack; their defaults mean "as before"."""
 
 
 def load_checkpoint(path: Path | str, device: str | torch.device = "auto") -> tuple[GPT, ChatTokenizer]:
@@ -143,6 +145,8 @@ def _model_config(folder: Path, meta: Mapping[str, Any]) -> GPTConfig:
             f"The model in {folder} has settings that this version does not know ({', '.join(unknown)}); "
             "update mini_chat_gpt."
         )
+    if missing := sorted(GPTConfig.model_fields.keys() - fields.keys() - ADDED_LATER):
+        raise UserError(f"{folder / META} is damaged: gpt_config lacks {', '.join(missing)}; {REMEDY}.")
     try:
         return GPTConfig(**fields)
     except ValidationError as error:

@@ -108,6 +108,7 @@ def test_an_adapters_layers_and_tokens_must_exist_in_the_base(tmp_path):
         ({"settings": meta["adapter"]["settings"] | {"dora": True}}, "lacks 14 tensors"),
         ({"settings": meta["adapter"]["settings"] | {"targets": ["q_proj"]}}, "should not be there"),
         ({"settings": {"rank": 2, "alfa": 3}}, "settings.alfa"),
+        ({"settings": {"rank": 2, "dropout": 0.1}}, "the adapter's settings lack alpha, dora, rslora, targets"),
         ({"frozen": "int3"}, "adapter.*is damaged: frozen"),
         ({"layers": None}, "is damaged: layers must be a list"),
         ({"base": 3}, "is damaged: base must be text"),
