@@ -19,14 +19,16 @@ import torch
 
 from mini_chat_gpt.checkpoints.find import META, MODEL, is_checkpoint, read_meta
 from mini_chat_gpt.checkpoints.tensor_files import compare_tensors
+from mini_chat_gpt.checkpoints.verify import ADAPTER as ADAPTER
+from mini_chat_gpt.checkpoints.verify import ADAPTER_CONFIG as ADAPTER_CONFIG
+from mini_chat_gpt.checkpoints.verify import damage_of
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import Damage, find_damage, read_manifest, sha256_of
+from mini_chat_gpt.common.files import Damage, read_manifest, sha256_of
 from mini_chat_gpt.common.json_files import JSONRecord, check_json, short
 from mini_chat_gpt.config import GPTConfig, LoraSettings
 from mini_chat_gpt.lora import Adapter, Frozen, linear_layers
 from mini_chat_gpt.model import GPT
 
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 REMEDY = "use another checkpoint"
 _PREFIX = "base_model.model."
 _PEFT_SUFFIX = {
@@ -174,7 +176,7 @@ def find_base(folder: Path, metadata: AdapterMetadata) -> Path:
         raise UserError(f"{folder} is an adapter for the base model {metadata.base}, which is missing; {remedy}.")
     for base in candidates:
         if weights_hash(base) == metadata.base_hash:
-            if reason := find_damage(base):
+            if reason := damage_of(base):
                 raise UserError(f"{base}, the base model of {folder}, is damaged: {reason}.")
             return base
     raise UserError(

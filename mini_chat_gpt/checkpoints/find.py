@@ -7,33 +7,76 @@ pickled. A folder gets its final name only when it is complete, and its manifest
     mini_chat_gpt.json                               GPTConfig and metadata of the run
     optimizer.safetensors training_state.json        what is needed to resume training
     raw_weights.safetensors                          the weights being trained, if the model is their moving average
-    manifest.json                                    sizes and hashes
+    manifest.json                                    sizes and hashes, and when the folder was written
 
 A checkpoint of an adapter holds the adapter only, see `adapters`. A checkpoint of a sharded model (FSDP2) has the folders
 model/, optimizer/ and raw_weights/ instead of the files with these names, see `sharded`.
+
+Checkpoints are ranked by their metadata, which is small. Only the chosen one is verified (`verify`); if it is damaged, the
+next one is used, with a warning.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import ConfigDict, Field
+
+from mini_chat_gpt.checkpoints.verify import META, STATE, damage_of, require_metadata
+from mini_chat_gpt.checkpoints.verify import MODEL as MODEL  # for those who import the names from here
+from mini_chat_gpt.checkpoints.verify import OPTIMIZER as OPTIMIZER
+from mini_chat_gpt.checkpoints.verify import RAW as RAW
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import find_damage, free_name, temporary_name
+from mini_chat_gpt.common.files import Damage, free_name, read_manifest, readable_disk_errors, temporary_name
+from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
 from mini_chat_gpt.config import current_metric_name
+from mini_chat_gpt.tokenizer.chat_tokenizer import META_FILE
 
-META, MODEL, OPTIMIZER = "mini_chat_gpt.json", "model.safetensors", "optimizer.safetensors"
-STATE = "training_state.json"
-RAW = "raw_weights.safetensors"
 FORMAT = 1
 ASIDE = "set-aside-"
 ADAPTER_BASE = "adapter-base"
 """Folder within a run for the base of its adapters, if the original base is not a complete checkpoint folder."""
+KEEP = ".keep"
+"""A file in a checkpoint folder that exempts it from pruning."""
+
+
+class _Format(JSONRecord):
+    format: int
+
+
+class Meta(JSONRecord):
+    """The contents of mini_chat_gpt.json."""
+
+    format: int
+    gpt_config: dict[str, Any]
+    info: dict[str, Any]
+    adapter: dict[str, Any] | None = None
+    sharded: bool = False
+
+
+class _Progress(JSONRecord):
+    model_config = ConfigDict(extra="allow")
+    step: Annotated[int, Field(ge=0)]
+
+
+class TrainingState(JSONRecord):
+    """The contents of training_state.json; `Progress` and the optimizer know the rest."""
+
+    model_config = ConfigDict(extra="allow")
+    progress: _Progress
+    loss_scale: dict[str, int | float] | None = None
+    averaged_steps: int | None = None
+
+
+class _TokenizerMeta(JSONRecord):
+    chat_format: dict[str, Any] | None
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -42,127 +85,244 @@ def is_checkpoint(folder: Path) -> bool:
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """Return the contents of mini_chat_gpt.json. Raises UserError if `folder` is not a checkpoint."""
+    remedy = "use another checkpoint"
     try:
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is not a checkpoint: {META} can't be read ({error}).") from None
-    if meta.get("format") != FORMAT:
-        raise UserError(f"{folder}: unknown checkpoint format {meta.get('format')}; update mini_chat_gpt.")
-    return meta
+        if (version := read_json(folder / META, _Format, remedy).format) != FORMAT:
+            raise UserError(f"{folder}: unknown checkpoint format {version}; update mini_chat_gpt.")
+        return read_json(folder / META, Meta, remedy).model_dump(exclude_unset=True)
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a checkpoint: it has no {META}; {remedy}.") from None
+    except DamagedJSON as error:
+        raise UserError(f"{folder} is not a checkpoint: {error}") from None
 
 
 def read_state(folder: Path) -> dict[str, Any]:
     """Return what a resume needs besides tensors. Raises UserError for a checkpoint that holds a model only."""
     try:
-        return json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return read_json(folder / STATE, TrainingState, "use another checkpoint").model_dump(exclude_unset=True)
     except FileNotFoundError:
         raise UserError(f"{folder} holds a model but no training state, so training can't resume from it.") from None
 
 
+def can_chat(folder: Path) -> bool:
+    """Whether the model of a checkpoint folder has a chat format. Raises UserError if that can't be read."""
+    try:
+        return read_json(folder / META_FILE, _TokenizerMeta, "use another checkpoint").chat_format is not None
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no tokenizer: {META_FILE} is missing; use another checkpoint.") from None
+
+
+def step_of(folder: Path) -> int | None:
+    """The step in the name of a run's checkpoint folder; None for other names."""
+    prefix, _, digits = folder.name.partition("step-")
+    return int(digits) if not prefix and digits.isascii() and digits.isdigit() and len(digits) < 20 else None
+
+
 def steps_of(run: Path) -> list[Path]:
-    """The run's checkpoint folders, oldest first."""
-    return sorted(folder for folder in run.glob("step-*") if folder.is_dir() and folder.name[5:].isdigit())
+    """The run's checkpoint folders, oldest first. Raises UserError if the folder can't be listed."""
+    try:
+        folders = [run / name for name in os.listdir(run)]
+        steps = {folder: step for folder in folders if (step := step_of(folder)) is not None and folder.is_dir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{run} can't be read ({(error.strerror or str(error)).lower()}); check the path.") from None
+    return sorted(steps, key=lambda folder: (steps[folder], folder.name))
 
 
-def find_checkpoint(path: Path | str, prefer: str = "best") -> Path:
+def find_checkpoint(path: Path | str, prefer: str = "best", recheck: bool = False) -> Path:
     """Return the checkpoint folder that `path` means: itself, or the best (else the newest) undamaged one of a run folder.
 
-    "RUN/best" and "RUN/last" choose within a run. Damaged checkpoints of a run are skipped with a warning. Raises UserError.
+    "RUN/best" and "RUN/last" choose within a run. Damaged checkpoints of a run are skipped with a warning. A file that has been
+    verified before is only read again with `recheck`. Raises UserError.
     """
     path = Path(path)
-    if is_checkpoint(path):
-        if reason := find_damage(path):
-            raise UserError(f"The checkpoint {path} is damaged: {reason}. Use another checkpoint of the run.")
-        return path
-    if path.name in ("best", "last") and not path.exists():
-        path, prefer = path.parent, path.name
-    if not path.is_dir():
-        raise UserError(
-            f"There is no checkpoint at {path}; give a checkpoint folder, a run folder such as runs/sft, or a model file."
-        )
-    undamaged = []
-    for folder in steps_of(path):
-        if reason := find_damage(folder):
-            warnings.warn(f"skipping {folder}: {reason}", stacklevel=2)
-        else:
-            undamaged.append(folder)
-    if not undamaged:
+    try:
+        if is_checkpoint(path):
+            read_meta(path)
+            if reason := damage_of(path, recheck):
+                raise UserError(f"The checkpoint {path} is damaged: {reason}. Use another checkpoint of the run.")
+            return path
+        if path.name in ("best", "last") and not path.exists():
+            path, prefer = path.parent, path.name
+        if not path.is_dir():
+            raise UserError(
+                f"There is no checkpoint at {path}; give a checkpoint folder, a run folder such as runs/sft, or a model file."
+            )
+    except OSError as error:  # a name that is too long, a folder of someone else
+        raise UserError(f"{path} can't be read ({(error.strerror or str(error)).lower()}); check the path.") from None
+    chosen, damaged = _choose(path, prefer, recheck)
+    for folder, reason in damaged.items():
+        warnings.warn(f"skipping {folder}: {reason}", stacklevel=1)
+    if chosen is None:
         raise UserError(
             f"{path} has no complete checkpoint; give a checkpoint folder, or a run folder with step-* folders in it."
         )
-    if prefer == "last":
-        return undamaged[-1]
-    return best_of(undamaged) or undamaged[-1]
+    return chosen
 
 
-def best_of(folders: list[Path]) -> Path | None:
+def _choose(run: Path, prefer: str, recheck: bool = False) -> tuple[Path | None, dict[Path, str]]:
+    """The best or the newest undamaged checkpoint of a run, and the damaged ones that were found, with the reasons.
+
+    The metadata of all checkpoints are read; weights only until an undamaged checkpoint is found.
+    """
+    readable, damaged = [], {}
+    for folder in steps_of(run):
+        try:
+            require_metadata(folder)
+            read_meta(folder)
+            readable.append(folder)
+        except UserError as error:
+            damaged[folder] = str(error)
+    best_first = [] if prefer == "last" else _evaluated(readable)
+    for folder in dict.fromkeys([*best_first, *reversed(readable)]):
+        if reason := damage_of(folder, recheck):
+            damaged[folder] = reason
+        else:
+            return folder, damaged
+    return None, damaged
+
+
+def best_of(folders: Sequence[Path]) -> Path | None:
     """The best of these checkpoints by the best_metric of the newest one; None if none was evaluated by it.
 
     Of equally good checkpoints it is the one with the lowest validation loss, and of those the newest.
     """
+    return next(iter(_evaluated(folders)), None)
+
+
+def _evaluated(folders: Sequence[Path]) -> list[Path]:
+    """Those of these checkpoints (oldest first) that were evaluated by the best_metric of the newest one, the best first."""
     infos = [_with_new_keys(read_meta(folder)["info"]) for folder in folders]
     best_metric = infos[-1].get("best_metric") if infos else None  # a resumed run may use another one than before
-    ranked = [
-        (rank_key, folder)
-        for info, folder in zip(infos, folders, strict=True)
-        if (rank_key := _rank_key(info, best_metric)) is not None
-    ]
-    return max(ranked, key=lambda pair: pair[0])[1] if ranked else None
+    keys = [_rank_key(info, best_metric) for info in infos]
+    ranked = [(key, number) for number, key in enumerate(keys) if key is not None]
+    return [folders[number] for _, number in sorted(ranked, reverse=True)]
 
 
 def _with_new_keys(info: dict[str, Any]) -> dict[str, Any]:
     """Replace the keys of runs of November 2026: "goodness" and "best_by"."""
     renamed = {"goodness": "score", "best_by": "best_metric"}
     info = {renamed.get(key, key): value for key, value in info.items()}
-    return info | {"best_metric": current_metric_name(info.get("best_metric"))}
+    metric = info.get("best_metric")
+    return info | {"best_metric": current_metric_name(metric) if isinstance(metric, str) else None}
 
 
-def _rank_key(info: Mapping[str, Any], best_metric: str | None) -> tuple[float, float, int] | None:
+def _rank_key(info: Mapping[str, Any], best_metric: str | None) -> tuple[float, float] | None:
     """Sort key of checkpoints, higher is better; None if the checkpoint was not evaluated by this metric."""
-    loss, score = info.get("val_loss"), info.get("score")
+    loss, score = _finite(info.get("val_loss")), _finite(info.get("score"))
     if best_metric in (None, "val_loss"):
         score = None if loss is None else -loss
     elif info.get("best_metric") != best_metric:
         score = None
-    if score is None or not math.isfinite(score):
+    return None if score is None else (score, -math.inf if loss is None else -loss)
+
+
+def _finite(value: object) -> float | None:
+    """A value of the metadata as a number, None if it is not a finite one."""
+    try:
+        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    except OverflowError:  # an integer that no float can hold
         return None
-    return score, -loss if loss is not None and math.isfinite(loss) else -math.inf, info.get("step", 0)
 
 
 def newest_checkpoint(runs: Path | str = "runs", base: bool | None = None) -> Path | None:
-    """The most recently written checkpoint or run under `runs`; with `base` only plain-text (or only chat) models."""
-    candidates = []
-    for meta in Path(runs).rglob(META):
-        if any(part.startswith((".", ASIDE)) or part == ADAPTER_BASE for part in meta.parts):
-            continue  # incomplete, being deleted, from an abandoned continuation, or a copy
-        job = read_meta(meta.parent)["info"].get("job")
-        if base is None or base == (job != "sft"):
-            candidates.append((meta.stat().st_mtime, meta.parent))
-    if not candidates:
+    """The most recently written checkpoint or run under `runs`; with `base` only models without (or only with) a chat format.
+
+    Damaged checkpoints, and those of a later version, are passed over with a warning.
+    """
+    newest: dict[Path, tuple[float, Path]] = {}
+    for checkpoint in _checkpoints_under(Path(runs)):
+        model = checkpoint if step_of(checkpoint) is None else checkpoint.parent
+        try:
+            newest[model] = max(newest.get(model, (0.0, checkpoint)), (_written(checkpoint), checkpoint))
+        except (Damage, OSError) as error:
+            warnings.warn(f"passing over {checkpoint}: {error}", stacklevel=1)
+    for model in sorted(newest, key=lambda model: newest[model], reverse=True):
+        try:
+            if base is not None and _can_chat(newest[model][1]) == base:
+                continue  # before anything large is read
+            if can_chat(find_checkpoint(model)) != base:  # None differs from both
+                return model
+        except UserError as error:
+            warnings.warn(f"passing over {model}: {error}", stacklevel=1)
+    return None
+
+
+def _can_chat(folder: Path) -> bool | None:
+    """`can_chat` of a checkpoint that has not been verified; None if it is damaged."""
+    try:
+        return can_chat(folder)
+    except UserError:
         return None
-    newest = max(candidates)[1]
-    return newest.parent if newest.name.startswith("step-") else newest
+
+
+def _checkpoints_under(runs: Path) -> Iterator[Path]:
+    """The checkpoint folders under `runs`.
+
+    Leaves out what is incomplete or being deleted, what an abandoned continuation left, and copies. Links to folders are not
+    followed further than one level.
+    """
+
+    def unreadable(error: OSError) -> None:
+        warnings.warn(f"passing over {error.filename}: {(error.strerror or str(error)).lower()}", stacklevel=1)
+
+    for parent, names, _ in os.walk(runs, onerror=unreadable):
+        skipped = (".", ASIDE)
+        names[:] = [n for n in names if not n.startswith(skipped) and n != ADAPTER_BASE and step_of(Path(n)) is None]
+        for folder in [*([runs] if parent == str(runs) else []), *(Path(parent, name) for name in names)]:
+            with suppress(OSError, UserError):  # os.walk reports it
+                yield from [folder] if is_checkpoint(folder) else filter(is_checkpoint, steps_of(folder))
+
+
+def _written(folder: Path) -> float:
+    """When a checkpoint was written: what its manifest says, else (in one of November 2026) the time of its metadata."""
+    written = read_manifest(folder).written
+    return (folder / META).stat().st_mtime if written is None else written
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep` and the best one."""
-    folders = steps_of(run)
-    best = best_of(folders)
-    for folder in folders[:-keep]:
-        if folder != best:
-            # Rename first, so that a half-deleted folder is never mistaken for a checkpoint.
-            doomed = temporary_name(folder)
-            folder.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+    """Delete all checkpoints but the newest `keep` and the best undamaged one. Nothing is deleted if all are damaged.
+
+    Never raises: what can't be deleted stays, with a warning. So does a checkpoint that would be the best if it were not damaged.
+    """
+    try:
+        old = steps_of(run)[:-keep]
+        best, damaged = _choose(run, "best") if old else (None, {})
+    except UserError as error:
+        warnings.warn(f"old checkpoints are not deleted: {error}", stacklevel=1)
+        return
+    for folder, reason in damaged.items():
+        warnings.warn(f"{folder} is damaged, so it is not used: {reason}", stacklevel=1)
+    for folder in old if best is not None else []:
+        if folder != best and folder not in damaged and not (folder / KEEP).exists():
+            _delete(folder)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a checkpoint folder. It is renamed first, so that a half-deleted folder is never mistaken for a checkpoint."""
+    try:
+        doomed = folder.rename(temporary_name(folder))
+        shutil.rmtree(doomed)
+    except OSError as error:
+        warnings.warn(f"{folder} is not deleted completely ({(error.strerror or str(error)).lower()})", stacklevel=1)
+
+
+def protect(folder: Path) -> None:
+    """Exempt a run's checkpoint from pruning, because an adapter needs it as its base. Raises UserError if the disk refuses."""
+    if step_of(folder) is not None:
+        with readable_disk_errors(folder):
+            (folder / KEEP).touch()
 
 
 def move_aside(run: Path, step: int) -> list[Path]:
     """Rename the run's checkpoints of steps after `step`, so that a run resumed from it does not collide with them.
 
-    Returns the new paths.
+    Returns the new paths. Raises UserError if the disk refuses.
     """
     moved = []
     for folder in steps_of(run):
-        if int(folder.name.removeprefix("step-")) > step:
-            moved.append(folder.rename(free_name(folder.with_name(f"{ASIDE}{folder.name}"))))
+        if (step_of(folder) or 0) > step:
+            with readable_disk_errors(folder):
+                moved.append(folder.rename(free_name(folder.with_name(f"{ASIDE}{folder.name}"))))
     return moved

@@ -189,6 +189,8 @@ def _tensor_path(folder: Path, name: str) -> Path:
 
 def require_finite(model: GPT, path: Path) -> None:
     """Raise UserError if a weight is NaN or infinite: every score and reply of such a model would be meaningless."""
+    if path.is_dir():
+        return  # `find_checkpoint` has verified its files
     weights = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     if name := first_nonfinite(weights):
         raise UserError(

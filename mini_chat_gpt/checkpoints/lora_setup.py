@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from mini_chat_gpt.checkpoints.adapters import AdapterMetadata, weights_hash
-from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, MODEL, find_checkpoint
+from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, MODEL, find_checkpoint, protect
 from mini_chat_gpt.checkpoints.load import load_pair
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.device import pick_precision
@@ -82,6 +82,8 @@ def _base_folder(base: Base, run: Path, dry_run: bool) -> Path:
     if not base.path.is_file() and not base.added:
         folder = find_checkpoint(base.path).resolve()
         if (folder / MODEL).is_file():
+            if not dry_run:
+                protect(folder)
             return folder
     folder = (run / ADAPTER_BASE).resolve()
     if not dry_run:

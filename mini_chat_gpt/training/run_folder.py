@@ -73,7 +73,7 @@ def find_run_folder(section: SFTSection | PretrainSection, launch: str | None = 
         return RunFolder(free_run_folder(section.save_dir))
     if resume_from in (None, "auto") and not steps_of(run):
         return RunFolder(run)
-    checkpoint = find_checkpoint(run if resume_from in (None, "auto") else resume_from, prefer="last")
+    checkpoint = find_checkpoint(run if resume_from in (None, "auto") else resume_from, prefer="last", recheck=True)
     read_state(checkpoint)  # raises UserError if the checkpoint has no training state
     return RunFolder(checkpoint.parent, checkpoint)
 

@@ -15,7 +15,7 @@ from tiny import tiny_model, tiny_tokenizer
 
 import mini_chat_gpt
 from mini_chat_gpt.checkpoints.find import move_aside, steps_of
-from mini_chat_gpt.checkpoints.save import save_checkpoint
+from mini_chat_gpt.checkpoints.save import take_snapshot
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import SFTSection
 from mini_chat_gpt.training import run_folder
@@ -42,8 +42,8 @@ def run(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         for step in steps:
-            checkpoint = save_checkpoint(folder / f"step-{step:07d}", tiny_model(TOKENIZER.vocab_size), TOKENIZER)
-            (checkpoint / "training_state.json").write_text("{}")
+            state = {"progress": {"step": step}}
+            take_snapshot(tiny_model(TOKENIZER.vocab_size), TOKENIZER, state=state).write(folder / f"step-{step:07d}")
         if finished:
             (folder / "result.json").write_text("{}")
         (folder / METADATA).write_text(json.dumps({"launch": launch}))

@@ -1,0 +1,122 @@
+"""Whether a checkpoint folder is what was written: every file has its hash, and no weight is NaN or infinite.
+
+Reading gigabytes takes seconds, so what has been verified is recorded next to the checkpoint, in .verified.json of the folder
+that contains it. A file with the same size, modification time and inode is not read again. The record only saves time: one
+that is missing, damaged or can't be written means that files are read again.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.files import MANIFEST, Damage, Manifest, read_manifest, require_unchanged, write_json
+from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
+from mini_chat_gpt.tokenizer.chat_tokenizer import ENCODER_FILE, META_FILE
+from mini_chat_gpt.tokenizer.hf_export import TEMPLATE_FILE
+
+META, MODEL, OPTIMIZER = "mini_chat_gpt.json", "model.safetensors", "optimizer.safetensors"
+STATE = "training_state.json"
+RAW = "raw_weights.safetensors"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+RECORD = ".verified.json"
+
+_WEIGHTS = {MODEL, Path(MODEL).stem, ADAPTER}
+_TOKENIZER = {META_FILE, *ENCODER_FILE.values(), "tokenizer.json", "tokenizer_config.json", TEMPLATE_FILE}
+_SHARDED = {Path(name).stem for name in (MODEL, OPTIMIZER, RAW)}
+_OWN = {META, MODEL, OPTIMIZER, STATE, RAW, ADAPTER, ADAPTER_CONFIG, "config.json"} | _TOKENIZER | _SHARDED
+"""Files and folders that checkpoints consist of: none may be there without an entry in the manifest."""
+
+Identity = tuple[int, int, int, str]
+"""Size, modification time in nanoseconds, inode, and the hash that the file was verified to have."""
+
+
+class Verified(JSONRecord):
+    """The contents of .verified.json."""
+
+    checkpoints: dict[str, dict[str, Identity]]
+
+
+def damage_of(folder: Path, recheck: bool = False) -> str | None:
+    """A description of the first damage of a checkpoint folder, or None. With `recheck` every file is read, whatever is recorded."""
+    try:
+        manifest = read_manifest(folder)
+        _require_listed(folder, manifest)
+        record = _read_record(folder.resolve().parent)
+        before = {} if recheck else record.get(folder.resolve().name, {})
+        verified = {name: _verify(folder, name, manifest, before.get(name)) for name in manifest.files}
+    except Damage as error:
+        return str(error)
+    except OSError as error:
+        return f"it can't be read ({(error.strerror or str(error)).lower()})"
+    if verified != before:
+        _write_record(folder.resolve(), verified, record)
+    return None
+
+
+def require_metadata(folder: Path) -> None:
+    """Raise Damage unless mini_chat_gpt.json, by which checkpoints are ranked, is what was written. Reads only small files."""
+    manifest = read_manifest(folder)
+    _require_listed(folder, manifest)
+    require_unchanged(folder, META, manifest.files[META])
+
+
+def _require_listed(folder: Path, manifest: Manifest) -> None:
+    if META not in manifest.files:
+        raise Damage(f"{META} is not listed in its {MANIFEST}")
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder)
+        if name.parts[0] in _OWN and name.as_posix() not in manifest.files and not file.is_dir():
+            raise Damage(f"{name} is not listed in its {MANIFEST}")
+
+
+def _verify(folder: Path, name: str, manifest: Manifest, before: Identity | None) -> Identity:
+    """Read the file unless it is the one that was verified before. Raises Damage."""
+    entry = manifest.files[name]
+    with suppress(OSError):
+        if before is not None and before == _identity(folder / name, entry.sha256):
+            return before
+    try:
+        identity = _identity(folder / name, entry.sha256)  # before reading, so that a later change is noticed
+    except OSError:
+        identity = (-1, -1, -1, "")
+    require_unchanged(folder, name, entry)
+    if name.split("/")[0] in _WEIGHTS:
+        _require_finite(folder, name)
+    return identity
+
+
+def _identity(file: Path, sha256: str) -> Identity:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino, sha256
+
+
+def _require_finite(folder: Path, name: str) -> None:
+    """Raise Damage if a tensor of the file has a NaN or an infinite value: every reply of such a model would be meaningless."""
+    from safetensors import SafetensorError, safe_open
+
+    from mini_chat_gpt.checkpoints.tensor_files import read_header  # here, because it imports PyTorch
+
+    try:
+        read_header(folder / name)  # which limits its size
+        with safe_open(folder / name, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                tensor = file.get_tensor(key)
+                if tensor.is_floating_point() and not tensor.isfinite().all():
+                    raise Damage(f"{key} is not finite (NaN or infinite); training has diverged")
+    except (SafetensorError, ValueError) as error:
+        raise Damage(f"{name} can't be read ({error})") from None
+
+
+def _read_record(parent: Path) -> dict[str, dict[str, Identity]]:
+    with suppress(FileNotFoundError, DamagedJSON):
+        return read_json(parent / RECORD, Verified, "").checkpoints
+    return {}
+
+
+def _write_record(folder: Path, verified: dict[str, Identity], record: dict[str, dict[str, Identity]]) -> None:
+    """Store what was verified, and forget checkpoints that no longer exist."""
+    present = {name: files for name, files in record.items() if (folder.parent / name).is_dir()}
+    with suppress(UserError, OSError):  # a folder that can't be written to
+        write_json(folder.parent / RECORD, {"checkpoints": present | {folder.name: verified}})
