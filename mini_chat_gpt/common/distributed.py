@@ -6,6 +6,7 @@ are sent over gloo between CPUs, so that they never wait for a GPU. DDP and FSDP
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,7 +148,8 @@ def leave() -> None:
 def launch_of(environment: Mapping[str, str]) -> str:
     """An identifier of one call of torchrun: its --rdzv_id, or by default the machine and torchrun's own process."""
     run_id = environment["TORCHELASTIC_RUN_ID"]
-    return run_id if run_id != "none" else f"{socket.gethostname()}:{os.getppid()}:{_start_time(os.getppid())}"
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]  # it is stored in the run folder
+    return run_id if run_id != "none" else f"{host}:{os.getppid()}:{_start_time(os.getppid())}"
 
 
 def _start_time(process: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from mini_chat_gpt.assets import load
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import read_file, user_cache
+from mini_chat_gpt.common.files import read_file, remove_leftovers, user_cache
 from mini_chat_gpt.common.json_files import JSONRecord, parse_json
 from mini_chat_gpt.common.yaml_files import read_yaml
 from mini_chat_gpt.config import DataSection
@@ -25,9 +26,11 @@ from mini_chat_gpt.model import GPT
 from mini_chat_gpt.prepare import sample_plots, sample_stories
 from mini_chat_gpt.prepare.sample_stories import ANSWERS_NAME, FILE_NAME, write_sample
 from mini_chat_gpt.sft_dataloader import InstructDataset, find_instruct_file
+from mini_chat_gpt.tinystories.records import FILE_NAMES
 from mini_chat_gpt.tinystories.tasks import Task, check_kinds
 from mini_chat_gpt.tinystories.truncation import truncate_to_context
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.training.provenance import find_data_file, read_metadata
 
 GROUPS = {"seen": "plots of the train file", "unseen": "plots not in it"}
 """The groups of the sample -> their titles. A model trained on other data has seen neither."""
@@ -45,7 +48,12 @@ def find_held_out(data: Path | str | None = None, checkpoints: Sequence[Path] = 
             return data, "as requested"
         return find_instruct_file(data, "valid"), "as requested"
     for checkpoint in checkpoints:
-        for folder in _data_of(checkpoint):
+        for run in _runs_of(checkpoint):
+            for record in recorded_data(run):
+                file = find_data_file(record, run, data_folders(checkpoint))
+                if file is not None and _is_valid_file(file):
+                    return file, f"the data of {checkpoint}"
+        for folder in data_folders(checkpoint):
             try:
                 return find_instruct_file(folder, "valid"), f"the data of {checkpoint}"
             except UserError:  # moved or deleted since the run
@@ -53,18 +61,31 @@ def find_held_out(data: Path | str | None = None, checkpoints: Sequence[Path] = 
     return sample_valid_file(), "the generated sample, because the run's own data was not found"
 
 
-def _data_of(checkpoint: Path) -> list[Path]:
+def recorded_data(run: Path) -> list[dict[str, Any]]:
+    """What the run in this folder recorded about its data files (`DataFile`); [] if there is no readable record."""
+    return list((read_metadata(run).get("began") or {}).get("data") or [])
+
+
+def data_folders(checkpoint: Path) -> list[Path]:
     """Where the data of a checkpoint's run may be: the path in its config, relative to where it was started, and as it is."""
     candidates: list[Path] = []
-    for run in () if checkpoint.is_file() else (checkpoint, checkpoint.parent):
+    for run in _runs_of(checkpoint):
         for dataset, save_dir in _data_paths(run / "config.yaml"):
             # If save_dir is "runs/sft" and the run is /x/runs/sft, it was started in /x.
             save_folder, parent = Path(save_dir).parent.parts, run.resolve().parent.parts
             n_above = len(parent) - len(save_folder)
             if parent[n_above:] == save_folder:
-                candidates.append(Path(*parent[:n_above]) / dataset)
-            candidates.append(Path(dataset))
-    return candidates
+                candidates.append(Path(*parent[:n_above]) / Path(dataset).expanduser())
+            candidates.append(Path(dataset).expanduser())
+    return [folder.parent if folder.is_file() else folder for folder in candidates]
+
+
+def _runs_of(checkpoint: Path) -> tuple[Path, ...]:
+    return () if os.path.isfile(checkpoint) else (checkpoint, checkpoint.parent)
+
+
+def _is_valid_file(file: Path) -> bool:
+    return file.name in {name.format(split="valid") for name in FILE_NAMES}
 
 
 def _data_paths(file: Path) -> list[tuple[str, str]]:
@@ -86,6 +107,7 @@ def sample_valid_file() -> Path:
     sources += [repr(load(name)).encode() for name in ("sample_plots.yaml", "sample_words.yaml")]
     folder = user_cache() / f"sample-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}"
     file = folder / FILE_NAME.format(split="valid")
+    remove_leftovers(folder)
     if not file.is_file():
         write_sample(folder, n_train=0)
     return file

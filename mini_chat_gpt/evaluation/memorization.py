@@ -8,7 +8,6 @@ length of the shorter one, because a longer text has more chances of a match.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
 from mini_chat_gpt.common.terminal import StepProgress
 from mini_chat_gpt.evaluation.capabilities import Evaluation
 from mini_chat_gpt.evaluation.confidence import bootstrap, paired
+from mini_chat_gpt.evaluation.held_out import data_folders, recorded_data
 from mini_chat_gpt.evaluation.ngram_overlap import Overlap, cut_to_same_length, ngram_overlap
 from mini_chat_gpt.sft_dataloader import stories
+from mini_chat_gpt.training.provenance import find_data_file
 
 STORY_KIND = "words"  # the kind of task whose replies are stories
 N = 8  # words of an n-gram
@@ -39,49 +39,20 @@ class TrainingFiles:
 
 
 def find_training_files(checkpoint: Path, held_out: Path) -> TrainingFiles:
-    """The training files that a checkpoint's run recorded, if they still exist with the same size.
+    """The training files that a checkpoint's run recorded, if they still exist unchanged; the project may have been moved.
 
     Without such a record, the train file next to the held-out file, if there is one.
     """
-    records = [record for folder in (checkpoint, checkpoint.parent) for record in _recorded_data(folder / "run.json")]
+    records = [(run, record) for run in (checkpoint, checkpoint.parent) for record in recorded_data(run)]
     if records:  # even if none of the files can be used: the model was trained on chats, or the files are gone
-        paths = {Path(record.path): record.size for record in records}
-        usable = [
-            path.resolve()
-            for path, size in paths.items()
-            if path.suffix == ".txt" and "valid" not in path.name and path.is_file() and path.stat().st_size == size
-        ]
         folder = held_out.resolve().parent
+        folders = [*data_folders(checkpoint), folder]
+        places = [find_data_file(record, run, folders) for run, record in records]
+        usable = [place.resolve() for place in places if place and place.suffix == ".txt" and "valid" not in place.name]
         return TrainingFiles(tuple(dict.fromkeys(usable)), True, any(file.parent == folder for file in usable))
     train = held_out.with_name(held_out.name.replace("valid", "train"))
     exists = train != held_out and train.is_file() and train.stat().st_size > 0
     return TrainingFiles((train,) if exists else (), False, exists)
-
-
-class _DataFile(JSONRecord):
-    path: str
-    size: int
-
-
-class _Began(JSONRecord):
-    data: tuple[_DataFile, ...] = ()
-
-
-class _Run(JSONRecord):
-    """The part of a run.json that names its data."""
-
-    began: _Began
-
-
-def _recorded_data(run_file: Path) -> Sequence[_DataFile]:
-    """What a run recorded about its data files; [] if there is no valid record."""
-    try:
-        return read_json(run_file, _Run, "the training files that it records are not used").began.data
-    except FileNotFoundError:
-        return []
-    except DamagedJSON as error:
-        warnings.warn(str(error), stacklevel=2)
-        return []
 
 
 def memorization(

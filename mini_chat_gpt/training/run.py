@@ -43,17 +43,14 @@ from mini_chat_gpt.training.fixed_settings import require_same_settings
 from mini_chat_gpt.training.job import Callback, Prepared, Progress, TrainResult
 from mini_chat_gpt.training.loss_curves import draw_losses
 from mini_chat_gpt.training.monitor import Monitor, keep_metrics_until
-from mini_chat_gpt.training.run_folder import (
+from mini_chat_gpt.training.provenance import (
     METADATA,
-    RESULT,
-    RunFolder,
     collect_provenance,
-    find_run_folder,
-    locked,
+    keep_damaged_metadata,
     provenance_changes,
     read_metadata,
-    run_to_resume,
 )
+from mini_chat_gpt.training.run_folder import RESULT, RunFolder, find_run_folder, locked, run_to_resume
 from mini_chat_gpt.training.stop import URGENT, exit_code
 from mini_chat_gpt.training.time_budget import time_run
 from mini_chat_gpt.training.train_step import TrainStep
@@ -137,7 +134,7 @@ def _execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Seq
 def prepare_folder(prepared: Prepared, config: Config, run: RunContext, start: Progress) -> dict[str, Any]:
     """Prepare the run's folder for training from the position `start` on. Returns the content of run.json."""
     first_step = start.step
-    provenance = collect_provenance(prepared.job.files, prepared.tokenizer.fingerprint())
+    provenance = collect_provenance(prepared.job.files, prepared.tokenizer.fingerprint(), run.folder)
     remove_leftovers(run.folder, exclusive=True)  # the folder's lock is held
     for moved in move_aside(run.folder, first_step):
         run.out.print(
@@ -147,6 +144,7 @@ def prepare_folder(prepared: Prepared, config: Config, run: RunContext, start: P
     keep_metrics_until(run.folder, first_step, evaluated=not start.evaluation_due)
     metadata = read_metadata(run.folder) if first_step else {}
     if not metadata:
+        keep_damaged_metadata(run.folder)
         metadata = {"launch": run.world.launch, "wandb_id": new_run_id(), "began": provenance, "went_on": []}
     else:
         for sentence in (changes := provenance_changes(metadata["began"], provenance)):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from mini_chat_gpt.generation.text import prompt_ids
 from mini_chat_gpt.prepare.sample_stories import write_sample
 from mini_chat_gpt.sft_dataloader import InstructDataset, read_records, stories
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.training.provenance import file_fingerprint
 
 TRAIN, VALID = "TinyStoriesInstruct-train.txt", "TinyStoriesInstruct-valid.txt"
 
@@ -70,6 +72,29 @@ def test_the_data_of_a_moved_run_is_searched_in_the_current_folder(clone, monkey
     assert find_held_out(None, [elsewhere])[0].samefile(tmp_path / "here/data" / VALID)
 
 
+def test_the_recorded_data_of_a_moved_project_are_found_without_its_settings(clone, monkeypatch, tmp_path):
+    run = clone / "runs" / "sft"
+    monkeypatch.chdir(clone)
+    records = [file_fingerprint(Path("data", name), Path("runs/sft")) for name in (VALID,)]
+    (run / "run.json").write_text(json.dumps({"began": {"data": records}}))
+    (run / "config.yaml").write_text("sft: {dataset_path: /gone, save_dir: runs/sft}")
+    moved = clone.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    assert find_held_out(None, [moved / "runs" / "sft"])[0] == moved / "data" / VALID
+
+
+@pytest.mark.parametrize(
+    "config", ["sft: {dataset_path: [1], save_dir: 3}", "sft: 1", "sft: {dataset_path: {}}", "&a [*a]"]
+)
+def test_settings_of_another_structure_are_not_an_error(clone, monkeypatch, tmp_path, config):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        "mini_chat_gpt.evaluation.held_out.write_sample", lambda folder, n_train: write_sample(folder, n_train, 9)
+    )
+    (clone / "runs/sft/config.yaml").write_text(config)
+    assert "sample" in find_held_out(None, [clone / "runs" / "sft"])[1]
+
+
 @pytest.mark.parametrize("config", [None, "- no\n- config\n", "sft: {dataset_path: gone, save_dir: runs/sft}", "\t:"])
 def test_without_data_it_is_the_sample_written_once_into_the_cache(monkeypatch, sample, tmp_path, config):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -91,6 +116,17 @@ def test_without_data_it_is_the_sample_written_once_into_the_cache(monkeypatch, 
 
 
 # Groups
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"seen": 1}', "{}", "null", "[" * 10**5])
+def test_damaged_answers_are_one_sentence_with_the_line(sample, tmp_path, line):
+    for file in sample.iterdir():
+        shutil.copy(file, tmp_path)
+    answers = tmp_path / VALID.replace(".txt", ".answers.jsonl")
+    lines = answers.read_text().splitlines()
+    answers.write_text("\n".join([*lines[:4], line, *lines[5:]]))
+    with pytest.raises(UserError, match=r"answers\.jsonl, line 5 is damaged"):
+        groups_of(tmp_path / VALID, len(lines))
 
 
 def test_the_groups_of_the_sample_are_plots_that_are_in_the_training_split_or_not(sample):

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -12,6 +13,7 @@ from mini_chat_gpt.evaluation import memorization as module
 from mini_chat_gpt.evaluation.capabilities import Evaluation, Item, summarize
 from mini_chat_gpt.evaluation.memorization import TrainingFiles, describe, find_training_files, memorization
 from mini_chat_gpt.evaluation.task_metrics import score
+from mini_chat_gpt.training.provenance import file_fingerprint
 
 TRAINING = ["Once upon a time a red cat sat on a big warm stone and slept all day.", "Sue had a dog."]
 REFERENCE = "One day a small bird flew over the sea, and on a big warm stone it rested for the night."
@@ -134,7 +136,24 @@ def test_training_files_are_those_that_the_run_recorded_if_they_are_unchanged(tm
     assert find_training_files(run, tmp_path / "some-valid.txt") == TrainingFiles((), True, False)
 
 
-@pytest.mark.filterwarnings("ignore:.*run.json is damaged.*the training files that it records are not used")
+def test_the_training_files_of_a_moved_project_are_found_by_hash(tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    (run := project / "runs" / "sft").mkdir(parents=True)
+    (project / "stories.txt").write_text("Tom ran.")
+    (tmp_path / "stories.txt").write_text("Tom ran.")  # the same file somewhere else
+    monkeypatch.chdir(project)
+    (run / "run.json").write_text(json.dumps({"began": {"data": [file_fingerprint(Path("stories.txt"), run)]}}))
+    moved = project.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    found = find_training_files(moved / "runs" / "sft" / "step-0000001", tmp_path / "x-valid.txt")
+    assert found.files == (moved / "stories.txt",)
+    (moved / "stories.txt").write_text("Sue ran.")  # the same size
+    assert find_training_files(moved / "runs" / "sft", tmp_path / "x-valid.txt").files == (tmp_path / "stories.txt",)
+    (tmp_path / "stories.txt").unlink()
+    assert find_training_files(moved / "runs" / "sft", tmp_path / "x-valid.txt") == TrainingFiles((), True, False)
+
+
+@pytest.mark.filterwarnings("ignore:.*run.json is damaged")
 @pytest.mark.parametrize(
     "record",
     ["{", "[]", '{"began": null}', '{"began": {"data": 3}}', '{"began": {"data": [3]}}', "[" * 10_000, "9" * 5000],
