@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -116,17 +115,6 @@ def test_without_data_it_is_the_sample_written_once_into_the_cache(monkeypatch, 
 
 
 # Groups
-
-
-@pytest.mark.parametrize("line", ["{", "[]", '{"seen": 1}', "{}", "null", "[" * 10**5])
-def test_damaged_answers_are_one_sentence_with_the_line(sample, tmp_path, line):
-    for file in sample.iterdir():
-        shutil.copy(file, tmp_path)
-    answers = tmp_path / VALID.replace(".txt", ".answers.jsonl")
-    lines = answers.read_text().splitlines()
-    answers.write_text("\n".join([*lines[:4], line, *lines[5:]]))
-    with pytest.raises(UserError, match=r"answers\.jsonl, line 5 is damaged"):
-        groups_of(tmp_path / VALID, len(lines))
 
 
 def test_the_groups_of_the_sample_are_plots_that_are_in_the_training_split_or_not(sample):
