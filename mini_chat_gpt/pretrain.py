@@ -24,6 +24,7 @@ from mini_chat_gpt.data.text_dataset import (
     split_documents,
     tokenize_file,
 )
+from mini_chat_gpt.generation.decode import Model
 from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tinystories.records import find_text, stories
@@ -64,7 +65,7 @@ def prepare(config: Config, run: RunContext) -> Prepared:
     check_prompts(section.prompts, tokenizer, context, "pretrain.prompts")
     prompts = [*section.prompts, *(prompt for prompt in [DEFAULT_PROMPT] if can_reply(prompt, tokenizer, context))]
 
-    def show(model: GPT) -> str:
+    def show(model: Model) -> str:
         texts = generate(model, tokenizer, prompts, max_new_tokens=60, temperature=0.0)
         return "\n".join(f"  {prompt}{text}" for prompt, text in zip(prompts, texts, strict=True))
 

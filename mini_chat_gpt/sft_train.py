@@ -22,6 +22,7 @@ from mini_chat_gpt.common.text import clean
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.evaluation.capabilities import evaluate
 from mini_chat_gpt.evaluation.task_metrics import score
+from mini_chat_gpt.generation.decode import Model
 from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tinystories.tasks import Task
@@ -111,7 +112,9 @@ def add_chat_tokens(model: GPT, tokenizer: ChatTokenizer) -> list[str]:
 # At each evaluation
 
 
-def eval_metrics(tasks: Sequence[Task], best_metric: str, tokenizer: ChatTokenizer) -> Callable[[GPT], Metrics] | None:
+def eval_metrics(
+    tasks: Sequence[Task], best_metric: str, tokenizer: ChatTokenizer
+) -> Callable[[Model], Metrics] | None:
     """A function that scores a model: {"eval/KIND/METRIC": score} with the main metric of each kind. None without tasks.
 
     Raises UserError if `best_metric`, the setting, is not one of the metrics of this run.
@@ -125,7 +128,7 @@ def eval_metrics(tasks: Sequence[Task], best_metric: str, tokenizer: ChatTokeniz
     if not tasks:
         return None
 
-    def measure(model: GPT) -> Metrics:
+    def measure(model: Model) -> Metrics:
         results = evaluate(model, tokenizer, tasks).results
         return {name: results[kind][name.rpartition("/")[2]] for kind, name in names.items()}
 
@@ -134,12 +137,12 @@ def eval_metrics(tasks: Sequence[Task], best_metric: str, tokenizer: ChatTokeniz
 
 def sample_replies(
     prompts: Sequence[str], shown: Sequence[Shown], tokenizer: ChatTokenizer
-) -> Callable[[GPT], str] | None:
+) -> Callable[[Model], str] | None:
     """A function that lists a model's replies to the user's own prompts and to held-out ones. None without prompts."""
     if not prompts and not shown:
         return None
 
-    def show(model: GPT) -> str:
+    def show(model: Model) -> str:
         all_prompts = [*prompts, *(one.prompt for one in shown)]
         # Greedy, so that only training changes the replies from one evaluation to the next.
         replies = iter(generate(model, tokenizer, all_prompts, max_new_tokens=80, temperature=0.0))

@@ -15,6 +15,7 @@ from mini_chat_gpt.common.json_files import check_json
 from mini_chat_gpt.config import ScheduleFields, current_metric_name
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.data.step_loader import ExampleDataset
+from mini_chat_gpt.generation.decode import Model
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
@@ -44,12 +45,12 @@ class Job:
     source: ExampleDataset
     validation: Sequence[Example]
     # Returns text to show at each evaluation, for example replies to a few held-out prompts.
-    show: Callable[[GPT], str] | None = None
+    show: Callable[[Model], str] | None = None
     stages: Sequence[Stage] = ()
     """Curriculum stages, which come before `source`."""
     files: Sequence[Path] = ()
     """The text files that the examples are made from."""
-    measure: Callable[[GPT], Metrics] | None = None
+    measure: Callable[[Model], Metrics] | None = None
     """Returns scores at each evaluation, higher is better, with names such as "eval/moral/exact"."""
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -116,6 +116,10 @@ class Trainer:
                 self.stopped = self.stop.reason
                 if self._advanced:
                     self.save()
+            except Exception:  # a checkpoint that is being written is still completed
+                with suppress(Exception):
+                    self.writer.wait()
+                raise
         self.writer.wait()
         if self.stopped in URGENT:
             leave_within(GRACE, exit_code(self.stopped))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from mini_chat_gpt.generation.decode import Model, for_inference
 from mini_chat_gpt.training.job import Evaluation, Job, Metrics
 from mini_chat_gpt.training.stop import Abandoned, StopRequest
 from mini_chat_gpt.training.train_step import TrainStep
@@ -52,6 +53,11 @@ class Validation:
             self.stop.check_time(0)
         self.stop.raise_if_requested(self.world)
 
+    def _model(self) -> Model:
+        """The model, ready to reply in the precision of the run. On a CPU replies are always computed in float32."""
+        model = self.engine.model.eval()
+        return model if model.device.type == "cpu" else for_inference(model, precision=self.engine.precision)
+
     def _on_one_rank(self, call: Callable[[], T], otherwise: T) -> T:
         """The result of `call`, or `otherwise` if a stop is requested: the other ranks, which wait, learn of it afterwards."""
         try:
@@ -76,7 +82,7 @@ class Validation:
             return {}
 
         def compute() -> Metrics:
-            return self.attempt("Scoring the eval tasks", lambda: measure(self.engine.model.eval())) or {}
+            return self.attempt("Scoring the eval tasks", lambda: measure(self._model())) or {}
 
         # A sharded model computes on all ranks together. Otherwise rank 0 computes the scores for all.
         return compute() if self.engine.sharded else self.world.broadcast(lambda: self._on_one_rank(compute, {}))
@@ -88,7 +94,7 @@ class Validation:
             return ""
 
         def generate() -> str:
-            return self.attempt("Generating samples", lambda: show(self.engine.model.eval())) or ""
+            return self.attempt("Generating samples", lambda: show(self._model())) or ""
 
         text = generate() if self.engine.sharded else self._on_one_rank(generate, "")
         return text if self.world.is_main else ""

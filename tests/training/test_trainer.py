@@ -16,6 +16,7 @@ from tiny import CountingDataset, tiny_config, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.checkpoints.find import best_of, find_checkpoint, steps_of
 from mini_chat_gpt.checkpoints.load import load_model
+from mini_chat_gpt.checkpoints.save import Snapshot
 from mini_chat_gpt.common.device import pick_precision
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import SFTSection
@@ -385,3 +386,24 @@ def test_samples_of_any_text_are_written(tmp_path):
     trainer.validation = Validation(trainer.job, trainer.engine, attempt=trainer.monitor.attempt)
     trainer.run()
     assert (tmp_path / "run" / "samples.txt").read_text(encoding="utf-8").count("a\ufffdb") == 3
+
+
+def test_a_checkpoint_that_is_being_written_when_training_fails_is_completed(tmp_path, monkeypatch):
+    class DamagedRecord(CountingDataset):
+        def __getitem__(self, index):
+            if index > 20:
+                raise UserError("record 20 is damaged")
+            return super().__getitem__(index)
+
+    write = Snapshot.write
+
+    def write_slowly(self, *arguments, **options):
+        time.sleep(0.3)
+        return write(self, *arguments, **options)
+
+    monkeypatch.setattr(Snapshot, "write", write_slowly)
+    trainer = make_trainer(tmp_path, sft={"save_interval": 1}, training={"examples_per_step": 8})
+    trainer.job = replace(trainer.job, source=DamagedRecord())
+    with pytest.raises(UserError, match="record 20 is damaged"):
+        trainer.run()
+    assert find_checkpoint(tmp_path, "last").name == "step-0000002"

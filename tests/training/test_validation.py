@@ -95,3 +95,19 @@ def test_an_evaluation_whose_scores_failed_ranks_last_by_them():
     failed, scored = Evaluation({"val_loss": 1.0}), Evaluation({"val_loss": 2.0}, {"eval/moral/exact": 0.0})
     assert math.isnan(failed.score("eval/moral/exact"))
     assert failed.rank_key("eval/moral/exact") < scored.rank_key("eval/moral/exact")
+
+
+@pytest.mark.parametrize(("setting", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_samples_and_scores_on_another_device_have_the_precision_of_the_run(setting, dtype):
+    validation = make_validation(show=lambda model: repr(model.precision.dtype), measure=lambda model: {"m": 1.0})
+    validation.engine.precision = pick_precision(setting, torch.device("cpu"))
+    validation.engine.model.to("meta")  # a device that every machine has
+    assert validation.samples() == repr(dtype)
+
+
+def test_samples_are_in_float32_where_the_run_is_and_on_a_cpu(monkeypatch):
+    for device, precision in (("meta", False), ("cpu", "bf16")):
+        validation = make_validation(show=lambda model: type(model).__name__)
+        validation.engine.precision = pick_precision(precision, torch.device("cpu"))
+        validation.engine.model.to(device)
+        assert validation.samples() == "GPT"
