@@ -6,6 +6,7 @@ sentence, and changes nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -168,7 +169,7 @@ def _save(session: ChatSession, argument: str) -> Outcome:
     path = _path("save", argument.removeprefix("--overwrite "))
     with readable_disk_errors(path):
         existed = path.is_file()
-    if existed and not overwrite and path.resolve() not in session.files:
+    if existed and not overwrite and Path(os.path.realpath(path)) not in session.files:
         raise UserError(f"{path} exists already; choose another name, or type: /save --overwrite {path}")
     session.save(path, overwrite=True)
     replaced = ", replacing its content" if existed else ""

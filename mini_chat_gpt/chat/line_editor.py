@@ -5,6 +5,7 @@ prompt_toolkit is imported when a prompt is created, as a chat over a pipe doesn
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -54,14 +55,23 @@ def make_history(say: Callable[[str], None]) -> Any:
     """The input history, stored in a file that only its owner can read, or in memory if the file can't be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
+    class History(FileHistory):
+        def store_string(self, string: str) -> None:
+            try:
+                super().store_string(string)
+            except OSError as error:  # a full disk must not end the chat
+                say(f"The input history can't be written to {file} ({error.strerror}).")
+
     file = user_cache() / "chat_history"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+        if not file.is_file():
+            raise OSError(errno.EINVAL, "not a regular file")
     except OSError as error:
         say(f"The input history is kept for this chat only: {file} can't be written ({error.strerror}).")
         return InMemoryHistory()
-    return FileHistory(file)
+    return History(file)
 
 
 def make_completer(commands: Mapping[str, str]) -> Any:

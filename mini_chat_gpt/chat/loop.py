@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
-from mini_chat_gpt.chat.commands import COMMANDS, as_message, is_command, run_command
+from mini_chat_gpt.chat.commands import COMMANDS, as_message, is_command, run_command, short
 from mini_chat_gpt.chat.model_options import open_model, system_of
 from mini_chat_gpt.chat.session import ChatSession, Turn
 from mini_chat_gpt.chat.terminal import Front, Plain, Terminal, is_capable_terminal
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with, replace_unencodable
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.files import free_name, user_cache
 from mini_chat_gpt.generation.decode import Model
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import USE_FORMAT_DEFAULT, System
@@ -46,9 +49,25 @@ def chat(
     front: Front = Terminal(commands, hint) if is_capable_terminal() else Plain()
     try:
         Chat(session, front).run()
+    except BaseException:  # a closed terminal, a signal, a lost output
+        if front.interactive:
+            keep_unsaved(session)
+        raise
     finally:
         front.close()
     return 0
+
+
+def unsaved_chats() -> Path:
+    """Where a conversation is kept if the chat ends without `/quit` or Ctrl-D."""
+    return user_cache() / "unsaved-chat.json"
+
+
+def keep_unsaved(session: ChatSession) -> None:
+    """Write the conversation to a file of its own, unless it is saved. The next chat says where it is."""
+    if not session.is_saved:
+        with suppress(UserError, OSError):
+            session.save(free_name(unsaved_chats()))
 
 
 class Chat:
@@ -65,10 +84,13 @@ class Chat:
             )
         if self.front.interactive:
             self.front.note(f"{self.front.keys} /help lists the commands.")
+            if (kept := unsaved_chats()).is_file() and not self.session.is_base:
+                self.front.note(
+                    f"An earlier chat ended before it was saved: /load {kept} continues it, deleting the file ends this note."
+                )
         while True:
             try:
-                line = self.front.read()
-                if not self.handle(line):
+                if not self.run_line(self.front.read()):
                     return
             except EOFError:
                 return
@@ -78,6 +100,20 @@ class Chat:
                 self.front.note("Ctrl-D or /quit leaves the chat.")
             except UserError as error:
                 self.front.error(str(error))
+
+    def run_line(self, line: str) -> bool:
+        """`handle` a line. A failure of the program, such as too little memory, does not end an interactive chat."""
+        try:
+            return self.handle(line)
+        except (UserError, EOFError):
+            raise
+        except Exception as error:
+            if not self.front.interactive:
+                raise
+            # If it is the output that failed, this fails, too.
+            reason = short(f"{type(error).__name__}: {error}", 200)
+            self.front.error(f"That failed ({reason}). The conversation is kept, and /save writes it to a file.")
+            return True
 
     def handle(self, line: str) -> bool:
         """Run a line; returns whether the chat continues. Raises UserError."""

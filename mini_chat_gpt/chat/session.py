@@ -19,16 +19,19 @@ Guarantees:
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from mini_chat_gpt.chat_format import Message, check_messages, render
 from mini_chat_gpt.common.errors import UserError, nearest
-from mini_chat_gpt.common.files import write_json
+from mini_chat_gpt.common.files import readable_disk_errors, write_json
+from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
 from mini_chat_gpt.common.text import well_formed
 from mini_chat_gpt.generation.decode import FinishReason, Model, concrete_seed, decode, for_inference, random_streams
 from mini_chat_gpt.generation.sampling import Sampling
@@ -39,6 +42,7 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 # Fraction of the context that older turns leave free for a reply. Most replies to a pasted story are short, and they are all wrong
 # if the story has been dropped. A reply that was cut off can be generated again with fewer older turns (`retry`).
 ROOM_FOR_REPLY = 1 / 8
+MAX_CHAT = 1 << 26  # bytes of a saved conversation
 # Beginning of the error if a base model is used like a chat model.
 NO_CHAT = "This is a base model without a chat format"
 
@@ -100,6 +104,7 @@ class ChatSession:
         self.n_dropped = 0
         self.last_turn: Turn | None = None
         self.files: set[Path] = set()
+        self._saved: list[Message] = []
         self.system: str | None = None
         self._inference_model: Model | None = None  # created for the first reply
         self._cache = model.make_cache(1)
@@ -122,6 +127,11 @@ class ChatSession:
     def messages(self) -> list[Message]:
         """The whole conversation, including dropped turns."""
         return self._conversation(self.turns)
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether a file has the whole conversation, or there is none."""
+        return not self.turns or self.messages == self._saved
 
     @property
     def room_for_reply(self) -> int:
@@ -206,13 +216,18 @@ class ChatSession:
         path = Path(path)
         if not self.turns:
             raise UserError("There is nothing to save yet; the conversation is empty.")
-        if path.is_dir():
+        with readable_disk_errors(path):  # looking at a path can fail, too, if its name is too long
+            is_folder, exists, is_file = path.is_dir(), path.exists(), path.is_file()
+        if is_folder:
             raise UserError(f"{path} is a folder; name a file in it.")
-        if path.exists() and not overwrite:
+        if exists and not is_file:  # writing would replace a device or a pipe by a file
+            raise UserError(f"{path} is not a regular file; choose another name.")
+        if exists and not overwrite:
             raise UserError(f"{path} exists already and is not overwritten; choose another name.")
         messages = [{"role": message.role, "content": message.content} for message in self.messages]
         write_json(path, {"messages": messages, "settings": asdict(self.sampling)})
-        self.files.add(path.resolve())
+        self.files.add(Path(os.path.realpath(path)))
+        self._saved = self.messages
 
     def load(self, path: Path | str) -> None:
         """Replace this conversation by a saved one. Settings that are not in the file don't change.
@@ -231,7 +246,8 @@ class ChatSession:
         self.last_turn = Turn(texts[-1], attempt=-1) if len(texts) % 2 else None
         self.sampling = sampling
         _, self.n_dropped = self._fit(self.turns, "?", self.room_for_reply)  # as for the next message
-        self.files = {Path(path).resolve()}
+        self.files = {Path(os.path.realpath(path))}
+        self._saved = self.messages
 
     # Implementation
 
@@ -292,11 +308,11 @@ class ChatSession:
         if not message.strip():
             raise UserError("The message has no text.")
         alone = self._check_length(prompt_ids(self.tokenizer, self._conversation([], message), None), message)
-        sizes = [self._size(turn) for turn in earlier]
-        n_dropped, n_tokens = least, len(alone) + sum(sizes[least:])
-        while sizes[n_dropped:] and n_tokens + room > self.model.config.context_length:
-            n_tokens -= sizes[n_dropped]
-            n_dropped += 1
+        # From the newest turn back, so that the work does not depend on the number of turns that don't fit.
+        free = self.model.config.context_length - room - len(alone)
+        n_dropped = len(earlier)
+        while n_dropped > least and (free := free - self._size(earlier[n_dropped - 1])) >= 0:
+            n_dropped -= 1
         return prompt_ids(self.tokenizer, self._conversation(earlier[n_dropped:], message), None), n_dropped
 
     def _check_length(self, alone: list[int], message: str) -> list[int]:
@@ -329,41 +345,39 @@ class ChatSession:
         return len(render([Message("system", system)], self.tokenizer)[0])
 
 
+class _SavedMessage(JSONRecord):
+    role: str
+    content: str
+
+
+class _SavedChat(JSONRecord):
+    """A file that `ChatSession.save` wrote, or an equal one."""
+
+    messages: list[_SavedMessage]
+    settings: dict[str, int | float | None] = Field({})
+
+
 def read_chat(path: Path, sampling: Sampling) -> tuple[list[Message], Sampling]:
     """The messages of a saved conversation, and `sampling` with the settings of the file.
 
     Raises UserError with the first problem.
     """
+    remedy = 'a saved chat is {"messages": [{"role": ..., "content": ...}, ...], "settings": {"temperature": 0.7, ...}}'
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror or error}.") from None
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise UserError(f"{path} is not a JSON file ({error}).") from None
-    except RecursionError:
-        raise UserError(f"{path} is not a conversation; it is nested too deeply.") from None
-    if not isinstance(content, dict) or not isinstance(content.get("messages"), list):
-        raise UserError(
-            f'{path} is not a conversation; it must have {{"messages": [{{"role": ..., "content": ...}}, ...]}}.'
-        )
-    messages = [_message(path, number, entry) for number, entry in enumerate(content["messages"], start=1)]
+        saved = read_json(path, _SavedChat, remedy, MAX_CHAT)
+    except FileNotFoundError:
+        raise UserError(f"{path} can't be read: No such file.") from None
+    except DamagedJSON as error:  # more likely another kind of file than a damaged one
+        raise UserError(str(error).replace(f"{path} is damaged", f"{path} is not a conversation", 1)) from None
+    messages = [Message(message.role, well_formed(message.content)) for message in saved.messages]
     try:
         check_messages(messages)
-        return messages, _with_settings(sampling, content.get("settings", {}))
+        return messages, _with_settings(sampling, saved.settings)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _message(path: Path, number: int, entry: Any) -> Message:
-    if not isinstance(entry, dict) or not {"role", "content"} <= entry.keys():
-        raise UserError(f'{path}: message {number} must be {{"role": ..., "content": ...}}.')
-    content = entry["content"]
-    return Message(entry["role"], well_formed(content) if isinstance(content, str) else content)
-
-
-def _with_settings(sampling: Sampling, settings: Any) -> Sampling:
-    if not isinstance(settings, dict):
-        raise UserError('"settings" must be an object, such as {"temperature": 0.7}.')
+def _with_settings(sampling: Sampling, settings: dict[str, Any]) -> Sampling:
     known = [setting.name for setting in fields(Sampling)]
     for name in settings:
         if name not in known:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,12 +15,15 @@ import pytest
 import torch
 
 from mini_chat_gpt.chat.commands import COMMANDS
-from mini_chat_gpt.chat.loop import main
+from mini_chat_gpt.chat.loop import Chat, main
+from mini_chat_gpt.chat.session import ChatSession
+from mini_chat_gpt.chat.terminal import Plain
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import GPTConfig
+from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
@@ -118,6 +123,56 @@ def chat(start, teller) -> Program:
 
 
 # A conversation at a terminal
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_conversation_of_a_closed_terminal_is_kept_for_the_next_chat(start, teller, tmp_path, number):
+    chat = start(teller)
+    chat.prompt()
+    chat.say("Hello")
+    os.kill(chat._process.pid, number)
+    assert chat.end() == 128 + number
+    assert "Traceback" not in chat.raw
+    kept = tmp_path / "cache" / "mini_chat_gpt" / "unsaved-chat.json"
+    assert [message["content"] for message in json.loads(kept.read_text())["messages"]] == ["Be kind.", "Hello", REPLY]
+    chat = start(teller)
+    assert f"/load {kept}" in chat.prompt()
+    assert "Loaded 1 turn" in chat.say(f"/load {kept}")
+    os.kill(chat._process.pid, number)
+    chat.end()
+    assert [path.name for path in kept.parent.glob("*.json")] == [kept.name]  # it is in a file already
+
+
+def test_a_failure_of_the_program_does_not_end_the_chat_or_lose_the_conversation(save, monkeypatch, tmp_path):
+    model, tokenizer = load_checkpoint(save(system="Be kind."))
+    session = ChatSession(model, tokenizer, Sampling(temperature=0))
+    front = Recorder(["Hello", "/tokens", "/save " + str(tmp_path / "chat.json")])
+
+    def fail(_session):
+        raise RuntimeError("out of memory:\nTried to allocate " + "9" * 500)
+
+    monkeypatch.setattr(ChatSession, "usage", fail)
+    Chat(session, front).run()
+    (error,) = front.errors
+    assert error.startswith("That failed (RuntimeError: out of memory: Tried")
+    assert len(error) < 400
+    assert (tmp_path / "chat.json").is_file()
+
+
+class Recorder(Plain):
+    """A person who types these lines, and what is shown to them."""
+
+    def __init__(self, lines):
+        super().__init__()
+        self.interactive, self.lines, self.errors = True, lines, []
+
+    def read(self):
+        if not self.lines:
+            raise EOFError
+        return self.lines.pop(0)
+
+    def error(self, text):
+        self.errors.append(text)
 
 
 def test_the_first_lines_name_the_model_and_the_keys(start, teller):
@@ -333,7 +388,7 @@ def test_bad_files_are_one_sentence(chat, tmp_path):
     assert "can't be read: No such file" in chat.say("/load nowhere.json")
     assert "needs a file name" in chat.say("/load")
     (tmp_path / "chat.json").write_text("{", encoding="utf-8")
-    assert "is not a JSON file" in chat.say(f"/load {tmp_path / 'chat.json'}")
+    assert "is not valid JSON" in chat.say(f"/load {tmp_path / 'chat.json'}")
 
 
 def test_an_unknown_command_suggests_the_nearest_one(chat):

@@ -1,6 +1,7 @@
 """A chat session replies as `generate` does, computes no token twice, and drops whole turns when the context is full."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from mini_chat_gpt.chat.session import ChatSession, Turn
 from mini_chat_gpt.chat_format import Message, render
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.sampling import Sampling
-from mini_chat_gpt.generation.text import generate, generate_replies
+from mini_chat_gpt.generation.text import generate, generate_replies, prompt_ids
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
@@ -429,21 +430,39 @@ ONCE = '{"role": "user", "content": "Once"}'
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is not a JSON file"),
-        (b"\xff", "is not a JSON file .*utf-8"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b"[]", "is not a conversation; it must have"),
-        (b'{"messages": "Hi"}', "is not a conversation; it must have"),
+        (b"", "is not valid JSON"),
+        (b"\xff", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON .*recursion limit"),
+        (b'{"messages": [], "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "is not valid JSON .*recursion limit"),
+        (b'{"messages": [], "x": ' + b"9" * 5000 + b"}", "number out of range"),
+        (b"[]", r"the file must be a mapping .*; a saved chat is {"),
+        (b"null", "the file must be a mapping"),
+        (b'{"messages": "Hi"}', "messages must be a list"),
+        (b'{"messages": {"role": "user"}}', "messages must be a list"),
+        (b'{"settings": {}}', "is not a conversation: messages is missing"),
         (b'{"messages": []}', "The conversation is empty"),
-        (b'{"messages": ["Hi"]}', "message 1 must be"),
-        (b'{"messages": [{"role": "user"}]}', "message 1 must be"),
+        (b'{"messages": ["Hi"]}', "messages.0 must be a mapping"),
+        (b'{"messages": [{"role": "user"}]}', "messages.0.content is missing"),
+        (b'{"messages": [{"role": ["user"], "content": "Hi"}]}', "messages.0.role must be text"),
         (b'{"messages": [{"role": "robot", "content": "Hi"}]}', "'robot'; the roles are"),
-        (b'{"messages": [{"role": "user", "content": 3}]}', "it must be text"),
+        (b'{"messages": [{"role": "user", "content": 3}]}', "messages.0.content must be text"),
         (b'{"messages": [{"role": "assistant", "content": "Hi"}]}', "must follow a user message"),
         (f'{{"messages": [{ONCE}, {ONCE}]}}'.encode(), "follows another user message"),
-        (f'{{"messages": [{ONCE}], "settings": []}}'.encode(), "must be an object"),
+        (f'{{"messages": [{ONCE}], "settings": []}}'.encode(), "settings must be a mapping"),
+        (f'{{"messages": [{ONCE}], "settings": {{"seed": "1"}}}}'.encode(), "settings.seed"),
+        (f'{{"messages": [{ONCE}], "settings": {{"top_k": true}}}}'.encode(), "settings.top_k"),
+        (f'{{"messages": [{ONCE}], "settings": {{"temperature": NaN}}}}'.encode(), "not valid JSON|temperature"),
+        (
+            f'{{"messages": [{ONCE}], "settings": {{"temperature": 1e999}}}}'.encode(),
+            "settings.temperature|temperature is",
+        ),
         (f'{{"messages": [{ONCE}], "settings": {{"temp": 1}}}}'.encode(), "no setting 'temp'; did you mean"),
         (f'{{"messages": [{ONCE}], "settings": {{"top_p": 7}}}}'.encode(), "top_p is 7; it must be"),
+        (
+            f'{{"messages": [{ONCE}], "settings": {{"temperature": 1{"0" * 400}}}}}'.encode(),
+            "temperature is 1000.*; it must",
+        ),
+        (f'{{"messages": [{ONCE}], "settings": {{"top_k": 1{"0" * 400}}}}}'.encode(), "top_k is 1000.*; it must"),
         (None, "can't be read: No such file"),
     ],
 )
@@ -458,3 +477,59 @@ def test_a_bad_file_is_one_clear_sentence_and_changes_nothing(chat, tmp_path, co
     assert str(raised.value).startswith(str(tmp_path / "chat.json"))
     assert "\n" not in str(raised.value)
     assert (session.messages, session.sampling) == before
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_folder_a_pipe_or_a_device_is_not_loaded_and_not_replaced(chat, tmp_path, make):
+    session = ChatSession(says(chat, "there was"), chat)
+    say(session, "Tom")
+    before = session.messages
+    path = tmp_path / "chat.json"
+    make(path)
+    kind = path.lstat().st_mode
+    with pytest.raises(UserError, match=r"can't be read \((is a directory|not a regular file)\)"):
+        session.load(path)
+    with pytest.raises(UserError, match=r"is a folder|is not a regular file"):
+        session.save(path, overwrite=True)
+    assert session.messages == before
+    assert path.lstat().st_mode == kind
+
+
+def test_a_byte_order_mark_before_a_saved_conversation_is_ignored(chat, tmp_path):
+    session = ChatSession(says(chat, "there was"), chat)
+    (tmp_path / "chat.json").write_bytes(b"\xef\xbb\xbf" + f'{{"messages": [{ONCE}]}}'.encode())
+    session.load(tmp_path / "chat.json")
+    assert session.last_turn.message == "Once"
+
+
+def test_a_message_after_thousands_of_turns_renders_only_those_that_fit(chat, tmp_path, monkeypatch):
+    session = ChatSession(lively(chat), chat, GREEDY)
+    turn = [{"role": "user", "content": "Tom"}, {"role": "assistant", "content": "ran"}]
+    (tmp_path / "chat.json").write_text(json.dumps({"messages": turn * 5000}))
+    session.load(tmp_path / "chat.json")
+    n_rendered = []
+
+    def counting(messages, *more):
+        n_rendered.append(len(messages))
+        return render(messages, *more)
+
+    monkeypatch.setattr("mini_chat_gpt.chat.session.render", counting)
+    say(session, "Sara")
+    assert sum(n_rendered) < 100
+    assert session.n_dropped > 4900
+    kept = session.turns[session.n_dropped : -1]
+    assert session.last_turn.prompt == prompt_ids(
+        chat, [*session._conversation(kept), Message("user", "Sara")], session.system
+    )
+
+
+def test_a_conversation_is_saved_until_it_changes(chat, tmp_path):
+    session = ChatSession(says(chat, "there was"), chat)
+    assert session.is_saved
+    say(session, "Tom")
+    assert not session.is_saved
+    session.save(tmp_path / "chat.json")
+    assert session.is_saved
+    session.undo()
+    say(session, "Sara")
+    assert not session.is_saved
