@@ -51,9 +51,9 @@ def test_a_line_is_a_command_or_a_message(line, command, message):
         ("/load .", "can't be read (is a directory)"),
         ("/save --overwrite .", "is a folder"),
         ("/save .", "is a folder"),
-        ("/save ~nouser/x.json", "no home folder for ~nouser/x.json"),
-        ("/load ~nouser/x.json", "no home folder for ~nouser/x.json"),
-        ("/why ~nouser/x.html", "There is no reply|no home folder for ~nouser/x.html"),
+        ("/save ~nouser/x.json", "home folder of a user 'nouser' is not known"),
+        ("/load ~nouser/x.json", "home folder of a user 'nouser' is not known"),
+        ("/why ~nouser/x.html", "There is no reply|home folder of a user 'nouser' is not known"),
         ("/save /dev/null", "is not a regular file"),
         ("/save --overwrite /dev/full", "is not a regular file"),
         ("/save /proc/x.json", "Can't write /proc/x.json"),
@@ -145,9 +145,9 @@ def test_a_full_disk_keeps_the_conversation_and_the_file_that_has_it_already(ses
 @pytest.mark.parametrize(
     "lines",
     [
-        ["/seed 99999999999999999999999999"],
-        ["/max 99999999999999999999999999"],
-        ["/temp 1e308"],
+        ["/seed 9223372036854775807"],
+        ["/max 1000000000"],
+        ["/temp 1000000"],
         ["/temp 0.7", "/top_p 5e-324"],
     ],
 )
