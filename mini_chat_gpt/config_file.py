@@ -29,6 +29,9 @@ S = TypeVar("S", bound=Section)
 COMMAND_LINE = "the command line"
 MAX_PROBLEMS = 10
 """Problems of one source that a message lists."""
+KNOWN = " (known here: "
+MAX_CHARACTERS = 800
+"""Length of all problems that a message lists, if there are several."""
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -104,13 +107,22 @@ def validated(
             by_source.setdefault(COMMAND_LINE if typed else source, []).append(
                 f"line {line}: {problem}" if line else problem
             )
-        text = "; ".join(f"{origin}: {_first('; ', problems)}" for origin, problems in by_source.items())
+        room = MAX_CHARACTERS // len(by_source)
+        text = "; ".join(f"{origin}: {_first(problems, room)}" for origin, problems in by_source.items())
         raise UserError(text) from None
 
 
-def _first(separator: str, problems: Sequence[str]) -> str:
-    more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
-    return separator.join([*problems[:MAX_PROBLEMS], *more])
+def _first(problems: Sequence[str], room: int) -> str:
+    """The first problems: at least one, and as many as have room. The valid names of a section are listed once."""
+    listed: list[str] = []
+    for problem in problems[:MAX_PROBLEMS]:
+        brief, _, known = problem.partition(KNOWN)
+        problem = brief if any(known and known in earlier for earlier in listed) else problem
+        if listed and sum(map(len, listed)) + len(problem) > room:
+            break
+        listed.append(problem)
+    more = len(problems) - len(listed)
+    return "; ".join([*listed, *([f"and {more} more"] if more else [])])
 
 
 def _by_place(error: ValidationError, root: type[Section]) -> dict[Place, list[Any]]:

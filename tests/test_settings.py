@@ -376,3 +376,12 @@ def test_a_message_lists_ten_problems_of_a_file_and_the_number_of_the_others(tmp
     file.write_text("sft:\n" + "".join(f"  x{n}: 1\n" for n in range(500)))
     with pytest.raises(UserError, match=r"line 2: sft.x0 is not .*; line 11: sft.x9 is not .*; and 490 more$"):
         load_config(file)
+
+
+@pytest.mark.parametrize("section", ["sft", "training", "model"])
+def test_a_message_about_many_settings_is_short(tmp_path, section):
+    file = tmp_path / "c.yaml"
+    file.write_text(f"{section}:\n" + "".join(f"  an_unknown_setting_{n}: 1\n" for n in range(30)))
+    with pytest.raises(UserError, match=r"and \d+ more") as error:
+        load_config(file, [f"chats.x{n}=1" for n in range(30)])
+    assert len(str(error.value)) < 1000
