@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -58,15 +60,21 @@ def naive_yaml(text: str) -> Any:
 
 
 def agrees(taken: Any, written: Any) -> bool:
-    """Whether a setting that the program took is what the file says."""
+    """Whether a setting that the program took is what the file says. A text may be written without quotes, as in `prompts: 12`."""
+    if isinstance(taken, str):
+        if isinstance(written, str):
+            return taken in (written, os.path.expanduser(written))
+        return taken == str(written) or _reads_as(taken, written)
+    if isinstance(taken, dict | list | tuple) and not isinstance(written, dict | list | tuple):
+        if written in (None, ""):
+            return not taken or list(taken) == [written]
+        return len(taken) == 1 and agrees(next(iter(taken)), written)  # one file or prompt
     if isinstance(taken, bool) or isinstance(written, bool):
-        return taken is written or (isinstance(taken, str) and taken == str(written).lower())
+        return taken is written
     if isinstance(taken, int | float) and isinstance(written, str):
         return FLOAT.fullmatch(written) is not None and float(written.replace("_", "")) == taken
-    if isinstance(taken, str) and isinstance(written, int | float):
-        return taken == str(written)  # a duration
-    if isinstance(taken, dict) and isinstance(written, str | list):  # one file or several
-        return list(taken) == ([written] if isinstance(written, str) else written)
+    if isinstance(taken, dict) and isinstance(written, list):
+        return len(taken) == len(written) and all(map(agrees, taken, written))
     if isinstance(taken, dict) and isinstance(written, dict):
         return all(key in taken and agrees(taken[key], value) for key, value in written.items()) and not any(
             value is not None for key, value in taken.items() if key not in written and key not in DEFAULTS
@@ -74,6 +82,14 @@ def agrees(taken: Any, written: Any) -> bool:
     if isinstance(taken, list | tuple) and isinstance(written, list | tuple):
         return len(taken) == len(written) and all(map(agrees, taken, written))
     return not difference(taken, written)
+
+
+def _reads_as(text: str, value: Any) -> bool:
+    """Whether a text without quotes is this value in YAML."""
+    try:
+        return not difference(naive_yaml(text), value)
+    except (ValueError, yaml.YAMLError):
+        return False
 
 
 DEFAULTS = {"shows", "contains", "is_json"}  # of an entry of prompts.yaml
@@ -136,9 +152,10 @@ def naive_override() -> Any:
     try:
         for part in parts:
             taken = taken[part]
-        quoted = text.strip()[:1] in ("'", '"', "[", "{")
-        if not isinstance(taken, str | dict) or quoted:
-            value = naive_yaml(text)
+        quoted = text.strip()[:1] in ("'", '"') or (text.strip()[:1] in ("[", "{") and not isinstance(taken, str))
+        if quoted or not isinstance(taken, str | dict | list | tuple):
+            with contextlib.suppress(yaml.YAMLError):
+                value = naive_yaml(text)
         for part in reversed(parts):
             value = {part: value}
         return check_settings(settings, value)
