@@ -20,11 +20,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.json_files import parse_json
 from mini_chat_gpt.data.batching import Example
 
 if TYPE_CHECKING:
@@ -94,8 +96,8 @@ def read_examples(text: str) -> list[Example]:
         fields = {}
         for inner in lines:
             name, colon, value = inner.partition(": ")
-            if colon and name in ("ids", "loss_mask", "prefix_branches", "weight"):
-                fields[name] = _parsed(inner, value)
+            if colon and name in _LINES:
+                fields[name] = _parsed(inner, name, value)
             if name == "weight":
                 break
         if set(fields) - {"prefix_branches"} != {"ids", "loss_mask", "weight"}:
@@ -124,10 +126,16 @@ def _numbers(example: Example) -> dict[str, Any]:
 def _example(
     kind: str,
     ids: list[int],
-    loss_mask: list[list[int]],
+    loss_mask: list[tuple[int, int]],
     weight: float | list[float],
     prefix_branches: Sequence[int] = (),
 ) -> Example:
+    starts = [0, *prefix_branches, len(ids)]
+    spans_fit = all(0 <= begin < end <= len(ids) for begin, end in loss_mask)
+    if not spans_fit or starts != sorted(starts) or (isinstance(weight, list) and len(weight) != len(ids)):
+        raise UserError(
+            f"The numbers of an example of {len(ids)} ids don't fit together; use the file as it was written."
+        )
     mask = np.zeros(len(ids), dtype=bool)
     for begin, end in loss_mask:
         mask[begin:end] = True
@@ -135,11 +143,19 @@ def _example(
     return Example(np.array(ids, dtype=np.int32), mask, weights, kind, tuple(prefix_branches))
 
 
-def _parsed(line: str, value: str) -> Any:
-    try:
-        return json.loads(value)
-    except ValueError:
-        raise UserError(f"{line[:40]!r} … is not a line of numbers; use the file as it was written.") from None
+_Id = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+_Weight = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+_LINES: dict[str, Any] = {
+    "ids": list[_Id],
+    "loss_mask": list[tuple[_Id, _Id]],
+    "prefix_branches": list[_Id],
+    "weight": _Weight | list[_Weight],
+}
+"""The structure of each line of numbers."""
+
+
+def _parsed(line: str, name: str, value: str) -> Any:
+    return parse_json(value, _LINES[name], f"{line[:40]!r} …", "use the file as it was written")
 
 
 def _one_line(text: str) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from mini_chat_gpt.common.json_files import DamagedJSON, parse_json
 from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields
 from mini_chat_gpt.data.batching import Batch, Example, micro_batches
 from mini_chat_gpt.diagnostics.memory_dry_run import PARTS, encode_example
@@ -265,4 +266,8 @@ def _in_another_process(request: dict[str, Any]) -> dict[str, Any]:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
         raise RuntimeError(f"memory could not be predicted: {lines[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    last_line = done.stdout.rstrip().rpartition("\n")[2]
+    try:
+        return parse_json(last_line, dict[str, Any], "the answer of memory_dry_run", "report it with the command")
+    except DamagedJSON as error:
+        raise RuntimeError(f"memory could not be predicted: {error}") from None

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import AfterValidator, ConfigDict
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import readable_disk_errors, sha256_of, temporary_name, write_json
@@ -82,6 +82,12 @@ def write_source(folder: Path, kind: str, files: Mapping[str, Mapping[str, Any]]
     write_json(folder / SOURCE_FILE, source)
 
 
+def _plain_name(name: str) -> str:
+    if name in ("", ".", "..") or set(name) & set("/\\:\0"):
+        raise ValueError("is not the name of a file in this folder")
+    return name
+
+
 class _SourceEntry(JSONRecord):
     model_config = ConfigDict(extra="allow")  # where the file came from
 
@@ -100,7 +106,7 @@ class _Source(JSONRecord):
     model_config = ConfigDict(extra="allow")
 
     source: Literal["public", "sample", "own", "derived"]
-    files: dict[str, _SourceEntry]
+    files: dict[Annotated[str, AfterValidator(_plain_name)], _SourceEntry]  # some commands delete these files
     options: _SourceOptions = _SourceOptions()
 
 

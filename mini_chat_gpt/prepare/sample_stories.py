@@ -28,7 +28,8 @@ from typing import Any
 from mini_chat_gpt.assets import load
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import atomic_write_text
+from mini_chat_gpt.common.files import atomic_write_text, read_file
+from mini_chat_gpt.common.json_files import JSONRecord, parse_json
 from mini_chat_gpt.prepare.sample_plots import Story, StoryGenerator, StorySpec, pick
 from mini_chat_gpt.tinystories.records import FILE_NAMES, SEPARATOR
 from mini_chat_gpt.tinystories.records import stories as stories_of
@@ -197,11 +198,25 @@ def measure(folder: Path | str) -> dict[str, dict[str, float]]:
     return {split: measure_split(Path(folder), split) for split in ("train", "valid")}
 
 
+class _Answers(JSONRecord):
+    """The part of a line of an answers file that is measured."""
+
+    plot: str
+    seen: bool
+    main_character: str
+    thing: str
+    ending: str
+    dialogue: bool
+    moral: str | None
+    why: list[Any]
+
+
 def measure_split(folder: Path, split: str) -> dict[str, float]:
     """The measures of one split, by name."""
     texts = list(stories_of(folder / FILE_NAME.format(split=split)))
-    lines = (folder / ANSWERS_NAME.format(split=split)).read_text(encoding="utf-8").splitlines()
-    answers = [json.loads(line) for line in lines]
+    path = folder / ANSWERS_NAME.format(split=split)
+    lines = enumerate(read_file(path).splitlines(), start=1)
+    answers = [parse_json(line, _Answers, f"{path}, line {number}", "write the sample again") for number, line in lines]
     words = [re.findall(r"[\w']+", text.lower()) for text in texts]
     total = sum(map(len, words))
     return {
@@ -214,17 +229,17 @@ def measure_split(folder: Path, split: str) -> dict[str, float]:
         "distinct 4-grams": len(four_grams(words)),
         "distinct 4-grams per 1,000 words": 1000 * len(four_grams(words)) / total,
         "the same, first 1,000 stories alone": 1000 * len(four_grams(words[:1000])) / sum(map(len, words[:1000])),
-        "largest plot, share": max(Counter(answer["plot"] for answer in answers).values()) / len(answers),
-        "plots": len({answer["plot"] for answer in answers}),
-        "stories of plots that never occur in training, share": sum(not answer["seen"] for answer in answers)
+        "largest plot, share": max(Counter(answer.plot for answer in answers).values()) / len(answers),
+        "plots": len({answer.plot for answer in answers}),
+        "stories of plots that never occur in training, share": sum(not answer.seen for answer in answers)
         / len(answers),
-        "names of main characters": len({answer["main_character"] for answer in answers}),
-        "pairs of name and thing": len({(answer["main_character"], answer["thing"]) for answer in answers}),
-        "bad endings, share": sum(answer["ending"] == "bad" for answer in answers) / len(answers),
-        "with dialogue, share": sum(answer["dialogue"] for answer in answers) / len(answers),
-        "with a moral, share": sum(answer["moral"] is not None for answer in answers) / len(answers),
-        "distinct morals": len({answer["moral"] for answer in answers} - {None}),
-        "questions why": sum(len(answer["why"]) for answer in answers),
+        "names of main characters": len({answer.main_character for answer in answers}),
+        "pairs of name and thing": len({(answer.main_character, answer.thing) for answer in answers}),
+        "bad endings, share": sum(answer.ending == "bad" for answer in answers) / len(answers),
+        "with dialogue, share": sum(answer.dialogue for answer in answers) / len(answers),
+        "with a moral, share": sum(answer.moral is not None for answer in answers) / len(answers),
+        "distinct morals": len({answer.moral for answer in answers} - {None}),
+        "questions why": sum(len(answer.why) for answer in answers),
     }
 
 

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import os
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,6 +138,7 @@ def _load(path: Path, stamp: list[str]) -> dict[str, Any] | None:
     for place in _cache_places(path):
         remove_leftovers(place.parent)
         try:
+            _check_size(place)
             with np.load(place, allow_pickle=False) as arrays:
                 if list(arrays["stamp"]) != stamp:
                     continue
@@ -148,6 +150,16 @@ def _load(path: Path, stamp: list[str]) -> dict[str, Any] | None:
         except Exception as error:  # damaged bytes make numpy and zipfile raise any exception
             warnings.warn(f"{place} is damaged ({type(error).__name__}); the index is made again.", stacklevel=3)
     return None
+
+
+def _check_size(place: Path) -> None:
+    """Raise ValueError unless the arrays take no more memory than the file, as those of np.savez do."""
+    size = place.stat().st_size
+    if not place.is_file():  # reading a pipe or a device might never end
+        raise ValueError("not a regular file")
+    with zipfile.ZipFile(place) as archive:
+        if any(entry.file_size > size or entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("compressed")
 
 
 def _check(table: dict[str, Any], file_size: int) -> None:

@@ -112,7 +112,20 @@ def test_llama2c_words_keep_the_spaces_between_parts(real_data):
 
 
 @pytest.mark.parametrize(
-    "spoil", [lambda text: text.replace("loss_mask: ", "loss_mask "), lambda text: text.replace("ids: [", "ids: [x")]
+    "spoil",
+    [
+        lambda text: text.replace("loss_mask: ", "loss_mask "),
+        lambda text: text.replace("ids: [", "ids: [x"),
+        lambda text: text.replace("ids: [", "ids: [-1, "),
+        lambda text: text.replace("ids: [", "ids: [99999999999, "),
+        lambda text: text.replace("ids: [", 'ids: ["1", '),
+        lambda text: text.replace("ids: [", "ids: " + "[" * 100_000),
+        lambda text: text.replace("loss_mask: [[", "loss_mask: [[9999, 10000], ["),
+        lambda text: text.replace("loss_mask: [[", "loss_mask: [[1], ["),
+        lambda text: text.replace("weight: 1", "weight: [1]").replace("weight: [1],", "weight 1,"),
+        lambda text: text.replace("weight: 1", "weight: " + "9" * 5000),
+        lambda text: text.replace("loss_mask: ", "prefix_branches: [3, 2]\nloss_mask: "),
+    ],
 )
 def test_a_modified_text_is_an_error(spoil):
     text = describe([conversation("Hi", "Tom.")], TOKENIZER, "step 1")

@@ -199,3 +199,11 @@ def test_every_split_covers_the_step_and_respects_the_limit():
             for way in splits(examples, largest):
                 assert way.batch_size <= largest
                 assert way.batch_size * (way.accumulation - 1) < examples <= way.batch_size * way.accumulation
+
+
+@pytest.mark.parametrize("printed", ["", "{", "[1]", "not JSON", "[" * 100_000])
+def test_another_answer_of_the_process_that_measures_is_one_sentence(printed, monkeypatch):
+    done = subprocess.CompletedProcess([], 0, printed, "")
+    monkeypatch.setattr(memory_plan.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(RuntimeError, match="memory could not be predicted: the answer of memory_dry_run is damaged"):
+        memory_plan._in_another_process({})

@@ -82,6 +82,15 @@ def test_values_that_no_version_writes_are_one_sentence(tmp_path: Path, change: 
         read_source(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../precious", "/etc/passwd", "a/b", "..", ""])
+def test_a_source_that_lists_files_elsewhere_is_refused_because_the_sample_is_deleted_by_its_names(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "SOURCE.json").write_text(json.dumps({"source": "sample", "files": {name: {"bytes": 3}}}))
+    with pytest.raises(UserError, match=r"is not the name of a file in this folder"):
+        read_source(tmp_path)
+
+
 def test_free_space_is_that_of_the_disk_where_the_folder_will_be(tmp_path: Path) -> None:
     assert require_space(tmp_path / "not" / "yet", 1) > 0
     with pytest.raises(UserError, match=r"needs .* GB, but its disk has"):

@@ -1,6 +1,7 @@
 """The record index agrees with sequential reading, can be shared by processes, and notices changes of the file."""
 
 import multiprocessing
+import os
 import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -277,3 +278,18 @@ def test_the_index_of_real_stories_equals_scanning_each_record(real_data):
     index, feature_bits = RecordIndex(path, cache=False), FeatureBits()
     expected = [(offset, scan_record(chunk, feature_bits)) for offset, chunk in raw_records(path)]
     assert list(zip(index.offsets.tolist(), index.bits.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("damage", ["compressed", "a pipe", "a device"])
+def test_a_cache_that_takes_more_memory_or_time_than_its_size_is_not_read(path, damage):
+    place = path.with_name(path.name + ".index.npz")
+    wanted = RecordIndex(path).offsets.tolist()
+    if damage == "compressed":
+        arrays = dict(np.load(place))
+        np.savez_compressed(place, **arrays)
+    else:
+        place.unlink()
+        os.mkfifo(place) if damage == "a pipe" else place.symlink_to("/dev/zero")
+    with pytest.warns(UserWarning, match=r"index.npz is damaged .*made again"):
+        assert RecordIndex(path).offsets.tolist() == wanted
+    assert RecordIndex(path).offsets.tolist() == wanted
