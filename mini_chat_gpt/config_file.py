@@ -109,7 +109,7 @@ def validated(
             )
         room = MAX_CHARACTERS // len(by_source)
         text = "; ".join(f"{origin}: {_first(problems, room)}" for origin, problems in by_source.items())
-        raise UserError(text) from None
+        raise UserError(text.removesuffix(".") + ".") from None
 
 
 def _first(problems: Sequence[str], room: int) -> str:

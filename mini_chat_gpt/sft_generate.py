@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Generator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from mini_chat_gpt.reports.compare import compare, options_of
 
 __all__ = ["main", "test_sft_capabilities"]
 
+MAX_PROMPT = 16 * 2**20
+"""Bytes of a prompt."""
 HOW_IT_ENDED: dict[FinishReason, str] = {
     "stop": "",
     "length": "; cut off, --max-new-tokens allows more",
@@ -42,7 +45,10 @@ def read_prompt(arguments: argparse.Namespace) -> str:
         return str(arguments.prompt)
     file = arguments.prompt_file
     try:
-        raw = sys.stdin.buffer.read() if file in (None, "-") else Path(file).read_bytes()
+        with nullcontext(sys.stdin.buffer) if file in (None, "-") else open(file, "rb") as source:
+            raw = source.read(MAX_PROMPT + 1)  # /dev/zero has no end
+        if len(raw) > MAX_PROMPT:
+            raise UserError(f"The prompt is longer than {MAX_PROMPT >> 20} MB; a model's context holds far less.")
         return raw.decode("utf-8").rstrip("\r\n")
     except OSError as error:
         raise UserError(f"The prompt file {file} can't be read: {error.strerror or error}.") from None

@@ -40,7 +40,6 @@ def test_the_number_of_parameters_is_that_of_the_model(changes):
         {"n_layer": 1024, "n_embd": 2**17, "n_head": 1024},
         {"n_embd": 6, "n_head": 6, "head_dim": 4096, "intermediate_size": 2**20, "n_layer": 1024},
         {"vocab_size": 2**20, "n_embd": 2**16, "n_head": 128},
-        {"context_length": 2**24, "head_dim": 4096},
     ],
 )
 def test_a_model_that_cannot_fit_into_memory_is_refused_before_it_is_made(model, monkeypatch):

@@ -374,7 +374,7 @@ def test_every_kind_of_mistake_is_described_in_our_words():
 def test_a_message_lists_ten_problems_of_a_file_and_the_number_of_the_others(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("sft:\n" + "".join(f"  x{n}: 1\n" for n in range(500)))
-    with pytest.raises(UserError, match=r"line 2: sft.x0 is not .*; line 11: sft.x9 is not .*; and 490 more$"):
+    with pytest.raises(UserError, match=r"line 2: sft.x0 is not .*; line 11: sft.x9 is not .*; and 490 more\.$"):
         load_config(file)
 
 

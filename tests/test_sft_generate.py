@@ -113,6 +113,7 @@ def test_without_a_checkpoint_the_newest_under_runs_replies(checkpoint, capsys, 
         (["--prompt", ""], "has no text"),
         (["--prompt", "a" * 100], "context holds 64"),
         (["--prompt-file", "nowhere.txt"], "nowhere.txt can't be read: No such file"),
+        (["--prompt-file", "/dev/zero"], "The prompt is longer than 16 MB"),
         (["--prompt", "Hi", "--checkpoint", "nowhere"], "no checkpoint at nowhere"),
     ],
 )

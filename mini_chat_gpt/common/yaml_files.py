@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from mini_chat_gpt.common.errors import UserError, short
+from mini_chat_gpt.common.json_files import open_regular
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 20
@@ -62,15 +63,13 @@ def read_yaml(path: Path, what: str, hint: str, content: str) -> Document:
     `content` describes the expected content.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe would wait for its writer, /dev/zero never ends
-            raise UserError(f"The {what} {path} can't be read: it is {'a folder' if path.is_dir() else 'not a file'}.")
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_regular) as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise UserError(f"There is no {what} {path}; {hint}.") from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "its name is not valid"
-        raise UserError(f"The {what} {path} can't be read: {reason.lower()}.") from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"The {what} {short(str(path), 200)[1:-1]} can't be read: {reason.lower()}.") from None
     if len(data) > MAX_BYTES:
         raise UserError(f"The {what} {path} is larger than {MAX_BYTES >> 20} MB; {hint}.")
     document = parse_yaml(_decode(data, f"The {what} {path}"), str(path))

@@ -109,14 +109,14 @@ def test_a_file_that_is_no_such_text_is_one_sentence(data, words, tmp_path):
 
 
 def test_what_is_not_a_regular_file_is_not_opened(tmp_path):
-    with pytest.raises(UserError, match="it is a folder"):
+    with pytest.raises(UserError, match="is a directory"):
         read(tmp_path)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(UserError, match="it is not a file"):
+    with pytest.raises(UserError, match="not a regular file"):
         read(pipe)
     if os.path.exists("/dev/zero"):
-        with pytest.raises(UserError, match="it is not a file"):
+        with pytest.raises(UserError, match="not a regular file"):
             read(Path("/dev/zero"))
     with pytest.raises(UserError, match="There is no config file"):
         read(tmp_path / "nothing.yaml")
