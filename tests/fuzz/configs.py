@@ -66,7 +66,7 @@ def agrees(taken: Any, written: Any) -> bool:
             return taken in (written, os.path.expanduser(written))
         return taken == str(written) or _reads_as(taken, written)
     if isinstance(taken, dict | list | tuple) and not isinstance(written, dict | list | tuple):
-        if written in (None, ""):
+        if written in (None, "", "null"):
             return not taken or list(taken) == [written]
         return len(taken) == 1 and agrees(next(iter(taken)), written)  # one file or prompt
     if isinstance(taken, bool) or isinstance(written, bool):

@@ -136,7 +136,7 @@ def judge_mutant(target: Target, expected: Expected, rng: Random, keep: Path | N
 
 def rehash(manifest: Path) -> None:
     """Make the manifest's own hash agree with its content again, if it still has the structure of one."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         data = manifest.read_bytes()
         content = json.loads(data) | {"sha256": Manifest.model_validate_json(data).digest()}
         manifest.write_text(json.dumps(content, indent=1))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -48,7 +48,7 @@ def _metrics(lines: list[bytes]) -> set[tuple[str, int, float]]:
             step = metrics["step"]
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        if isinstance(step, int | float) and not isinstance(step, bool):
+        if _is_finite(step) and not isinstance(step, bool):
             values = {name.partition("/")[2]: value for name, value in metrics.items()}
             points |= {(name, int(step), value) for name, value in values.items() if _is_finite(value)}
     return points
@@ -111,11 +111,24 @@ def training_files() -> Any:
 
 
 def naive_training_files() -> Any:
-    """The recorded files that still have their size."""
+    """None of the files, if the record has changed: what the run was trained on is not known."""
     recorded = json.loads((RUN / "run.json").read_bytes())["began"]["data"]
-    paths = [Path(entry["path"]) for entry in recorded if Path(entry["path"]).stat().st_size == entry["size"]]
-    files = list(dict.fromkeys(str(path) for path in paths if path.suffix == ".txt" and "valid" not in path.name))
-    return {"files": files, "same": any(Path(file).parent == VALID.parent for file in files)}
+    paths = [(RUN / entry["path"]).resolve().relative_to(Path.cwd()) for entry in recorded]
+    sizes = [entry["size"] == path.stat().st_size for entry, path in zip(recorded, paths, strict=True)]
+    hashes = [
+        entry["sha256_of_pieces"] == sha256(path.read_bytes()).hexdigest()
+        for entry, path in zip(recorded, paths, strict=True)
+    ]
+    files = [str(path) for path in paths if "valid" not in path.name] if all([*sizes, *hashes]) else []
+    return {"files": files, "same": bool(files)}
+
+
+def no_training_files() -> Any:
+    """The value of `naive_training_files` if it can't confirm the record."""
+    try:
+        return naive_training_files()
+    except (ValueError, KeyError, TypeError, OSError, RecursionError, AttributeError):
+        return {"files": [], "same": False}
 
 
 def run_names() -> Any:
@@ -123,6 +136,11 @@ def run_names() -> Any:
     section = load_config(None, ["sft.save_dir=runs/sft", "sft.resume_from=auto"]).sft
     resumed = run_to_resume(section)
     return {"new": str(free_run_folder("runs/sft")), "auto": None if resumed is None else str(resumed)}
+
+
+def naive_run_names() -> Any:
+    """Runs are never overwritten; those without a result are unfinished."""
+    return {"new": "runs/sft-2", "auto": None if (RUN / "result.json").is_file() else "runs/sft"}
 
 
 def resumed(*overrides: str) -> Callable[[], Any]:
@@ -197,8 +215,6 @@ def targets(folder: Path) -> list[Target]:
     write_source(runs / "data", "sample", {path.name: {} for path in (runs / "data").glob("*.txt")})
     for kind in ("base", "sft"):
         (runs / "runs" / kind / ".lock").touch()
-    record = runs / RUN / "run.json"  # its paths are absolute, and the folder has moved
-    record.write_text(re.sub(r'"/[^"]*/(?=data/Tiny)', '"', record.read_text()))
     unfinished = shutil.copytree(runs, folder / "unfinished")
     (unfinished / RUN / "result.json").unlink()
     metrics, run, result, config = (RUN / name for name in (METRICS, "run.json", "result.json", "config.yaml"))
@@ -210,8 +226,8 @@ def targets(folder: Path) -> list[Target]:
         Target("losses", runs, [metrics], curves(runs), lambda: {"invented": [], "lost": []}, weight=2),
         Target("plot", runs, [metrics], plot, naive_plot),
         Target("data of a run", runs, [config], data_of_run, drop=config, weight=2),
-        Target("training files", runs, [run], training_files, naive_training_files, drop=run, quiet=True, weight=2),
-        Target("names of runs", runs, [run, result, RUN / ".lock", config], run_names, quiet=True),
+        Target("training files", runs, [run], training_files, no_training_files, drop=run, quiet=True, weight=2),
+        Target("names of runs", runs, [run, result, RUN / ".lock", config], run_names, naive_run_names, quiet=True),
         Target("resume a run", unfinished, every, resumed(), weight=4),
         Target("held-out groups", runs, [answers], groups, naive_groups, drop=answers, quiet=True),
         Target("source of data", runs, ["data/SOURCE.json"], source, drop=Path("data/SOURCE.json")),
