@@ -215,8 +215,8 @@ def peft(setting: Setting, folder: str, timer: StepTimer) -> None:
     timer.run(setting, step)
 
 
-def trl(setting: Setting, folder: str, timer: StepTimer, **options: Any) -> None:
-    """TRL's SFTTrainer on the same checkpoint, with tokenized and labeled examples."""
+def trl(setting: Setting, folder: str, timer: StepTimer, n_steps: int = 300, **options: Any) -> None:
+    """TRL's SFTTrainer on the same checkpoint, with tokenized and labeled examples for `n_steps`, more than a run takes."""
     import tempfile
 
     from datasets import Dataset
@@ -224,7 +224,7 @@ def trl(setting: Setting, folder: str, timer: StepTimer, **options: Any) -> None
     from trl import SFTConfig, SFTTrainer
 
     torch.set_num_threads(setting.threads)
-    items = [item for number in range(MAX_STEPS) for item in batch(setting, number)]
+    items = [item for number in range(n_steps) for item in batch(setting, number)]
     labels = [[int(t) if on else -100 for t, on in zip(item.ids, item.trained, strict=True)] for item in items]
     data = Dataset.from_dict({"input_ids": [item.ids.tolist() for item in items], "labels": labels})
     seen: list[dict[str, int]] = []  # one entry for each collated batch, in order
@@ -238,7 +238,7 @@ def trl(setting: Setting, folder: str, timer: StepTimer, **options: Any) -> None
 
     settings = SFTConfig(
         output_dir=tempfile.mkdtemp(),
-        max_steps=MAX_STEPS,
+        max_steps=n_steps,
         learning_rate=setting.learning_rate,
         weight_decay=0.01,
         adam_beta2=0.95,
@@ -246,8 +246,8 @@ def trl(setting: Setting, folder: str, timer: StepTimer, **options: Any) -> None
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
-        use_cpu=True,
-        **{"per_device_train_batch_size": setting.batch_size, "train_sampling_strategy": "sequential"} | options,
+        **{"per_device_train_batch_size": setting.batch_size, "train_sampling_strategy": "sequential", "use_cpu": True}
+        | options,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     trainer = SFTTrainer(
@@ -263,9 +263,6 @@ def trl(setting: Setting, folder: str, timer: StepTimer, **options: Any) -> None
 
     trainer.data_collator = counting
     trainer.train()
-
-
-MAX_STEPS = 300  # steps with examples for TRL; more than a run takes
 
 
 def nanochat(setting: Setting, checkout: str, timer: StepTimer, compiled: bool) -> None:

@@ -23,6 +23,7 @@ class Setting:
     n_layer: int = 8
     n_embd: int = 384
     n_head: int = 6
+    n_kv_head: int | None = None
     context_length: int = 1024
     batch_size: int = 8  # examples per optimizer step
     shortest: int = 100  # tokens
@@ -46,6 +47,7 @@ class Setting:
             "context_length": self.context_length,
             "n_layer": self.n_layer,
             "n_head": self.n_head,
+            "n_kv_head": self.n_kv_head,
             "n_embd": self.n_embd,
         }
 
@@ -92,8 +94,8 @@ def needed_flops(setting: Setting, items: list[Item], skip_in_last: bool = True)
 
     Three times the forward pass, because a product y = x·W needs one more for the gradient of x and one for that of W:
 
-    - every block: q, k, v, o (4 C²) and the MLP (3 C·M) for each token; q·kᵀ and its product with v for the causal pairs,
-      n (n + 1) / 2 in an example of n tokens, C each;
+    - every block: q, k, v, o (4 C²; less with fewer heads of keys and values) and the MLP (3 C·M) for each token; q·kᵀ and its
+      product with v for the causal pairs, n (n + 1) / 2 in an example of n tokens, C each;
     - the last block: q, o, the MLP and the pairs only for the positions that predict a supervised token, k and v for all
       (`skip_in_last=False` counts that block like the others);
     - the head (C·V): only for those positions, with V the vocabulary without padding rows.
@@ -101,14 +103,15 @@ def needed_flops(setting: Setting, items: list[Item], skip_in_last: bool = True)
     Norms, rotary positions, softmax, the embedding and the optimizer are not counted.
     """
     width, hidden = setting.n_embd, setting.mlp_size
+    kv = width * (setting.n_kv_head or setting.n_head) // setting.n_head
     forward = 0.0
     for item in items:
         n = len(item.ids)
         positions = np.flatnonzero(item.trained[1:])  # position i predicts token i + 1 and attends to i + 1 tokens
-        block = n * (4 * width**2 + 3 * width * hidden) + 2 * width * n * (n + 1) / 2
+        block = n * (2 * width**2 + 2 * width * kv + 3 * width * hidden) + 2 * width * n * (n + 1) / 2
         last = block
         if skip_in_last:
-            last = n * 2 * width**2 + len(positions) * (2 * width**2 + 3 * width * hidden)
+            last = n * 2 * width * kv + len(positions) * (2 * width**2 + 3 * width * hidden)
             last += 2 * width * float((positions + 1).sum())
         forward += 2 * ((setting.n_layer - 1) * block + last + len(positions) * width * setting.vocab_size)
     return 3 * forward
