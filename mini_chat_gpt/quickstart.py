@@ -38,11 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
     if under_torchrun():
         raise UserError("quickstart runs in one process; start it without torchrun.")
     out = console(optional=True)
-    with after_interruption(lambda: out.print(HOW_TO_GO_ON)):
+    with after_interruption(lambda: out.print(HOW_TO_RESUME)):
         return run_stages(config, arguments.items, out)
 
 
-HOW_TO_GO_ON = "The same quickstart command goes on from here."
+HOW_TO_RESUME = "The same quickstart command resumes from here."
 
 
 def run_stages(config: Config, n_items: int, out: Console) -> int:
@@ -51,7 +51,7 @@ def run_stages(config: Config, n_items: int, out: Console) -> int:
     make_data(Path(config.sft.dataset_path), out)
     for title, job, stage in (("Base model", pretrain, "pretrain"), ("Fine-tuning", train, "sft")):
         if stopped := run_stage(title, job, stage, config, out):
-            out.print(HOW_TO_GO_ON)
+            out.print(HOW_TO_RESUME)
             return exit_code(stopped)
     base, fine_tuned = Path(config.pretrain.save_dir), Path(config.sft.save_dir)
     out.rule("Base and fine-tuned model on held-out prompts")

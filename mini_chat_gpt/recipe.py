@@ -57,12 +57,12 @@ def run_recipe(folder: Path, config: Config, out: Console) -> str:
     prompts, base = read_prompts(folder / PROMPTS), base_of(config)
     sft = config.sft.model_copy(update={"pretrained_checkpoint": str(base)})
     result = train(config.model_copy(update={"sft": sft}))
-    go_on = f"The same recipe command with sft.resume_from={result.folder} goes on from here."
+    how_to_resume = f"The same recipe command with sft.resume_from={result.folder} resumes from here."
     if result.stopped:
         if steps_of(result.folder):
-            out.print(go_on, markup=False, soft_wrap=True)
+            out.print(how_to_resume, markup=False, soft_wrap=True)
         return result.stopped
-    with after_interruption(lambda: out.print(go_on, markup=False, soft_wrap=True)):
+    with after_interruption(lambda: out.print(how_to_resume, markup=False, soft_wrap=True)):
         write_comparison(folder, base, prompts, config, result, out)
     return ""
 

@@ -85,7 +85,7 @@ def signals_end_command() -> Iterator[None]:
 
 @contextmanager
 def after_interruption(say: Callable[[], object]) -> Iterator[None]:
-    """Context that calls `say`, which tells how to go on, when Ctrl-C, SIGTERM or SIGHUP end it."""
+    """Context that calls `say`, which tells how to resume, when Ctrl-C, SIGTERM or SIGHUP end it."""
     try:
         yield
     except (KeyboardInterrupt, StoppedBySignal):
@@ -94,7 +94,7 @@ def after_interruption(say: Callable[[], object]) -> Iterator[None]:
 
 
 def leave_within(seconds: float, code: int) -> None:
-    """End this command with this exit code if it hasn't ended by itself after so many seconds.
+    """End this command with this exit code if it hasn't ended by itself within this time.
 
     Libraries may wait for a network at their end, for longer than a scheduler waits before it sends SIGKILL.
     """

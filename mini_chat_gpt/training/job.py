@@ -157,6 +157,7 @@ class Progress:
     trained_tokens: Count = 0  # supervised tokens
     seconds: NonNegative = 0.0  # spent in steps
     smoothed_loss: Finite | None = None
+    train_loss: Finite | None = None  # over the last logging interval
     best: list[float] | None = None  # rank key of the best evaluation, see `Evaluation.rank_key`
     best_metric: str | None = None  # the metric that `best` was computed from
     evaluations_since_best: Count = 0
@@ -166,6 +167,13 @@ class Progress:
     planned_steps: Count | None = None  # number of steps that a time budget allowed
     window: Window = field(default_factory=Window)
     __pydantic_config__ = STRICT
+
+    @property
+    def last_loss(self) -> float:
+        """The loss over the current logging interval, or over the last one if it has just ended; NaN before the first step."""
+        if self.window.weight:
+            return self.window.loss
+        return math.nan if self.train_loss is None else self.train_loss
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], source: str) -> Progress:

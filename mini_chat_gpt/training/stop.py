@@ -35,7 +35,7 @@ def exit_code(reason: str) -> int:
 
 
 URGENT = ("SIGHUP", "SIGTERM", TIME_LIMIT)
-"""Reasons after which somebody else ends the process soon: it saves, and then does nothing that can take long."""
+"""Reasons after which a scheduler ends the process soon: the run is saved, and nothing that can take long follows."""
 
 
 class Abandoned(BaseException):

@@ -73,7 +73,7 @@ class Trainer:
         self._advanced = False  # whether this start has completed a step or an evaluation
         self._evaluation_seconds = 0.0  # what the last one took
         self._snapshot_seconds: float | None = None
-        self._train_loss, self._lost_worker = float("nan"), ""
+        self._lost_worker = ""
         # A sharded model is written by all ranks, in a thread. A process group of their own separates the messages
         # of these threads from those of training.
         writer_world = self.world.new_group() if engine.sharded else ALONE
@@ -126,9 +126,8 @@ class Trainer:
         if self.stopped == LOST_WORKER:
             raise UserError(f"{self._lost_worker} The run is saved: {self.job.name}.resume_from={self.folder}")
         last, progress = self.evaluation or Evaluation({}), self.progress
-        train_loss = progress.window.loss if progress.window.weight else self._train_loss
         return TrainResult(
-            self.folder, progress.step, train_loss, last.losses, last.scores, progress.seconds, self.stopped
+            self.folder, progress.step, progress.last_loss, last.losses, last.scores, progress.seconds, self.stopped
         )
 
     def _train(self, bar: StepProgress, loaders: ExitStack) -> None:
@@ -147,7 +146,7 @@ class Trainer:
             self._count(report, count, time.monotonic() - started)
             self._check_nonfinite(report, examples)
             if progress.step % self._log_every == 0 or progress.step == self.total_steps:
-                self._train_loss = progress.window.loss
+                progress.train_loss = progress.window.loss if math.isfinite(progress.window.loss) else None
                 bar.update(progress.step, self._log_window(report).items())
                 if warning := contention.check():
                     self.monitor.message(warning)

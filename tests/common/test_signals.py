@@ -17,7 +17,7 @@ from mini_chat_gpt.common.files import atomic_folder
 signals.GRACE = 0.5
 
 def main():
-    with atomic_folder(Path("result")) as draft, signals.after_interruption(lambda: print("how to go on")):
+    with atomic_folder(Path("result")) as draft, signals.after_interruption(lambda: print("how to resume")):
         (draft / "part").write_text("incomplete")
         print("ready", flush=True)
         {work}
@@ -44,7 +44,7 @@ def test_a_signal_ends_a_command_with_its_code_and_leaves_nothing_behind(tmp_pat
     process = start(tmp_path, "time.sleep(60)")
     process.send_signal(getattr(signal, name))
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (code, "how to go on\n")
+    assert (process.returncode, out) == (code, "how to resume\n")
     assert err == ("interrupted\n" if name == "SIGINT" else f"stopped by {name}\n")
     assert list(tmp_path.iterdir()) == []
 
@@ -79,6 +79,6 @@ def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path):
 
 
 def test_only_a_command_is_ended_after_a_while():
-    """Python code that imports the package, a notebook for example, goes on after an interrupted run."""
+    """Python code that imports the package, a notebook for example, continues after an interrupted run."""
     code = "import time; from mini_chat_gpt.common.signals import leave_within; leave_within(0.1, 3); time.sleep(0.5)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
