@@ -239,7 +239,7 @@ class Harness:
         self.figures.runs[scenario] += 1
 
     def run(self, kills: int, scenarios: Sequence[str], show: Callable[[str], object] = lambda _: None) -> Figures:
-        """Make so many kills, in equal parts of the scenarios. `show` is called with a line about each."""
+        """Make this number of kills, in equal parts of the scenarios. `show` is called with a line about each."""
         for number, scenario in enumerate(scenarios):
             whole = f"{scenario}-whole"
             self.start(scenario, whole)
