@@ -23,11 +23,12 @@ from mini_chat_gpt.checkpoints.adapters import (
     peft_config,
     trained_parameters,
 )
-from mini_chat_gpt.checkpoints.find import FORMAT, META, MODEL, STATE, prune
+from mini_chat_gpt.checkpoints.find import FORMAT, META, MODEL, OPTIMIZER, STATE, prune, steps_of
 from mini_chat_gpt.checkpoints.hf import to_hf_config, to_hf_state, why_not_llama
 from mini_chat_gpt.checkpoints.sharded import write_together
-from mini_chat_gpt.common.distributed import ALONE, World, is_dtensor
-from mini_chat_gpt.common.files import atomic_folder
+from mini_chat_gpt.common.distributed import ALONE, World, is_dtensor, local_shard
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.files import atomic_folder, is_disk_full
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.lora import Adapter
 from mini_chat_gpt.model import GPT
@@ -59,6 +60,15 @@ class Snapshot:
                 _write_tensors(draft / name, tensors)
             self._write_rest(draft)
         return folder
+
+    def has_nonfinite_weights(self) -> bool:
+        """Whether a weight of the model, or one that training continues with, is NaN or infinite."""
+        return not all(
+            bool(torch.isfinite(local_shard(tensor)).all())
+            for file, tensors in self.tensors.items()
+            if file != OPTIMIZER
+            for tensor in tensors.values()
+        )
 
     def _write_rest(self, draft: Path) -> None:
         """Write everything but the tensors."""
@@ -132,7 +142,11 @@ class CheckpointWriter:
         self.wait()
         # A daemon thread: a second Ctrl-C exits at once, and an incomplete checkpoint is never visible.
         self._thread = threading.Thread(target=self._write, args=(name, snapshot, replace), daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system has no thread left
+            self._thread = None
+            self._write(name, snapshot, replace)
 
     def wait(self) -> None:
         """Wait for the write in progress. Raises UserError if the disk refused."""
@@ -146,7 +160,17 @@ class CheckpointWriter:
     def _write(self, name: str, snapshot: Snapshot, replace: bool) -> None:
         started = time.monotonic()
         try:
-            snapshot.write(self.run / name, self.world, replace)
+            try:
+                snapshot.write(self.run / name, self.world, replace)
+            except UserError as error:
+                if self.world.size > 1 or not is_disk_full(error):
+                    raise
+                # Make room by what would be deleted afterwards anyway.
+                n_before = len(steps_of(self.run))
+                prune(self.run, max(1, self.keep - 1))
+                if len(steps_of(self.run)) == n_before:
+                    raise
+                snapshot.write(self.run / name, self.world, replace)
             if self.world.is_main:
                 prune(self.run, self.keep)
         except BaseException as error:
@@ -160,7 +184,8 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
         path.chmod(0o644)  # safetensors makes its files readable by their owner only
     except SafetensorError as error:
-        code = re.search(r"code: (\d+)", str(error))  # "IoError(Os { code: 28, … })"
+        # "IoError(Os { code: 28, … })", or "I/O error: No space left on device (os error 28)" in later versions
+        code = re.search(r"(?:code: |os error )(\d+)", str(error))
         raise OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error)) from None
 
 

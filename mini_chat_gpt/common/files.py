@@ -8,6 +8,7 @@ writes in the same parent can tell what a killed one left behind, and deletes it
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -39,9 +40,17 @@ def readable_disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UserError(
-            f"Can't write {path}: {reason}. Free some space or choose another path; existing content is unchanged."
-        ) from error
+        remedy = "Free some space or choose another path" if _is_full(error) else "Choose another path"
+        raise UserError(f"Can't write {path}: {reason}. {remedy}; existing content is unchanged.") from error
+
+
+def is_disk_full(error: UserError) -> bool:
+    """Whether the cause of this error is a full disk, or an exceeded quota."""
+    return isinstance(error.__cause__, OSError) and _is_full(error.__cause__)
+
+
+def _is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def read_file(path: Path, max_bytes: int = 1 << 28) -> bytes:
@@ -77,7 +86,12 @@ def append_text(path: Path, text: str) -> None:
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    atomic_write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON, as `write_json` writes it."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 @contextmanager

@@ -94,6 +94,21 @@ def count_steps(job: Job, examples_per_step: float, tokens_per_step: int | None)
     return phase.max_steps
 
 
+MAX_EXAMPLES = 256
+"""Examples that are read to know whether any has a loss weight."""
+
+
+def require_weight(job: Job) -> None:
+    """Raise UserError if there is nothing to train on, because the loss weights are 0. Steps without weight are skipped."""
+    for source in (*(stage.source for stage in job.stages), job.source):
+        examples = (source[index] for index in range(min(MAX_EXAMPLES, len(source))))
+        if not any((example.weights[1:][example.loss_mask[1:]] != 0).any() for example in examples):
+            raise UserError(
+                "There is nothing to train on: the loss weights of the examples are 0. Raise data.loss_weights, "
+                "data.answer_weight or data.prompt_weight, those of data.curriculum included."
+            )
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A job with the model and the tokenizer that it trains."""

@@ -73,6 +73,11 @@ class Monitor:
         if self._wandb is not None:
             self._wandb.log(step, metrics)
 
+    def move(self, folder: Path) -> None:
+        """Continue in another folder."""
+        if self._file is not None:
+            self._file.path = folder / METRICS
+
     def message(self, text: str) -> None:
         """Print a line above the progress display. `text` is printed literally, brackets included."""
         text = well_formed(text)
@@ -89,7 +94,7 @@ class Monitor:
             reason = describe_error(error)
             if self._failures.get(what) != reason:
                 self._failures[what] = reason
-                self.message(f"{what} failed ({reason}); training goes on.")
+                self.message(f"{what} failed ({reason}); training is not affected.")
             return None
         self._failures.pop(what, None)
         return result

@@ -11,6 +11,7 @@ result.json                   written when the run has finished
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -31,7 +32,7 @@ from mini_chat_gpt.common.device import pick_device, pick_precision, set_up
 from mini_chat_gpt.common.distributed import World
 from mini_chat_gpt.common.entry import under_torchrun
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import atomic_write_text, remove_leftovers, write_json
+from mini_chat_gpt.common.files import atomic_write_text, json_text, readable_disk_errors, remove_leftovers, write_json
 from mini_chat_gpt.common.output import flush_or_discard
 from mini_chat_gpt.common.terminal import console, format_duration
 from mini_chat_gpt.config import Config, PretrainSection, SFTSection, seconds_in
@@ -41,7 +42,7 @@ from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.compile import choose_compiling, compile_model
 from mini_chat_gpt.training.fixed_settings import require_same_settings
 from mini_chat_gpt.training.job import Callback, Prepared, Progress, TrainResult
-from mini_chat_gpt.training.loss_curves import draw_losses
+from mini_chat_gpt.training.loss_curves import PLOT, draw_losses
 from mini_chat_gpt.training.monitor import Monitor, keep_metrics_until
 from mini_chat_gpt.training.provenance import (
     METADATA,
@@ -50,12 +51,23 @@ from mini_chat_gpt.training.provenance import (
     provenance_changes,
     read_metadata,
 )
-from mini_chat_gpt.training.run_folder import RESULT, RunFolder, find_run_folder, locked, run_to_resume
+from mini_chat_gpt.training.run_folder import (
+    RESULT,
+    RunFolder,
+    RunLock,
+    find_run_folder,
+    locked,
+    path_errors,
+    require_writable,
+    run_to_resume,
+)
 from mini_chat_gpt.training.stop import URGENT, exit_code
 from mini_chat_gpt.training.time_budget import time_run
 from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.training.trainer import Trainer
 from mini_chat_gpt.training.wandb_run import new_run_id
+
+CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -90,21 +102,27 @@ def begin(config: Config, section: SFTSection | PretrainSection) -> RunContext:
 
 
 def _find_folder(config: Config, section: SFTSection | PretrainSection, launch: str | None) -> RunFolder:
-    """The run's folder. Raises UserError if the run can't be resumed, or not with these settings."""
-    found = find_run_folder(section, launch)
+    """The run's folder. Raises UserError if the run can't be resumed, not with these settings, or can't be written."""
+    with path_errors(section.save_dir):
+        found = find_run_folder(section, launch)
     if found.checkpoint is not None:
         require_same_settings(config, "sft" if isinstance(section, SFTSection) else "pretrain", found.checkpoint)
+    require_writable(found.folder)  # now, not after the data has been prepared
     return found
 
 
 def execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Train in the run's folder. Prints a summary before the first step and after the last."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with locked(run.folder) if run.world.is_main else nullcontext(), distributed.peer_loss_as_user_error(run.world):
-        return _execute(prepared, config, run, callbacks)
+    with (
+        locked(run.folder) if run.world.is_main else nullcontext() as lock,
+        distributed.peer_loss_as_user_error(run.world),
+    ):
+        return _execute(prepared, config, run, callbacks, lock)
 
 
-def _execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Sequence[Callback]) -> TrainResult:
+def _execute(
+    prepared: Prepared, config: Config, run: RunContext, callbacks: Sequence[Callback], lock: RunLock | None
+) -> TrainResult:
     job, world, out, folder = prepared.job, run.world, run.out, run.folder
     precision = pick_precision(config.system.mixed_precision, run.device)
     engine = TrainStep(prepared.model, config, job.phase, precision, world, run.device)
@@ -118,6 +136,8 @@ def _execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Seq
         trainer = Trainer(job, engine, prepared.tokenizer, config, folder, monitor, callbacks, run.start_time)
         if resumed is not None:
             trainer.resume(resumed)
+        trainer.saver.lock = lock
+        trainer.saver.files = {CONFIG: to_yaml(config), METADATA: json_text(metadata)}
         steps_left = trainer.total_steps - trainer.progress.step
         compiling = choose_compiling(config.system.compile, run.device, steps_left, engine.model.config)
         if compiling.on:
@@ -133,6 +153,11 @@ def _execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Seq
 
 def prepare_folder(prepared: Prepared, config: Config, run: RunContext, start: Progress) -> dict[str, Any]:
     """Prepare the run's folder for training from the position `start` on. Returns the content of run.json."""
+    with readable_disk_errors(run.folder):
+        return _prepare_folder(prepared, config, run, start)
+
+
+def _prepare_folder(prepared: Prepared, config: Config, run: RunContext, start: Progress) -> dict[str, Any]:
     first_step = start.step
     provenance = collect_provenance(prepared.job.files, prepared.tokenizer.fingerprint(), run.folder)
     remove_leftovers(run.folder, exclusive=True)  # the folder's lock is held
@@ -140,7 +165,7 @@ def prepare_folder(prepared: Prepared, config: Config, run: RunContext, start: P
         run.out.print(
             f"{moved} is damaged or later than the resumed checkpoint; it is kept under this name.", markup=False
         )
-    atomic_write_text(run.folder / "config.yaml", to_yaml(config))
+    atomic_write_text(run.folder / CONFIG, to_yaml(config))
     keep_metrics_until(run.folder, first_step, evaluated=not start.evaluation_due)
     metadata = read_metadata(run.folder) if first_step else {}
     if not metadata:
@@ -202,17 +227,16 @@ def _finish(result: TrainResult, trainer: Trainer, run: RunContext) -> None:
     """Draw the losses, write result.json if the run has finished, and print how it ended."""
     out, folder, job = run.out, result.folder, trainer.job.name
     if result.stopped not in URGENT:  # drawing can take long
-        try:
-            draw_losses(folder)
-        except Exception as error:  # a failed plot must not fail the run, whatever matplotlib raises
-            out.print(f"loss.png could not be drawn: {error}", markup=False)
+        trainer.monitor.attempt(f"Drawing {PLOT}", lambda: draw_losses(folder))
     if result.stopped:
         saved = f"at step {result.steps:,} of {trainer.total_steps:,}, saved. Resume with: {job}.resume_from={folder}"
         if not steps_of(folder):
             saved = "before the first step; start it again with the same command."
         out.print(f"Stopped ({result.stopped}) {saved}", markup=False, soft_wrap=True)
         return
-    scores = {"steps": result.steps, "train_loss": result.train_loss, **result.val_losses, **result.scores}
+    _require_finite(result, trainer)
+    train_loss = result.train_loss if math.isfinite(result.train_loss) else None
+    scores = {"steps": result.steps, "train_loss": train_loss, **result.val_losses, **result.scores}
     write_json(folder / RESULT, scores)
     details = ""
     if result.steps < trainer.total_steps:
@@ -224,6 +248,21 @@ def _finish(result: TrainResult, trainer: Trainer, run: RunContext) -> None:
     if trainer.progress.nonfinite_steps:
         details += f"; {trainer.progress.nonfinite_steps} non-finite steps"
     out.print(f"Done in {format_duration(spent)}{details}: {folder}", markup=False, soft_wrap=True)
+
+
+def _require_finite(result: TrainResult, trainer: Trainer) -> None:
+    """Raise UserError if a run that has made its last step ends with a loss that is not finite."""
+    n, loss = trainer.progress.nonfinite_steps_in_a_row, result.val_losses.get("val_loss", 0.0)
+    if n and not math.isfinite(result.train_loss):
+        problem = f"its last {n} steps were not finite" if n > 1 else "its last step was not finite"
+    elif not math.isfinite(loss):
+        problem = f"its validation loss is {loss}"
+    else:
+        return
+    raise UserError(
+        f"The run in {result.folder} has made its {result.steps:,} steps, but {problem}, so it is not finished; train again "
+        f"with a lower {trainer.job.name}.learning_rate or with system.mixed_precision=fp32."
+    )
 
 
 def require_torchrun(config: Config, argv: Sequence[str] = ()) -> None:
@@ -245,11 +284,12 @@ def run_command(arguments: argparse.Namespace, job: Callable[[Config], TrainResu
     config: Config = arguments.settings
     require_torchrun(config, arguments.argv)
     launch = distributed.launch_of(os.environ) if under_torchrun() else None
-    resumed = run_to_resume(getattr(config, section), launch)
-    if arguments.config is None and resumed is not None and (resumed / "config.yaml").is_file():
+    with path_errors(getattr(config, section).save_dir):
+        resumed = run_to_resume(getattr(config, section), launch)
+    if arguments.config is None and resumed is not None and (resumed / CONFIG).is_file():
         # Resume with the settings of the run, except for those that apply to one start only.
         once = ["training.time_limit=null", "training.reset_optimizer=false"]
-        config = load_config(resumed / "config.yaml", [*once, *arguments.overrides])
+        config = load_config(resumed / CONFIG, [*once, *arguments.overrides])
     result = job(config)
     distributed.leave()
     flush_or_discard(sys.stdout)  # a run that has finished is a success even if its output is lost

@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -19,6 +20,7 @@ from typing import TextIO
 from mini_chat_gpt.checkpoints.find import find_checkpoint, is_checkpoint, read_state, steps_of
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import readable_disk_errors
+from mini_chat_gpt.common.json_files import short
 from mini_chat_gpt.config import PretrainSection, SFTSection
 from mini_chat_gpt.training.provenance import read_metadata
 
@@ -83,7 +85,9 @@ def is_finished(folder: Path) -> bool:
 
 def free_run_folder(save_dir: Path | str) -> Path:
     """`save_dir`, or the first of `save_dir`-2, `save_dir`-3, … without a run: a run is never overwritten."""
-    first = Path(save_dir)
+    first = Path(save_dir) if Path(save_dir).name else Path(save_dir).resolve()  # "." has no name
+    if not first.name:
+        raise UserError(f"A run can't be saved in {first}; name a folder in it with save_dir.")
     number, folder = 1, first
     while contains_run(folder) or is_locked(folder):
         number += 1
@@ -91,27 +95,88 @@ def free_run_folder(save_dir: Path | str) -> Path:
     return folder
 
 
+@contextmanager
+def path_errors(folder: Path | str) -> Iterator[None]:
+    """Turn every error that the name of a run folder can cause into a UserError."""
+    with readable_disk_errors(Path(folder)):
+        try:
+            yield
+        except ValueError as error:
+            if "\0" not in str(folder) and not isinstance(error, UnicodeError):
+                raise
+            raise UserError(f"{short(str(folder))} can't be the name of a folder; choose another save_dir.") from None
+
+
+def require_writable(folder: Path) -> None:
+    """Raise UserError if a run can't be written into this folder, which need not exist. Leaves nothing behind."""
+    missing: list[Path] = []
+    try:
+        with path_errors(folder):
+            missing += [parent for parent in (folder, *folder.parents) if not parent.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(4096))
+                file.flush()
+                os.fsync(file.fileno())
+    finally:
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
+
+
 # The lock
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock a run folder within the block. Raises UserError if another process is training in it, or if it can't be written."""
+class RunLock:
+    """The lock of a run folder, held by this process. Raises UserError if another one has it, or if it can't be written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file = _open_locked(folder)
+
+    def is_in_place(self) -> bool:
+        """Whether the folder still has this lock: it may have been deleted, and made anew by another process."""
+        try:
+            return os.path.samestat(os.stat(self.folder / LOCK), os.fstat(self._file.fileno()))
+        except (OSError, ValueError):
+            return False
+
+    def move(self, folder: Path) -> None:
+        """Lock this folder instead, which is made if necessary."""
+        file = _open_locked(folder)
+        self._file.close()
+        self.folder, self._file = folder, file
+
+    def release(self) -> None:
+        self._file.close()
+
+
+def _open_locked(folder: Path) -> TextIO:
+    with readable_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with readable_disk_errors(folder / LOCK):
         file = open(folder / LOCK, "a", encoding="utf-8")
-    with file:
-        try:
-            locked_by_another = not _lock(file)
-        except OSError as error:  # some network file systems have no locks
-            reason = (error.strerror or str(error)).lower()
-            warnings.warn(
-                f"{folder} can't be locked ({reason}), so nothing prevents a second process from training in it.",
-                stacklevel=3,
-            )
-            locked_by_another = False
-        if locked_by_another:
+    try:
+        if not _lock(file):
+            file.close()
             raise UserError(f"Another process is training in {folder}; wait for it, or stop it first.")
-        yield
+    except OSError as error:  # some network file systems have no locks
+        reason = (error.strerror or str(error)).lower()
+        warnings.warn(
+            f"{folder} can't be locked ({reason}), so nothing prevents a second process from training in it.",
+            stacklevel=3,
+        )
+    return file
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[RunLock]:
+    """Lock a run folder within the block; it is made if necessary. Raises the errors of `RunLock`."""
+    lock = RunLock(folder)
+    try:
+        yield lock
+    finally:
+        lock.release()
 
 
 def is_locked(folder: Path) -> bool:

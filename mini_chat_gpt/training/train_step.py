@@ -30,9 +30,9 @@ from mini_chat_gpt.training.fsdp import shard
 from mini_chat_gpt.training.optim import Optimizer, WeightAverage, clip_gradients
 from mini_chat_gpt.training.saved_state import Resumed, read_saved_state, state_changes
 
-Outcome = Literal["updated", "overflow", "non-finite"]
+Outcome = Literal["updated", "overflow", "non-finite", "empty"]
 """Whether a step changed the weights. "overflow": the float16 loss scale was too large and has been halved.
-"non-finite": loss or gradient was NaN or infinite."""
+"non-finite": loss or gradient was NaN or infinite. "empty": the loss weights of all examples are 0."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class TrainStep:
         local_loss = torch.zeros((), device=self.model.device)
         for number, batch in enumerate(batches, 1):
             with self._grad_sync(last=number == len(batches)):
-                part = self._forward(self.net, batch).weighted_sum / weight
+                part = self._forward(self.net, batch).weighted_sum / (weight or 1.0)
                 (part * factor).backward()
             local_loss += part.detach()
 
@@ -143,7 +143,7 @@ class TrainStep:
         # Finite check: loss and norm are the same on all ranks, so either all of them update or none does.
         losses, stops = zip(*self.world.gather([float(local_loss), stop]), strict=True)
         loss = sum(losses)
-        outcome = self._check_finite(loss, norm)
+        outcome = self._check_finite(loss, norm) if weight else "empty"
 
         # Update, or drop the gradients of a non-finite step.
         if update and outcome == "updated":

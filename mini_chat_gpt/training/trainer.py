@@ -10,13 +10,10 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from mini_chat_gpt.checkpoints.save import CheckpointWriter
 from mini_chat_gpt.common.device import cpu_threads, gc_frozen
-from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import append_text, atomic_write_text
 from mini_chat_gpt.common.resources import CPUContention, memory_in_use
@@ -39,10 +36,12 @@ from mini_chat_gpt.training.job import (
     TrainResult,
     Window,
     count_steps,
+    require_weight,
 )
 from mini_chat_gpt.training.monitor import Monitor, Status
 from mini_chat_gpt.training.optim import lr_fraction
 from mini_chat_gpt.training.saved_state import Resumed
+from mini_chat_gpt.training.saving import Saver
 from mini_chat_gpt.training.stop import LOST_WORKER, REASONS, URGENT, Abandoned, StopRequest, exit_code
 from mini_chat_gpt.training.train_step import StepReport, TrainStep
 from mini_chat_gpt.training.validation import Validation
@@ -63,26 +62,28 @@ class Trainer:
         start_time: float | None = None,
     ) -> None:
         self.job, self.engine, self.tokenizer, self.config = job, engine, tokenizer, config
-        self.folder, self.monitor, self.callbacks = folder, monitor, callbacks
+        self.monitor, self.callbacks = monitor, callbacks
         self.world, self.model = engine.world, engine.model
         self.progress = Progress()
         _, self.examples_per_step, self.tokens_per_step = config.step_size(job.phase)
         self.total_steps = count_steps(job, self.examples_per_step, self.tokens_per_step)
+        require_weight(job)
         self.evaluation: Evaluation | None = None  # the last one
         self.evaluated_step = self.unevaluated_step = -1  # of `evaluation`; of a resumed checkpoint that waits for it
         self._advanced = False  # whether this start has completed a step or an evaluation
         self._evaluation_seconds = 0.0  # what the last one took
-        self._snapshot_seconds: float | None = None
         self._lost_worker = ""
-        # A sharded model is written by all ranks, in a thread. A process group of their own separates the messages
-        # of these threads from those of training.
-        writer_world = self.world.new_group() if engine.sharded else ALONE
-        self.writer = CheckpointWriter(folder, config.training.keep_checkpoints, writer_world)
+        self.saver = Saver(folder, config.training.keep_checkpoints, job, engine, tokenizer, monitor)
         limit = config.training.time_limit
         deadline = (start_time or time.monotonic()) + seconds_in(limit) if limit else None
         self.stop = StopRequest(monitor.message, deadline)
         self.validation = Validation(job, engine, self.stop, monitor.attempt)
         self.stopped = ""  # the reason to stop that all ranks have agreed on
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.saver.folder
 
     def set_total_steps(self, steps: int) -> None:
         """Set the number of steps of the run. Checkpoints store it, so that a resumed run has the same number."""
@@ -118,9 +119,9 @@ class Trainer:
                     self.save()
             except Exception:  # a checkpoint that is being written is still completed
                 with suppress(Exception):
-                    self.writer.wait()
+                    self.saver.wait()
                 raise
-        self.writer.wait()
+        self.saver.finish(self.save)
         if self.stopped in URGENT:
             leave_within(GRACE, exit_code(self.stopped))
         if self.stopped == LOST_WORKER:
@@ -138,7 +139,7 @@ class Trainer:
         while progress.step < self.total_steps and not self.stopped and not self._out_of_patience():
             started = time.monotonic()
             if loader is None or stage != self.job.stage_at(progress.step, self.total_steps):
-                self.writer.wait()  # a loader forks worker processes, which is not safe while another thread runs
+                self.saver.wait()  # a loader forks worker processes, which is not safe while another thread runs
                 loaders.close()
                 stage = self.job.stage_at(progress.step, self.total_steps)
                 loader = loaders.enter_context(self.loader(stage))
@@ -146,7 +147,8 @@ class Trainer:
             self._count(report, count, time.monotonic() - started)
             self._check_nonfinite(report, examples)
             if progress.step % self._log_every == 0 or progress.step == self.total_steps:
-                progress.train_loss = progress.window.loss if math.isfinite(progress.window.loss) else None
+                if progress.window.weight or report.outcome == "non-finite":
+                    progress.train_loss = progress.window.loss if math.isfinite(progress.window.loss) else None
                 bar.update(progress.step, self._log_window(report).items())
                 if warning := contention.check():
                     self.monitor.message(warning)
@@ -184,11 +186,11 @@ class Trainer:
 
     def _check_time(self, seconds_needed: float) -> None:
         """Request a stop if the time limit does not leave these seconds and twice the time of saving."""
-        if self._snapshot_seconds is None:  # before the first save: weights and optimizer state at 100 MB/s
+        if self.saver.snapshot_seconds is None:  # before the first save: weights and optimizer state at 100 MB/s
             trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
             seconds = 16 * trained / 1e8
         else:
-            seconds = self._snapshot_seconds + self.writer.seconds
+            seconds = self.saver.snapshot_seconds + self.saver.writer.seconds
         self.stop.saving_time = 2 * seconds
         self.stop.check_time(seconds_needed)
 
@@ -224,7 +226,7 @@ class Trainer:
         window.tokens += report.tokens
         window.trained_tokens += report.trained_tokens
         window.seconds += seconds
-        if report.outcome != "non-finite":  # one NaN would make the mean over the window NaN
+        if report.outcome in ("updated", "overflow"):  # one NaN would make the mean over the window NaN
             window.loss_sum += report.loss * report.weight
             window.weight += report.weight
             previous = progress.smoothed_loss
@@ -237,8 +239,9 @@ class Trainer:
     def _check_nonfinite(self, report: StepReport, examples: Sequence[Example]) -> None:
         """Count non-finite steps in a row, save the examples that may have caused them, end the run after too many."""
         progress = self.progress
-        if report.outcome != "non-finite":
+        if report.outcome in ("updated", "overflow"):
             progress.nonfinite_steps_in_a_row = 0
+        if report.outcome != "non-finite":
             return
         progress.nonfinite_steps += 1
         progress.nonfinite_steps_in_a_row += 1
@@ -254,7 +257,7 @@ class Trainer:
         )
         # A single non-finite step can be caused by one example, many in a row by diverged weights.
         if progress.nonfinite_steps_in_a_row >= self.config.training.max_nonfinite_steps:
-            self.writer.wait()  # the run can be resumed from this checkpoint
+            self.saver.wait()  # the run can be resumed from this checkpoint
             raise UserError(
                 f"{summary}: {progress.nonfinite_steps_in_a_row} non-finite steps in a row, so the run ends. The examples are in "
                 f"{file.parent}; lower {self.job.name}.learning_rate or set system.mixed_precision=fp32, and resume with "
@@ -303,6 +306,8 @@ class Trainer:
         """Log finite values under the job's name and pass them to the callbacks."""
         # JSON has no NaN, and a gap in a curve is easier to see than a point that is not drawn.
         metrics = {f"{self.job.name}/{name}": value for name, value in values.items() if math.isfinite(value)}
+        if self.world.is_main:
+            self.saver.restore_folder()
         self.monitor.log(self.progress.step, metrics)
         if self.world.is_main:
             for callback in self.callbacks:
@@ -367,31 +372,9 @@ class Trainer:
             self.monitor.attempt("Writing samples.txt", lambda: append_text(self.folder / "samples.txt", text))
 
     def save(self) -> None:
-        """Copy the state of this step and start to write it as a checkpoint; old checkpoints are deleted afterwards."""
-        name = f"step-{self.progress.step:07d}"
-        self.writer.wait()  # two copies of the state at a time could exceed the memory
-        # The step exists if the run was resumed from it and stopped before the next one. If it was saved without its
-        # evaluation, it is replaced by the same state with the result.
-        replace = self.progress.step == self.unevaluated_step and not self.progress.evaluation_due
-        if not replace and self.world.broadcast((self.folder / name).exists):
-            return
-        started = time.monotonic()
-        current, best_metric = self._current_evaluation(), self.job.phase.best_metric
-        score = current.score(best_metric) if current else math.nan
-        info = {
-            "job": self.job.name,
-            "step": self.progress.step,
-            "trained_tokens": self.progress.trained_tokens,
-            "val_loss": current.losses.get("val_loss") if current else None,
-            "score": score if math.isfinite(score) else None,
-            "best_metric": best_metric,
-        }
-        # Training continues while a thread writes the copy.
-        snapshot = self.engine.snapshot(self.tokenizer, info, asdict(self.progress))
-        self._snapshot_seconds = time.monotonic() - started
-        if self.world.is_main or self.engine.sharded:
-            self.writer.write(name, snapshot, replace)
-
-    def _current_evaluation(self) -> Evaluation | None:
-        """The evaluation of the current weights, if there is one."""
-        return self.evaluation if self.evaluated_step == self.progress.step else None
+        """Save the state of this step. A checkpoint saved without its evaluation is replaced by the same state with the result."""
+        progress = self.progress
+        evaluation = self.evaluation if self.evaluated_step == progress.step else None
+        self.saver.save(
+            progress, evaluation, replace=progress.step == self.unevaluated_step and not progress.evaluation_due
+        )

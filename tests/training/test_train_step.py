@@ -1,5 +1,6 @@
 """One step is a true mean over tokens; a non-finite step changes nothing; float16 finds a loss scale that works."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from tiny import CountingDataset, tiny_config, tiny_model
 from torch.nn.parallel import DistributedDataParallel
 
 from mini_chat_gpt.common.device import Precision, pick_precision
+from mini_chat_gpt.common.distributed import World
 from mini_chat_gpt.data.batching import micro_batches
 from mini_chat_gpt.training.train_step import LossScale, TrainStep
 
@@ -152,3 +154,43 @@ def test_gradients_are_exchanged_between_ranks_once_per_step(tmp_path):
         assert exchanges == sorted(set(exchanges))  # every bucket once
     finally:
         dist.destroy_process_group()
+
+
+# Steps without weight
+
+
+class WithAnotherRank(World):
+    """A world in which another rank has the same number of micro-batches and these sums [Σ w, tokens, supervised tokens]."""
+
+    sums = (0.0, 10.0, 5.0)
+
+    def sum(self, values):
+        return [own + other for own, other in zip(values, self.sums, strict=True)]
+
+
+def weightless(n: int = 4) -> list:
+    return [replace(CountingDataset()[index], weight=0.0) for index in range(n)]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_without_weight_is_empty_and_changes_nothing(optimizer):
+    engine = make_engine(optimizer=optimizer, weight_decay=0.1, ema=0.9)
+    engine.train_step([CountingDataset()[index] for index in range(4)])  # so that there are moments to go on with
+    before = [parameter.detach().clone() for parameter in engine.model.parameters()]
+    report = engine.train_step(weightless(), stop=2)
+    assert (report.outcome, report.weight, report.loss, report.stop) == ("empty", 0.0, 0.0, 2)
+    assert report.tokens == sum(len(example.ids) for example in weightless())
+    assert report.trained_tokens == sum(example.n_trained for example in weightless())
+    assert all(torch.equal(p, q) for p, q in zip(engine.model.parameters(), before, strict=True))
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in engine.model.parameters())
+    assert engine.average.steps == 1
+
+
+@pytest.mark.parametrize(("weight", "outcome"), [(0.0, "empty"), (7.0, "updated")])
+def test_a_rank_whose_share_has_no_weight_follows_the_sum_over_all_ranks(weight, outcome):
+    engine = make_engine()
+    engine.world = WithAnotherRank()
+    object.__setattr__(engine.world, "sums", (weight, 10.0, 5.0))
+    report = engine.train_step(weightless())
+    assert (report.outcome, report.weight, report.loss) == (outcome, weight, 0.0)
+    assert math.isfinite(report.norm)

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import math
 import os
 import signal
 import time
@@ -407,3 +408,37 @@ def test_a_checkpoint_that_is_being_written_when_training_fails_is_completed(tmp
     with pytest.raises(UserError, match="record 20 is damaged"):
         trainer.run()
     assert find_checkpoint(tmp_path, "last").name == "step-0000002"
+
+
+class PartlyWeightless(CountingDataset):
+    """Examples of which those with these indices have a loss weight of 0."""
+
+    def __init__(self, *weightless: int) -> None:
+        super().__init__()
+        self.weightless = weightless
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        return replace(example, weight=0.0) if index in self.weightless else example
+
+
+def test_a_step_without_weight_is_skipped_and_counted(tmp_path):
+    trainer = make_trainer(tmp_path / "run", sft={**SFT, "max_steps": 4})
+    trainer.job = replace(trainer.job, source=PartlyWeightless(*range(4, 8), *range(12, 16)))
+    result = trainer.run()
+    assert (result.steps, trainer.progress.cursor, trainer.progress.nonfinite_steps) == (4, 16, 0)
+    assert math.isfinite(result.train_loss)
+    assert math.isfinite(trainer.progress.smoothed_loss)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "sft/train_loss" in line] == [1, 3]
+    assert [line["step"] for line in lines if "sft/trained_tokens" in line] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("where", ["source", "stage"])
+def test_examples_without_any_weight_are_refused_at_the_start(tmp_path, where):
+    source = PartlyWeightless(*range(1000))
+    stages = [Stage(0.5, source)] if where == "stage" else []
+    trainer = make_trainer(tmp_path / "run")
+    job = replace(trainer.job, stages=stages, source=trainer.job.source if stages else source)
+    with pytest.raises(UserError, match="There is nothing to train on: the loss weights of the examples are 0"):
+        Trainer(job, trainer.engine, TOKENIZER, trainer.config, tmp_path / "run", trainer.monitor)
