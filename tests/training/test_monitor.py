@@ -99,7 +99,9 @@ def test_training_goes_on_without_metrics_with_one_line_until_they_can_be_writte
             monitor.log(3, {"sft/train_loss": 1.0})
         monitor.log(4, {"sft/train_loss": 1.0})
     assert steps_in(tmp_path) == [1, 4]
-    assert out.export_text() == f"Writing metrics.jsonl failed ({os.strerror(error).lower()}); training goes on.\n"
+    assert (
+        out.export_text() == f"Writing metrics.jsonl failed ({os.strerror(error).lower()}); training is not affected.\n"
+    )
 
 
 def refuse(error: int):
@@ -145,8 +147,8 @@ def test_a_failure_is_told_once_until_it_has_succeeded_again(tmp_path):
     fails = refuse(errno.ENOSPC)
     for call in (fails, fails, lambda: 1, fails, lambda: {}["key"]):
         monitor.attempt("Drawing", call)
-    full = "Drawing failed (no space left on device); training goes on."
-    assert out.export_text().splitlines() == [full, full, "Drawing failed (KeyError: 'key'); training goes on."]
+    full = "Drawing failed (no space left on device); training is not affected."
+    assert out.export_text().splitlines() == [full, full, "Drawing failed (KeyError: 'key'); training is not affected."]
     for stop in (KeyboardInterrupt, SystemExit):
         with pytest.raises(stop):
             monitor.attempt("Drawing", lambda stop=stop: (_ for _ in ()).throw(stop()))

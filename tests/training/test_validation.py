@@ -86,8 +86,8 @@ def test_samples_and_scores_that_fail_do_not_fail_the_evaluation(tmp_path):
     assert evaluation.losses["val_loss"] > 0
     assert (evaluation.scores, evaluation.samples) == ({}, "")
     assert monitor.console.export_text().splitlines() == [
-        "Scoring the eval tasks failed (RuntimeError: CUDA out of memory); training goes on.",
-        "Generating samples failed (RuntimeError: CUDA out of memory); training goes on.",
+        "Scoring the eval tasks failed (RuntimeError: CUDA out of memory); training is not affected.",
+        "Generating samples failed (RuntimeError: CUDA out of memory); training is not affected.",
     ]
 
 
