@@ -127,17 +127,6 @@ def join(device_type: str, environment: Mapping[str, str] = os.environ) -> World
     return world
 
 
-@contextmanager
-def peer_loss_as_user_error(world: World) -> Iterator[None]:
-    """Turn the exceptions that PyTorch raises after the loss of another process into a UserError."""
-    try:
-        yield
-    except RuntimeError as error:
-        if lost := rank_failures.lost_connection(error, world.rank, world.size):
-            raise UserError(lost) from None
-        raise
-
-
 def leave() -> None:
     """Leave the run, if this process has joined one."""
     rank_failures.stop_watching()

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.output import OptionalOutput, flush_or_discard, open_standard_streams
-from mini_chat_gpt.common.signals import StoppedBySignal, signals_end_command
+from mini_chat_gpt.common.signals import StoppedBySignal, end_signals, signals_end_command
 
 _ERRORS: Any = OptionalOutput("stderr")
 
@@ -90,7 +90,9 @@ def _report(error: BaseException, code: int, message: str) -> int:
     if not one_of_several_ranks():
         print(message, file=_ERRORS)
         return code
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process is ending already
+    # The process is ending already, and torchrun sends SIGTERM to all ranks after the first has ended.
+    for number in (signal.SIGINT, *end_signals()):
+        signal.signal(number, signal.SIG_IGN)
     from mini_chat_gpt.common import rank_failures  # here, because it imports torch
 
     return rank_failures.report(error, code, message)

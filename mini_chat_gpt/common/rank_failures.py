@@ -171,11 +171,14 @@ def report(error: BaseException, code: int, message: str, environment: Mapping[s
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     if not failed() and (lost := lost_connection(error, rank, size)):
         code, message = 2, f"error: {lost}"
+        time.sleep(0.5)  # all connections of the other process end together, but not at the same instant
     printed = _watch is None and rank == 0 and bool(message)
     if printed:  # no other rank can have reported anything yet
         _print(message)
     if int(environment["LOCAL_WORLD_SIZE"]) < size and rank and message:
         message += f" (process {rank} on {socket.gethostname()})"  # files may differ between machines
+    if _watch is None and isinstance(error, SystemExit):  # a signal: torchrun sends it to all ranks
+        return code
     details = "" if message else "".join(traceback.format_exception(error)).rstrip()
     try:
         if _watch is None:

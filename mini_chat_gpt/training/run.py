@@ -113,10 +113,7 @@ def _find_folder(config: Config, section: SFTSection | PretrainSection, launch: 
 
 def execute(prepared: Prepared, config: Config, run: RunContext, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Train in the run's folder. Prints a summary before the first step and after the last."""
-    with (
-        locked(run.folder) if run.world.is_main else nullcontext() as lock,
-        distributed.peer_loss_as_user_error(run.world),
-    ):
+    with locked(run.folder) if run.world.is_main else nullcontext() as lock:
         return _execute(prepared, config, run, callbacks, lock)
 
 

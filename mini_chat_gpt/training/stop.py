@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from mini_chat_gpt.common import rank_failures
 from mini_chat_gpt.common.distributed import ALONE, World
 from mini_chat_gpt.common.entry import under_torchrun
 from mini_chat_gpt.common.signals import end_signals, handled
@@ -65,6 +66,8 @@ class StopRequest:
         """Request a stop, unless one is requested already."""
         if self.number == 0:
             self.number = REASONS.index(reason)
+            if rank_failures.failed():  # torchrun ends this rank because of another one, whose message has been printed
+                return
             # This may run within a signal handler, while the same stream is being written.
             with contextlib.suppress(OSError, RuntimeError):
                 self.notify(message)
