@@ -110,7 +110,7 @@ def training(setup: Setup) -> None:
 
 
 def adapters(setup: Setup) -> None:
-    """All weights, LoRA and QLoRA at SmolLM2's shape, beside other implementations."""
+    """All weights, LoRA and QLoRA at SmolLM2's shape, compared with other implementations."""
     setting = TINY if setup.tiny else SMOLLM2
     makers: dict[str, Callable[[Setting], Step]] = {
         "ours, all weights": lambda one: our_step(setup, one),
