@@ -80,7 +80,7 @@ class _TokenizerMeta(JSONRecord):
 
 
 def is_checkpoint(folder: Path) -> bool:
-    return (folder / META).is_file()
+    return os.path.isfile(folder / META)  # unlike Path.is_file, it never raises
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -155,8 +155,9 @@ def find_checkpoint(path: Path | str, prefer: str = "best", recheck: bool = Fals
     for folder, reason in damaged.items():
         warnings.warn(f"skipping {folder}: {reason}", stacklevel=1)
     if chosen is None:
+        reasons = "".join(f": {folder.name}: {reason}" for folder, reason in list(damaged.items())[-1:])
         raise UserError(
-            f"{path} has no complete checkpoint; give a checkpoint folder, or a run folder with step-* folders in it."
+            f"{path} has no complete checkpoint{reasons}; give a checkpoint folder, or a run folder with step-* folders in it."
         )
     return chosen
 

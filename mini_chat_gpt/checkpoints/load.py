@@ -5,6 +5,7 @@ Every command gets a model and its tokenizer from `load_pair`, which checks that
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +49,7 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "auto") -> tu
     """
     target = device if isinstance(device, torch.device) else pick_device(device)
     path = Path(path)
-    model, tokenizer = load_pair(path if path.is_file() else find_checkpoint(path))
+    model, tokenizer = load_pair(path if os.path.isfile(path) else find_checkpoint(path))
     return model.to(target).eval(), tokenizer
 
 

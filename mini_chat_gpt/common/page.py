@@ -35,6 +35,11 @@ def without_folders(text: str, paths: Iterable[str]) -> str:
     return text
 
 
+def shown_path(path: object) -> str:
+    """A relative path as it is; the last component of an absolute one."""
+    return _name_of_absolute(str(path)) or str(path)
+
+
 def _name_of_absolute(path: str) -> str:
     """The last component of an absolute path; "" for a relative one."""
     return next((p.name for p in (PurePosixPath(path), PureWindowsPath(path)) if p.is_absolute()), "")

@@ -22,6 +22,7 @@ from mini_chat_gpt.cli_options import MAX_NUMBER, check_range
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name, write_json
+from mini_chat_gpt.common.page import shown_path, without_folders
 from mini_chat_gpt.common.terminal import StepProgress, console, format_duration
 from mini_chat_gpt.evaluation.bits_per_byte import bits_per_byte
 from mini_chat_gpt.evaluation.capabilities import GREEDY, MAX_ROWS, Evaluation, evaluate
@@ -134,7 +135,12 @@ def compare(
             Subject(name, path, *loaded[name], evaluations[name], answers.get(name))
             for path, name in zip(models, loaded, strict=True)
         ]
-        settings = {"file": file.name, "why": why, "n": options.n, "seed": options.seed}
+        settings = {
+            "file": file.name,
+            "why": without_folders(why, map(str, models)),
+            "n": options.n,
+            "seed": options.seed,
+        }
         settings |= {"sampling": _describe(sampling), "weights": weights}
         _write_report(options, subjects, file, settings, prompts, start, out)
     return evaluations
@@ -213,10 +219,10 @@ def _write_json(
     if options.json is None:
         return
     by_name = {
-        name: {"checkpoint": str(path), **evaluation.as_json()}
+        name: {"checkpoint": shown_path(path), **evaluation.as_json()}
         for path, (name, evaluation) in zip(models, evaluations.items(), strict=True)
     }
-    settings = {"data": str(file), "n": options.n, "seed": options.seed, "sampling": _describe(sampling)}
+    settings = {"data": shown_path(file), "n": options.n, "seed": options.seed, "sampling": _describe(sampling)}
     write_json(options.json, settings | {"models": by_name})
     out.print(f"Written: {options.json}", markup=False, soft_wrap=True)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_chat_gpt.common.files import atomic_write_text, write_json
+from mini_chat_gpt.common.page import shown_path
 from mini_chat_gpt.evaluation.bits_per_byte import BitsPerByte
 from mini_chat_gpt.evaluation.capabilities import Evaluation, Item, differences
 from mini_chat_gpt.evaluation.confidence import paired
@@ -67,7 +68,12 @@ def build(
         "title": title,
         "facts": list(_facts(subjects, data)),
         "models": [
-            {"name": s.name, "checkpoint": str(s.checkpoint), "parameters": s.model.n_parameters(), "kind": s.kind}
+            {
+                "name": s.name,
+                "checkpoint": shown_path(s.checkpoint),
+                "parameters": s.model.n_parameters(),
+                "kind": s.kind,
+            }
             for s in subjects
         ],
         "data": dict(data),
@@ -98,7 +104,7 @@ def _facts(subjects: Sequence[Subject], data: Mapping[str, Any]) -> Iterator[str
     """Sentences about the models and the data."""
     for s in subjects:
         note = "" if s.kind == "chat" else ", without a chat format: it continues the prompt as plain text"
-        yield f"{s.name}: {s.checkpoint}, {s.model.n_parameters() / 1e6:.2f} M parameters{note}"
+        yield f"{s.name}: {shown_path(s.checkpoint)}, {s.model.n_parameters() / 1e6:.2f} M parameters{note}"
     yield f"at most {data['n']} held-out tasks of each kind and group from {data['file']} (seed {data['seed']})"
 
 

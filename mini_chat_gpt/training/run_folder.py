@@ -62,8 +62,16 @@ def find_run_folder(section: SFTSection | PretrainSection, launch: str | None = 
 def _numbered_runs(save_dir: str) -> Iterator[Path]:
     """The existing folders among `save_dir`, `save_dir`-2, `save_dir`-3, …, newest first."""
     first = Path(save_dir)
-    folders = {1: first} if first.is_dir() else {}
-    for name in os.listdir(first.parent) if first.parent.is_dir() else []:
+    folders = {1: first} if os.path.isdir(first) else {}
+    try:
+        names = os.listdir(first.parent)
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    except OSError as error:
+        raise UserError(
+            f"{first.parent} can't be read ({(error.strerror or str(error)).lower()}); check the path."
+        ) from None
+    for name in names:
         if match := re.fullmatch(re.escape(first.name) + r"-([1-9][0-9]{0,8})", name):
             folders[int(match[1])] = first.with_name(name)
     yield from (folders[number] for number in sorted(folders, reverse=True))
@@ -80,7 +88,7 @@ def contains_run(folder: Path) -> bool:
 
 def is_finished(folder: Path) -> bool:
     """Whether the run in this folder has finished."""
-    return (folder / RESULT).is_file()
+    return os.path.isfile(folder / RESULT)
 
 
 def free_run_folder(save_dir: Path | str) -> Path:

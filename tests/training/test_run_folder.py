@@ -1,5 +1,6 @@
 """A run never overwrites another one and resumes in its own folder."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -185,3 +186,14 @@ def test_damaged_metadata_of_a_run_do_not_stop_a_restart(tmp_path, run, content)
     (folder / METADATA).write_text(content)
     with pytest.warns(UserWarning, match=r"sft/run\.json is damaged"):
         assert find(tmp_path, launch="a").folder.name == "sft-3"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000, "loop", "file/run", "no/such/folder"])
+@pytest.mark.parametrize("setting", ["resume_from", "save_dir"])
+def test_a_path_that_cannot_be_a_run_is_one_sentence(tmp_path, monkeypatch, name, setting):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    section = SFTSection(**({"resume_from": "auto"} | {setting: name}))
+    with contextlib.suppress(UserError):
+        assert find_run_folder(section).checkpoint is None
