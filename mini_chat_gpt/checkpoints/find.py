@@ -155,9 +155,9 @@ def find_checkpoint(path: Path | str, prefer: str = "best", recheck: bool = Fals
     for folder, reason in damaged.items():
         warnings.warn(f"skipping {folder}: {reason}", stacklevel=1)
     if chosen is None:
-        reasons = "".join(f": {folder.name}: {reason}" for folder, reason in list(damaged.items())[-1:])
+        reasons = "".join(f" ({folder.name}: {reason})" for folder, reason in list(damaged.items())[-1:])
         raise UserError(
-            f"{path} has no complete checkpoint{reasons}; give a checkpoint folder, or a run folder with step-* folders in it."
+            f"{path}: no complete checkpoint{reasons}; give a checkpoint folder, or a run folder with step-* folders in it."
         )
     return chosen
 

@@ -104,7 +104,9 @@ def _require_finite(folder: Path, name: str) -> None:
             for key in file.keys():  # noqa: SIM118 (not a mapping)
                 tensor = file.get_tensor(key)
                 if tensor.is_floating_point() and not tensor.isfinite().all():
-                    raise Damage(f"{key} is not finite (NaN or infinite); training has diverged")
+                    raise Damage(
+                        f"{key} is not finite (NaN or infinite); training has diverged, use an earlier checkpoint"
+                    )
     except (SafetensorError, ValueError) as error:
         raise Damage(f"{name} can't be read ({error})") from None
 

@@ -135,12 +135,8 @@ def compare(
             Subject(name, path, *loaded[name], evaluations[name], answers.get(name))
             for path, name in zip(models, loaded, strict=True)
         ]
-        settings = {
-            "file": file.name,
-            "why": without_folders(why, map(str, models)),
-            "n": options.n,
-            "seed": options.seed,
-        }
+        why = without_folders(why, map(str, models))
+        settings = {"file": file.name, "why": why, "n": options.n, "seed": options.seed}
         settings |= {"sampling": _describe(sampling), "weights": weights}
         _write_report(options, subjects, file, settings, prompts, start, out)
     return evaluations

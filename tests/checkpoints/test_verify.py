@@ -141,7 +141,7 @@ def test_weights_that_are_not_finite_are_damage(tmp_path, value):
         model.layers[1].mlp.up_proj.weight[3, 3] = value
     folder = save_checkpoint(tmp_path / "x", model, tokenizer)
     assert damage_of(folder) == (
-        "model.layers.1.mlp.up_proj.weight is not finite (NaN or infinite); training has diverged"
+        "model.layers.1.mlp.up_proj.weight is not finite (NaN or infinite); training has diverged, use an earlier checkpoint"
     )
 
 
