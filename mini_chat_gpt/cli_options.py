@@ -6,6 +6,7 @@ Light: `--help` and a mistake must not wait for PyTorch. `cli_verbs.py` has the 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -231,7 +232,7 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
     A word with a dotted key before "=" is an override, unless a file of that name exists.
     """
-    overrides = [word for word in words if re.match(r"[A-Za-z_]\w*(\.\w+)+\s*=", word) and not Path(word).exists()]
+    overrides = [word for word in words if re.match(r"[A-Za-z_]\w*(\.\w+)+\s*=", word) and not os.path.exists(word)]
     return overrides, [path_text(word) for word in words if word not in overrides]
 
 

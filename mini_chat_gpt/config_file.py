@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from mini_chat_gpt.common.errors import UserError, nearest, short
 from mini_chat_gpt.common.json_files import describe_problem, problem_words, shown
-from mini_chat_gpt.common.typed_values import alternatives, child_type, read_as, takes_text
+from mini_chat_gpt.common.typed_values import NULLS, alternatives, child_type, read_as, takes_text
 from mini_chat_gpt.common.user_paths import user_path
 from mini_chat_gpt.common.yaml_files import Place, Plain, parse_yaml, read_yaml
 from mini_chat_gpt.config import Config, Section, current_metric_name
@@ -204,6 +204,8 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
         text.encode()
     except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
         raise UserError(f"{short(override)}: the value is not valid UTF-8 text.") from None
+    if len(parts) == 1 and text.strip() in NULLS:
+        raise UserError(f"{short(override)} would unset a whole section; write section.key=value.")
     start = text.lstrip()[:1]
     kind = _type_at(parts)
     if start in ("[", "{") and start and not takes_text(kind):

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from mini_chat_gpt.cli import VERBS, make_parser
+from mini_chat_gpt.cli import VERBS, make_parser, parse
+from mini_chat_gpt.cli_options import split_arguments
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.setting_types import seconds_in
 from mini_chat_gpt.common.user_paths import path_text
@@ -161,7 +162,9 @@ def test_a_preset_and_the_values_at_all_bounds_are_valid_or_refused_with_a_sente
                 check_message(str(error))
 
 
-@pytest.mark.parametrize("text", ["0", "0s", "", "-1h", "1e999h", "9" * 30 + "h", "inf", "٣h", "1h 1h", "99999999h"])
+@pytest.mark.parametrize(
+    "text", ["0", "0s", "", "-1h", "1e999h", "9" * 30 + "h", "inf", "٣h", "1h 1h", "99999999h", "2h30", "1:30"]
+)
 def test_a_duration_is_finite_and_longer_than_nothing(text):
     with pytest.raises(ValueError, match="is not a duration"):
         seconds_in(text)
@@ -267,6 +270,26 @@ def test_every_text_survives_being_written_and_read(text):
 
 
 # Home folders
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "é" * 128, "x/" * 3000, "a\0b"])
+def test_what_no_file_system_takes_as_a_path_is_one_sentence(name):
+    for key in ("sft.save_dir", "pretrain.dataset_path", "sft.resume_from", "chats.files"):
+        with pytest.raises(UserError, match=r"too long for a path|contains a NUL"):
+            parse_config({key.split(".")[0]: {key.split(".")[1]: name}}, "the test")
+    with pytest.raises(UserError, match=r"too long for a path|contains a NUL"):
+        parse("chat", ["--checkpoint", name])
+
+
+def test_a_long_text_on_the_command_line_of_inspect_is_not_taken_for_a_file():
+    prompt = "sft.prompts=" + "x" * 5000
+    assert split_arguments([prompt, "x.jsonl"]) == ([prompt], ["x.jsonl"])
+
+
+@pytest.mark.parametrize("override", ["sft=", "data=null", "chats= "])
+def test_a_section_is_not_unset_on_the_command_line(override):
+    with pytest.raises(UserError, match="would unset a whole section"):
+        load_config(None, [override])
 
 
 def test_a_home_folder_expands_in_every_path_setting(monkeypatch, tmp_path):

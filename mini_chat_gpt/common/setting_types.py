@@ -61,9 +61,9 @@ def seconds_in(duration: str) -> float:
     Raises ValueError for anything else, for 0 and for more than three years.
     """
     number = r"(\d{1,9}(?:\.\d{1,9})?)"
-    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s?)?", duration.strip(), re.ASCII)
-    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
-    if not 0 < (total := 3600 * hours + 60 * minutes + seconds) <= MAX_SECONDS:
+    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?|{number}", duration.strip(), re.ASCII)
+    hours, minutes, seconds, alone = (float(part or 0) for part in match.groups()) if match else (0.0,) * 4
+    if not 0 < (total := 3600 * hours + 60 * minutes + seconds + alone) <= MAX_SECONDS:
         raise ValueError(f"{short(duration)} is not a duration; write for example 2h, 90m, 1h30m or 45s")
     return total
 

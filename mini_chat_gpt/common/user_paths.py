@@ -7,14 +7,21 @@ from pathlib import Path
 
 from mini_chat_gpt.common.errors import UserError, short
 
+MAX_NAME, MAX_PATH = 255, 4000
+
 
 def path_text(text: str) -> str:
     """A path as typed, with `~` and `~user` at its beginning replaced by the home folder. "" and environment variables stay.
 
-    Raises UserError for a home folder that is not known, and for characters that no path can have.
+    Raises UserError for a home folder that is not known, and for what no file system takes as a path.
     """
     if "\0" in text:
         raise UserError(f"{short(text)} is not a path: it contains a NUL character.")
+    size = max(len(part.encode("utf-8", "surrogatepass")) for part in text.split("/"))
+    if size > MAX_NAME or len(text) > MAX_PATH:
+        raise UserError(
+            f"{short(text)} is too long for a path; a name has at most {MAX_NAME} bytes, a path {MAX_PATH:,}."
+        )
     if not text.startswith("~"):
         return text
     expanded = os.path.expanduser(text)

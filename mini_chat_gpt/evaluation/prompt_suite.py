@@ -39,7 +39,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mini_chat_gpt.common.errors import UserError, short
-from mini_chat_gpt.common.setting_types import Count, TextList, one_as_list
+from mini_chat_gpt.common.setting_types import Count, one_as_list
 from mini_chat_gpt.common.text import clean
 from mini_chat_gpt.common.typed_values import read_as
 from mini_chat_gpt.common.yaml_files import read_yaml
@@ -94,13 +94,13 @@ def _matches(pattern: str, text: str) -> bool:
         return False
 
 
-def _has_text(prompt: str) -> str:
-    if not prompt.strip():
-        raise ValueError("a prompt without text")
-    return prompt
+def _has_text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be an empty text")
+    return text
 
 
-PromptList = Annotated[list[Annotated[str, AfterValidator(_has_text)]], BeforeValidator(one_as_list)]
+Texts = Annotated[list[Annotated[str, AfterValidator(_has_text)]], BeforeValidator(one_as_list)]
 
 
 class Compared(Section):
@@ -108,9 +108,9 @@ class Compared(Section):
 
     shows: str = "reply"
     """What they demonstrate."""
-    prompts: PromptList = Field(min_length=1)
+    prompts: Texts = Field(min_length=1)
     """One prompt, or several whose replies are to be compared."""
-    contains: TextList = Field(default_factory=list)
+    contains: Texts = Field(default_factory=list)
     """Words that a correct reply contains, ignoring case."""
     regex: Annotated[str, AfterValidator(_is_regex)] | None = None
     """A regular expression that matches somewhere in a correct reply."""
@@ -127,13 +127,13 @@ class Prompts(Section):
 
     compare: list[Compared] = Field(min_length=1)
     """Prompts that are shown side by side."""
-    refuse: PromptList = Field(default_factory=list)
+    refuse: Texts = Field(default_factory=list)
     """More prompts that should be declined."""
-    answer: PromptList = Field(default_factory=list)
+    answer: Texts = Field(default_factory=list)
     """Prompts that should not be declined."""
-    polite_signs: TextList = Field(default_factory=list)
+    polite_signs: Texts = Field(default_factory=list)
     """Beginnings of polite replies."""
-    refusal_signs: TextList = Field(default_factory=list)
+    refusal_signs: Texts = Field(default_factory=list)
     """Phrases in refusals."""
 
     @property

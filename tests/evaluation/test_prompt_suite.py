@@ -104,6 +104,8 @@ def test_markup_in_prompts_and_replies_is_shown_as_text(tmp_path):
             "line 1: compare.0.max_words must be a whole number, not '.inf'",
         ),
         ("compare: [{prompts: []}]", "compare.0.prompts must have at least this number of items: 1, not []"),
+        ("compare: [{prompts: a, contains: ['']}]", "compare.0.contains.0 must not be an empty text"),
+        ("compare: [{prompts: a}]\npolite_signs: [' ']", "line 2: polite_signs.0 must not be an empty text"),
         ("compare: [{prompts: [a], contans: [b]}]", "did you mean 'contains'"),
         ("compare: [{prompts: [a]}]\nrefuse: [x]\ncompare: []", "line 3: compare is set again, after line 1"),
     ],
