@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import getpass
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from mini_chat_gpt.common.distributed import ALONE, World
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.files import user_cache
 
 
 @dataclass(frozen=True)
@@ -150,8 +153,21 @@ def cpu_threads(device: torch.device) -> int:
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
+def identify_user() -> None:
+    """Give a user id without an entry in the user database (in a container) a name and a home folder: libraries ask for both."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        os.environ["LOGNAME"] = f"uid-{getattr(os, 'getuid', int)()}"
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(user_cache())
+
+
 def set_up(seed: int, threads: int | None = None, world: World = ALONE) -> None:
     """Set the seed, the number of CPU threads (None: automatic) and the float32 product mode of this process."""
+    identify_user()
     if threads:
         torch.set_num_threads(threads)
     elif world.launch is not None:  # torchrun sets OMP_NUM_THREADS=1 for each process

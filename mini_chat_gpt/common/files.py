@@ -381,10 +381,15 @@ def require_unchanged(folder: Path, name: str, entry: ManifestEntry) -> None:
 
 
 def user_cache() -> Path:
-    """Folder for reproducible files that can't be stored next to their source; XDG_CACHE_HOME moves it."""
-    if configured := os.environ.get("XDG_CACHE_HOME"):
-        return Path(configured) / "mini_chat_gpt"
-    try:
-        return Path.home() / ".cache" / "mini_chat_gpt"
-    except RuntimeError:  # a user id without an entry in the user database, in a container
-        return Path(tempfile.gettempdir()) / f"mini_chat_gpt-{getattr(os, 'getuid', int)()}"
+    """Folder for reproducible files that can't be stored next to their source; XDG_CACHE_HOME moves it.
+
+    In the system's folder for temporary files, if there is no home folder (in a container) or no cache can be written in it.
+    """
+    folders = [Path(configured)] if (configured := os.environ.get("XDG_CACHE_HOME")) else []
+    with suppress(RuntimeError):
+        folders.append(Path.home() / ".cache")
+    for folder in (folder / "mini_chat_gpt" for folder in folders):
+        existing = next(part for part in (folder, *folder.parents) if os.path.lexists(part) or part == part.parent)
+        if os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK):
+            return folder
+    return Path(tempfile.gettempdir()) / f"mini_chat_gpt-{getattr(os, 'getuid', int)()}"

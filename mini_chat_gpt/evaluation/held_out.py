@@ -75,8 +75,8 @@ def data_folders(checkpoint: Path) -> list[Path]:
             save_folder, parent = Path(save_dir).parent.parts, run.resolve().parent.parts
             n_above = len(parent) - len(save_folder)
             if parent[n_above:] == save_folder:
-                candidates.append(Path(*parent[:n_above]) / Path(dataset).expanduser())
-            candidates.append(Path(dataset).expanduser())
+                candidates.append(Path(*parent[:n_above]) / Path(os.path.expanduser(dataset)))
+            candidates.append(Path(os.path.expanduser(dataset)))
     return [folder.parent if folder.is_file() else folder for folder in candidates]
 
 

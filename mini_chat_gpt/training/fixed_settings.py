@@ -6,6 +6,7 @@ resumed step on. `training.optimizer` has a check of its own (saved_state.py), b
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -63,7 +64,7 @@ def _recorded(job: str, checkpoint: Path, now: Mapping[str, Any]) -> dict[str, l
             recorded = {key: [value] for key, value in _fixed_values(load_config(file), job).items()}
     # The folder may have been moved. It is the one that `save_dir` names, or one of its numbered names.
     save_dir = f"{job}.save_dir"
-    folder, named = checkpoint.parent.resolve(), Path(now[save_dir]).expanduser().resolve()
+    folder, named = checkpoint.parent.resolve(), Path(os.path.expanduser(now[save_dir])).resolve()
     if folder.parent == named.parent and re.fullmatch(rf"{re.escape(named.name)}(-\d+)?", folder.name):
         recorded[save_dir] = [now[save_dir]]
     # What the checkpoint says is certain: earlier versions wrote changes to config.yaml that they did not apply.

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path, PurePath
 from typing import Any
@@ -213,7 +214,9 @@ def portable_command(words: Sequence[str]) -> str:
 
 def _portable(path: str) -> str:
     """A path relative to the working folder or to the home folder; of any other only its name."""
-    folders = {"": os.getcwd(), "~": os.path.expanduser("~")}
+    folders = {"~": os.path.expanduser("~")}
+    with suppress(OSError):  # the working folder has been deleted
+        folders = {"": os.getcwd()} | folders
     for prefix, folder in folders.items():
         if os.path.isabs(folder) and folder != os.sep and PurePath(path).is_relative_to(folder):
             return str(PurePath(prefix, PurePath(path).relative_to(folder)))
@@ -258,7 +261,9 @@ def _versions() -> dict[str, str]:
     """Versions of the installed packages that a run depends on."""
     # Not from the installed metadata: a clone runs without being installed, or has changed since.
     versions = {"mini-chat-gpt": __version__}
-    versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return versions | {"torch": str(torch.__version__)}
 
 

@@ -1,13 +1,17 @@
 """Choice of device and precision with its reason. GPUs that this machine does not have are simulated."""
 
 import gc
+import getpass
+import os
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 
-from mini_chat_gpt.common.device import cpu_has_bf16, gc_frozen, pick_device, pick_precision
+from mini_chat_gpt.common.device import cpu_has_bf16, gc_frozen, identify_user, pick_device, pick_precision
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.files import user_cache
 
 CPU, GPU, APPLE = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -133,3 +137,18 @@ def test_existing_objects_are_frozen_while_training_and_collected_again_afterwar
     with gc_frozen():
         assert gc.get_freeze_count() > before
     assert gc.get_freeze_count() == 0
+
+
+def test_a_user_id_without_an_entry_gets_a_name_and_a_home_folder_for_the_libraries(tmp_path, monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME"):
+        monkeypatch.setenv(name, "placeholder")  # so that it is restored afterwards
+        monkeypatch.delenv(name)
+    unknown = pytest.importorskip("pwd", reason="there is no user database")
+    monkeypatch.setattr(unknown, "getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(RuntimeError):
+        Path.home()
+    folder = user_cache()
+    identify_user()
+    assert getpass.getuser() == f"uid-{os.getuid()}"
+    assert Path.home() == folder

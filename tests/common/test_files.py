@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,18 @@ def test_a_failed_write_keeps_the_old_text(tmp_path, monkeypatch):
 def test_disk_errors_become_one_sentence(tmp_path):
     with pytest.raises(UserError, match="is a directory"), readable_disk_errors(tmp_path):
         open(tmp_path, "w")
+
+
+@pytest.mark.parametrize("cache", ["file", "file/below", "/dev/null", "/dev/null/below"])
+def test_a_cache_folder_that_cannot_be_written_is_replaced_by_one_that_can(tmp_path, monkeypatch, cache):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+    assert user_cache() == tmp_path / ".cache" / "mini_chat_gpt"
+    (tmp_path / ".cache").write_text("")
+    assert user_cache().parent == Path(tempfile.gettempdir())
+
+
+def test_a_cache_folder_that_does_not_exist_yet_is_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a" / "b"))
+    assert user_cache() == tmp_path / "a" / "b" / "mini_chat_gpt"
