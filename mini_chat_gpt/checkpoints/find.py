@@ -57,6 +57,7 @@ class Meta(JSONRecord):
     format: int
     gpt_config: dict[str, Any]
     info: dict[str, Any]
+    tokenizer: str | None = None
     adapter: dict[str, Any] | None = None
     sharded: bool = False
 

@@ -44,6 +44,11 @@ def _unpickle(source: Path) -> Any:
     try:
         if in_zip := zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive:
+                entries = archive.infolist()
+                # torch.save compresses nothing. Compressed or overlapping entries could take any time to read.
+                packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+                if packed or sum(entry.file_size for entry in entries) > source.stat().st_size:
+                    raise ValueError("the entries are larger than the file")
                 if archive.testzip() is not None:  # torch.load compares no checksums of a memory-mapped file
                     raise ValueError("a checksum differs")
         with warnings.catch_warnings():

@@ -36,11 +36,11 @@ FIXED = {
 
 def require_same_settings(config: Config, job: str, checkpoint: Path) -> None:
     """Raise UserError if a run of this job, resumed from `checkpoint`, can't have the settings in `config`."""
-    info_job = read_meta(checkpoint)["info"].get("job", job)
+    info_job = str(read_meta(checkpoint)["info"].get("job", job))
     if info_job != job:
         verb = f"`mini-chat-gpt {info_job}`" if info_job in FIXED else "its own command"
         hint = f"; to fine-tune it, set sft.pretrained_checkpoint={checkpoint} instead" if job == "sft" else ""
-        raise UserError(f"{checkpoint} is of a run of {info_job}, which {job} can't resume; use {verb}{hint}.")
+        raise UserError(f"{checkpoint} is of a run of {info_job[:20]}, which {job} can't resume; use {verb}{hint}.")
     now = _fixed_values(config, job)
     recorded = _recorded(job, checkpoint, now)
     changes = sorted(

@@ -17,7 +17,7 @@ from mini_chat_gpt.checkpoints.find import META, OPTIMIZER, RAW, STATE, read_met
 from mini_chat_gpt.checkpoints.load import read_tensors, tensors_exist, tensors_in
 from mini_chat_gpt.common.distributed import World, local_shard
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.json_files import JSONRecord, check_json
+from mini_chat_gpt.common.json_files import JSONRecord, check_json, short
 from mini_chat_gpt.training.job import Progress
 from mini_chat_gpt.training.optim import Optimizer
 
@@ -67,7 +67,7 @@ def read_progress(checkpoint: Path) -> Progress:
     state = _read(checkpoint)
     progress = Progress.from_json(state.progress, str(checkpoint / STATE))
     if (step := read_meta(checkpoint)["info"].get("step", progress.step)) != progress.step:
-        raise UserError(f"{checkpoint / STATE} is of step {progress.step}, but {META} of step {step}; {REMEDY}.")
+        raise UserError(f"{checkpoint / STATE} is of step {progress.step}, but {META} of step {short(step)}; {REMEDY}.")
     if max(progress.nonfinite_steps, state.averaged_steps or 0) > progress.step:
         raise UserError(f"{checkpoint / STATE} is damaged: it counts more steps than {progress.step}; {REMEDY}.")
     return progress

@@ -3,6 +3,8 @@
 import os
 import re
 import struct
+import zipfile
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -388,7 +390,7 @@ def test_changed_bytes_within_a_tensor_are_noticed_by_their_checksum(tmp_path, t
         ({"n_layer": 10**9}, "model_args says 1000000000 layers, but `model` has 2"),
         ({"n_head": 5}, "must be a multiple of n_head"),
         ({"n_embd": 64}, r"wte.weight is \[320, 32\], but model_args requires \[320, 64\]"),
-        ({"block_size": 10**12}, "wpe.weight"),
+        ({"block_size": 10**6}, "wpe.weight"),
         ({"block_size": None}, r"model_args\['block_size'\] is None"),
         ({"use_rmsnorm": True}, "'use_rmsnorm'.*a variant"),
         ({"n_kv_heads": 2, "dim": 32}, "training checkpoint of llama2.c"),
@@ -496,3 +498,14 @@ def test_a_tensor_that_is_not_a_plain_one_is_rejected_before_it_takes_memory(tmp
 def test_an_impossible_size_in_model_args_is_one_short_sentence(tmp_path, value):
     path = write_nanogpt(tmp_path / "ckpt.pt", nanogpt_state(ARGUMENTS), ARGUMENTS | {"n_layer": value})
     check_error(path, r"model_args\['n_layer'\] is .*, not a size")
+
+
+def test_a_compressed_checkpoint_is_rejected_before_it_is_unpacked(tmp_path):
+    with (
+        zipfile.ZipFile(tmp_path / "ckpt.pt", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a/data", "w") as file,
+    ):
+        for _ in range(50):
+            file.write(bytes(10**6))
+    with patch.object(zipfile.ZipFile, "testzip", side_effect=AssertionError("it was read")):
+        check_error(tmp_path / "ckpt.pt", "truncated, damaged or not written by torch.save")
