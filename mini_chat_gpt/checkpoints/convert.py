@@ -13,19 +13,20 @@ from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.page import shown_path
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 
 def _read_file(source: Path, tokenizer: str | None) -> tuple[GPT, ChatTokenizer, dict[str, Any]]:
-    return *load_pair(source, tokenizer), {"job": "import", "source": str(source)}
+    return *load_pair(source, tokenizer), {"job": "import", "source": shown_path(source)}
 
 
 def _read_checkpoint(source: Path, tokenizer: str | None) -> tuple[GPT, ChatTokenizer, dict[str, Any]]:
     if tokenizer is not None:
         raise UserError(f"{source} is a folder that has its own tokenizer; omit --tokenizer.")
     folder = find_checkpoint(source)
-    return *load_pair(folder), read_meta(folder)["info"] | {"source": str(folder)}
+    return *load_pair(folder), read_meta(folder)["info"] | {"source": shown_path(folder)}
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -174,7 +174,7 @@ def _choose(run: Path, prefer: str, recheck: bool = False) -> tuple[Path | None,
             require_metadata(folder)
             read_meta(folder)
             readable.append(folder)
-        except UserError as error:
+        except (UserError, OSError) as error:
             damaged[folder] = str(error)
     best_first = [] if prefer == "last" else _evaluated(readable)
     for folder in dict.fromkeys([*best_first, *reversed(readable)]):
@@ -297,7 +297,7 @@ def prune(run: Path, keep: int) -> None:
     for folder, reason in damaged.items():
         warnings.warn(f"{folder} is damaged, so it is not used: {reason}", stacklevel=1)
     for folder in old if best is not None else []:
-        if folder != best and folder not in damaged and not (folder / KEEP).exists():
+        if folder != best and folder not in damaged and not os.path.exists(folder / KEEP):
             _delete(folder)
 
 

@@ -16,6 +16,7 @@ from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.device import pick_precision
 from mini_chat_gpt.common.distributed import World
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.page import shown_path
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.lora import Frozen, add_lora, set_dropout
 from mini_chat_gpt.model import GPT
@@ -88,5 +89,5 @@ def _base_folder(base: Base, run: Path, dry_run: bool) -> Path:
     folder = (run / ADAPTER_BASE).resolve()
     if not dry_run:
         shutil.rmtree(folder, ignore_errors=True)  # from a start that failed
-        save_checkpoint(folder, base.model, base.tokenizer, {"job": "base", "from": str(base.path)})
+        save_checkpoint(folder, base.model, base.tokenizer, {"job": "base", "from": shown_path(base.path)})
     return folder

@@ -13,6 +13,7 @@ from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.page import shown_path
 from mini_chat_gpt.lora import merge_lora
 
 
@@ -28,7 +29,7 @@ def merge(adapter: Path | str, out: Path | str, base: Path | str | None = None) 
         raise UserError(f"{out} exists already and is not overwritten; choose another name or move it away.")
     model, tokenizer = load_pair(folder, adapted=True, base=find_checkpoint(base) if base is not None else None)
     merge_lora(model)
-    return save_checkpoint(out, model, tokenizer, read_meta(folder)["info"] | {"merged": str(folder)})
+    return save_checkpoint(out, model, tokenizer, read_meta(folder)["info"] | {"merged": shown_path(folder)})
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,15 +8,16 @@ import pytest
 import torch
 from commands import TORCHRUN, make_clone, one_sentence, run
 from safetensors.torch import load_file
-from tiny import lively_model, tiny_config, tiny_tokenizer
+from tiny import lively_model, tiny_config, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.checkpoints import lora_setup
 from mini_chat_gpt.checkpoints.adapters import ADAPTER, ADAPTER_CONFIG
-from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, newest_checkpoint, steps_of
+from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, newest_checkpoint, prune, steps_of
 from mini_chat_gpt.checkpoints.load import load_adapted, load_checkpoint, load_model
 from mini_chat_gpt.checkpoints.merge import merge
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.device import pick_precision
+from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import ChatsSection, Config, DataSection, LoraSettings
 from mini_chat_gpt.data.batching import collate
@@ -377,3 +378,16 @@ def test_sharding_and_adapters_cannot_be_combined(folder, tmp_path):
     config = settings(folder, tmp_path / "run", system={"fsdp": True, "device": "cpu"})
     with pytest.raises(UserError, match=r"system.fsdp can't be combined with lora.enabled"):
         lora_setup.check(config)
+
+
+def test_the_base_of_an_adapter_is_not_deleted_by_its_own_run(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_control_tokens()
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path / "base" / f"step-000000{step}", tiny_model(tokenizer.vocab_size), tokenizer)
+    chosen = tmp_path / "base" / "step-0000001"
+    base = lora_setup.Base(chosen, tiny_model(tokenizer.vocab_size), tokenizer, ())
+    lora_setup.adapt(base, tiny_config(lora={"enabled": True}), tmp_path / "lora", ALONE, torch.device("cpu"))
+    prune(tmp_path / "base", keep=1)
+    assert [folder.name for folder in steps_of(tmp_path / "base")] == ["step-0000001", "step-0000003"]
+    assert base.model.adapter.base == str(chosen)
