@@ -279,10 +279,11 @@ class Plain:
         self._open = False
 
     def read(self) -> str:
-        text = self._line()
-        while text.endswith("\\"):
-            text = f"{text[:-1]}\n{self._line(more=True)}"
-        return text
+        lines = [self._line()]
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            lines.append(self._line(more=True))
+        return "\n".join(lines)
 
     def _line(self, more: bool = False) -> str:
         try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Iterator, Mapping, Set
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,9 +97,15 @@ def _byte_level(encoder: TiktokenBPE) -> dict[str, Any]:
             "byte_fallback": False,
             "ignore_merges": True,
             "vocab": {written[piece]: rank for piece, rank in encoder.ranks.items()},
-            "merges": [[written[left], written[right]] for left, right in merges_from_ranks(encoder.ranks)],
+            "merges": [[written[left], written[right]] for left, right in _merges_of(encoder)],
         },
     }
+
+
+@lru_cache(maxsize=2)
+def _merges_of(encoder: TiktokenBPE) -> list[tuple[bytes, bytes]]:
+    """`merges_from_ranks`, found once for all checkpoints of a run."""
+    return merges_from_ranks(encoder.ranks)
 
 
 def byte_letters() -> list[str]:

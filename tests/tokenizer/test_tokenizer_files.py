@@ -304,3 +304,14 @@ def test_a_tokenizer_with_a_long_token_is_saved_and_read_back(tmp_path: Path) ->
     assert max(map(len, tokenizer.encoder.ranks)) > 20_000  # type: ignore[union-attr]
     tokenizer.save(tmp_path)
     assert ChatTokenizer.load(tmp_path).fingerprint() == tokenizer.fingerprint()
+
+
+def test_the_merges_are_found_once_for_all_checkpoints_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.save(tmp_path / "1")
+    monkeypatch.setattr("mini_chat_gpt.tokenizer.hf_export.merges_from_ranks", None)
+    tokenizer.save(tmp_path / "2")
+    first, second = ((tmp_path / name / "tokenizer.json").read_bytes() for name in "12")
+    assert first == second
