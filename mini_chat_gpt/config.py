@@ -20,6 +20,7 @@ from mini_chat_gpt.common.setting_types import (
     Duration,
     FileWeights,
     LayerNames,
+    Name,
     Number,
     PathText,
     Seed,
@@ -102,7 +103,7 @@ class ScheduleFields(Section):
     """Steps between checkpoints."""
     patience: Count | None = None
     """End the run after this many evaluations in a row without improvement (null = never)."""
-    best_metric: str = "val_loss"
+    best_metric: Name = "val_loss"
     """Metric that selects the best checkpoint: val_loss, or a score of the eval tasks such as eval/moral/exact."""
     prompts: TextList = Field([])  # copied for each object; default_factory=list would slow down the class definition
     """Your own prompts; each evaluation shows replies to them and to held-out prompts."""
@@ -317,9 +318,9 @@ class WandbSection(Section):
 
     enabled: bool = True
     """Log to wandb. Without an account or network the run is logged offline in the run folder, without asking."""
-    project: str = "mini_chat_gpt"
+    project: Name = "mini_chat_gpt"
     """Project name."""
-    name: str | None = None
+    name: Name | None = None
     """Run name (null = the name of the run folder)."""
     mode: Annotated[Literal["auto", "online", "offline", "disabled"], BeforeValidator(_wandb_mode)] = "auto"
     """auto = online if there is an account and a network, else offline."""

@@ -5,6 +5,7 @@ import torch
 from pydantic import ValidationError
 from tiny import tiny_config
 
+from mini_chat_gpt.common.device import set_up
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.resources import total_memory
 from mini_chat_gpt.data.step_loader import count_workers
@@ -65,6 +66,13 @@ def test_a_vocabulary_is_not_smaller_than_the_tokenizer():
     with pytest.raises(UserError, match=r"model.vocab_size is 10, but the tokenizer has 300 ids"):
         new_model(config, 300, CPU)
     assert tiny_config(model={"vocab_size": 320}).model.gpt_config(300).vocab_size == 320
+
+
+@pytest.mark.parametrize("threads", [17, 1024])
+def test_far_more_threads_than_cores_are_refused(threads, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    with pytest.raises(UserError, match=f"system.threads is {threads}, but there are 2 CPU cores; use at most 16"):
+        set_up(1, threads)
 
 
 @pytest.mark.parametrize("workers", [200, 256])

@@ -281,6 +281,12 @@ def test_what_no_file_system_takes_as_a_path_is_one_sentence(name):
         parse("chat", ["--checkpoint", name])
 
 
+@pytest.mark.parametrize("key", ["wandb.name", "wandb.project", "sft.best_metric"])
+def test_a_name_is_short(key):
+    with pytest.raises(UserError, match=f"{key} must have at most this number of characters: 128, not 'xxx"):
+        load_config(None, [f"{key}={'x' * 5000}"])
+
+
 def test_a_long_text_on_the_command_line_of_inspect_is_not_taken_for_a_file():
     prompt = "sft.prompts=" + "x" * 5000
     assert split_arguments([prompt, "x.jsonl"]) == ([prompt], ["x.jsonl"])

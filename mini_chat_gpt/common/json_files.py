@@ -112,6 +112,7 @@ _LIMITS = {
     "less_than_equal": ("must be at most", "le"),
     "literal_error": ("must be", "expected"),
     "too_short": ("must have at least this number of items:", "min_length"),
+    "string_too_long": ("must have at most this number of characters:", "max_length"),
     "too_long": ("must have at most this number of items:", "max_length"),
 }
 """Error types with a value that belongs to the words, and its key in the error's context."""

@@ -93,6 +93,8 @@ def one_as_list(values: Any) -> Any:
     return [values] if isinstance(values, str) else values
 
 
+Name = Annotated[str, Field(max_length=128)]
+"""A short text. wandb's limit is 128 characters."""
 PathText = Annotated[str, AfterValidator(_path)]
 """A path. `~` at its beginning stands for the home folder; environment variables have no meaning."""
 TextList = Annotated[list[str], BeforeValidator(one_as_list)]
