@@ -171,7 +171,9 @@ def set_up(seed: int, threads: int | None = None, world: World = ALONE) -> None:
     if threads:
         # PyTorch starts them all, and each needs a stack.
         if threads > (most := max(16, 4 * (os.cpu_count() or 1))):
-            raise UserError(f"system.threads is {threads}, but there are {os.cpu_count()} CPU cores; use at most {most}.")
+            raise UserError(
+                f"system.threads is {threads}, but there are {os.cpu_count()} CPU cores; use at most {most}."
+            )
         torch.set_num_threads(threads)
     elif world.launch is not None:  # torchrun sets OMP_NUM_THREADS=1 for each process
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
