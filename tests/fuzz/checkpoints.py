@@ -21,6 +21,7 @@ from mini_chat_gpt.checkpoints.find import find_checkpoint, newest_checkpoint
 from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.checkpoints.merge import merge
 from mini_chat_gpt.cli import dispatch
+from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training import run as training_run
@@ -76,7 +77,8 @@ def found(path: str, prefer: str = "best") -> Callable[[], Any]:
 
 def newest() -> Any:
     path = newest_checkpoint(Path("runs"), base=True)
-    assert path is not None
+    if path is None:
+        raise UserError("There is no base model.")  # in the words of the command that needs one
     return {"path": str(path), **load(str(path))()}
 
 

@@ -69,8 +69,10 @@ def agrees(taken: Any, written: Any) -> bool:
         if written in (None, "", "null"):
             return not taken or list(taken) == [written]
         return len(taken) == 1 and agrees(next(iter(taken)), written)  # one file or prompt
-    if isinstance(taken, bool) or isinstance(written, bool):
-        return taken is written
+    if isinstance(taken, bool):
+        return taken == written and isinstance(written, int)
+    if isinstance(written, bool):
+        return False
     if isinstance(taken, int | float) and isinstance(written, str):
         return FLOAT.fullmatch(written) is not None and float(written.replace("_", "")) == taken
     if isinstance(taken, dict) and isinstance(written, list):
@@ -79,6 +81,8 @@ def agrees(taken: Any, written: Any) -> bool:
         return all(key in taken and agrees(taken[key], value) for key, value in written.items()) and not any(
             value is not None for key, value in taken.items() if key not in written and key not in DEFAULTS
         )
+    if isinstance(taken, tuple) and isinstance(written, list):
+        written = list({str(name): name for name in written})  # names of layers, each once
     if isinstance(taken, list | tuple) and isinstance(written, list | tuple):
         return len(taken) == len(written) and all(map(agrees, taken, written))
     return not difference(taken, written)
@@ -156,6 +160,8 @@ def naive_override() -> Any:
         if quoted or not isinstance(taken, str | dict | list | tuple):
             with contextlib.suppress(yaml.YAMLError):
                 value = naive_yaml(text)
+        if value == "\ud800":
+            value = text  # is not text, so it is not YAML either
         for part in reversed(parts):
             value = {part: value}
         return check_settings(settings, value)

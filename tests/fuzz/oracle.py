@@ -112,13 +112,14 @@ def judge_mutant(target: Target, expected: Expected, rng: Random, keep: Path | N
         if target.warm:
             attempt(target.act)
         path = next(copy.glob(str(rng.choice(target.files))))
+        before = path.read_bytes() if path.is_file() else b""
         change = mutate(path, rng, target.changes.get(path.suffix, ()))
         if not change:
             return Verdict("unchanged", target.name, "none")
         hashed = next(
             (folder for folder in path.relative_to(copy).parents if (copy / folder / MANIFEST).is_file()), None
         )
-        covered = hashed is not None and path.name != MANIFEST and path.is_file()
+        covered = hashed is not None and path.name != MANIFEST and path.is_file() and path.read_bytes() != before
         if rehashed := covered and rng.random() < 0.5:
             write_manifest(copy / str(hashed))
         elif path.name == MANIFEST and rng.random() < 0.5:

@@ -79,6 +79,8 @@ def run_kind(kind: str, arguments: argparse.Namespace) -> int:
                 seen[signature(verdict)] += 1
                 where = f"{kind} {arguments.seed}/{number} {verdict.verdict}: {verdict.target}: {verdict.change}"
                 print(f"{where}\n    {verdict.detail}", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted; the table has the mutants so far")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     total = sum(counts.values(), Counter())
