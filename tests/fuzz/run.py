@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -40,6 +41,7 @@ def main() -> int:
         "--flips", type=int, metavar="N", help="instead, N single-bit flips of a checkpoint's JSON files"
     )
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     n_faults = 0
     for kind in ["checkpoints"] if arguments.flips else arguments.kind:
         n_faults += run_kind(kind, arguments)
