@@ -75,14 +75,13 @@ def agrees(taken: Any, written: Any) -> bool:
         return False
     if isinstance(taken, int | float) and isinstance(written, str):
         return FLOAT.fullmatch(written) is not None and float(written.replace("_", "")) == taken
-    if isinstance(taken, dict) and isinstance(written, list):
+    if isinstance(taken, dict | tuple) and isinstance(written, list):
+        written = list({str(name): name for name in written}.values())  # files and layers, each once
         return len(taken) == len(written) and all(map(agrees, taken, written))
     if isinstance(taken, dict) and isinstance(written, dict):
         return all(key in taken and agrees(taken[key], value) for key, value in written.items()) and not any(
             value is not None for key, value in taken.items() if key not in written and key not in DEFAULTS
         )
-    if isinstance(taken, tuple) and isinstance(written, list):
-        written = list({str(name): name for name in written})  # names of layers, each once
     if isinstance(taken, list | tuple) and isinstance(written, list | tuple):
         return len(taken) == len(written) and all(map(agrees, taken, written))
     return not difference(taken, written)
