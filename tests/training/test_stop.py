@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from mini_chat_gpt.common.distributed import World
 from mini_chat_gpt.training.stop import EXIT_CODES, REASONS, Abandoned, StopRequest
 
 
@@ -106,3 +107,17 @@ def test_the_time_limit_does_not_abandon_what_is_not_timed():
     with stop.on_signals(), stop.abandonable(timed=False):
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert stop.number == 0
+
+
+class TwoRanks(World):
+    """Rank 0 of two, of which the other one has a request."""
+
+    def gather(self, values):
+        return [list(values), [float(REASONS.index("SIGTERM"))]]
+
+
+def test_a_request_of_one_rank_is_one_of_all():
+    stop = StopRequest(lambda _: None)
+    with pytest.raises(Abandoned):
+        stop.raise_if_requested(TwoRanks(rank=0, size=2))
+    assert stop.reason == "SIGTERM"

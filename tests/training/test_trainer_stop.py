@@ -11,11 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from test_trainer import SFT, TOKENIZER, make_trainer, resumed_from
 from tiny import CountingDataset
 
 from mini_chat_gpt.checkpoints.find import find_checkpoint, read_meta, steps_of
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.training import run
 from mini_chat_gpt.training.monitor import keep_metrics_until
 
 EVERY_TWO = {**SFT, "eval_interval": 2, "save_interval": 3, "patience": 4}
@@ -265,3 +267,32 @@ def test_a_data_worker_that_dies_ends_the_run_with_a_sentence_after_a_save(tmp_p
     again = resumed_from(make_trainer(tmp_path / "run"), saved)
     again.run()
     assert_equal(again, whole)
+
+
+@pytest.mark.parametrize(("name", "urgent"), [("SIGTERM", True), ("SIGHUP", True), ("SIGINT", False)])
+def test_after_a_save_that_a_scheduler_asked_for_nothing_can_take_long(tmp_path, monkeypatch, name, urgent):
+    """No picture is drawn, and whatever a library waits for, the process ends within seconds."""
+    ends = []
+
+    def leave_within(seconds, code):
+        ends.append((seconds <= 10, code, find_checkpoint(tmp_path / "run" / "last").name))
+
+    def logged(_trainer, step, _metrics):
+        if step == 3:
+            os.kill(os.getpid(), getattr(signal, name))
+
+    monkeypatch.setattr("mini_chat_gpt.training.trainer.leave_within", leave_within)
+    trainer = make_trainer(tmp_path / "run", [logged])
+    result = trainer.run()
+    assert ends == ([(True, 128 + getattr(signal, name), f"step-{result.steps:07d}")] if urgent else [])
+    drawn = []
+    monkeypatch.setattr("mini_chat_gpt.training.run.draw_losses", drawn.append)
+    run._finish(result, trainer, SimpleNamespace(out=Console(quiet=True)))
+    assert bool(drawn) != urgent
+
+
+def test_a_run_that_is_resumed_at_its_end_reports_its_losses_again(tmp_path):
+    """Killed after the last save and before result.json, or a recipe that was interrupted in its comparison."""
+    whole = make_trainer(tmp_path / "run").run()
+    again = resumed_from(make_trainer(tmp_path / "run"), find_checkpoint(tmp_path / "run" / "last")).run()
+    assert (again.val_losses, again.train_loss, again.steps) == (whole.val_losses, whole.train_loss, whole.steps)
