@@ -267,7 +267,8 @@ def _checkpoints_under(runs: Path) -> Iterator[Path]:
     """
 
     def unreadable(error: OSError) -> None:
-        warnings.warn(f"passing over {error.filename}: {(error.strerror or str(error)).lower()}", stacklevel=1)
+        if not isinstance(error, FileNotFoundError):  # there may be no runs yet
+            warnings.warn(f"passing over {error.filename}: {(error.strerror or str(error)).lower()}", stacklevel=1)
 
     for parent, names, _ in os.walk(runs, onerror=unreadable):
         skipped = (".", ASIDE)
