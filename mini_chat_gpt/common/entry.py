@@ -78,11 +78,24 @@ def exit_with(main: Callable[[], int]) -> None:
     except StoppedBySignal as error:
         code = _report(error, int(str(error)), f"stopped by {error.name}")
     except Exception as error:
-        if one_of_several_ranks():
+        if full := _gpu_memory_full(error):
+            code = _report(error, 2, full)
+        elif one_of_several_ranks():
             code = _report(error, 1, "")
         elif not isinstance(error, OSError) or not (code := _lost_output(probe="\n")):
             raise
     _exit(code)
+
+
+def _gpu_memory_full(error: Exception) -> str:
+    """The message for PyTorch's exception about a GPU's memory; "" for other exceptions."""
+    torch = sys.modules.get("torch")  # not imported here, because most commands that fail never do
+    if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        return ""
+    return (
+        f"error: {'. '.join(str(error).split('. ')[:3])}. In training set training.batch_tokens, a smaller training.batch_size or "
+        "training.activation_checkpointing=true; in an evaluation a smaller --batch-size."
+    )
 
 
 def _report(error: BaseException, code: int, message: str) -> int:

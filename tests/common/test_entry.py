@@ -63,3 +63,27 @@ def test_one_of_several_processes_ends_with_its_own_exit_code():
     environment = {**os.environ, "TORCHELASTIC_RUN_ID": "one"}
     end = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, env=environment)
     assert (end.returncode, end.stdout) == (3, "done\nregistered\n"), end.stderr
+
+
+GPU_FULL = """
+import torch
+from mini_chat_gpt.common.entry import exit_with
+
+def main():
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.56 GiB of which 1.19 GiB is free. "
+        "Process 1 has 13.37 GiB memory in use. If reserved but unallocated memory is large try setting …"
+    )
+
+exit_with(main)
+"""
+
+
+def test_a_full_gpu_is_one_sentence_that_says_what_to_change():
+    end = subprocess.run([sys.executable, "-c", GPU_FULL], capture_output=True, text=True)
+    assert end.returncode == 2
+    (line,) = end.stderr.splitlines()
+    assert line.startswith(
+        "error: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.56 GiB"
+    )
+    assert "training.batch_tokens" in line
