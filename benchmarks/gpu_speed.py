@@ -121,11 +121,21 @@ def adapters(setup: Setup) -> None:
         makers["transformers, all weights"] = lambda one: hf_step(setup, make_model(one), adapter=False)
     if installed("peft"):
         makers["PEFT, LoRA, 16-bit base"] = lambda one: hf_step(setup, make_model(one), adapter=True)
-    results = {name: measure(setup, setting, make) for name, make in makers.items()}
+    results, notes = {}, []
+    for name, make in makers.items():
+        try:
+            results[name] = measure(setup, setting, make)
+        except Exception as error:
+            if name.startswith("ours"):
+                raise
+            notes.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
     if installed("trl"):
         free_memory(setup)
-        rates = trl_rates(setup, setting, 1 if setup.tiny else WARM_UP, 2 if setup.tiny else 10)
-        results["TRL, all weights"] = (setting, rates, peak_memory(setup.device))
+        try:
+            rates = trl_rates(setup, setting, 1 if setup.tiny else WARM_UP, 2 if setup.tiny else 10)
+            results["TRL, all weights"] = (setting, rates, peak_memory(setup.device))
+        except Exception as error:
+            notes.append(f"TRL: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
     full = statistics.median(results["ours, all weights"][1])
     rows = []
     for name, (used, rates, memory) in results.items():
@@ -135,8 +145,8 @@ def adapters(setup: Setup) -> None:
     header = ["", "examples per step", "tokens/s", "of ours, all weights", "memory"]
     print_table(f"Fine-tuning at SmolLM2-135M's shape{' (tiny)' * setup.tiny}", header, rows)
     absent = [name for name in ("transformers", "peft", "trl") if not installed(name)]
-    if absent:
-        print(f"\nNot installed here: {', '.join(absent)}.")
+    notes += [f"Not installed here: {', '.join(absent)}."] * bool(absent)
+    print("\n" + "\n".join(notes))
 
 
 def half_name(setup: Setup) -> Frozen:

@@ -36,6 +36,14 @@ def messages(clone: Path, program_file: str | Path, *arguments: str, code: int =
     return ours.splitlines()
 
 
+def only_line(clone: Path, program_file: str, *arguments: str) -> str:
+    """The only line that two ranks of a program print on standard error; they exit with 2."""
+    lines = messages(clone, program_file, *arguments)
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
 def faulty(clone: Path, fault: str, rank: int, *arguments: str, code: int = 2) -> list[str]:
     folder = f"{fault.replace(' ', '-')}-{rank}"
     more = [f"pretrain.save_dir={folder}", *arguments]
@@ -124,8 +132,7 @@ MISTAKES = {
 def test_a_mistake_in_pretraining_is_one_sentence(clone, mistake):
     (clone / "empty.txt").write_text("")
     arguments, part = MISTAKES[mistake]
-    (line,) = messages(clone, "mini_chat_gpt/pretrain.py", *SETTINGS, *arguments)
-    assert line.startswith("error: ")
+    line = only_line(clone, "mini_chat_gpt/pretrain.py", *SETTINGS, *arguments)
     assert part in line
 
 
@@ -133,15 +140,13 @@ def test_a_mistake_in_pretraining_is_one_sentence(clone, mistake):
 @pytest.mark.parametrize("file", ["training_state.json", "optimizer.safetensors", "manifest.json"])
 def test_a_damaged_checkpoint_to_resume_from_is_one_sentence(clone, base, file):
     settings = [*SETTINGS, f"pretrain.resume_from={damaged_copy(base, file)}"]
-    (line,) = messages(clone, "mini_chat_gpt/pretrain.py", *settings)
-    assert line.startswith("error: ")
+    only_line(clone, "mini_chat_gpt/pretrain.py", *settings)
 
 
 @pytest.mark.slow
 def test_another_optimizer_at_a_resume_is_one_sentence(clone, base):
     settings = [*SETTINGS, "pretrain.resume_from=base/step-0000004", "training.optimizer=muon", "pretrain.max_steps=6"]
-    (line,) = messages(clone, "mini_chat_gpt/pretrain.py", *settings)
-    assert line.startswith("error: ")
+    line = only_line(clone, "mini_chat_gpt/pretrain.py", *settings)
     assert "optimizer" in line
 
 
@@ -149,14 +154,12 @@ def test_another_optimizer_at_a_resume_is_one_sentence(clone, base):
 @pytest.mark.parametrize("path", ["nowhere", "stories-train.txt", "damaged"])
 def test_a_base_that_cannot_be_loaded_is_one_sentence(clone, base, path):
     path = damaged_copy(base, "model.safetensors") if path == "damaged" else path
-    (line,) = messages(clone, "mini_chat_gpt/sft_train.py", *SFT, f"sft.pretrained_checkpoint={path}")
-    assert line.startswith("error: ")
+    line = only_line(clone, "mini_chat_gpt/sft_train.py", *SFT, f"sft.pretrained_checkpoint={path}")
     assert path in line
 
 
 @pytest.mark.slow
 def test_a_full_disk_at_a_save_is_one_sentence(clone):
     with tiny_disk(clone / "disk", 256):
-        (line,) = messages(clone, "mini_chat_gpt/pretrain.py", *SETTINGS, "pretrain.save_dir=disk/run")
-    assert line.startswith("error: ")
+        line = only_line(clone, "mini_chat_gpt/pretrain.py", *SETTINGS, "pretrain.save_dir=disk/run")
     assert "no space left" in line

@@ -29,6 +29,7 @@ from mini_chat_gpt.checkpoints.sharded import write_together
 from mini_chat_gpt.common.distributed import ALONE, World, is_dtensor, local_shard
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_folder, is_disk_full
+from mini_chat_gpt.common.rank_failures import WRITER
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.lora import Adapter
 from mini_chat_gpt.model import GPT
@@ -141,7 +142,7 @@ class CheckpointWriter:
         """
         self.wait()
         # A daemon thread: a second Ctrl-C exits at once, and an incomplete checkpoint is never visible.
-        self._thread = threading.Thread(target=self._write, args=(name, snapshot, replace), daemon=True)
+        self._thread = threading.Thread(target=self._write, name=WRITER, args=(name, snapshot, replace), daemon=True)
         try:
             self._thread.start()
         except RuntimeError:  # the system has no thread left

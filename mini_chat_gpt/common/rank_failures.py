@@ -1,8 +1,9 @@
 """The failure of one process (rank) under torchrun: one message, printed by rank 0, and the end of all other ranks.
 
 A rank that fails records its exit code and its message in the store of the run. The first record counts. Every rank watches the
-store in a thread: rank 0 prints the message, and all ranks end with the same exit code and without a message of their own. Ranks
-that wait for the failed one in a collective get an error when it exits. A rank that does not is ended after `GRACE` seconds.
+store in a thread: rank 0 prints the message, and all ranks end with the same exit code and without a message of their own. Rank 0
+gets an error when it waits for a rank that has ended, and can still complete what it writes. If it computes on, it is ended after
+`GRACE` seconds. Other ranks end at once.
 
 So no collective needs a way to report errors, and it does not matter where a rank fails.
 """
@@ -31,6 +32,8 @@ from mini_chat_gpt.common.rendezvous import open_store
 FAILURE, PRINTED, NOTICED = "mini_chat_gpt/failure", "mini_chat_gpt/failure_printed", "mini_chat_gpt/failure_noticed"
 GRACE = 30.0
 """Seconds after which a rank that has noticed a failure is ended. A checkpoint that is being written can be completed in them."""
+WRITER = "checkpoint writer"
+"""Name of the thread that writes checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class FailureWatch:
         self._lifeline = socket.create_connection((store.host, store.port), timeout=20)
         self._lifeline.setblocking(False)
         self.failure: Failure | None = None
-        self._lock, self._stopped = threading.Lock(), threading.Event()
+        # As soon as this rank has confirmed a failure, rank 0 may end, and its store with it. So nobody asks it afterwards.
+        self._lock, self._stopped = threading.RLock(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="rank failures", daemon=True)
         self._thread.start()
 
@@ -69,11 +73,13 @@ class FailureWatch:
         Returns when the other ranks have noticed it, or after some seconds. `printed` if its message is on the terminal already.
         `details` is printed here if this failure counts.
         """
-        first = self.failure  # if it is known, the store may be gone already
-        if first is None:
-            self._require_store()
-            first = Failure(**json.loads(self._store.compare_set(FAILURE, "", json.dumps(asdict(failure)))))
-        self._notice(first, printed)
+        with self._lock:
+            if self.failure is None:
+                self._require_store()
+                record = self._store.compare_set(FAILURE, "", json.dumps(asdict(failure)))
+                self._notice(Failure(**json.loads(record)), printed)
+            first = self.failure
+        assert first is not None
         if first == failure:
             if details:
                 _print(details)
@@ -113,31 +119,38 @@ class FailureWatch:
     def _watch(self) -> None:
         try:
             while not self._stopped.wait(0.2):
-                self._require_store()
-                if self._store.check([FAILURE]):
-                    self._notice(Failure(**json.loads(self._store.get(FAILURE))))
-                    break
+                with self._lock:
+                    if self.failure is None:
+                        self._require_store()
+                        if self._store.check([FAILURE]):
+                            self._notice(Failure(**json.loads(self._store.get(FAILURE))))
+                    if self.failure is not None:
+                        break
         except RuntimeError:  # rank 0 has ended without a message: the ranks that wait for it report that
             pass
-        if not self._stopped.wait(GRACE):
-            end_process(self.failure.code if self.failure else 1)
+        self._end_within(GRACE)
+
+    def _end_within(self, seconds: float) -> None:
+        """End this process unless it ends by itself in time. A rank but the first ends as soon as it writes no checkpoint."""
+        deadline, failure = time.monotonic() + seconds, self.failure
+        has_nothing_to_do = self.rank != 0 and failure is not None and failure.rank != self.rank
+        while not self._stopped.is_set() and time.monotonic() < deadline:
+            if has_nothing_to_do and not any(thread.name == WRITER for thread in threading.enumerate()):
+                break
+            self._stopped.wait(0.05)
+        if not self._stopped.is_set():
+            end_process(failure.code if failure else 1)
 
     def _notice(self, failure: Failure, printed: bool = False) -> None:
         """Take note of the failure that counts. Rank 0 prints its message."""
-        with self._lock:
-            if self.failure is not None:
-                return
-            self.failure = failure
-            try:
-                self._require_store()
-                if self.rank == 0:
-                    if failure.message and not printed:
-                        _print(failure.message)
-                    self._store.set(PRINTED, "1")
-                if failure.rank != self.rank:
-                    self._store.add(NOTICED, 1)
-            except (RuntimeError, OSError):  # the store or the terminal is gone
-                pass
+        self.failure = failure
+        with contextlib.suppress(RuntimeError):  # rank 0 has ended
+            if self.rank == 0:
+                if failure.message and not printed:
+                    _print(failure.message)
+                self._store.set(PRINTED, "1")
+            if failure.rank != self.rank:
+                self._store.add(NOTICED, 1)
 
 
 _watch: FailureWatch | None = None  # of this process, from the moment at which it joins a run

@@ -1,5 +1,6 @@
 """Ranks share one message about a failure; two of them in one process here, connected by a real store."""
 
+import threading
 import time
 
 import pytest
@@ -30,6 +31,12 @@ def ranks(ended):
         watch.stop()
 
 
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 def test_the_message_of_another_rank_is_printed_once_by_rank_0(ranks, capsys):
     failure = Failure(1, 2, MISTAKE)
     assert ranks[1].report(failure) == failure  # returns only when rank 0 has printed it
@@ -58,10 +65,20 @@ def test_an_unexpected_exception_is_printed_by_its_own_rank_only(ranks, capsys):
 def test_a_rank_that_computes_on_is_ended_with_the_exit_code_of_the_failure(ranks, ended, monkeypatch):
     monkeypatch.setattr(rank_failures, "GRACE", 0.1)
     ranks[1].report(Failure(1, 2, MISTAKE))
-    deadline = time.monotonic() + 10
-    while len(ended) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: len(ended) == 2)
     assert ended == [2, 2]  # in reality the failed rank exits before
+
+
+def test_a_rank_ends_at_once_when_rank_0_fails_unless_it_writes_a_checkpoint(ranks, ended):
+    writing = threading.Event()
+    writer = threading.Thread(target=writing.wait, name=rank_failures.WRITER)
+    writer.start()
+    ranks[0].report(Failure(0, 2, MISTAKE))
+    time.sleep(0.3)
+    assert ended == []
+    writing.set()
+    wait_until(lambda: ended)
+    assert ended == [2]
 
 
 def test_without_a_failure_no_rank_is_ended(ranks, ended, monkeypatch):
