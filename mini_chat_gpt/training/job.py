@@ -61,6 +61,11 @@ class Job:
             raise UserError(
                 f"{self.name}.best_metric is {self.phase.best_metric!r}, but this run has no scores; use val_loss."
             )
+        if not all(_has_weight(stage.source) for stage in self.all_stages()):
+            raise UserError(
+                "There is nothing to train on: the loss weights of the examples are 0. Raise data.loss_weights, "
+                "data.answer_weight or data.prompt_weight, those of data.curriculum included."
+            )
 
     def all_stages(self) -> list[Stage]:
         """All parts of the run in order: the curriculum stages, then the rest."""
@@ -94,19 +99,10 @@ def count_steps(job: Job, examples_per_step: float, tokens_per_step: int | None)
     return phase.max_steps
 
 
-MAX_EXAMPLES = 256
-"""Examples that are read to know whether any has a loss weight."""
-
-
-def require_weight(job: Job) -> None:
-    """Raise UserError if there is nothing to train on, because the loss weights are 0. Steps without weight are skipped."""
-    for source in (*(stage.source for stage in job.stages), job.source):
-        examples = (source[index] for index in range(min(MAX_EXAMPLES, len(source))))
-        if not any((example.weights[1:][example.loss_mask[1:]] != 0).any() for example in examples):
-            raise UserError(
-                "There is nothing to train on: the loss weights of the examples are 0. Raise data.loss_weights, "
-                "data.answer_weight or data.prompt_weight, those of data.curriculum included."
-            )
+def _has_weight(source: ExampleDataset) -> bool:
+    """Whether an example among the first ones has a loss weight. Steps without any weight are skipped."""
+    examples = (source[index] for index in range(min(256, len(source))))
+    return any((example.weights[1:][example.loss_mask[1:]] != 0).any() for example in examples)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from mini_chat_gpt.checkpoints.find import steps_of
+from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, steps_of
 from mini_chat_gpt.checkpoints.save import CheckpointWriter
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError
@@ -125,8 +125,14 @@ class Saver:
                 self.monitor.message(f"Another run has taken the folder {folder}; this run goes on in {lock.folder}.")
         for name, text in self.files.items():
             if not (path := self.folder / name).exists():
-                self.monitor.message(f"{path} has been deleted; it is written again.")
-                self.monitor.attempt(f"Writing {name}", partial(atomic_write_text, path, text))
+                self.monitor.attempt(f"Writing {name}", partial(self._rewrite, path, text))
+
+    def _rewrite(self, path: Path, text: str) -> None:
+        atomic_write_text(path, text)
+        self.monitor.message(f"{path} has been deleted; it is written again.")
+        base = Path(self.engine.model.adapter.base) if self.engine.model.adapter is not None else None
+        if base == (self.folder / ADAPTER_BASE).resolve() and not base.exists():
+            self.monitor.message(f"{base}, the base of the adapter, has been deleted as well; a resume needs it.")
 
     def _is_missing_or(self, folder: Path, name: str) -> bool:
         """Whether the folder has no file `name`, or the one of this run."""

@@ -36,7 +36,6 @@ from mini_chat_gpt.training.job import (
     TrainResult,
     Window,
     count_steps,
-    require_weight,
 )
 from mini_chat_gpt.training.monitor import Monitor, Status
 from mini_chat_gpt.training.optim import lr_fraction
@@ -67,7 +66,6 @@ class Trainer:
         self.progress = Progress()
         _, self.examples_per_step, self.tokens_per_step = config.step_size(job.phase)
         self.total_steps = count_steps(job, self.examples_per_step, self.tokens_per_step)
-        require_weight(job)
         self.evaluation: Evaluation | None = None  # the last one
         self.evaluated_step = self.unevaluated_step = -1  # of `evaluation`; of a resumed checkpoint that waits for it
         self._advanced = False  # whether this start has completed a step or an evaluation

@@ -257,7 +257,8 @@ def test_a_run_folder_that_cannot_be_made_is_a_sentence_before_any_work(tmp_path
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     if save_dir == "":
         monkeypatch.chdir("/")
-    config = tiny_config(sft={"save_dir": save_dir})
+    config = tiny_config()
+    config = config.model_copy(update={"sft": config.sft.model_copy(update={"save_dir": save_dir})})
     with pytest.raises(UserError, match=words):
         begin(config, config.sft)
 
@@ -316,7 +317,9 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 
 
 def test_a_learning_rate_that_makes_the_weights_nan_in_the_last_step_is_not_done(tmp_path):
-    run = Run(tmp_path / "run", max_steps=1, warmup_steps=0, schedule="constant", learning_rate=1e38, save_interval=100)
+    run = Run(tmp_path / "run", max_steps=1, warmup_steps=0, schedule="constant", save_interval=100)
+    sft = run.config.sft.model_copy(update={"learning_rate": 1e38})  # more than a setting can be
+    run.config = run.config.model_copy(update={"sft": sft})
     with pytest.raises(UserError, match="not finite"):
         run.train()
     assert "Done" not in run.text

@@ -439,6 +439,5 @@ def test_examples_without_any_weight_are_refused_at_the_start(tmp_path, where):
     source = PartlyWeightless(*range(1000))
     stages = [Stage(0.5, source)] if where == "stage" else []
     trainer = make_trainer(tmp_path / "run")
-    job = replace(trainer.job, stages=stages, source=trainer.job.source if stages else source)
     with pytest.raises(UserError, match="There is nothing to train on: the loss weights of the examples are 0"):
-        Trainer(job, trainer.engine, TOKENIZER, trainer.config, tmp_path / "run", trainer.monitor)
+        replace(trainer.job, stages=stages, source=trainer.job.source if stages else source)
