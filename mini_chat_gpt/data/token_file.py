@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Iterable
@@ -32,9 +31,8 @@ from mini_chat_gpt.common.files import (
     atomic_folder,
     find_damage,
     read_manifest,
-    readable_disk_errors,
+    remove_folder,
     remove_leftovers,
-    temporary_name,
     user_cache,
     write_json,
 )
@@ -169,7 +167,7 @@ def _make(
 ) -> TokenFile:
     try:
         if os.path.lexists(folder):
-            _remove(folder)
+            remove_folder(folder)
         with atomic_folder(folder) as draft:
             _write_tokens(draft, texts, tokenizer, source, console)
     except UserError:
@@ -179,17 +177,6 @@ def _make(
         raise
     _record_verified(folder)
     return TokenFile(folder)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a damaged folder. It loses its name first, so that no process opens a part of it."""
-    aside = temporary_name(folder)
-    with readable_disk_errors(folder), suppress(FileNotFoundError):  # another process may have removed it
-        os.rename(folder, aside)
-        if aside.is_dir() and not aside.is_symlink():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink()
 
 
 def _write_tokens(

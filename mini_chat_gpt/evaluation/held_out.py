@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,14 @@ from typing import Any
 from mini_chat_gpt.assets import load
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import read_file, remove_leftovers, user_cache
+from mini_chat_gpt.common.files import (
+    atomic_folder,
+    find_damage,
+    read_file,
+    remove_folder,
+    remove_leftovers,
+    user_cache,
+)
 from mini_chat_gpt.common.json_files import JSONRecord, parse_json
 from mini_chat_gpt.common.yaml_files import read_yaml
 from mini_chat_gpt.config import DataSection
@@ -106,11 +114,18 @@ def sample_valid_file() -> Path:
     sources = [Path(str(module.__file__)).read_bytes() for module in (sample_plots, sample_stories)]
     sources += [repr(load(name)).encode() for name in ("sample_plots.yaml", "sample_words.yaml")]
     folder = user_cache() / f"sample-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}"
-    file = folder / FILE_NAME.format(split="valid")
-    remove_leftovers(folder)
-    if not file.is_file():
-        write_sample(folder, n_train=0)
-    return file
+    remove_leftovers(folder.parent)
+    if os.path.lexists(folder) and (problem := find_damage(folder)) is not None:
+        warnings.warn(f"{folder} is damaged: {problem}. The sample is written again.", stacklevel=2)
+        remove_folder(folder)
+    if not folder.exists():
+        try:
+            with atomic_folder(folder) as draft:
+                write_sample(draft, n_train=0)
+        except UserError:
+            if find_damage(folder) is not None:  # otherwise another process was faster
+                raise
+    return folder / FILE_NAME.format(split="valid")
 
 
 def held_out_tasks(

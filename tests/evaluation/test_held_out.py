@@ -2,6 +2,8 @@
 
 import json
 import re
+import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -230,3 +232,17 @@ def test_a_dataset_selects_tasks_by_record_and_by_predicate(sample, tokenizer):
     short = source.eval_tasks("summary", 60, only=lambda task: len(task.target) < 80)
     assert short
     assert max(len(task.target) for task in short) < 80
+
+
+def test_a_damaged_sample_in_the_users_cache_is_named_and_written_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("mini_chat_gpt.evaluation.held_out.write_sample", partial(write_sample, n_valid=30))
+    file = sample_valid_file()
+    wanted = file.read_bytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sample_valid_file() == file
+    for damage in (lambda: file.write_bytes(wanted[:-9] + b"x" + wanted[-8:]), file.unlink):
+        damage()
+        with pytest.warns(UserWarning, match="is damaged: .*The sample is written again"):
+            assert sample_valid_file().read_bytes() == wanted
