@@ -215,20 +215,6 @@ def remove_leftovers(folder: Path, exclusive: bool = False) -> None:
                     leftover.unlink()
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a folder that can be made again. It loses its name first, so that no process opens a part of it.
-
-    Raises UserError if that is not possible.
-    """
-    aside = temporary_name(folder)
-    with readable_disk_errors(folder), suppress(FileNotFoundError):  # another process may have removed it
-        os.rename(folder, aside)
-        if aside.is_dir() and not aside.is_symlink():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink()
-
-
 def _is_left_over(path: Path, exclusive: bool) -> bool:
     if match := _TEMPORARY.fullmatch(path.name):
         machine, process, start = match[1], int(match[2]), int(match[3])

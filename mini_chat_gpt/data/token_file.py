@@ -25,13 +25,13 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
+from mini_chat_gpt.common.cached_folder import remove_folder
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import (
     MANIFEST,
     atomic_folder,
     find_damage,
     read_manifest,
-    remove_folder,
     remove_leftovers,
     user_cache,
     write_json,

@@ -16,12 +16,12 @@ from typing import Any
 
 from mini_chat_gpt.assets import load
 from mini_chat_gpt.chat_format import ChatFormat
+from mini_chat_gpt.common.cached_folder import remove_folder
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import (
     atomic_folder,
     find_damage,
     read_file,
-    remove_folder,
     remove_leftovers,
     user_cache,
 )
