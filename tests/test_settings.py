@@ -275,9 +275,9 @@ def test_every_text_survives_being_written_and_read(text):
 @pytest.mark.parametrize("name", ["x" * 256, "é" * 128, "x/" * 3000, "a\0b"])
 def test_what_no_file_system_takes_as_a_path_is_one_sentence(name):
     for key in ("sft.save_dir", "pretrain.dataset_path", "sft.resume_from", "chats.files"):
-        with pytest.raises(UserError, match=r"too long for a path|contains a NUL"):
+        with pytest.raises(UserError, match=r"file name too long|contains a NUL"):
             parse_config({key.split(".")[0]: {key.split(".")[1]: name}}, "the test")
-    with pytest.raises(UserError, match=r"too long for a path|contains a NUL"):
+    with pytest.raises(UserError, match=r"file name too long|contains a NUL"):
         parse("chat", ["--checkpoint", name])
 
 

@@ -19,9 +19,7 @@ def path_text(text: str) -> str:
         raise UserError(f"{short(text)} is not a path: it contains a NUL character.")
     size = max(len(part.encode("utf-8", "surrogatepass")) for part in text.split("/"))
     if size > MAX_NAME or len(text) > MAX_PATH:
-        raise UserError(
-            f"{short(text)} is too long for a path; a name has at most {MAX_NAME} bytes, a path {MAX_PATH:,}."
-        )
+        raise UserError(f"{short(text)}: file name too long; a name has at most {MAX_NAME} bytes, a path {MAX_PATH:,}.")
     if not text.startswith("~"):
         return text
     expanded = os.path.expanduser(text)
