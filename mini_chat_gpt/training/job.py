@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -199,13 +199,18 @@ class Progress:
         remedy = "use another checkpoint of the run"
         progress = check_json(fields, cls, source, remedy)
         # A default would silently restart a part of the run.
-        if (
-            missing := {*asdict(cls())} - fields.keys() - {"evaluation_due"}
-            or {*asdict(Window())} - fields["window"].keys()
-        ):
+        if missing := _ALWAYS - fields.keys() or _ALWAYS_IN_WINDOW - fields["window"].keys():
             raise UserError(f"{source} is damaged: {min(missing)} is missing; {remedy}.")
         progress.best_metric = current_metric_name(progress.best_metric)
         return progress
+
+
+_ALWAYS_IN_WINDOW = {"loss_sum", "weight", "tokens", "trained_tokens", "seconds", "waiting"}
+_ALWAYS = {
+    "step", "cursor", "tokens", "trained_tokens", "seconds", "smoothed_loss", "best", "best_metric",
+    "evaluations_since_best", "nonfinite_steps", "nonfinite_steps_in_a_row", "planned_steps", "window",
+}  # fmt: skip
+"""What every version has written. Fields that were added later have defaults which mean "as before"."""
 
 
 @dataclass(frozen=True)
