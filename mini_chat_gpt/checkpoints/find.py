@@ -24,6 +24,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,6 +75,16 @@ class TrainingState(JSONRecord):
     progress: _Progress
     loss_scale: dict[str, int | float] | None = None
     averaged_steps: int | None = None
+
+
+class _Began(JSONRecord):
+    time: datetime
+
+
+class _Run(JSONRecord):
+    """What is read of run.json here."""
+
+    began: _Began
 
 
 class _TokenizerMeta(JSONRecord):
@@ -279,9 +290,15 @@ def _checkpoints_under(runs: Path) -> Iterator[Path]:
 
 
 def _written(folder: Path) -> float:
-    """When a checkpoint was written: what its manifest says, else (in one of November 2026) the time of its metadata."""
-    written = read_manifest(folder).written
-    return (folder / META).stat().st_mtime if written is None else written
+    """When a checkpoint was written, according to its manifest.
+
+    In November 2026 manifests did not say it. Then it is the beginning of the run (run.json), or else the time of the file.
+    """
+    if (written := read_manifest(folder).written) is not None:
+        return written
+    with suppress(FileNotFoundError, DamagedJSON):
+        return read_json(folder.parent / "run.json", _Run, "").began.time.timestamp()
+    return (folder / META).stat().st_mtime
 
 
 def prune(run: Path, keep: int) -> None:

@@ -253,6 +253,18 @@ def test_checkpoints_that_do_not_say_when_they_were_written_go_by_file_time(runs
         )
         os.utime(checkpoint / META, (number, number))
     assert newest_checkpoint(runs).name == "a"
+    for number, name in enumerate("cab"):  # more certain than the time of a file
+        (runs / name / "run.json").write_text(json.dumps({"began": {"time": f"2026-11-0{number + 1}T07:59:32+00:00"}}))
+    assert newest_checkpoint(runs).name == "b"
+    for record in (
+        "{",
+        "[]",
+        '{"began": {"time": "2001-99-99"}}',
+        '{"began": {"time": 1e400}}',
+        '{"began": {"time": "0000"}}',
+    ):
+        (runs / "b" / "run.json").write_text(record)
+        newest_checkpoint(runs)
 
 
 @pytest.mark.parametrize("name", [META, MANIFEST, MODEL, "tokenizer_meta.json"])
