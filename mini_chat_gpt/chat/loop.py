@@ -105,7 +105,7 @@ class Chat:
         """`handle` a line. A failure of the program, such as too little memory, does not end an interactive chat."""
         try:
             return self.handle(line)
-        except (UserError, EOFError):
+        except (UserError, EOFError, BrokenPipeError):
             raise
         except Exception as error:
             if not self.front.interactive:

@@ -16,6 +16,7 @@ import torch
 
 from mini_chat_gpt.chat.commands import COMMANDS
 from mini_chat_gpt.chat.loop import Chat, main
+from mini_chat_gpt.chat.loop import chat as chat_on_standard_streams
 from mini_chat_gpt.chat.session import ChatSession
 from mini_chat_gpt.chat.terminal import Plain
 from mini_chat_gpt.chat_format import ChatFormat
@@ -157,6 +158,25 @@ def test_a_failure_of_the_program_does_not_end_the_chat_or_lose_the_conversation
     assert error.startswith("That failed (RuntimeError: out of memory: Tried")
     assert len(error) < 400
     assert (tmp_path / "chat.json").is_file()
+
+
+def test_a_chat_whose_output_is_gone_ends_and_keeps_the_conversation(save, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model, tokenizer = load_checkpoint(save(system="Be kind."))
+
+    class Gone(Recorder):
+        def __init__(self):
+            super().__init__(["Hello", "Hello again"])
+
+        def end_reply(self):
+            if len(self.lines) == 0:
+                raise BrokenPipeError
+
+    monkeypatch.setattr("mini_chat_gpt.chat.loop.Plain", Gone)
+    with pytest.raises(BrokenPipeError):
+        chat_on_standard_streams(model, tokenizer, Sampling(temperature=0))
+    kept = json.loads((tmp_path / "mini_chat_gpt" / "unsaved-chat.json").read_text())
+    assert [message["content"] for message in kept["messages"]] == ["Be kind.", "Hello", REPLY, "Hello again", REPLY]
 
 
 class Recorder(Plain):

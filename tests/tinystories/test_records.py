@@ -238,3 +238,38 @@ def test_a_text_to_pretrain_on_can_be_longer_than_a_record(separator_at_the_end,
     assert list(stories(write(tmp_path, "a b" * 1500 + end))) == ["a b" * 1500]
     with pytest.raises(UserError, match=r"put it on its own line"):
         list(stories(write(tmp_path, "a b" * 1700 + end)))
+
+
+class CountingBytes(bytes):
+    """A block of a file that counts the bytes that are copied to put it behind others."""
+
+    n_copied = 0
+
+    def __radd__(self, before):
+        CountingBytes.n_copied += len(before) + len(self)
+        return before.__add__(bytes(self))
+
+
+def test_the_blocks_of_a_long_record_are_copied_once(tmp_path, monkeypatch):
+    path = write(tmp_path, "x" * 200_000 + "<|endoftext|>")
+    monkeypatch.setattr(records, "_BLOCK", 100)
+    real_open = records.open_text
+
+    class Blocks:
+        def __init__(self, path):
+            self.file = real_open(path)
+            self.tell, self.close = self.file.tell, self.file.close
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.close()
+
+        def read(self, size):
+            return CountingBytes(self.file.read(size))
+
+    monkeypatch.setattr(records, "open_text", Blocks)
+    (record,) = records.raw_records(path)
+    assert len(record[1]) == 200_000
+    assert 0 < CountingBytes.n_copied < 3 * 200_000
