@@ -58,6 +58,7 @@ def kill_at(where, number, signal_number, group):
     if where == "after-rename": watch(os, "rename", after=True)
     if where == "writing": watch(save, "_write_tensors")
     if where == "exchange": watch(files, "exchange")
+    if where == "after-exchange": watch(files, "exchange", after=True)
     if where == "deleting": watch(os, "rmdir")  # the last call when a folder is deleted
     if where == "validation": watch(TrainStep, "evaluate")
     if where == "scores": watch(Validation, "scores")
@@ -94,7 +95,7 @@ SCENARIOS = {
              "training.ema=0.9", "system.mixed_precision=fp16"],
 }  # fmt: skip
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
-PLACES = ["at any time", "at the start", "before-rename", "after-rename", "writing", "deleting", "exchange", "validation", "scores",
+PLACES = ["at any time", "at the start", "before-rename", "after-rename", "writing", "deleting", "validation", "scores",
           "samples", "step", "worker"]  # fmt: skip
 CODES = {signal.SIGKILL: [-9], signal.SIGTERM: [143, -15], signal.SIGHUP: [129, -1], signal.SIGINT: [130, -2]}
 TIMED = {"time", "tokens_per_second", "trained_tokens_per_second", "data_wait_share", "memory_bytes"}
@@ -122,7 +123,7 @@ class Harness:
         save_checkpoint(
             folder / "base", tiny_model(tokenizer.vocab_size, context_length=256), tokenizer, {"job": "pretrain"}
         )
-        self.last = ""
+        self.last, self.owes_evaluation = "", False
         self.mark = f"{os.getpid()}-{time.monotonic()}"
         # Two spinning threads would slow down tests that run in parallel.
         variables = environment(OMP_WAIT_POLICY="PASSIVE", **{MARKER: self.mark})
@@ -159,21 +160,28 @@ class Harness:
         figures, pick = self.figures, self.random
         place, signal_number = pick.choice(PLACES), pick.choice(SIGNALS)
         group = signal_number != signal.SIGKILL and pick.random() < 0.5  # a terminal signals the whole process group
+        if self.owes_evaluation and pick.random() < 0.5:  # the checkpoint is replaced by one with the result
+            place = pick.choice(["exchange", "after-exchange"])
         if place == "worker" and "data.num_workers=1" not in SCENARIOS[scenario]:
             place = "step"
+        number = 1 if "exchange" in place else pick.randint(1, 3)
         inside = place not in ("at any time", "at the start", "worker")
-        child = self.start(scenario, run, *((place, pick.randint(1, 3), signal_number, group) if inside else ()))
+        child = self.start(scenario, run, *((place, number, signal_number, group) if inside else ()))
         started = time.monotonic()
         if not inside:
             self._send(child, run, place, signal_number, group)
             started = time.monotonic()
         code = self.exit_code()
-        name = signal.Signals(signal_number).name + (" to the group" if group else "")
-        self.last = f"{run}: {name}, {place}: exit code {code}, last checkpoint {newest(self.folder / run)}"
         seconds = time.monotonic() - started
+        name = signal.Signals(signal_number).name + (" to the group" if group else "")
+        self.last = (
+            f"{run}: {name}, {place}: exit code {code}, last checkpoint {newest(self.folder / run)}, {seconds:.1f} s"
+        )
         expected = [2] if place == "worker" else CODES[signal_number]
         assert code in (*expected, 0), f"{scenario}: {place}, signal {signal_number}: exit code {code}\n{self.log()}"
         self.assert_no_process_is_left(f"{scenario}: {place}, {signal_number}")
+        in_evaluation = place in ("validation", "scores", "samples")
+        self.owes_evaluation = code != 0 and signal_number != signal.SIGKILL and in_evaluation
         if code != 0:
             figures.kills += 1
             figures.signals["SIGKILL of a worker" if place == "worker" else signal.Signals(signal_number).name] += 1
