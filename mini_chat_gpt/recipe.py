@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints.find import newest_checkpoint, steps_of
 from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.cli import parse
@@ -35,6 +36,7 @@ from mini_chat_gpt.reports.before_after import FILE_NAME, before_after
 from mini_chat_gpt.sft_train import train
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.job import TrainResult
+from mini_chat_gpt.training.sample_prompts import check_prompts
 from mini_chat_gpt.training.stop import exit_code
 
 CONFIG, PROMPTS = "config.yaml", "prompts.yaml"
@@ -55,6 +57,7 @@ def base_of(config: Config) -> Path:
 def run_recipe(folder: Path, config: Config, out: Console) -> str:
     """Train, generate replies with both models, compare. Returns why training stopped before its end, otherwise ""."""
     prompts, base = read_prompts(folder / PROMPTS), base_of(config)
+    _require_replies(prompts, base, config, str(folder / PROMPTS))
     sft = config.sft.model_copy(update={"pretrained_checkpoint": str(base)})
     result = train(config.model_copy(update={"sft": sft}))
     how_to_resume = f"The same recipe command with sft.resume_from={result.folder} resumes from here."
@@ -65,6 +68,15 @@ def run_recipe(folder: Path, config: Config, out: Console) -> str:
     with after_interruption(lambda: out.print(how_to_resume, markup=False, soft_wrap=True)):
         write_comparison(folder, base, prompts, config, result, out)
     return ""
+
+
+def _require_replies(prompts: Prompts, base: Path, config: Config, file: str) -> None:
+    """Raise UserError if one of the two models can't reply to a prompt: now, not after training."""
+    model, tokenizer = load_checkpoint(base, "cpu")
+    check_prompts(prompts.all, tokenizer, model.config.context_length, file)
+    tokenizer.add_control_tokens()
+    tokenizer.chat_format = ChatFormat(default_system=config.data.system_message)
+    check_prompts(prompts.all, tokenizer, model.config.context_length, file)
 
 
 def write_comparison(

@@ -78,6 +78,11 @@ def test_mistakes_are_named(clone):
         "refuse",
     ):
         assert part in line
+    prompts.write_text(yaml.safe_dump({"compare": [{"shows": "tone", "prompts": ["word " * 100]}]}))
+    line = one_sentence(run(clone, "recipe", "parrot", code=2))
+    assert "prompts.yaml: ('word word" in line
+    assert "the model's context holds 64" in line
+    assert not (clone / "runs").exists()
     prompts.unlink()
     assert "There is no file of prompts recipes/parrot/prompts.yaml" in one_sentence(
         run(clone, "recipe", "parrot", code=2)
