@@ -34,6 +34,7 @@ from mini_chat_gpt.evaluation.confidence import SEED, bootstrap, ratio
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
+MAX_TEXT = 1_000_000  # characters of one text; the rest of a longer one is not predicted
 MAX_BYTES = 500_000  # for real stories this gives an interval of about ± 2 %
 # Tokens of a batch. On a CPU more don't fit into the cache; a GPU needs more. With a large vocabulary the logits are the limit.
 TOKENS_ON_CPU, TOKENS = 2048, 32768
@@ -126,12 +127,12 @@ def tokens_per_batch(model: GPT) -> int:
 
 
 def _first(texts: Iterable[str], max_bytes: int) -> list[str]:
-    """Nonempty texts until they have `max_bytes` bytes in total; the last one is complete."""
+    """Nonempty texts until they have `max_bytes` bytes in total; the last one is complete, unless it is a whole book."""
     chosen, size = [], 0
     for text in texts:
         if size >= max_bytes:
             break
-        if text:
+        if text := text[: max(max_bytes, MAX_TEXT)]:
             chosen.append(text)
             size += len(well_formed(text).encode())
     if not chosen:

@@ -177,3 +177,12 @@ def test_a_pretrained_model_needs_about_a_bit_for_each_byte_of_a_story(real_data
     result = bits_per_byte(model, tokenizer, texts, max_bytes=20_000)
     assert result.bits_per_byte == pytest.approx(0.9, abs=0.1)
     assert result.loss_per_token == pytest.approx(1.297, abs=0.1)  # as published, on another part of the data
+
+
+def test_of_a_book_only_the_beginning_is_predicted(monkeypatch):
+    monkeypatch.setattr("mini_chat_gpt.evaluation.bits_per_byte.MAX_TEXT", 100)
+    tokenizer = tiny_tokenizer()
+    model = lively_model(tokenizer.vocab_size)
+    book = "Tom ran. " * 1000
+    assert bits_per_byte(model, tokenizer, [book, "Next."], max_bytes=50).n_bytes == 100
+    assert bits_per_byte(model, tokenizer, [book, "Next."], max_bytes=200).n_bytes == 200
