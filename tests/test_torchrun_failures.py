@@ -81,8 +81,11 @@ def test_ctrl_c_on_one_rank_is_one_word(clone, rank):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_is_reported_by_the_other_one(clone, rank):
-    (line,) = faulty(clone, "kill", rank, code=-9)
-    assert f"error: Process {1 - rank} of 2 has lost the connection to another one" in line
+    lines = faulty(
+        clone, "kill", rank, code=-9
+    )  # with a killed rank 0 PyTorch may print a warning about its store first
+    assert f"error: Process {1 - rank} of 2 has lost the connection to another one" in lines[-1]
+    assert not any("Traceback" in line for line in lines)
 
 
 @pytest.mark.slow
