@@ -13,7 +13,7 @@ _TEMPORARY = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN)
 
 
 class OptionalOutput:
-    """Standard output or standard error of a program that goes on without it. No method raises.
+    """Standard output or standard error of a program that continues without it. No method raises.
 
     A pipe without a reader and a terminal that is gone are given up. A full disk may have room again later.
     """

@@ -21,7 +21,7 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 Metrics = dict[str, float]
 Callback = Callable[[Any, int, Metrics], None]
-"""Called on rank 0 with (trainer, step, metrics) whenever metrics are logged. An Exception is reported and training goes on."""
+"""Called on rank 0 with (trainer, step, metrics) whenever metrics are logged. An Exception is reported and training continues."""
 SMOOTHING = 0.02
 """Weight of the newest loss in the smoothed loss."""
 

@@ -84,7 +84,7 @@ class Monitor:
         self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)  # no line breaks in a log file
 
     def attempt(self, what: str, call: Callable[[], T]) -> T | None:
-        """Do something that training can go on without. A failure is one line, and the result None.
+        """Do something that training does not need. A failure is one line, and the result None.
 
         `what` is a noun phrase, such as "Writing samples.txt". The same failure is printed once until it has succeeded again.
         """
@@ -195,7 +195,7 @@ def _complete_lines(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
 
 
 class MetricsFile:
-    """metrics.jsonl, open for new lines. The file is made anew if it has been deleted. Raises UserError if it can't be opened."""
+    """metrics.jsonl, open for new lines. The file is made again if it has been deleted. Raises UserError if it can't be opened."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

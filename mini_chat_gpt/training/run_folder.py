@@ -143,7 +143,7 @@ class RunLock:
         self._file = _open_locked(folder)
 
     def is_in_place(self) -> bool:
-        """Whether the folder still has this lock: it may have been deleted, and made anew by another process."""
+        """Whether the folder still has this lock: it may have been deleted, and made again by another process."""
         try:
             return os.path.samestat(os.stat(self.folder / LOCK), os.fstat(self._file.fileno()))
         except (OSError, ValueError):

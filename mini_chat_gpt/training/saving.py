@@ -1,6 +1,6 @@
 """Save the state of a run. A disk that refuses does not end training: the next save is tried, and the last one once more.
 
-The folder of a run may be deleted while it runs. The next save makes it anew, with the files that a resume needs.
+The folder of a run may be deleted while it runs. The next save makes it again, with the files that a resume needs.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Saver:
             self.writer.wait()
         except UserError as error:
             self._failure = error
-            self.monitor.message(f"A checkpoint can't be written ({describe_error(error)}); training goes on.")
+            self.monitor.message(f"A checkpoint can't be written ({describe_error(error)}); training continues.")
 
     def finish(self, save: Callable[[], None]) -> None:
         """Wait until the last state is on the disk, and call `save` once more if it is not.
@@ -107,10 +107,10 @@ class Saver:
     def _how_to_resume(self) -> str:
         if not steps_of(self.folder):
             return "start it again: no step of it is saved"
-        return f"resume with {self.job.name}.resume_from={self.folder}, which goes on from {steps_of(self.folder)[-1].name}"
+        return f"resume with {self.job.name}.resume_from={self.folder}, which continues from {steps_of(self.folder)[-1].name}"
 
     def restore_folder(self) -> None:
-        """Make the run folder anew if it has been deleted. If another run has its name by now, go on in a free one."""
+        """Make the run folder again if it has been deleted. If another run has its name by now, continue in a free one."""
         lock, folder = self.lock, self.folder
         if lock is not None and not lock.is_in_place():
             taken = is_locked(folder) or not self._is_missing_or(folder, METADATA)
@@ -122,7 +122,7 @@ class Saver:
             if lock.folder != folder:
                 self.writer.run = lock.folder
                 self.monitor.move(lock.folder)
-                self.monitor.message(f"Another run has taken the folder {folder}; this run goes on in {lock.folder}.")
+                self.monitor.message(f"Another run has taken the folder {folder}; this run continues in {lock.folder}.")
         for name, text in self.files.items():
             if not (path := self.folder / name).exists():
                 self.monitor.attempt(f"Writing {name}", partial(self._rewrite, path, text))

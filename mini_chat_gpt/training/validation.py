@@ -27,7 +27,7 @@ class Validation:
         stop: StopRequest | None = None,
         attempt: Attempt = lambda _, call: call(),
     ) -> None:
-        """`attempt` calls what training can go on without, see `Monitor.attempt`: everything but the losses."""
+        """`attempt` calls what training does not need, see `Monitor.attempt`: everything but the losses."""
         self.job, self.engine, self.world, self.attempt = job, engine, engine.world, attempt
         self.stop = stop or StopRequest(lambda _: None)
         self.timed = True  # whether the time limit applies

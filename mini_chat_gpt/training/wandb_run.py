@@ -102,7 +102,7 @@ def start_wandb(
 def choose_mode(section: WandbSection) -> tuple[WandbMode, str]:
     """The mode to use, and a sentence if something is set that is not known; then nothing is sent.
 
-    "auto" means what wandb itself is told (`wandb offline`, WANDB_MODE, …), else online with an account and a network.
+    "auto" means what is set for wandb itself (`wandb offline`, WANDB_MODE, …), else online with an account and a network.
     """
     if not section.enabled:
         return "disabled", ""

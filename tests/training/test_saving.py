@@ -135,7 +135,7 @@ def test_a_disk_that_is_full_for_a_while_is_a_line_and_the_next_save_is_tried(tm
         assert result.steps == 8
         assert same_weights(run.folder / "step-0000008", expected)
         if full_at < 7:
-            assert "A checkpoint can't be written (no space left on device); training goes on." in run.text
+            assert "A checkpoint can't be written (no space left on device); training continues." in run.text
         assert "Done in" in run.text
 
 
@@ -146,7 +146,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_a_sentence_that_names_the_last
             run.train(at(5, lambda: fill(disk)))
         assert re.search(
             r"Can't write .*step-0000008: no space left on device. Free some space .* The run ends without its last state; then "
-            r"resume with sft.resume_from=.*, which goes on from step-0000004\.", str(raised.value)
+            r"resume with sft.resume_from=.*, which continues from step-0000004\.", str(raised.value)
         )  # fmt: skip
         assert not (run.folder / "result.json").exists()
 
@@ -180,7 +180,7 @@ def test_any_refusal_in_the_middle_of_a_run_is_a_line(tmp_path, monkeypatch, exp
 
     monkeypatch.setattr(save, "save_file", refuse)
     assert run.train().steps == 8
-    assert f"A checkpoint can't be written ({os.strerror(error).lower()}); training goes on." in run.text
+    assert f"A checkpoint can't be written ({os.strerror(error).lower()}); training continues." in run.text
     assert same_weights(run.folder / "step-0000008", expected)
 
 
@@ -198,7 +198,7 @@ def test_a_checkpoint_is_written_without_a_thread_if_the_system_has_none_left(tm
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 7, 8])
-def test_a_run_folder_that_is_deleted_is_made_anew_with_all_that_a_resume_needs(tmp_path, expected, step):
+def test_a_run_folder_that_is_deleted_is_made_again_with_all_that_a_resume_needs(tmp_path, expected, step):
     run = Run(tmp_path / "run")
     result = run.train(at(step, lambda: shutil.rmtree(run.folder, ignore_errors=True)))
     assert result.steps == 8
@@ -210,7 +210,7 @@ def test_a_run_folder_that_is_deleted_is_made_anew_with_all_that_a_resume_needs(
     assert max(line["step"] for line in read_metrics(run.folder)) == 8
 
 
-def test_a_run_whose_folder_another_run_has_taken_goes_on_in_a_free_one(tmp_path, expected):
+def test_a_run_whose_folder_another_run_has_taken_continues_in_a_free_one(tmp_path, expected):
     folder = tmp_path / "run"
     others = []
 
@@ -226,7 +226,7 @@ def test_a_run_whose_folder_another_run_has_taken_goes_on_in_a_free_one(tmp_path
     run = Run(folder)
     result = run.train(at(3, take))
     assert result.folder == tmp_path / "run-2"
-    assert f"Another run has taken the folder {folder}; this run goes on in {result.folder}." in run.text
+    assert f"Another run has taken the folder {folder}; this run continues in {result.folder}." in run.text
     assert same_weights(result.folder / "step-0000008", expected)
     assert {path.name for path in folder.iterdir()} <= {".lock", "run.json"}
     assert (folder / "run.json").read_text() == "{}"

@@ -175,7 +175,7 @@ def weightless(n: int = 4) -> list:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_step_without_weight_is_empty_and_changes_nothing(optimizer):
     engine = make_engine(optimizer=optimizer, weight_decay=0.1, ema=0.9)
-    engine.train_step([CountingDataset()[index] for index in range(4)])  # so that there are moments to go on with
+    engine.train_step([CountingDataset()[index] for index in range(4)])  # so that there are moments
     before = [parameter.detach().clone() for parameter in engine.model.parameters()]
     report = engine.train_step(weightless(), stop=2)
     assert (report.outcome, report.weight, report.loss, report.stop) == ("empty", 0.0, 0.0, 2)
