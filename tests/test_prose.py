@@ -26,6 +26,7 @@ STEMS = (
 IZE = rf"\b(de|re|un)?({STEMS})is(e|es|ed|er|ers|ing|ation|ations)\b"
 
 PHRASES = {
+    r"^(<{7}|>{7}) ": "resolve the merge conflict",
     # Terms with a usual name
     r"\baccidents?\b": "non-finite step",
     r"\bguilty\b": "local_nonfinite; the rank or the example with a non-finite loss",

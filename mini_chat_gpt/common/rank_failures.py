@@ -57,7 +57,7 @@ class FailureWatch:
         self._lifeline = socket.create_connection((store.host, store.port), timeout=20)
         self._lifeline.setblocking(False)
         self.failure: Failure | None = None
-        # As soon as this rank has confirmed a failure, rank 0 may end, and its store with it. So nobody asks it afterwards.
+        # As soon as this rank has confirmed a failure, rank 0 may end, and its store with it. So no rank asks it afterwards.
         self._lock, self._stopped = threading.RLock(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="rank failures", daemon=True)
         self._thread.start()

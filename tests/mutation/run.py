@@ -1,4 +1,4 @@
-"""Mutation test, run by hand: change one place in a module and see whether the module's tests notice.
+"""Mutation test, not part of the test suite: change one place in a module and see whether the module's tests notice.
 
     pip install cosmic-ray
     python tests/mutation/run.py --share 0.2 --workers 2 --out /tmp/mutants.jsonl [--only lora loss]
@@ -6,8 +6,8 @@
 Of each module of `targets.TARGETS` a sample of places is drawn, each with one change: those of cosmic-ray (operators,
 comparisons, numbers, conditions, loops, exceptions, decorators) and two of our own (a statement or a keyword argument removed).
 Changes of annotations and docstrings are not drawn. Each mutant runs the test files that belong to its module, in a child process
-of a worker that has imported the libraries once, in a copy of the repository. Results are appended to the file as they come, so an
-interrupted run goes on where it stopped. The survivors are printed at the end; `survivors.md` says of each known one whether it is
+of a worker that has imported the libraries once, in a copy of the repository. Each result is appended to the file at once, so an
+interrupted run can be resumed. The survivors are printed at the end; `survivors.md` says of each known one whether it is
 equivalent or missed.
 """
 
@@ -152,7 +152,7 @@ def _meaning(source: str) -> str | None:
             node.annotation = ast.Constant(None)
         elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             node.body = [ast.Pass()]
-        # A docstring, and what stands in place of a removed one.
+        # Docstrings, and the statements that replace removed ones.
         for name in ("body", "orelse"):
             if isinstance(block := getattr(node, name, None), list):
                 setattr(node, name, [statement for statement in block if not _does_nothing(statement)])

@@ -1,12 +1,7 @@
 """A compiled model computes the same and is compiled once for all batches; where compiling is impossible a sentence says why.
 
-<<<<<<< HEAD
 Most tests use the backend "aot_eager": its graphs and reasons to recompile are those of the real one, but it needs no C++
 compiler.
-=======
-Most tests trace with the backend "aot_eager": the graphs and the reasons to make them again are those of the real one, but
-no C++ compiler is asked.
->>>>>>> 29cf52a (A test of phrases and names that must not appear again; the last of them are gone)
 """
 
 import copy
