@@ -1,11 +1,18 @@
 """Shared fixtures. Real material is found through MINI_CHAT_GPT_DATA; tests that want it skip with a message without it."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from mini_chat_gpt.prepare.sample_stories import write_sample
+
+# Under nohup or in the background of a script these signals are ignored, and the commands that the tests start would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

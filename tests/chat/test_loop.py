@@ -300,8 +300,8 @@ def test_the_input_history_is_available_in_the_next_chat(start, teller, tmp_path
 
 
 def test_a_history_file_that_cannot_be_written_is_reported_once_and_the_chat_continues(start, teller, tmp_path):
-    (tmp_path / "file").touch()
-    chat = start(teller, XDG_CACHE_HOME=str(tmp_path / "file"))
+    (tmp_path / "cache" / "mini_chat_gpt" / "chat_history").mkdir(parents=True)  # a folder in place of the file
+    chat = start(teller, XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert "kept for this chat only" in chat.prompt()
     assert REPLY in chat.say("Hello")
 
