@@ -89,7 +89,7 @@ VERBS = {
     "pretrain": Verb(
         "pretrain:run",
         "train a base model on plain text",
-        cli_verbs.training_options,
+        cli_verbs.pretrain_options,
         "Pretrain a base model on plain text.",
         cli_verbs.load_training,
         EXIT_CODES,

@@ -6,6 +6,8 @@ Light, as `cli_options.py`, which has the options that several verbs share. `cli
 from __future__ import annotations
 
 import argparse
+import os
+import warnings
 from pathlib import Path
 
 from mini_chat_gpt.cli_options import (
@@ -29,9 +31,11 @@ from mini_chat_gpt.cli_options import (
     split_arguments,
     whole,
 )
-from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.common.user_paths import path_text, user_path
 
+UNUSED_BY_SFT = ("pretrain", "model")
+WHY_UNUSED = {"model": "fine-tuning uses the shape of its base model", "lora": "pretraining trains all weights"}
 EXAMPLES_SHOWN, EXAMPLES_ON_PAGE = 3, 40  # by `inspect`
 
 
@@ -139,8 +143,14 @@ def check_inspect(arguments: Arguments) -> None:
 # Training
 
 
-def training_options(parser: Parser) -> None:
+def pretrain_options(parser: Parser) -> None:
+    _training_options(parser, unused=("sft", "chats", "lora"))
+
+
+def _training_options(parser: Parser, unused: tuple[str, ...]) -> None:
+    """`unused`: the sections of settings that this training never reads."""
     add_settings(parser)
+    parser.set_defaults(unused=unused)
     parser.add_argument("--time-limit", metavar="2h", help="save and exit after this time: training.time_limit")
     parser.add_argument(
         "--time-budget", metavar="10m", help="run as many steps as fit into this time: training.time_budget"
@@ -148,7 +158,7 @@ def training_options(parser: Parser) -> None:
 
 
 def sft_options(parser: Parser) -> None:
-    training_options(parser)
+    _training_options(parser, UNUSED_BY_SFT)
     parser.add_argument("--skip-bad", action="store_true", help="skip unusable chats: chats.skip_bad")
 
 
@@ -159,6 +169,20 @@ def load_training(arguments: Arguments) -> None:
     if getattr(arguments, "skip_bad", False):
         arguments.overrides.append("chats.skip_bad=true")
     load_settings(arguments)
+    _warn_of_unused(arguments, arguments.unused)
+
+
+def _warn_of_unused(arguments: Arguments, sections: tuple[str, ...]) -> None:
+    """Name the settings of the command line that have no effect. A file has the settings of all verbs, so it isn't checked."""
+    keys = [key.strip() for key, _, _ in (override.partition("=") for override in arguments.overrides)]
+    unused = list(dict.fromkeys(key for key in keys if key.partition(".")[0] in sections))
+    if unused and os.environ.get("RANK", "0") == "0":  # once under torchrun
+        sections_named = {key.partition(".")[0] for key in unused}
+        reason = next((f" ({why})" for section, why in WHY_UNUSED.items() if section in sections_named), "")
+        warnings.warn(
+            f"{short(', '.join(unused), 200)[1:-1]} {'have' if len(unused) > 1 else 'has'} no effect here{reason}.",
+            stacklevel=1,
+        )
 
 
 def quickstart_options(parser: Parser) -> None:
@@ -187,6 +211,7 @@ def load_recipe(arguments: Arguments) -> None:
     arguments.folder = find_recipe(arguments.recipe)
     arguments.config = arguments.folder / RECIPE_CONFIG
     load_settings(arguments)
+    _warn_of_unused(arguments, UNUSED_BY_SFT)
 
 
 # Using a model

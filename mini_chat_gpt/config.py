@@ -29,7 +29,7 @@ from mini_chat_gpt.common.setting_types import (
     Whole,
 )
 from mini_chat_gpt.common.setting_types import seconds_in as seconds_in
-from mini_chat_gpt.gpt_config import MAX_CONTEXT
+from mini_chat_gpt.gpt_config import MAX_CONTEXT, MAX_VOCAB
 from mini_chat_gpt.gpt_config import GPTConfig as GPTConfig
 from mini_chat_gpt.gpt_config import Section as Section
 
@@ -69,6 +69,8 @@ class ModelSection(GPTConfig):
                 f"model.vocab_size is {self.vocab_size}, but the tokenizer has {vocab_size} ids; set it to 0, which means that number, "
                 "or to more."
             )
+        if vocab_size > MAX_VOCAB:
+            raise UserError(f"The tokenizer has {vocab_size:,} ids; a model has at most {MAX_VOCAB:,}.")
         fields = self.model_dump(exclude={"preset"})
         return GPTConfig(**fields | {"vocab_size": self.vocab_size or vocab_size})
 

@@ -14,6 +14,7 @@ from mini_chat_gpt.common.json_files import describe_problem
 from mini_chat_gpt.common.setting_types import Number, Whole
 
 MAX_CONTEXT = 2**24
+MAX_VOCAB = 2**20
 
 
 class Section(BaseModel):
@@ -68,7 +69,7 @@ RopeScaling = Annotated[dict[str, Any], AfterValidator(_check_rope_scaling)]
 class GPTConfig(Section):
     """Shape and architecture of a decoder. The defaults are the native family, which is the exact Llama subset."""
 
-    vocab_size: Whole = Field(0, ge=0, le=2**20)
+    vocab_size: Whole = Field(0, ge=0, le=MAX_VOCAB)
     """Rows of the embedding table (0 = the size of the tokenizer). Rows beyond the tokenizer's size are padding."""
     context_length: Whole = Field(512, ge=2, le=MAX_CONTEXT)
     """Maximum sequence length in tokens."""

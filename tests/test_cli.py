@@ -143,3 +143,33 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
     assert sorted(weights.choices) == sorted(literals)
     assert {action.dest for action in make_parser("generate")._actions} >= {field.name for field in fields(Sampling)}
     assert {action.dest for action in make_parser("evaluate")._actions} >= {field.name for field in fields(EvalOptions)}
+
+
+@pytest.mark.parametrize(
+    ("argv", "keys"),
+    [
+        (["pretrain", "lora.enabled=true"], "lora.enabled has"),
+        (["pretrain", "lora.rank=2", "sft.max_steps=3"], "lora.rank, sft.max_steps have"),
+        (["sft", "model.n_layer=3"], "model.n_layer has"),
+        (["sft", "pretrain.max_steps=3"], "pretrain.max_steps has"),
+        (["recipe", "polite_helper", "model.n_layer=3"], "model.n_layer has"),
+    ],
+)
+def test_settings_of_the_command_line_that_a_training_never_reads_are_named(argv, keys):
+    with pytest.warns(UserWarning, match=f"^{keys} no effect here"):
+        parse(argv[0], argv[1:])
+
+
+@pytest.mark.parametrize(
+    "argv", [["pretrain", "model.n_layer=3"], ["sft", "lora.rank=2"], ["quickstart", "lora.rank=2"]]
+)
+def test_settings_that_are_read_are_not_warned_of(argv, recwarn):
+    parse(argv[0], argv[1:])
+    assert not recwarn
+
+
+def test_the_settings_file_has_all_sections_without_a_warning(tmp_path, recwarn):
+    (tmp_path / "all.yaml").write_text("lora: {enabled: true}\nmodel: {n_layer: 3}\npretrain: {max_steps: 2}\n")
+    for verb in ("pretrain", "sft"):
+        parse(verb, ["--config", str(tmp_path / "all.yaml")])
+    assert not recwarn

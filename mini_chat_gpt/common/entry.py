@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import re
 import signal
 import sys
 import warnings
@@ -78,7 +79,7 @@ def exit_with(main: Callable[[], int]) -> None:
     except StoppedBySignal as error:
         code = _report(error, int(str(error)), f"stopped by {error.name}")
     except Exception as error:
-        if full := _gpu_memory_full(error):
+        if full := _memory_full(error):
             code = _report(error, 2, full)
         elif one_of_several_ranks():
             code = _report(error, 1, "")
@@ -87,13 +88,20 @@ def exit_with(main: Callable[[], int]) -> None:
     _exit(code)
 
 
-def _gpu_memory_full(error: Exception) -> str:
-    """The message for PyTorch's exception about a GPU's memory; "" for other exceptions."""
+def _memory_full(error: Exception) -> str:
+    """The message for an exception about the memory of the machine or of a GPU; "" for other exceptions."""
     torch = sys.modules.get("torch")  # not imported here, because most commands that fail never do
-    if torch is None or not isinstance(error, torch.OutOfMemoryError):
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        problem = ". ".join(str(error).split(". ")[:3])
+    elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)):
+        size = re.search(r"tried to allocate (\d+) bytes", str(error))  # PyTorch has no exception of its own for a CPU
+        problem = "The memory of this machine is full" + (
+            f": {int(size[1]) / 2**20:,.0f} MiB more are needed" if size else ""
+        )
+    else:
         return ""
     return (
-        f"error: {'. '.join(str(error).split('. ')[:3])}. In training set training.batch_tokens, a smaller training.batch_size or "
+        f"error: {problem}. In training set training.batch_tokens, a smaller training.batch_size or "
         "training.activation_checkpointing=true; in an evaluation a smaller --batch-size."
     )
 

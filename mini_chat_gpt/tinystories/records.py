@@ -237,8 +237,12 @@ def find_text(path: Path | str, split: str) -> Path | None:
         if (file := path / name.format(split=split)).is_file():
             return file
     if split == "train":
+        if not path.is_dir():
+            raise UserError(f"{path} is not a text file but a pipe or a device; name a file or a folder.")
         names = ", ".join(name.format(split=split) for name in TEXT_FILE_NAMES)
-        raise UserError(f"{path} contains no stories (looked for {names}); run prepare_sft_data.py.")
+        others = sorted(file.name for file in path.glob("*.txt") if file.is_file())
+        own = f"name one of its files, such as {path / others[0]}, or run" if others else "run"
+        raise UserError(f"{path} contains no stories (looked for {names}); {own} prepare_sft_data.py.")
     return None
 
 

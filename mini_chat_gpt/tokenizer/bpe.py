@@ -50,6 +50,8 @@ _SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])|(?<=\S\n)(?=[^\s/])")
 
 MAX_IDS = 1 << 20
 """Ids of a tokenizer. Unused ids get names, so a damaged id must not stand for millions of them."""
+_MAX_UNUSED = 1 << 16
+"""Unused ids that a small encoder may have. A large one may have as many as it has entries."""
 MAX_FILE = 1 << 28
 """Bytes of an encoder's file."""
 _MAX_PATTERN, _MAX_REPEAT = 2_000, 1_000  # of a foreign pattern; the public ones have 300 characters and repeat 3 times
@@ -70,8 +72,13 @@ class TiktokenBPE:
     _encoding: tiktoken.Encoding = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if max(self.ranks.values(), default=0) >= MAX_IDS:
-            raise UserError(f"The ranks go up to {max(self.ranks.values()):,}; at most {MAX_IDS - 1:,} is read.")
+        # Each id has a row in the model's tables, so one wrong rank must not make a million of them.
+        last, limit = max(self.ranks.values(), default=0), len(self.ranks) + max(len(self.ranks), _MAX_UNUSED)
+        if last >= min(limit, MAX_IDS):
+            raise UserError(
+                f"The ranks of its {len(self.ranks):,} entries go up to {short(last)}, but a rank is nearly the entry's number, and "
+                f"at most {MAX_IDS - 1:,}."
+            )
         missing = [byte for byte in range(256) if bytes([byte]) not in self.ranks]
         if missing:
             raise UserError(f"These ranks lack {len(missing)} of the 256 single bytes, so they can't spell every text.")
@@ -127,7 +134,9 @@ def read_ranks(data: bytes, name: str) -> dict[bytes, int]:
             piece = base64.b64decode(word, validate=True)
             if piece in ranks:
                 raise ValueError("twice")
-            ranks[piece] = _natural(rank)
+            ranks[piece] = int(rank)
+            if ranks[piece] < 0:
+                raise ValueError("negative")
         except ValueError:
             raise UserError(
                 f"{name}, line {number}: expected base64 bytes, a space and a rank, as in a .tiktoken file."
@@ -215,10 +224,3 @@ def readable_regex_limit() -> Iterator[None]:
             "The text can't be split into tokens, because the tokenizer's pattern takes too long for it; shorten its longest "
             "runs of equal characters."
         ) from None
-
-
-def _natural(digits: bytes) -> int:
-    number = int(digits)
-    if number < 0 or number >= MAX_IDS:
-        raise ValueError(f"{number} is out of range")
-    return number

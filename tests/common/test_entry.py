@@ -87,3 +87,26 @@ def test_a_full_gpu_is_one_sentence_that_says_what_to_change():
         "error: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.56 GiB"
     )
     assert "training.batch_tokens" in line
+
+
+CPU_FULL = """
+import resource
+import torch
+from mini_chat_gpt.common.entry import exit_with
+
+def main():
+    resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
+    {allocate}
+
+exit_with(main)
+"""
+
+
+@pytest.mark.parametrize("allocate", ["torch.empty(2**40)", "bytearray(2**40)", "__import__('numpy').zeros(2**40)"])
+def test_a_full_memory_is_one_sentence_that_says_what_to_change(allocate):
+    end = subprocess.run([sys.executable, "-c", CPU_FULL.format(allocate=allocate)], capture_output=True, text=True)
+    assert end.returncode == 2, end.stderr
+    (line,) = end.stderr.splitlines()
+    assert line.startswith("error: The memory of this machine is full")
+    assert ("4,194,304 MiB" in line) == ("torch" in allocate)
+    assert "training.batch_size" in line

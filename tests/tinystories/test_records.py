@@ -1,6 +1,7 @@
 """Records as they are in real files: fields in any order or missing, damaged and foreign files."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -214,6 +215,19 @@ def test_plain_stories_are_found_by_split(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="contains no stories"):
         find_text(tmp_path / "empty", "train")
+
+
+def test_a_folder_of_other_texts_is_told_which_file_to_name(tmp_path):
+    write(tmp_path, "x\n<|endoftext|>\n", "mine.txt")
+    with pytest.raises(UserError, match=r"mine\.txt, or run prepare_sft_data\.py"):
+        find_text(tmp_path, "train")
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "pipe"])
+def test_a_device_or_a_pipe_is_not_a_text(tmp_path, path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is not a text file but a pipe or a device"):
+        find_text(tmp_path / path, "train")
 
 
 def test_a_file_without_separators_is_one_text_to_pretrain_on(tmp_path):

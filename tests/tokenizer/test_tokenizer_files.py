@@ -121,6 +121,20 @@ def test_damaged_ranks_are_one_sentence(damage: Callable[[bytes], bytes], folder
     loads(folder)
 
 
+@pytest.mark.parametrize("rank", [9_999_999, 2**20 - 1, 100_000, 10**30])
+def test_a_rank_far_beyond_the_number_of_entries_is_named_before_tables_are_made(tmp_path: Path, rank: int) -> None:
+    file = tmp_path / "own.tiktoken"
+    file.write_bytes(b"".join(line(piece, number) for piece, number in BYTES.items()) + line(b"ab", rank))
+    with pytest.raises(UserError, match="257 entries go up to") as caught:
+        ChatTokenizer.load(file)
+    assert str(caught.value).startswith(f"{file} can't be used")
+    assert len(str(caught.value)) < 300 + len(str(file))
+
+
+def test_a_few_thousand_unused_ids_are_fine() -> None:
+    assert TiktokenBPE({**BYTES, b"ab": 60_000}, DEFAULT_PATTERN).encode("ab") == [60_000]
+
+
 def test_a_pipe_or_a_device_instead_of_a_file_is_one_sentence(folder: Path) -> None:
     for name in ("tokenizer_meta.json", "tokenizer.tiktoken"):
         content = (folder / name).read_bytes()
