@@ -132,14 +132,19 @@ def step_of(folder: Path) -> int | None:
 
 def steps_of(run: Path) -> list[Path]:
     """The run's checkpoint folders, oldest first. Raises UserError if the folder can't be listed."""
+    return [folder for folder in _step_names(run) if folder.is_dir()]
+
+
+def _step_names(run: Path) -> list[Path]:
+    """What has the name of a checkpoint in the run's folder, whether it is a folder or not, oldest first."""
     try:
-        folders = [run / name for name in os.listdir(run)]
-        steps = {folder: step for folder in folders if (step := step_of(folder)) is not None and folder.is_dir()}
+        paths = [run / name for name in os.listdir(run)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise UserError(f"{run} can't be read ({(error.strerror or str(error)).lower()}); check the path.") from None
-    return sorted(steps, key=lambda folder: (steps[folder], folder.name))
+    steps = {path: step for path in paths if (step := step_of(path)) is not None}
+    return sorted(steps, key=lambda path: (steps[path], path.name))
 
 
 def find_checkpoint(path: Path | str, prefer: str = "best", recheck: bool = False) -> Path:
@@ -336,13 +341,13 @@ def protect(folder: Path) -> None:
 
 
 def move_aside(run: Path, step: int) -> list[Path]:
-    """Rename the run's checkpoints of steps after `step`, so that a run resumed from it does not collide with them.
+    """Rename what has the name of a step after `step`, so that a run resumed from it does not collide with its checkpoints.
 
     Returns the new paths. Raises UserError if the disk refuses.
     """
     moved = []
-    for folder in steps_of(run):
-        if (step_of(folder) or 0) > step:
-            with readable_disk_errors(folder):
-                moved.append(folder.rename(free_name(folder.with_name(f"{ASIDE}{folder.name}"))))
+    for path in _step_names(run):
+        if (step_of(path) or 0) > step:
+            with readable_disk_errors(path):
+                moved.append(path.rename(free_name(path.with_name(f"{ASIDE}{path.name}"))))
     return moved

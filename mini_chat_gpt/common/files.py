@@ -137,14 +137,14 @@ def free_name(path: Path) -> Path:
 def complete(draft: Path, path: Path, replace: bool = False) -> None:
     """Give a filled temporary folder its manifest and its final name; with `replace`, instead of what has that name now."""
     write_manifest(draft)
-    for folder in (*(entry for entry in draft.rglob("*") if entry.is_dir()), draft):
-        sync_folder(folder)
+    for entry in (*draft.rglob("*"), draft):
+        _sync(entry)
     if replace and path.exists():
         exchange(draft, path)
         shutil.rmtree(draft, ignore_errors=True)
     else:
         os.rename(draft, path)
-    sync_folder(path.parent)
+    _sync(path.parent)  # not the files beside it: closing a lock file would release this process's lock on it
 
 
 def exchange(one: Path, other: Path) -> None:
@@ -163,18 +163,18 @@ def exchange(one: Path, other: Path) -> None:
     os.rename(between, one)
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's file names and contents to the disk."""
-    for file in [*folder.iterdir(), folder] if folder.is_dir() else []:
-        if file.is_file() or file == folder:
-            handle = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            except OSError:  # some file systems can't sync a folder; its files are synced already
-                if file != folder:
-                    raise
-            finally:
-                os.close(handle)
+def _sync(path: Path) -> None:
+    """Flush the content of a file, or the names in a folder, to the disk."""
+    if not path.is_file() and not path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some file systems can't sync a folder; its files are synced already
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
 
 
 # Temporary names

@@ -283,8 +283,12 @@ def run_command(arguments: argparse.Namespace, job: Callable[[Config], TrainResu
     launch = distributed.launch_of(os.environ) if under_torchrun() else None
     with path_errors(getattr(config, section).save_dir):
         resumed = run_to_resume(getattr(config, section), launch)
-    if arguments.config is None and resumed is not None and (resumed / CONFIG).is_file():
+    if arguments.config is None and resumed is not None and ((resumed / CONFIG).is_file() or steps_of(resumed)):
         # Resume with the settings of the run, except for those that apply to one start only.
+        if not (resumed / CONFIG).exists():
+            raise UserError(
+                f"{resumed} has no {CONFIG}, so the settings of the run are not known; name a file with them: --config FILE."
+            )
         once = ["training.time_limit=null", "training.reset_optimizer=false"]
         config = load_config(resumed / CONFIG, [*once, *arguments.overrides])
     result = job(config)

@@ -91,16 +91,23 @@ def is_finished(folder: Path) -> bool:
     return os.path.isfile(folder / RESULT)
 
 
-def free_run_folder(save_dir: Path | str) -> Path:
-    """`save_dir`, or the first of `save_dir`-2, `save_dir`-3, … without a run: a run is never overwritten."""
+def free_run_folder(save_dir: Path | str, skip_files: bool = False) -> Path:
+    """`save_dir`, or the first of `save_dir`-2, `save_dir`-3, … without a run: a run is never overwritten.
+
+    With `skip_files`, neither one that is a file.
+    """
     first = Path(save_dir) if Path(save_dir).name else Path(save_dir).resolve()  # "." has no name
     if not first.name:
         raise UserError(f"A run can't be saved in {first}; name a folder in it with save_dir.")
     number, folder = 1, first
-    while contains_run(folder) or is_locked(folder):
+    while (skip_files and _is_no_folder(folder)) or contains_run(folder) or is_locked(folder):
         number += 1
         folder = first.with_name(f"{first.name}-{number}")
     return folder
+
+
+def _is_no_folder(path: Path) -> bool:
+    return os.path.lexists(path) and not os.path.isdir(path)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, steps_of
+from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, is_checkpoint, steps_of
 from mini_chat_gpt.checkpoints.save import CheckpointWriter
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError
@@ -57,7 +57,7 @@ class Saver:
         if self.world.is_main:
             self.restore_folder()
         # The step exists if the run was resumed from it and stopped before the next one.
-        if not replace and self.world.broadcast((self.folder / name).exists):
+        if not replace and self.world.broadcast(lambda: is_checkpoint(self.folder / name)):
             return
         started = time.monotonic()
         best_metric = self.job.phase.best_metric
@@ -117,12 +117,14 @@ class Saver:
             if taken and self.world.size > 1:
                 raise UserError(f"Another run has taken the folder {folder}, so this run ends.")
             self.monitor.attempt(
-                "Locking the run folder", lambda: lock.move(free_run_folder(folder) if taken else folder)
+                "Locking the run folder",
+                lambda: lock.move(free_run_folder(folder, skip_files=True) if taken else folder),
             )
             if lock.folder != folder:
                 self.writer.run = lock.folder
                 self.monitor.move(lock.folder)
-                self.monitor.message(f"Another run has taken the folder {folder}; this run continues in {lock.folder}.")
+                what = "Another run has taken the folder" if folder.is_dir() else "Something else has the name"
+                self.monitor.message(f"{what} {folder}; this run continues in {lock.folder}.")
         for name, text in self.files.items():
             if not (path := self.folder / name).exists():
                 self.monitor.attempt(f"Writing {name}", partial(self._rewrite, path, text))

@@ -8,6 +8,7 @@ import sys
 import pytest
 from tiny import tiny_model, tiny_tokenizer
 
+from mini_chat_gpt import sft_train
 from mini_chat_gpt.checkpoints.find import move_aside, steps_of
 from mini_chat_gpt.checkpoints.save import take_snapshot
 from mini_chat_gpt.common.errors import UserError
@@ -198,3 +199,40 @@ def test_a_path_that_cannot_be_a_run_is_one_sentence(tmp_path, monkeypatch, name
     section = SFTSection(resume_from="auto").model_copy(update={setting: name})  # some are too long for a setting
     with contextlib.suppress(UserError):
         assert find_run_folder(section).checkpoint is None
+
+
+def held_by_another(folder):
+    """Whether another process finds the folder locked."""
+    code = "import sys; from pathlib import Path; from mini_chat_gpt.training.run_folder import is_locked\n"
+    code += "print(is_locked(Path(sys.argv[1])))"
+    return subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True).stdout == "True\n"
+
+
+def test_the_lock_is_still_held_after_a_checkpoint_has_been_written(tmp_path, run):
+    folder = run("sft")
+    with locked(folder):
+        take_snapshot(tiny_model(TOKENIZER.vocab_size), TOKENIZER).write(folder / "step-0000001")
+        assert held_by_another(folder)
+        take_snapshot(tiny_model(TOKENIZER.vocab_size), TOKENIZER).write(folder / "step-0000001", replace=True)
+        assert held_by_another(folder)
+    assert not held_by_another(folder)
+
+
+def test_files_and_links_with_the_names_of_later_steps_are_moved_aside(tmp_path, run):
+    folder = run("sft", 2)
+    (folder / "step-0000003").touch()
+    (folder / "step-0000004").symlink_to("nowhere")
+    (folder / "step-5").mkdir()
+    names = [f"set-aside-{name}" for name in ("step-0000003", "step-0000004", "step-5")]
+    assert [path.name for path in move_aside(folder, 2)] == names
+
+
+def test_a_run_without_its_settings_is_not_resumed_with_others(tmp_path, run):
+    folder = run("sft", 1)
+    with pytest.raises(
+        UserError, match=r"sft has no config.yaml, so the settings of the run are not known.*--config FILE"
+    ):
+        sft_train.main([f"sft.resume_from={folder}"])
+    (folder / "config.yaml").mkdir()
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        sft_train.main([f"sft.resume_from={folder}"])

@@ -292,6 +292,30 @@ def test_a_full_disk_is_a_sentence_before_any_work(tmp_path):
             begin(config, config.sft)
 
 
+@pytest.mark.parametrize("place", ["a file", "a link to itself"])
+def test_a_run_whose_folder_is_now_something_else_continues_in_a_free_one(tmp_path, expected, place):
+    folder = tmp_path / "run"
+
+    def take() -> None:
+        folder.rename(tmp_path / "moved")
+        if place == "a file":
+            folder.touch()
+        else:
+            folder.symlink_to(folder)
+
+    run = Run(folder)
+    result = run.train(at(5, take))
+    assert result.folder == tmp_path / "run-2"
+    assert f"Something else has the name {folder}; this run continues in {tmp_path / 'run-2'}." in run.text
+    assert same_weights(result.folder / "step-0000008", expected)
+
+
+def test_a_file_with_the_name_of_a_checkpoint_is_not_taken_for_the_saved_step(tmp_path):
+    run = Run(tmp_path / "run")
+    with pytest.raises(UserError, match=r"step-0000008 exists already.*continues from step-0000006"):
+        run.train(at(5, (run.folder / "step-0000008").touch))
+
+
 def test_a_lock_moves_with_the_run(tmp_path):
     with locked(tmp_path / "a") as lock:
         assert lock.is_in_place()
