@@ -237,7 +237,7 @@ def generate_options(parser: Parser) -> None:
         "--why",
         nargs="?",
         const="",
-        type=path_text,
+        type=lambda text: text and path_text(text),
         metavar="FILE.html",
         help="after the reply, show its tokens with their probabilities and alternatives; --why all shows all tokens, "
         "--why FILE.html writes a page",

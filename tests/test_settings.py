@@ -414,3 +414,20 @@ def test_a_message_about_many_settings_is_short(tmp_path, section):
     with pytest.raises(UserError, match=r"and \d+ more") as error:
         load_config(file, [f"chats.x{n}=1" for n in range(30)])
     assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["sft", "--config", ""],
+        ["prepare", "--sample", "--folder", ""],
+        ["generate", "--checkpoint", " ", "--prompt", "x"],
+        ["evaluate", "--checkpoint", "runs/sft", "--json", ""],
+        ["merge", "runs/lora", ""],
+        ["inspect", ""],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_refused_instead_of_the_working_directory(argv):
+    with pytest.raises(UserError, match=r"^A path is empty"):
+        parse(argv[0], argv[1:])

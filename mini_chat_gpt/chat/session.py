@@ -30,9 +30,10 @@ from pydantic import Field
 
 from mini_chat_gpt.chat_format import Message, check_messages, render
 from mini_chat_gpt.common.errors import UserError, nearest
-from mini_chat_gpt.common.files import readable_disk_errors, write_json
+from mini_chat_gpt.common.files import write_json
 from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
 from mini_chat_gpt.common.text import well_formed
+from mini_chat_gpt.common.user_paths import refuse_device
 from mini_chat_gpt.generation.decode import FinishReason, Model, concrete_seed, decode, for_inference, random_streams
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import USE_FORMAT_DEFAULT, System, begins_text, prompt_ids
@@ -216,13 +217,10 @@ class ChatSession:
         path = Path(path)
         if not self.turns:
             raise UserError("There is nothing to save yet; the conversation is empty.")
-        with readable_disk_errors(path):  # looking at a path can fail, too, if its name is too long
-            is_folder, exists, is_file = path.is_dir(), path.exists(), path.is_file()
-        if is_folder:
+        refuse_device(path)
+        if path.is_dir():
             raise UserError(f"{path} is a folder; name a file in it.")
-        if exists and not is_file:  # writing would replace a device or a pipe by a file
-            raise UserError(f"{path} is not a regular file; choose another name.")
-        if exists and not overwrite:
+        if path.exists() and not overwrite:
             raise UserError(f"{path} exists already and is not overwritten; choose another name.")
         messages = [{"role": message.role, "content": message.content} for message in self.messages]
         write_json(path, {"messages": messages, "settings": asdict(self.sampling)})

@@ -11,10 +11,12 @@ MAX_NAME, MAX_PATH = 255, 4000
 
 
 def path_text(text: str) -> str:
-    """A path as typed, with `~` and `~user` at its beginning replaced by the home folder. "" and environment variables stay.
+    """A path as typed, with `~` and `~user` at its beginning replaced by the home folder. Environment variables stay.
 
     Raises UserError for a home folder that is not known, and for what no file system takes as a path.
     """
+    if not text.strip():  # often a variable of the shell that is not set; `Path` would take it as the working directory
+        raise UserError("A path is empty; write one, or leave the option or setting out.")
     if "\0" in text:
         raise UserError(f"{short(text)} is not a path: it contains a NUL character.")
     size = max(len(part.encode("utf-8", "surrogatepass")) for part in text.split("/"))
@@ -37,3 +39,16 @@ def path_text(text: str) -> str:
 def user_path(text: str) -> Path:
     """`path_text` as a Path, for argparse."""
     return Path(path_text(text))
+
+
+def refuse_device(path: Path) -> None:
+    """Raise UserError if `path`, where a user's file is to be written, is a device or a pipe.
+
+    A file is written under another name, which then replaces the old one. Root may replace even /dev/null.
+    """
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{path} is not a regular file; choose another name.")
+    except OSError as error:  # a name that is too long, a folder of someone else
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"Can't write {path}: {reason}. Choose another path; existing content is unchanged.") from error

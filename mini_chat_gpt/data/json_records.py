@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.json_files import open_regular
 
 MAX_LINE = 16 * 2**20
 """Bytes. No conversation is that long; a longer line means that the file is of another kind."""
@@ -52,7 +53,7 @@ def read_json_records(path: Path) -> Iterator[tuple[int, Record | BadRecord]]:
 
 def _opened(path: Path) -> IO[bytes] | gzip.GzipFile:
     """Open for reading. A file that begins with gzip's signature is decompressed, whatever its name is."""
-    with path.open("rb") as file:
+    with open(path, "rb", opener=open_regular) as file:  # a device may have no end, and a pipe can't be read twice
         compressed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path, "rb") if compressed else path.open("rb")
 

@@ -77,7 +77,7 @@ class EvalOptions:
 
 def _is_writable(file: Path) -> bool:
     existing = next(folder for folder in file.absolute().parents if folder.exists())
-    return not file.is_dir() and existing.is_dir() and os.access(existing, os.W_OK)
+    return (file.is_file() or not file.exists()) and existing.is_dir() and os.access(existing, os.W_OK)
 
 
 def options_of(arguments: argparse.Namespace) -> EvalOptions:

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.json_files import open_regular
 
 SEPARATOR = b"<|endoftext|>"
 FIELDS = ("Features", "Words", "Summary", "Random sentence")
@@ -182,7 +183,7 @@ def whole_records(path: Path, max_size: int | None = None) -> Iterator[tuple[int
 def open_text(path: Path) -> BinaryIO:
     """Open a file after its byte order mark. Raises UserError unless it is a text file that is not empty."""
     try:
-        file = open(path, "rb")
+        file = open(path, "rb", opener=open_regular)
     except FileNotFoundError:
         raise UserError(
             f"There is no file {path}; `python prepare_sft_data.py` gets the stories, or name your own file."
@@ -190,7 +191,9 @@ def open_text(path: Path) -> BinaryIO:
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; give the path of a file of stories.") from None
     except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror or error}); check its permissions.") from None
+        raise UserError(
+            f"{path} can't be read ({error.strerror or error}); check the path and its permissions."
+        ) from None
     head = file.read(1 << 16)
     if not head.strip():
         file.close()

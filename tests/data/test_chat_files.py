@@ -207,6 +207,13 @@ def test_a_missing_or_empty_file_is_an_error(tmp_path):
 texts = st.text(min_size=1).filter(str.strip)
 
 
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero", "."])
+def test_a_pipe_a_device_or_a_folder_is_an_error_instead_of_endless_records(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"can't be read .*; give the path of a JSON or JSONL file"):
+        next(read_conversations(tmp_path / name))
+
+
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=4))
 def test_any_text_is_read_unchanged(tmp_path_factory, turns):
     messages = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -435,3 +436,11 @@ def test_real_chats(real_data, name):
 def test_data_that_a_run_rejects_is_rejected_with_the_same_message(chats):
     with pytest.raises(UserError, match="No conversation of"):
         inspection_of(chats, context=8)
+
+
+def test_a_page_never_replaces_a_pipe_or_a_device(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(UserError, match="pipe is not a regular file"):
+        inspect_data.main(["--html", "pipe"])
+    assert not Path("pipe").is_file()

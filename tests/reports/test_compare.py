@@ -92,6 +92,7 @@ def test_output_works_without_color_and_unicode(home):
         (["--data", "runs"], "contains no TinyStoriesInstruct-valid.txt"),
         (["--json", "data"], "--json: data can't be written"),
         (["--json", f"data/{VALID}/out.json"], "can't be written"),
+        (["--json", "pipe"], "--json: pipe can't be written"),
         (["--report", "r", "--json", "r/report.json"], "is in the report's folder"),
         (["--report", f"data/{VALID}"], "can't be written to"),
         (["--training-mb", "-1"], "--training-mb is -1; it must be 0 or more"),
@@ -106,6 +107,8 @@ def test_output_works_without_color_and_unicode(home):
 )
 def test_an_invalid_option_is_named_with_the_reason(home, monkeypatch, capsys, options, words):
     monkeypatch.chdir(home)
+    if "pipe" in options and not Path("pipe").exists():
+        os.mkfifo("pipe")
     with pytest.raises((UserError, SystemExit)) as stopped:  # both end a command with code 2
         generate([*TEST[1:], *options])
     printed = capsys.readouterr()

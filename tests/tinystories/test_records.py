@@ -224,6 +224,13 @@ def test_a_folder_of_other_texts_is_told_which_file_to_name(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/dev/zero", "pipe"])
+def test_records_of_a_device_or_a_pipe_are_refused_at_once(tmp_path, path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="not a regular file"):
+        next(read_records(tmp_path / path))
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "pipe"])
 def test_a_device_or_a_pipe_is_not_a_text(tmp_path, path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="is not a text file but a pipe or a device"):
