@@ -56,6 +56,10 @@ MAX_SHOWN = 240  # characters of a reply in the terminal
 MAX_PATTERN = 1000  # characters of a regular expression
 MAX_REPEATS = 1000
 MAX_SECONDS = 3.0  # for matching a regular expression with a reply
+SECONDS_IF_SLOW = (
+    0.5  # the same, after the expression has taken too long for one reply; a file can have hundreds of prompts
+)
+_slow: set[str] = set()
 _SEARCH = (
     "import json, re, sys; pattern, text = json.load(sys.stdin.buffer); print(re.search(pattern, text) is not None)"
 )
@@ -79,15 +83,15 @@ def _matches(pattern: str, text: str) -> bool:
 
     Some patterns need years for some texts, and nothing can interrupt `re` on every system. So a process of its own searches.
     """
+    seconds = SECONDS_IF_SLOW if pattern in _slow else MAX_SECONDS
     try:
         command = [sys.executable, "-I", "-S", "-c", _SEARCH]
         request = json.dumps([pattern, text]).encode()
-        return (
-            subprocess.run(command, input=request, timeout=MAX_SECONDS, capture_output=True).stdout.strip() == b"True"
-        )
+        return subprocess.run(command, input=request, timeout=seconds, capture_output=True).stdout.strip() == b"True"
     except subprocess.TimeoutExpired:
+        _slow.add(pattern)
         warnings.warn(
-            f"The regex {short(pattern)} takes more than {MAX_SECONDS:g} s for the reply {short(text)}, which counts as no match; "
+            f"The regex {short(pattern)} takes more than {seconds:g} s for the reply {short(text)}, which counts as no match; "
             "simplify the regex.",
             stacklevel=2,
         )

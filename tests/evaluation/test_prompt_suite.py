@@ -2,12 +2,14 @@
 
 import io
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.evaluation import prompt_suite
 from mini_chat_gpt.evaluation.prompt_suite import (
     Answers,
     Compared,
@@ -142,3 +144,17 @@ def test_a_regex_matches_as_it_does_in_python(tmp_path):
     prompts = prompts_of(tmp_path, "compare: [{prompts: [a], regex: '^(?i:the) .*é$'}]")
     assert checks(prompts.compare[0], "THE café", prompts) == {"matches /^(?i:the) .*é$/": True}
     assert checks(prompts.compare[0], "cafés", prompts) == {"matches /^(?i:the) .*é$/": False}
+
+
+def test_a_regex_that_never_ends_gets_less_time_for_further_replies(monkeypatch):
+    limits = []
+
+    def run(command, timeout, **_):
+        limits.append(timeout)
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(prompt_suite.subprocess, "run", run)
+    for number in range(3):
+        with pytest.warns(UserWarning, match="takes more than"):
+            assert not prompt_suite._matches("(never ending+)+$", f"reply {number}")
+    assert limits == [prompt_suite.MAX_SECONDS, *[prompt_suite.SECONDS_IF_SLOW] * 2]
