@@ -111,9 +111,10 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tuned):
 def test_a_run_that_a_time_limit_ended_is_resumed_automatically(tuned):
     settings = [*BRIEF, "wandb.enabled=false", "sft.max_steps=6", "sft.eval_interval=3", "sft.save_dir=runs/limited"]
     printed = run(tuned, "sft", *settings, "--time-limit", "0.01s", code=75)
-    assert "Stopped (time limit) at step 1 of 6" in printed
+    # A start completes one step at least; whether it begins a second one depends on what it does when the limit is noticed.
+    (step,) = re.findall(r"Stopped \(time limit\) at step ([12]) of 6", printed)
     printed = run(tuned, "sft", *settings, "sft.resume_from=auto")
-    assert "resumed from step 1" in printed
+    assert f"resumed from step {step}" in printed
     assert (tuned / "runs" / "limited" / "result.json").exists()
 
 
