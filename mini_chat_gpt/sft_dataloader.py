@@ -233,7 +233,4 @@ def _by_kind(
     """A value for every kind: from `values`, else from `defaults`, else `default`. `key` is the setting, for errors."""
     values = values or {}
     check_kinds(values, key)
-    for kind, value in values.items():
-        if not value >= 0:
-            raise UserError(f"{key}.{kind} is {value}; it must be 0 or more.")
     return {kind: float(values.get(kind, defaults.get(kind, default))) for kind in TASK_KINDS}

@@ -275,7 +275,7 @@ def test_turns_are_added_if_they_fit_and_not_after_a_shortened_story(path, token
     ("settings", "says"),
     [
         ({"mixture": {"sumary": 1}}, "data.mixture: 'sumary' is not a kind of task.*did you mean 'summary'"),
-        ({"loss_weights": {"moral": -1}}, "data.loss_weights.moral is -1"),
+        ({"loss_weights": {"morals": 1}}, "data.loss_weights: 'morals' is not a kind of task.*did you mean 'moral'"),
         ({"mixture": dict.fromkeys(sft_dataloader.DEFAULT_MIXTURE, 0)}, "support none of the kinds"),
     ],
 )

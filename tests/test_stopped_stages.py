@@ -64,6 +64,7 @@ def test_an_undisturbed_quickstart_says_nothing_about_it(stages, capsys):
 def run_recipe(monkeypatch, out: Console, stopped: str = "") -> str:
     monkeypatch.setattr(recipe, "read_prompts", lambda _: None)
     monkeypatch.setattr(recipe, "base_of", lambda _: Path("runs/base"))
+    monkeypatch.setattr(recipe, "_require_replies", lambda *_: None)
     monkeypatch.setattr(recipe, "train", lambda _: result(stopped))
     return recipe.run_recipe(Path("recipes/x"), Config(), out)
 
