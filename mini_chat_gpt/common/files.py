@@ -144,7 +144,7 @@ def complete(draft: Path, path: Path, replace: bool = False) -> None:
         shutil.rmtree(draft, ignore_errors=True)
     else:
         os.rename(draft, path)
-    _sync(path.parent)  # not the files beside it: closing a lock file would release this process's lock on it
+    _sync(path.parent)  # not the files next to it: closing a lock file would release this process's lock on it
 
 
 def exchange(one: Path, other: Path) -> None:
