@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from commands import BRIEF, SMALL, environment, write_stories
-from tiny import STORIES, tiny_model, tiny_tokenizer
+from tiny import tiny_model, tiny_tokenizer, write_records
 
 from mini_chat_gpt.checkpoints.find import find_checkpoint
 from mini_chat_gpt.checkpoints.save import save_checkpoint
@@ -265,15 +265,6 @@ class Harness:
 
 def newest(run: Path) -> str:
     return max((path.name for path in run.glob("step-*")), default="")
-
-
-def write_records(folder: Path) -> None:
-    """A TinyStories-Instruct data set."""
-    folder.mkdir()
-    records = [f"Summary: Day {i}.\nFeatures: Dialogue\nStory: \n\n{STORIES[i % 3]} It was day {i}." for i in range(40)]
-    for split in ("train", "valid"):
-        text = "\n<|endoftext|>\n".join(records)
-        (folder / f"TinyStoriesInstruct-{split}.txt").write_text(text, encoding="utf-8")
 
 
 def state_of(checkpoint: Path) -> dict:

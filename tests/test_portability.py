@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from commands import environment
-from tiny import STORIES, tiny_model, tiny_tokenizer
+from tiny import tiny_model, tiny_tokenizer, write_records
 
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.sft_train import parse, train
@@ -71,14 +71,6 @@ SETTINGS = [
     "sft.eval_tasks=0", "sft.learning_rate=1e-2", "data.seq_len=256", "data.eval_examples=4", "training.batch_size=2",
     "training.examples_per_step=4", "training.time_limit=1h", "system.device=cpu", "system.threads=1", "wandb.enabled=false",
 ]  # fmt: skip
-
-
-def write_records(folder: Path) -> None:
-    folder.mkdir()
-    records = [f"Summary: Day {i}.\nFeatures: Dialogue\nStory: \n\n{STORIES[i % 3]} It was day {i}." for i in range(40)]
-    for split in ("train", "valid"):
-        text = "\n<|endoftext|>\n".join(records)
-        (folder / f"TinyStoriesInstruct-{split}.txt").write_text(text, encoding="utf-8")
 
 
 def test_ten_steps_of_sft_with_a_spawned_worker_and_without_what_only_linux_has(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """The smallest real things the tests train with: a tokenizer, a model, a source of examples."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -90,3 +92,12 @@ class CountingDataset:
         trained = rng.random(length) < 0.6
         trained[-1] = True
         return Example(ids.astype(np.int32), trained, weight=1.0 + index % 3, kind="ab"[index % 2])
+
+
+def write_records(folder: Path) -> None:
+    """A TinyStories-Instruct data set."""
+    folder.mkdir()
+    records = [f"Summary: Day {i}.\nFeatures: Dialogue\nStory: \n\n{STORIES[i % 3]} It was day {i}." for i in range(40)]
+    for split in ("train", "valid"):
+        text = "\n<|endoftext|>\n".join(records)
+        (folder / f"TinyStoriesInstruct-{split}.txt").write_text(text, encoding="utf-8")
