@@ -68,13 +68,20 @@ class _Progress(JSONRecord):
     step: Annotated[int, Field(ge=0)]
 
 
-class TrainingState(JSONRecord):
-    """The contents of training_state.json; `Progress` and the optimizer know the rest."""
+class SavedLossScale(JSONRecord):
+    """The fields of `LossScale`."""
 
-    model_config = ConfigDict(extra="allow")
-    progress: _Progress
-    loss_scale: dict[str, int | float] | None = None
-    averaged_steps: int | None = None
+    value: float = Field(gt=0, allow_inf_nan=False)
+    good_steps: int = Field(ge=0)
+
+
+class TrainingState(JSONRecord):
+    """The contents of training_state.json."""
+
+    progress: _Progress  # the fields of `Progress`, which checks the others
+    averaged_steps: Annotated[int, Field(ge=0)] | None = None
+    """Updates of the average, if the checkpoint's model is one."""
+    loss_scale: SavedLossScale | None = None
 
 
 class _Began(JSONRecord):
@@ -108,10 +115,10 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not a checkpoint: {error}") from None
 
 
-def read_state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> TrainingState:
     """Return what a resume needs besides tensors. Raises UserError for a checkpoint that holds a model only."""
     try:
-        return read_json(folder / STATE, TrainingState, "use another checkpoint").model_dump(exclude_unset=True)
+        return read_json(folder / STATE, TrainingState, "use another checkpoint of the run")
     except FileNotFoundError:
         raise UserError(f"{folder} holds a model but no training state, so training can't resume from it.") from None
 

@@ -8,38 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
 import torch
-from pydantic import Field
 
-from mini_chat_gpt.checkpoints.find import META, OPTIMIZER, RAW, STATE, read_meta, read_state
+from mini_chat_gpt.checkpoints.find import META, OPTIMIZER, RAW, STATE, SavedLossScale, read_meta, read_state
 from mini_chat_gpt.checkpoints.load import read_tensors, tensors_exist, tensors_in
 from mini_chat_gpt.common.distributed import World, local_shard
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.json_files import JSONRecord, check_json, short
+from mini_chat_gpt.common.json_files import short
 from mini_chat_gpt.training.job import Progress
 from mini_chat_gpt.training.optim import Optimizer
 
 Tensors = dict[str, torch.Tensor]
 REMEDY = "use another checkpoint of the run"
 RESET = "discard the optimizer's state with training.reset_optimizer=true"
-
-
-class SavedLossScale(JSONRecord):
-    """The fields of `LossScale`."""
-
-    value: float = Field(gt=0, allow_inf_nan=False)
-    good_steps: int = Field(ge=0)
-
-
-class TrainingState(JSONRecord):
-    """The contents of training_state.json."""
-
-    progress: dict[str, Any]
-    averaged_steps: Annotated[int, Field(ge=0)] | None = None
-    """Updates of the average, if the checkpoint's model is one."""
-    loss_scale: SavedLossScale | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +46,8 @@ class Resumed:
 
 def read_progress(checkpoint: Path) -> Progress:
     """The position of the run in a checkpoint. Raises UserError if it is damaged."""
-    state = _read(checkpoint)
-    progress = Progress.from_json(state.progress, str(checkpoint / STATE))
+    state = read_state(checkpoint)
+    progress = Progress.from_json(state.progress.model_dump(), str(checkpoint / STATE))
     if (step := read_meta(checkpoint)["info"].get("step", progress.step)) != progress.step:
         raise UserError(f"{checkpoint / STATE} is of step {progress.step}, but {META} of step {short(step)}; {REMEDY}.")
     if max(progress.nonfinite_steps, state.averaged_steps or 0) > progress.step:
@@ -79,7 +61,7 @@ def read_saved_state(checkpoint: Path, optimizer: Optimizer, world: World, reset
     With `reset_optimizer` the optimizer's state is not read, and the result has none. All ranks must call this together.
     Raises UserError for any tensor or number that this run can't have.
     """
-    state, progress = _read(checkpoint), read_progress(checkpoint)
+    state, progress = read_state(checkpoint), read_progress(checkpoint)
     parameters, raw = optimizer.parameters, None
     if state.averaged_steps is None and tensors_exist(checkpoint, RAW):
         raise UserError(f"{checkpoint / STATE} is damaged: averaged_steps is missing; {REMEDY}.")
@@ -92,10 +74,6 @@ def read_saved_state(checkpoint: Path, optimizer: Optimizer, world: World, reset
         tensors = _read_optimizer(checkpoint, optimizer, may_be_empty)
     _require_valid(checkpoint, {"the weights": dict(parameters), RAW: raw or {}, OPTIMIZER: tensors}, progress, world)
     return SavedState(progress, tensors, raw, state.averaged_steps or 0, state.loss_scale)
-
-
-def _read(checkpoint: Path) -> TrainingState:
-    return check_json(read_state(checkpoint), TrainingState, str(checkpoint / STATE), REMEDY)
 
 
 def _read_optimizer(checkpoint: Path, optimizer: Optimizer, may_be_empty: bool) -> Tensors:
