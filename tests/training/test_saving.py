@@ -59,12 +59,13 @@ class Run:
 
 
 def at(step: int, act):
-    """A callback that acts at the first log of a step."""
+    """A callback that acts at the first log of a step, while no thread writes a checkpoint."""
     done = []
 
-    def callback(_trainer, now, _metrics):
+    def callback(trainer, now, _metrics):
         if now == step and not done:
             done.append(now)
+            trainer.saver.wait()
             act()
 
     return callback
