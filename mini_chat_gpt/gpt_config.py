@@ -120,9 +120,9 @@ class GPTConfig(Section):
             )
         if self.position == "rope" and self.head_size % 2:
             raise ValueError(f"rotary positions need an even head_dim, not {self.head_size}")
-        if self.position == "rope" and self.context_length * self.head_size > 2**26:
+        if self.position == "rope" and self.context_length * self.head_size > 2**25:
             raise ValueError(
-                f"context_length ({self.context_length}) times head_dim ({self.head_size}) must be at most {2**26}: it is "
+                f"context_length ({self.context_length}) times head_dim ({self.head_size}) must be at most {2**25}: it is "
                 "the size of the table of rotary positions"
             )
         if self.windows is not None and len(self.windows) != self.n_layer:

@@ -96,6 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
     if why not in (None, "", "all"):
         check_page(Path(str(why)))  # before the reply, which takes longer
     prompt = "" if arguments.interactive else read_prompt(arguments)
+    if not arguments.interactive and not prompt.strip():
+        raise UserError("The prompt is empty; write what the model is to reply to.")
     model, tokenizer = open_model(arguments.checkpoint, arguments.device, arguments.weights)
     sampling, system = arguments.sampling, system_of(arguments)
     if arguments.interactive:

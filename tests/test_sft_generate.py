@@ -110,7 +110,7 @@ def test_without_a_checkpoint_the_newest_under_runs_replies(checkpoint, capsys, 
     ("arguments", "message"),
     [
         (["--prompt", "Hi", "--temperature", "-1"], "temperature is -1.0; it must be"),
-        (["--prompt", ""], "has no text"),
+        (["--prompt", ""], "The prompt is empty"),
         (["--prompt", "a" * 100], "context holds 64"),
         (["--prompt-file", "nowhere.txt"], "nowhere.txt can't be read: No such file"),
         (["--prompt-file", "/dev/zero"], "The prompt is longer than 16 MB"),
@@ -133,4 +133,4 @@ def test_the_file_runs_as_a_script_and_a_mistake_ends_with_code_2(checkpoint):
     command = [sys.executable, str(script), "--checkpoint", str(checkpoint), "--prompt", "Hi", "--top-p", "0"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: top_p is 0.0; it must be a number above 0 and at most 1, or None.\n"
+    assert done.stderr == "error: top_p is 0.0; it must be a number above 0 and at most 1.\n"

@@ -33,7 +33,7 @@ from mini_chat_gpt.common.errors import UserError, nearest
 from mini_chat_gpt.common.files import write_json
 from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
 from mini_chat_gpt.common.text import well_formed
-from mini_chat_gpt.common.user_paths import refuse_device
+from mini_chat_gpt.common.writable import require_writable_file
 from mini_chat_gpt.generation.decode import FinishReason, Model, concrete_seed, decode, for_inference, random_streams
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import USE_FORMAT_DEFAULT, System, begins_text, prompt_ids
@@ -217,9 +217,7 @@ class ChatSession:
         path = Path(path)
         if not self.turns:
             raise UserError("There is nothing to save yet; the conversation is empty.")
-        refuse_device(path)
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; name a file in it.")
+        require_writable_file(path)
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists already and is not overwritten; choose another name.")
         messages = [{"role": message.role, "content": message.content} for message in self.messages]

@@ -22,6 +22,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text, readable_disk_errors
 from mini_chat_gpt.common.page import document, escaped, tiles, visible
 from mini_chat_gpt.common.text import well_formed
+from mini_chat_gpt.common.writable import require_writable_file
 from mini_chat_gpt.generation.token_probs import MOST_SURPRISING, STEP_NAMES, Candidate, Explanation, Token, percent
 
 # Black on a light background can be read on dark and on light terminals.
@@ -119,6 +120,7 @@ def check_page(path: Path) -> None:
         exists = path.exists() or path.is_symlink()
     if exists:
         raise UserError(f"{path} exists already and is not overwritten; choose another name.")
+    require_writable_file(path)
 
 
 def write_page(explanation: Explanation, path: Path) -> None:

@@ -39,16 +39,3 @@ def path_text(text: str) -> str:
 def user_path(text: str) -> Path:
     """`path_text` as a Path, for argparse."""
     return Path(path_text(text))
-
-
-def refuse_device(path: Path) -> None:
-    """Raise UserError if `path`, where a user's file is to be written, is a device or a pipe.
-
-    A file is written under another name, which then replaces the old one. Root may replace even /dev/null.
-    """
-    try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise UserError(f"{path} is not a regular file; choose another name.")
-    except OSError as error:  # a name that is too long, a folder of someone else
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"Can't write {path}: {reason}. Choose another path; existing content is unchanged.") from error

@@ -24,7 +24,7 @@ from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text
 from mini_chat_gpt.common.terminal import console
-from mini_chat_gpt.common.user_paths import refuse_device
+from mini_chat_gpt.common.writable import require_writable_file
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.data.batching import Example, micro_batches
 from mini_chat_gpt.data.chat_files import read_conversations
@@ -327,7 +327,7 @@ def _story_findings(examples: SftExamples, sources: Sequence[_Source], limit: in
 def run(arguments: argparse.Namespace) -> int:
     """`mini-chat-gpt inspect` with a parsed command line."""
     if arguments.html:
-        refuse_device(Path(arguments.html))
+        require_writable_file(Path(arguments.html))
     config = with_files(arguments.settings, arguments.files, arguments.overrides)
     tokenizer, context, note = tokenizer_for(config, arguments.tokenizer)
     on_screen = EXAMPLES_SHOWN if arguments.n is None else arguments.n

@@ -40,17 +40,17 @@ class Sampling:
         if self.temperature != 0:
             # Values closer to 0 overflow in the division, and only the most likely token would ever be sampled.
             self._check("temperature", float, 0.001, MAX_FACTOR, f"0 (greedy) or from 0.001 to {MAX_FACTOR:,}")
-        self._check("top_k", int, 1, MAX_COUNT, f"a whole number from 1 to {MAX_COUNT:,}, or None")
-        self._check("top_p", float, math.ulp(0.0), 1, "a number above 0 and at most 1, or None")
-        self._check("min_p", float, 0, 1, "a number from 0 to 1, or None")
+        self._check("top_k", int, 1, MAX_COUNT, f"a whole number from 1 to {MAX_COUNT:,}", optional=True)
+        self._check("top_p", float, math.ulp(0.0), 1, "a number above 0 and at most 1", optional=True)
+        self._check("min_p", float, 0, 1, "a number from 0 to 1", optional=True)
         self._check(
             "repetition_penalty", float, 0.001, MAX_FACTOR, f"a number from 0.001 to {MAX_FACTOR:,} (1 = no penalty)"
         )
-        self._check("seed", int, 0, MAX_SEED, f"a whole number from 0 to {MAX_SEED}, or None")
+        self._check("seed", int, 0, MAX_SEED, f"a whole number from 0 to {MAX_SEED}", optional=True)
 
-    def _check(self, name: str, kind: type, least: float, most: float, allowed: str) -> None:
+    def _check(self, name: str, kind: type, least: float, most: float, allowed: str, optional: bool = False) -> None:
         value = getattr(self, name)
-        if value is None and allowed.endswith("None"):
+        if value is None and optional:
             return
         # bool is a subclass of int, but True is not a sensible number of tokens.
         is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)

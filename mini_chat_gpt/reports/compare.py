@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,6 +23,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name, write_json
 from mini_chat_gpt.common.page import shown_path, without_folders
 from mini_chat_gpt.common.terminal import StepProgress, console, format_duration
+from mini_chat_gpt.common.writable import require_writable_file
 from mini_chat_gpt.evaluation.bits_per_byte import bits_per_byte
 from mini_chat_gpt.evaluation.capabilities import GREEDY, MAX_ROWS, Evaluation, evaluate
 from mini_chat_gpt.evaluation.held_out import find_held_out, held_out_tasks
@@ -65,19 +65,16 @@ class EvalOptions:
         minimums = {"n": 1, "examples": 0, "batch_size": 1, "training_mb": 0}
         check_range(self, seed=(0, MAX_SEED), **{name: (least, MAX_NUMBER) for name, least in minimums.items()})
         check_kinds(self.kinds, "--kinds", [REFUSALS])
-        if self.json is not None and not _is_writable(self.json):
-            raise UserError(f"--json: {self.json} can't be written; choose a file in a writable folder.")
-        if self.report is not None and not _is_writable(self.report / HTML):
-            raise UserError(f"--report: {self.report} can't be written to; choose a folder in a writable place.")
+        for option, file in (("--json", self.json), ("--report", self.report and self.report / HTML)):
+            try:
+                if file is not None:
+                    require_writable_file(file)
+            except UserError as error:
+                raise UserError(f"{option}: {error}") from None
         if self.report is not None and self.json is not None and self.json.absolute().parent == self.report.absolute():
             raise UserError(
                 f"--json: {self.json} is in the report's folder, which has its own report.json; choose another place."
             )
-
-
-def _is_writable(file: Path) -> bool:
-    existing = next(folder for folder in file.absolute().parents if folder.exists())
-    return (file.is_file() or not file.exists()) and existing.is_dir() and os.access(existing, os.W_OK)
 
 
 def options_of(arguments: argparse.Namespace) -> EvalOptions:

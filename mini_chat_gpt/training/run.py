@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mini_chat_gpt.checkpoints.find import move_aside, steps_of
+from mini_chat_gpt.checkpoints.find import is_checkpoint, move_aside, steps_of
 from mini_chat_gpt.common import distributed
 from mini_chat_gpt.common.device import pick_device, pick_precision, set_up
 from mini_chat_gpt.common.distributed import World
@@ -35,6 +35,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text, json_text, readable_disk_errors, remove_leftovers, write_json
 from mini_chat_gpt.common.output import flush_or_discard
 from mini_chat_gpt.common.terminal import console, format_duration
+from mini_chat_gpt.common.writable import path_errors, require_writable
 from mini_chat_gpt.config import Config, PretrainSection, SFTSection, seconds_in
 from mini_chat_gpt.config_file import load_config, to_yaml
 from mini_chat_gpt.data.step_loader import count_workers
@@ -57,8 +58,6 @@ from mini_chat_gpt.training.run_folder import (
     RunLock,
     find_run_folder,
     locked,
-    path_errors,
-    require_writable,
     run_to_resume,
 )
 from mini_chat_gpt.training.stop import URGENT, exit_code
@@ -281,9 +280,13 @@ def run_command(arguments: argparse.Namespace, job: Callable[[Config], TrainResu
     config: Config = arguments.settings
     require_torchrun(config, arguments.argv)
     launch = distributed.launch_of(os.environ) if under_torchrun() else None
-    with path_errors(getattr(config, section).save_dir):
-        resumed = run_to_resume(getattr(config, section), launch)
-    if arguments.config is None and resumed is not None and ((resumed / CONFIG).is_file() or steps_of(resumed)):
+    own: SFTSection | PretrainSection = getattr(config, section)
+    with path_errors(own.save_dir):
+        resumed = run_to_resume(own, launch)
+    is_run = resumed is not None and ((resumed / CONFIG).is_file() or bool(steps_of(resumed)))
+    if own.resume_from is not None and is_checkpoint(Path(own.resume_from)):
+        is_run = True  # also a checkpoint that was copied out of its run
+    if arguments.config is None and resumed is not None and is_run:
         # Resume with the settings of the run, except for those that apply to one start only.
         if not (resumed / CONFIG).exists():
             raise UserError(

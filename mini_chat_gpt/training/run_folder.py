@@ -9,10 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -20,7 +19,6 @@ from typing import TextIO
 from mini_chat_gpt.checkpoints.find import find_checkpoint, is_checkpoint, read_state, steps_of
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import readable_disk_errors
-from mini_chat_gpt.common.json_files import short
 from mini_chat_gpt.config import PretrainSection, SFTSection
 from mini_chat_gpt.training.provenance import read_metadata
 
@@ -108,35 +106,6 @@ def free_run_folder(save_dir: Path | str, skip_files: bool = False) -> Path:
 
 def _is_no_folder(path: Path) -> bool:
     return os.path.lexists(path) and not os.path.isdir(path)
-
-
-@contextmanager
-def path_errors(folder: Path | str) -> Iterator[None]:
-    """Turn every error that the name of a run folder can cause into a UserError."""
-    with readable_disk_errors(Path(folder)):
-        try:
-            yield
-        except ValueError as error:
-            if "\0" not in str(folder) and not isinstance(error, UnicodeError):
-                raise
-            raise UserError(f"{short(str(folder))} can't be the name of a folder; choose another save_dir.") from None
-
-
-def require_writable(folder: Path) -> None:
-    """Raise UserError if a run can't be written into this folder, which need not exist. Leaves nothing behind."""
-    missing: list[Path] = []
-    try:
-        with path_errors(folder):
-            missing += [parent for parent in (folder, *folder.parents) if not parent.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(bytes(4096))
-                file.flush()
-                os.fsync(file.fileno())
-    finally:
-        for parent in missing:
-            with suppress(OSError):
-                parent.rmdir()
 
 
 # The lock

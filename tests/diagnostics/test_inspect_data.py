@@ -159,7 +159,7 @@ def test_bad_records_are_listed_or_skipped_and_counted(home):
         (["runs"], "runs contains no TinyStoriesInstruct-train.txt"),
         (["cats.jsonl", "sft.pretrained_checkpoint=nothing"], "no checkpoint at nothing"),
         (["cats.jsonl", "--tokenizer", "bad.jsonl"], "bad.jsonl is not a tokenizer"),
-        (["cats.jsonl", "--html", "runs"], "Can't write runs"),
+        (["cats.jsonl", "--html", "runs"], "runs is a folder"),
         (["cats.jsonl", "data.seq_len=16"], "No conversation of cats.jsonl is left"),
         (["--config", "nothing.yaml"], "no config file nothing.yaml"),
     ],

@@ -1,6 +1,7 @@
 """Runs pytest in children of a process that has imported the slow libraries, for the mutation test.
 
-Reads {"tests": [...], "seconds": n} from standard input, one request a line, and answers "passed", "failed" or "timeout".
+Reads {"tests": [...], "seconds": n, "temporary": folder} from standard input, one request a line, and answers "passed",
+"failed" or "timeout".
 The package itself is imported in the child, from the current folder.
 """
 
@@ -12,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 
 for library in ("numpy", "torch", "torch._dynamo", "yaml", "pydantic", "pytest", "hypothesis", "safetensors.torch", "rich.live",
@@ -19,11 +21,12 @@ for library in ("numpy", "torch", "torch._dynamo", "yaml", "pydantic", "pytest",
     importlib.import_module(library)
 
 
-def run_in_child(tests: list[str], seconds: float) -> str:
-    """The result of pytest on these files."""
+def run_in_child(tests: list[str], seconds: float, temporary: str) -> str:
+    """The result of pytest on these files, with temporary files in the folder `temporary`."""
     child = os.fork()
     if child == 0:
         os.setsid()
+        os.environ["TMPDIR"] = tempfile.tempdir = temporary
         null = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(null, number)
@@ -48,4 +51,4 @@ def run_in_child(tests: list[str], seconds: float) -> str:
 
 sys.path.insert(0, os.getcwd())
 for request in map(json.loads, sys.stdin):
-    print(run_in_child(request["tests"], request["seconds"]), flush=True)
+    print(run_in_child(**request), flush=True)

@@ -186,8 +186,7 @@ class Worker:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
         environment = dict(os.environ, PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
-        environment |= {"WANDB_MODE": "offline", "TMPDIR": str(folder / "tmp")}
-        (folder / "tmp").mkdir()
+        environment |= {"WANDB_MODE": "offline"}
         subprocess.run([sys.executable, "-m", "compileall", "-q", "mini_chat_gpt", "tests"], cwd=folder, check=False)
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
@@ -198,11 +197,12 @@ class Worker:
         """ "passed", "failed" or "timeout"."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"tests": tests, "seconds": seconds}) + "\n")
-        self.process.stdin.flush()
-        shutil.rmtree(self.folder / "tmp", ignore_errors=True)
-        (self.folder / "tmp").mkdir()
-        return self.process.stdout.readline().strip()
+        # A folder of its own for each, because a mutant may leave a process behind that goes on writing.
+        with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as temporary:
+            request = {"tests": tests, "seconds": seconds, "temporary": temporary}
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            return self.process.stdout.readline().strip()
 
     def test(self, mutant: Mutant, tests: list[str], seconds: float) -> str:
         """The result of the tests with this mutant."""
@@ -237,7 +237,7 @@ def main() -> None:
     known = arguments.out.read_text(encoding="utf-8").splitlines() if arguments.out.exists() else []
     done = {_key(result) for result in map(json.loads, known)}
     todo = [mutant for mutant in sample if _key(asdict(mutant)) not in done]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         run_all(sorted(todo, key=lambda mutant: mutant.module), Path(folder), arguments.workers, arguments.out)
     report([json.loads(line) for line in arguments.out.read_text(encoding="utf-8").splitlines()])
 

@@ -233,6 +233,10 @@ def test_a_run_without_its_settings_is_not_resumed_with_others(tmp_path, run):
         UserError, match=r"sft has no config.yaml, so the settings of the run are not known.*--config FILE"
     ):
         sft_train.main([f"sft.resume_from={folder}"])
+    copied = (folder / "step-0000001").rename(tmp_path / "copied")  # out of its run
+    with pytest.raises(UserError, match=r"no config.yaml, so the settings of the run are not known.*--config FILE"):
+        sft_train.main([f"sft.resume_from={copied}"])
+    copied.rename(folder / "step-0000001")
     (folder / "config.yaml").mkdir()
     with pytest.raises(UserError, match=r"config\.yaml"):
         sft_train.main([f"sft.resume_from={folder}"])

@@ -25,10 +25,11 @@ from mini_chat_gpt.checkpoints.load import load_model
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import find_damage
+from mini_chat_gpt.common.writable import require_writable
 from mini_chat_gpt.training.job import Job, Prepared, TrainResult
 from mini_chat_gpt.training.monitor import read_metrics
 from mini_chat_gpt.training.run import RunContext, begin, execute
-from mini_chat_gpt.training.run_folder import locked, require_writable
+from mini_chat_gpt.training.run_folder import locked
 
 TOKENIZER = tiny_tokenizer()
 SFT = {"max_steps": 8, "eval_interval": 4, "save_interval": 2, "learning_rate": 1e-2, "warmup_steps": 2}
@@ -269,7 +270,7 @@ def test_a_folder_without_permission_is_a_sentence(tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir()
     closed.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    code = "import os, sys; from pathlib import Path; from mini_chat_gpt.training.run_folder import require_writable\n"
+    code = "import os, sys; from pathlib import Path; from mini_chat_gpt.common.writable import require_writable\n"
     code += "os.geteuid() or os.setuid(65534)\nrequire_writable(Path(sys.argv[1]))"
     tmp_path.chmod(0o755)
     done = subprocess.run([sys.executable, "-c", code, str(closed / "run")], capture_output=True, text=True)
