@@ -23,8 +23,8 @@ from mini_chat_gpt.checkpoints.verify import ADAPTER as ADAPTER
 from mini_chat_gpt.checkpoints.verify import ADAPTER_CONFIG as ADAPTER_CONFIG
 from mini_chat_gpt.checkpoints.verify import damage_of
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import Damage, read_manifest, sha256_of
 from mini_chat_gpt.common.json_files import JSONRecord, check_json, short
+from mini_chat_gpt.common.manifest import Damage, read_manifest, sha256_of
 from mini_chat_gpt.config import GPTConfig, LoraSettings
 from mini_chat_gpt.lora import Adapter, Frozen, linear_layers
 from mini_chat_gpt.model import GPT

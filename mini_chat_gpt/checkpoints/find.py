@@ -35,8 +35,9 @@ from mini_chat_gpt.checkpoints.verify import MODEL as MODEL  # for those who imp
 from mini_chat_gpt.checkpoints.verify import OPTIMIZER as OPTIMIZER
 from mini_chat_gpt.checkpoints.verify import RAW as RAW
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import Damage, free_name, read_manifest, readable_disk_errors, temporary_name
+from mini_chat_gpt.common.files import free_name, readable_disk_errors, temporary_name
 from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
+from mini_chat_gpt.common.manifest import Damage, read_manifest
 from mini_chat_gpt.config import current_metric_name
 from mini_chat_gpt.tokenizer.chat_tokenizer import META_FILE
 

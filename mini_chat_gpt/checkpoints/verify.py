@@ -1,7 +1,7 @@
 """Whether a checkpoint folder is what was written: every file has its hash, and no weight is NaN or infinite.
 
 Reading gigabytes takes seconds, so what has been verified is recorded next to the checkpoint, in .verified.json of the folder
-that contains it. A file with the same size, modification time and inode is not read again. The record only saves time: one
+that contains it. A file with the same size, times of change and inode is not read again. The record only saves time: one
 that is missing, damaged or can't be written means that files are read again.
 """
 
@@ -11,8 +11,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import MANIFEST, Damage, Manifest, read_manifest, require_unchanged, write_json
+from mini_chat_gpt.common.files import write_json
 from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
+from mini_chat_gpt.common.manifest import (
+    MANIFEST,
+    Damage,
+    Identity,
+    Manifest,
+    file_identity,
+    read_manifest,
+    require_unchanged,
+)
 from mini_chat_gpt.tokenizer.chat_tokenizer import ENCODER_FILE, META_FILE
 from mini_chat_gpt.tokenizer.hf_export import TEMPLATE_FILE
 
@@ -28,14 +37,18 @@ _SHARDED = {Path(name).stem for name in (MODEL, OPTIMIZER, RAW)}
 _OWN = {META, MODEL, OPTIMIZER, STATE, RAW, ADAPTER, ADAPTER_CONFIG, "config.json"} | _TOKENIZER | _SHARDED
 """Files and folders that checkpoints consist of: none may be there without an entry in the manifest."""
 
-Identity = tuple[int, int, int, str]
-"""Size, modification time in nanoseconds, inode, and the hash that the file was verified to have."""
+
+class VerifiedFile(JSONRecord):
+    """A file as it was when it was verified."""
+
+    identity: Identity
+    sha256: str
 
 
 class Verified(JSONRecord):
     """The contents of .verified.json."""
 
-    checkpoints: dict[str, dict[str, Identity]]
+    checkpoints: dict[str, dict[str, VerifiedFile]]
 
 
 def damage_of(folder: Path, recheck: bool = False) -> str | None:
@@ -45,11 +58,12 @@ def damage_of(folder: Path, recheck: bool = False) -> str | None:
         _require_listed(folder, manifest)
         record = _read_record(folder.resolve().parent)
         before = {} if recheck else record.get(folder.resolve().name, {})
-        verified = {name: _verify(folder, name, manifest, before.get(name)) for name in manifest.files}
+        files = {name: _verify(folder, name, manifest, before.get(name)) for name in manifest.files}
     except Damage as error:
         return str(error)
     except OSError as error:
         return f"it can't be read ({(error.strerror or str(error)).lower()})"
+    verified = {name: file for name, file in files.items() if file is not None}
     if verified != before:
         _write_record(folder.resolve(), verified, record)
     return None
@@ -71,25 +85,18 @@ def _require_listed(folder: Path, manifest: Manifest) -> None:
             raise Damage(f"{name} is not listed in its {MANIFEST}")
 
 
-def _verify(folder: Path, name: str, manifest: Manifest, before: Identity | None) -> Identity:
+def _verify(folder: Path, name: str, manifest: Manifest, before: VerifiedFile | None) -> VerifiedFile | None:
     """Read the file unless it is the one that was verified before. Raises Damage."""
-    entry = manifest.files[name]
-    with suppress(OSError):
-        if before is not None and before == _identity(folder / name, entry.sha256):
-            return before
-    try:
-        identity = _identity(folder / name, entry.sha256)  # before reading, so that a later change is noticed
-    except OSError:
-        identity = (-1, -1, -1, "")
+    entry, now = manifest.files[name], None
+    with suppress(OSError):  # which reading the file reports
+        # Before reading, so that a later change is noticed.
+        now = VerifiedFile(identity=file_identity(folder / name), sha256=entry.sha256)
+        if now == before:
+            return now
     require_unchanged(folder, name, entry)
     if name.split("/")[0] in _WEIGHTS:
         _require_finite(folder, name)
-    return identity
-
-
-def _identity(file: Path, sha256: str) -> Identity:
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino, sha256
+    return now
 
 
 def _require_finite(folder: Path, name: str) -> None:
@@ -111,14 +118,14 @@ def _require_finite(folder: Path, name: str) -> None:
         raise Damage(f"{name} can't be read ({error})") from None
 
 
-def _read_record(parent: Path) -> dict[str, dict[str, Identity]]:
+def _read_record(parent: Path) -> dict[str, dict[str, VerifiedFile]]:
     with suppress(FileNotFoundError, DamagedJSON):
         return read_json(parent / RECORD, Verified, "").checkpoints
     return {}
 
 
-def _write_record(folder: Path, verified: dict[str, Identity], record: dict[str, dict[str, Identity]]) -> None:
+def _write_record(folder: Path, verified: dict[str, VerifiedFile], record: dict[str, dict[str, VerifiedFile]]) -> None:
     """Store what was verified, and forget checkpoints that no longer exist."""
     present = {name: files for name, files in record.items() if (folder.parent / name).is_dir()}
     with suppress(UserError, OSError):  # a folder that can't be written to
-        write_json(folder.parent / RECORD, {"checkpoints": present | {folder.name: verified}})
+        write_json(folder.parent / RECORD, Verified(checkpoints=present | {folder.name: verified}).model_dump())

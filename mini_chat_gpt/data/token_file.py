@@ -27,16 +27,9 @@ from rich.console import Console
 
 from mini_chat_gpt.common.cached_folder import remove_folder
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import (
-    MANIFEST,
-    atomic_folder,
-    find_damage,
-    read_manifest,
-    remove_leftovers,
-    user_cache,
-    write_json,
-)
+from mini_chat_gpt.common.files import atomic_folder, remove_leftovers, user_cache, write_json
 from mini_chat_gpt.common.json_files import JSONRecord, read_json
+from mini_chat_gpt.common.manifest import MANIFEST, Identity, file_identity, find_damage, read_manifest
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 IDS, OFFSETS, META, VERIFIED = "ids.bin", "offsets.npy", "meta.json", "verified.json"
@@ -58,7 +51,7 @@ class _Meta(JSONRecord):
 
 
 class _Verified(JSONRecord):
-    files: dict[str, list[int]]
+    files: dict[str, Identity]
 
 
 class TokenFile:
@@ -123,10 +116,8 @@ def open_verified(folder: Path, vocab_size: int) -> TokenFile:
     return file
 
 
-def _identities(folder: Path) -> dict[str, list[int]]:
-    """Numbers that change when a file is written. The time of the last change of its inode can't be set by a program."""
-    stats = {name: (folder / name).stat() for name in (IDS, OFFSETS, META, MANIFEST)}
-    return {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in stats.items()}
+def _identities(folder: Path) -> dict[str, Identity]:
+    return {name: file_identity(folder / name) for name in (IDS, OFFSETS, META, MANIFEST)}
 
 
 def _record_verified(folder: Path) -> None:

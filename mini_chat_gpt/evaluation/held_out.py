@@ -18,14 +18,9 @@ from mini_chat_gpt.assets import load
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.common.cached_folder import remove_folder
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import (
-    atomic_folder,
-    find_damage,
-    read_file,
-    remove_leftovers,
-    user_cache,
-)
+from mini_chat_gpt.common.files import atomic_folder, read_file, remove_leftovers, user_cache
 from mini_chat_gpt.common.json_files import JSONRecord, parse_json
+from mini_chat_gpt.common.manifest import find_damage
 from mini_chat_gpt.common.yaml_files import read_yaml
 from mini_chat_gpt.config import DataSection
 from mini_chat_gpt.evaluation.refusals import REFUSALS, refusal_tasks

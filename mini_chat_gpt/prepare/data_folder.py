@@ -20,8 +20,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import readable_disk_errors, sha256_of, temporary_name, write_json
+from mini_chat_gpt.common.files import readable_disk_errors, temporary_name, write_json
 from mini_chat_gpt.common.json_files import JSONRecord, read_json
+from mini_chat_gpt.common.manifest import sha256_of
 from mini_chat_gpt.tinystories.records import FILE_NAMES
 
 SPLITS = ("train", "valid")

@@ -27,8 +27,9 @@ from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRem
 from rich.progress import Progress as RichProgress
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import readable_disk_errors, sha256_of, write_json
+from mini_chat_gpt.common.files import readable_disk_errors, write_json
 from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
+from mini_chat_gpt.common.manifest import sha256_of
 from mini_chat_gpt.common.terminal import format_duration
 
 BLOCK = 1 << 18

@@ -237,7 +237,8 @@ def _finish(result: TrainResult, trainer: Trainer, run: RunContext) -> None:
     details = ""
     if result.steps < trainer.total_steps:
         patience = trainer.job.phase.patience
-        details = f" at step {result.steps:,}, because {patience} evaluations in a row did not improve the best"
+        times = "1 evaluation" if patience == 1 else f"{patience} evaluations"
+        details = f" at step {result.steps:,}, because {times} in a row did not improve the best"
     spent, budget = time.monotonic() - run.start_time, trainer.config.training.time_budget
     if budget and trainer.progress.step == trainer.progress.planned_steps and spent > 1.02 * seconds_in(budget):
         details += f", {format_duration(spent - seconds_in(budget))} over its budget of {budget}"

@@ -23,9 +23,9 @@ from mini_chat_gpt.checkpoints.find import (
     steps_of,
 )
 from mini_chat_gpt.checkpoints.save import save_checkpoint, take_snapshot
-from mini_chat_gpt.common import files
+from mini_chat_gpt.common import manifest
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import write_manifest
+from mini_chat_gpt.common.manifest import write_manifest
 
 META, MODEL, STATE, MANIFEST = "mini_chat_gpt.json", "model.safetensors", "training_state.json", "manifest.json"
 
@@ -86,8 +86,8 @@ def test_the_best_of_a_run_is_the_one_with_the_lowest_validation_loss(run):
 
 
 def test_only_the_chosen_checkpoint_is_read(run, monkeypatch):
-    read, sha256_of = [], files.sha256_of
-    monkeypatch.setattr(files, "sha256_of", lambda path: read.append(path) or sha256_of(path))
+    read, sha256_of = [], manifest.sha256_of
+    monkeypatch.setattr(manifest, "sha256_of", lambda path: read.append(path) or sha256_of(path))
     find_checkpoint(run)
     assert [path.parent.name for path in read if path.name == MODEL] == ["step-0000002"]
     assert sum(path.name == META for path in read) == 4  # all for the ranking, and the chosen one

@@ -15,7 +15,7 @@ from mini_chat_gpt.checkpoints.lora_setup import pair_of_run
 from mini_chat_gpt.checkpoints.merge import merge
 from mini_chat_gpt.checkpoints.save import save_checkpoint, take_snapshot
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import write_manifest
+from mini_chat_gpt.common.manifest import write_manifest
 from mini_chat_gpt.config import LoraSettings
 from mini_chat_gpt.diagnostics.inspect_data import tokenizer_for
 from mini_chat_gpt.lora import add_lora

@@ -18,7 +18,7 @@ from mini_chat_gpt.checkpoints.load import load_model
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.checkpoints.sharded import read_shards_header
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import write_manifest
+from mini_chat_gpt.common.manifest import write_manifest
 from mini_chat_gpt.config import GPTConfig
 
 NAME = "model.layers.1.mlp.up_proj.weight"

@@ -9,11 +9,12 @@ import pytest
 import torch
 from tiny import chat_tokenizer, tiny_model
 
+from mini_chat_gpt.checkpoints import verify
 from mini_chat_gpt.checkpoints.find import find_checkpoint
 from mini_chat_gpt.checkpoints.save import save_checkpoint, take_snapshot
 from mini_chat_gpt.checkpoints.verify import RECORD, damage_of
-from mini_chat_gpt.common import files
-from mini_chat_gpt.common.files import MANIFEST, write_manifest
+from mini_chat_gpt.common import manifest
+from mini_chat_gpt.common.manifest import MANIFEST, write_manifest
 
 MODEL = "model.safetensors"
 
@@ -34,8 +35,8 @@ def checkpoint(tmp_path, saved):
 @pytest.fixture
 def hashed(monkeypatch):
     """The names of the files that are hashed, but not those of the small metadata."""
-    names, sha256_of = [], files.sha256_of
-    monkeypatch.setattr(files, "sha256_of", lambda path: names.append(path.name) or sha256_of(path))
+    names, sha256_of = [], manifest.sha256_of
+    monkeypatch.setattr(manifest, "sha256_of", lambda path: names.append(path.name) or sha256_of(path))
     return names
 
 
@@ -47,15 +48,17 @@ def test_files_that_have_not_changed_are_hashed_once(checkpoint, hashed):
     assert hashed == []
 
 
-@pytest.mark.parametrize("change", ["content", "size", "time", "inode", "manifest"])
+@pytest.mark.parametrize("change", ["content", "content with the old time", "size", "time", "inode", "manifest"])
 def test_a_file_that_has_changed_is_read_again(checkpoint, hashed, change):
     file = checkpoint / MODEL
     assert damage_of(checkpoint) is None
     hashed.clear()
     content, stat = bytearray(file.read_bytes()), file.stat()
-    if change == "content":
+    if change.startswith("content"):
         content[-1] ^= 1
         file.write_bytes(content)
+        if change != "content":
+            os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     elif change == "size":
         file.write_bytes(content + b"\0")
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -73,19 +76,20 @@ def test_a_file_that_has_changed_is_read_again(checkpoint, hashed, change):
         hashed.clear()
         file.write_bytes(file.read_bytes())
     damaged = damage_of(checkpoint) is not None
-    assert damaged == (change in ("content", "size", "inode"))
+    assert damaged == (change in ("content", "content with the old time", "size", "inode"))
     assert (MODEL in hashed) == (change != "size")
 
 
-def test_a_resume_reads_everything_again(checkpoint, hashed):
+def test_a_resume_reads_everything_again(checkpoint, hashed, monkeypatch):
     file = checkpoint / MODEL
     assert damage_of(checkpoint) is None
     hashed.clear()
-    stat, content = file.stat(), bytearray(file.read_bytes())
-    content[-1] ^= 1  # damaged by the disk itself: nothing of its identity changes
-    with open(file, "r+b") as opened:
-        opened.write(content)
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    identities = {path.name: manifest.file_identity(path) for path in checkpoint.iterdir()}
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    # Damaged by the disk itself: nothing of its identity changes.
+    monkeypatch.setattr(verify, "file_identity", lambda path: identities[path.name])
     assert damage_of(checkpoint) is None
     assert damage_of(checkpoint, recheck=True) == f"the content of {MODEL} has changed (its hash differs)"
 
@@ -170,7 +174,7 @@ def test_a_file_that_cannot_be_read_is_damage(checkpoint, monkeypatch):
     def refuse(_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(files, "sha256_of", refuse)
+    monkeypatch.setattr(manifest, "sha256_of", refuse)
     assert "can't be read (input/output error)" in damage_of(checkpoint)
 
 

@@ -8,14 +8,8 @@ from pathlib import Path
 import pytest
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import (
-    atomic_folder,
-    atomic_write_text,
-    find_damage,
-    read_manifest,
-    readable_disk_errors,
-    user_cache,
-)
+from mini_chat_gpt.common.files import atomic_folder, atomic_write_text, readable_disk_errors, user_cache
+from mini_chat_gpt.common.manifest import find_damage, read_manifest
 
 
 def fill(folder: Path) -> Path:

@@ -23,7 +23,7 @@ from tiny_disk import enlarge, tiny_disk
 
 from mini_chat_gpt.common import files
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import write_manifest
+from mini_chat_gpt.common.manifest import write_manifest
 from mini_chat_gpt.data import token_file
 from mini_chat_gpt.data.token_file import DamagedTokens, TokenFile, tokenize_file
 

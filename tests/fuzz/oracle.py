@@ -27,7 +27,7 @@ from fuzz.compare import difference, same
 from fuzz.mutations import Change, flip, mutate
 from fuzz.sandbox import Outcome, attempt, run_all
 
-from mini_chat_gpt.common.files import MANIFEST, Manifest, write_manifest
+from mini_chat_gpt.common.manifest import MANIFEST, Manifest, write_manifest
 
 VERDICTS = ("refused", "equal", "naive-equal", "fell back", "unchanged", "fault")
 

@@ -13,7 +13,7 @@ from fuzz.mutations import read_safetensors, write_safetensors
 from fuzz.sandbox import run_all
 
 from mini_chat_gpt.cli import dispatch
-from mini_chat_gpt.common.files import write_manifest
+from mini_chat_gpt.common.manifest import write_manifest
 from mini_chat_gpt.prepare.sample_stories import write_sample
 
 SETTINGS = """

@@ -197,7 +197,7 @@ class Worker:
         """ "passed", "failed" or "timeout"."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        # A folder of its own for each, because a mutant may leave a process behind that goes on writing.
+        # A folder of its own for each, because a mutant may leave a process behind that continues to write.
         with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as temporary:
             request = {"tests": tests, "seconds": seconds, "temporary": temporary}
             self.process.stdin.write(json.dumps(request) + "\n")

@@ -24,7 +24,7 @@ from mini_chat_gpt.checkpoints.find import steps_of
 from mini_chat_gpt.checkpoints.load import load_model
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import find_damage
+from mini_chat_gpt.common.manifest import find_damage
 from mini_chat_gpt.common.writable import require_writable
 from mini_chat_gpt.training.job import Job, Prepared, TrainResult
 from mini_chat_gpt.training.monitor import read_metrics
