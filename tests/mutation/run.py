@@ -255,19 +255,21 @@ def run_all(mutants: list[Mutant], folder: Path, n_workers: int, out: Path) -> N
     baselines: dict[str, float] = {}
     started, n_done = time.monotonic(), 0
 
-    def unmutated_seconds(module: str, worker: Worker) -> float:
+    def unmutated_seconds(file: str, worker: Worker) -> float:
         begin = time.monotonic()
-        if (result := worker.run_tests(TARGETS[module], 1200)) != "passed":
-            raise SystemExit(f"The tests of {module} fail without a mutant ({result}): {' '.join(TARGETS[module])}")
+        if (result := worker.run_tests([file], 1200)) != "passed":
+            raise SystemExit(f"The tests of {file} fail without a mutant ({result}).")
         return time.monotonic() - begin
 
     def test(mutant: Mutant) -> None:
         nonlocal n_done
         worker = workers.get()
         try:
-            if mutant.module not in baselines:
-                baselines[mutant.module] = unmutated_seconds(mutant.module, worker)
-            result = worker.test(mutant, TARGETS[mutant.module], 30 + 5 * baselines[mutant.module])
+            tests = TARGETS[mutant.module]
+            for file in tests:
+                if file not in baselines:
+                    baselines[file] = unmutated_seconds(file, worker)
+            result = worker.test(mutant, tests, 30 + 5 * sum(baselines[file] for file in tests))
         finally:
             workers.put(worker)
         n_done += 1
