@@ -97,6 +97,14 @@ def test_micro_batches_respect_their_limits_and_lose_nothing(made, size, tokens)
     assert sum(batch.n_tokens for batch in batches) == sum(len(example.ids) for example in made)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "counts"), [(None, [3]), (15, [3]), (14, [2, 1]), (10, [2, 1]), (9, [1, 1, 1]), (4, [1, 1, 1])]
+)
+def test_a_micro_batch_is_filled_up_to_its_token_limit(tokens, counts):
+    example = Example(np.arange(5, dtype=np.int32), np.array([False, True, True, True, True]), 1.0, "x")
+    assert [batch.n_examples for batch in micro_batches([example] * 3, 8, tokens)] == counts
+
+
 @st.composite
 def conversations_that_begin_alike(draw):
     beginning = draw(st.lists(st.integers(0, 9), min_size=1, max_size=6))

@@ -1,7 +1,7 @@
 """Runs pytest in children of a process that has imported the slow libraries, for the mutation test.
 
-Reads {"tests": [...], "seconds": n, "temporary": folder} from standard input, one request a line, and answers "passed",
-"failed" or "timeout".
+Reads {"tests": [...], "seconds": n, "temporary": folder, "lines": file or null} from standard input, one request a line, and
+answers "passed", "failed" or "timeout". With "lines", the one test file of the request is run under `line_map.RecordLines`.
 The package itself is imported in the child, from the current folder.
 """
 
@@ -15,14 +15,15 @@ import signal
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 for library in ("numpy", "torch", "torch._dynamo", "yaml", "pydantic", "pytest", "hypothesis", "safetensors.torch", "rich.live",
-                "tiktoken", "rustbpe", "transformers.models.llama.modeling_llama"):  # fmt: skip
+                "tiktoken", "rustbpe", "peft", "transformers.models.llama.modeling_llama"):  # fmt: skip
     importlib.import_module(library)
 
 
-def run_in_child(tests: list[str], seconds: float, temporary: str) -> str:
-    """The result of pytest on these files, with temporary files in the folder `temporary`."""
+def run_in_child(tests: list[str], seconds: float, temporary: str, lines: str | None) -> str:
+    """The result of pytest on these tests, with temporary files in the folder `temporary`."""
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -32,9 +33,11 @@ def run_in_child(tests: list[str], seconds: float, temporary: str) -> str:
             os.dup2(null, number)
         code = 1
         with contextlib.suppress(BaseException):
-            code = int(
-                importlib.import_module("pytest").main([*tests, "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"])
-            )
+            plugins = []
+            if lines is not None:
+                plugins.append(importlib.import_module("line_map").RecordLines(Path.cwd(), tests[0], Path(lines)))
+            options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+            code = int(importlib.import_module("pytest").main([*tests, *options], plugins=plugins))
         os._exit(code)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

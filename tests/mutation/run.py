@@ -1,12 +1,13 @@
 """Mutation test, not part of the test suite: change one place in a module and see whether the module's tests notice.
 
-    pip install cosmic-ray
+    pip install cosmic-ray coverage
     python tests/mutation/run.py --share 0.2 --workers 2 --out /tmp/mutants.jsonl [--only lora loss]
 
 Of each module of `targets.TARGETS` a sample of places is drawn, each with one change: those of cosmic-ray (operators,
 comparisons, numbers, conditions, loops, exceptions, decorators) and two of our own (a statement or a keyword argument removed).
-Changes of annotations and docstrings are not drawn. Each mutant runs the test files that belong to its module, in a child process
-of a worker that has imported the libraries once, in a copy of the repository. Each result is appended to the file at once, so an
+Changes of annotations, docstrings and protocols are not drawn. Each mutant runs those tests of the files that belong to its module
+which execute the changed statement (all, if none seems to: processes that tests start are not observed), in a child process of a
+worker that has imported the libraries once, in a copy of the repository. Each result is appended to the file at once, so an
 interrupted run can be resumed. The survivors are printed at the end; `survivors.md` says of each known one whether it is
 equivalent or missed.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import json
 import math
 import os
@@ -26,13 +28,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from queue import Queue
-from typing import Any
+from typing import Any, TypeGuard
 
 from targets import TARGETS
 
@@ -150,13 +152,20 @@ def _meaning(source: str) -> str | None:
             node.annotation = None
         elif isinstance(node, ast.AnnAssign):
             node.annotation = ast.Constant(None)
-        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        elif _is_for_type_checkers(node):
             node.body = [ast.Pass()]
         # Docstrings, and the statements that replace removed ones.
         for name in ("body", "orelse"):
             if isinstance(block := getattr(node, name, None), list):
                 setattr(node, name, [statement for statement in block if not _does_nothing(statement)])
     return ast.dump(tree)
+
+
+def _is_for_type_checkers(node: ast.AST) -> TypeGuard[ast.If | ast.ClassDef]:
+    """Whether the node is `if TYPE_CHECKING` or a protocol."""
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return isinstance(node, ast.ClassDef) and "Protocol" in (getattr(base, "id", "") for base in node.bases)
 
 
 def _does_nothing(statement: ast.stmt) -> bool:
@@ -193,13 +202,13 @@ class Worker:
             cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
 
-    def run_tests(self, tests: list[str], seconds: float) -> str:
-        """ "passed", "failed" or "timeout"."""
+    def run_tests(self, tests: list[str], seconds: float, lines: Path | None = None) -> str:
+        """ "passed", "failed" or "timeout". With `lines`, the LineMap of the one test file is written to this path."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         # A folder of its own for each, because a mutant may leave a process behind that continues to write.
         with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as temporary:
-            request = {"tests": tests, "seconds": seconds, "temporary": temporary}
+            request = {"tests": tests, "seconds": seconds, "temporary": temporary, "lines": lines and str(lines)}
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
             return self.process.stdout.readline().strip()
@@ -237,13 +246,60 @@ def main() -> None:
     known = arguments.out.read_text(encoding="utf-8").splitlines() if arguments.out.exists() else []
     done = {_key(result) for result in map(json.loads, known)}
     todo = [mutant for mutant in sample if _key(asdict(mutant)) not in done]
+    random.Random(arguments.seed).shuffle(todo)  # a part of the results is a sample, too
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        run_all(sorted(todo, key=lambda mutant: mutant.module), Path(folder), arguments.workers, arguments.out)
+        run_all(todo, Path(folder), arguments.workers, arguments.out)
     report([json.loads(line) for line in arguments.out.read_text(encoding="utf-8").splitlines()])
 
 
 def _key(result: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(result[name] for name in ("module", "line", "operator", "before", "after"))
+
+
+class Baseline:
+    """What the tests do without a mutant: their duration, and the lines that each executes. Kept in a folder for the next start."""
+
+    def __init__(self, folder: Path) -> None:
+        sources = [
+            path.read_bytes() for part in ("mini_chat_gpt", "tests") for path in sorted((ROOT / part).rglob("*.py"))
+        ]
+        self.folder = folder / hashlib.sha256(b"".join(sources)).hexdigest()[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def of(self, file: str, worker: Worker) -> dict[str, Any]:
+        """{"seconds", "lines"} of one test file, which is run if that is not known yet."""
+        path = self.folder / (file.replace("/", ".") + ".json")
+        if not path.exists():
+            begin, lines = time.monotonic(), path.with_suffix(f".{id(worker)}.lines")
+            if (result := worker.run_tests([file], 1800, lines)) != "passed":
+                raise SystemExit(f"The tests of {file} fail without a mutant ({result}).")
+            content = {"seconds": time.monotonic() - begin, "lines": json.loads(lines.read_text(encoding="utf-8"))}
+            path.write_text(json.dumps(content), encoding="utf-8")
+            lines.unlink()
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def tests_of(mutant: Mutant, baselines: Mapping[str, dict[str, Any]]) -> list[str]:
+    """The tests that execute the changed statement; all, if none is known to."""
+    changed = statement_lines((ROOT / mutant.module).read_text(encoding="utf-8"), mutant.line)
+    tests: list[str] = []
+    for file, baseline in baselines.items():
+        lines = baseline["lines"].get(mutant.module, {})
+        names = {name for line in changed for name in lines.get(str(line), [])}
+        tests += [file] if file in names else sorted(names)
+    return tests or list(baselines)
+
+
+def statement_lines(source: str, line: int) -> range:
+    """The lines of the innermost statement at a line; of a compound statement only those before its body."""
+    found = range(line, line + 1)
+    for node in ast.walk(ast.parse(source)):  # outer nodes first
+        if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or node.lineno):
+            body = getattr(node, "body", None)
+            last = body[0].lineno - 1 if body and body[0].lineno > line else node.end_lineno
+            if not body or body[0].lineno > line:
+                found = range(node.lineno, max(node.lineno, last or node.lineno) + 1)
+    return found
 
 
 def run_all(mutants: list[Mutant], folder: Path, n_workers: int, out: Path) -> None:
@@ -252,24 +308,16 @@ def run_all(mutants: list[Mutant], folder: Path, n_workers: int, out: Path) -> N
     for number in range(n_workers):
         (folder / str(number)).mkdir()
         workers.put(Worker(folder / str(number)))
-    baselines: dict[str, float] = {}
+    baseline = Baseline(out.with_suffix(".baseline"))
     started, n_done = time.monotonic(), 0
-
-    def unmutated_seconds(file: str, worker: Worker) -> float:
-        begin = time.monotonic()
-        if (result := worker.run_tests([file], 1200)) != "passed":
-            raise SystemExit(f"The tests of {file} fail without a mutant ({result}).")
-        return time.monotonic() - begin
 
     def test(mutant: Mutant) -> None:
         nonlocal n_done
         worker = workers.get()
         try:
-            tests = TARGETS[mutant.module]
-            for file in tests:
-                if file not in baselines:
-                    baselines[file] = unmutated_seconds(file, worker)
-            result = worker.test(mutant, tests, 30 + 5 * sum(baselines[file] for file in tests))
+            baselines = {file: baseline.of(file, worker) for file in TARGETS[mutant.module]}
+            seconds = 30 + 5 * sum(one["seconds"] for one in baselines.values())
+            result = worker.test(mutant, tests_of(mutant, baselines), seconds)
         finally:
             workers.put(worker)
         n_done += 1

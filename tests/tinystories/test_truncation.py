@@ -1,10 +1,11 @@
 """Examples that are too long: the story loses its middle, everything else is kept."""
 
+import numpy as np
 import pytest
 
 from mini_chat_gpt.tinystories.records import StoryRecord, stories
 from mini_chat_gpt.tinystories.tasks import Task, generate_tasks
-from mini_chat_gpt.tinystories.truncation import GAP, messages_of, truncate_to_context
+from mini_chat_gpt.tinystories.truncation import GAP, answer_tokens, messages_of, truncate_to_context
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 STORY = " ".join(f"Sentence number {number} tells of the cat." for number in range(60))
@@ -54,6 +55,15 @@ def test_instruction_and_answer_are_kept_in_full(tokenizer):
     assert fitted.task.prompt.endswith("\n\nWho is it about?")
     (reply,) = fitted.replies
     assert fitted.ids[slice(*reply)].tolist() == [*tokenizer.encode("The cat."), tokenizer.end_id]
+
+
+@pytest.mark.parametrize("target", ["Zoë's “friend” is Tom.", "The main character is Tom.", "Это Tom.", "🐈 Tom."])
+def test_the_tokens_of_an_answer_cover_its_characters_whatever_comes_before_it(tokenizer, target):
+    task = Task("main_character", "Who? Tom ran.", target, (5, 13), "Tom")
+    reply = np.array(tokenizer.encode(target))
+    *_, (start, end) = answer_tokens(task, reply, tokenizer)
+    assert tokenizer.decode(reply[start:end]).strip() == "Tom"
+    assert "Tom" not in tokenizer.decode(reply[start + 1 :]) + tokenizer.decode(reply[: end - 1])
 
 
 def test_the_evidence_is_kept(tokenizer):

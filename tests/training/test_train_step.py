@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mini_chat_gpt.common.device import Precision, pick_precision
 from mini_chat_gpt.common.distributed import World
 from mini_chat_gpt.data.batching import micro_batches
+from mini_chat_gpt.lora import LoraSettings, add_lora
 from mini_chat_gpt.training.train_step import LossScale, TrainStep
 
 CPU = torch.device("cpu")
@@ -68,6 +69,19 @@ def test_evaluation_counts_every_example_once_and_by_kind():
     for kind, (total, count) in engine.evaluate(examples).items():
         assert total == pytest.approx(expected[kind][0], rel=1e-5)
         assert count == expected[kind][1]
+
+
+def test_an_evaluation_is_without_dropout_and_the_next_step_with_it():
+    engine = make_engine()
+    model = engine.model
+    add_lora(model, LoraSettings(dropout=0.5))
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    first = [engine.train_step(EXAMPLES, step=step, update=False).loss for step in (0, 1, 0)]
+    assert first[0] == first[2] != first[1]
+    assert engine.evaluate(EXAMPLES) == engine.evaluate(EXAMPLES)
+    assert [engine.train_step(EXAMPLES, step=step, update=False).loss for step in (0, 1, 0)] == first
 
 
 def poisoned(weight: float) -> list:
