@@ -194,6 +194,6 @@ def test_shards_with_damaged_offsets_are_named(tmp_path, offsets):
 
 
 def test_the_largest_config_is_compared_without_memory():
-    assert GPTConfig(vocab_size=10, context_length=2**20, n_head=1, n_embd=64).context_length == 2**20
+    assert GPTConfig(vocab_size=10, context_length=2**19, n_head=1, n_embd=64).context_length == 2**19
     with pytest.raises(ValueError, match="size of the table of rotary positions"):
-        GPTConfig(vocab_size=10, context_length=2**21, n_head=1, n_embd=64)
+        GPTConfig(vocab_size=10, context_length=2**20, n_head=1, n_embd=64)
