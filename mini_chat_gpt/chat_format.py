@@ -63,6 +63,8 @@ class Format(Protocol):
 
     @property
     def default_system(self) -> str | None: ...
+    @property
+    def stop_ids(self) -> frozenset[int]: ...  # ids that end a reply, in addition to the tokenizer's own
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool) -> Rendered: ...
     def jinja_template(self, bos_token: str | None) -> str: ...
 
@@ -76,6 +78,11 @@ class ChatFormat:
     """
 
     default_system: str | None = None
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """None in addition to the tokenizer's own, which knows the control tokens of this format by name."""
+        return frozenset()
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool) -> Rendered:
         """Render a conversation of which `check_messages` approves."""

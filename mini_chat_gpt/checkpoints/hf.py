@@ -72,11 +72,14 @@ def to_hf_config(config: GPTConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
 
 def _special_ids(tokenizer: ChatTokenizer) -> dict[str, Any]:
     """BOS, EOS and padding. Several stop ids become a list that begins with the one that ends a reply."""
-    end_of_text = tokenizer.control.get("<|endoftext|>")
-    stops = sorted(tokenizer.stop_ids, key=lambda stop: (stop != end_of_text, stop))
+    declared = tokenizer.declared
+    # Without a BOS token, the token that ends a document also begins the next one, as in GPT-2.
+    bos = eos = tokenizer.control.get("<|endoftext|>")
+    if declared is not None:
+        bos, eos = declared.bos_id, declared.eos_id
+    stops = sorted(tokenizer.stop_ids, key=lambda stop: (stop != eos, stop))
     return {
-        # Without a BOS token, the token that ends a document also begins the next one, as in GPT-2.
-        "bos_token_id": end_of_text if tokenizer.bos_id is None else tokenizer.bos_id,
+        "bos_token_id": bos if tokenizer.bos_id is None else tokenizer.bos_id,
         "eos_token_id": stops[0] if len(stops) == 1 else stops or None,
         # A padding id would exclude that row of the embedding from training. The tokenizer's files name one.
         "pad_token_id": None,

@@ -198,7 +198,7 @@ def begins_text(tokenizer: ChatTokenizer, prompt: Sequence[int]) -> bool:
 
     SentencePiece tokenizers drop the leading space of a new text.
     """
-    return prompt[-1] in tokenizer.control.values()
+    return prompt[-1] in tokenizer.control.values() and tokenizer.space_after(prompt[-1])
 
 
 def _reply(

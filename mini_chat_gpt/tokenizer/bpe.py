@@ -20,37 +20,20 @@ import tiktoken
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import short
+from mini_chat_gpt.tokenizer.split_patterns import (
+    CL100K_PATTERN as CL100K_PATTERN,
+)  # those with "as": for importers of bpe
+from mini_chat_gpt.tokenizer.split_patterns import GPT2_PATTERN as GPT2_PATTERN
+from mini_chat_gpt.tokenizer.split_patterns import LETTER_CUT, TWO_DIGITS_PATTERN
+from mini_chat_gpt.tokenizer.split_patterns import O200K_PATTERN as O200K_PATTERN
 
-# Our own split pattern, for tokenizers that we train and for rank files without a known pattern. Merges never cross its
-# boundaries: the tail of a contraction; a word with the space (or other sign) before it; one or two digits (numbers should not
-# use up a small vocabulary); punctuation with the space before it; white space. It contains nothing that the regex engines of
-# tiktoken and of Hugging Face's tokenizers read differently, such as the possessive {1,2}+. Marks (\p{M}) belong to the letters,
-# otherwise most Indian scripts are split inside words.
-DEFAULT_PATTERN = (
-    r"'(?:[sdmtSDMT]|ll|LL|ve|VE|re|RE)|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}{1,2}"
-    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
-
-# The patterns of tiktoken's public encodings.
-GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-CL100K_PATTERN = (
-    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"""
-    r"""| ?[^\s\p{L}\p{N}]+[\r\n]*|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
-)
-O200K_PATTERN = (
-    r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"""
-    r"""|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"""
-    r"""|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
-)
-PATTERNS = frozenset({DEFAULT_PATTERN, GPT2_PATTERN, CL100K_PATTERN, O200K_PATTERN})
-
-# Where a text can be cut so that its parts have the same ids, with each of PATTERNS: before the space between two words of ASCII
-# letters, and after a single newline. None of the patterns looks back, and none of their matches crosses these places.
-_SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])|(?<=\S\n)(?=[^\s/])")
+DEFAULT_PATTERN = TWO_DIGITS_PATTERN
+"""The split pattern of tokenizers that we train, and of rank files without a known pattern."""
+PATTERNS = frozenset({TWO_DIGITS_PATTERN, GPT2_PATTERN, CL100K_PATTERN, O200K_PATTERN})
 
 MAX_IDS = 1 << 20
 """Ids of a tokenizer. Unused ids get names, so a damaged id must not stand for millions of them."""
-_MAX_UNUSED = 1 << 16
+MAX_UNUSED = 1 << 16
 """Unused ids that a small encoder may have. A large one may have as many as it has entries."""
 MAX_FILE = 1 << 28
 """Bytes of an encoder's file."""
@@ -65,6 +48,7 @@ class TiktokenBPE:
 
     kind: ClassVar[str] = "tiktoken"
     adds_leading_space: ClassVar[bool] = False
+    space_after_control: ClassVar[bool] = False
 
     ranks: dict[bytes, int]
     pattern: str
@@ -73,7 +57,7 @@ class TiktokenBPE:
 
     def __post_init__(self) -> None:
         # Each id has a row in the model's tables, so one wrong rank must not make a million of them.
-        last, limit = max(self.ranks.values(), default=0), len(self.ranks) + max(len(self.ranks), _MAX_UNUSED)
+        last, limit = max(self.ranks.values(), default=0), len(self.ranks) + max(len(self.ranks), MAX_UNUSED)
         if last >= min(limit, MAX_IDS):
             raise UserError(
                 f"The ranks of its {len(self.ranks):,} entries go up to {short(last)}, but a rank is nearly the entry's number, and "
@@ -97,7 +81,7 @@ class TiktokenBPE:
     @property
     def safe_cut(self) -> re.Pattern[str] | None:
         """Matches where a text can be cut without changing its ids; None if that is not known."""
-        return _SAFE_CUT if self.pattern in PATTERNS else None
+        return LETTER_CUT if self.pattern in PATTERNS else None
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text. Names of control tokens in it are encoded as ordinary characters."""
@@ -166,7 +150,7 @@ def _try_pattern(pattern: str, make: Callable[[], tiktoken.Encoding]) -> tiktoke
 
     # Rust code can't be interrupted. If it is not done in time, the thread ends with the program.
     thread = threading.Thread(target=attempt, daemon=True)
-    with _silent_stderr():
+    with silent_stderr():
         thread.start()
         thread.join(_PATTERN_SECONDS)
     if not results:
@@ -177,7 +161,7 @@ def _try_pattern(pattern: str, make: Callable[[], tiktoken.Encoding]) -> tiktoke
 
 
 @contextmanager
-def _silent_stderr() -> Iterator[None]:
+def silent_stderr() -> Iterator[None]:
     """Discard what Rust code prints about its panics, which are handled."""
     with open(os.devnull, "wb") as null:
         try:
@@ -224,3 +208,11 @@ def readable_regex_limit() -> Iterator[None]:
             "The text can't be split into tokens, because the tokenizer's pattern takes too long for it; shorten its longest "
             "runs of equal characters."
         ) from None
+
+
+def byte_letters() -> list[str]:
+    """GPT-2's visible characters for bytes: printable Latin-1 characters for themselves, U+0100 and up for the others."""
+    visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    letters = {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+    return [letters[byte] for byte in range(256)]

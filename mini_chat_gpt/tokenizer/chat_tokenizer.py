@@ -1,8 +1,9 @@
 """Text to ids and back: one `ChatTokenizer` for all encoders.
 
 - `encode` never returns the id of a control token, whatever the text spells. Control tokens are inserted as ids.
-- `decode(encode(text)) == text` for every text that UTF-8 can represent. Lone surrogates, which Python strings can contain
-  after broken input, are encoded as U+FFFD, the replacement character.
+- `decode(encode(text)) == text` for every text that UTF-8 can represent, with tokenizers of our own, of tiktoken and of
+  llama2.c. What the tokenizer of another model does not preserve is in `losses`. Lone surrogates, which Python strings can
+  contain after broken input, are encoded as U+FFFD, the replacement character.
 - An id that does not exist (a padding row of the model's table, an id of another tokenizer) raises an error.
 - `save` writes everything that `load` needs, so loading needs no network. The same tokenizer gives the same bytes. `save` also
   writes the files for `transformers.AutoTokenizer.from_pretrained(folder)`.
@@ -17,15 +18,14 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from operator import index
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict
 
 from mini_chat_gpt.chat_format import ChatFormat, Format
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import read_file, readable_disk_errors, write_json
-from mini_chat_gpt.common.json_files import JSONRecord, read_json, short
+from mini_chat_gpt.common.json_files import short
 from mini_chat_gpt.common.text import well_formed
 from mini_chat_gpt.tokenizer import tiktoken_files
 from mini_chat_gpt.tokenizer.bpe import (
@@ -34,10 +34,19 @@ from mini_chat_gpt.tokenizer.bpe import (
     MAX_IDS,
     TiktokenBPE,
     check_blanks,
-    read_ranks,
     readable_regex_limit,
 )
+from mini_chat_gpt.tokenizer.hf_bpe import HuggingFaceBPE
 from mini_chat_gpt.tokenizer.hf_export import write_hugging_face
+from mini_chat_gpt.tokenizer.meta_file import (
+    ENCODER_FILE,
+    DeclaredIds,
+    Encoder,
+    read_encoder,
+    read_hf_config,
+    read_meta,
+)
+from mini_chat_gpt.tokenizer.meta_file import META_FILE as META_FILE
 from mini_chat_gpt.tokenizer.sentencepiece import SentencePieceBPE
 
 END_OF_TEXT = "<|endoftext|>"
@@ -45,35 +54,40 @@ CONTROL_TOKENS = (END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>")
 # llama2.c's own; the names are those of Llama's tokenizers.
 LLAMA2C_CONTROL = {"<unk>": 0, "<s>": 1, "</s>": 2}
 
-META_FILE = "tokenizer_meta.json"
-MAX_META = 1 << 27  # bytes; it names every unused id
-ENCODER_FILE = {"tiktoken": "tokenizer.tiktoken", "llama2c": "tokenizer.bin"}
-
 
 class ChatTokenizer:
     """An encoder for ordinary text, and control tokens with their own ids.
 
-    kind           "tiktoken" (ranks: GPT-2's, our own) or "llama2c" (llama2.c's SentencePiece BPE)
+    kind           "tiktoken" (ranks: GPT-2's, our own), "llama2c" (llama2.c's SentencePiece BPE) or "huggingface" (a model's
+                   own tokenizer.json)
     control        name -> id of all control tokens, which stand for no text. Unused ids are named "<|reserved_N|>", so that
                    every id below `vocab_size` has a meaning
-    bos_id         id at the beginning of every sequence (llama2.c: 1), None for tiktoken kinds
+    bos_id         id at the beginning of every sequence (llama2.c: 1), None if the tokenizer inserts none (tiktoken kinds)
     chat_format    the chat format that the model was fine-tuned to; None for a base model, which is prompted with plain text
+    declared       ids of a model from elsewhere: its BOS, EOS and stop ids; None for other kinds
+    hf_config      its tokenizer_config.json, which `save` writes again; {} for other kinds
+    template       the Jinja chat template that it came with, if any
 
-    Use `load`, `train` or `from_llama2c` to make one.
+    Use `load`, `train`, `from_llama2c`, `hf_import.tokenizer_from_folder` or `gguf_import.tokenizer_from_gguf` to make one.
     """
 
     def __init__(
         self,
-        encoder: TiktokenBPE | SentencePieceBPE,
+        encoder: Encoder,
         control: dict[str, int] | None = None,
         bos_id: int | None = None,
         chat_format: Format | None = None,
+        declared: DeclaredIds | None = None,
     ) -> None:
         self.encoder = encoder
         self.kind: str = encoder.kind
         self.bos_id = bos_id
         self.chat_format = chat_format
-        self.control = dict(control or {})
+        self.declared = declared
+        self.hf_config: dict[str, Any] = {}
+        self.template: str | None = None
+        own = encoder.control if isinstance(encoder, HuggingFaceBPE) else {}
+        self.control = {**own, **(control or {})}
         self._names = {token_id: name for name, token_id in self.control.items()}
         pieces = encoder.pieces
         self._check_control(pieces)
@@ -92,6 +106,10 @@ class ChatTokenizer:
                 raise UserError(f"The control token {short(name)} needs a name and an id of its own, not {token_id}.")
         if self.bos_id is not None and self.bos_id not in self._names:
             raise UserError(f"The id {self.bos_id} of BOS is not that of a control token.")
+        declared = self.declared or DeclaredIds()
+        for role, special_id in (("BOS", declared.bos_id), ("EOS", declared.eos_id)):
+            if special_id is not None and special_id not in self._names:
+                raise UserError(f"The id {short(special_id)} of {role} is not that of a control token.")
 
     def _name(self, name: str, token_id: int) -> None:
         self.control[name] = token_id
@@ -106,16 +124,18 @@ class ChatTokenizer:
 
     @property
     def end_id(self) -> int:
-        """Id of `<|endoftext|>`, which ends an assistant's reply."""
-        try:
-            return self.control[END_OF_TEXT]
-        except KeyError:
-            raise UserError(f"The tokenizer has no {END_OF_TEXT} token; call add_control_tokens() first.") from None
+        """Id that ends an assistant's reply: `<|endoftext|>`, or the EOS of a model from elsewhere that keeps its own format."""
+        own_format = self.chat_format is None or isinstance(self.chat_format, ChatFormat)
+        own_end, eos = self.control.get(END_OF_TEXT), None if self.declared is None else self.declared.eos_id
+        found = own_end if eos is None or (own_format and own_end is not None) else eos
+        if found is None:
+            raise UserError(f"The tokenizer has no {END_OF_TEXT} token; call add_control_tokens() first.")
+        return found
 
     @property
     def document_id(self) -> int:
-        """Id that begins and ends each pretraining document: `<|endoftext|>`, or BOS for llama2.c."""
-        return self.end_id if self.bos_id is None else self.bos_id
+        """Id that begins and ends each pretraining document: BOS if the tokenizer inserts one, else `<|endoftext|>`, else EOS."""
+        return self.control.get(END_OF_TEXT, self.end_id) if self.bos_id is None else self.bos_id
 
     @property
     def bos_token(self) -> str | None:
@@ -124,23 +144,45 @@ class ChatTokenizer:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Ids at which generation stops: the end of a text or reply, in chats also the start of another turn."""
+        """Ids at which generation stops: the end of a text or reply, in chats also the start of another turn.
+
+        For a model from elsewhere, its EOS and the stop ids of its files and of its chat format as well.
+        """
         names = {END_OF_TEXT, "<s>", "</s>"}
         if self.chat_format is not None:
             names.update(CONTROL_TOKENS)
-        return frozenset(self.control[name] for name in names & self.control.keys())
+        ids = {self.control[name] for name in names & self.control.keys()}
+        if self.declared is not None:
+            ids.update(self.declared.stop_ids)
+            ids.update([] if self.declared.eos_id is None else [self.declared.eos_id])
+        return frozenset(ids | (frozenset() if self.chat_format is None else self.chat_format.stop_ids))
+
+    @property
+    def stripping(self) -> dict[int, tuple[bool, bool]]:
+        """Control tokens that take the white space next to them: id -> (before it, after it)."""
+        added = self.encoder.added if isinstance(self.encoder, HuggingFaceBPE) else {}
+        return {token.id: (token.lstrip, token.rstrip) for token in added.values() if token.lstrip or token.rstrip}
+
+    @property
+    def losses(self) -> list[str]:
+        """What `decode(encode(text)) == text` does not hold for, a sentence each; [] if it holds for every text."""
+        return self.encoder.losses if isinstance(self.encoder, HuggingFaceBPE) else []
 
     def add_control_tokens(self) -> list[int]:
         """Append the missing ones of CONTROL_TOKENS after the last id and return the new ids, [] if none is missing.
 
+        A chat format from elsewhere has its own control tokens, so it needs none of them.
         A model needs embedding rows for new ids (`sft_train.add_chat_tokens`).
         """
-        new_ids = []
-        for name in CONTROL_TOKENS:
-            if name not in self.control:
-                new_ids.append(self.vocab_size)
-                self._name(name, self.vocab_size)
-        return new_ids
+        if self.chat_format is not None and not isinstance(self.chat_format, ChatFormat):
+            return []
+        missing = [name for name in CONTROL_TOKENS if name not in self.control]
+        new = {name: token_id for token_id, name in enumerate(missing, start=self.vocab_size)}
+        if isinstance(self.encoder, HuggingFaceBPE) and new:
+            self.encoder = self.encoder.with_control(new)
+        for name, token_id in new.items():
+            self._name(name, token_id)
+        return list(new.values())
 
     def fingerprint(self) -> str:
         """sha256 (hex) of everything that defines the ids. Tokenizers with the same fingerprint are interchangeable."""
@@ -159,6 +201,13 @@ class ChatTokenizer:
         """
         return self.encoder.encode(well_formed(text))
 
+    def encode_after_control(self, text: str) -> list[int]:
+        """Like `encode`, for text that follows a control token. Only matters for tokenizers with Metaspace's scheme "first"."""
+        text = well_formed(text)
+        if isinstance(self.encoder, HuggingFaceBPE):
+            return self.encoder.encode_after_control(text)
+        return self.encoder.encode(text)
+
     def encode_in_parts(self, text: str, size: int = 1 << 20) -> Iterator[list[int]]:
         """The ids of `encode(text)` in parts of about `size` characters, so that a long text needs little more memory than itself.
 
@@ -176,8 +225,8 @@ class ChatTokenizer:
         """The text of `ids`. Invalid UTF-8 becomes U+FFFD. Equals `decode_bytes(...)` decoded.
 
         control    show control tokens by their names instead of omitting them
-        start      the ids begin a text (or a reply). Only matters for llama2.c, whose leading space is then removed, as it is
-                   after every control token. Pass False for ids that continue others.
+        start      the ids begin a text (or a reply). Only matters for tokenizers that insert a leading space (llama2.c), which
+                   is then removed, as it is after every control token. Pass False for ids that continue others.
 
         Raises UserError for an id that does not exist.
         """
@@ -200,7 +249,7 @@ class ChatTokenizer:
         token_id = index(token_id)  # accepts integers of numpy and torch, but no floats
         name = self._names.get(token_id)
         if name is not None:
-            return (name.encode() if control else b""), True
+            return (name.encode() if control else b""), self.space_after(token_id)
         piece = self.encoder.pieces[token_id] if 0 <= token_id < len(self.encoder.pieces) else None
         if piece is None:
             raise UserError(
@@ -210,6 +259,10 @@ class ChatTokenizer:
         if start and self.encoder.adds_leading_space:
             piece = piece.removeprefix(b" ")
         return piece, False
+
+    def space_after(self, token_id: int) -> bool:
+        """Whether a leading space is inserted before text that follows this control token."""
+        return self.encoder.space_after_control or token_id == self.bos_id
 
     def byte_lengths(self, ids: np.ndarray, start: bool = True) -> np.ndarray:
         """(n,) int64: the number of bytes that each of the ids (n,) adds to `decode_bytes`. For ids of ordinary text."""
@@ -292,11 +345,12 @@ class ChatTokenizer:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ENCODER_FILE[self.kind]).write_bytes(self.encoder.to_bytes())
         template = None if self.chat_format is None else self.chat_format.jinja_template(self.bos_token)
-        write_hugging_face(folder, self.encoder, self.control, self.bos_token, template)
+        write_hugging_face(folder, self.encoder, self.control, self.bos_token, template, self.hf_config)
         # Written last: a folder without this file is unfinished.
         write_json(folder / META_FILE, {**self._meta(), "fingerprint": self.fingerprint()})
 
     def _meta(self) -> dict[str, Any]:
+        declared = {} if self.declared is None else {"declared": self.declared.model_dump()}
         return {
             "version": 1,
             "kind": self.kind,
@@ -304,6 +358,7 @@ class ChatTokenizer:
             "bos_id": self.bos_id,
             "control": dict(sorted(self.control.items(), key=lambda item: item[1])),
             "chat_format": None if self.chat_format is None else {"default_system": self.chat_format.default_system},
+            **declared,
         }
 
 
@@ -329,44 +384,13 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-class _ChatFormatEntry(JSONRecord):
-    model_config = ConfigDict(extra="forbid")  # a format that we don't know would be applied in part
-
-    default_system: str | None
-
-
-class _Meta(JSONRecord):
-    """tokenizer_meta.json."""
-
-    version: int
-    kind: Literal["tiktoken", "llama2c"]
-    pattern: str | None
-    bos_id: int | None
-    control: dict[str, int]
-    chat_format: _ChatFormatEntry | None
-    fingerprint: str
-
-
 def _load_folder(folder: Path) -> ChatTokenizer:
-    path, remedy = folder / META_FILE, "take the tokenizer from another checkpoint"
+    meta = read_meta(folder)
     try:
-        meta = read_json(path, _Meta, remedy, MAX_META)
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} contains no tokenizer ({META_FILE} is missing); give a folder that a run or save() wrote."
-        ) from None
-    if meta.version != 1:
-        raise UserError(f"{path} has version {meta.version}; this program reads version 1.")
-    file = folder / ENCODER_FILE[meta.kind]
-    data = read_file(file, MAX_FILE)
-    try:
-        encoder: TiktokenBPE | SentencePieceBPE
-        if meta.kind == TiktokenBPE.kind:
-            encoder = TiktokenBPE(read_ranks(data, str(file)), meta.pattern or "")
-        else:
-            encoder = SentencePieceBPE.from_bytes(data, str(file))
         chat_format = None if meta.chat_format is None else ChatFormat(meta.chat_format.default_system)
-        tokenizer = ChatTokenizer(encoder, meta.control, meta.bos_id, chat_format)
+        tokenizer = ChatTokenizer(read_encoder(folder, meta), meta.control, meta.bos_id, chat_format, meta.declared)
+        if meta.kind == HuggingFaceBPE.kind:
+            tokenizer.hf_config = read_hf_config(folder)
     except UserError as error:
         raise UserError(f"The tokenizer in {folder} is damaged: {error}") from None
     if tokenizer.fingerprint() != meta.fingerprint:

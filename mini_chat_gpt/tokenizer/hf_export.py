@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 from mini_chat_gpt.common.files import atomic_write_text, write_json
 from mini_chat_gpt.tokenizer.bpe import TiktokenBPE
+from mini_chat_gpt.tokenizer.bpe import byte_letters as byte_letters
+from mini_chat_gpt.tokenizer.hf_bpe import HuggingFaceBPE
 from mini_chat_gpt.tokenizer.sentencepiece import FIRST_TEXT_ID, SentencePieceBPE
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -26,19 +28,24 @@ TEMPLATE_FILE = "chat_template.jinja"
 
 def write_hugging_face(
     folder: Path,
-    encoder: TiktokenBPE | SentencePieceBPE,
+    encoder: TiktokenBPE | SentencePieceBPE | HuggingFaceBPE,
     control: Mapping[str, int],
     bos_token: str | None,
     template: str | None,
+    foreign_config: Mapping[str, Any],
 ) -> None:
     """Write the files named above into an existing folder.
 
     control: name -> id of the control tokens. bos_token: the name of the one that begins every sequence. template: the chat
-    format in Jinja.
+    format in Jinja. foreign_config: the tokenizer_config.json of a model from elsewhere, whose tokenizer.json is its encoder.
     """
-    parts = tokenizer_json(encoder, control, bos_token)
-    atomic_write_text(folder / "tokenizer.json", json.dumps(parts, ensure_ascii=False))
-    write_json(folder / "tokenizer_config.json", tokenizer_config(control, bos_token, template))
+    if isinstance(encoder, HuggingFaceBPE):
+        config = foreign_tokenizer_config(foreign_config, template)
+    else:
+        parts = tokenizer_json(encoder, control, bos_token)
+        atomic_write_text(folder / "tokenizer.json", json.dumps(parts, ensure_ascii=False))
+        config = tokenizer_config(control, bos_token, template)
+    write_json(folder / "tokenizer_config.json", config)
     if template is None:
         (folder / TEMPLATE_FILE).unlink(missing_ok=True)  # from a tokenizer that was saved here earlier
     else:
@@ -58,6 +65,17 @@ def tokenizer_config(control: Mapping[str, int], bos_token: str | None, template
     if template is not None:
         config["chat_template"] = template
     return config
+
+
+def foreign_tokenizer_config(config: Mapping[str, Any], template: str | None) -> dict[str, Any]:
+    """A model's own tokenizer_config.json, with the current template, the generic class, and nothing that refers to code."""
+    removed = ("auto_map", "chat_template", "tokenizer_file", "name_or_path", "_name_or_path", "backend")
+    kept = {key: value for key, value in config.items() if key not in removed}
+    return {
+        **kept,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **({} if template is None else {"chat_template": template}),
+    }
 
 
 def tokenizer_json(
@@ -108,14 +126,6 @@ def _merges_of(encoder: TiktokenBPE) -> list[tuple[bytes, bytes]]:
     return merges_from_ranks(encoder.ranks)
 
 
-def byte_letters() -> list[str]:
-    """GPT-2's visible characters for bytes: printable Latin-1 characters for themselves, U+0100 and up for the others."""
-    visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    letters = {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
-    return [letters[byte] for byte in range(256)]
-
-
 def merges_from_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     """The merge that makes each entry, in the order of ranks.
 
@@ -129,14 +139,14 @@ def merges_from_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
         if len(piece) == 1:
             continue
         parts = _merge_below(piece, ranks, ranks[piece])
-        merges.extend([(parts[0], parts[1])] if len(parts) == 2 else _splits(piece, ranks, lengths))
+        merges.extend([(parts[0], parts[1])] if len(parts) == 2 else splits(piece, ranks, lengths))
     return merges
 
 
 Text = TypeVar("Text", bytes, str)
 
 
-def _splits(piece: Text, known: Mapping[Text, int], lengths: Set[int]) -> Iterator[tuple[Text, Text]]:
+def splits(piece: Text, known: Mapping[Text, int], lengths: Set[int]) -> Iterator[tuple[Text, Text]]:
     """Every way to split `piece` into two known pieces. `lengths` are those of known pieces: a long piece has few such places."""
     for cut in sorted(length for length in lengths if len(piece) - length in lengths):
         if (left := piece[:cut]) in known and (right := piece[cut:]) in known:
@@ -231,7 +241,7 @@ def merges_from_scores(encoder: SentencePieceBPE) -> list[tuple[str, str]]:
     merges = []
     lengths = {len(piece) for piece in encoder.ids}
     for piece, token_id in encoder.ids.items():
-        for left, right in _splits(piece, encoder.ids, lengths):
+        for left, right in splits(piece, encoder.ids, lengths):
             order = (-encoder.scores[token_id], token_id, encoder.ids[left], encoder.ids[right])
             merges.append((order, (left, right)))
     return [pair for _, pair in sorted(merges)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.tokenizer.split_patterns import WORD_CUT
 
 # Ids of llama2.c: 0 <unk>, 1 BOS, 2 EOS, then the 256 bytes, then pieces of text.
 FIRST_BYTE_ID = 3
@@ -20,7 +21,6 @@ FIRST_TEXT_ID = FIRST_BYTE_ID + 256
 # Words recur, so the ids of short chunks are cached. A longer chunk hardly ever occurs twice.
 CACHE_ENTRIES = 100_000
 CACHE_MAX_CHARACTERS = 64
-_SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 
 
 @dataclass(eq=False)
@@ -33,6 +33,7 @@ class SentencePieceBPE:
 
     kind: ClassVar[str] = "llama2c"
     adds_leading_space: ClassVar[bool] = True
+    space_after_control: ClassVar[bool] = True
 
     texts: list[bytes]
     scores: list[float]
@@ -62,7 +63,7 @@ class SentencePieceBPE:
     @property
     def safe_cut(self) -> re.Pattern[str] | None:
         """Matches where a text can be cut, without the space that follows, so that its parts have the same ids."""
-        return None if self._chunks is None else _SAFE_CUT
+        return None if self._chunks is None else WORD_CUT
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text with the leading space that SentencePiece inserts; [] for an empty text."""
