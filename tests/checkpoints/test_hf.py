@@ -11,6 +11,7 @@ from mini_chat_gpt.checkpoints.hf import from_hf_config, from_hf_state, to_hf_co
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.model import GPT
+from mini_chat_gpt.tokenizer.meta_file import DeclaredIds
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -27,7 +28,9 @@ VARIANTS = {
     "linear scaling": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "llama3 scaling": {"rope_scaling": LLAMA3},
 }
-TOKENIZER = SimpleNamespace(bos_id=None, stop_ids=frozenset({90}), control={"<|endoftext|>": 90}, vocab_size=94)
+TOKENIZER = SimpleNamespace(
+    bos_id=None, stop_ids=frozenset({90}), control={"<|endoftext|>": 90}, vocab_size=94, declared=None
+)
 
 
 def small(**changes) -> GPTConfig:
@@ -90,9 +93,16 @@ def test_a_tied_head_is_omitted_and_an_untied_one_written():
 
 
 def test_a_tokenizer_with_several_stop_ids_lists_the_end_of_a_reply_first():
-    chat = SimpleNamespace(bos_id=1, stop_ids=frozenset({1, 2, 512}), control={"<|endoftext|>": 512})
+    chat = SimpleNamespace(bos_id=1, stop_ids=frozenset({1, 2, 512}), control={"<|endoftext|>": 512}, declared=None)
     ids = to_hf_config(small(), chat)
     assert (ids["bos_token_id"], ids["eos_token_id"]) == (1, [512, 1, 2])
+
+
+def test_a_tokenizer_from_elsewhere_keeps_its_own_bos_and_eos():
+    declared = DeclaredIds(bos_id=1, eos_id=2)
+    chat = SimpleNamespace(bos_id=None, stop_ids=frozenset({0, 2}), control={"<|endoftext|>": 0}, declared=declared)
+    ids = to_hf_config(small(), chat)
+    assert (ids["bos_token_id"], ids["eos_token_id"]) == (1, [2, 0])
 
 
 @pytest.mark.parametrize(
