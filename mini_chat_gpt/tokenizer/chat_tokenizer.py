@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -48,6 +47,7 @@ from mini_chat_gpt.tokenizer.meta_file import (
 )
 from mini_chat_gpt.tokenizer.meta_file import META_FILE as META_FILE
 from mini_chat_gpt.tokenizer.sentencepiece import SentencePieceBPE
+from mini_chat_gpt.tokenizer.stream_decoder import StreamDecoder
 
 END_OF_TEXT = "<|endoftext|>"
 CONTROL_TOKENS = (END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>")
@@ -143,6 +143,15 @@ class ChatTokenizer:
         return None if self.bos_id is None else self._names.get(self.bos_id)
 
     @property
+    def template_tokens(self) -> tuple[str | None, str | None]:
+        """Names of BOS and EOS that a chat template can use: those that a model from elsewhere declares, or our own."""
+        if self.declared is not None:
+            ids = self.declared.bos_id, self.declared.eos_id
+            bos, eos = (None if token_id is None else self._names[token_id] for token_id in ids)
+            return bos, eos
+        return self.bos_token, next((name for name in (END_OF_TEXT, "</s>") if name in self.control), None)
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Ids at which generation stops: the end of a text or reply, in chats also the start of another turn.
 
@@ -168,15 +177,12 @@ class ChatTokenizer:
         """What `decode(encode(text)) == text` does not hold for, a sentence each; [] if it holds for every text."""
         return self.encoder.losses if isinstance(self.encoder, HuggingFaceBPE) else []
 
-    def add_control_tokens(self) -> list[int]:
-        """Append the missing ones of CONTROL_TOKENS after the last id and return the new ids, [] if none is missing.
+    def add_control_tokens(self, names: Iterable[str] = CONTROL_TOKENS) -> list[int]:
+        """Append the missing ones of `names` after the last id and return the new ids, [] if none is missing.
 
-        A chat format from elsewhere has its own control tokens, so it needs none of them.
         A model needs embedding rows for new ids (`sft_train.add_chat_tokens`).
         """
-        if self.chat_format is not None and not isinstance(self.chat_format, ChatFormat):
-            return []
-        missing = [name for name in CONTROL_TOKENS if name not in self.control]
+        missing = [name for name in dict.fromkeys(names) if name not in self.control]
         new = {name: token_id for token_id, name in enumerate(missing, start=self.vocab_size)}
         if isinstance(self.encoder, HuggingFaceBPE) and new:
             self.encoder = self.encoder.with_control(new)
@@ -242,7 +248,7 @@ class ChatTokenizer:
 
     def stream_decoder(self, *, control: bool = False, start: bool = True) -> StreamDecoder:
         """A decoder for ids that arrive one by one. Arguments as in `decode`."""
-        return StreamDecoder(self, control, start)
+        return StreamDecoder(lambda token_id, start: self._bytes_of(token_id, control, start), start)
 
     def _bytes_of(self, token_id: int, control: bool, start: bool) -> tuple[bytes, bool]:
         """The bytes of one id, and whether the next one begins a text."""
@@ -360,28 +366,6 @@ class ChatTokenizer:
             "chat_format": None if self.chat_format is None else {"default_system": self.chat_format.default_system},
             **declared,
         }
-
-
-class StreamDecoder:
-    """Decodes ids as they arrive, into whole characters only.
-
-    The results of `push` and `finish()`, concatenated, equal `decode` of all ids.
-    """
-
-    def __init__(self, tokenizer: ChatTokenizer, control: bool, start: bool) -> None:
-        self._tokenizer = tokenizer
-        self._control = control
-        self._start = start
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token_id: int) -> str:
-        """The characters that this id completes; "" if it completes none."""
-        part, self._start = self._tokenizer._bytes_of(token_id, self._control, self._start)
-        return self._utf8.decode(part)
-
-    def finish(self) -> str:
-        """U+FFFD if the last character is incomplete, otherwise ""."""
-        return self._utf8.decode(b"", final=True)
 
 
 def _load_folder(folder: Path) -> ChatTokenizer:

@@ -289,6 +289,13 @@ def test_missing_control_tokens_follow_the_last_id(gpt2):
 
 
 @both_kinds
+def test_the_names_for_templates_are_bos_and_the_end_of_text(kind):
+    tokenizer = tokenizer_of(kind)
+    bos = {"tiktoken": None, "llama2c": "<s>"}[kind]
+    assert tokenizer.template_tokens == (bos, {"tiktoken": "<|endoftext|>", "llama2c": "</s>"}[kind])
+
+
+@both_kinds
 def test_adding_control_tokens_twice_adds_them_once(kind):
     tokenizer = tokenizer_of(kind)
     tokenizer.add_control_tokens()

@@ -336,6 +336,7 @@ def test_ids_of_the_folder_files_are_read(tmp_path: Path) -> None:
     assert tokenizer.bos_id == tokenizer.document_id == control["<|begin_of_text|>"]
     assert tokenizer.end_id == control["<|eot_id|>"]
     assert tokenizer.template == "{{ messages }}"
+    assert tokenizer.template_tokens == ("<|begin_of_text|>", "<|eot_id|>")
     assert tokenizer.chat_format is None
 
 
