@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mini_chat_gpt.checkpoints.tensor_files import compare_tensors
+from mini_chat_gpt.checkpoints.tensor_files import FLOATS, compare_tensors
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.model import GPT
@@ -42,7 +42,7 @@ def model_from_state(config: GPTConfig, state: Mapping[str, torch.Tensor], sourc
     Nothing is initialized first. Raises UserError, which begins with `source`, for tensors that don't fit the config.
     """
     state = {name: tensor for name, tensor in state.items() if not (name == HEAD and config.tie_embeddings)}
-    compare_tensors(state, model_shapes(config, len(state), source), source, "use another copy of it")
+    compare_tensors(state, model_shapes(config, len(state), source), source, "use another copy of it", FLOATS)
     model = _without_weights(config, source)
     head = {HEAD: state["embed_tokens.weight"]} if config.tie_embeddings else {}
     model.load_state_dict({**state, **head}, strict=True, assign=True)

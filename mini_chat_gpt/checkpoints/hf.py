@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from mini_chat_gpt.common.config_fields import ANY, SIZES, Implemented, unsupported_fields
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.json_files import JSONRecord, check_json, short
 from mini_chat_gpt.config import GPTConfig
 
 if TYPE_CHECKING:
@@ -86,55 +87,81 @@ def _special_ids(tokenizer: ChatTokenizer) -> dict[str, Any]:
     }
 
 
+class _LlamaConfig(JSONRecord):
+    """A Llama's config.json. Missing keys have the defaults of `transformers`; those that change nothing are not read.
+
+    `torch_dtype` or `dtype` is not among them: the tensors say it themselves, and in some files it is wrong.
+    """
+
+    vocab_size: int
+    max_position_embeddings: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    hidden_size: int
+    head_dim: int | None = None
+    intermediate_size: int
+    hidden_act: str = "silu"
+    rms_norm_eps: float = 1e-6
+    rope_theta: float | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    rope_interleaved: bool | None = None
+    partial_rotary_factor: float | None = None
+    attention_bias: bool | None = None
+    mlp_bias: bool | None = None
+    tie_word_embeddings: bool | None = None
+
+
 def from_hf_config(hf_config: Mapping[str, Any]) -> GPTConfig:
     """Read the architecture from a Llama's config.json, written by any version of `transformers` or by us.
 
-    Missing keys have the defaults of `transformers`. Raises UserError for another model type.
+    Missing keys have the defaults of `transformers`. Raises UserError for what is not a Llama, or one that is not supported.
     """
-    model_type = hf_config.get("model_type")
-    if model_type != "llama":
-        raise UserError(f"config.json describes a model of type {model_type!r}; only 'llama' can be read.")
-    if (activation := hf_config.get("hidden_act", "silu")) != "silu":
-        raise UserError(f"config.json has hidden_act {activation!r}; only 'silu' can be read.")
-    biased = bool(hf_config.get("attention_bias", False))
-    if biased != bool(hf_config.get("mlp_bias", False)):
+    if (model_type := hf_config.get("model_type")) != "llama":
+        raise UserError(f"config.json describes a model of type {short(model_type)}; only 'llama' can be read.")
+    given = check_json(hf_config, _LlamaConfig, "config.json", "use another copy of it")
+    if given.hidden_act != "silu":
+        raise UserError(f"config.json has hidden_act {short(given.hidden_act)}; only 'silu' can be read.")
+    if given.rope_interleaved:
+        raise UserError("config.json has rope_interleaved: true; only false can be read.")
+    biased = bool(given.attention_bias)
+    if biased != bool(given.mlp_bias):
         raise UserError(
             "config.json has different values of attention_bias and mlp_bias; only equal values can be read."
         )
-    theta, scaling = _rope(hf_config)
+    theta, scaling = _rope(given)
     try:
         return GPTConfig(
-            vocab_size=hf_config["vocab_size"],
-            context_length=hf_config["max_position_embeddings"],
-            n_layer=hf_config["num_hidden_layers"],
-            n_head=hf_config["num_attention_heads"],
-            n_kv_head=hf_config.get("num_key_value_heads"),
-            n_embd=hf_config["hidden_size"],
-            head_dim=hf_config.get("head_dim"),
-            intermediate_size=hf_config["intermediate_size"],
-            norm_eps=hf_config.get("rms_norm_eps", 1e-6),
+            vocab_size=given.vocab_size,
+            context_length=given.max_position_embeddings,
+            n_layer=given.num_hidden_layers,
+            n_head=given.num_attention_heads,
+            n_kv_head=given.num_key_value_heads,
+            n_embd=given.hidden_size,
+            head_dim=given.head_dim,
+            intermediate_size=given.intermediate_size,
+            norm_eps=given.rms_norm_eps,
             rope_theta=theta,
             rope_scaling=scaling,
             bias=biased,
             qkv_bias=biased,
-            tie_embeddings=hf_config.get("tie_word_embeddings", False),
+            tie_embeddings=bool(given.tie_word_embeddings),
         )
-    except KeyError as error:
-        raise UserError(f"config.json lacks {error.args[0]!r}, which is required.") from None
     except ValidationError as error:
         first = error.errors()[0]
         what = "".join(f"{part}: " for part in first["loc"]) + first["msg"].removeprefix("Value error, ")
         raise UserError(f"config.json describes an impossible model ({what}).") from None
 
 
-def _rope(hf_config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
+def _rope(given: _LlamaConfig) -> tuple[Any, dict[str, Any] | None]:
     """Theta and scaling, from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling` (before)."""
-    parameters = dict(hf_config.get("rope_scaling") or hf_config.get("rope_parameters") or {})
-    theta = parameters.pop("rope_theta", hf_config.get("rope_theta") or 10000.0)
+    parameters = dict(given.rope_scaling or given.rope_parameters or {})
+    theta = parameters.pop("rope_theta", given.rope_theta or 10000.0)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):
-        raise UserError(f"config.json has rope_type {kind!r}; only 'linear' and 'llama3' can be read.")
-    if parameters.pop("partial_rotary_factor", hf_config.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise UserError(f"config.json has rope_type {short(kind)}; only 'linear' and 'llama3' can be read.")
+    if parameters.pop("partial_rotary_factor", given.partial_rotary_factor or 1.0) != 1.0:
         raise UserError("config.json rotates only a part of each head (partial_rotary_factor); that is not supported.")
     return theta, None if kind == "default" else parameters
 

@@ -160,12 +160,12 @@ def _read_tensors(file: BinaryIO, layout: Llama2cFile) -> dict[str, torch.Tensor
 
 
 def halves_from_pairs(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Reorder the rows of each head of a query or key projection for our RoPE. (H·D, C) -> (H·D, C).
+    """Reorder the rows of each head of a query or key projection, or its bias, for our RoPE. (H·D, ...) -> (H·D, ...).
 
     llama2.c (like Meta's code) rotates the pairs (2i, 2i + 1) of a head; we and Hugging Face rotate (i, i + D/2). The
     product q·k does not change, because both are reordered in the same way.
     """
-    pairs = weight.view(-1, head_dim // 2, 2, weight.shape[1])  # (H, D/2, 2, C)
+    pairs = weight.view(-1, head_dim // 2, 2, *weight.shape[1:])  # (H, D/2, 2, ...)
     return pairs.transpose(1, 2).reshape(weight.shape)
 
 

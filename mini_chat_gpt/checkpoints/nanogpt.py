@@ -6,15 +6,13 @@ tensors must be present with the expected shapes and no others, so that a varian
 
 from __future__ import annotations
 
-import re
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mini_chat_gpt.checkpoints.pickles import is_plain, load_pickle
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import short
 from mini_chat_gpt.config import GPTConfig
@@ -24,6 +22,9 @@ ARGUMENTS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 KNOWN_ARGUMENTS = {*ARGUMENTS, "bias", "dropout"}
 # Tables are padded to a round number of rows (50,257 to 50,304). A larger difference means another tokenizer.
 MAX_PADDING = 1024
+_REMEDY_FOR_CODE = (
+    "if you trust its origin, save only its `model` (a state_dict) and `model_args` with torch.save and import that"
+)
 
 
 def read_nanogpt(
@@ -33,39 +34,10 @@ def read_nanogpt(
 
     `tokenizer` is anything that `ChatTokenizer.load` accepts, or None for GPT-2's. Raises UserError.
     """
-    arguments, tensors = _contents(source, _unpickle(source))
+    arguments, tensors = _contents(source, load_pickle(source, _REMEDY_FOR_CODE))
     config = _config(source, arguments, tensors)
     loaded_tokenizer = _tokenizer(source, config.vocab_size, tokenizer)
     return config, _state(source, config, tensors), loaded_tokenizer
-
-
-def _unpickle(source: Path) -> Any:
-    """Load tensors and plain values only. The file is memory-mapped, so the optimizer's tensors need no memory."""
-    try:
-        if in_zip := zipfile.is_zipfile(source):
-            with zipfile.ZipFile(source) as archive:
-                entries = archive.infolist()
-                # torch.save compresses nothing. Compressed or overlapping entries could take any time to read.
-                packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-                if packed or sum(entry.file_size for entry in entries) > source.stat().st_size:
-                    raise ValueError("the entries are larger than the file")
-                if archive.testzip() is not None:  # torch.load compares no checksums of a memory-mapped file
-                    raise ValueError("a checksum differs")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about unusual pickle protocols: the file is read or rejected below
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=in_zip)
-    except OSError:
-        raise
-    except Exception as error:  # damaged or malicious bytes make torch raise any exception
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if code is None:
-            raise UserError(
-                f"{source} is truncated, damaged or not written by torch.save; download it again."
-            ) from None
-        raise UserError(
-            f"{source} contains pickled Python code ({code[1]}), which is never run here; if you trust its origin, save "
-            "only its `model` (a state_dict) and `model_args` with torch.save and import that."
-        ) from None
 
 
 def _contents(source: Path, checkpoint: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -89,19 +61,9 @@ def _contents(source: Path, checkpoint: Any) -> tuple[dict[str, Any], dict[str, 
     tensors = {str(name).removeprefix("_orig_mod."): tensor for name, tensor in weights.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".attn.bias")}
     for name, tensor in tensors.items():
-        if not _is_plain(tensor):
+        if not is_plain(tensor):
             raise UserError(f"{source}: {short(name)} is not a tensor of numbers as in nanoGPT; download it again.")
     return arguments, tensors
-
-
-def _is_plain(tensor: Any) -> bool:
-    """Whether this is a tensor of floating-point numbers that are all in the file.
-
-    A view with a stride of 0 can have any size, and would only be as large as it claims when it is copied.
-    """
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
-        return False
-    return tensor.is_floating_point() and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _is_off(value: Any) -> bool:

@@ -1,12 +1,13 @@
 """Read safetensors files: their tensors are compared with the expected ones before anything is allocated or used.
 
-Weights and optimizer state alike are float32 tensors with known names and shapes. A file that holds anything else is damaged
-or belongs to another model or run. PyTorch's kernels trust their arguments, so such a tensor must never reach one.
+Weights and optimizer state are tensors with known names and shapes, float32 unless a model was imported in 16 bits. A file
+that holds anything else is damaged or belongs to another model or run. PyTorch's kernels trust their arguments, so such a
+tensor must never reach one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,9 @@ Shapes = Mapping[str, Sequence[int]]
 
 MAX_HEADER = 16 * 2**20
 """Limit on the header, which names all tensors: about 100,000 of them. A parsed header takes many times its size."""
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+"""Precisions in which weights are stored."""
 
 _TYPES = {
     "F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -57,9 +61,13 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 
 
 def compare_tensors(
-    actual: Mapping[str, TensorInfo] | Mapping[str, torch.Tensor], expected: Shapes, source: str, remedy: str
+    actual: Mapping[str, TensorInfo] | Mapping[str, torch.Tensor],
+    expected: Shapes,
+    source: str,
+    remedy: str,
+    dtypes: Collection[torch.dtype] = (torch.float32,),
 ) -> None:
-    """Check that there are exactly the expected tensors, all of them float32 and of the expected shapes.
+    """Check that there are exactly the expected tensors, all of them of one of the `dtypes` and of the expected shapes.
 
     Raises UserError that names the first one that is missing, unexpected, or has another shape or type.
     """
@@ -72,8 +80,9 @@ def compare_tensors(
         shape, wanted, dtype = tuple(actual[name].shape), tuple(expected[name]), actual[name].dtype
         if shape != wanted:
             problem = f"has {short(name)} with the shape {short(list(shape))} instead of {list(wanted)}"
-        elif dtype != torch.float32:
-            problem = f"has {short(name)} as {str(dtype).removeprefix('torch.')} instead of float32"
+        elif dtype not in dtypes:
+            allowed = " or ".join(str(one).removeprefix("torch.") for one in dtypes)
+            problem = f"has {short(name)} as {str(dtype).removeprefix('torch.')} instead of {allowed}"
         if problem:
             break
     if problem:

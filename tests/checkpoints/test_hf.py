@@ -135,7 +135,7 @@ def test_a_field_that_the_exporter_does_not_know_is_rejected():
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"num_key_value_heads": 3}, "must be a multiple of n_kv_head"),
-        ({"hidden_size": "wide"}, "n_embd"),
+        ({"hidden_size": "wide"}, "hidden_size"),
     ],
 )
 def test_an_unsupported_config_is_rejected_by_name(change, message):
@@ -146,7 +146,7 @@ def test_an_unsupported_config_is_rejected_by_name(change, message):
 def test_a_config_without_a_width_is_rejected_by_name():
     config = to_hf_config(small(), TOKENIZER)
     del config["hidden_size"]
-    with pytest.raises(UserError, match="lacks 'hidden_size'"):
+    with pytest.raises(UserError, match="hidden_size is missing"):
         from_hf_config(config)
 
 

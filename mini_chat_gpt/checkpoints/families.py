@@ -1,0 +1,152 @@
+"""The model families that can be read from other projects' files: one entry a family.
+
+An entry says how a family's config and weights are written down elsewhere, and how they map to a `GPTConfig` and to our
+parameters. The readers of files (`hf_folder`, `gguf`) know no family, and no other module compares names of families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from mini_chat_gpt.checkpoints import hf, llama_gguf
+from mini_chat_gpt.checkpoints.build import model_from_state, model_shapes
+from mini_chat_gpt.checkpoints.tensor_files import FLOATS, TensorInfo, compare_tensors, first_nonfinite
+from mini_chat_gpt.common.errors import UserError, short
+from mini_chat_gpt.config import GPTConfig
+from mini_chat_gpt.model import GPT
+
+if TYPE_CHECKING:
+    from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+
+REMEDY = "use another copy of it"
+
+
+class TensorReader(Protocol):
+    """A file, or several, whose tensors are read one by one."""
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]: ...  # what can be read
+    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor: ...  # None: the file's precision
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one of our tensors is: a tensor of the file, and what is to be done with it."""
+
+    source: str
+    convert: Callable[[torch.Tensor], torch.Tensor] | None = None
+    shape: tuple[int, ...] | None = None  # of the tensor in the file; None: that of ours
+
+
+@dataclass(frozen=True)
+class GGUFMapping:
+    """How a family is written down in GGUF files."""
+
+    architecture: str
+    config_from: Callable[[Mapping[str, Any], TensorReader], GPTConfig]
+    """Metadata and tensors of a file -> the architecture."""
+    part: Callable[[str, GPTConfig], Part]
+    """Our name of a tensor -> where it is in the file."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family is written down elsewhere."""
+
+    name: str
+    model_type: str
+    """In config.json."""
+    causal_lm: str
+    """The class in `transformers` that predicts tokens."""
+    config_from_hf: Callable[[Mapping[str, Any]], GPTConfig]
+    config_to_hf: Callable[[GPTConfig, ChatTokenizer], dict[str, Any]]
+    why_not: Callable[[GPTConfig], str | None]
+    """Why the family can't express an architecture; None if it can."""
+    hf_part: Callable[[str, GPTConfig], Part]
+    """Our name of a tensor -> where it is in a Hugging Face folder."""
+    gguf: GGUFMapping | None = None
+    """None: llama.cpp doesn't know the family."""
+    constants: tuple[str, ...] = ()
+    """Ends of the names of tensors that are not weights, because the config determines their values."""
+
+
+def _llama_part(name: str, config: GPTConfig) -> Part:
+    return Part(name if name == hf.HEAD else f"model.{name}")
+
+
+def _llama_gguf_part(name: str, config: GPTConfig) -> Part:
+    return Part(*llama_gguf.source_of(name, config))
+
+
+FAMILIES = (
+    Family(
+        name="Llama",
+        model_type="llama",
+        causal_lm="LlamaForCausalLM",
+        config_from_hf=hf.from_hf_config,
+        config_to_hf=hf.to_hf_config,
+        why_not=hf.why_not_llama,
+        hf_part=_llama_part,
+        gguf=GGUFMapping("llama", llama_gguf.read_config, _llama_gguf_part),
+        constants=("rotary_emb.inv_freq", llama_gguf.FACTORS),
+    ),
+)
+
+
+def family_of_type(model_type: object, source: str) -> Family:
+    """The family of a config.json. Raises UserError, which begins with `source`, for an unknown one."""
+    for family in FAMILIES:
+        if family.model_type == model_type:
+            return family
+    known = ", ".join(family.model_type for family in FAMILIES)
+    raise UserError(f"{source} has the model_type {short(model_type)}, which is not supported; supported: {known}.")
+
+
+def family_of_architecture(architecture: object, source: str) -> tuple[Family, GGUFMapping]:
+    """The family of a GGUF file. Raises UserError, which begins with `source`, for an unknown one."""
+    known = {family.gguf.architecture: (family, family.gguf) for family in FAMILIES if family.gguf is not None}
+    if isinstance(architecture, str) and architecture in known:
+        return known[architecture]
+    raise UserError(
+        f"{source} is a GGUF file of the architecture {short(architecture)}, which is not supported; supported: "
+        f"{', '.join(known)}."
+    )
+
+
+def family_of_model(config: GPTConfig) -> Family | None:
+    """The family that can express an architecture, so that `transformers` can load the model; None if there is none."""
+    return next((family for family in FAMILIES if family.why_not(config) is None), None)
+
+
+def read_model(
+    config: GPTConfig,
+    part_of: Callable[[str, GPTConfig], Part],
+    reader: TensorReader,
+    source: str,
+    constants: tuple[str, ...] = (),
+    dtype: torch.dtype | None = None,
+) -> GPT:
+    """Build a model (on the CPU, in eval mode) from the tensors of a file.
+
+    The names and shapes of all tensors are compared with the config before one is read. They are then read and converted
+    one by one, so that no more than one of them is in memory twice. `dtype` is the precision of the result; None keeps the
+    file's. `constants` see `Family`. Raises UserError, which begins with `source`, for tensors that don't fit or are not finite.
+    """
+    infos = {name: info for name, info in reader.infos.items() if not name.endswith(constants)}
+    shapes = model_shapes(config, len(infos), source)
+    parts = {name: part_of(name, config) for name in shapes}
+    expected = {part.source: shapes[name] if part.shape is None else part.shape for name, part in parts.items()}
+    if config.tie_embeddings and (head := part_of(hf.HEAD, config).source) not in expected:
+        infos.pop(head, None)  # some files repeat the embedding there
+    compare_tensors(infos, expected, source, REMEDY, FLOATS)
+    state: dict[str, torch.Tensor] = {}
+    for name, part in parts.items():
+        tensor = reader.read(part.source, dtype)
+        state[name] = (tensor if part.convert is None else part.convert(tensor)).contiguous()
+        if first_nonfinite({name: tensor}):
+            raise UserError(f"{source}: the tensor {part.source} is not finite (NaN or infinite); {REMEDY}.")
+    return model_from_state(config, state, source).eval()

@@ -1,0 +1,99 @@
+"""Llamas of `transformers` in their folders: the same logits, gradients and replies, and the same tensors when saved again."""
+
+import json
+
+import pytest
+import torch
+from foreign_llamas import VARIANTS, make_llama
+from safetensors.torch import load_file
+
+from mini_chat_gpt.checkpoints.foreign import read_hf_model
+from mini_chat_gpt.checkpoints.hf import to_hf_state
+
+
+@pytest.fixture(params=VARIANTS)
+def theirs(request):
+    return make_llama(**VARIANTS[request.param])
+
+
+def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual - expected).detach().abs().max() / expected.detach().abs().max())
+
+
+def test_logits_and_gradients_are_those_of_transformers(tmp_path, theirs):
+    theirs.save_pretrained(tmp_path)
+    ours, ids = read_hf_model(tmp_path), torch.randint(0, 96, (2, 60))
+    expected, logits = theirs(ids).logits, ours(ids)
+    assert relative(logits, expected) < 1e-4
+    weights = torch.randn_like(expected)
+    (expected * weights).sum().backward()
+    (logits * weights).sum().backward()
+    gradients = to_hf_state({name: p.grad for name, p in ours.named_parameters()}, ours.config)
+    reference = {name: p.grad for name, p in theirs.named_parameters()}
+    assert gradients.keys() == reference.keys()
+    largest = max(float(gradient.abs().max()) for gradient in reference.values())
+    assert max(float((gradients[n] - reference[n]).abs().max()) for n in reference) < 1e-5 * largest
+
+
+def test_decoding_with_a_cache_gives_the_same_tokens(tmp_path, theirs):
+    theirs.save_pretrained(tmp_path)
+    ours, ids = read_hf_model(tmp_path), torch.randint(3, 96, (1, 12))
+    expected = theirs.generate(ids, max_new_tokens=30, do_sample=False, eos_token_id=None, pad_token_id=0)[0, 12:]
+    cache, tokens, new = ours.make_cache(1), [], ids
+    with torch.inference_mode():
+        for _ in range(30):
+            new = ours.next_logits(new, cache, [new.shape[1]]).argmax(-1, keepdim=True)
+            tokens.append(int(new))
+    assert tokens == expected.tolist()
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "pickle"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_shards_keep_the_tensors_and_their_precision(tmp_path, dtype, pickled):
+    theirs = make_llama(dtype)
+    theirs.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    if pickled:
+        as_pickles(tmp_path)
+    state = to_hf_state(read_hf_model(tmp_path).state_dict(), read_hf_model(tmp_path).config)
+    for name, tensor in theirs.state_dict().items():
+        assert state[name].dtype == dtype
+        assert torch.equal(state[name], tensor)
+
+
+def as_pickles(folder):
+    """Replace the safetensors files of a folder by files of torch.save."""
+    for path in folder.glob("*.safetensors"):
+        torch.save(
+            load_file(path), folder / path.name.replace("model", "pytorch_model").replace(".safetensors", ".bin")
+        )
+        path.unlink()
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        text = index.read_text().replace("model-", "pytorch_model-").replace(".safetensors", ".bin")
+        (folder / "pytorch_model.bin.index.json").write_text(text)
+        index.unlink()
+
+
+def test_a_single_pickle_and_its_copy_of_a_tied_head(tmp_path):
+    theirs = make_llama(tie_word_embeddings=True)
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")  # with lm_head.weight
+    ours = read_hf_model(tmp_path)
+    assert ours.lm_head.weight is ours.embed_tokens.weight
+    assert torch.equal(ours.embed_tokens.weight, theirs.lm_head.weight)
+
+
+def test_weights_can_be_read_in_another_precision(tmp_path):
+    make_llama(torch.bfloat16).save_pretrained(tmp_path)
+    kept, converted = read_hf_model(tmp_path), read_hf_model(tmp_path, torch.float32)
+    assert {p.dtype for p in converted.parameters()} == {torch.float32}
+    assert all(torch.equal(a.float(), b) for a, b in zip(kept.parameters(), converted.parameters(), strict=True))
+
+
+def test_the_precision_is_that_of_the_tensors_and_not_of_config_json(tmp_path):
+    make_llama(torch.float16).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16", "dtype": "float32"}))
+    assert {p.dtype for p in read_hf_model(tmp_path).parameters()} == {torch.float16}

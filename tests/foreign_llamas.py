@@ -1,0 +1,151 @@
+"""Random Llamas by `transformers`, and GGUF files with the same weights, written by the library gguf."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tied": {"tie_word_embeddings": True},
+    "untied": {},
+    "grouped heads": {"num_key_value_heads": 1},
+    "own head_dim": {"head_dim": 16},
+    "llama3 scaling": {"rope_parameters": {"rope_theta": 10000.0, **LLAMA3}},
+    "linear scaling": {"rope_parameters": {"rope_theta": 5000.0, "rope_type": "linear", "factor": 2.0}},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+}
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def make_llama(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A small random Llama of `transformers`, with weights far from the initialization, so that every one of them matters."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 96,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**sizes | changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.to(dtype)
+
+
+def gguf_name(name: str) -> str:
+    """ "model.layers.0.mlp.up_proj.weight" -> "blk.0.ffn_up.weight" """
+    module, _, kind = name.rpartition(".")
+    if module.startswith("model.layers."):
+        _, _, layer, module = module.split(".", 3)
+        return f"blk.{layer}.{GGUF_NAMES[module]}.{kind}"
+    return f"{GGUF_NAMES[module]}.{kind}"
+
+
+def pairs_from_halves(weight: np.ndarray, n_heads: int) -> np.ndarray:
+    """Rows of queries or keys in llama.cpp's order."""
+    halves = weight.reshape(n_heads, 2, weight.shape[0] // n_heads // 2, *weight.shape[1:])
+    return halves.swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_gguf(
+    path: Path, model: Any, kind: str = "F32", metadata: dict[str, Any] | None = None
+) -> dict[str, np.ndarray]:
+    """Write a Llama of `transformers` as llama.cpp's converter does; matrices have the type `kind`.
+
+    Returns the weights that the file stands for, by their names in `transformers`.
+    """
+    import gguf
+
+    config, writer, exact = model.config, gguf.GGUFWriter(path, "llama"), {}
+    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+    rope = config.rope_parameters
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    for key, value in (metadata or {}).items():
+        add_metadata(writer, key, value)
+    if rope["rope_type"] == "llama3":
+        plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, head_dim, 2).float() / head_dim)
+        factors = (plain / model.model.rotary_emb.inv_freq).numpy()
+        writer.add_tensor("rope_freqs.weight", factors.astype(np.float32))
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        values = tensor.float().numpy()
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        stored = pairs_from_halves(values, heads) if heads else values
+        as_kind = gguf.GGMLQuantizationType[kind if values.ndim > 1 else "F32"]
+        data = gguf.quants.quantize(np.ascontiguousarray(stored), as_kind)
+        writer.add_tensor(gguf_name(name), data, raw_dtype=as_kind)
+        dequantized = gguf.quants.dequantize(data, as_kind).reshape(values.shape)
+        exact[name] = halves_again(dequantized, heads) if heads else dequantized
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return exact
+
+
+def halves_again(weight: np.ndarray, n_heads: int) -> np.ndarray:
+    """The inverse of `pairs_from_halves`."""
+    pairs = weight.reshape(n_heads, weight.shape[0] // n_heads // 2, 2, *weight.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(weight.shape)
+
+
+def add_metadata(writer: Any, key: str, value: Any) -> None:
+    """Add a value of any type."""
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
