@@ -295,7 +295,7 @@ def import_options(parser: Parser) -> None:
         "source",
         metavar="SRC",
         type=user_path,
-        help="llama2.c's .bin, nanoGPT's ckpt.pt, or a checkpoint or run folder",
+        help="a Hugging Face folder, a .gguf, llama2.c's .bin, nanoGPT's ckpt.pt, or a checkpoint or run folder",
     )
     parser.add_argument("folder", metavar="DST", type=user_path, help="checkpoint folder to write; must not exist yet")
     parser.add_argument(
@@ -303,7 +303,12 @@ def import_options(parser: Parser) -> None:
         type=path_text,
         metavar="NAME",
         help="llama2.c's tok*.bin, a .tiktoken file, a saved folder or the name of an encoding "
-        "(default: the tok*.bin next to a .bin, gpt2 for nanoGPT)",
+        "(default: the tok*.bin next to a .bin, gpt2 for nanoGPT; Hugging Face folders and GGUF files have their own)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="precision of the weights (default: that of the source; float32 for a quantized GGUF)",
     )
 
 

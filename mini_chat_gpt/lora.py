@@ -206,6 +206,7 @@ def add_lora(
     for name, linear in linear_layers(model):
         base = freeze_linear(linear, frozen)
         model.set_submodule(name, LoraLinear(base, settings) if name in names else base)
+    _convert_to_float32(model)
     if frozen != "float32":
         # The remaining weights may be views of the file that all of them were mapped from. A single view would keep the
         # whole file in memory.
@@ -214,6 +215,14 @@ def add_lora(
     train_rows(model, token_ids)
     model.adapter = Adapter(settings, tuple(names), frozen, tuple(token_ids))
     return names
+
+
+def _convert_to_float32(model: GPT) -> None:
+    """Convert what was read in 16 bits to float32, one by one, except layers that are frozen in 16 bits."""
+    for module in model.modules():
+        for parameter in () if isinstance(module, HalfLinear) else module.parameters(recurse=False):
+            if parameter.dtype != torch.float32:
+                parameter.data = parameter.data.float()
 
 
 def freeze_linear(linear: nn.Linear, frozen: Frozen) -> FrozenLinear:

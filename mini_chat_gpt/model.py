@@ -187,6 +187,8 @@ class GPT(nn.Module):
         """In training keep only the input of each block, and compute the rest again in the backward pass."""
         self.adapter: Any = None
         """Describes the adapter that is trained instead of all weights; set by `lora.add_lora`."""
+        self.origin: Any = None
+        """Where an imported model comes from, see `checkpoints.origin`; it is saved with the model."""
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
         self.embed_positions = (
             nn.Embedding(config.context_length, config.n_embd) if config.position == "learned" else None

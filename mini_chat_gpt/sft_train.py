@@ -10,10 +10,12 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints import lora_setup
 from mini_chat_gpt.checkpoints.find import newest_checkpoint
-from mini_chat_gpt.checkpoints.load import load_checkpoint, require_finite, require_match
+from mini_chat_gpt.checkpoints.load import find_source, load_pair, require_finite, require_match
 from mini_chat_gpt.checkpoints.lora_setup import Base
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
@@ -91,7 +93,8 @@ def load_base(config: Config, run: RunContext) -> Base:
             "or name one: sft.pretrained_checkpoint=PATH."
         )
     # On the CPU: the trainer moves the model to its device, and with FSDP no device holds all of it.
-    model, tokenizer = load_checkpoint(path, "cpu")
+    # An adapter's frozen base keeps the precision of its file until each layer is converted to `lora.frozen`.
+    model, tokenizer = load_pair(find_source(Path(path)), dtype=None if config.lora.enabled else torch.float32)
     require_finite(model, Path(path))
     added = add_chat_tokens(model, tokenizer)
     run.out.print(f"Base model: {path}" + (f"; added control tokens {', '.join(added)}" if added else ""), markup=False)

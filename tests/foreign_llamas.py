@@ -149,3 +149,59 @@ def add_metadata(writer: Any, key: str, value: Any) -> None:
         writer.add_string(key, value)
     else:
         writer.add_array(key, value)
+
+
+def make_tokenizer(vocab_size: int = 280) -> Any:
+    """A byte-level tokenizer of `transformers`, as SmolLM2's: ChatML tokens first, then bytes and merges."""
+    from tiny import TEXTS
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(TEXTS * 20, trainer)
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    fast.chat_template = CHATML
+    return fast
+
+
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def save_folder(folder: Path, dtype: torch.dtype = torch.float32, max_shard_size: str = "50GB", **changes: Any) -> Any:
+    """Save a random Llama with its tokenizer as `transformers` does; returns the Llama."""
+    tokenizer = make_tokenizer()
+    model = make_llama(dtype, **{"vocab_size": 288, "bos_token_id": 1, "eos_token_id": 2} | changes)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def gguf_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    """The metadata of a tokenizer as llama.cpp's converter writes them."""
+    import json
+
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocab = content["model"]["vocab"] | {token["content"]: token["id"] for token in content["added_tokens"]}
+    added = {token["content"] for token in content["added_tokens"]}
+    tokens = sorted(vocab, key=lambda token: vocab[token])
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if token in added else 1 for token in tokens],
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": CHATML,
+    }

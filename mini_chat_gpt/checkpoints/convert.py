@@ -1,46 +1,109 @@
-"""`mini-chat-gpt import SRC DST`: convert a model of another project, or a sharded checkpoint, into a checkpoint folder."""
+"""`mini-chat-gpt import SRC DST`: convert a model of another project, or a sharded checkpoint, into a checkpoint folder.
+
+The folder is one that `transformers` loads as well, if its family is known there. What the model is, its license and origin
+are printed, and the conversion is checked by replaying it: the tokenizer's round trip, and ten conversations in its chat format.
+"""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mini_chat_gpt.checkpoints.find import find_checkpoint, read_meta
+import torch
+
+from mini_chat_gpt.checkpoints.families import family_of_model
+from mini_chat_gpt.checkpoints.find import MODEL, find_checkpoint, read_meta
+from mini_chat_gpt.checkpoints.foreign import is_foreign
+from mini_chat_gpt.checkpoints.hf import to_hf_state
+from mini_chat_gpt.checkpoints.import_check import check_tokenizer
 from mini_chat_gpt.checkpoints.load import load_pair
-from mini_chat_gpt.checkpoints.save import save_checkpoint
+from mini_chat_gpt.checkpoints.save import Snapshot
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.page import shown_path
+from mini_chat_gpt.common.text import clean
+from mini_chat_gpt.common.writable import require_writable
+from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
-
-def _read_file(source: Path, tokenizer: str | None) -> tuple[GPT, ChatTokenizer, dict[str, Any]]:
-    return *load_pair(source, tokenizer), {"job": "import", "source": shown_path(source)}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def _read_checkpoint(source: Path, tokenizer: str | None) -> tuple[GPT, ChatTokenizer, dict[str, Any]]:
-    if tokenizer is not None:
-        raise UserError(f"{source} is a folder that has its own tokenizer; omit --tokenizer.")
-    folder = find_checkpoint(source)
-    return *load_pair(folder), read_meta(folder)["info"] | {"source": shown_path(folder)}
+def convert(source: Path, folder: Path, tokenizer: str | None = None, dtype: str | None = None) -> list[str]:
+    """Write the model of `source` as a new checkpoint folder, and return the lines that describe it.
+
+    `tokenizer` see `import_model`; `dtype` is a key of DTYPES, None keeps the precision of the source. Raises UserError.
+    """
+    if folder.exists():  # checked here as well, before the work begins
+        raise UserError(f"{folder} exists already and is not overwritten; choose another name or move it away.")
+    require_writable(folder.parent)
+    precision = None if dtype is None else DTYPES[dtype]
+    info: dict[str, Any] = {"job": "import", "source": shown_path(source)}
+    if is_foreign(source):
+        model, loaded_tokenizer = load_pair(source, tokenizer, dtype=precision)
+    else:
+        if source.is_dir() and tokenizer is not None:
+            raise UserError(f"{source} is a folder that has its own tokenizer; omit --tokenizer.")
+        checkpoint = find_checkpoint(source)
+        model, loaded_tokenizer = load_pair(checkpoint, dtype=precision)
+        info = read_meta(checkpoint)["info"] | {"source": shown_path(checkpoint)}
+    checks = check_tokenizer(loaded_tokenizer)
+    state = to_hf_state({name: tensor.detach() for name, tensor in model.state_dict().items()}, model.config)
+    # Not a copy of the model, as `save_checkpoint` makes one: nothing changes it during the write.
+    Snapshot(model.config, loaded_tokenizer, {MODEL: state}, info, None, origin=model.origin).write(folder)
+    return [
+        f"Imported {source} into {folder}:",
+        *(f"  {line}" for line in [*describe(model, loaded_tokenizer), *checks]),
+    ]
+
+
+def describe(model: GPT, tokenizer: ChatTokenizer) -> list[str]:
+    """What a model is, in a few lines."""
+    config, n_ids = model.config, tokenizer.vocab_size
+    padding = config.vocab_size - n_ids
+    precisions = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dim() > 1}
+    lines = [
+        f"{_family(config)}, {model.n_parameters():,} parameters in {' and '.join(sorted(precisions))}, {config.n_layer} layers, "
+        f"width {config.n_embd}",
+        f"vocabulary {n_ids:,}{f' (+ {padding} padding)' if padding else ''}, context {config.context_length:,} tokens",
+        f"chat format: {_chat_format(tokenizer)}",
+        f"a reply ends at: {', '.join(_names(tokenizer)) or 'nothing (no stop token is known)'}",
+    ]
+    if model.origin is not None:
+        lines.append(model.origin.describe())
+    return lines
+
+
+def _family(config: GPTConfig) -> str:
+    family = family_of_model(config)
+    return "an architecture that transformers doesn't know" if family is None else family.name
+
+
+def _chat_format(tokenizer: ChatTokenizer) -> str:
+    if tokenizer.chat_format is None:
+        return "none, a base model"
+    system = tokenizer.chat_format.default_system
+    return "its own" + (f", with the system message {clean(system)!r}" if system else ", without a system message")
+
+
+def _names(tokenizer: ChatTokenizer) -> list[str]:
+    names = {token_id: name for name, token_id in tokenizer.control.items()}
+    return [clean(names.get(token_id, str(token_id))) for token_id in sorted(tokenizer.stop_ids)]
 
 
 def run(arguments: argparse.Namespace) -> int:
     """`mini-chat-gpt import` with a parsed command line."""
-    read = _read_checkpoint if arguments.source.is_dir() else _read_file
-    model, tokenizer, info = read(arguments.source, arguments.tokenizer)
-    save_checkpoint(arguments.folder, model, tokenizer, info=info)
-    config = model.config
-    padding = config.vocab_size - tokenizer.vocab_size
-    print(
-        f"Imported {arguments.source} into {arguments.folder}: {model.n_parameters():,} parameters, "
-        f"{config.n_layer} layers, width {config.n_embd}, vocabulary {tokenizer.vocab_size:,}"
-        f"{f' (+ {padding} padding)' if padding else ''}, context {config.context_length:,} tokens."
-    )
+    lines = convert(arguments.source, arguments.folder, arguments.tokenizer, arguments.dtype)
+    folder = shlex.quote(str(arguments.folder))
+    print("\n".join(lines))
+    print("Next:")
+    print(f"  mini-chat-gpt chat --checkpoint {folder}")
+    print(f"  mini-chat-gpt sft sft.pretrained_checkpoint={folder} chats.files=chats.jsonl lora.enabled=true")
     return 0
 
 

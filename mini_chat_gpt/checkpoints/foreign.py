@@ -6,23 +6,37 @@ is run. The format of a file is detected from its content, not from its name. Ea
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 
 from mini_chat_gpt.checkpoints.build import model_from_state
-from mini_chat_gpt.checkpoints.families import family_of_architecture, read_model
-from mini_chat_gpt.checkpoints.gguf import GGUFFile
-from mini_chat_gpt.checkpoints.hf_folder import open_folder, read_folder_config
+from mini_chat_gpt.checkpoints.families import Family, GGUFMapping, family_of_architecture, read_model
+from mini_chat_gpt.checkpoints.find import is_checkpoint
+from mini_chat_gpt.checkpoints.gguf import MAGIC, GGUFFile
+from mini_chat_gpt.checkpoints.hf_folder import is_hf_folder, open_folder, read_folder_config
 from mini_chat_gpt.checkpoints.llama2c import read_llama2c
 from mini_chat_gpt.checkpoints.nanogpt import read_nanogpt
+from mini_chat_gpt.checkpoints.origin import origin_of_folder, origin_of_gguf
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.json_files import describe_problem
+from mini_chat_gpt.common.json_files import describe_problem, open_regular
+from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.tokenizer.gguf_import import tokenizer_from_gguf
+from mini_chat_gpt.tokenizer.hf_import import tokenizer_from_folder
 
-IMPORTABLE = "a llama2.c .bin or nanoGPT's ckpt.pt"
+MAX_PADDING = 4096
+"""Rows of a table beyond the tokenizer's ids, or an eighth of the table if that is more."""
+IMPORTABLE = "a Hugging Face folder, a GGUF file, a llama2.c .bin or nanoGPT's ckpt.pt"
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether this is a file, or a folder with a model of another project. config.json next to our own files means ours."""
+    return os.path.isfile(path) or (is_hf_folder(path) and not is_checkpoint(path))
 
 
 def import_model(
@@ -40,9 +54,9 @@ def import_model(
     source = Path(source)
     try:
         if source.is_dir():
-            raise UserError(f"{source} is a folder; name the file in it that is to be imported, {IMPORTABLE}.")
-        with open(source, "rb") as file:
-            start = file.read(4)
+            return _import_folder(source, tokenizer, dtype)
+        if (start := _start_of(source)) == MAGIC:
+            return _import_gguf(source, tokenizer, dtype)
         read = read_nanogpt if start == b"PK\x03\x04" or is_pickle(start) else read_llama2c
         config, state, loaded_tokenizer = read(source, tokenizer)
     except FileNotFoundError:
@@ -57,6 +71,61 @@ def import_model(
     return model_from_state(config, state, str(source)).eval(), loaded_tokenizer
 
 
+def _import_folder(folder: Path, tokenizer: str | Path | None, dtype: torch.dtype | None) -> tuple[GPT, ChatTokenizer]:
+    if not is_hf_folder(folder):
+        raise UserError(f"{folder} is a folder without a model; give {IMPORTABLE}.")
+    _refuse_tokenizer(folder, tokenizer)
+    loaded_tokenizer, _ = _folder_tokenizer(folder)  # before the weights, because those take longer
+    model = read_hf_model(folder, dtype)
+    model.origin = origin_of_folder(folder)
+    return model, loaded_tokenizer
+
+
+def _import_gguf(path: Path, tokenizer: str | Path | None, dtype: torch.dtype | None) -> tuple[GPT, ChatTokenizer]:
+    _refuse_tokenizer(path, tokenizer)
+    file = GGUFFile(path)
+    loaded_tokenizer, _ = _gguf_tokenizer(file)
+    model = read_gguf_model(file, dtype)
+    model.origin = origin_of_gguf(path, file.metadata)
+    return model, loaded_tokenizer
+
+
+def import_tokenizer(source: Path) -> tuple[ChatTokenizer, GPTConfig]:
+    """Read the tokenizer of a model and its architecture, without the weights of a folder or GGUF file; see `import_model`."""
+    if is_hf_folder(source):
+        return _folder_tokenizer(source)
+    with suppress(OSError):  # which `import_model` reports
+        if _start_of(source) == MAGIC:
+            return _gguf_tokenizer(GGUFFile(source))
+    model, tokenizer = import_model(source)
+    return tokenizer, model.config
+
+
+def _folder_tokenizer(folder: Path) -> tuple[ChatTokenizer, GPTConfig]:
+    _, config = read_folder_config(folder)  # what can't be read has to be named first
+    tokenizer = tokenizer_from_folder(folder)
+    _require_own_tokenizer(config, tokenizer, folder)
+    return tokenizer, config
+
+
+def _gguf_tokenizer(file: GGUFFile) -> tuple[ChatTokenizer, GPTConfig]:
+    _, _, config = _gguf_config(file)
+    tokenizer = tokenizer_from_gguf(file.metadata)
+    _require_own_tokenizer(config, tokenizer, file.path)
+    return tokenizer, config
+
+
+def _start_of(path: Path) -> bytes:
+    """The first four bytes of a file. Raises OSError."""
+    with open(path, "rb", opener=open_regular) as file:
+        return file.read(4)
+
+
+def _refuse_tokenizer(source: Path, tokenizer: str | Path | None) -> None:
+    if tokenizer is not None:
+        raise UserError(f"{source} has its own tokenizer; omit --tokenizer.")
+
+
 def read_hf_model(folder: Path, dtype: torch.dtype | None = None) -> GPT:
     """Read the model of a Hugging Face folder, without its tokenizer; see `import_model`."""
     family, config = read_folder_config(folder)
@@ -65,12 +134,26 @@ def read_hf_model(folder: Path, dtype: torch.dtype | None = None) -> GPT:
 
 def read_gguf_model(file: GGUFFile, dtype: torch.dtype | None = None) -> GPT:
     """Read the model of a GGUF file, without its tokenizer; see `import_model`."""
+    family, gguf, config = _gguf_config(file)
+    return read_model(config, gguf.part, file, str(file.path), family.constants, dtype)
+
+
+def _gguf_config(file: GGUFFile) -> tuple[Family, GGUFMapping, GPTConfig]:
     family, gguf = family_of_architecture(file.metadata.get("general.architecture"), str(file.path))
     try:
-        config = gguf.config_from(file.metadata, file)
+        return family, gguf, gguf.config_from(file.metadata, file)
     except UserError as error:
         raise UserError(f"{file.path} can't be imported: {error}") from None
-    return read_model(config, gguf.part, file, str(file.path), family.constants, dtype)
+
+
+def _require_own_tokenizer(config: GPTConfig, tokenizer: ChatTokenizer, source: Path | str) -> None:
+    """Raise UserError if the tokenizer has ids for which the model's table has no row, or far fewer ids than it has rows."""
+    rows, n_ids = config.vocab_size, tokenizer.vocab_size
+    if n_ids > rows or rows - n_ids > max(MAX_PADDING, rows // 8):
+        raise UserError(
+            f"{source}: the tokenizer has {n_ids:,} ids, but the model's table has {rows:,} rows; they don't belong "
+            "together, use the tokenizer that the model was trained with."
+        )
 
 
 def is_pickle(start: bytes) -> bool:

@@ -1,12 +1,11 @@
-"""Load a model and its tokenizer from a checkpoint folder, a run folder, or a file of another project.
+"""Load a model and its tokenizer from a checkpoint folder, a run folder, or a model of another project.
 
 Every command gets a model and its tokenizer from `load_pair`, which checks that they belong together.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,18 @@ from mini_chat_gpt.checkpoints.adapters import (
 )
 from mini_chat_gpt.checkpoints.build import model_from_state, model_shapes
 from mini_chat_gpt.checkpoints.find import META, MODEL, find_checkpoint, read_meta
-from mini_chat_gpt.checkpoints.foreign import import_model
+from mini_chat_gpt.checkpoints.foreign import import_model, import_tokenizer, is_foreign
 from mini_chat_gpt.checkpoints.hf import from_hf_state, to_hf_state
+from mini_chat_gpt.checkpoints.origin import Origin
 from mini_chat_gpt.checkpoints.sharded import Like, Tensors, read_file, read_shards, read_shards_header, shards_of
-from mini_chat_gpt.checkpoints.tensor_files import Shapes, TensorInfo, compare_tensors, first_nonfinite, read_header
+from mini_chat_gpt.checkpoints.tensor_files import (
+    FLOATS,
+    Shapes,
+    TensorInfo,
+    compare_tensors,
+    first_nonfinite,
+    read_header,
+)
 from mini_chat_gpt.common.device import pick_device
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import describe_problem
@@ -43,14 +50,19 @@ ADDED_LATER: frozenset[str] = frozenset()
 
 
 def load_checkpoint(path: Path | str, device: str | torch.device = "auto") -> tuple[GPT, ChatTokenizer]:
-    """Load a model (in eval mode) and its tokenizer from a checkpoint or run folder, a llama2.c .bin or nanoGPT's ckpt.pt.
+    """Load a model (float32, in eval mode) and its tokenizer from a checkpoint or run folder, or a model of another project.
 
-    Raises UserError with the reason if there is none, or if it is damaged.
+    Those are Hugging Face folders, GGUF files, llama2.c's .bin and nanoGPT's ckpt.pt. Raises UserError with the reason if
+    there is none, or if it is damaged.
     """
     target = device if isinstance(device, torch.device) else pick_device(device)
-    path = Path(path)
-    model, tokenizer = load_pair(path if os.path.isfile(path) else find_checkpoint(path))
+    model, tokenizer = load_pair(find_source(Path(path)))
     return model.to(target).eval(), tokenizer
+
+
+def find_source(path: Path, recheck: bool = False) -> Path:
+    """What a path means: a file or folder of another project (itself), or a checkpoint as `find_checkpoint` finds it."""
+    return path if is_foreign(path) else find_checkpoint(path, recheck=recheck)
 
 
 def load_pair(
@@ -59,28 +71,37 @@ def load_pair(
     adapted: bool = False,
     base: Path | None = None,
     frozen: Frozen | None = None,
+    dtype: torch.dtype | None = torch.float32,
 ) -> tuple[GPT, ChatTokenizer]:
     """Load a model on the CPU and its tokenizer: the only way in which a command gets them.
 
-    source      a checkpoint folder, or a file of another project
+    source      a checkpoint folder, or a file or folder of another project
     tokenizer   that of a file, see `import_model`
     adapted     keep the adapter of a checkpoint for further training, instead of merging it; see `load_adapted`
+    dtype       precision of the weights; None keeps that of the file (float32 for quantized weights)
 
     Raises UserError if one of them can't be read, and if they don't belong together.
     """
-    if source.is_file():
-        model, its_tokenizer = import_model(source, tokenizer)
+    if is_foreign(source):
+        model, its_tokenizer = import_model(source, tokenizer, dtype)
         require_match(model.config, its_tokenizer, source)
         return model, its_tokenizer
     its_tokenizer, _ = load_tokenizer(source)  # first, because the weights take longer
-    return (load_adapted(source, base, frozen) if adapted else load_model(source)), its_tokenizer
+    if adapted:
+        return load_adapted(source, base, frozen), its_tokenizer
+    model = load_model(source)
+    if dtype is not None:
+        model.to(dtype)  # one tensor after the other; the tables of rotary positions are float32 already
+    return model, its_tokenizer
 
 
 def load_tokenizer(folder: Path) -> tuple[ChatTokenizer, GPTConfig]:
-    """Load the tokenizer of a checkpoint folder, and the config of the model that it belongs to.
+    """Load the tokenizer of a checkpoint, or of a model of another project, and the config of the model that it belongs to.
 
     Raises UserError if it belongs to another model.
     """
+    if is_foreign(folder):
+        return import_tokenizer(folder)
     meta = read_meta(folder)
     tokenizer, config = ChatTokenizer.load(folder), _model_config(folder, meta)
     require_match(config, tokenizer, folder)
@@ -102,14 +123,18 @@ def require_match(config: GPTConfig, tokenizer: ChatTokenizer, source: Path | st
 
 
 def load_model(folder: Path) -> GPT:
-    """Load the model of one checkpoint folder on the CPU. An adapter is merged into its base. See `load_pair`."""
+    """Load the model of one checkpoint folder on the CPU, in its precision. An adapter is merged into its base. See `load_pair`."""
     if is_adapter(folder):
         model = load_adapted(folder)
         merge_lora(model)
         return model
-    config, source = _model_config(folder, read_meta(folder)), f"The model in {folder}"
+    meta = read_meta(folder)
+    config, source = _model_config(folder, meta), f"The model in {folder}"
     shapes = to_hf_state(model_shapes(config, len(tensors_in(folder, MODEL)), source), config)
-    return model_from_state(config, from_hf_state(read_tensors(folder, MODEL, shapes), config), source)
+    state = read_tensors(folder, MODEL, shapes, dtypes=FLOATS)
+    model = model_from_state(config, from_hf_state(state, config), source)
+    model.origin = None if meta.get("origin") is None else Origin(**meta["origin"])
+    return model
 
 
 def load_adapted(folder: Path, base: Path | None = None, frozen: Frozen | None = None) -> GPT:
@@ -173,14 +198,19 @@ def tensors_exist(folder: Path, name: str) -> bool:
 
 
 def read_tensors(
-    folder: Path, name: str, expected: Shapes, like: Like = lambda _: None, remedy: str = REMEDY
+    folder: Path,
+    name: str,
+    expected: Shapes,
+    like: Like = lambda _: None,
+    remedy: str = REMEDY,
+    dtypes: Collection[torch.dtype] = (torch.float32,),
 ) -> Tensors:
     """Read the tensors of one file of a checkpoint on the CPU, or sharded where `like` returns a sharded tensor for a name.
 
     Raises UserError if they are not the expected ones, before they take any memory.
     """
     path = _tensor_path(folder, name)
-    compare_tensors(tensors_in(folder, name, remedy), expected, str(path), remedy)
+    compare_tensors(tensors_in(folder, name, remedy), expected, str(path), remedy, dtypes)
     return read_file(path, like) if path == folder / name else read_shards(path, like)
 
 
@@ -191,7 +221,7 @@ def _tensor_path(folder: Path, name: str) -> Path:
 def require_finite(model: GPT, path: Path) -> None:
     """Raise UserError if a weight is NaN or infinite: every score and reply of such a model would be meaningless."""
     if path.is_dir():
-        return  # `find_checkpoint` has verified its files
+        return  # `find_checkpoint` has verified its files, and `read_model` the tensors of another project
     weights = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     if name := first_nonfinite(weights):
         raise UserError(

@@ -11,6 +11,7 @@ import torch
 
 from mini_chat_gpt.checkpoints.adapters import AdapterMetadata, weights_hash
 from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, MODEL, find_checkpoint, protect
+from mini_chat_gpt.checkpoints.foreign import is_foreign
 from mini_chat_gpt.checkpoints.load import load_pair
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.device import pick_precision
@@ -80,7 +81,7 @@ def adapt(base: Base, config: Config, run: Path, world: World, device: torch.dev
 
 def _base_folder(base: Base, run: Path, dry_run: bool) -> Path:
     """The folder that the adapter's files will name as their base; writes it if necessary."""
-    if not base.path.is_file() and not base.added:
+    if not is_foreign(base.path) and not base.added:
         folder = find_checkpoint(base.path).resolve()
         if (folder / MODEL).is_file():
             if not dry_run:

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,10 @@ from mini_chat_gpt.checkpoints.adapters import (
     peft_config,
     trained_parameters,
 )
+from mini_chat_gpt.checkpoints.families import family_of_model
 from mini_chat_gpt.checkpoints.find import FORMAT, META, MODEL, OPTIMIZER, STATE, prune, steps_of
-from mini_chat_gpt.checkpoints.hf import to_hf_config, to_hf_state, why_not_llama
+from mini_chat_gpt.checkpoints.hf import to_hf_state
+from mini_chat_gpt.checkpoints.origin import Origin, write_origin
 from mini_chat_gpt.checkpoints.sharded import write_together
 from mini_chat_gpt.common.distributed import ALONE, World, is_dtensor, local_shard
 from mini_chat_gpt.common.errors import UserError
@@ -46,6 +49,7 @@ class Snapshot:
     info: dict[str, Any]  # metadata of the run
     state: dict[str, Any] | None  # what a resume needs besides tensors
     adapter: Adapter | None = None  # set if the tensors are an adapter instead of a complete model
+    origin: Origin | None = None  # of an imported model
 
     def write(self, folder: Path | str, world: World = ALONE, replace: bool = False) -> Path:
         """Write the folder atomically. Raises UserError if it exists and is not to be replaced, or the disk refuses.
@@ -80,15 +84,27 @@ class Snapshot:
         if self.adapter is not None:
             _write_json(draft / ADAPTER_CONFIG, peft_config(self.adapter, config))
             meta["adapter"] = adapter_metadata(self.adapter, draft)
-        elif why_not_llama(config) is None:
-            _write_json(draft / "config.json", to_hf_config(config, self.tokenizer))
+        elif (family := family_of_model(config)) is not None:
+            _write_json(draft / "config.json", family.config_to_hf(config, self.tokenizer) | self._dtype())
         else:  # a type that `transformers` doesn't know, so that it fails instead of loading a different model
             _write_json(draft / "config.json", {"model_type": "mini_chat_gpt", "vocab_size": config.vocab_size})
         if any(is_dtensor(tensor) for tensors in self.tensors.values() for tensor in tensors.values()):
             meta["sharded"] = True
+        if self.origin is not None:
+            meta["origin"] = self.origin.model_dump()
+            write_origin(draft, self.origin, self.info)
         _write_json(draft / META, meta)
         if self.state is not None:
             _write_json(draft / STATE, self.state)
+
+    def _dtype(self) -> dict[str, str]:
+        """The precision of most weights in the terms of config.json; `transformers` loads a model in it."""
+        sizes: Counter[torch.dtype] = Counter()
+        for tensor in self.tensors.get(MODEL, {}).values():
+            sizes[tensor.dtype] += tensor.numel()
+        if not sizes:
+            return {}
+        return {"torch_dtype": str(max(sizes, key=sizes.__getitem__)).removeprefix("torch.")}
 
 
 def take_snapshot(
@@ -104,7 +120,7 @@ def take_snapshot(
     else:
         files = {MODEL: to_hf_state(_copy_to_cpu(model.state_dict()), model.config)}
     files |= {name: _copy_to_cpu(tensors_of_file) for name, tensors_of_file in (tensors or {}).items()}
-    return Snapshot(model.config, tokenizer, files, info or {}, state, model.adapter)
+    return Snapshot(model.config, tokenizer, files, info or {}, state, model.adapter, model.origin)
 
 
 def _copy_to_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

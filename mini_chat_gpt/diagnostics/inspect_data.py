@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mini_chat_gpt.checkpoints.find import find_checkpoint, newest_checkpoint, steps_of
-from mini_chat_gpt.checkpoints.load import load_checkpoint, load_tokenizer
+from mini_chat_gpt.checkpoints.load import find_source, load_tokenizer
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.cli_verbs import EXAMPLES_ON_PAGE, EXAMPLES_SHOWN
 from mini_chat_gpt.common.entry import exit_with
@@ -89,12 +89,8 @@ def tokenizer_for(config: Config, name: str | None = None) -> tuple[ChatTokenize
             f"There is no base model under runs/: a tokenizer with {tokenizer.vocab_size:,} entries was trained on these "
             "texts. The counts of a run with another tokenizer differ; choose one with --tokenizer."
         )
-    elif Path(base).is_file():
-        model, tokenizer = load_checkpoint(base, "cpu")
-        context, note = model.config.context_length, f"Tokenizer and context: those of {base}."
     else:
-        folder = find_checkpoint(base)
-        tokenizer, shape = load_tokenizer(folder)
+        tokenizer, shape = load_tokenizer(find_source(Path(base)))
         context = shape.context_length
         note = f"Tokenizer and context: those of {base}."
     tokenizer.add_control_tokens()  # as fine-tuning does

@@ -216,7 +216,7 @@ def test_a_missing_file_is_rejected(tmp_path):
 
 
 def test_a_folder_is_rejected(tmp_path):
-    check_error(tmp_path, "is a folder; name the file")
+    check_error(tmp_path, "is a folder without a model")
 
 
 def test_a_missing_llama2c_tokenizer_is_reported(tmp_path):
