@@ -8,38 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from mini_chat_gpt.checkpoints import hf, llama_gguf
-from mini_chat_gpt.checkpoints.build import model_from_state, model_shapes
-from mini_chat_gpt.checkpoints.tensor_files import FLOATS, TensorInfo, compare_tensors, first_nonfinite
+from mini_chat_gpt.checkpoints.build import Part, TensorReader
 from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.config import GPTConfig
-from mini_chat_gpt.model import GPT
 
 if TYPE_CHECKING:
     from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-
-REMEDY = "use another copy of it"
-
-
-class TensorReader(Protocol):
-    """A file, or several, whose tensors are read one by one."""
-
-    @property
-    def infos(self) -> Mapping[str, TensorInfo]: ...  # what can be read
-    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor: ...  # None: the file's precision
-
-
-@dataclass(frozen=True)
-class Part:
-    """Where one of our tensors is: a tensor of the file, and what is to be done with it."""
-
-    source: str
-    convert: Callable[[torch.Tensor], torch.Tensor] | None = None
-    shape: tuple[int, ...] | None = None  # of the tensor in the file; None: that of ours
 
 
 @dataclass(frozen=True)
@@ -120,33 +97,3 @@ def family_of_architecture(architecture: object, source: str) -> tuple[Family, G
 def family_of_model(config: GPTConfig) -> Family | None:
     """The family that can express an architecture, so that `transformers` can load the model; None if there is none."""
     return next((family for family in FAMILIES if family.why_not(config) is None), None)
-
-
-def read_model(
-    config: GPTConfig,
-    part_of: Callable[[str, GPTConfig], Part],
-    reader: TensorReader,
-    source: str,
-    constants: tuple[str, ...] = (),
-    dtype: torch.dtype | None = None,
-) -> GPT:
-    """Build a model (on the CPU, in eval mode) from the tensors of a file.
-
-    The names and shapes of all tensors are compared with the config before one is read. They are then read and converted
-    one by one, so that no more than one of them is in memory twice. `dtype` is the precision of the result; None keeps the
-    file's. `constants` see `Family`. Raises UserError, which begins with `source`, for tensors that don't fit or are not finite.
-    """
-    infos = {name: info for name, info in reader.infos.items() if not name.endswith(constants)}
-    shapes = model_shapes(config, len(infos), source)
-    parts = {name: part_of(name, config) for name in shapes}
-    expected = {part.source: shapes[name] if part.shape is None else part.shape for name, part in parts.items()}
-    if config.tie_embeddings and (head := part_of(hf.HEAD, config).source) not in expected:
-        infos.pop(head, None)  # some files repeat the embedding there
-    compare_tensors(infos, expected, source, REMEDY, FLOATS)
-    state: dict[str, torch.Tensor] = {}
-    for name, part in parts.items():
-        tensor = reader.read(part.source, dtype)
-        state[name] = (tensor if part.convert is None else part.convert(tensor)).contiguous()
-        if first_nonfinite({name: tensor}):
-            raise UserError(f"{source}: the tensor {part.source} is not finite (NaN or infinite); {REMEDY}.")
-    return model_from_state(config, state, source).eval()

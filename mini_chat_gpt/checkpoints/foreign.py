@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from mini_chat_gpt.checkpoints.build import model_from_state
-from mini_chat_gpt.checkpoints.families import Family, GGUFMapping, family_of_architecture, read_model
+from mini_chat_gpt.checkpoints.build import model_from_state, read_model
+from mini_chat_gpt.checkpoints.families import Family, GGUFMapping, family_of_architecture
 from mini_chat_gpt.checkpoints.find import is_checkpoint
 from mini_chat_gpt.checkpoints.gguf import MAGIC, GGUFFile
 from mini_chat_gpt.checkpoints.hf_folder import is_hf_folder, open_folder, read_folder_config
