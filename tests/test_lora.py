@@ -9,7 +9,7 @@ from tiny import lively_model
 from mini_chat_gpt.checkpoints.hf import to_hf_state
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import LoraSettings
-from mini_chat_gpt.lora import adapters, add_lora, merge_lora
+from mini_chat_gpt.lora import LoraLinear, adapters, add_lora, merge_lora
 from mini_chat_gpt.model import GPT
 
 KINDS = [{}, {"rslora": True}, {"dora": True}, {"rslora": True, "dora": True}]
@@ -126,3 +126,16 @@ def test_all_linear_means_the_layers_of_the_blocks():
 def test_a_target_that_matches_nothing_raises():
     with pytest.raises(UserError, match=r"lora.targets: 'query' matches no layer of this model; it has q_proj, k_proj"):
         add_lora(lively_model(64), LoraSettings(targets=("query",)))
+
+
+def test_a_new_adapter_begins_uniformly_within_one_over_the_root_of_its_inputs():
+    """As PEFT and `nn.Linear` do."""
+    layer = LoraLinear(torch.nn.Linear(400, 50), LoraSettings(rank=64))
+    assert 0.99 / 20 < layer.lora_A.abs().max() <= 1 / 20
+    assert not layer.lora_B.any()
+
+
+def test_the_weight_of_an_adapted_layer_is_no_part_of_the_gradient():
+    layer = LoraLinear(torch.nn.Linear(4, 4), LoraSettings(rank=2))
+    assert not layer.weight().requires_grad
+    assert not layer.row_norms().requires_grad

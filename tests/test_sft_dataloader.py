@@ -432,3 +432,26 @@ def test_branches_are_counted(path, tokenizer):
     source = dataset(path, tokenizer, prefix_branches=4)
     made = [source[index] for index in range(60)]
     assert source.stats["conversations"] == sum(example.n_conversations for example in made) > 60
+
+
+def test_tasks_that_are_too_long_are_counted_once_each(path, tokenizer, monkeypatch):
+    source = dataset(path, tokenizer, seq_len=70)
+    results, truncate = [], sft_dataloader.truncate_to_context
+
+    def counted(task, *arguments):
+        results.append((task.kind, truncate(task, *arguments)))
+        return results[-1][1]
+
+    monkeypatch.setattr(sft_dataloader, "truncate_to_context", counted)
+    for index in range(240):
+        source[index]
+    failed = Counter(f"too long: {kind}" for kind, result in results if result is None)
+    assert failed
+    assert {key: value for key, value in source.stats.items() if key.startswith("too long")} == failed
+
+
+@pytest.mark.parametrize("answer", ["yes", "no"])
+def test_held_out_tasks_of_a_kind_with_only_one_answer_are_those(source, answer):
+    tasks = source.eval_tasks("ending", 10, only=lambda task: task.answer == answer)
+    assert [task.answer for task in tasks] == [answer] * 5
+    assert len({task.prompt for task in tasks}) == 5

@@ -375,3 +375,10 @@ def test_a_model_without_training_state_cannot_be_resumed(tmp_path, tokenizer):
     folder = save_checkpoint(tmp_path / "m", tiny_model(tokenizer.vocab_size), tokenizer)
     with pytest.raises(UserError, match="no training state"):
         read_state(folder)
+
+
+@pytest.mark.parametrize("other", [None, "a_metric", "zero_shot"])
+def test_a_score_by_another_metric_does_not_count(run, other):
+    for step, score, metric in ((1, 0.9, other), (2, 0.5, "score/words"), (3, 0.4, "score/words")):
+        rewrite(run / f"step-000000{step}", info={"val_loss": 1.0, "score": score, "step": step, "best_metric": metric})
+    assert find_checkpoint(run).name == "step-0000002"

@@ -2,13 +2,21 @@
 
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import atomic_folder, atomic_write_text, readable_disk_errors, user_cache
+from mini_chat_gpt.common.files import (
+    atomic_folder,
+    atomic_write_text,
+    exchange,
+    read_file,
+    readable_disk_errors,
+    user_cache,
+)
 from mini_chat_gpt.common.manifest import find_damage, read_manifest
 
 
@@ -145,3 +153,36 @@ def test_a_cache_folder_that_cannot_be_written_is_replaced_by_one_that_can(tmp_p
 def test_a_cache_folder_that_does_not_exist_yet_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a" / "b"))
     assert user_cache() == tmp_path / "a" / "b" / "mini_chat_gpt"
+
+
+@pytest.mark.parametrize("platform", [sys.platform, "darwin"])
+def test_two_folders_exchange_their_names(tmp_path, monkeypatch, platform):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        Path(name, "was").write_text(name)
+    exchange(Path("a"), Path("b"))
+    assert Path("a", "was").read_text() == "b"
+    assert Path("b", "was").read_text() == "a"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_pipe_is_not_read_as_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="Can't read"):
+        read_file(tmp_path / "pipe")
+
+
+def test_every_file_and_folder_is_flushed_to_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    flushed, fsync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: flushed.append(os.readlink(f"/proc/self/fd/{handle}")) or fsync(handle)
+    )
+    with atomic_folder(tmp_path / "x") as draft:
+        (draft / "part").mkdir()
+        (draft / "part" / "a.txt").write_text("hello")
+        assert not flushed
+    below = {str(Path(path).relative_to(draft)) for path in flushed if Path(path).is_relative_to(draft)}
+    assert below == {".", "part", "part/a.txt", "manifest.json"}
+    assert flushed[-1] == str(tmp_path)

@@ -174,3 +174,8 @@ def test_the_model_gets_its_own_weights_back_exactly():
         assert torch.equal(model.weight, averaged)
     assert torch.equal(model.weight, before)
     assert torch.equal(average.averages["weight"], averaged)
+
+
+def test_a_warm_up_rises_in_equal_parts_to_the_peak():
+    values = [lr_fraction(step, 100, 4, "constant", 0.0) for step in range(6)]
+    assert values == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])

@@ -208,3 +208,7 @@ def test_a_rank_whose_share_has_no_weight_follows_the_sum_over_all_ranks(weight,
     report = engine.train_step(weightless())
     assert (report.outcome, report.weight, report.loss) == (outcome, weight, 0.0)
     assert math.isfinite(report.norm)
+
+
+def test_the_first_loss_scale_is_that_of_pytorch():
+    assert LossScale().value == torch.amp.GradScaler("cpu").get_scale() == 65536
