@@ -139,3 +139,11 @@ def test_the_weight_of_an_adapted_layer_is_no_part_of_the_gradient():
     layer = LoraLinear(torch.nn.Linear(4, 4), LoraSettings(rank=2))
     assert not layer.weight().requires_grad
     assert not layer.row_norms().requires_grad
+
+
+def test_the_number_of_parameters_does_not_depend_on_the_precision_of_the_frozen_weights():
+    plain, half, four_bits = (lively_model(64) for _ in range(3))
+    add_lora(plain, LoraSettings(rank=2))
+    add_lora(half, LoraSettings(rank=2), "bf16")
+    add_lora(four_bits, LoraSettings(rank=2), "nf4")
+    assert plain.n_parameters() == half.n_parameters() == four_bits.n_parameters()

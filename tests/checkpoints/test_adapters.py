@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny import lively_model, tiny_config, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.checkpoints import lora_setup
-from mini_chat_gpt.checkpoints.adapters import ADAPTER, ADAPTER_CONFIG
+from mini_chat_gpt.checkpoints.adapters import ADAPTER, ADAPTER_CONFIG, weights_hash
 from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, newest_checkpoint, prune, steps_of
 from mini_chat_gpt.checkpoints.load import load_adapted, load_checkpoint, load_model
 from mini_chat_gpt.checkpoints.merge import merge
@@ -19,6 +19,7 @@ from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.device import pick_precision
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.manifest import sha256_of
 from mini_chat_gpt.config import ChatsSection, Config, DataSection, LoraSettings
 from mini_chat_gpt.data.batching import collate
 from mini_chat_gpt.data.chat_dataset import ChatDataset
@@ -391,3 +392,15 @@ def test_the_base_of_an_adapter_is_not_deleted_by_its_own_run(tmp_path):
     prune(tmp_path / "base", keep=1)
     assert [folder.name for folder in steps_of(tmp_path / "base")] == ["step-0000001", "step-0000003"]
     assert base.model.adapter.base == str(chosen)
+
+
+@pytest.mark.parametrize("manifest", [None, "{", '{"files": {}}'])
+def test_the_weights_of_a_base_without_a_readable_manifest_are_hashed(tmp_path, manifest):
+    base = save_checkpoint(tmp_path / "base", tiny_model(TOKENIZER.vocab_size), TOKENIZER)
+    expected = weights_hash(base)
+    (base / "manifest.json").unlink()
+    if manifest is not None:
+        (base / "manifest.json").write_text(manifest)
+    assert weights_hash(base) == expected == sha256_of(base / "model.safetensors")
+    (base / "model.safetensors").unlink()
+    assert weights_hash(base) == ""

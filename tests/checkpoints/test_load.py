@@ -5,6 +5,7 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 
 from mini_chat_gpt import load_checkpoint
+from mini_chat_gpt.checkpoints.load import tensors_in
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
 
@@ -39,3 +40,10 @@ def test_what_is_not_a_checkpoint_is_reported_in_one_sentence(tmp_path, what):
         (path / "mini_chat_gpt.json").write_text("{}")
     with pytest.raises(UserError, match=str(path)):
         load_checkpoint(path)
+
+
+def test_a_missing_file_of_tensors_is_one_sentence(tmp_path):
+    tokenizer = tiny_tokenizer()
+    folder = save_checkpoint(tmp_path / "c", tiny_model(tokenizer.vocab_size), tokenizer)
+    with pytest.raises(UserError, match=r"optimizer\.safetensors can't be read .*; use another checkpoint\."):
+        tensors_in(folder, "optimizer.safetensors")

@@ -205,3 +205,10 @@ def test_folders_that_are_written_at_the_same_time_do_not_disturb_each_other(tmp
         (first / "x").write_text("1")
         (second / "x").write_text("2")
     assert names(tmp_path) == ["a", "b"]
+
+
+def test_a_process_that_runs_is_known_by_its_start_and_one_of_unknown_start_by_its_number():
+    start = files._start_time(os.getpid())
+    assert files._is_running(os.getpid(), start)
+    assert files._is_running(os.getpid(), 0)
+    assert not files._is_running(os.getpid(), start + 1)

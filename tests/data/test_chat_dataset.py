@@ -1,5 +1,6 @@
 """Chats as training examples: replies are never cut, files are mixed by weight, held-out chats are never trained on."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -143,3 +144,11 @@ def test_files_of_the_same_name_get_different_names():
 def test_ids_and_loss_mask_have_the_dtypes_of_a_batch():
     example = dataset([chat("Hi", "Hello!")])[0]
     assert (example.ids.dtype, example.loss_mask.dtype) == (np.int32, bool)
+
+
+def test_a_note_counts_the_chats_of_each_file_that_are_left_out_and_quotes_the_first():
+    source = dataset([chat("Hi " * 80, "Hello!"), chat("Hi " * 90, "Hello!"), chat("Hi", "Hello!")], 60)
+    (note,) = source.notes("of training")
+    assert re.search(
+        r"a\.jsonl: chats of training that are dropped: 2; the first, line \d+: .*doesn't fit into 60 tokens.*\.$", note
+    )

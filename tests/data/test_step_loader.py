@@ -171,3 +171,16 @@ def test_a_worker_killed_while_it_sends_an_example_does_not_hang_the_reader():
         examples, _ = reader.step(300, None)
         assert "killed by SIGKILL" in reader.lost_worker
     assert [int(example.ids[0]) for example in examples] == list(range(1, 301))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_examples_are_also_read_in_a_thread(workers):
+    """Only the main thread may set handlers of signals."""
+    expected = [example.ids.tolist() for example in read_examples(CountingDataset(), range(5), workers=0)]
+    read = []
+    thread = threading.Thread(
+        target=lambda: read.extend(e.ids.tolist() for e in read_examples(CountingDataset(), range(5), workers=workers))
+    )
+    thread.start()
+    thread.join()
+    assert read == expected

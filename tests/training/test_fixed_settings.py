@@ -179,3 +179,16 @@ def contents(folder: Path) -> dict[str, bytes]:
     """All files but the record of what has been verified."""
     files = [file for file in folder.rglob("*") if file.is_file() and file.name != RECORD]
     return {str(file): file.read_bytes() for file in files}
+
+
+def test_a_value_that_changed_is_shown_as_yaml_has_it(tmp_path):
+    config, checkpoint = started(tmp_path, "lora")
+    with pytest.raises(UserError, match=r"was started with lora\.dora=false \(now true\)"):
+        require_same_settings(changed(config, "lora.dora", True), "sft", checkpoint)
+
+
+@pytest.mark.parametrize("save_dir", ["run-x", "ru", "run-2", "other/run"])
+def test_another_folder_of_the_same_name_or_place_is_not_the_folder_of_the_run(tmp_path, save_dir):
+    config, checkpoint = started(tmp_path, "sft")
+    with pytest.raises(UserError, match=r"was started with sft\.save_dir="):
+        require_same_settings(changed(config, "sft.save_dir", str(tmp_path / save_dir)), "sft", checkpoint)

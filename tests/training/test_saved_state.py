@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import CountingDataset, tiny_config, tiny_model, tiny_tokenizer
 
-from mini_chat_gpt.checkpoints.find import OPTIMIZER, RAW, STATE
+from mini_chat_gpt.checkpoints.find import OPTIMIZER, RAW, STATE, read_state
 from mini_chat_gpt.checkpoints.load import load_model
 from mini_chat_gpt.common.device import pick_precision
 from mini_chat_gpt.common.errors import UserError
@@ -168,6 +168,8 @@ JSON_MUTANTS = {
     "a missing window": lambda state: state["progress"].pop("window"),
     "a window without its sums": lambda state: state["progress"]["window"].pop("loss_sum"),
     "a negative step": lambda state: state["progress"].update(step=-1),
+    "a count as text": lambda state: state["progress"].update(trained_tokens="5"),
+    "a sum as text": lambda state: state["progress"]["window"].update(loss_sum="1.0"),
     "a step as text": lambda state: state["progress"].update(step="2"),
     "half a step": lambda state: state["progress"].update(step=2.5),
     "a step of 30 digits": lambda state: state["progress"].update(step=10**30),
@@ -194,3 +196,10 @@ def test_a_position_that_no_run_can_have_is_one_sentence(tmp_path, mutant):
     (checkpoint / STATE).write_text(json.dumps(state))
     with pytest.raises(UserError, match=rf"{STATE} .*; use another checkpoint"):
         read_progress(checkpoint)
+
+
+def test_a_loss_scale_just_after_an_overflow_is_read(tmp_path):
+    checkpoint = save(tmp_path / "c")
+    state = json.loads((checkpoint / STATE).read_text())
+    (checkpoint / STATE).write_text(json.dumps(state | {"loss_scale": {"value": 32768.0, "good_steps": 0}}))
+    assert read_state(checkpoint).loss_scale.good_steps == 0

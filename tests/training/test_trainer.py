@@ -23,7 +23,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import SFTSection
 from mini_chat_gpt.data.batch_dump import read_ids
 from mini_chat_gpt.training.job import Job, Progress, Stage
-from mini_chat_gpt.training.monitor import Monitor, keep_metrics_until
+from mini_chat_gpt.training.monitor import Monitor, keep_metrics_until, read_metrics
 from mini_chat_gpt.training.time_budget import time_run
 from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.training.trainer import Trainer
@@ -441,3 +441,18 @@ def test_examples_without_any_weight_are_refused_at_the_start(tmp_path, where):
     trainer = make_trainer(tmp_path / "run")
     with pytest.raises(UserError, match="There is nothing to train on: the loss weights of the examples are 0"):
         replace(trainer.job, stages=stages, source=trainer.job.source if stages else source)
+
+
+def test_the_last_step_of_a_long_run_is_logged_whatever_its_number(tmp_path):
+    sft = {"max_steps": 203, "eval_interval": 500, "save_interval": 500, "warmup_steps": 2}
+    trainer = make_trainer(tmp_path / "run", sft=sft, training={"batch_size": 1})
+    trainer.run()
+    steps = [line["step"] for line in read_metrics(tmp_path / "run") if "sft/train_loss" in line]
+    assert steps == [*range(10, 201, 10), 203]
+
+
+def test_the_time_of_a_step_is_the_mean_over_all_steps(tmp_path):
+    trainer = make_trainer(tmp_path / "run")
+    assert trainer._seconds_per_step() == 0
+    trainer.progress.step, trainer.progress.seconds = 4, 10.0
+    assert trainer._seconds_per_step() == 2.5
