@@ -66,15 +66,10 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with open(path, "rb", opener=open_regular) as file:
-            size = file.seek(0, 2)
-            if size < 24:
-                raise UserError(f"{path} is truncated: it has {size} bytes; {REMEDY}.")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                try:
-                    self.metadata, self._tensors = _read_header(path, data, size)
-                except struct.error:
-                    raise UserError(f"{path} is truncated within its header; {REMEDY}.") from None
+        try:
+            self.metadata, self._tensors = _read(path)
+        except OSError as error:
+            raise UserError(f"{path} can't be read ({error.strerror or error}); check the path.") from None
         self.infos: Mapping[str, TensorInfo] = {
             name: TensorInfo(tensor.shape, _PLAIN.get(tensor.type_name, torch.float32))
             for name, tensor in self._tensors.items()
@@ -109,6 +104,18 @@ class GGUFFile:
         return result.view(tensor.shape)
 
 
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, _Tensor]]:
+    with open(path, "rb", opener=open_regular) as file:
+        size = file.seek(0, 2)
+        if size < 24:
+            raise UserError(f"{path} is truncated: it has {size} bytes; {REMEDY}.")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                return _read_header(path, data, size)
+            except struct.error:
+                raise UserError(f"{path} is truncated within its header; {REMEDY}.") from None
+
+
 def _read_header(path: Path, data: mmap.mmap, size: int) -> tuple[dict[str, Any], dict[str, _Tensor]]:
     magic, version, n_tensors, n_keys = struct.unpack_from("<4sIQQ", data)
     if magic != MAGIC:
@@ -122,7 +129,7 @@ def _read_header(path: Path, data: mmap.mmap, size: int) -> tuple[dict[str, Any]
     header = _Header(path, data, min(size, MAX_HEADER))
     metadata: dict[str, Any] = {}
     for _ in range(n_keys):
-        key = header.string()
+        key = header.name()
         if key in metadata:
             raise UserError(f"{path} is damaged: the metadata key {short(key)} occurs twice; {REMEDY}.")
         metadata[key] = header.value(header.number("I"), 0)
@@ -157,6 +164,13 @@ class _Header:
         # A description or a token may be cut within a character.
         return self.take(self.number("Q")).decode("utf-8", "replace")
 
+    def name(self) -> str:
+        """A key or the name of a tensor; an unknown one could mean that a default applies."""
+        name = self.take(self.number("Q"))
+        if not name.isascii() or not name.decode("ascii").isprintable():
+            raise UserError(f"{self.path} is damaged: its header has the name {short(name)}; {REMEDY}.")
+        return name.decode("ascii")
+
     def value(self, kind: int, depth: int) -> Any:
         if kind in _NUMBERS:
             return self.number(_NUMBERS[kind])
@@ -182,7 +196,7 @@ def _descriptions(header: _Header, n_tensors: int, metadata: Mapping[str, Any], 
         raise UserError(f"{path} is damaged: general.alignment is {short(alignment)}; {REMEDY}.")
     found: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
     for _ in range(n_tensors):
-        name, n_dimensions = header.string(), header.number("I")
+        name, n_dimensions = header.name(), header.number("I")
         if n_dimensions > 4 or name in found:
             raise UserError(f"{path} is damaged: the description of the tensor {short(name)} is wrong; {REMEDY}.")
         shape = tuple(header.number("Q") for _ in range(n_dimensions))[::-1]

@@ -57,7 +57,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             }
             return infos, tensors.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(str(error).splitlines()[0]) from None
+        raise ValueError(short(str(error).splitlines()[0], 200)[1:-1]) from None
 
 
 def compare_tensors(

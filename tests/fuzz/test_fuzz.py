@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-KINDS = ("checkpoints", "configs", "run_folders", "imports", "caches")
+KINDS = ("checkpoints", "configs", "run_folders", "imports", "foreign_models", "caches")
 
 
 def check(*options: str) -> None:
