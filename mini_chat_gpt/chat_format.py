@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mini_chat_gpt.common.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ROLES = ("system", "user", "assistant")
 
@@ -26,6 +29,10 @@ class Message:
     role: str  # one of ROLES
     content: str
     train: bool = True  # False excludes an assistant's turn from the loss; other roles are never trained on
+    reasoning: str | None = None  # what the assistant thought before its reply; no format renders it yet
+    tool_calls: tuple[Mapping[str, Any], ...] | None = (
+        None  # functions that the assistant calls; no format renders them yet
+    )
 
 
 @dataclass(frozen=True)
@@ -56,17 +63,60 @@ class Tokenizer(Protocol):
     @property
     def chat_format(self) -> Format | None: ...  # None: a base model, which has learned no format yet
     def encode(self, text: str) -> list[int]: ...
+    def encode_after_control(self, text: str) -> list[int]: ...
+    def byte_lengths(self, ids: np.ndarray, start: bool = True) -> np.ndarray: ...
 
 
 class Format(Protocol):
     """A chat format, which the tokenizer of a chat model carries."""
 
     @property
-    def default_system(self) -> str | None: ...
+    def default_system(self) -> str | None:
+        """The system message of conversations that are opened with the model. Whoever opens one adds it."""
+
     @property
-    def stop_ids(self) -> frozenset[int]: ...  # ids that end a reply, in addition to the tokenizer's own
-    def render(self, messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool) -> Rendered: ...
-    def jinja_template(self, bos_token: str | None) -> str: ...
+    def own_system(self) -> str | None:
+        """The system message that the format itself inserts into conversations without one."""
+
+    @property
+    def can_omit_system(self) -> bool:
+        """Whether a conversation can have no system message at all, not even `own_system`."""
+
+    @property
+    def independent_turns(self) -> bool:
+        """Whether the ids of a user's message and its reply are the same at every place in a conversation."""
+
+    @property
+    def required_tokens(self) -> tuple[str, ...]:
+        """Names of the control tokens that a tokenizer must have to render conversations."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end a reply, besides those that the tokenizer knows by name."""
+
+    def end_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Ids that end a reply."""
+
+    def role_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Ids that open a turn, and so end generation as well."""
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tokenizer: Tokenizer,
+        add_generation_prompt: bool,
+        system_default: bool = True,
+    ) -> Rendered:
+        """Render a conversation of which `check_messages` approves. `system_default` keeps `own_system`."""
+
+    def with_default_system(self, text: str | None) -> Format:
+        """The same format with another `default_system`."""
+
+    def entry(self) -> dict[str, Any]:
+        """The format as JSON, to be stored with the tokenizer."""
+
+    def jinja_template(self, bos_token: str | None) -> str:
+        """The format as a template for `transformers`."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +128,36 @@ class ChatFormat:
     """
 
     default_system: str | None = None
+    own_system: ClassVar[str | None] = None
+    can_omit_system: ClassVar[bool] = True
+    independent_turns: ClassVar[bool] = True
+    required_tokens: ClassVar[tuple[str, ...]] = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>")
+    stop_ids: ClassVar[frozenset[int]] = frozenset()
 
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """None in addition to the tokenizer's own, which knows the control tokens of this format by name."""
-        return frozenset()
+    def end_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """The id of `<|endoftext|>`."""
+        return frozenset({tokenizer.end_id})
 
-    def render(self, messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool) -> Rendered:
-        """Render a conversation of which `check_messages` approves."""
+    def role_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Ids of `<|system|>`, `<|user|>` and `<|assistant|>`, as far as the tokenizer has them."""
+        return frozenset(tokenizer.control[name] for role in ROLES if (name := f"<|{role}|>") in tokenizer.control)
+
+    def with_default_system(self, text: str | None) -> ChatFormat:
+        """The same format with another `default_system`."""
+        return ChatFormat(text)
+
+    def entry(self) -> dict[str, Any]:
+        """The format as JSON."""
+        return {"default_system": self.default_system}
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tokenizer: Tokenizer,
+        add_generation_prompt: bool,
+        system_default: bool = True,
+    ) -> Rendered:
+        """Render a conversation of which `check_messages` approves. The format has no `own_system` to keep or to leave out."""
         # BOS begins a conversation, not every turn.
         ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         reply_spans = []
@@ -142,7 +214,8 @@ def render(
 
     `loss_mask[i]` is True if `ids[i]` is a target: the tokens of each assistant message, and the `<|endoftext|>` after it.
     The tokenizer's BOS comes first if it has one. `add_generation_prompt` appends `<|assistant|>`, after which the model's
-    reply begins. No system message is added; see `ChatFormat`.
+    reply begins. No system message is added; see `ChatFormat`. That is our own format. For a model with a chat template the ids are
+    those of its template, which can add a system message (`Format.own_system`).
 
     Raises `UserError` if the roles are out of order, a message has no text, or the tokenizer lacks the control tokens.
     """
@@ -150,12 +223,20 @@ def render(
     return rendered.ids, rendered.loss_mask
 
 
-def render_spans(messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool = False) -> Rendered:
-    """Like `render`, but with the spans of the replies instead of a mask: loss weights and turns are assigned by span."""
+def render_spans(
+    messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool = False, system_default: bool = True
+) -> Rendered:
+    """Like `render`, but with the spans of the replies instead of a mask: loss weights and turns are assigned by span.
+
+    `system_default=False` leaves out the system message that a foreign format inserts into conversations without one, as far as it can.
+    """
     check_messages(messages, add_generation_prompt)
-    # A base model is fine-tuned to our own format.
-    chat_format = tokenizer.chat_format or ChatFormat()
-    return chat_format.render(messages, tokenizer, add_generation_prompt)
+    return format_of(tokenizer).render(messages, tokenizer, add_generation_prompt, system_default)
+
+
+def format_of(tokenizer: Tokenizer) -> Format:
+    """The tokenizer's chat format. A base model has none and is fine-tuned to our own."""
+    return tokenizer.chat_format or ChatFormat()
 
 
 def check_messages(messages: Sequence[Message], add_generation_prompt: bool = False) -> None:
@@ -170,6 +251,9 @@ def check_messages(messages: Sequence[Message], add_generation_prompt: bool = Fa
         # Data files may have numbers or null here, which would fail deep inside the tokenizer.
         if not isinstance(message.content, str):
             raise UserError(f"{where} has a {type(message.content).__name__} as its content; it must be text.")
+        if message.reasoning is not None or message.tool_calls is not None:
+            extra = "tool calls" if message.reasoning is None else "reasoning"
+            raise UserError(f"{where} has {extra}, which no chat format renders yet; leave the conversation out.")
         # An empty reply would train the model to end immediately.
         if not message.content.strip():
             raise UserError(f"{where} has no text; add text, or remove the conversation.")
@@ -196,11 +280,6 @@ def _check_order(messages: Sequence[Message], index: int, where: str) -> None:
     if role == "assistant" and before != "user":
         follows = "opens the conversation" if before is None else f"follows a message of the role {before}"
         raise UserError(f"{where} {follows}; an assistant message must follow a user message.")
-
-
-def role_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids of the control tokens that open a turn; empty for a tokenizer without chat tokens."""
-    return frozenset(tokenizer.control[name] for role in ROLES if (name := f"<|{role}|>") in tokenizer.control)
 
 
 def _role_id(tokenizer: Tokenizer, role: str) -> int:

@@ -122,6 +122,8 @@ class SFTSection(ScheduleFields):
 
     pretrained_checkpoint: PathText | None = None
     """Base model: a checkpoint or run folder, a llama2.c .bin, or nanoGPT's ckpt.pt (null = the newest base under runs/)."""
+    chat_format: PathText = "auto"
+    """auto = the base model's own format, ours if it has none; mini = ours; chatml; or the path of a Jinja chat template."""
     dataset_path: PathText = "./TinyStories"
     """Folder with TinyStories-Instruct files (TinyStoriesInstruct-train.txt and -valid.txt), or one such file."""
     eval_tasks: Whole = Field(4, ge=0, le=MAX_COUNT)
@@ -238,7 +240,7 @@ class DataSection(Section):
     limit: Count | None = None
     """Use only this many records, from the beginning of the file (null = all)."""
     system_message: str | None = None
-    """System message of every conversation, stored in the checkpoint's chat format (null = none)."""
+    """System message of conversations without one, stored in the chat format (null = that of the model's template; "" = none)."""
     eval_examples: Count = 400
     """Size of the fixed validation set."""
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints.find import newest_checkpoint, steps_of
 from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.cli import parse
@@ -34,6 +33,7 @@ from mini_chat_gpt.evaluation.prompt_suite import Prompts, as_json, ask, read_pr
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.reports.before_after import FILE_NAME, before_after
 from mini_chat_gpt.sft_train import train
+from mini_chat_gpt.tokenizer.chat_setup import set_chat_format
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.job import TrainResult
 from mini_chat_gpt.training.sample_prompts import check_prompts
@@ -74,8 +74,7 @@ def _require_replies(prompts: Prompts, base: Path, config: Config, file: str) ->
     """Raise UserError if one of the two models can't reply to a prompt: now, not after training."""
     model, tokenizer = load_checkpoint(base, "cpu")
     check_prompts(prompts.all, tokenizer, model.config.context_length, file)
-    tokenizer.add_control_tokens()
-    tokenizer.chat_format = ChatFormat(default_system=config.data.system_message)
+    set_chat_format(tokenizer, config.sft.chat_format, config.data.system_message)
     check_prompts(prompts.all, tokenizer, model.config.context_length, file)
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints import lora_setup
 from mini_chat_gpt.checkpoints.find import newest_checkpoint
 from mini_chat_gpt.checkpoints.load import find_source, load_pair, require_finite, require_match
@@ -28,6 +27,7 @@ from mini_chat_gpt.generation.decode import Model
 from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tinystories.tasks import Task
+from mini_chat_gpt.tokenizer.chat_setup import set_chat_format
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.job import Callback, Job, Metrics, Prepared, TrainResult
 from mini_chat_gpt.training.run import RunContext, begin, execute, run_command
@@ -60,12 +60,9 @@ def prepare(config: Config, run: RunContext) -> Prepared:
         examples = make_examples(config, tokenizer, model.config.context_length)
     for note in examples.notes:
         run.out.print(note, markup=False, soft_wrap=True)
-    if base is not None:
+    if base is not None and config.lora.enabled:
         # Only now, because an adapter is written to the run folder, which a mistake in the data should not leave behind.
-        if config.lora.enabled:
-            lora_setup.adapt(base, config, run.folder, run.world, run.device, run.dry_run)
-        # From here on the tokenizer is that of a chat model: its checkpoints are prompted in the chat format.
-        tokenizer.chat_format = ChatFormat(default_system=config.data.system_message)
+        lora_setup.adapt(base, config, run.folder, run.world, run.device, run.dry_run)
     context = model.config.context_length
     check_prompts(config.sft.prompts, tokenizer, context, "sft.prompts")
     shown = [one for one in examples.shown if can_reply(one.prompt, tokenizer, context)]
@@ -96,20 +93,30 @@ def load_base(config: Config, run: RunContext) -> Base:
     # An adapter's frozen base keeps the precision of its file until each layer is converted to `lora.frozen`.
     model, tokenizer = load_pair(find_source(Path(path)), dtype=None if config.lora.enabled else torch.float32)
     require_finite(model, Path(path))
-    added = add_chat_tokens(model, tokenizer)
+    require_match(model.config, tokenizer, "The base model")  # only control tokens may be new
+    own_format, known = tokenizer.chat_format, set(tokenizer.control)
+    # From here on the tokenizer is that of a chat model: its checkpoints are prompted in the chat format.
+    set_chat_format(tokenizer, config.sft.chat_format, config.data.system_message)
+    added = _add_rows(model, tokenizer, known)
     run.out.print(f"Base model: {path}" + (f"; added control tokens {', '.join(added)}" if added else ""), markup=False)
-    return Base(Path(path), model.train(), tokenizer, added)
+    return Base(Path(path), model.train(), tokenizer, added, own_format)
 
 
 def add_chat_tokens(model: GPT, tokenizer: ChatTokenizer) -> list[str]:
     """Add the missing control tokens to a base model, with the mean embedding. Returns the names of the new tokens."""
     require_match(model.config, tokenizer, "The base model")  # only control tokens may be new
     known = set(tokenizer.control)
-    new_ids = tokenizer.add_control_tokens()
+    tokenizer.add_control_tokens()
+    return _add_rows(model, tokenizer, known)
+
+
+def _add_rows(model: GPT, tokenizer: ChatTokenizer, known: set[str]) -> list[str]:
+    """Set the rows of the control tokens that are not `known` to the mean embedding. Returns their names."""
+    added = {name: token_id for name, token_id in tokenizer.control.items() if name not in known}
     model.resize_vocabulary(tokenizer.vocab_size)
-    if new_ids:  # a padded table has rows for them already, but these are untrained
-        model.set_rows_to_mean(new_ids)
-    return [name for name in tokenizer.control if name not in known]
+    if added:  # a padded table has rows for them already, but these are untrained
+        model.set_rows_to_mean(list(added.values()))
+    return [*added]
 
 
 # At each evaluation

@@ -71,7 +71,7 @@ def test_each_span_is_a_reply_with_its_end_token(kind):
 
 def test_a_tokenizer_with_another_chat_format_renders_with_it():
     class Shouting(ChatFormat):
-        def render(self, messages, tokenizer, add_generation_prompt):
+        def render(self, messages, tokenizer, add_generation_prompt, system_default=True):
             return Rendered(tokenizer.encode("".join(message.content.upper() for message in messages)), [])
 
     tokenizer = chat_tokenizer("tiktoken")

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mini_chat_gpt.chat_format import Message, check_messages, render
+from mini_chat_gpt.chat_format import Message, check_messages, render_spans
 from mini_chat_gpt.common.errors import UserError, nearest
 from mini_chat_gpt.common.files import write_json
 from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
@@ -107,6 +107,7 @@ class ChatSession:
         self.files: set[Path] = set()
         self._saved: list[Message] = []
         self.system: str | None = None
+        self._head = 0  # tokens before the first turn
         self._inference_model: Model | None = None  # created for the first reply
         self._cache = model.make_cache(1)
         self._ids: list[int] = []  # ids in the KV cache, plus at most one more
@@ -142,7 +143,7 @@ class ChatSession:
     def usage(self) -> Usage:
         """How full the context is. A base model's turns don't count, as it continues each text separately."""
         sizes = [] if self.is_base else [self._size(turn) for turn in self.turns]
-        return Usage(self.model.config.context_length, self._head_size(self.system), sizes, self.n_dropped)
+        return Usage(self.model.config.context_length, self._head, sizes, self.n_dropped)
 
     # Actions
 
@@ -202,12 +203,17 @@ class ChatSession:
         text = well_formed(text) if text is not None and text.strip() else None
         if text is not None and self.is_base:
             raise UserError(f"{NO_CHAT}; a system message has no effect on it.")
+        chat_format = self.tokenizer.chat_format
+        if text is None and chat_format is not None and not chat_format.can_omit_system:
+            raise UserError(
+                f"The model's chat template always has a system message, {chat_format.own_system!r} if there is no other; give another."
+            )
         head, context = self._head_size(text), self.model.config.context_length
-        if not self.is_base and head + 4 > context:  # <|user|>, a token, <|assistant|>, a token
+        if not self.is_base and len(prompt_ids(self.tokenizer, "x", text)) >= context:
             raise UserError(
                 f"The system message has {head} tokens, which leaves no room in the model's context of {context}; shorten it."
             )
-        self.system = text
+        self.system, self._head = text, head
 
     def save(self, path: Path | str, overwrite: bool = False) -> None:
         """Write the conversation and the settings as JSON: {"messages": [{"role", "content"}, ...], "settings": {...}}.
@@ -309,7 +315,12 @@ class ChatSession:
         n_dropped = len(earlier)
         while n_dropped > least and (free := free - self._size(earlier[n_dropped - 1])) >= 0:
             n_dropped -= 1
-        return prompt_ids(self.tokenizer, self._conversation(earlier[n_dropped:], message), None), n_dropped
+        while True:
+            ids = prompt_ids(self.tokenizer, self._conversation(earlier[n_dropped:], message), None)
+            # The sizes of turns add up, but for a template that treats its last turn differently.
+            if len(ids) < self.model.config.context_length or n_dropped == len(earlier):
+                return ids, n_dropped
+            n_dropped += 1
 
     def _check_length(self, alone: list[int], message: str) -> list[int]:
         """Return `alone`, the ids of a message without earlier turns. Raises UserError if no token of a reply fits after it."""
@@ -329,16 +340,20 @@ class ChatSession:
         return messages if message is None else [*messages, Message("user", message)]
 
     def _size(self, turn: Turn) -> int:
-        ids, _ = render([Message("user", turn.message), Message("assistant", turn.reply)], self.tokenizer)
-        return len(ids) - (self.tokenizer.bos_id is not None)
+        """Number of tokens of a turn, wherever it stands."""
+        return self._n_tokens(self._conversation([turn])) - self._head
 
     def _head_size(self, system: str | None) -> int:
         """Number of tokens before the first turn, or before a base model's text."""
         if self.is_base:
             return len(prompt_ids(self.tokenizer, ""))
-        if system is None:
-            return int(self.tokenizer.bos_id is not None)
-        return len(render([Message("system", system)], self.tokenizer)[0])
+        head = [] if system is None else [Message("system", system)]
+        turn = [Message("user", "x"), Message("assistant", "x")]
+        one, two = self._n_tokens([*head, *turn]), self._n_tokens([*head, *turn, *turn])
+        return one - (two - one)
+
+    def _n_tokens(self, messages: Sequence[Message]) -> int:
+        return len(render_spans(messages, self.tokenizer, system_default=False).ids)
 
 
 class _SavedMessage(JSONRecord):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from mini_chat_gpt.chat_format import ChatFormat, Format
 from mini_chat_gpt.checkpoints.adapters import AdapterMetadata, weights_hash
 from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, MODEL, find_checkpoint, protect
 from mini_chat_gpt.checkpoints.foreign import is_foreign
@@ -32,8 +34,9 @@ class Base:
 
     path: Path  # where it was read from
     model: GPT
-    tokenizer: ChatTokenizer  # has all control tokens; its chat format is still that of the base
+    tokenizer: ChatTokenizer  # has all control tokens, and the chat format that the model is fine-tuned to
     added: Collection[str]  # control tokens that the base lacked
+    own_format: Format | None  # the chat format of the base itself
 
 
 def check(config: Config) -> None:
@@ -68,7 +71,7 @@ def adapt(base: Base, config: Config, run: Path, world: World, device: torch.dev
     """
     folder = world.broadcast(lambda: _base_folder(base, run, dry_run))
     unseen = {*base.added}
-    if base.tokenizer.chat_format is None:
+    if base.own_format is None and isinstance(base.tokenizer.chat_format, ChatFormat):
         unseen |= {*CONTROL_TOKENS} - {END_OF_TEXT}  # <|endoftext|> also ends documents, so a plain-text base knows it
     token_ids = sorted(base.tokenizer.control[name] for name in unseen)
     dtype = pick_precision(config.system.mixed_precision, device).dtype
@@ -90,5 +93,7 @@ def _base_folder(base: Base, run: Path, dry_run: bool) -> Path:
     folder = (run / ADAPTER_BASE).resolve()
     if not dry_run:
         shutil.rmtree(folder, ignore_errors=True)  # from a start that failed
-        save_checkpoint(folder, base.model, base.tokenizer, {"job": "base", "from": shown_path(base.path)})
+        tokenizer = copy.copy(base.tokenizer)
+        tokenizer.chat_format = base.own_format
+        save_checkpoint(folder, base.model, tokenizer, {"job": "base", "from": shown_path(base.path)})
     return folder

@@ -131,7 +131,11 @@ class ChatDataset:
         while messages:
             last = len(messages) - 1
             shown = [replace(m, train=m.train and (train == "all" or at == last)) for at, m in enumerate(messages)]
-            rendered = render_spans(shown, tokenizer)
+            try:
+                rendered = render_spans(shown, tokenizer, system_default=False)
+            except UserError as error:  # what no format renders yet, or roles that the template of a model refuses
+                self.left_out.append(LeftOut(conversation, "dropped", str(error).rstrip(".")))
+                return None
             n_tokens = n_tokens or len(rendered.ids)
             if len(rendered.ids) <= seq_len and rendered.reply_spans:
                 if n_removed := n_messages - len(messages):
@@ -177,7 +181,7 @@ def content_key(conversation: Conversation) -> str:
 
 def prompt_key(conversation: Conversation) -> str:
     """Equal for conversations that begin with the same question."""
-    return _digest(_normalized(next(m.content for m in conversation.messages if m.role == "user")))
+    return _digest(_normalized(next((m.content for m in conversation.messages if m.role == "user"), "")))
 
 
 def duplicates(conversations: Sequence[Conversation]) -> list[list[Conversation]]:

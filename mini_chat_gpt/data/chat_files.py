@@ -107,6 +107,8 @@ def _messages_of(record: Record | BadRecord) -> tuple[str, list[Message]]:
     system = record.get("system")
     if isinstance(system, str) and system.strip() and not (messages and messages[0].role == "system"):
         messages.insert(0, Message("system", system))
+    if any(message.reasoning is not None or message.tool_calls is not None for message in messages):
+        return record_format.name, messages  # `ChatDataset` skips and counts it: no chat format renders these yet
     check_messages(messages)
     if messages[-1].role != "assistant":
         raise BadRecord(f"it ends with a {messages[-1].role} message, which has no reply")
@@ -150,14 +152,34 @@ def _turns(record: dict[str, Any], key: str) -> list[dict[str, Any]]:
 def _from_messages(record: dict[str, Any], key: str = "messages") -> list[Message]:
     messages = []
     for number, turn in enumerate(_turns(record, key), 1):
+        reasoning, tool_calls = _reasoning(turn, number), _tool_calls(turn, number)
         for needed in ("role", "content"):
-            if needed not in turn:
+            if needed not in turn and not (needed == "content" and tool_calls):
                 raise BadRecord(f'message {number} has no "{needed}"')
+        content = "" if tool_calls and turn.get("content") is None else _content(turn["content"], number)
         train = turn.get("train", turn.get("weight", True))  # OpenAI's files have "weight": 0 instead
         if train not in (True, False):
             raise BadRecord(f'"train" of message {number} is {train!r}; it must be true or false')
-        messages.append(Message(turn["role"], _content(turn["content"], number), bool(train)))
+        messages.append(Message(turn["role"], content, bool(train), reasoning, tool_calls))
     return messages
+
+
+def _reasoning(turn: dict[str, Any], number: int) -> str | None:
+    """What the assistant thought before its reply, under one of the names that such files have; None if it is empty."""
+    for key in ("reasoning", "reasoning_content", "thinking"):
+        if text := turn.get(key):
+            if not isinstance(text, str):
+                raise BadRecord(f'"{key}" of message {number} is {_kind(text)}; it must be text')
+            return text
+    return None
+
+
+def _tool_calls(turn: dict[str, Any], number: int) -> tuple[dict[str, Any], ...] | None:
+    """The functions that the assistant calls; None if there are none."""
+    calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise BadRecord(f'"tool_calls" of message {number} must be a list of objects')
+    return tuple(calls) or None
 
 
 def _content(content: Any, number: int) -> str:

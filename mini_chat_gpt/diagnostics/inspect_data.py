@@ -33,6 +33,7 @@ from mini_chat_gpt.diagnostics.inspect_page import page
 from mini_chat_gpt.diagnostics.inspect_text import print_line, show
 from mini_chat_gpt.diagnostics.inspection import Finding, Inspection, MicroBatch, Row, ShownExample, histogram
 from mini_chat_gpt.sft_dataloader import find_instruct_file, stories
+from mini_chat_gpt.tokenizer.chat_setup import set_chat_format
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.sft_data import Mixed, SftExamples, make_examples
 
@@ -93,7 +94,7 @@ def tokenizer_for(config: Config, name: str | None = None) -> tuple[ChatTokenize
         tokenizer, shape = load_tokenizer(find_source(Path(base)))
         context = shape.context_length
         note = f"Tokenizer and context: those of {base}."
-    tokenizer.add_control_tokens()  # as fine-tuning does
+    set_chat_format(tokenizer, config.sft.chat_format, config.data.system_message)  # as fine-tuning does
     return tokenizer, context, note
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mini_chat_gpt.chat_format import role_ids
+from mini_chat_gpt.chat_format import format_of
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.evaluation.baselines import baseline_scores, best_baselines
 from mini_chat_gpt.evaluation.confidence import Paired, bootstrap, paired, wilson
@@ -168,7 +168,7 @@ def _evaluate_kind(
     sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, 2 * longest + 1))
     prompts = [task.prompt for task, _ in tasks]
     n_rows = batch_size or rows_at_once(model)
-    roles = role_ids(tokenizer)
+    roles = format_of(tokenizer).role_ids(tokenizer)
     replies = generate_replies(model, tokenizer, prompts, sampling, batch_size=n_rows, progress=progress)
     return [
         Item(task, reply.text, reply.finish_reason, score(task, reply.text), group, reply.stop_id in roles)

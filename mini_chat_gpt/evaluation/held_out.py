@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_chat_gpt.assets import load
-from mini_chat_gpt.chat_format import ChatFormat
+from mini_chat_gpt.chat_format import format_of
 from mini_chat_gpt.common.cached_folder import remove_folder
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_folder, read_file, remove_leftovers, user_cache
@@ -196,8 +196,8 @@ def _context(model: GPT, tokenizer: ChatTokenizer) -> tuple[ChatTokenizer, int, 
     The tokenizer is a copy with control tokens, because fitting renders chats; the tokenizer of a base model stays unchanged.
     """
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.add_control_tokens()
-    chat_format = tokenizer.chat_format or ChatFormat()
+    chat_format = format_of(tokenizer)
+    tokenizer.add_control_tokens(chat_format.required_tokens)
     return tokenizer, model.config.context_length, chat_format.default_system
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from mini_chat_gpt.chat_format import Message, render
+from mini_chat_gpt.chat_format import Message, render_spans
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.decode import (
     FinishReason,
@@ -170,7 +170,8 @@ def prompt_ids(tokenizer: ChatTokenizer, prompt: Prompt, system: System = USE_FO
         system = chat_format.default_system
     if system is not None and not (messages and messages[0].role == "system"):
         messages.insert(0, Message("system", str(system)))
-    return render(messages, tokenizer, add_generation_prompt=True)[0]
+    # The default is among the messages now, or the caller wants none: the format must not insert one.
+    return render_spans(messages, tokenizer, add_generation_prompt=True, system_default=False).ids
 
 
 def _encode_prompts(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mini_chat_gpt.chat_format import Message, render_spans
+from mini_chat_gpt.chat_format import Message, format_of, render_spans
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.tinystories.facts import sentence_spans
 from mini_chat_gpt.tinystories.tasks import YES_NO_KINDS, Span, Task
@@ -41,6 +41,7 @@ class RenderedTask:
     ]  # (start, end) in `ids` of each reply with its end token, first of `task`, then of `later`
     shortened: bool  # whether the story has lost text
     later: tuple[Task, ...] = ()  # further questions about the same story, one turn each
+    messages: tuple[Message, ...] = ()  # the conversation without `later`
 
     def example(
         self,
@@ -106,8 +107,10 @@ def truncate_to_context(
 
 
 def _render(task: Task, tokenizer: ChatTokenizer, system: str | None, shortened: bool = False) -> RenderedTask:
-    rendered = render_spans(messages_of(task, system), tokenizer)
-    return RenderedTask(task, np.array(rendered.ids, dtype=np.int32), tuple(rendered.reply_spans), shortened)
+    messages = messages_of(task, system)
+    rendered = render_spans(messages, tokenizer, system_default=False)
+    ids = np.array(rendered.ids, dtype=np.int32)
+    return RenderedTask(task, ids, tuple(rendered.reply_spans), shortened, messages=tuple(messages))
 
 
 def add_turns(
@@ -120,25 +123,47 @@ def add_turns(
     """
     if first.shortened or n_turns == 1:
         return first
-    ids, replies, later, size = [first.ids], list(first.replies), list[Task](), len(first.ids)
+    later: list[Task] = []
+    conversation = _Conversation(first, tokenizer)
     # `summary` and `what_happened` have the same target: the second question would only train to repeat the first reply.
     answers = {first.task.target}
-    n_bos = int(tokenizer.bos_id is not None)  # only the first turn begins with BOS
     for task in questions:
         if task.follow_up is None or task.target in answers:
             continue
-        # Rendered as a conversation of its own, then shifted: a turn's ids do not depend on the turns before it.
-        turn = render_spans([Message("user", task.follow_up), Message("assistant", task.target)], tokenizer)
-        shift = size - n_bos
-        if shift + len(turn.ids) <= seq_len:
-            ids.append(np.array(turn.ids[n_bos:], dtype=np.int32))
-            replies += [(start + shift, end + shift) for start, end in turn.reply_spans]
+        if conversation.add(Message("user", task.follow_up), Message("assistant", task.target), seq_len):
             later.append(task)
             answers.add(task.target)
-            size = shift + len(turn.ids)
             if len(later) + 1 == n_turns:  # `questions` makes tasks on demand: stop before it makes another
                 break
-    return replace(first, ids=np.concatenate(ids), replies=tuple(replies), later=tuple(later))
+    return replace(first, ids=conversation.ids, replies=conversation.replies, later=tuple(later))
+
+
+class _Conversation:
+    """A rendered task that grows by turns."""
+
+    def __init__(self, first: RenderedTask, tokenizer: ChatTokenizer) -> None:
+        self.ids, self.replies = first.ids, first.replies
+        self._messages, self._tokenizer = list(first.messages), tokenizer
+        self._independent = format_of(tokenizer).independent_turns
+
+    def add(self, question: Message, answer: Message, seq_len: int) -> bool:
+        """Append a turn if the conversation then has at most `seq_len` tokens; whether it did."""
+        if self._independent:
+            # Rendered as a conversation of its own, then shifted: a turn's ids do not depend on the turns before it.
+            turn = render_spans([question, answer], self._tokenizer)
+            n_bos = int(self._tokenizer.bos_id is not None)  # only the first turn begins with BOS
+            shift = len(self.ids) - n_bos
+            ids = np.concatenate([self.ids, np.array(turn.ids[n_bos:], dtype=np.int32)])
+            replies = (*self.replies, *((start + shift, end + shift) for start, end in turn.reply_spans))
+        else:
+            messages = [*self._messages, question, answer]
+            rendered = render_spans(messages, self._tokenizer, system_default=False)
+            ids, replies = np.array(rendered.ids, dtype=np.int32), tuple(rendered.reply_spans)
+        if len(ids) > seq_len:
+            return False
+        self.ids, self.replies = ids, replies
+        self._messages += [question, answer]
+        return True
 
 
 def as_follow_up(task: Task, first: RenderedTask) -> Task | None:

@@ -35,6 +35,7 @@ from mini_chat_gpt.tokenizer.bpe import (
     check_blanks,
     readable_regex_limit,
 )
+from mini_chat_gpt.tokenizer.chat_templates import format_from_entry
 from mini_chat_gpt.tokenizer.hf_bpe import HuggingFaceBPE
 from mini_chat_gpt.tokenizer.hf_export import write_hugging_face
 from mini_chat_gpt.tokenizer.meta_file import (
@@ -180,6 +181,7 @@ class ChatTokenizer:
     def add_control_tokens(self, names: Iterable[str] = CONTROL_TOKENS) -> list[int]:
         """Append the missing ones of `names` after the last id and return the new ids, [] if none is missing.
 
+        `Format.required_tokens` are those that a chat format needs.
         A model needs embedding rows for new ids (`sft_train.add_chat_tokens`).
         """
         missing = [name for name in dict.fromkeys(names) if name not in self.control]
@@ -363,7 +365,7 @@ class ChatTokenizer:
             "pattern": self.encoder.pattern if isinstance(self.encoder, TiktokenBPE) else None,
             "bos_id": self.bos_id,
             "control": dict(sorted(self.control.items(), key=lambda item: item[1])),
-            "chat_format": None if self.chat_format is None else {"default_system": self.chat_format.default_system},
+            "chat_format": None if self.chat_format is None else self.chat_format.entry(),
             **declared,
         }
 
@@ -371,8 +373,8 @@ class ChatTokenizer:
 def _load_folder(folder: Path) -> ChatTokenizer:
     meta = read_meta(folder)
     try:
-        chat_format = None if meta.chat_format is None else ChatFormat(meta.chat_format.default_system)
-        tokenizer = ChatTokenizer(read_encoder(folder, meta), meta.control, meta.bos_id, chat_format, meta.declared)
+        tokenizer = ChatTokenizer(read_encoder(folder, meta), meta.control, meta.bos_id, None, meta.declared)
+        tokenizer.chat_format = format_from_entry(meta.chat_format, tokenizer.control)
         if meta.kind == HuggingFaceBPE.kind:
             tokenizer.hf_config = read_hf_config(folder)
     except UserError as error:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict
-
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import read_file
 from mini_chat_gpt.common.json_files import JSONRecord, read_json
 from mini_chat_gpt.tokenizer.bpe import MAX_FILE, TiktokenBPE, read_ranks
+from mini_chat_gpt.tokenizer.chat_templates import FormatEntry, TemplateEntry
 from mini_chat_gpt.tokenizer.hf_bpe import HuggingFaceBPE
 from mini_chat_gpt.tokenizer.sentencepiece import SentencePieceBPE
 
@@ -31,12 +30,6 @@ class DeclaredIds(JSONRecord):
     stop_ids: tuple[int, ...] = ()  # eos_token_id of config.json and generation_config.json, each a number or a list
 
 
-class ChatFormatEntry(JSONRecord):
-    model_config = ConfigDict(extra="forbid")  # a format that we don't know would be applied in part
-
-    default_system: str | None
-
-
 class TokenizerMeta(JSONRecord):
     """tokenizer_meta.json."""
 
@@ -45,7 +38,7 @@ class TokenizerMeta(JSONRecord):
     pattern: str | None
     bos_id: int | None
     control: dict[str, int]
-    chat_format: ChatFormatEntry | None
+    chat_format: FormatEntry | TemplateEntry | None
     declared: DeclaredIds | None = None
     fingerprint: str
 

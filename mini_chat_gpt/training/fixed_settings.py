@@ -14,6 +14,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
+from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints.adapters import AdapterMetadata
 from mini_chat_gpt.checkpoints.find import read_meta
 from mini_chat_gpt.checkpoints.load import load_tokenizer
@@ -24,7 +25,7 @@ from mini_chat_gpt.config_file import load_config
 
 FIXED = {
     "sft": (
-        "sft.pretrained_checkpoint", "sft.save_dir", "training.time_budget", "data.system_message",
+        "sft.pretrained_checkpoint", "sft.chat_format", "sft.save_dir", "training.time_budget", "data.system_message",
         "lora.enabled", "lora.rank", "lora.alpha", "lora.targets", "lora.rslora", "lora.dora", "lora.frozen",
     ),
     "pretrain": (
@@ -74,8 +75,10 @@ def _recorded(job: str, checkpoint: Path, now: Mapping[str, Any]) -> dict[str, l
         if shape.vocab_size == tokenizer.vocab_size:
             recorded["model.vocab_size"].append(0)  # the setting for this size
         return recorded
-    if tokenizer.chat_format is not None:
+    if isinstance(tokenizer.chat_format, ChatFormat):
         recorded["data.system_message"] = [tokenizer.chat_format.default_system]
+    elif tokenizer.chat_format is not None:  # null stood for the message of the template
+        recorded.setdefault("data.system_message", []).append(tokenizer.chat_format.default_system)
     return recorded | _lora_settings(AdapterMetadata.read(checkpoint), recorded.get("lora.frozen", ["auto"]))
 
 

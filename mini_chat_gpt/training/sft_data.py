@@ -88,7 +88,10 @@ def make_examples(config: Config, tokenizer: ChatTokenizer, context: int) -> Sft
 
     Raises UserError for data that can't be used.
     """
-    config = config.model_copy(update={"data": config.data.limited_to(context)})
+    data = config.data.limited_to(context)
+    if tokenizer.chat_format is not None:  # its default is the setting or, without one, that of the model's template
+        data = data.model_copy(update={"system_message": tokenizer.chat_format.default_system})
+    config = config.model_copy(update={"data": data})
     if not config.chats.files:
         return _story_examples(config, tokenizer, context)
     chats = _chat_examples(config, tokenizer)

@@ -9,7 +9,7 @@ import torch
 from tiny import GREEDY, chat_tokenizer, lively_model, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.chat.session import ChatSession, Turn
-from mini_chat_gpt.chat_format import Message, render
+from mini_chat_gpt.chat_format import Message, render, render_spans
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import generate, generate_replies, prompt_ids
@@ -509,11 +509,11 @@ def test_a_message_after_thousands_of_turns_renders_only_those_that_fit(chat, tm
     session.load(tmp_path / "chat.json")
     n_rendered = []
 
-    def counting(messages, *more):
+    def counting(messages, *more, **named):
         n_rendered.append(len(messages))
-        return render(messages, *more)
+        return render_spans(messages, *more, **named)
 
-    monkeypatch.setattr("mini_chat_gpt.chat.session.render", counting)
+    monkeypatch.setattr("mini_chat_gpt.chat.session.render_spans", counting)
     say(session, "Sara")
     assert sum(n_rendered) < 100
     assert session.n_dropped > 4900

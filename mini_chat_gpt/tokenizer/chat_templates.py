@@ -1,0 +1,291 @@
+"""Chat formats that are given as Jinja templates: those of models from elsewhere, and ChatML.
+
+For contents that spell no control token the ids are those of `apply_chat_template` in `transformers`. For all others they are not:
+there a message can spell the tokens that end a turn and open another; here contents are ordinary text (see template_skeleton.py).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import ConfigDict, Field
+
+from mini_chat_gpt.chat_format import ChatFormat, Format, Message, Rendered, Tokenizer
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.json_files import JSONRecord
+from mini_chat_gpt.tokenizer.template_sandbox import MAX_SOURCE
+from mini_chat_gpt.tokenizer.template_skeleton import Run, Template
+from mini_chat_gpt.tokenizer.template_values import Raised, TemplateError
+
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+CHATML = """{%- for message in messages -%}
+    {{- '<|im_start|>' + message['role'] + '\\n' -}}
+    {%- if message['role'] == 'assistant' -%}
+        {%- generation -%}
+            {{- message['content'] + '<|im_end|>' -}}
+        {%- endgeneration -%}
+        {{- '\\n' -}}
+    {%- else -%}
+        {{- message['content'] + '<|im_end|>\\n' -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+
+class FormatEntry(JSONRecord):
+    """Our own format in tokenizer_meta.json."""
+
+    model_config = ConfigDict(extra="forbid")  # a format that we don't know would be applied in part
+
+    default_system: str | None
+
+
+class TemplateEntry(JSONRecord):
+    """A template format in tokenizer_meta.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    default_system: str | None
+    template: str = Field(max_length=MAX_SOURCE)
+    bos_token: str | None
+    eos_token: str | None
+    strips: dict[str, tuple[bool, bool]]
+    day: date | None = Field(strict=False)
+
+
+@dataclass(frozen=True)
+class TemplateFormat:
+    """A chat format that is given as a template; implements `chat_format.Format`. Use `from_source` or `chatml` to make one.
+
+    default_system   the system message of conversations that are opened with the model. At first it is the one that the template
+                     inserts by itself, if it does. `with_default_system` replaces it, or switches it off with None
+    day              what the template takes for today; None for the real day. Training fixes it, so that a resumed run sees the same
+    """
+
+    template: Template
+    default_system: str | None = None
+    day: date | None = None
+    independent_turns: ClassVar[bool] = False
+    _literals: _LiteralIds = field(default_factory=lambda: _LiteralIds(), repr=False, compare=False)
+
+    @staticmethod
+    def from_source(
+        source: str,
+        control: Mapping[str, int],
+        bos_token: str | None,
+        eos_token: str | None,
+        strips: Mapping[str, tuple[bool, bool]] | None = None,
+    ) -> TemplateFormat:
+        """The format of a Jinja template. It is rendered in a sandbox with limits (template_sandbox.py), and probed.
+
+        control      name -> id of all control tokens of the tokenizer, also those that are added but not special
+        bos_token, eos_token   names that the template can print; None for one that the tokenizer does not have
+        strips       name -> (lstrip, rstrip) of control tokens that swallow white space beside them; the others can be left out
+
+        Raises UserError, with the reason, for a template that can't be rendered safely: it takes too long, it uses what templates
+        can't use here, what it prints depends on the text of a message, or no control token ends a reply.
+        """
+        template = Template(source, control, bos_token, eos_token, strips or {})
+        own = template.own_system
+        return TemplateFormat(template, None if own is None else own.text)
+
+    @staticmethod
+    def chatml(control: Mapping[str, int]) -> TemplateFormat:
+        """ChatML, for a tokenizer with CHATML_TOKENS: `<|im_start|>ROLE`, a newline, the content, `<|im_end|>`, a newline."""
+        return TemplateFormat.from_source(CHATML, control, None, None)
+
+    @staticmethod
+    def from_entry(entry: TemplateEntry, control: Mapping[str, int]) -> TemplateFormat:
+        """The format that `entry()` described. Raises UserError as `from_source` does."""
+        template = Template(entry.template, control, entry.bos_token, entry.eos_token, entry.strips)
+        return TemplateFormat(template, entry.default_system, entry.day)
+
+    def entry(self) -> dict[str, Any]:
+        """The format as JSON, for `TemplateEntry`."""
+        template = self.template
+        return {
+            "default_system": self.default_system,
+            "template": template.source,
+            "bos_token": template.bos_token,
+            "eos_token": template.eos_token,
+            "strips": {name: list(flags) for name, flags in template.strips.items()},
+            "day": None if self.day is None else self.day.isoformat(),
+        }
+
+    # What the format is
+
+    @property
+    def own_system(self) -> str | None:
+        """The system message that the template itself inserts into conversations without one, or None."""
+        return None if self.template.own_system is None else self.template.own_system.text
+
+    @property
+    def can_omit_system(self) -> bool:
+        """Whether a conversation can have no system message at all."""
+        return self.template.own_system is None or self.template.own_system.without is not None
+
+    @property
+    def has_system(self) -> bool:
+        """Whether a conversation can have a system message."""
+        return self.template.has_system
+
+    @property
+    def plain_text_roles(self) -> bool:
+        """Whether its role tags are ordinary text, so that a message which spells one can't be told from a turn."""
+        return self.template.plain_text_roles
+
+    @property
+    def uses_date(self) -> bool:
+        """Whether it prints the day."""
+        return self.template.uses_date
+
+    @property
+    def required_tokens(self) -> tuple[str, ...]:
+        """Names of the control tokens that a tokenizer must have: none beyond those that it was made with."""
+        return ()
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end a reply."""
+        return self.template.end_ids
+
+    def end_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Ids that end a reply: the control tokens that the template prints after one."""
+        return self.template.end_ids
+
+    def role_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Ids that open a turn and end generation: none, as only `end_ids` do."""
+        return frozenset()
+
+    def with_default_system(self, text: str | None) -> TemplateFormat:
+        """The same format with another system message for new conversations, or without one."""
+        return replace(self, default_system=text)
+
+    def on_day(self, day: date) -> TemplateFormat:
+        """The same format, which takes `day` for today if its template prints the date."""
+        return replace(self, day=day) if self.uses_date else self
+
+    def jinja_template(self, bos_token: str | None) -> str:
+        """The template as it came."""
+        return self.template.source
+
+    # Rendering
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tokenizer: Tokenizer,
+        add_generation_prompt: bool,
+        system_default: bool = True,
+    ) -> Rendered:
+        """Render a conversation of which `check_messages` approves. Raises UserError if the template refuses its roles.
+
+        `system_default` keeps the system message that the template inserts into a conversation without one, as
+        `apply_chat_template` does; False leaves it out, if `can_omit_system`.
+        """
+        roles = tuple(message.role for message in messages)
+        try:
+            skeleton = self.template.skeleton(roles, add_generation_prompt, system_default, self.day)
+        except Raised as error:
+            raise UserError(f"The chat template refuses the conversation ({error}); change its roles.") from None
+        except TemplateError as error:
+            raise UserError(
+                f"The chat template can't render a conversation of {len(roles)} messages: {error}."
+            ) from None
+        contents = [message.content for message in messages]
+        literals = self._literals.of(tokenizer)
+        ids: list[int] = []
+        reply_spans: list[tuple[int, int]] = []
+        start: int | None = None
+        for item in skeleton:
+            if isinstance(item, int):
+                ids.append(item)
+                if start is not None:  # the skeleton's check: the next control token after a reply ends it
+                    reply_spans.append((start, len(ids)))
+                    start = None
+            elif item.literal is not None:
+                ids += literals(item.literal, item.is_first)
+            else:
+                encode = tokenizer.encode if item.is_first else tokenizer.encode_after_control
+                run_ids = encode(item.text(contents))
+                if item.reply is not None and messages[_message_of(item)].train:
+                    start = len(ids) + _reply_start(item, contents, run_ids, tokenizer, literals)
+                ids += run_ids
+        return Rendered(ids, reply_spans)
+
+    def text(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """The conversation as `apply_chat_template(tokenize=False)` returns it. Raises TemplateError."""
+        roles = tuple(message.role for message in messages)
+        parts = self.template.render_parts(roles, add_generation_prompt, self.day)
+        return "".join(part if isinstance(part, str) else part.fill(messages[part.message].content) for part in parts)
+
+
+def format_from_entry(entry: FormatEntry | TemplateEntry | None, control: Mapping[str, int]) -> Format | None:
+    """The format that `entry()` described, None for a model without one. Raises UserError as `TemplateFormat.from_source` does."""
+    if isinstance(entry, TemplateEntry):
+        return TemplateFormat.from_entry(entry, control)
+    return None if entry is None else ChatFormat(entry.default_system)
+
+
+def _message_of(run: Run) -> int:
+    assert run.reply is not None
+    slot = run.parts[run.reply]
+    assert not isinstance(slot, str)
+    return slot.message
+
+
+def _reply_start(
+    run: Run, contents: Sequence[str], ids: list[int], tokenizer: Tokenizer, literals: Callable[[str, bool], list[int]]
+) -> int:
+    """Index in `ids`, the tokens of the run, of the first token that has a part of the reply in it."""
+    if run.before is not None:
+        before_ids = literals(run.before, run.is_first)
+    else:
+        encode = tokenizer.encode if run.is_first else tokenizer.encode_after_control
+        before_ids = encode(run.text(contents, run.reply))
+    if ids[: len(before_ids)] == before_ids:
+        return len(before_ids)
+    # The last tokens before the reply and the first of the reply are joined, such as two newlines.
+    n_bytes = int(tokenizer.byte_lengths(np.array(before_ids, dtype=np.int64)).sum())
+    # Nearly every token has at least one byte, so the first few ids are usually enough.
+    for near in (ids[: n_bytes + 1], ids):
+        ends = np.cumsum(tokenizer.byte_lengths(np.array(near, dtype=np.int64)))
+        if (start := int(np.searchsorted(ends, n_bytes, side="right"))) < len(near):
+            break
+    return start
+
+
+class _LiteralIds:
+    """The ids of texts of the template, which are the same in every conversation; for one tokenizer at a time."""
+
+    def __init__(self) -> None:
+        self._ids: dict[tuple[str, bool], list[int]] = {}
+        self._tokenizer: weakref.ref[Tokenizer] | None = None
+
+    def of(self, tokenizer: Tokenizer) -> Callable[[str, bool], list[int]]:
+        """A function from such a text, and whether no control token is before it, to its ids, which must not be changed."""
+        if self._tokenizer is None or self._tokenizer() is not tokenizer:
+            self._ids, self._tokenizer = {}, weakref.ref(tokenizer)
+        known = self._ids
+
+        def ids_of(text: str, is_first: bool) -> list[int]:
+            if (ids := known.get((text, is_first))) is None:
+                ids = tokenizer.encode(text) if is_first else tokenizer.encode_after_control(text)
+                known[text, is_first] = ids
+            return ids
+
+        return ids_of
+
+    def __deepcopy__(self, memo: Any) -> _LiteralIds:
+        return _LiteralIds()
+
+    def __reduce__(self) -> Any:
+        return _LiteralIds, ()
