@@ -36,7 +36,7 @@ class Base:
     model: GPT
     tokenizer: ChatTokenizer  # has all control tokens, and the chat format that the model is fine-tuned to
     added: Collection[str]  # control tokens that the base lacked
-    own_format: Format | None  # the chat format of the base itself
+    own_format: Format | None = None  # the chat format of the base itself
 
 
 def check(config: Config) -> None:
