@@ -12,7 +12,15 @@ from tiny import tiny_tokenizer
 from mini_chat_gpt.chat_format import Message, render
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import ChatsSection, DataSection
-from mini_chat_gpt.data.chat_dataset import ChatDataset, content_key, duplicates, in_both, names_of, split
+from mini_chat_gpt.data.chat_dataset import (
+    ChatDataset,
+    content_key,
+    duplicates,
+    in_both,
+    names_of,
+    nearest_prompts,
+    split,
+)
 from mini_chat_gpt.data.chat_files import Conversation
 
 TOKENIZER = tiny_tokenizer()
@@ -152,3 +160,15 @@ def test_a_note_counts_the_chats_of_each_file_that_are_left_out_and_quotes_the_f
     assert re.search(
         r"a\.jsonl: chats of training that are dropped: 2; the first, line \d+: .*doesn't fit into 60 tokens.*\.$", note
     )
+
+
+def test_the_nearest_question_is_the_one_that_shares_most_words():
+    chats = [chat("zebra unrelated words", "No."), chat("What is the capital of Japan?", "Tokyo.")]
+    ((similarity, prompt, question),) = nearest_prompts(["what is the CAPITAL of France"], chats)
+    assert (prompt, question) == ("what is the CAPITAL of France", "What is the capital of Japan?")
+    assert similarity == pytest.approx(5 / 7)
+
+
+def test_the_conversations_of_a_dataset_are_those_of_its_examples():
+    chats = [chat("Hi", "Hello!"), chat("Hi " * 80, "Hello!"), chat("Bye", "Bye!")]
+    assert list(dataset(chats, 60).conversations) == [chats[0], chats[2]]

@@ -279,3 +279,9 @@ def test_progress_is_reported_for_every_reply(base):
 def test_invalid_input_is_reported_in_one_sentence(base, arguments, message):
     with pytest.raises(UserError, match=message):
         generate(lively(base), base, **{"prompts": ["Once"]} | arguments)
+
+
+def test_a_streamed_continuation_keeps_the_leading_space_of_its_first_token(real_data):
+    tokenizer = ChatTokenizer.from_llama2c(real_data / "stories260K" / "tok512.bin")
+    model = says(tokenizer, [*tokenizer.encode("day"), tokenizer.control["</s>"]])
+    assert "".join(stream(model, tokenizer, "One")) == generate(model, tokenizer, ["One"])[0] == " day"

@@ -91,3 +91,27 @@ def test_attention_of_the_last_tokens_in_bfloat16_is_close_to_float32():
     got = last_tokens_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), None, None)
     assert got.dtype == torch.bfloat16
     assert (got.float() - exact).square().mean().sqrt() < 0.01 * exact.std()
+
+
+@pytest.mark.parametrize("branches", [(), ((), (2, 5))], ids=["plain", "branches"])
+@pytest.mark.parametrize("window", [None, 5])
+def test_groups_of_padded_examples_equal_blocked_attention(monkeypatch, window, branches):
+    """The path of GPUs without the flash kernel, and of long examples."""
+    q, k, v = torch.randn(1, 6, 70, 8), torch.randn(1, 2, 70, 8), torch.randn(1, 2, 70, 8)
+    layout = Packed((0, 31, 40, 70), prefix_branches=branches)
+
+    def attend(*qkv: torch.Tensor) -> torch.Tensor:
+        return packed_attention(*qkv, layout, None, window)
+
+    blocked = results(attend, q, k, v)
+    monkeypatch.setattr(attention, "use_blocked_attention", lambda *_: False)
+    assert_close(results(attend, q, k, v), blocked, 1e-5)
+
+
+@pytest.mark.parametrize(("device", "dtype", "blocked"), [
+    ("cpu", torch.float32, True), ("cpu", torch.bfloat16, True), ("cpu", torch.float64, False), ("cpu", torch.float16, False),
+    ("meta", torch.bfloat16, False), ("meta", torch.float32, False),
+])  # fmt: skip
+def test_blocked_attention_is_for_processors_in_two_precisions(device, dtype, blocked):
+    q = torch.empty(1, 2, 9, 8, device=device, dtype=dtype)
+    assert use_blocked_attention(q, Packed((0, 9), device=device)) == blocked

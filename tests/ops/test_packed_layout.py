@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mini_chat_gpt.ops.attention import packed_attention
-from mini_chat_gpt.ops.packed_layout import Packed, causal_mask, positions_of
+from mini_chat_gpt.ops.packed_layout import MAX_GROUP_TOKENS, Packed, causal_mask, positions_of
 
 
 def test_padding_is_an_example_of_its_own_that_no_limit_counts():
@@ -58,3 +58,9 @@ def test_a_mask_is_needed_only_for_windows_shorter_than_the_row():
     mask = causal_mask(3, 2, torch.device("cpu"))
     assert mask is not None
     assert mask.int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+
+
+def test_a_group_is_limited_in_tokens():
+    groups = Packed(tuple(128 * n for n in range(21))).groups
+    assert [group.n for group in groups] == [8, 8, 4]
+    assert all(group.n * group.max_seqlen <= MAX_GROUP_TOKENS for group in groups)

@@ -121,3 +121,9 @@ def test_a_request_of_one_rank_is_one_of_all():
     with pytest.raises(Abandoned):
         stop.raise_if_requested(TwoRanks(rank=0, size=2))
     assert stop.reason == "SIGTERM"
+
+
+def test_without_handlers_of_signals_the_deadline_sets_no_alarm():
+    """The default action of SIGALRM would end the process."""
+    with StopRequest(lambda _: None, deadline=time.monotonic() + 60).abandonable():
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
