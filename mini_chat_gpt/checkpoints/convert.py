@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints.families import family_of_model
 from mini_chat_gpt.checkpoints.find import MODEL, find_checkpoint, read_meta
 from mini_chat_gpt.checkpoints.foreign import is_foreign
@@ -29,6 +30,7 @@ from mini_chat_gpt.common.text import clean
 from mini_chat_gpt.common.writable import require_writable
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.model import GPT
+from mini_chat_gpt.tokenizer.chat_setup import describe_format
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -72,6 +74,7 @@ def describe(model: GPT, tokenizer: ChatTokenizer) -> list[str]:
         f"width {config.n_embd}",
         f"vocabulary {n_ids:,}{f' (+ {padding} padding)' if padding else ''}, context {config.context_length:,} tokens",
         f"chat format: {_chat_format(tokenizer)}",
+        *describe_format(tokenizer.chat_format or ChatFormat()),
         f"a reply ends at: {', '.join(_names(tokenizer)) or 'nothing (no stop token is known)'}",
     ]
     if model.origin is not None:
@@ -87,8 +90,7 @@ def _family(config: GPTConfig) -> str:
 def _chat_format(tokenizer: ChatTokenizer) -> str:
     if tokenizer.chat_format is None:
         return "none, a base model"
-    system = tokenizer.chat_format.default_system
-    return "its own" + (f", with the system message {clean(system)!r}" if system else ", without a system message")
+    return "the template that it came with" if tokenizer.template else "that of mini_chat_gpt"
 
 
 def _names(tokenizer: ChatTokenizer) -> list[str]:

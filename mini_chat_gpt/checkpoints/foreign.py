@@ -18,6 +18,7 @@ from mini_chat_gpt.checkpoints.families import Family, GGUFMapping, family_of_ar
 from mini_chat_gpt.checkpoints.find import is_checkpoint
 from mini_chat_gpt.checkpoints.gguf import MAGIC, GGUFFile
 from mini_chat_gpt.checkpoints.hf_folder import is_hf_folder, open_folder, read_folder_config
+from mini_chat_gpt.checkpoints.import_check import give_chat_format
 from mini_chat_gpt.checkpoints.llama2c import read_llama2c
 from mini_chat_gpt.checkpoints.nanogpt import read_nanogpt
 from mini_chat_gpt.checkpoints.origin import origin_of_folder, origin_of_gguf
@@ -104,6 +105,7 @@ def import_tokenizer(source: Path) -> tuple[ChatTokenizer, GPTConfig]:
 def _folder_tokenizer(folder: Path) -> tuple[ChatTokenizer, GPTConfig]:
     _, config = read_folder_config(folder)  # what can't be read has to be named first
     tokenizer = tokenizer_from_folder(folder)
+    give_chat_format(tokenizer, folder)
     _require_own_tokenizer(config, tokenizer, folder)
     return tokenizer, config
 
@@ -111,6 +113,7 @@ def _folder_tokenizer(folder: Path) -> tuple[ChatTokenizer, GPTConfig]:
 def _gguf_tokenizer(file: GGUFFile) -> tuple[ChatTokenizer, GPTConfig]:
     _, _, config = _gguf_config(file)
     tokenizer = tokenizer_from_gguf(file.metadata)
+    give_chat_format(tokenizer, file.path)
     _require_own_tokenizer(config, tokenizer, file.path)
     return tokenizer, config
 

@@ -1,8 +1,14 @@
-"""Checks of an imported tokenizer, before anything is written: its round trip, and that text can't spell a control token."""
+"""Checks of an imported tokenizer and chat format: the round trip, control tokens in text, and the ids of ten conversations."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 from mini_chat_gpt.common.errors import UserError, short
+from mini_chat_gpt.tokenizer.chat_setup import check_format, template_format
+from mini_chat_gpt.tokenizer.chat_templates import CHATML_TOKENS, TemplateFormat
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 SAMPLES = (
@@ -18,6 +24,36 @@ SAMPLES = (
 """Texts in Unicode's composed form: some tokenizers compose what they read."""
 
 
+def give_chat_format(tokenizer: ChatTokenizer, source: Path) -> None:
+    """Set the chat format of the template that a model came with, if it has one.
+
+    The ids of ten conversations are compared with those of the model's whole tokenizer. A template that can't be used, or gives
+    other ids, is named in a warning; ChatML takes its place if the template is a variant of it.
+    """
+    template = tokenizer.template
+    if template is None:
+        return
+    try:
+        tokenizer.chat_format = template_format(tokenizer, template)
+        reason = check_format(tokenizer, _whole_encoder(tokenizer))
+    except UserError as error:
+        reason = str(error)
+    if reason is None:
+        return
+    is_chatml = all(name in tokenizer.control and name in template for name in CHATML_TOKENS)
+    tokenizer.chat_format = TemplateFormat.chatml(tokenizer.control) if is_chatml else None
+    instead = "plain ChatML takes its place" if is_chatml else "the model is treated as one without a chat format"
+    warnings.warn(f"the chat template of {source} is not used: {reason.rstrip('.')}; {instead}", stacklevel=2)
+
+
+def _whole_encoder(tokenizer: ChatTokenizer) -> Callable[[str], Sequence[int]]:
+    """The model's whole tokenizer: text to ids, where names of control tokens become those tokens."""
+    from tokenizers import Tokenizer
+
+    whole = Tokenizer.from_str(tokenizer.encoder.to_bytes().decode("utf-8"))
+    return lambda text: whole.encode(text, add_special_tokens=False).ids
+
+
 def check_tokenizer(tokenizer: ChatTokenizer) -> list[str]:
     """Lines that say what has been checked. Raises UserError if the tokenizer loses text or lets text spell a control token."""
     control = set(tokenizer.control.values())
@@ -30,8 +66,10 @@ def check_tokenizer(tokenizer: ChatTokenizer) -> list[str]:
     spelled = " ".join(name for name in tokenizer.control if not name.startswith("<|reserved_"))[:100_000]
     if control & set(tokenizer.encode(spelled)):
         raise UserError("The imported tokenizer lets text spell a control token; the model can't be imported.")
-    notes = [f"note: {loss}" for loss in tokenizer.losses]
-    return [
-        *notes,
-        f"checked: {len(SAMPLES)} texts in and out of the tokenizer; names of its {len(control):,} control tokens stay text",
+    checked = [
+        f"{len(SAMPLES)} texts in and out of the tokenizer",
+        f"names of its {len(control):,} control tokens stay text",
     ]
+    if isinstance(tokenizer.chat_format, TemplateFormat):
+        checked.append("ten conversations have the ids of its own tokenizer and template")
+    return [*(f"note: {loss}" for loss in tokenizer.losses), f"checked: {'; '.join(checked)}"]

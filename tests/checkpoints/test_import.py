@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign_llamas import gguf_tokenizer, make_llama, make_tokenizer, save_folder, write_gguf
+from foreign_llamas import CHATML, gguf_tokenizer, make_llama, make_tokenizer, save_folder, write_gguf
 from safetensors.torch import load_file
 from tiny import tiny_config
 
+from mini_chat_gpt.chat_format import Message, render
 from mini_chat_gpt.checkpoints.convert import main
 from mini_chat_gpt.checkpoints.find import find_checkpoint
 from mini_chat_gpt.checkpoints.load import find_source, load_checkpoint, load_pair, load_tokenizer
@@ -150,6 +151,62 @@ def test_an_existing_target_and_a_needless_tokenizer_are_refused(tmp_path, folde
         main([str(folder), str(tmp_path / "ours"), "--tokenizer", "gpt2"])
 
 
+# Chat formats
+
+
+CHAT = [
+    Message("system", "Be brief."),
+    Message("user", " Hi! 😀\n"),
+    Message("assistant", "Hello."),
+    Message("user", "Bye"),
+]
+
+
+def test_a_model_keeps_its_chat_format(tmp_path, folder, gguf_file):
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": message.role, "content": message.content} for message in CHAT]
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    for source in (folder, gguf_file):
+        main([str(source), str(tmp_path / f"{source.name}.ours")])
+        for path in (source, tmp_path / f"{source.name}.ours"):
+            _, tokenizer = load_checkpoint(path, "cpu")
+            assert render(CHAT, tokenizer, add_generation_prompt=True)[0] == expected
+            assert tokenizer.control["<|im_end|>"] in tokenizer.stop_ids
+        again = AutoTokenizer.from_pretrained(tmp_path / f"{source.name}.ours")
+        assert again.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == expected
+
+
+def change_template(folder: Path, template: str) -> None:
+    (folder / "chat_template.jinja").write_text(template)
+
+
+@pytest.mark.parametrize(
+    "inserted",
+    ["{% for i in range(10**9) %}x{% endfor %}", "{{ ''.__class__.__mro__ }}", "{{ messages[0].content[0] }}"],
+)
+def test_a_template_that_can_not_be_used_is_named_and_replaced(folder, inserted):
+    change_template(folder, CHATML + inserted)
+    with pytest.warns(UserWarning, match="is not used: .*; plain ChatML takes its place"):
+        _, tokenizer = load_checkpoint(folder, "cpu")
+    assert tokenizer.decode(render(CHAT[:2], tokenizer)[0], control=True).startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+    )
+    change_template(folder, inserted)
+    with pytest.warns(UserWarning, match="treated as one without a chat format"):
+        assert load_checkpoint(folder, "cpu")[1].chat_format is None
+
+
+def test_the_system_message_of_a_template_is_shown(tmp_path, folder, capsys):
+    system = "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou are Tom.<|im_end|>\n' }}{% endif %}"
+    change_template(folder, system + CHATML)
+    main([str(folder), str(tmp_path / "ours")])
+    printed = capsys.readouterr().out
+    assert "'You are Tom.'" in printed
+    assert "ten conversations have the ids of its own tokenizer" in printed
+
+
 # Training
 
 
@@ -249,10 +306,16 @@ def test_loading_takes_the_model_and_its_largest_tensor(tmp_path, dtype, size):
 
 
 @pytest.mark.skipif(not SMOLLM2.is_file(), reason=f"{SMOLLM2} is not there")
-def test_smollm2_is_imported_within_a_minute(tmp_path, capsys):
+def test_smollm2_is_imported_within_a_minute_and_answers(tmp_path, capsys):
+    from mini_chat_gpt.generation import generate
+
     started = time.monotonic()
     main([str(SMOLLM2), str(tmp_path / "ours")])
     assert time.monotonic() - started < 60
     printed = capsys.readouterr().out
-    assert "Llama, 134,515,008 parameters in float32" in printed
-    assert "license apache-2.0" in printed
+    for part in ("Llama, 134,515,008 parameters in float32", "license apache-2.0", "named SmolLM", "<|im_end|>"):
+        assert part in printed
+    model, tokenizer = load_checkpoint(tmp_path / "ours", "cpu")
+    question = [Message("user", "What is the capital of Japan?")]
+    [reply] = generate(model, tokenizer, [question], max_new_tokens=20, temperature=0.0)
+    assert reply == "The capital of Japan is Tokyo."
