@@ -95,7 +95,7 @@ def _change_header(data: bytes, rng: Random) -> tuple[bytes, str]:
 
 
 def _swap_names(data: bytes, rng: Random) -> tuple[bytes, str]:
-    """A name of the same length in the place of another, or a letter of one changed."""
+    """One name replaced by another of the same length, at one place."""
     names = [b"attn_q", b"attn_k", b"attn_v", b"ffn_up", b"blk.0.", b"blk.1.", b"output", b"llama."]
     old, new = rng.choice(names), rng.choice([*names, b"xxxxxx"])
     places = [at for at in range(len(data[:HEADER_BYTES])) if data.startswith(old, at)]
