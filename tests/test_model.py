@@ -11,6 +11,7 @@ from tiny import tiny_model
 from mini_chat_gpt.config import GPTConfig, ModelSection
 from mini_chat_gpt.data.batching import Example, collate, share_prefix
 from mini_chat_gpt.model import GPT
+from mini_chat_gpt.ops import attention
 
 
 def small(**changes) -> GPTConfig:
@@ -151,8 +152,10 @@ def test_the_gradients_of_a_packed_batch_equal_those_of_causal_logits(name):
         torch.testing.assert_close(packed[name], parameter.grad, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_cached_decoding_equals_uncached(name):
+def test_cached_decoding_equals_uncached(monkeypatch, name, on_cpu):
+    monkeypatch.setattr(attention, "on_cpu", lambda _: on_cpu)  # GPUs have a path of their own
     model = build(VARIANTS[name])
     ids = torch.randint(0, model.config.vocab_size, (2, 40))
     cache = model.make_cache(2)

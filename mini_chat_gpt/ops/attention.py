@@ -130,6 +130,11 @@ def _flash_varlen(
 # Generation: new tokens after those in a cache
 
 
+def on_cpu(q: torch.Tensor) -> bool:
+    """Whether q (B, H, T, D) is on a processor, where blocks of queries are faster than PyTorch's kernel."""
+    return q.device.type == "cpu"
+
+
 def cached_attention(
     q: torch.Tensor, layout: Cached, layer: int, scale: float | None, window: int | None
 ) -> torch.Tensor:
@@ -147,7 +152,7 @@ def cached_attention(
         mask = None if layout.same_length else layout.mask(1, first, window, q.dtype)
         q = q.reshape(b, cache.n_kv_head, -1, size)
         return sdpa(q, keys, values, mask, scale).reshape(b, n_head, 1, size)
-    if layout.same_length and q.device.type == "cpu":
+    if layout.same_length and on_cpu(q):
         return last_tokens_attention(q, keys, values, scale, window)
     if layout.same_length and starts[0] == 0 and (window is None or window >= n_new):
         return sdpa(q, keys, values, None, scale, is_causal=True)

@@ -105,6 +105,7 @@ def test_the_loaded_model_has_the_validation_loss_of_the_run(folder, tmp_path, l
     (*_, last) = steps_of(tmp_path / "run")
     kept = json.loads((last / "mini_chat_gpt.json").read_text())["adapter"]["frozen"]
     adapted = load_adapted(last, frozen=kept).eval()
+    assert adapted.adapter.frozen == kept
     merged, tokenizer = load_checkpoint(tmp_path / "run", "cpu")
     assert type(merged.layers[0].self_attn.q_proj) is torch.nn.Linear
     batch = validation_batch(folder, tokenizer)

@@ -10,6 +10,7 @@ import pytest
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import (
+    append_text,
     atomic_folder,
     atomic_write_text,
     exchange,
@@ -186,3 +187,9 @@ def test_every_file_and_folder_is_flushed_to_the_disk_before_it_gets_its_name(tm
     below = {str(Path(path).relative_to(draft)) for path in flushed if Path(path).is_relative_to(draft)}
     assert below == {".", "part", "part/a.txt", "manifest.json"}
     assert flushed[-1] == str(tmp_path)
+
+
+def test_text_is_appended_to_a_file_that_exists_or_not(tmp_path):
+    for text in ("a\n", "b\n"):
+        append_text(tmp_path / "new" / "log.txt", text)
+    assert (tmp_path / "new" / "log.txt").read_text() == "a\nb\n"

@@ -160,7 +160,7 @@ def test_the_average_follows_its_formula():
         average.update()
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.weight.detach()
-    torch.testing.assert_close(average.averages["weight"], expected)
+        torch.testing.assert_close(average.averages["weight"], expected)
 
 
 def test_the_model_gets_its_own_weights_back_exactly():

@@ -168,6 +168,8 @@ JSON_MUTANTS = {
     "a missing window": lambda state: state["progress"].pop("window"),
     "a window without its sums": lambda state: state["progress"]["window"].pop("loss_sum"),
     "a negative step": lambda state: state["progress"].update(step=-1),
+    "negative seconds": lambda state: state["progress"].update(seconds=-0.5),
+    "a negative weight": lambda state: state["progress"]["window"].update(weight=-0.5),
     "a count as text": lambda state: state["progress"].update(trained_tokens="5"),
     "a sum as text": lambda state: state["progress"]["window"].update(loss_sum="1.0"),
     "a step as text": lambda state: state["progress"].update(step="2"),

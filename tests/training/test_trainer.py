@@ -201,9 +201,12 @@ def test_non_finite_steps_in_a_row_end_the_run_and_their_examples_are_saved(tmp_
     training = {"batch_size": 4, "max_nonfinite_steps": 3, "keep_checkpoints": 9}
     trainer = make_trainer(tmp_path / "run", sft=sft, training=training)
     trainer.job = replace(trainer.job, source=PoisonedSource())
+    messages: list[str] = []
+    trainer.monitor.message = messages.append
     with pytest.raises(UserError, match=r"step 6: loss nan.*3 non-finite steps in a row") as raised:
         trainer.run()
     assert str(tmp_path / "run" / "nonfinite_steps") in str(raised.value)
+    assert messages[0].startswith("step 4: loss nan, gradient norm nan: not finite, the weights are unchanged")
     texts = sorted((tmp_path / "run" / "nonfinite_steps").iterdir())
     assert [text.name for text in texts] == [f"step-000000{step}-rank-0.txt" for step in (4, 5, 6)]
     expected = [trainer.job.source[index].ids.tolist() for index in range(12, 16)]
