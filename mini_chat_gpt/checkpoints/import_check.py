@@ -10,6 +10,7 @@ from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.tokenizer.chat_setup import check_format, template_format
 from mini_chat_gpt.tokenizer.chat_templates import CHATML_TOKENS, TemplateFormat
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.tokenizer.template_skeleton import REMEDY
 
 SAMPLES = (
     "Hello world! It's 12:30, and we've walked 1,234 miles.",
@@ -37,7 +38,7 @@ def give_chat_format(tokenizer: ChatTokenizer, source: Path) -> None:
         tokenizer.chat_format = template_format(tokenizer, template)
         reason = check_format(tokenizer, _whole_encoder(tokenizer))
     except UserError as error:
-        reason = str(error)
+        reason = str(error).removesuffix(f"; {REMEDY}.")
     if reason is None:
         return
     is_chatml = all(name in tokenizer.control and name in template for name in CHATML_TOKENS)
