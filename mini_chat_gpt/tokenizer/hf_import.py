@@ -134,10 +134,10 @@ def _stop_ids(path: Path) -> list[int]:
         found = _read(path, _StopIds)
     except DamagedJSON:
         # The generation_config.json of Llama 3.2 was published with commas that JSON does not allow, or without some.
-        text = read_file(path, MAX_TEMPLATE).decode("utf-8", "replace")
-        text = re.sub(r",(\s*[}\]])", r"\1", text)
-        text = re.sub(r'([\d"\]}el])(\s*\n\s*")', r"\1,\2", text)
-        found = parse_json(text, _StopIds, str(path), REMEDY)
+        data = read_file(path, MAX_TEMPLATE)
+        data = re.sub(rb",(\s*[}\]])", rb"\1", data)
+        data = re.sub(rb'([\d"\]}el])(\s*\n\s*")', rb"\1,\2", data)
+        found = parse_json(data, _StopIds, str(path), REMEDY)
     ids = found.eos_token_id if found is not None else None
     return [] if ids is None else [ids] if isinstance(ids, int) else ids
 
@@ -145,7 +145,10 @@ def _stop_ids(path: Path) -> list[int]:
 def _template(folder: Path, special: _SpecialTokens) -> str | None:
     """The chat template: that of chat_template.jinja, or else that of tokenizer_config.json, "default" if it has several."""
     if (path := folder / TEMPLATE_FILE).is_file():
-        return read_file(path, MAX_TEMPLATE).decode("utf-8", "replace")
+        try:
+            return read_file(path, MAX_TEMPLATE).decode("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is not UTF-8 text; {REMEDY}.") from None
     template = special.chat_template
     if isinstance(template, list):
         named: Mapping[str, str] = {one.name: one.template for one in template}

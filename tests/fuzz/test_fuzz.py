@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-KINDS = ("checkpoints", "configs", "run_folders", "imports", "foreign_models", "caches")
+KINDS = ("checkpoints", "configs", "run_folders", "imports", "foreign_models", "hf_tokenizers", "caches")
 
 
 def check(*options: str) -> None:

@@ -392,6 +392,9 @@ def test_a_template_file_comes_before_that_of_the_config(tmp_path: Path) -> None
     assert tokenizer_from_folder(tmp_path).template == "yes"
     (tmp_path / "chat_template.jinja").write_text("file")
     assert tokenizer_from_folder(tmp_path).template == "file"
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="is not UTF-8 text"):
+        tokenizer_from_folder(tmp_path)
 
 
 def test_control_tokens_that_take_white_space_are_known() -> None:
