@@ -24,12 +24,12 @@ from mini_chat_gpt.tokenizer.split_patterns import (
     CL100K_PATTERN as CL100K_PATTERN,
 )  # those with "as": for importers of bpe
 from mini_chat_gpt.tokenizer.split_patterns import GPT2_PATTERN as GPT2_PATTERN
-from mini_chat_gpt.tokenizer.split_patterns import LETTER_CUT, TWO_DIGITS_PATTERN
+from mini_chat_gpt.tokenizer.split_patterns import LETTER_CUT, QWEN35_PATTERN, TWO_DIGITS_PATTERN
 from mini_chat_gpt.tokenizer.split_patterns import O200K_PATTERN as O200K_PATTERN
 
-DEFAULT_PATTERN = TWO_DIGITS_PATTERN
-"""The split pattern of tokenizers that we train, and of rank files without a known pattern."""
-PATTERNS = frozenset({TWO_DIGITS_PATTERN, GPT2_PATTERN, CL100K_PATTERN, O200K_PATTERN})
+DEFAULT_PATTERN = QWEN35_PATTERN
+"""The split pattern of tokenizers that we train. llama.cpp and Ollama know it, so that they give a trained model the same ids."""
+PATTERNS = frozenset({QWEN35_PATTERN, TWO_DIGITS_PATTERN, GPT2_PATTERN, CL100K_PATTERN, O200K_PATTERN})
 
 MAX_IDS = 1 << 20
 """Ids of a tokenizer. Unused ids get names, so a damaged id must not stand for millions of them."""

@@ -1,7 +1,7 @@
 """Read tiktoken encodings by name, or from a `.tiktoken` file of ranks.
 
 A `.tiktoken` file contains neither the split pattern nor the control tokens that belong to its ranks. The public files are
-recognized by their hash. Any other file gets our own pattern, with a warning, and no control tokens.
+recognized by their hash. Any other file gets the pattern of our first tokenizers, with a warning, and no control tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import read_file
 from mini_chat_gpt.tokenizer.bpe import (
     CL100K_PATTERN,
-    DEFAULT_PATTERN,
     GPT2_PATTERN,
     MAX_FILE,
     O200K_PATTERN,
@@ -28,6 +27,7 @@ from mini_chat_gpt.tokenizer.bpe import (
     ranks_to_bytes,
     read_ranks,
 )
+from mini_chat_gpt.tokenizer.split_patterns import TWO_DIGITS_PATTERN
 
 # tiktoken downloads without a time-out. Its largest file has 3.6 MB.
 DOWNLOAD_SECONDS = 30.0
@@ -70,7 +70,7 @@ def from_file(path: Path) -> tuple[TiktokenBPE, dict[str, int]]:
     """Encoder and control tokens from a `.tiktoken` file.
 
     Public files (gpt2/r50k_base, p50k_base, cl100k_base, o200k_base) are recognized and get their own pattern and control
-    tokens. For others a warning says that DEFAULT_PATTERN is used, and there are no control tokens until `add_control_tokens`.
+    tokens. For others a warning says that TWO_DIGITS_PATTERN is used, and there are no control tokens until `add_control_tokens`.
     `ChatTokenizer(TiktokenBPE(ranks, pattern), control)` accepts another pattern.
     """
     ranks = read_ranks(read_file(path, MAX_FILE), str(path))
@@ -79,10 +79,10 @@ def from_file(path: Path) -> tuple[TiktokenBPE, dict[str, int]]:
     known = _known(ranks)
     if known is None:
         warnings.warn(
-            f"{path} is not one of the public .tiktoken files; its split pattern is unknown, so the default is used.",
+            f"{path} is not one of the public .tiktoken files; its split pattern is unknown, so that of our first tokenizers is used.",
             stacklevel=2,
         )
-        known = PublicEncoding(DEFAULT_PATTERN)
+        known = PublicEncoding(TWO_DIGITS_PATTERN)
     return rank_encoder(ranks, known.pattern, str(path)), known.control
 
 

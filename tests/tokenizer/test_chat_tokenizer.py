@@ -29,6 +29,7 @@ from mini_chat_gpt.tokenizer.bpe import DEFAULT_PATTERN, TiktokenBPE, ranks_to_b
 from mini_chat_gpt.tokenizer.chat_tokenizer import CONTROL_TOKENS, ChatTokenizer
 from mini_chat_gpt.tokenizer.hf_export import byte_letters, merges_from_ranks
 from mini_chat_gpt.tokenizer.sentencepiece import SentencePieceBPE
+from mini_chat_gpt.tokenizer.split_patterns import PRE_TOKENIZERS, TWO_DIGITS_PATTERN
 
 KINDS = ["tiktoken", "llama2c"]
 both_kinds = pytest.mark.parametrize("kind", KINDS)
@@ -339,6 +340,22 @@ def test_training_twice_gives_the_same_tokenizer():
     assert ChatTokenizer.train(CORPUS, 400).fingerprint() == ChatTokenizer.train(iter(CORPUS), 400).fingerprint()
 
 
+def test_a_trained_tokenizer_splits_by_the_pattern_that_llama_cpp_calls_qwen35():
+    tokenizer = ChatTokenizer.train(["हिन्दी\n12\n"] * 50, 300)
+    assert PRE_TOKENIZERS["qwen35"].patterns == (tokenizer.encoder.pattern,)
+    assert [tokenizer.decode([token_id]) for token_id in tokenizer.encode("12")] == ["1", "2"]
+    assert tokenizer.decode([tokenizer.encode("हिन्दी")[0]]) == "हिन्दी"  # marks belong to the letters
+
+
+def test_a_saved_tokenizer_keeps_the_pattern_it_was_trained_with(tmp_path):
+    tokenizer = ChatTokenizer(TiktokenBPE(own_tokenizer().encoder.ranks, TWO_DIGITS_PATTERN))
+    tokenizer.save(tmp_path)
+    assert ChatTokenizer.load(tmp_path).encoder.pattern == TWO_DIGITS_PATTERN
+    theirs = hugging_face(tmp_path)
+    for text in [*CORPUS, *HARD_TEXTS]:
+        assert theirs.encode(text) == tokenizer.encode(text)
+
+
 def test_the_vocabulary_size_includes_the_control_tokens():
     tokenizer = ChatTokenizer.train(CORPUS, 400)
     assert tokenizer.vocab_size == 400
@@ -414,8 +431,8 @@ def test_the_fingerprint_depends_on_control_tokens_but_not_on_the_chat_format():
     assert tokenizer.fingerprint() != before
 
 
-def test_an_unknown_rank_file_gets_the_default_pattern_with_a_warning(tmp_path):
-    trained = own_tokenizer()
+def test_an_unknown_rank_file_gets_the_pattern_of_our_first_tokenizers_with_a_warning(tmp_path):
+    trained = ChatTokenizer(TiktokenBPE(own_tokenizer().encoder.ranks, TWO_DIGITS_PATTERN))
     (tmp_path / "mine.tiktoken").write_bytes(ranks_to_bytes(trained.encoder.ranks))
     with pytest.warns(UserWarning, match="split pattern is unknown"):
         tokenizer = ChatTokenizer.load(tmp_path / "mine.tiktoken")

@@ -28,6 +28,7 @@ from mini_chat_gpt.tokenizer.bpe import (
 )
 from mini_chat_gpt.tokenizer.hf_export import _merge_below, merges_from_ranks, merges_from_scores
 from mini_chat_gpt.tokenizer.sentencepiece import SentencePieceBPE
+from mini_chat_gpt.tokenizer.split_patterns import TWO_DIGITS_PATTERN
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
 
@@ -188,7 +189,7 @@ def _tokenizer_of_pairs(pattern: str) -> ChatTokenizer:
     return ChatTokenizer(TiktokenBPE(BYTES | {piece: 256 + i for i, piece in enumerate(pairs + longer)}, pattern))
 
 
-@pytest.mark.parametrize("pattern", [DEFAULT_PATTERN, GPT2_PATTERN, CL100K_PATTERN, O200K_PATTERN])
+@pytest.mark.parametrize("pattern", [DEFAULT_PATTERN, TWO_DIGITS_PATTERN, GPT2_PATTERN, CL100K_PATTERN, O200K_PATTERN])
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.sampled_from([*"aB1.'/\n\r é的\t\u0301", "'s", "\n\n", "  ", " a", "b c", "d\ne"]), max_size=60),
