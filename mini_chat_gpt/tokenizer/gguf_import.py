@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -122,7 +123,12 @@ def _check_tokens(ggml: _Ggml) -> None:
 
 
 def _pre_tokenizer(name: str | None) -> PreTokenizer:
-    """The split rules of llama.cpp for a name. A file without a name gets "default", as in llama.cpp."""
+    """The split rules of llama.cpp for a name. A file without a name gets "default" with a warning, as in llama.cpp."""
+    if name is None:
+        warnings.warn(
+            "the file does not say how its tokenizer splits text (tokenizer.ggml.pre); llama.cpp's default is used",
+            stacklevel=3,
+        )
     rule = PRE_TOKENIZERS.get(name or "default")
     if rule is None:
         near = difflib.get_close_matches(str(name), PRE_TOKENIZERS, n=1)

@@ -90,7 +90,7 @@ class HuggingFaceBPE:
         """Whether that also happens to text that follows a control token."""
         return self.rules.leading_space == "always"
 
-    @property
+    @cached_property
     def safe_cut(self) -> re.Pattern[str] | None:
         """Matches where a text can be cut without changing its ids; None if that is not known."""
         if self.rules.byte_level:
@@ -172,14 +172,15 @@ class HuggingFaceBPE:
         if max(map(len, unknown)) > 10_000:
             raise UserError(f"its split pattern has {max(map(len, unknown)):,} characters")
         letters = dict.fromkeys("a 1.\n" + "".join(unknown))
+        tokenizer = self._tokenizer
         with silent_stderr():
             # From short to long, because the engine can't be interrupted: its time may grow with a power of the length.
             for size in (32, 64, 128, 256, 512, 1024, 2048, 4096):
                 for letter in letters:
-                    start = time.monotonic()
-                    self.encode(letter * size + "\0")
-                    if time.monotonic() - start > _SLOW_SECONDS:
-                        raise UserError(f"its split pattern {short(unknown[0])} takes too long")
+                    start = time.thread_time()
+                    self._encode(tokenizer, letter * size + "\0")
+                    if time.thread_time() - start > _SLOW_SECONDS:
+                        raise UserError(f"its split pattern {short(max(unknown, key=len))} takes too long")
 
 
 def _load(content: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -222,14 +223,11 @@ def _content_of(file: TokenizerFile, added: Mapping[str, AddedToken], control: s
     vocab |= {token.content: token.id for token in ordinary}
     merges = []
     for left, right in map(_pair, model.merges):
-        if left in control or right in control or left + right in control:
-            continue
-        for part in (left, right, left + right):
-            if part not in vocab:
-                raise UserError(
-                    f"the merge of {short(left)} and {short(right)} needs {short(part)}, which is not a token"
-                )
-        merges.append([left, right])
+        if left in vocab and right in vocab and left + right in vocab:
+            merges.append((left, right))
+        elif not control.intersection((left, right, left + right)):
+            part = next(part for part in (left, right, left + right) if part not in vocab)
+            raise UserError(f"the merge of {short(left)} and {short(right)} needs {short(part)}, which is not a token")
     return {
         "version": "1.0",
         "truncation": None,  # a limit in the file would cut texts
@@ -240,7 +238,8 @@ def _content_of(file: TokenizerFile, added: Mapping[str, AddedToken], control: s
         "post_processor": None,
         "decoder": None,
         # Without an unknown token, unknown bytes are dropped; its id in a text would be that of a control token.
-        "model": model.model_dump() | {"type": "BPE", "unk_token": None, "vocab": vocab, "merges": merges},
+        "model": model.model_dump(exclude={"vocab", "merges"})
+        | {"type": "BPE", "unk_token": None, "vocab": vocab, "merges": merges},
     }
 
 

@@ -106,9 +106,8 @@ class Rules:
                 except ValueError:
                     pass
             return token.replace(SPACE, " ").encode("utf-8", "surrogatepass")
-        letters = _byte_of_letter()
         try:
-            return bytes([letters[letter] for letter in token])
+            return bytes(map(_byte_of_letter().__getitem__, token))
         except KeyError:  # not written in GPT-2's letters, so no text contains it
             return token.encode("utf-8", "surrogatepass")
 

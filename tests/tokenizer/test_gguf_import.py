@@ -126,6 +126,7 @@ def test_each_name_of_a_pre_tokenizer_can_be_used() -> None:
         (None, "a-12345 b", ["a", "-", "123", "45", " b"]),
     ],
 )
+@pytest.mark.filterwarnings("ignore:the file does not say")
 def test_text_is_split_as_in_llama_cpp(pre: str | None, text: str, parts: list[str]) -> None:
     from tokenizers import pre_tokenizers
 
@@ -137,6 +138,11 @@ def test_text_is_split_as_in_llama_cpp(pre: str | None, text: str, parts: list[s
 
     splitter = Tokenizer.from_str(json.dumps(content)).pre_tokenizer
     assert [part for part, _ in splitter.pre_tokenize_str(text)] == parts
+
+
+def test_a_file_without_a_pre_tokenizer_gets_a_warning() -> None:
+    with pytest.warns(UserWarning, match=r"does not say how its tokenizer splits text"):
+        tokenizer_from_gguf(metadata_of("GPT-2", pre=None))
 
 
 def test_the_patterns_are_those_whose_hashes_are_public() -> None:
