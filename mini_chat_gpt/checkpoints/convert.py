@@ -16,12 +16,11 @@ import torch
 
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints.families import family_of_model
-from mini_chat_gpt.checkpoints.find import MODEL, find_checkpoint, read_meta
+from mini_chat_gpt.checkpoints.find import find_checkpoint, read_meta
 from mini_chat_gpt.checkpoints.foreign import is_foreign
-from mini_chat_gpt.checkpoints.hf import to_hf_state
 from mini_chat_gpt.checkpoints.import_check import check_tokenizer
 from mini_chat_gpt.checkpoints.load import load_pair
-from mini_chat_gpt.checkpoints.save import Snapshot
+from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
@@ -55,9 +54,7 @@ def convert(source: Path, folder: Path, tokenizer: str | None = None, dtype: str
         model, loaded_tokenizer = load_pair(checkpoint, dtype=precision)
         info = read_meta(checkpoint)["info"] | {"source": shown_path(checkpoint)}
     checks = check_tokenizer(loaded_tokenizer)
-    state = to_hf_state({name: tensor.detach() for name, tensor in model.state_dict().items()}, model.config)
-    # Not a copy of the model, as `save_checkpoint` makes one: nothing changes it during the write.
-    Snapshot(model.config, loaded_tokenizer, {MODEL: state}, info, None, origin=model.origin).write(folder)
+    save_checkpoint(folder, model, loaded_tokenizer, info)
     return [
         f"Imported {source} into {folder}:",
         *(f"  {line}" for line in [*describe(model, loaded_tokenizer), *checks]),

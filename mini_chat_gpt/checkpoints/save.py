@@ -113,29 +113,31 @@ def take_snapshot(
     info: dict[str, Any] | None = None,
     tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     state: dict[str, Any] | None = None,
+    copy: bool = True,
 ) -> Snapshot:
-    """Copy the model's weights and further `tensors` (by file name) as they are now."""
+    """Copy the model's weights and further `tensors` (by file name) as they are now.
+
+    Without `copy` the weights that are on the CPU are the model's own: it must not change before the snapshot is written.
+    """
     if model.adapter is not None:
-        files = {ADAPTER: _copy_to_cpu(trained_parameters(model))}
+        files = {ADAPTER: _on_cpu(trained_parameters(model), copy)}
     else:
-        files = {MODEL: to_hf_state(_copy_to_cpu(model.state_dict()), model.config)}
-    files |= {name: _copy_to_cpu(tensors_of_file) for name, tensors_of_file in (tensors or {}).items()}
+        files = {MODEL: to_hf_state(_on_cpu(model.state_dict(), copy), model.config)}
+    files |= {name: _on_cpu(tensors_of_file, copy) for name, tensors_of_file in (tensors or {}).items()}
     return Snapshot(model.config, tokenizer, files, info or {}, state, model.adapter, model.origin)
 
 
-def _copy_to_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous copies on the CPU that share no memory with anything else."""
-    return {
-        name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
-        for name, tensor in tensors.items()
-    }
+def _on_cpu(tensors: Mapping[str, torch.Tensor], copy: bool) -> dict[str, torch.Tensor]:
+    """Contiguous tensors on the CPU; copies share no memory with anything else."""
+    form = torch.contiguous_format
+    return {name: tensor.detach().to("cpu", memory_format=form, copy=copy) for name, tensor in tensors.items()}
 
 
 def save_checkpoint(
     folder: Path | str, model: GPT, tokenizer: ChatTokenizer, info: dict[str, Any] | None = None
 ) -> Path:
     """Write a model and its tokenizer into a new folder. Raises UserError if the folder exists or the disk refuses."""
-    return take_snapshot(model, tokenizer, info).write(folder)
+    return take_snapshot(model, tokenizer, info, copy=False).write(folder)
 
 
 class CheckpointWriter:

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 from foreign_llamas import CHATML, gguf_tokenizer, make_llama, make_tokenizer, save_folder, write_gguf
@@ -250,6 +251,24 @@ def test_an_adapter_trains_on_a_gguf_file(tmp_path, gguf_file):
     assert load_checkpoint(result.folder, "cpu")[0].config.n_layer == 2
 
 
+@pytest.mark.slow
+def test_commands_accept_a_folder_and_a_gguf_file(tmp_path):
+    folder, gguf_file, long = tmp_path / "model", tmp_path / "m.gguf", {"max_position_embeddings": 1024}
+    save_folder(folder, torch.bfloat16, **long)
+    metadata = gguf_tokenizer(make_tokenizer()) | padding(288)
+    write_gguf(gguf_file, make_llama(vocab_size=288, **long), "Q8_0", metadata)
+    training(tmp_path, folder)  # writes the chats
+    (tmp_path / "prompts.yaml").write_text("compare: [{prompts: [Who is Tom?]}]\n")
+    for source in (folder, gguf_file):
+        base = f"sft.pretrained_checkpoint={source}"
+        printed = commands.run(tmp_path, "inspect", base, "chats.files=chats.jsonl")
+        assert f"Tokenizer and context: those of {source}." in printed
+        assert "<|im_start|>" in printed
+        commands.run(tmp_path, "generate", "--checkpoint", str(source), "--prompt", "Hello", "--max-new-tokens", "3")
+    compared = ["--checkpoint", str(folder), "--against", str(gguf_file), "--prompts", "prompts.yaml", "--n", "1"]
+    commands.run(tmp_path, "evaluate", *compared, "--kinds", "main_character")
+
+
 # Memory
 
 MEASURE = """
@@ -258,6 +277,8 @@ from pathlib import Path
 import gguf, tokenizers, torch
 from mini_chat_gpt.checkpoints.convert import convert
 from mini_chat_gpt.checkpoints.load import load_pair
+from mini_chat_gpt.config import LoraSettings
+from mini_chat_gpt.lora import add_lora
 
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
@@ -271,7 +292,10 @@ source, dtype, target = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 done, peaks, before = False, [], anonymous()
 thread = threading.Thread(target=watch)
 thread.start()
-if target:
+if target.startswith("lora "):
+    model, _ = load_pair(source, dtype=None)
+    add_lora(model, LoraSettings(rank=2), target[5:])
+elif target:
     convert(source, Path(target), None, None if dtype == "None" else dtype)
 else:
     load_pair(source, dtype=None if dtype == "None" else getattr(torch, dtype))
@@ -283,11 +307,15 @@ WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, 
 
 
 def growth(source: Path, dtype: str, target: str = "") -> int:
-    """Peak growth of anonymous memory in bytes while a model is loaded, or imported into `target`, by a new process."""
+    """Peak growth of anonymous memory in bytes while a new process loads a model, or imports it into `target`.
+
+    With "lora FROZEN" as the target it becomes the frozen base of an adapter.
+    """
     command = [sys.executable, "-c", MEASURE, str(source), dtype, target]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(("dtype", "size"), [("None", 4), ("bfloat16", 2)])
 def test_loading_takes_the_model_and_its_largest_tensor(tmp_path, dtype, size):
@@ -300,6 +328,16 @@ def test_loading_takes_the_model_and_its_largest_tensor(tmp_path, dtype, size):
     assert growth(tmp_path / "m.gguf", dtype) < limit
     assert growth(tmp_path / "m.gguf", dtype, str(tmp_path / "ours")) < limit
     assert growth(tmp_path / "ours", "None") < 40e6  # the file itself
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("frozen", "size"), [("bf16", 2), ("nf4", 4.2 / 8)])
+def test_a_frozen_base_is_converted_tensor_by_tensor(tmp_path, frozen, size):
+    model = save_folder(tmp_path / "m", torch.bfloat16, **WIDE)
+    n, n_tables = sum(p.numel() for p in model.parameters()), 2 * WIDE["vocab_size"] * WIDE["hidden_size"]
+    limit = size * (n - n_tables) + 4 * n_tables + 2 * n_tables + 40e6
+    assert growth(tmp_path / "m", "None", f"lora {frozen}") < limit
 
 
 # A real model
