@@ -68,55 +68,45 @@ class Tokenizer(Protocol):
 
 
 class Format(Protocol):
-    """A chat format, which the tokenizer of a chat model carries."""
+    """A chat format, which the tokenizer of a chat model carries.
+
+    default_system      the system message of conversations that are opened with the model; the caller that opens one adds it
+    own_system          the system message that the format itself inserts into conversations without one
+    can_omit_system     whether a conversation can have no system message at all, not even `own_system`
+    independent_turns   whether the ids of a user's message and its reply are the same at every place in a conversation
+    required_tokens     names of the control tokens that a tokenizer must have
+    stop_ids            ids that end a reply, in addition to those that the tokenizer knows by name
+    end_ids             all ids that end a reply
+    role_ids            ids that open a turn, and therefore end generation as well
+    render              renders a conversation of which `check_messages` approves; `system_default` keeps `own_system`
+    entry               the format as JSON, to be stored with the tokenizer
+    jinja_template      the format as a template for `transformers`
+    """
 
     @property
-    def default_system(self) -> str | None:
-        """The system message of conversations that are opened with the model. Whoever opens one adds it."""
-
+    def default_system(self) -> str | None: ...
     @property
-    def own_system(self) -> str | None:
-        """The system message that the format itself inserts into conversations without one."""
-
+    def own_system(self) -> str | None: ...
     @property
-    def can_omit_system(self) -> bool:
-        """Whether a conversation can have no system message at all, not even `own_system`."""
-
+    def can_omit_system(self) -> bool: ...
     @property
-    def independent_turns(self) -> bool:
-        """Whether the ids of a user's message and its reply are the same at every place in a conversation."""
-
+    def independent_turns(self) -> bool: ...
     @property
-    def required_tokens(self) -> tuple[str, ...]:
-        """Names of the control tokens that a tokenizer must have to render conversations."""
-
+    def required_tokens(self) -> tuple[str, ...]: ...
     @property
-    def stop_ids(self) -> frozenset[int]:
-        """Ids that end a reply, besides those that the tokenizer knows by name."""
-
-    def end_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Ids that end a reply."""
-
-    def role_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Ids that open a turn, and so end generation as well."""
-
+    def stop_ids(self) -> frozenset[int]: ...
+    def end_ids(self, tokenizer: Tokenizer) -> frozenset[int]: ...
+    def role_ids(self, tokenizer: Tokenizer) -> frozenset[int]: ...
     def render(
         self,
         messages: Sequence[Message],
         tokenizer: Tokenizer,
         add_generation_prompt: bool,
         system_default: bool = True,
-    ) -> Rendered:
-        """Render a conversation of which `check_messages` approves. `system_default` keeps `own_system`."""
-
-    def with_default_system(self, text: str | None) -> Format:
-        """The same format with another `default_system`."""
-
-    def entry(self) -> dict[str, Any]:
-        """The format as JSON, to be stored with the tokenizer."""
-
-    def jinja_template(self, bos_token: str | None) -> str:
-        """The format as a template for `transformers`."""
+    ) -> Rendered: ...
+    def with_default_system(self, text: str | None) -> Format: ...
+    def entry(self) -> dict[str, Any]: ...
+    def jinja_template(self, bos_token: str | None) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -267,12 +257,11 @@ def check_messages(messages: Sequence[Message], add_generation_prompt: bool = Fa
 
 
 def _check_order(messages: Sequence[Message], index: int, where: str) -> None:
-    # Alternating turns only: the model would meet anything else for the first time in a chat.
+    # Alternating turns only: chat templates expect them, and the model would meet anything else for the first time in a chat.
     role = messages[index].role
     before = messages[index - 1].role if index else None
     if role == "system" and before is not None:
         raise UserError(f"{where} is out of place; only the first message can be a system message.")
-    # Alternating turns are what chat templates expect, and what the model has learned.
     if role == "user" and before == "user":
         raise UserError(
             f"{where} follows another user message; join the two, or put the assistant's reply between them."

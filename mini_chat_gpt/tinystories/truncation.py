@@ -139,16 +139,15 @@ def add_turns(
 
 
 class _Conversation:
-    """A rendered task that grows by turns."""
+    """A rendered task to which turns are appended."""
 
     def __init__(self, first: RenderedTask, tokenizer: ChatTokenizer) -> None:
         self.ids, self.replies = first.ids, first.replies
         self._messages, self._tokenizer = list(first.messages), tokenizer
-        self._independent = format_of(tokenizer).independent_turns
 
     def add(self, question: Message, answer: Message, seq_len: int) -> bool:
         """Append a turn if the conversation then has at most `seq_len` tokens; whether it did."""
-        if self._independent:
+        if format_of(self._tokenizer).independent_turns:
             # Rendered as a conversation of its own, then shifted: a turn's ids do not depend on the turns before it.
             turn = render_spans([question, answer], self._tokenizer)
             n_bos = int(self._tokenizer.bos_id is not None)  # only the first turn begins with BOS

@@ -43,8 +43,8 @@ def set_chat_format(tokenizer: ChatTokenizer, setting: str, system_message: str 
     tokenizer.add_control_tokens(chat_format.required_tokens)
     if system_message == "" and not chat_format.can_omit_system:
         raise UserError(
-            f"data.system_message is empty, but the chat template always has a system message, {chat_format.own_system!r} if there "
-            "is no other; give another."
+            f"data.system_message is empty, but the chat template always has a system message, by default {chat_format.own_system!r}; "
+            "give another."
         )
     if system_message and isinstance(chat_format, TemplateFormat) and not chat_format.has_system:
         raise UserError("data.system_message is set, but the chat template refuses system messages; set it to null.")
@@ -88,9 +88,7 @@ def describe_format(chat_format: Format) -> list[str]:
     if not chat_format.has_system:
         lines.append("Its template refuses system messages.")
     if chat_format.plain_text_roles:
-        lines.append(
-            "The role tags of its template are ordinary text: a message that spells one can't be told from a turn."
-        )
+        lines.append("The role tags of its template are ordinary text: a message can spell a turn.")
     if chat_format.uses_date:
         lines.append("Its template prints the date: today's, or in a fine-tuned model that on which training began.")
     return lines

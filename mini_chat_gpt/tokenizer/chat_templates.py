@@ -88,7 +88,7 @@ class TemplateFormat:
 
         control      name -> id of all control tokens of the tokenizer, also those that are added but not special
         bos_token, eos_token   names that the template can print; None for one that the tokenizer does not have
-        strips       name -> (lstrip, rstrip) of control tokens that swallow white space beside them; the others can be left out
+        strips       name -> (lstrip, rstrip) of control tokens that swallow white space next to them; the others can be left out
 
         Raises UserError, with the reason, for a template that can't be rendered safely: it takes too long, it uses what templates
         can't use here, what it prints depends on the text of a message, or no control token ends a reply.
@@ -139,7 +139,7 @@ class TemplateFormat:
 
     @property
     def plain_text_roles(self) -> bool:
-        """Whether its role tags are ordinary text, so that a message which spells one can't be told from a turn."""
+        """Whether its role tags are ordinary text, so that a message can spell a turn."""
         return self.template.plain_text_roles
 
     @property

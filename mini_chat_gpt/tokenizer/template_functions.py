@@ -29,7 +29,7 @@ LIMIT = 1 << 20
 """Sizes are counted up to this one, which no template can pay for."""
 
 
-# What texts, lists and mappings are asked for
+# Items and methods of texts, lists and mappings
 
 
 def items_of(value: Any, charge: Charge) -> list[Any]:
@@ -81,7 +81,8 @@ def _plain_method(name: str) -> Callable[..., Any]:
     method = getattr(str, name)
 
     def call(text: Any, *arguments: Any) -> Any:
-        return method(_text(text), *arguments)
+        # startswith() and endswith() take tuples, which are lists here.
+        return method(_text(text), *(tuple(one) if isinstance(one, list) else one for one in arguments))
 
     return call
 

@@ -1,4 +1,4 @@
-"""Render chat templates (Jinja) that nobody has read, without running any of their code in Python.
+"""Render chat templates (Jinja) of unknown origin, without running any of their code in Python.
 
 Jinja's own parser turns a template into a syntax tree, with the settings of `transformers`. The tree is evaluated here, node by node.
 A template reaches only the values it is given and the functions in template_functions.py: there are no Python attributes to walk.

@@ -17,7 +17,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.tokenizer.template_sandbox import evaluate, parse
 from mini_chat_gpt.tokenizer.template_values import Part, Raised, Slot, TemplateError, Text
 
-# White space of Rust's `\s`, which the `tokenizers` library removes beside tokens with lstrip or rstrip. Python's has four more.
+# White space of Rust's `\s`, which the `tokenizers` library removes next to tokens with lstrip or rstrip. Python's has four more.
 WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _MAX_SKELETONS = 1000  # in the cache
 
@@ -60,14 +60,14 @@ class OwnSystem:
 
     text: str
     before: str  # what the template prints before the first user message, with the system message in it
-    without: str | None  # the same without the system message; None if that can't be told
+    without: str | None  # the same without the system message; None if that is not known
 
 
 class Template:
     """A chat template that has been probed.
 
     `control` are the control tokens of the tokenizer, name -> id. `strips` has (lstrip, rstrip) of those that swallow white space
-    beside them. Raises UserError if the template can't be rendered safely, with the reason.
+    next to them. Raises UserError if the template can't be rendered safely, with the reason.
     """
 
     def __init__(

@@ -77,7 +77,7 @@ def _recorded(job: str, checkpoint: Path, now: Mapping[str, Any]) -> dict[str, l
         return recorded
     if isinstance(tokenizer.chat_format, ChatFormat):
         recorded["data.system_message"] = [tokenizer.chat_format.default_system]
-    elif tokenizer.chat_format is not None:  # null stood for the message of the template
+    elif tokenizer.chat_format is not None:  # null means the message of the template
         recorded.setdefault("data.system_message", []).append(tokenizer.chat_format.default_system)
     return recorded | _lora_settings(AdapterMetadata.read(checkpoint), recorded.get("lora.frozen", ["auto"]))
 

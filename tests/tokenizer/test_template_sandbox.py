@@ -1,0 +1,146 @@
+"""The evaluation of templates agrees with Jinja's, as `transformers` sets it up, wherever it does not refuse."""
+
+import random
+import re
+import time
+from datetime import date
+
+import pytest
+from chat_template_samples import MACRO, QWEN3, SUPPORTED
+
+from mini_chat_gpt.tokenizer.template_sandbox import evaluate, parse
+from mini_chat_gpt.tokenizer.template_values import Slot, TemplateError, Text
+
+DATA = {
+    "words": ["b", "A", "c", "b"],
+    "numbers": [3, 1, 2.5],
+    "nested": [{"role": "user", "n": 1, "f": {"name": "x"}}, {"role": "system", "n": 2, "f": {"name": "y"}}],
+    "mapping": {"b": 1, "a": [1, None, True], "c": "é<&>'"},
+    "text": "  Hello, World  ",
+    "nothing": None,
+}
+SNIPPETS = """
+{{ text | trim }}|{{ text.strip() }}|{{ text.lstrip() }}|{{ text | trim | length }}|{{ text.strip(' Hd') }}
+{{ text | upper }}{{ text | lower }}{{ text | trim | capitalize }}{{ text.title() }}{{ text | replace('o', '0') }}
+{{ text.replace('l', 'L', 1) }}{{ 'a-b-c'.split('-') | join('+') }}{{ 'a-b-c'.split('-', 1)[1] }}{{ 'a b'.split()[0] }}
+{{ text[3:8] }}{{ text[-1] }}{{ text[::-1] }}{{ words[1:] | join }}{{ words[0] }}{{ words[99] }}{{ words[-1] }}
+{{ words | join(', ') }}{{ words | first }}{{ words | last }}{{ words | sort | join }}{{ words | unique | join }}
+{{ words | sort(reverse=true) | join }}{{ words | sort(case_sensitive=true) | join }}{{ words | reverse | list | join }}
+{{ nested | map(attribute='role') | join(' ') }}{{ nested | map(attribute='f.name') | join }}{{ words | map('upper') | join }}
+{{ nested | selectattr('role', 'equalto', 'user') | list | length }}{{ nested | rejectattr('n', 'gt', 1) | map(attribute='n') | join }}
+{{ numbers | select('>', 1) | list | length }}{{ [0, 1, '', 'x'] | select | list | length }}{{ numbers | sort | join(' ') }}
+{{ mapping | tojson }}{{ mapping | tojson(indent=2) }}{{ 'é"\\n' | tojson }}{{ [1, none, true] | tojson }}{{ mapping | dictsort | length }}
+{% for key, value in mapping.items() %}{{ key }}:{{ value is string }} {% endfor %}{{ mapping.keys() | join }}{{ mapping.get('x', 'no') }}
+{% for key in mapping %}{{ key }}{{ loop.index }}{{ loop.first }}{{ loop.last }}{{ loop.revindex }}{% endfor %}{{ mapping['b'] }}{{ mapping.b }}
+{% for word in words if word != 'b' %}{{ loop.length }}{{ word }}{{ loop.previtem }}{{ loop.nextitem }}{% else %}none{% endfor %}
+{% for x in [] %}{% else %}empty{% endfor %}{% for x in range(2, 8, 3) %}{{ x }}{% if x > 4 %}{% break %}{% endif %}{% endfor %}
+{% for i in range(3) %}{% for j in range(3) %}{% if j == 1 %}{% continue %}{% endif %}{{ i }}{{ j }}{{ loop.index0 }}{% endfor %}{% endfor %}
+{% set x = 1 %}{% for i in range(2) %}{% set x = 5 %}{% endfor %}{{ x }}{% if true %}{% set x = 7 %}{% endif %}{{ x }}
+{% set ns = namespace(a=1, b='x') %}{% for i in range(3) %}{% set ns.a = ns.a + i %}{% endfor %}{{ ns.a }}{{ ns.b }}{{ ns['a'] }}
+{% set a, b = words[:2] %}{{ a }}{{ b }}{% set block %} in {{ a }} {% endset %}{{ block | trim }}{% set c | upper %}c{% endset %}{{ c }}
+{% macro f(x, y='d', z=none) %}<{{ x }}{{ y }}{{ z is none }}>{% endmacro %}{{ f(1) }}{{ f(1, z=2) }}{{ f('a', 'b') | length }}
+{% macro g() %}({{ caller() }}){% endmacro %}{% call g() %}inner{% endcall %}{% with q = 3 %}{{ q }}{% endwith %}{{ q is defined }}
+{% filter upper %}a{% filter trim %} b {% endfilter %}{% endfilter %}{% generation %}{% set hidden = 1 %}g{% endgeneration %}{{ hidden is defined }}
+{{ 1 + 2 * 3 - 4 / 2 }}{{ 7 // 2 }}{{ 7 % 3 }}{{ 2 ** 5 }}{{ -3 }}{{ 1.5 + 1 }}{{ 'ab' * 2 }}{{ 'a' ~ 1 ~ none ~ true }}{{ 'a' + 'b' }}
+{{ 1 < 2 < 3 }}{{ 1 == 1.0 }}{{ 'a' < 'b' }}{{ 'a' in 'abc' }}{{ 'x' not in words }}{{ 'b' in mapping }}{{ 2 in numbers }}{{ 1 != 2 }}
+{{ true and 'x' }}{{ '' or 'y' }}{{ not none }}{{ 'a' if false }}{{ 'a' if 0 else 'b' }}{{ (1, 2) | length }}{{ [1] + [2] | length }}
+{{ missing }}{{ missing | default('d') }}{{ '' | default('e', true) }}{{ nothing | d('f') }}{{ missing is defined }}{{ missing is undefined }}
+{{ nothing is none }}{{ text is string }}{{ mapping is mapping }}{{ words is sequence }}{{ words is iterable }}{{ 3 is number }}{{ 3 is integer }}
+{{ true is boolean }}{{ true is true }}{{ 1 is odd }}{{ 2 is even }}{{ 9 is divisibleby 3 }}{{ 'a' is in words }}{{ 3 is ge(3) }}{{ 1.5 is float }}
+{{ 'a\\nb' | indent(2) }}{{ 'a\\n\\nb' | indent(2, true) }}{{ 'x' | string }}{{ 3 | string | length }}{{ '12' | int + 1 }}{{ 'x' | int(7) }}{{ '1.5' | float }}
+{{ -3 | abs }}{{ 'abc' | list | join('.') }}{{ 'abc' | reverse }}{{ 'Abc'.startswith('A') }}{{ 'abc'.endswith(('c', 'd')) }}{{ 'abc'.find('c') }}
+{{ ', '.join(words) }}{{ 'a\\nb'.splitlines() | length }}{{ 'aXbX'.count('X') }}{{ 'prefix_x'.removeprefix('prefix_') }}{{ dict(a=1).a }}
+{% if false %}a{% elif nothing is none %}b{% else %}c{% endif %}{#- a comment -#}   {{- 'x' -}}   {% raw %}{{ no }}{% endraw %}
+{{ nothing.attribute }}{{ nothing['item'] }}{{ 'a'.missing }}{{ mapping.missing }}{{ mapping.items is defined }}{{ none == missing }}
+{{ missing.attribute }}
+{{ missing + 'a' }}
+{{ none + 'a' }}
+{{ 'a' + 1 }}
+{{ [1, 2] | join(1) }}{{ {'a': 1} | length }}{{ {'a': {'b': 2}}.a.b }}{{ [1, [2]][1][0] }}{{ 'é' | length }}{{ 'a' > '' }}
+""".strip("\n").split("\n")  # noqa: E501
+
+
+def jinja(source: str, variables: dict) -> str:
+    """Jinja's result, or that it refuses."""
+    from transformers.utils.chat_template_utils import _cached_compile_jinja_template
+
+    try:
+        return _cached_compile_jinja_template(source).render(**variables)
+    except Exception as error:
+        return f"refused: {type(error).__name__}"
+
+
+def ours(source: str, variables: dict) -> str | None:
+    try:
+        parts, _ = evaluate(parse(source), variables, date.today())
+    except TemplateError:
+        return None
+    return "".join(part if isinstance(part, str) else part.fill(" content\n") for part in parts)
+
+
+@pytest.mark.parametrize("source", SNIPPETS)
+def test_expressions_and_statements_have_jinja_s_results(source):
+    pytest.importorskip("transformers")
+    expected = jinja(source, DATA)
+    assert ours(source, DATA) == (None if expected.startswith("refused") else expected)
+
+
+def changed(rng: random.Random, sources: list[str], words: list[str]) -> str:
+    """A template with one or two of its words removed, replaced, added or swapped."""
+    parts = split(rng.choice(sources))
+    for _ in range(rng.choice((1, 1, 2))):
+        at, other = rng.randrange(len(parts)), rng.randrange(len(parts))
+        kind = rng.choice(("remove", "replace", "add", "swap"))
+        if kind == "remove" and len(parts) > 1:
+            del parts[at]
+        elif kind == "replace":
+            parts[at] = rng.choice(words)
+        elif kind == "add":
+            parts.insert(at, rng.choice(words))
+        elif kind == "swap":
+            parts[at], parts[other] = parts[other], parts[at]
+    return "".join(parts)
+
+
+def split(source: str) -> list[str]:
+    return re.findall(r"\{%-?|-?%\}|\{\{-?|-?\}\}|'[^']*'|\w+|[^\w\s]|\s+", source)
+
+
+def compare_changed(seed: int, n: int) -> int:
+    """Compare n changed templates; the number of comparisons in which nothing was refused."""
+    pytest.importorskip("transformers")
+    rng, sources = random.Random(seed), [*SUPPORTED.values(), MACRO, QWEN3]
+    words = [word for source in sources for word in split(source)]
+    n_compared = 0
+    for _ in range(n):
+        source = changed(rng, sources, words)
+        for roles in (["user"], ["system", "user", "assistant"]):
+            common = {
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": len(roles) == 1,
+                "bos_token": "<s>",
+                "eos_token": "</s>",
+            }
+            symbolic = [{"role": role, "content": Text((Slot(at),))} for at, role in enumerate(roles)]
+            if (result := ours(source, common | {"messages": symbolic})) is not None:
+                chat = [{"role": role, "content": " content\n"} for role in roles]
+                assert result == jinja(source, common | {"messages": chat}), source
+                n_compared += 1
+    return n_compared
+
+
+def test_changed_templates_have_jinja_s_results_or_are_refused():
+    assert compare_changed(seed=0, n=150) > 50
+
+
+@pytest.mark.slow
+def test_many_changed_templates_have_jinja_s_results_or_are_refused():
+    assert compare_changed(seed=1, n=10_000) > 3_000
+
+
+def test_the_limit_on_work_is_reached_within_seconds():
+    started = time.process_time()
+    source = "{% for i in range(100000) %}{% for j in range(100000) %}{{ 'x' }}{% endfor %}{% endfor %}"
+    assert ours(source, {}) is None
+    assert time.process_time() - started < 5
