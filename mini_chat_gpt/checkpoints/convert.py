@@ -87,7 +87,7 @@ def _family(config: GPTConfig) -> str:
 def _chat_format(tokenizer: ChatTokenizer) -> str:
     if tokenizer.chat_format is None:
         return "none, a base model"
-    return "the template that it came with" if tokenizer.template else "that of mini_chat_gpt"
+    return "that of mini_chat_gpt" if isinstance(tokenizer.chat_format, ChatFormat) else "a template of its own"
 
 
 def _names(tokenizer: ChatTokenizer) -> list[str]:

@@ -202,10 +202,12 @@ def test_a_template_that_can_not_be_used_is_named_and_replaced(folder, inserted)
 def test_the_system_message_of_a_template_is_shown(tmp_path, folder, capsys):
     system = "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou are Tom.<|im_end|>\n' }}{% endif %}"
     change_template(folder, system + CHATML)
-    main([str(folder), str(tmp_path / "ours")])
-    printed = capsys.readouterr().out
-    assert "'You are Tom.'" in printed
-    assert "ten conversations have the ids of its own tokenizer" in printed
+    for source, target in [(folder, tmp_path / "ours"), (tmp_path / "ours", tmp_path / "again")]:
+        main([str(source), str(target)])
+        printed = capsys.readouterr().out
+        assert "chat format: a template of its own" in printed
+        assert "'You are Tom.'" in printed
+        assert ("ten conversations have the ids of its own tokenizer" in printed) == (source == folder)
 
 
 # Training
