@@ -7,7 +7,8 @@ there a message can spell the tokens that end a turn and open another; here cont
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, ClassVar
@@ -192,14 +193,8 @@ class TemplateFormat:
         `apply_chat_template` does; False leaves it out, if `can_omit_system`.
         """
         roles = tuple(message.role for message in messages)
-        try:
+        with _readable_errors(len(roles)):
             skeleton = self.template.skeleton(roles, add_generation_prompt, system_default, self.day)
-        except Raised as error:
-            raise UserError(f"The chat template refuses the conversation ({error}); change its roles.") from None
-        except TemplateError as error:
-            raise UserError(
-                f"The chat template can't render a conversation of {len(roles)} messages: {error}."
-            ) from None
         contents = [message.content for message in messages]
         literals = self._literals.of(tokenizer)
         ids: list[int] = []
@@ -222,10 +217,22 @@ class TemplateFormat:
         return Rendered(ids, reply_spans)
 
     def text(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        """The conversation as `apply_chat_template(tokenize=False)` returns it. Raises TemplateError."""
+        """The conversation as `apply_chat_template(tokenize=False)` returns it. Raises UserError as `render` does."""
         roles = tuple(message.role for message in messages)
-        parts = self.template.render_parts(roles, add_generation_prompt, self.day)
+        with _readable_errors(len(roles)):
+            parts = self.template.render_parts(roles, add_generation_prompt, self.day)
         return "".join(part if isinstance(part, str) else part.fill(messages[part.message].content) for part in parts)
+
+
+@contextmanager
+def _readable_errors(n_messages: int) -> Iterator[None]:
+    """Turn a TemplateError into a UserError."""
+    try:
+        yield
+    except Raised as error:
+        raise UserError(f"The chat template refuses the conversation ({error}); change its roles.") from None
+    except TemplateError as error:
+        raise UserError(f"The chat template can't render a conversation of {n_messages} messages: {error}.") from None
 
 
 def format_from_entry(entry: FormatEntry | TemplateEntry | None, control: Mapping[str, int]) -> Format | None:

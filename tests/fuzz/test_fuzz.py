@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-KINDS = ("checkpoints", "configs", "run_folders", "imports", "foreign_models", "hf_tokenizers", "caches")
+KINDS = ("checkpoints", "configs", "run_folders", "imports", "foreign_models", "hf_tokenizers", "templates", "caches")
 
 
 def check(*options: str) -> None:

@@ -251,6 +251,8 @@ def test_a_template_may_refuse_system_messages():
     chat_format, tokenizer = made("mistral")
     with pytest.raises(UserError, match=r"refuses the conversation \(System messages are not supported\)"):
         chat_format.render([Message("system", "a"), Message("user", "b")], tokenizer, True)
+    with pytest.raises(UserError, match="refuses the conversation"):
+        chat_format.text([Message("system", "a"), Message("user", "b")])
 
 
 def test_the_date_can_be_fixed():
