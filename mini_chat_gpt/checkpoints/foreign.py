@@ -105,16 +105,16 @@ def import_tokenizer(source: Path) -> tuple[ChatTokenizer, GPTConfig]:
 def _folder_tokenizer(folder: Path) -> tuple[ChatTokenizer, GPTConfig]:
     _, config = read_folder_config(folder)  # what can't be read has to be named first
     tokenizer = tokenizer_from_folder(folder)
-    give_chat_format(tokenizer, folder)
     _require_own_tokenizer(config, tokenizer, folder)
+    give_chat_format(tokenizer, folder)
     return tokenizer, config
 
 
 def _gguf_tokenizer(file: GGUFFile) -> tuple[ChatTokenizer, GPTConfig]:
     _, _, config = _gguf_config(file)
     tokenizer = tokenizer_from_gguf(file.metadata)
-    give_chat_format(tokenizer, file.path)
     _require_own_tokenizer(config, tokenizer, file.path)
+    give_chat_format(tokenizer, file.path)
     return tokenizer, config
 
 

@@ -52,6 +52,9 @@ def _whole_encoder(tokenizer: ChatTokenizer) -> Callable[[str], Sequence[int]]:
     from tokenizers import Tokenizer
 
     whole = Tokenizer.from_str(tokenizer.encoder.to_bytes().decode("utf-8"))
+    # Some files set both, as their model was trained on texts of one length.
+    whole.no_truncation()
+    whole.no_padding()
     return lambda text: whole.encode(text, add_special_tokens=False).ids
 
 

@@ -179,6 +179,15 @@ def test_a_model_keeps_its_chat_format(tmp_path, folder, gguf_file):
         assert again.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == expected
 
 
+def test_a_limit_on_the_length_in_tokenizer_json_changes_nothing(folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    content["padding"] = {"strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": None}
+    content["padding"] |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert load_checkpoint(folder, "cpu")[1].chat_format is not None
+
+
 def change_template(folder: Path, template: str) -> None:
     (folder / "chat_template.jinja").write_text(template)
 
