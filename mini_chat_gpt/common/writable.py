@@ -26,19 +26,8 @@ def path_errors(folder: Path | str) -> Iterator[None]:
 
 def require_writable(folder: Path) -> None:
     """Raise UserError if files can't be written into this folder, which need not exist. Leaves nothing behind."""
-    missing: list[Path] = []
-    try:
-        with path_errors(folder):
-            missing += [parent for parent in (folder, *folder.parents) if not parent.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(bytes(4096))
-                file.flush()
-                os.fsync(file.fileno())
-    finally:
-        for parent in missing:
-            with suppress(OSError):
-                parent.rmdir()
+    with path_errors(folder):
+        _write_into(folder)
 
 
 def require_writable_file(path: Path) -> None:
@@ -52,4 +41,19 @@ def require_writable_file(path: Path) -> None:
             raise UserError(f"{path} is a folder; choose the name of a file.")
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is not a regular file; choose another name.")
-    require_writable(path.parent)
+        _write_into(path.parent)
+
+
+def _write_into(folder: Path) -> None:
+    """Write a file into this folder and delete it. Raises what writing raises."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()

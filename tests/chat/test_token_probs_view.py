@@ -158,7 +158,7 @@ def test_generate_writes_a_page_and_standard_output_stays_the_reply(capsys, chec
     ("arguments", "message"),
     [
         (["--prompt", "Tom", "--why", "page.txt"], "'page.txt' is not the name of a page"),
-        (["--prompt", "Tom", "--why", "{file}/page.html"], "Can't write .*: file exists"),
+        (["--prompt", "Tom", "--why", "{file}/page.html"], "Can't write .*page.html: file exists"),
         (["--test", "--why"], "--why works with a prompt only"),
         (["--interactive", "--why"], "in a chat, type /why"),
     ],
