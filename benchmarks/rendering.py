@@ -1,4 +1,4 @@
-"""Speed of `render` for a model from elsewhere, beside the `tokenizers` library on the string of the model's own template.
+"""Speed of `render` for a model from elsewhere, compared with the `tokenizers` library on the string of the model's own template.
 
     mini-chat-gpt import SmolLM2-135M-Instruct.Q4_1.gguf smollm2
     python benchmarks/rendering.py smollm2
