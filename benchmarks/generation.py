@@ -50,7 +50,7 @@ N_NEW = {("15m", 1): 128, ("15m", 16): 32, ("110m", 1): 40, ("110m", 16): 10}
 WEIGHTS = ("float32", "bf16", "int8")
 BYTES = {"float32": 4, "bf16": 2, "int8": 1}
 # The attributes of a tokenizer that `decode` uses; no stop id ends a reply early.
-TOKENIZER: Any = SimpleNamespace(stop_ids=frozenset(), control={}, vocab_size=VOCABULARY)
+TOKENIZER: Any = SimpleNamespace(stop_ids=frozenset(), control={}, vocab_size=VOCABULARY, declared=None)
 
 Work = Callable[[], float]  # does the work once and returns the seconds
 
@@ -101,7 +101,9 @@ class HuggingFace:
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        tokenizer: Any = SimpleNamespace(bos_id=BOS, end_id=2, stop_ids={2}, vocab_size=VOCABULARY, control={})
+        tokenizer: Any = SimpleNamespace(
+            bos_id=BOS, end_id=2, stop_ids={2}, vocab_size=VOCABULARY, control={}, declared=None
+        )
         self.model = LlamaForCausalLM(LlamaConfig(**to_hf_config(model.config, tokenizer))).eval()
         self.model.load_state_dict(to_hf_state(model.state_dict(), model.config), strict=False)
         self.model.tie_weights()
