@@ -112,7 +112,7 @@ def _folder_tokenizer(folder: Path) -> tuple[ChatTokenizer, GPTConfig]:
 
 def _gguf_tokenizer(file: GGUFFile) -> tuple[ChatTokenizer, GPTConfig]:
     _, _, config = _gguf_config(file)
-    tokenizer = tokenizer_from_gguf(file.metadata)
+    tokenizer = tokenizer_from_gguf(file.metadata, str(file.path))
     _require_own_tokenizer(config, tokenizer, file.path)
     give_chat_format(tokenizer, file.path)
     return tokenizer, config
