@@ -16,6 +16,7 @@ import torch
 from mini_chat_gpt.common.device import pick_device, pick_precision
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.terminal import format_size
+from mini_chat_gpt.common.writable import require_writable
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.training.compile import choose_compiling
 from mini_chat_gpt.training.wandb_run import choose_mode
@@ -105,8 +106,10 @@ def disk_finding(folder: Path, checkpoint: int, kept: int) -> Finding:
         place = place.parent
     needed, free = (kept + 2) * checkpoint, shutil.disk_usage(place).free
     words = f"{format_size(free)} free at {place}; checkpoints of {format_size(checkpoint)} take up to {format_size(needed)}"
-    if not os.access(place, os.W_OK):
-        return Finding("error", "disk", f"{place} is not writable; choose another save_dir")
+    try:
+        require_writable(folder)
+    except UserError as error:
+        return Finding("error", "disk", str(error))
     if free < needed:
         return Finding("error", "disk", f"{words}: free some space, or lower training.keep_checkpoints")
     return Finding("ok", "disk", words)

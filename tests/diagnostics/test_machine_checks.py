@@ -38,6 +38,11 @@ def test_a_missing_device_is_an_error():
 def test_a_disk_too_small_for_the_checkpoints_is_an_error(tmp_path):
     assert disk_finding(tmp_path / "runs" / "sft", 2**20, 2).level == "ok"
     assert "keep_checkpoints" in disk_finding(tmp_path, 2**60, 2).what
+    (tmp_path / "file").touch()
+    refused = disk_finding(tmp_path / "file" / "sft", 2**20, 2)
+    assert refused.level == "error"
+    assert "not a directory" in refused.what
+    assert not (tmp_path / "runs").exists()
 
 
 def test_free_memory_is_measured():
