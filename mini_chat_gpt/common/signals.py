@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -60,7 +61,8 @@ class _Command:
 def signals_end_command() -> Iterator[None]:
     """Context of a command, at whose end the process ends, too.
 
-    The first SIGTERM or SIGHUP raises StoppedBySignal; further ones within `GRACE` are ignored.
+    The first SIGTERM or SIGHUP raises StoppedBySignal; further ones within `GRACE` are ignored. One that arrives while Python
+    runs a `__del__`, which drops every exception, is sent again a moment later.
     """
     deadline, ended = 0.0, False
 
@@ -73,14 +75,26 @@ def signals_end_command() -> Iterator[None]:
             leave_within(GRACE, 128 + number)
             raise StoppedBySignal(number)
 
+    report_unraisable = sys.unraisablehook
+
+    def send_again(unraisable: sys.UnraisableHookArgs) -> None:
+        nonlocal deadline
+        if not isinstance(unraisable.exc_value, StoppedBySignal):
+            report_unraisable(unraisable)
+            return
+        deadline = 0.0
+        threading.Timer(0.05, os.kill, [os.getpid(), signal.Signals[unraisable.exc_value.name]]).start()
+
     if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
         _Command.running = True
         for signal_number in end_signals():
             signal.signal(signal_number, end)
+        sys.unraisablehook = send_again
     try:
         yield
     finally:
         ended = True
+        sys.unraisablehook = report_unraisable
 
 
 @contextmanager

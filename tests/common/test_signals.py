@@ -49,6 +49,16 @@ def test_a_signal_ends_a_command_with_its_code_and_leaves_nothing_behind(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_during_a_finalizer_which_drops_exceptions_ends_the_command_as_well(tmp_path, name, code):
+    before = "class Finalized:\n    def __del__(self): time.sleep(0.3)\n"
+    process = start(tmp_path, "Finalized(); time.sleep(60)", before)
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (code, "how to resume\n", f"stopped by {name}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_repeated_signals_do_not_disturb_the_end(tmp_path):
     clean_up = "import contextlib; stack = contextlib.ExitStack(); stack.callback(time.sleep, 0.3); stack.__enter__()"
     process = start(tmp_path, f"{clean_up}\n        with stack: time.sleep(60)")
