@@ -81,11 +81,6 @@ class Optimizer:
             optimizer.step()
         self.zero_grad()
 
-    @property
-    def learning_rate(self) -> float:
-        """AdamW's learning rate in the last step."""
-        return float(self.optimizers[0].param_groups[0]["lr"])
-
     def zero_grad(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad()

@@ -77,6 +77,7 @@ class Trainer:
         self.stop = StopRequest(monitor.message, deadline)
         self.validation = Validation(job, engine, self.stop, monitor.attempt)
         self.stopped = ""  # the reason to stop that all ranks have agreed on
+        self._learning_rate = 0.0  # of the last step, as the schedule has it
 
     @property
     def folder(self) -> Path:
@@ -176,6 +177,8 @@ class Trainer:
             if self._advanced:
                 self._check_time(2 * self._seconds_per_step())
                 abandonable.close()
+            # Not what the optimizer has: a step that overflows or is not finite doesn't set it.
+            self._learning_rate = self.job.phase.learning_rate * self.lr_fraction
             report = self.engine.train_step(
                 examples, self.lr_fraction, stage.weight_decay, progress.step, self.stop.number
             )
@@ -276,7 +279,7 @@ class Trainer:
             loss=window.loss,
             smoothed_loss=progress.smoothed_loss if progress.smoothed_loss is not None else float("nan"),
             grad_norm=report.norm,
-            learning_rate=self.engine.optimizer.learning_rate,
+            learning_rate=self._learning_rate,
             tokens_per_second=window.per_second(window.tokens),
             trained_per_second=window.per_second(window.trained_tokens),
             memory=memory_in_use(self.model.device),

@@ -24,6 +24,7 @@ from mini_chat_gpt.config import SFTSection
 from mini_chat_gpt.data.batch_dump import read_ids
 from mini_chat_gpt.training.job import Job, Progress, Stage
 from mini_chat_gpt.training.monitor import Monitor, keep_metrics_until, read_metrics
+from mini_chat_gpt.training.optim import lr_fraction
 from mini_chat_gpt.training.time_budget import time_run
 from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.training.trainer import Trainer
@@ -459,3 +460,14 @@ def test_the_time_of_a_step_is_the_mean_over_all_steps(tmp_path):
     assert trainer._seconds_per_step() == 0
     trainer.progress.step, trainer.progress.seconds = 4, 10.0
     assert trainer._seconds_per_step() == 2.5
+
+
+def test_the_learning_rate_of_a_step_that_changes_nothing_is_that_of_the_schedule(tmp_path):
+    """A resumed run, whose optimizer has made no step yet, logs the same."""
+    trainer = make_trainer(tmp_path / "run", sft=SFT | {"max_steps": 4, "schedule": "linear"})
+    trainer.job = replace(trainer.job, source=PoisonedSource(0, 3))
+    trainer.run()
+    rates = [line["sft/lr"] for line in read_metrics(tmp_path / "run") if "sft/lr" in line]
+    phase = trainer.job.phase
+    expected = [lr_fraction(n, 4, phase.warmup_steps, "linear", phase.final_lr_fraction) for n in range(4)]
+    assert rates == [phase.learning_rate * fraction for fraction in expected]
