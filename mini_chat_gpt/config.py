@@ -83,16 +83,16 @@ def current_metric_name(name: str | None) -> str | None:
 class ScheduleFields(Section):
     """Length, learning rate and evaluation of a training phase."""
 
-    learning_rate: Number = Field(2e-5, gt=0, le=10)
-    """Peak learning rate of AdamW."""
+    learning_rate: Annotated[Number, Field(gt=0, le=10)] | Literal["auto"] = "auto"
+    """Peak learning rate of AdamW (auto = chosen by the number of trained parameters, and whether they are an adapter's)."""
     muon_lr: Number = Field(0.01, gt=0, le=10)
     """Peak learning rate of the matrices if training.optimizer is muon."""
-    max_steps: Count | None = 10000
-    """Optimizer steps (null = computed from epochs)."""
+    max_steps: Count | Literal["auto"] | None = "auto"
+    """Optimizer steps (auto = 10,000 on stories, 3 epochs on chats; null = computed from epochs)."""
     epochs: Number | None = Field(None, gt=0, le=1e6)
     """Passes over the data; if set, max_steps is ignored."""
-    warmup_steps: Whole = Field(500, ge=0, le=MAX_COUNT)
-    """Steps of linear warmup. A run that is not longer than this warms up over a tenth of its steps."""
+    warmup_steps: Annotated[Whole, Field(ge=0, le=MAX_COUNT)] | Literal["auto"] = "auto"
+    """Steps of linear warmup (auto = a tenth of the steps, at most 500). If there are not more steps, it is a tenth of them."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Learning rate after warmup: cosine, linear, constant, or wsd (constant, then linear decay over the last decay_fraction)."""
     decay_fraction: Number = Field(0.2, ge=1e-6, le=1)
@@ -143,8 +143,10 @@ class PretrainSection(ScheduleFields):
     """"train" trains a byte-level BPE on the data; or the name of an encoding (gpt2), a .tiktoken file, or a folder."""
     tokenizer_vocab_size: Whole = Field(4096, ge=260, le=2**20)
     """Vocabulary size of a tokenizer trained here, including the four control tokens."""
-    learning_rate: Number = Field(1e-3, gt=0, le=10)
-    """Peak learning rate of AdamW."""
+    learning_rate: Annotated[Number, Field(gt=0, le=10)] | Literal["auto"] = 1e-3
+    """Peak learning rate of AdamW (auto = chosen by the number of parameters)."""
+    max_steps: Count | Literal["auto"] | None = 10000
+    """Optimizer steps (auto = 10,000; null = computed from epochs)."""
     save_dir: PathText = "runs/base"
     """Run folder. If it already holds a run, the next free name is used (runs/base-2, …)."""
     resume_from: PathText | None = None

@@ -112,7 +112,7 @@ def facts_of(config: Config, result: TrainResult, prompts: Prompts) -> list[str]
     chats = list(read_conversations(config.chats.files, [] if config.chats.skip_bad else None))
     facts = [
         f"after: {how} trained on {len(chats):,} chats for {result.steps:,} steps in {format_duration(result.seconds)}, "
-        f"learning rate {config.sft.learning_rate:g}",
+        f"learning rate {result.learning_rate:g}",
         "replies: greedy (temperature 0), at most 160 tokens",
     ]
     if chats:

@@ -29,7 +29,7 @@ from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tinystories.tasks import Task
 from mini_chat_gpt.tokenizer.chat_setup import set_chat_format
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.job import Callback, Job, Metrics, Prepared, TrainResult
+from mini_chat_gpt.training.job import Callback, Job, Metrics, Prepared, TrainResult, with_auto_steps
 from mini_chat_gpt.training.run import RunContext, begin, execute, run_command
 from mini_chat_gpt.training.sample_prompts import can_reply, check_prompts
 from mini_chat_gpt.training.sft_data import Shown, make_examples
@@ -70,7 +70,7 @@ def prepare(config: Config, run: RunContext) -> Prepared:
     # Everything that differs from pretraining is in the job. The trainer is the same.
     job = Job(
         "sft",
-        config.sft,
+        with_auto_steps(config.sft, of_chats=examples.chats is not None),
         source=examples.source,
         validation=examples.validation,
         show=sample_replies(config.sft.prompts, shown, tokenizer),

@@ -34,7 +34,8 @@ def test_a_resolved_config_reads_back_as_itself(tmp_path):
 
 def test_documented_keys_have_their_documented_defaults():
     config = Config()
-    assert (config.sft.learning_rate, config.sft.max_steps, config.sft.warmup_steps) == (2e-5, 10000, 500)
+    assert (config.sft.learning_rate, config.sft.max_steps, config.sft.warmup_steps) == ("auto", "auto", "auto")
+    assert (config.pretrain.learning_rate, config.pretrain.max_steps) == (1e-3, 10000)
     assert (config.sft.eval_interval, config.sft.save_interval, config.sft.dataset_path) == (500, 1000, "./TinyStories")
     assert config.sft.pretrained_checkpoint is None
     assert config.sft.resume_from is None
@@ -66,7 +67,7 @@ def test_overrides_win_over_the_file_and_numbers_may_be_written_as_2e_5(tmp_path
         ("data.num_workers=many", ["data.num_workers must be a whole number or 'auto', not 'many'"]),
         ("system.compile=maybe", ["system.compile must be true or false or 'auto', not 'maybe'"]),
         ("chats.files=[x", ["chats.files, line 1: '[x' is not valid YAML"]),
-        ("sft.max_steps=1:30", ["sft.max_steps must be a whole number, not '1:30'"]),
+        ("sft.max_steps=1:30", ["sft.max_steps must be a whole number or 'auto', not '1:30'"]),
         ("training.time_limit=1:30", ["'1:30' is not a duration"]),
         ("training.time_limit=1e999h", ["'1e999h' is not a duration"]),
         ("training.time_limit=" + "9" * 400 + "h", ["is not a duration; write for example 2h"]),

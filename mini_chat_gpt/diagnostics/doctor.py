@@ -31,7 +31,7 @@ from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.diagnostics.machine_checks import Finding, disk_finding, free_memory, machine_findings
 from mini_chat_gpt.diagnostics.memory_plan import MemoryPlan, Steps, largest_batch, plan_memory, splits
-from mini_chat_gpt.training.job import Prepared
+from mini_chat_gpt.training.job import STORY_STEPS, Prepared
 from mini_chat_gpt.training.monitor import Monitor
 from mini_chat_gpt.training.run import RunContext, parameter_summary
 from mini_chat_gpt.training.time_budget import TimePlan, time_run
@@ -216,7 +216,7 @@ def show(findings: Sequence[Finding], out: Console) -> None:
 def check(config: Config, job: str, out: Console) -> int:
     """Run all checks and print their results. Return 0 if the run can start, else 2."""
     section = getattr(config, job)
-    findings = list(machine_findings(config, section.max_steps or 10_000))
+    findings = list(machine_findings(config, section.max_steps if isinstance(section.max_steps, int) else STORY_STEPS))
     if job == "pretrain" and (too_large := weights_finding(config, pick_device(config.system.device))):
         findings.append(too_large)
     if any(finding.level == "error" for finding in findings):

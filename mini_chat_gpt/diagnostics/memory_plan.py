@@ -102,7 +102,8 @@ def plan_memory(
         "gpt_config": gpt_config.model_dump(),
         "config": config.model_dump(),
         "adapter": [adapter.frozen, adapter.token_ids] if adapter is not None else None,
-        "phase": phase.model_dump(include=set(ScheduleFields.model_fields)),
+        # A rate chosen by auto depends on weights, which the dry run does not have.
+        "phase": phase.model_dump(include=set(ScheduleFields.model_fields)) | {"learning_rate": 1e-3},
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         "steps": [[encode_example(example) for micro in step for example in micro.examples] for step in dry_run_steps],

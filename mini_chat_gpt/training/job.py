@@ -22,6 +22,8 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 Metrics = dict[str, float]
 Callback = Callable[[Any, int, Metrics], None]
 """Called on rank 0 with (trainer, step, metrics) whenever metrics are logged. An Exception is reported and training continues."""
+STORY_STEPS, CHAT_EPOCHS = 10_000, 3
+"""What max_steps=auto means for stories and for chats."""
 SMOOTHING = 0.02
 """Weight of the newest loss in the smoothed loss."""
 
@@ -96,7 +98,14 @@ def count_steps(job: Job, examples_per_step: float, tokens_per_step: int | None)
             examples_per_step = tokens_per_step / (sum(lengths) / len(lengths)) + 0.5
         return max(1, round(examples / examples_per_step))
     assert phase.max_steps is not None  # see `Job`
-    return phase.max_steps
+    return STORY_STEPS if phase.max_steps == "auto" else phase.max_steps
+
+
+def with_auto_steps(phase: ScheduleFields, of_chats: bool) -> ScheduleFields:
+    """The phase with epochs where max_steps=auto stands for them: for data with chats."""
+    if of_chats and phase.epochs is None and phase.max_steps == "auto":
+        return phase.model_copy(update={"epochs": float(CHAT_EPOCHS)})
+    return phase
 
 
 def _has_weight(source: ExampleDataset) -> bool:
@@ -124,6 +133,7 @@ class TrainResult:
     val_losses: Metrics = field(default_factory=dict)  # "val_loss" and "val_loss/KIND" of the last evaluation
     scores: Metrics = field(default_factory=dict)  # "eval/KIND/METRIC" of the last evaluation
     seconds: float = 0.0
+    learning_rate: float = 0.0  # the peak
     stopped: str = ""  # "SIGINT", "SIGHUP", "SIGTERM" or "time limit" if the run stopped before its last step
 
 
@@ -176,6 +186,8 @@ class Progress:
     nonfinite_steps: Count = 0  # steps with a non-finite loss or gradient
     nonfinite_steps_in_a_row: Count = 0
     planned_steps: Count | None = None  # number of steps that a time budget allowed
+    learning_rate: NonNegative | None = None  # the peak
+    first_loss: Finite | None = None  # of the first step, before its update
     window: Window = field(default_factory=Window)
     __pydantic_config__ = STRICT
 

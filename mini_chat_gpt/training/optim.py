@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 import torch.nn as nn
@@ -16,8 +17,15 @@ import torch.nn as nn
 from mini_chat_gpt.checkpoints.tensor_files import compare_tensors
 from mini_chat_gpt.common.distributed import is_dtensor, local_shard
 from mini_chat_gpt.config import ScheduleFields, TrainingSection
+from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.adamw import AdamW, BaseOptimizer
+from mini_chat_gpt.training.auto_rate import auto_learning_rate
 from mini_chat_gpt.training.muon import Muon
+
+
+def warmup_length(setting: int | Literal["auto"], total: int) -> int:
+    """Steps of warm-up in a run of `total` steps."""
+    return min(500, total // 10) if isinstance(setting, str) else setting
 
 
 def lr_fraction(step: int, total: int, warmup: int, schedule: str, final: float, decay: float = 0.2) -> float:
@@ -42,7 +50,7 @@ def lr_fraction(step: int, total: int, warmup: int, schedule: str, final: float,
 class Optimizer:
     """AdamW, alone or with Muon, behind one `step(fraction)`. The state is stored by parameter name for checkpoints."""
 
-    def __init__(self, model: nn.Module, training: TrainingSection, phase: ScheduleFields) -> None:
+    def __init__(self, model: GPT, training: TrainingSection, phase: ScheduleFields) -> None:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
         muon = (
@@ -52,6 +60,9 @@ class Optimizer:
         )
         by_muon = {id(parameter) for parameter in muon}
         rest = [p for p in self.parameters.values() if id(p) not in by_muon]
+        rate, self.rate_reason = phase.learning_rate, ""  # the reason of a rate that was not given
+        if isinstance(rate, str):
+            rate, self.rate_reason = auto_learning_rate(model)
         groups = [
             {"params": [p for p in rest if p.dim() >= 2], "decays": True},
             {"params": [p for p in rest if p.dim() < 2], "decays": False},
@@ -59,14 +70,19 @@ class Optimizer:
         self.optimizers: list[BaseOptimizer] = [
             AdamW(
                 [group for group in groups if group["params"]],
-                lr=phase.learning_rate,
+                lr=rate,
                 betas=(training.beta1, training.beta2),
             )
         ]
         if muon:
             self.optimizers.append(Muon([{"params": muon, "decays": True}], lr=phase.muon_lr))
         self.weight_decay = training.weight_decay
-        self.peaks = [phase.learning_rate, phase.muon_lr][: len(self.optimizers)]
+        self.peaks = [rate, phase.muon_lr][: len(self.optimizers)]
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate of AdamW."""
+        return self.peaks[0]
 
     def step(self, fraction: float, weight_decay: float | None = None) -> None:
         """Update with `fraction` of the peak learning rates and clear the gradients.

@@ -42,7 +42,7 @@ from mini_chat_gpt.data.step_loader import count_workers
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.compile import choose_compiling, compile_model
 from mini_chat_gpt.training.fixed_settings import require_same_settings
-from mini_chat_gpt.training.job import Callback, Prepared, Progress, TrainResult
+from mini_chat_gpt.training.job import CHAT_EPOCHS, STORY_STEPS, Callback, Prepared, Progress, TrainResult
 from mini_chat_gpt.training.loss_curves import PLOT, draw_losses
 from mini_chat_gpt.training.monitor import Monitor, keep_metrics_until
 from mini_chat_gpt.training.provenance import (
@@ -199,14 +199,26 @@ def _print_summary(trainer: Trainer, reasons: Sequence[str], out: Console) -> No
         f"{trainer.tokens_per_step:,} tokens" if trainer.tokens_per_step else f"{trainer.examples_per_step} examples"
     )
     resumed = f", resumed from step {trainer.progress.step:,}" if trainer.progress.step else ""
+    optimizer = trainer.engine.optimizer
+    reason = f" (auto: {optimizer.rate_reason})" if optimizer.rate_reason else ""
     out.print(
         f"{trainer.job.name}: {parameter_summary(trainer.model)}, {trainer.total_steps:,} steps of {per_step}{resumed}, "
         f"{len(trainer.job.source):,} examples per epoch, {len(trainer.job.validation)} for validation\n"
+        f"learning rate {optimizer.learning_rate:g}{reason}{_steps_reason(trainer)}\n"
         f"on {trainer.model.device}; {'; '.join(reason for reason in reasons if reason)}\n"
         f"run folder {trainer.folder}",
         markup=False,
         soft_wrap=True,
     )
+
+
+def _steps_reason(trainer: Trainer) -> str:
+    """What max_steps=auto has chosen, if it has."""
+    section = getattr(trainer.config, trainer.job.name)
+    if section.max_steps != "auto" or section.epochs is not None or trainer.progress.planned_steps:
+        return ""
+    chosen = f"{CHAT_EPOCHS} epochs of the chats" if trainer.job.phase.epochs else f"{STORY_STEPS:,} steps of stories"
+    return f"; length {chosen} (auto)"
 
 
 def parameter_summary(model: GPT) -> str:

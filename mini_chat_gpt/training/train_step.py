@@ -219,6 +219,16 @@ class TrainStep:
         totals = world.sum([*sums.values(), *counts.values()])
         return {kind: (totals[i], int(totals[i + len(kinds)])) for i, kind in enumerate(kinds)}
 
+    @torch.no_grad()
+    def loss(self, examples: Sequence[Example]) -> float:
+        """Σ w·loss / Σ w of these examples and those of the other ranks, without dropout. All ranks must call it together."""
+        self.model.eval()
+        batches = micro_batches(examples, self.batch_size, self.batch_tokens)
+        weight, *_ = self.world.sum(_counts(batches))
+        batches = self._pad_micro_batches(batches)
+        local = sum(float(self._forward(self.model, batch).weighted_sum) for batch in batches)
+        return self.world.sum([local])[0] / weight
+
     # State in checkpoints
 
     def snapshot(self, tokenizer: ChatTokenizer, info: dict[str, Any], progress: dict[str, Any]) -> Snapshot:
@@ -254,6 +264,10 @@ class TrainStep:
         if self.loss_scale is not None and saved.loss_scale is not None:
             self.loss_scale = LossScale(saved.loss_scale.value, saved.loss_scale.good_steps)
         self.optimizer.load_state_tensors(saved.optimizer)
+        if self.optimizer.rate_reason and saved.progress.learning_rate is not None:
+            # What auto chose for the weights as they were then.
+            self.optimizer.peaks[0] = saved.progress.learning_rate
+            self.optimizer.rate_reason = "as when the run began"
         return Resumed(saved.progress, state_changes(saved, self.average is not None, reset_optimizer))
 
 

@@ -25,6 +25,7 @@ from mini_chat_gpt.data.batch_dump import describe
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.data.step_loader import StepLoader, count_workers
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.training.early_loss import early_loss_warning
 from mini_chat_gpt.training.job import (
     SMOOTHING,
     Callback,
@@ -38,7 +39,7 @@ from mini_chat_gpt.training.job import (
     count_steps,
 )
 from mini_chat_gpt.training.monitor import Monitor, Status
-from mini_chat_gpt.training.optim import lr_fraction
+from mini_chat_gpt.training.optim import lr_fraction, warmup_length
 from mini_chat_gpt.training.saved_state import Resumed
 from mini_chat_gpt.training.saving import Saver
 from mini_chat_gpt.training.stop import LOST_WORKER, REASONS, URGENT, Abandoned, StopRequest, exit_code
@@ -63,7 +64,7 @@ class Trainer:
         self.job, self.engine, self.tokenizer, self.config = job, engine, tokenizer, config
         self.monitor, self.callbacks = monitor, callbacks
         self.world, self.model = engine.world, engine.model
-        self.progress = Progress()
+        self.progress = Progress(learning_rate=engine.optimizer.learning_rate)
         _, self.examples_per_step, self.tokens_per_step = config.step_size(job.phase)
         self.total_steps = count_steps(job, self.examples_per_step, self.tokens_per_step)
         self.evaluation: Evaluation | None = None  # the last one
@@ -97,9 +98,16 @@ class Trainer:
         """(this rank's examples of the next step, number of examples over all ranks)."""
         return loader.step(self.examples_per_step, stage.tokens_per_step or self.tokens_per_step)
 
+    def _first_examples(self) -> list[Example]:
+        """The examples that this rank has in the first step."""
+        stage = self.job.stage_at(0, self.total_steps)
+        with StepLoader(stage.source, 0, 0, self.world) as loader:
+            return self.next_examples(loader, stage)[0]
+
     def resume(self, resumed: Resumed) -> None:
         """Continue at the position of the checkpoint that the engine has restored."""
         self.progress = resumed.progress
+        self.progress.learning_rate = self.engine.optimizer.learning_rate
         for change in resumed.changes:
             self.monitor.message(change)
         # With a time budget, the first start has set the number of steps. Timing again could give another number.
@@ -126,8 +134,16 @@ class Trainer:
         if self.stopped == LOST_WORKER:
             raise UserError(f"{self._lost_worker} The run is saved: {self.job.name}.resume_from={self.folder}")
         last, progress = self.evaluation or Evaluation({}), self.progress
+        rate = self.engine.optimizer.learning_rate
         return TrainResult(
-            self.folder, progress.step, progress.last_loss, last.losses, last.scores, progress.seconds, self.stopped
+            self.folder,
+            progress.step,
+            progress.last_loss,
+            last.losses,
+            last.scores,
+            progress.seconds,
+            rate,
+            self.stopped,
         )
 
     def _train(self, bar: StepProgress, loaders: ExitStack) -> None:
@@ -145,12 +161,15 @@ class Trainer:
             report, examples, count = self._step(loader, stage)
             self._count(report, count, time.monotonic() - started)
             self._check_nonfinite(report, examples)
+            warning = early_loss_warning(self.engine, progress, report, self.total_steps, self._first_examples)
+            if warning:
+                self.monitor.message(warning)
             if progress.step % self._log_every == 0 or progress.step == self.total_steps:
                 if progress.window.weight or report.outcome == "non-finite":
                     progress.train_loss = progress.window.loss if math.isfinite(progress.window.loss) else None
                 bar.update(progress.step, self._log_window(report).items())
-                if warning := contention.check():
-                    self.monitor.message(warning)
+                if slow := contention.check():
+                    self.monitor.message(slow)
             self._evaluate_and_save()
         if self.evaluation is None and self.job.validation and not self.stopped:
             self.evaluation = self.validation.run()  # the run was resumed after its last evaluation
@@ -178,7 +197,7 @@ class Trainer:
                 self._check_time(2 * self._seconds_per_step())
                 abandonable.close()
             # Not what the optimizer has: a step that overflows or is not finite doesn't set it.
-            self._learning_rate = self.job.phase.learning_rate * self.lr_fraction
+            self._learning_rate = self.engine.optimizer.learning_rate * self.lr_fraction
             report = self.engine.train_step(
                 examples, self.lr_fraction, stage.weight_decay, progress.step, self.stop.number
             )
@@ -210,7 +229,7 @@ class Trainer:
         return lr_fraction(
             self.progress.step,
             self.total_steps,
-            phase.warmup_steps,
+            warmup_length(phase.warmup_steps, self.total_steps),
             phase.schedule,
             phase.final_lr_fraction,
             phase.decay_fraction,
