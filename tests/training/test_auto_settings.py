@@ -174,7 +174,9 @@ def test_null_is_an_error_without_epochs_also_on_chats(tmp_path):
 
 def test_a_mix_of_chats_and_stories_counts_as_chats(tmp_path, capsys):
     write_records(tmp_path / "stories")
-    result = train(settings(tmp_path, "chats.stories=0.5", f"sft.dataset_path={tmp_path / 'stories'}", "sft.eval_tasks=0"))
+    result = train(
+        settings(tmp_path, "chats.stories=0.5", f"sft.dataset_path={tmp_path / 'stories'}", "sft.eval_tasks=0")
+    )
     assert result.steps == 54
     assert "3 epochs of the chats (auto)" in capsys.readouterr().out
 
