@@ -12,10 +12,18 @@ from pathlib import Path
 from mini_chat_gpt.checkpoints.find import newest_checkpoint
 from mini_chat_gpt.checkpoints.load import load_checkpoint, require_finite
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.generation.decode import Model, WeightsOption, for_inference
+from mini_chat_gpt.common.resources import free_memory
+from mini_chat_gpt.common.terminal import format_size
+from mini_chat_gpt.generation.decode import Model, WeightsOption, cache_bytes_per_token, for_inference
 from mini_chat_gpt.generation.mixed_precision import MixedPrecisionModel
 from mini_chat_gpt.generation.text import USE_FORMAT_DEFAULT, System
+from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+
+CACHE_SHARE = 4
+"""The KV cache of one conversation takes at most one part in this many of the free memory."""
+CONTEXT_STEP = 64
+"""A context that is cut is a multiple of this many tokens."""
 
 
 def system_of(arguments: argparse.Namespace) -> System:
@@ -34,9 +42,9 @@ def find_model(path: str | None) -> Path:
 
 
 def open_model(path: str | None, device: str, weights: WeightsOption) -> tuple[Model, ChatTokenizer]:
-    """Load the model that `find_model` finds, with its weights in the chosen number format.
+    """Load the model that `find_model` finds, with its weights in the chosen number format, and cut its context if memory is short.
 
-    Prints path, size and device on standard error.
+    Prints path, size and device on standard error. Raises UserError, also as `cut_context` does.
     """
     model_path = find_model(path)
     model, tokenizer = load_checkpoint(model_path, device)
@@ -48,4 +56,29 @@ def open_model(path: str | None, device: str, weights: WeightsOption) -> tuple[M
         inference_model = for_inference(model, weights=weights)
     half = f", {inference_model.precision.reason}" if isinstance(inference_model, MixedPrecisionModel) else ""
     print(f"{model_path}: {model.n_parameters() / 1e6:.2f} M parameters on {model.device}{half}{kind}", file=sys.stderr)
+    if (note := cut_context(inference_model, free_memory(model.device))) is not None:
+        print(note, file=sys.stderr)
     return inference_model, tokenizer
+
+
+def cut_context(model: Model, free: int | None) -> str | None:
+    """Shorten the context so that the KV cache of one conversation takes at most a quarter of `free` bytes.
+
+    Returns a line that says so; None if nothing is cut, or if it is unknown how many bytes are free. Raises UserError if
+    there is no memory for a conversation.
+    """
+    whole = model.config.context_length
+    if free is None or (n_tokens := free // CACHE_SHARE // cache_bytes_per_token(model)) >= whole:
+        return None
+    context = n_tokens // CONTEXT_STEP * CONTEXT_STEP
+    if context == 0:
+        raise UserError(
+            f"There is too little free memory for a conversation ({format_size(free)}); close other programs, or use a "
+            "smaller model."
+        )
+    base = model if isinstance(model, GPT) else model.model
+    base.config = base.config.model_copy(update={"context_length": context})
+    return (
+        f"Context: {context:,} of {whole:,} tokens, so that the cache of a conversation takes at most a quarter of the free "
+        f"memory ({format_size(free // CACHE_SHARE)})."
+    )

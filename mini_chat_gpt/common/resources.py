@@ -1,4 +1,5 @@
-"""Memory and CPU time of this process, as a run displays them and as `doctor` compares its predictions with them.
+"""Memory and CPU time of this process, as a run displays them and as `doctor` compares its predictions with them, and memory
+that is still free.
 
 On a CPU, memory is the resident set, including Python and its libraries. On a GPU it is what PyTorch's allocator has
 handed out. The driver shows more, because it also counts contexts and the allocator's cached blocks.
@@ -9,8 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 import torch
+
+CONTAINER = Path("/sys/fs/cgroup")
+"""What the kernel says about the memory of the container that this process runs in (control groups, version 2)."""
 
 
 def memory_in_use(device: torch.device | str) -> int:
@@ -46,10 +51,38 @@ def total_memory(device: torch.device | str) -> int | None:
     except (AttributeError, ValueError, OSError):
         return None
     try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            return min(total, int(file.read()))
+        return min(total, int((CONTAINER / "memory.max").read_text(encoding="ascii")))
     except (OSError, ValueError):  # no control groups, or no limit ("max")
         return total
+
+
+def free_memory(device: torch.device | str) -> int | None:
+    """Free bytes of the GPU, or of the machine or its container; None if the system does not report them."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        if sys.platform == "darwin":
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return None
+    limit = _left_in_container()
+    return min(available, limit) if limit is not None else available
+
+
+def _left_in_container() -> int | None:
+    """Bytes left under the container's memory limit; None without a limit."""
+    try:
+        limit = int((CONTAINER / "memory.max").read_text(encoding="ascii"))
+        used = int((CONTAINER / "memory.current").read_text(encoding="ascii"))
+        lines = (CONTAINER / "memory.stat").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):  # no control groups, or no limit ("max")
+        return None
+    # Files that were read count as used until other memory is needed, such as the one that a model has just been loaded from.
+    cached = sum(int(line.split()[1]) for line in lines if line.startswith(("active_file ", "inactive_file ")))
+    return max(0, limit - used + cached)
 
 
 def _from_proc(name: str) -> int:

@@ -25,11 +25,11 @@ from mini_chat_gpt.common.device import Precision, pick_device, pick_precision, 
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.resources import memory_in_use
+from mini_chat_gpt.common.resources import free_memory, memory_in_use
 from mini_chat_gpt.common.terminal import format_duration, format_size
 from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields
 from mini_chat_gpt.data.batching import Example
-from mini_chat_gpt.diagnostics.machine_checks import Finding, disk_finding, free_memory, machine_findings
+from mini_chat_gpt.diagnostics.machine_checks import Finding, disk_finding, machine_findings
 from mini_chat_gpt.diagnostics.memory_plan import MemoryPlan, Steps, largest_batch, plan_memory, splits
 from mini_chat_gpt.training.job import STORY_STEPS, Prepared
 from mini_chat_gpt.training.monitor import Monitor

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,28 +112,3 @@ def disk_finding(folder: Path, checkpoint: int, kept: int) -> Finding:
     if free < needed:
         return Finding("error", "disk", f"{words}: free some space, or lower training.keep_checkpoints")
     return Finding("ok", "disk", words)
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Free bytes of the GPU, or of the machine; None if the system does not report them."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        if sys.platform == "darwin":
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return None
-    limit = _container_limit()
-    return min(available, limit) if limit is not None else available
-
-
-def _container_limit() -> int | None:
-    """Bytes left under the container's memory limit; None without a limit."""
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-        return int(limit) - used
-    except (OSError, ValueError):  # no control groups, or no limit ("max")
-        return None

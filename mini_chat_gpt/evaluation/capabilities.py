@@ -25,7 +25,7 @@ from mini_chat_gpt.evaluation.confidence import Paired, bootstrap, paired, wilso
 from mini_chat_gpt.evaluation.held_out import find_held_out, held_out_tasks
 from mini_chat_gpt.evaluation.task_metrics import by_measure, score
 from mini_chat_gpt.evaluation.text_metrics import RIGHT_OR_WRONG, Scores
-from mini_chat_gpt.generation.decode import FinishReason, Model
+from mini_chat_gpt.generation.decode import FinishReason, Model, cache_bytes_per_token
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import generate_replies
 from mini_chat_gpt.model import GPT
@@ -178,9 +178,8 @@ def _evaluate_kind(
 
 def rows_at_once(model: Model) -> int:
     """How many prompts to reply to in a batch. It is limited by the memory of their keys and values."""
-    config = model.config
-    per_token = model.make_cache(1, 1).table.nbytes
-    return max(1, min(MAX_ROWS, MAX_CACHE // (per_token * config.context_length)))
+    longest = cache_bytes_per_token(model) * model.config.context_length
+    return max(1, min(MAX_ROWS, MAX_CACHE // longest))
 
 
 def _counting_from(start: int, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from mini_chat_gpt.common.config_fields import ANY, SIZES, Implemented, unsupported_fields
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.generation.cpu_single_token import SingleToken, can_decode_single_tokens
 from mini_chat_gpt.generation.cpu_weights import PackedBlock, Weights, product_of
 from mini_chat_gpt.model import GPT, MLP, Attention, Block, RMSNorm, RotaryEmbedding
@@ -58,7 +59,7 @@ class CPUInferenceModel:
     def __init__(self, model: GPT, weights: Weights = "float32", few_rows: bool = True) -> None:
         if reason := why_not_decodable(model):
             raise UserError(reason)
-        self.model, self.config, self.weights = model, model.config, weights
+        self.model, self.weights = model, weights
         config, rotary = model.config, model.rotary
         self.embedding = model.embed_tokens.weight.detach()
         self.positions = None if model.embed_positions is None else model.embed_positions.weight.detach()
@@ -69,6 +70,10 @@ class CPUInferenceModel:
         self.norm = norm_function(model.norm, config.n_embd)
         self.head = pack([model.lm_head], head=True)
         self.single = SingleToken(model, blocks) if can_decode_single_tokens(config) else None
+
+    @property
+    def config(self) -> GPTConfig:
+        return self.model.config
 
     @property
     def device(self) -> torch.device:

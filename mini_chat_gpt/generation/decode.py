@@ -76,6 +76,11 @@ def for_inference(
     return CPUInferenceModel(model, weights)
 
 
+def cache_bytes_per_token(model: Model) -> int:
+    """Bytes of keys and values of one token in the KV cache of a form of the model."""
+    return model.make_cache(1, 1).table.nbytes
+
+
 @torch.inference_mode()
 def decode(
     model: Model,

@@ -15,6 +15,7 @@ import torch.nn as nn
 
 from mini_chat_gpt.common.device import Precision
 from mini_chat_gpt.common.distributed import is_dtensor
+from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.lora import HalfLinear
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.ops.kv_cache import KVCache
@@ -24,7 +25,11 @@ class MixedPrecisionModel:
     """See the module. `model` itself is not changed; what is not stored in 16 bits is shared with it."""
 
     def __init__(self, model: GPT, precision: Precision) -> None:
-        self.model, self.config, self.precision = _with_half_linears(model, precision.dtype), model.config, precision
+        self.model, self.precision = _with_half_linears(model, precision.dtype), precision
+
+    @property
+    def config(self) -> GPTConfig:
+        return self.model.config
 
     @property
     def device(self) -> torch.device:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +51,22 @@ def test_the_peak_equals_the_maximum_resident_set():
 def test_without_proc_the_maximum_resident_set_is_used(monkeypatch):
     monkeypatch.setattr(resources, "_from_proc", lambda name: 0)
     assert resources.memory_in_use("cpu") == resources.peak_memory("cpu") > 2**20
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize(
+    ("limit", "used", "free"), [("max", 0, None), (3 * PIECE, 2 * PIECE, 2 * PIECE), (PIECE, 9 * PIECE, 0)]
+)
+def test_free_memory_is_that_of_the_machine_within_the_limit_of_its_container(monkeypatch, tmp_path, limit, used, free):
+    machine = resources.free_memory("cpu")
+    assert 0 < machine < 2**50
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    # Half of a piece each of files that were read, which the kernel drops when other memory is needed.
+    files = f"anon 5\nfile {2 * PIECE}\ninactive_file {PIECE // 2}\nactive_file {PIECE // 2}\nslab 7\n"
+    (tmp_path / "memory.stat").write_text(files)
+    monkeypatch.setattr(resources, "CONTAINER", tmp_path)
+    assert resources.free_memory("cpu") == (pytest.approx(machine, rel=0.1) if free is None else free)
 
 
 def test_on_a_gpu_the_numbers_are_those_of_the_allocator(monkeypatch):
