@@ -98,9 +98,11 @@ class GPTConfig(Section):
     activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu", "relu2"] = "swiglu"
     """MLP activation; swiglu and geglu have a gate."""
     bias: bool = False
-    """Biases in the attention's output projection, the MLP and layernorm."""
+    """Biases in the attention's output projection, layernorm, and, unless mlp_bias says otherwise, the MLP."""
     qkv_bias: bool = False
     """Biases of the query, key and value projections."""
+    mlp_bias: bool | None = None
+    """Biases in the MLP (null = as bias says)."""
     qk_norm: bool = False
     """Normalize queries and keys per head (Qwen 3)."""
     attention_scale: Number | None = Field(None, ge=1e-6, le=1000)
@@ -142,7 +144,7 @@ class GPTConfig(Section):
         """Number of parameters, without making the model."""
         width, inner, kv_inner = self.n_embd, self.n_head * self.head_size, self.kv_heads * self.head_size
         attention = width * (2 * inner + 2 * kv_inner) + (inner + 2 * kv_inner) * self.qkv_bias + width * self.bias
-        mlp = (2 + self.gated) * width * self.mlp_size + ((1 + self.gated) * self.mlp_size + width) * self.bias
+        mlp = (2 + self.gated) * width * self.mlp_size + ((1 + self.gated) * self.mlp_size + width) * self.mlp_has_bias
         norm = width * (2 if self.norm == "layernorm" and self.bias else 1)
         block = attention + mlp + 2 * norm + 2 * self.head_size * self.qk_norm
         tables = self.vocab_size * (1 if self.tie_embeddings else 2)
@@ -152,6 +154,10 @@ class GPTConfig(Section):
     @property
     def gated(self) -> bool:
         return self.activation in ("swiglu", "geglu")
+
+    @property
+    def mlp_has_bias(self) -> bool:
+        return self.bias if self.mlp_bias is None else self.mlp_bias
 
     @property
     def mlp_size(self) -> int:

@@ -113,9 +113,10 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        self.gate_proj = nn.Linear(config.n_embd, config.mlp_size, bias=config.bias) if config.gated else None
-        self.up_proj = nn.Linear(config.n_embd, config.mlp_size, bias=config.bias)
-        self.down_proj = nn.Linear(config.mlp_size, config.n_embd, bias=config.bias)
+        width, inner, bias = config.n_embd, config.mlp_size, config.mlp_has_bias
+        self.gate_proj = nn.Linear(width, inner, bias=bias) if config.gated else None
+        self.up_proj = nn.Linear(width, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, width, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)"""

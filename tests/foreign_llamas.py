@@ -23,6 +23,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "llama3 scaling": {"rope_parameters": {"rope_theta": 10000.0, **LLAMA3}},
     "linear scaling": {"rope_parameters": {"rope_theta": 5000.0, "rope_type": "linear", "factor": 2.0}},
     "biases": {"attention_bias": True, "mlp_bias": True},
+    "biases in attention": {"attention_bias": True},
+    "biases in the mlp": {"mlp_bias": True},
 }
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd",

@@ -25,6 +25,8 @@ CPU = torch.device("cpu")
         {"n_kv_head": 1, "head_dim": 6, "intermediate_size": 40},
         {"tie_embeddings": False, "qkv_bias": True, "qk_norm": True},
         {"bias": True, "qkv_bias": True},
+        {"bias": True, "mlp_bias": False},
+        {"mlp_bias": True, "activation": "relu"},
         {"norm": "layernorm", "position": "learned", "activation": "gelu", "bias": True},
         {"norm": "layernorm", "position": "none", "activation": "relu2", "bias": False},
         {"activation": "geglu", "bias": True, "windows": (4, None)},

@@ -24,7 +24,7 @@ V = TypeVar("V")
 HEAD = "lm_head.weight"
 EMBEDDING = "embed_tokens.weight"
 IMPLEMENTED: Implemented = SIZES | dict.fromkeys(
-    ("norm_eps", "rope_theta", "rope_scaling", "bias", "qkv_bias", "tie_embeddings"), ANY
+    ("norm_eps", "rope_theta", "rope_scaling", "bias", "qkv_bias", "mlp_bias", "tie_embeddings"), ANY
 )
 """Fields of `GPTConfig` that Llama's config.json can express; every other field must have its default value."""
 
@@ -61,7 +61,7 @@ def to_hf_config(config: GPTConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
         "rope_theta": config.rope_theta,
         "rope_scaling": config.rope_scaling,
         "attention_bias": config.qkv_bias,
-        "mlp_bias": config.bias,
+        "mlp_bias": config.mlp_has_bias,
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "tie_word_embeddings": config.tie_embeddings,
@@ -125,11 +125,7 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> GPTConfig:
         raise UserError(f"config.json has hidden_act {short(given.hidden_act)}; only 'silu' can be read.")
     if given.rope_interleaved:
         raise UserError("config.json has rope_interleaved: true; only false can be read.")
-    biased = bool(given.attention_bias)
-    if biased != bool(given.mlp_bias):
-        raise UserError(
-            "config.json has different values of attention_bias and mlp_bias; only equal values can be read."
-        )
+    attention_bias, mlp_bias = bool(given.attention_bias), bool(given.mlp_bias)
     theta, scaling = _rope(given)
     try:
         return GPTConfig(
@@ -144,8 +140,9 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> GPTConfig:
             norm_eps=given.rms_norm_eps,
             rope_theta=theta,
             rope_scaling=scaling,
-            bias=biased,
-            qkv_bias=biased,
+            bias=attention_bias,
+            qkv_bias=attention_bias,
+            mlp_bias=None if mlp_bias == attention_bias else mlp_bias,
             tie_embeddings=bool(given.tie_word_embeddings),
         )
     except ValidationError as error:

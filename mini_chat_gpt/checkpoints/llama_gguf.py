@@ -86,6 +86,7 @@ def read_config(metadata: Mapping[str, Any], reader: _Reader) -> GPTConfig:
     embedding = infos.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise UserError(f"its tensor token_embd.weight is missing or not a table; {_DAMAGED}.")
+    bias, mlp_bias = "blk.0.attn_output.bias" in infos, "blk.0.ffn_down.bias" in infos
     try:
         return GPTConfig(
             vocab_size=embedding.shape[0],
@@ -99,8 +100,9 @@ def read_config(metadata: Mapping[str, Any], reader: _Reader) -> GPTConfig:
             norm_eps=_shortest(get("attention.layer_norm_rms_epsilon", float, 1e-5)),
             rope_theta=theta,
             rope_scaling=_rope_scaling(metadata, reader, head_dim, theta),
-            bias="blk.0.attn_output.bias" in infos,
+            bias=bias,
             qkv_bias="blk.0.attn_q.bias" in infos,
+            mlp_bias=None if mlp_bias == bias else mlp_bias,
             tie_embeddings=OUTPUT not in infos,
         )
     except ValidationError as error:

@@ -45,7 +45,7 @@ from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 REMEDY = "use another checkpoint"
-ADDED_LATER: frozenset[str] = frozenset()
+ADDED_LATER: frozenset[str] = frozenset({"mlp_bias"})
 """Fields of `GPTConfig` that the oldest checkpoints lack; their defaults mean "as before"."""
 
 

@@ -38,6 +38,7 @@ IMPLEMENTED: Implemented = SIZES | {
     "activation": {"swiglu", "geglu", "gelu", "gelu_tanh", "relu", "relu2"},
     "bias": ANY,
     "qkv_bias": ANY,
+    "mlp_bias": ANY,
     "qk_norm": ANY,
     "attention_scale": ANY,
     "windows": ANY,

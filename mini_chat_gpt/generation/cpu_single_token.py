@@ -23,7 +23,7 @@ from mini_chat_gpt.model import GPT, RMSNorm
 from mini_chat_gpt.ops.kv_cache import KVCache
 
 IMPLEMENTED: Implemented = SIZES | dict.fromkeys(
-    ("norm_eps", "rope_theta", "rope_scaling", "attention_scale", "bias", "qkv_bias", "tie_embeddings"), ANY
+    ("norm_eps", "rope_theta", "rope_scaling", "attention_scale", "bias", "qkv_bias", "mlp_bias", "tie_embeddings"), ANY
 )
 """Fields of `GPTConfig`; models in which another one differs from its default are left to cpu_model.py."""
 

@@ -33,8 +33,8 @@ STEPS_TO_PAY_BACK = 500
 
 IMPLEMENTED: Implemented = SIZES | dict.fromkeys(
     (
-        "norm", "norm_eps", "position", "rope_theta", "rope_scaling", "activation", "bias", "qkv_bias", "qk_norm",
-        "attention_scale", "windows", "tie_embeddings",
+        "norm", "norm_eps", "position", "rope_theta", "rope_scaling", "activation", "bias", "qkv_bias", "mlp_bias",
+        "qk_norm", "attention_scale", "windows", "tie_embeddings",
     ),
     ANY,
 )  # fmt: skip

@@ -6,9 +6,12 @@ import pytest
 import torch
 from foreign_llamas import VARIANTS, make_llama
 from safetensors.torch import load_file
+from tiny import tiny_tokenizer
 
 from mini_chat_gpt.checkpoints.foreign import read_hf_model
 from mini_chat_gpt.checkpoints.hf import to_hf_state
+from mini_chat_gpt.checkpoints.load import load_checkpoint
+from mini_chat_gpt.checkpoints.save import save_checkpoint
 
 
 @pytest.fixture(params=VARIANTS)
@@ -45,6 +48,23 @@ def test_decoding_with_a_cache_gives_the_same_tokens(tmp_path, theirs):
             new = ours.next_logits(new, cache, [new.shape[1]]).argmax(-1, keepdim=True)
             tokens.append(int(new))
     assert tokens == expected.tolist()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_saved_model_is_again_one_of_transformers(tmp_path, variant):
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = tiny_tokenizer()
+    theirs = make_llama(vocab_size=tokenizer.vocab_size, **VARIANTS[variant])
+    theirs.save_pretrained(tmp_path / "theirs")
+    save_checkpoint(tmp_path / "ours", read_hf_model(tmp_path / "theirs"), tokenizer)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert again.state_dict().keys() == theirs.state_dict().keys()
+    assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in again.state_dict().items())
+    ids = torch.randint(0, 96, (1, 20))
+    assert torch.equal(again(ids).logits, theirs(ids).logits)
+    loaded, _ = load_checkpoint(tmp_path / "ours", "cpu")
+    assert relative(loaded(ids), theirs(ids).logits) < 1e-4
 
 
 @pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "pickle"])

@@ -25,6 +25,8 @@ VARIANTS = {
     "untied": {"tie_embeddings": False},
     "own head_dim": {"head_dim": 16},
     "biases": {"bias": True, "qkv_bias": True},
+    "biases in attention": {"bias": True, "qkv_bias": True, "mlp_bias": False},
+    "biases in the mlp": {"mlp_bias": True},
     "linear scaling": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "llama3 scaling": {"rope_scaling": LLAMA3},
 }
@@ -107,7 +109,13 @@ def test_a_tokenizer_from_elsewhere_keeps_its_own_bos_and_eos():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"norm": "layernorm"}, {"qk_norm": True}, {"qkv_bias": True}, {"n_embd": 30, "head_dim": 8}],
+    [
+        {"norm": "layernorm"},
+        {"qk_norm": True},
+        {"qkv_bias": True},
+        {"bias": True, "mlp_bias": False},
+        {"n_embd": 30, "head_dim": 8},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_what_a_llama_cannot_express_is_rejected(changes):
@@ -131,7 +139,6 @@ def test_a_field_that_the_exporter_does_not_know_is_rejected():
     [
         ({"model_type": "gpt2"}, "type 'gpt2'"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"attention_bias": True}, "attention_bias and mlp_bias"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"num_key_value_heads": 3}, "must be a multiple of n_kv_head"),

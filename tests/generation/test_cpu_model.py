@@ -24,6 +24,8 @@ ARCHITECTURES = {
     "layernorm without bias": {"norm": "layernorm"},
     "qkv bias": {"qkv_bias": True},
     "all biases": {"bias": True, "qkv_bias": True},
+    "biases in attention": {"bias": True, "qkv_bias": True, "mlp_bias": False},
+    "biases in the mlp": {"mlp_bias": True},
     "qk norm": {"qk_norm": True},
     "untied head": {"tie_embeddings": False},
     "geglu": {"activation": "geglu"},
