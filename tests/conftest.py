@@ -5,8 +5,13 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from mini_chat_gpt.prepare.sample_stories import write_sample
+
+# No test fails because the machine is busy.
+settings.register_profile("without a clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("without a clock")
 
 # Under nohup or in the background of a script these signals are ignored, and the commands that the tests start would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -16,10 +16,10 @@ import torch
 
 from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints.families import family_of_model
-from mini_chat_gpt.checkpoints.find import find_checkpoint, read_meta
+from mini_chat_gpt.checkpoints.find import read_meta
 from mini_chat_gpt.checkpoints.foreign import is_foreign
 from mini_chat_gpt.checkpoints.import_check import check_tokenizer
-from mini_chat_gpt.checkpoints.load import load_pair
+from mini_chat_gpt.checkpoints.load import find_source, load_pair
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
@@ -45,13 +45,9 @@ def convert(source: Path, folder: Path, tokenizer: str | None = None, dtype: str
     require_writable(folder.parent)
     precision = None if dtype is None else DTYPES[dtype]
     info: dict[str, Any] = {"job": "import", "source": shown_path(source)}
-    if is_foreign(source):
-        model, loaded_tokenizer = load_pair(source, tokenizer, dtype=precision)
-    else:
-        if source.is_dir() and tokenizer is not None:
-            raise UserError(f"{source} is a folder that has its own tokenizer; omit --tokenizer.")
-        checkpoint = find_checkpoint(source)
-        model, loaded_tokenizer = load_pair(checkpoint, dtype=precision)
+    checkpoint = find_source(source)
+    model, loaded_tokenizer = load_pair(checkpoint, tokenizer, dtype=precision)
+    if not is_foreign(checkpoint):
         info = read_meta(checkpoint)["info"] | {"source": shown_path(checkpoint)}
     checks = check_tokenizer(loaded_tokenizer)
     save_checkpoint(folder, model, loaded_tokenizer, info)

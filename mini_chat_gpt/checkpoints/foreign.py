@@ -7,14 +7,16 @@ is run. The format of a file is detected from its content, not from its name. Ea
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 
-from mini_chat_gpt.checkpoints.build import model_from_state, read_model
-from mini_chat_gpt.checkpoints.families import Family, GGUFMapping, family_of_architecture
+from mini_chat_gpt.checkpoints.build import Part, TensorReader, model_from_state, read_model
+from mini_chat_gpt.checkpoints.families import family_of_architecture
 from mini_chat_gpt.checkpoints.find import is_checkpoint
 from mini_chat_gpt.checkpoints.gguf import MAGIC, GGUFFile
 from mini_chat_gpt.checkpoints.hf_folder import is_hf_folder, open_folder, read_folder_config
@@ -54,10 +56,11 @@ def import_model(
     """
     source = Path(source)
     try:
-        if source.is_dir():
-            return _import_folder(source, tokenizer, dtype)
-        if (start := _start_of(source)) == MAGIC:
-            return _import_gguf(source, tokenizer, dtype)
+        if (described := _describe(source)) is not None:
+            refuse_tokenizer(source, tokenizer)
+            its_tokenizer = described.tokenizer()  # before the weights, because those take longer
+            return described.model(dtype), its_tokenizer
+        start = _start_of(source)
         read = read_nanogpt if start == b"PK\x03\x04" or is_pickle(start) else read_llama2c
         config, state, loaded_tokenizer = read(source, tokenizer)
     except FileNotFoundError:
@@ -72,50 +75,63 @@ def import_model(
     return model_from_state(config, state, str(source)).eval(), loaded_tokenizer
 
 
-def _import_folder(folder: Path, tokenizer: str | Path | None, dtype: torch.dtype | None) -> tuple[GPT, ChatTokenizer]:
-    if not is_hf_folder(folder):
-        raise UserError(f"{folder} is a folder without a model; give {IMPORTABLE}.")
-    _refuse_tokenizer(folder, tokenizer)
-    loaded_tokenizer, _ = _folder_tokenizer(folder)  # before the weights, because those take longer
-    model = read_hf_model(folder, dtype)
-    model.origin = origin_of_folder(folder)
-    return model, loaded_tokenizer
-
-
-def _import_gguf(path: Path, tokenizer: str | Path | None, dtype: torch.dtype | None) -> tuple[GPT, ChatTokenizer]:
-    _refuse_tokenizer(path, tokenizer)
-    file = GGUFFile(path)
-    loaded_tokenizer, _ = _gguf_tokenizer(file)
-    model = read_gguf_model(file, dtype)
-    model.origin = origin_of_gguf(path, file.metadata)
-    return model, loaded_tokenizer
-
-
 def import_tokenizer(source: Path) -> tuple[ChatTokenizer, GPTConfig]:
     """Read the tokenizer of a model and its architecture, without the weights of a folder or GGUF file; see `import_model`."""
-    if is_hf_folder(source):
-        return _folder_tokenizer(source)
     with suppress(OSError):  # which `import_model` reports
-        if _start_of(source) == MAGIC:
-            return _gguf_tokenizer(GGUFFile(source))
+        if (described := _describe(source)) is not None:
+            return described.tokenizer(), described.config
     model, tokenizer = import_model(source)
     return tokenizer, model.config
 
 
-def _folder_tokenizer(folder: Path) -> tuple[ChatTokenizer, GPTConfig]:
-    _, config = read_folder_config(folder)  # what can't be read has to be named first
-    tokenizer = tokenizer_from_folder(folder)
-    _require_own_tokenizer(config, tokenizer, folder)
-    give_chat_format(tokenizer, folder)
-    return tokenizer, config
+@dataclass(frozen=True)
+class _Described:
+    """A Hugging Face folder or a GGUF file that says what its model is; tokenizer and weights are not read yet."""
+
+    path: Path
+    gguf: GGUFFile | None  # None: a folder
+    config: GPTConfig
+    part_of: Callable[[str, GPTConfig], Part]  # our name of a tensor -> where it is
+    constants: tuple[str, ...]  # see `Family`
+
+    def tokenizer(self) -> ChatTokenizer:
+        """Its tokenizer with its chat format. Raises UserError."""
+        gguf, source = self.gguf, str(self.path)
+        tokenizer = tokenizer_from_folder(self.path) if gguf is None else tokenizer_from_gguf(gguf.metadata, source)
+        _require_own_tokenizer(self.config, tokenizer, source)
+        give_chat_format(tokenizer, self.path)
+        return tokenizer
+
+    def model(self, dtype: torch.dtype | None = None) -> GPT:
+        """Its model; see `import_model`. Raises UserError."""
+        reader: TensorReader = open_folder(self.path) if self.gguf is None else self.gguf
+        model = read_model(self.config, self.part_of, reader, str(self.path), self.constants, dtype)
+        path, gguf = self.path, self.gguf
+        model.origin = origin_of_folder(path) if gguf is None else origin_of_gguf(path, gguf.metadata)
+        return model
 
 
-def _gguf_tokenizer(file: GGUFFile) -> tuple[ChatTokenizer, GPTConfig]:
-    _, _, config = _gguf_config(file)
-    tokenizer = tokenizer_from_gguf(file.metadata, str(file.path))
-    _require_own_tokenizer(config, tokenizer, file.path)
-    give_chat_format(tokenizer, file.path)
-    return tokenizer, config
+def _describe(source: Path) -> _Described | None:
+    """Read what a folder or a GGUF file says of its model; None for another file. Raises UserError and OSError."""
+    if source.is_dir():
+        return _describe_folder(source)
+    return _describe_gguf(GGUFFile(source)) if _start_of(source) == MAGIC else None
+
+
+def _describe_folder(folder: Path) -> _Described:
+    if not is_hf_folder(folder):
+        raise UserError(f"{folder} is a folder without a model; give {IMPORTABLE}.")
+    family, config = read_folder_config(folder)
+    return _Described(folder, None, config, family.hf_part, family.constants)
+
+
+def _describe_gguf(file: GGUFFile) -> _Described:
+    family, mapping = family_of_architecture(file.metadata.get("general.architecture"), str(file.path))
+    try:
+        config = mapping.config_from(file.metadata, file)
+    except UserError as error:
+        raise UserError(f"{file.path} can't be imported: {error}") from None
+    return _Described(file.path, file, config, mapping.part, family.constants)
 
 
 def _start_of(path: Path) -> bytes:
@@ -124,29 +140,20 @@ def _start_of(path: Path) -> bytes:
         return file.read(4)
 
 
-def _refuse_tokenizer(source: Path, tokenizer: str | Path | None) -> None:
+def refuse_tokenizer(source: Path, tokenizer: str | Path | None) -> None:
+    """Raise UserError for another tokenizer than the one of `source`."""
     if tokenizer is not None:
         raise UserError(f"{source} has its own tokenizer; omit --tokenizer.")
 
 
 def read_hf_model(folder: Path, dtype: torch.dtype | None = None) -> GPT:
     """Read the model of a Hugging Face folder, without its tokenizer; see `import_model`."""
-    family, config = read_folder_config(folder)
-    return read_model(config, family.hf_part, open_folder(folder), str(folder), family.constants, dtype)
+    return _describe_folder(folder).model(dtype)
 
 
 def read_gguf_model(file: GGUFFile, dtype: torch.dtype | None = None) -> GPT:
     """Read the model of a GGUF file, without its tokenizer; see `import_model`."""
-    family, gguf, config = _gguf_config(file)
-    return read_model(config, gguf.part, file, str(file.path), family.constants, dtype)
-
-
-def _gguf_config(file: GGUFFile) -> tuple[Family, GGUFMapping, GPTConfig]:
-    family, gguf = family_of_architecture(file.metadata.get("general.architecture"), str(file.path))
-    try:
-        return family, gguf, gguf.config_from(file.metadata, file)
-    except UserError as error:
-        raise UserError(f"{file.path} can't be imported: {error}") from None
+    return _describe_gguf(file).model(dtype)
 
 
 def _require_own_tokenizer(config: GPTConfig, tokenizer: ChatTokenizer, source: Path | str) -> None:

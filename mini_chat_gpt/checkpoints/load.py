@@ -24,7 +24,7 @@ from mini_chat_gpt.checkpoints.adapters import (
 )
 from mini_chat_gpt.checkpoints.build import model_from_state, model_shapes
 from mini_chat_gpt.checkpoints.find import META, MODEL, find_checkpoint, read_meta
-from mini_chat_gpt.checkpoints.foreign import import_model, import_tokenizer, is_foreign
+from mini_chat_gpt.checkpoints.foreign import import_model, import_tokenizer, is_foreign, refuse_tokenizer
 from mini_chat_gpt.checkpoints.hf import from_hf_state, to_hf_state
 from mini_chat_gpt.checkpoints.origin import Origin
 from mini_chat_gpt.checkpoints.sharded import Like, Tensors, read_file, read_shards, read_shards_header, shards_of
@@ -76,7 +76,7 @@ def load_pair(
     """Load a model on the CPU and its tokenizer: the only way in which a command gets them.
 
     source      a checkpoint folder, or a file or folder of another project
-    tokenizer   that of a file, see `import_model`
+    tokenizer   for a file without one, see `import_model`
     adapted     keep the adapter of a checkpoint for further training, instead of merging it; see `load_adapted`
     dtype       precision of the weights; None keeps that of the file (float32 for quantized weights)
 
@@ -86,6 +86,7 @@ def load_pair(
         model, its_tokenizer = import_model(source, tokenizer, dtype)
         require_match(model.config, its_tokenizer, source)
         return model, its_tokenizer
+    refuse_tokenizer(source, tokenizer)
     its_tokenizer, _ = load_tokenizer(source)  # first, because the weights take longer
     if adapted:
         return load_adapted(source, base, frozen), its_tokenizer

@@ -22,6 +22,8 @@ from mini_chat_gpt.tokenizer.meta_file import CONFIG_FILE, DeclaredIds
 REMEDY = "get the model's files again"
 MAX_TOKENIZER = 1 << 26  # bytes; Gemma's has 34 MB
 MAX_TEMPLATE = 1 << 20
+UNSET_STOP_ID = 2
+"""The eos_token_id that `transformers` writes for a Llama whose author set none. It is that of Llama 2's tokenizer."""
 T = TypeVar("T")
 
 
@@ -90,7 +92,7 @@ def foreign_tokenizer(
 ) -> ChatTokenizer:
     """A tokenizer from the names of its BOS and EOS and the ids at which generation stops. Errors mention `source`.
 
-    A stop id that is ordinary text is left out with a warning: config.json often has another tokenizer's default.
+    A stop id that is ordinary text is left out with a warning, except the one that `transformers` writes unasked.
     """
     ids: dict[str, int] = {}
     for name in filter(None, (bos, eos, encoder.bos_token)):
@@ -103,7 +105,8 @@ def foreign_tokenizer(
         encoder = encoder.with_control(ordinary)
     control = set(encoder.control.values())
     stops = dict.fromkeys(stop_ids)
-    if unknown := [token_id for token_id in stops if token_id not in control]:
+    unset = {UNSET_STOP_ID} if eos else set()
+    if unknown := [token_id for token_id in stops if token_id not in control | unset]:
         warnings.warn(
             f"{source}: the stop ids {short(unknown)} are not control tokens, so they are not used", stacklevel=2
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -378,6 +379,22 @@ def test_stop_ids_that_are_ordinary_text_are_left_out_with_a_warning(tmp_path: P
     with pytest.warns(UserWarning, match=r"stop ids \[2\] are not control tokens"):
         tokenizer = tokenizer_from_folder(write_folder(tmp_path, "Qwen2", config={"eos_token_id": 2}))
     assert tokenizer.stop_ids == set()
+
+
+def test_a_stop_id_that_transformers_wrote_unasked_is_left_out_without_a_word(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    LlamaConfig().save_pretrained(tmp_path / "unset")
+    config = json.loads((tmp_path / "unset" / "config.json").read_text())
+    assert config["eos_token_id"] == 2
+    own = {"eos_token": "he"}
+    folder = write_folder(tmp_path, "Qwen2", tokenizer_config=own, config=config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer = tokenizer_from_folder(folder)
+    assert tokenizer.stop_ids == {tokenizer.control["he"]}
+    with pytest.warns(UserWarning, match=r"stop ids \[3\] are not control tokens"):
+        tokenizer_from_folder(write_folder(tmp_path, "Qwen2", tokenizer_config=own, config={"eos_token_id": [2, 3]}))
 
 
 def test_a_generation_config_with_wrong_commas_is_read(tmp_path: Path) -> None:
