@@ -186,8 +186,8 @@ class Progress:
     nonfinite_steps: Count = 0  # steps with a non-finite loss or gradient
     nonfinite_steps_in_a_row: Count = 0
     planned_steps: Count | None = None  # number of steps that a time budget allowed
-    learning_rate: NonNegative | None = None  # the peak
-    first_loss: Finite | None = None  # of the first step, before its update
+    learning_rate: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None  # the peak
+    first_loss: NonNegative | None = None  # of the first step, before its update
     window: Window = field(default_factory=Window)
     __pydantic_config__ = STRICT
 
