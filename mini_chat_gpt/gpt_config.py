@@ -89,12 +89,20 @@ class GPTConfig(Section):
     """Normalization: rmsnorm (Llama) or layernorm (GPT-2)."""
     norm_eps: Number = Field(1e-5, ge=1e-12, le=1)
     """Added to the variance inside the norm."""
+    norm_placement: Literal["before", "after", "both"] = "before"
+    """Norms before each attention and MLP (Llama), after them (OLMo 2), or both (Gemma 3)."""
+    norm_offset: bool = False
+    """The factor of an rmsnorm is 1 + its weight (Gemma)."""
+    embedding_factor: Number | None = Field(None, ge=1e-3, le=1e4)
+    """Factor on the embedding (null = 1; Gemma uses the root of n_embd)."""
     position: Literal["rope", "learned", "none"] = "rope"
     """Position encoding: rope (rotary, Llama), learned (a table, GPT-2), or none."""
     rope_theta: Number = Field(10000.0, ge=1, le=1e12)
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
     """RoPE scaling as in Hugging Face's config.json, with rope_type linear or llama3 (null = none)."""
+    window_rope_theta: Number | None = Field(None, ge=1, le=1e12)
+    """Base of the rotary frequencies in layers with a window, which are not scaled then (null = as in the other layers; Gemma 3)."""
     activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu", "relu2"] = "swiglu"
     """MLP activation; swiglu and geglu have a gate."""
     bias: bool = False
@@ -103,8 +111,8 @@ class GPTConfig(Section):
     """Biases of the query, key and value projections."""
     mlp_bias: bool | None = None
     """Biases in the MLP (null = as bias says)."""
-    qk_norm: bool = False
-    """Normalize queries and keys per head (Qwen 3)."""
+    qk_norm: bool | Literal["all_heads"] = False
+    """Normalize queries and keys: true = each head by itself (Qwen 3), all_heads = all of them together (OLMo 2)."""
     attention_scale: Number | None = Field(None, ge=1e-6, le=1000)
     """Factor on q·k (null = 1/sqrt(head_dim); GPT-Neo uses 1)."""
     windows: tuple[Annotated[Whole, Field(ge=1, le=MAX_CONTEXT)] | None, ...] | None = None
@@ -127,6 +135,8 @@ class GPTConfig(Section):
                 f"context_length ({self.context_length}) times head_dim ({self.head_size}) must be at most {2**25}: it is "
                 "the size of the table of rotary positions"
             )
+        if self.norm_offset and self.norm != "rmsnorm":
+            raise ValueError("norm_offset needs norm=rmsnorm")
         if self.windows is not None and len(self.windows) != self.n_layer:
             raise ValueError(f"windows has {len(self.windows)} entries for {self.n_layer} layers")
         return self
@@ -146,7 +156,8 @@ class GPTConfig(Section):
         attention = width * (2 * inner + 2 * kv_inner) + (inner + 2 * kv_inner) * self.qkv_bias + width * self.bias
         mlp = (2 + self.gated) * width * self.mlp_size + ((1 + self.gated) * self.mlp_size + width) * self.mlp_has_bias
         norm = width * (2 if self.norm == "layernorm" and self.bias else 1)
-        block = attention + mlp + 2 * norm + 2 * self.head_size * self.qk_norm
+        qk_norm = inner + kv_inner if self.qk_norm == "all_heads" else 2 * self.head_size * self.qk_norm
+        block = attention + mlp + (4 if self.norm_placement == "both" else 2) * norm + qk_norm
         tables = self.vocab_size * (1 if self.tie_embeddings else 2)
         tables += self.context_length if self.position == "learned" else 0
         return self.n_layer * block + norm + width * tables

@@ -29,22 +29,26 @@ Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q (B, H, T, D); k, v 
 
 
 class RMSNorm(nn.Module):
-    """x / √(mean(x²) + eps) · weight (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    """x / √(mean(x²) + eps) · factor (Zhang & Sennrich 2019, arXiv:1910.07467). The factor is the weight, or 1 + weight."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, config: GPTConfig) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+        self.eps, self.offset = config.norm_eps, config.norm_offset
+        self.weight = nn.Parameter(torch.zeros(size) if self.offset else torch.ones(size))
+
+    def factor(self) -> torch.Tensor:
+        """(C,)"""
+        return 1 + self.weight.float() if self.offset else self.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., C) -> (..., C)"""
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, self.factor(), self.eps)
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
     if config.norm == "layernorm":
         return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
-    return RMSNorm(config.n_embd, config.norm_eps)
+    return RMSNorm(config.n_embd, config)
 
 
 class RotaryEmbedding(nn.Module):
@@ -53,9 +57,12 @@ class RotaryEmbedding(nn.Module):
     cos: torch.Tensor
     sin: torch.Tensor
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, of_windows: bool = False) -> None:
         super().__init__()
-        frequencies = rope_frequencies(config.head_size, config.rope_theta, config.rope_scaling)  # (D/2,)
+        theta, scaling = config.rope_theta, config.rope_scaling
+        if of_windows and config.window_rope_theta is not None:
+            theta, scaling = config.window_rope_theta, None
+        frequencies = rope_frequencies(config.head_size, theta, scaling)  # (D/2,)
         angles = torch.arange(config.context_length, dtype=torch.float32)[:, None] * frequencies[None, :]
         # Not in the state dict: the config determines them.
         self.register_buffer("cos", angles.cos(), persistent=False)
@@ -81,22 +88,33 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.n_embd, kv_inner, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.n_embd, kv_inner, bias=config.qkv_bias)
         self.o_proj = nn.Linear(inner, config.n_embd, bias=config.bias)
-        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+        self.norm_all_heads = config.qk_norm == "all_heads"
+        q_size, k_size = (inner, kv_inner) if self.norm_all_heads else (self.head_dim, self.head_dim)
+        self.q_norm = RMSNorm(q_size, config) if config.qk_norm else None
+        self.k_norm = RMSNorm(k_size, config) if config.qk_norm else None
 
     def qkv(self, x: torch.Tensor, rope: Rope | None) -> Heads:
         """x (B, T, C) -> queries (B, H, T, D), keys and values (B, Hkv, T, D)."""
         b, t, _ = x.shape
-        q = self.q_proj(x).view(b, t, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
-        k = self.k_proj(x).view(b, t, self.n_kv_head, self.head_dim).transpose(1, 2)  # (B, Hkv, T, D)
-        v = self.v_proj(x).view(b, t, self.n_kv_head, self.head_dim).transpose(1, 2)
-        if self.q_norm is not None and self.k_norm is not None:
-            # Before the rotation, which keeps norms: bounded scores keep training stable (Henry et al. 2020, arXiv:2010.04245).
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        # Before the rotation, which keeps norms: bounded scores keep training stable (Henry et al. 2020, arXiv:2010.04245).
+        if self.norm_all_heads:
+            q, k = self._norm_qk(q, k)
+        q = q.view(b, t, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
+        k = k.view(b, t, self.n_kv_head, self.head_dim).transpose(1, 2)  # (B, Hkv, T, D)
+        v = v.view(b, t, self.n_kv_head, self.head_dim).transpose(1, 2)
+        if not self.norm_all_heads:
+            q, k = self._norm_qk(q, k)
         if rope is not None:
             # Rotated queries and keys make q·k depend on the distance of two tokens, not on their positions.
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         return q, k, v
+
+    def _norm_qk(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(..., D) each, or of all heads (B, T, H·D) and (B, T, Hkv·D) -> the same shapes"""
+        if self.q_norm is None or self.k_norm is None:
+            return q, k
+        return self.q_norm(q), self.k_norm(k)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout) -> torch.Tensor:
         """q (B, H, T, D); k, v (B, Hkv, T, D) -> (B, H, T, D)"""
@@ -127,7 +145,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), in three parts.
+    """x + attention(norm(x)), then x + mlp(norm(x)), in three parts. `norm_placement` can put norms after the sublayers, too.
 
     `qkv` and `out_and_mlp` treat each token by itself; only `attend` knows the layout. So the compiler compiles the two once
     for all batches (training/compile.py).
@@ -135,23 +153,26 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = make_norm(config)
+        before, after = config.norm_placement != "after", config.norm_placement != "before"
+        self.input_layernorm = make_norm(config) if before else None
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = make_norm(config)
+        self.attention_output_layernorm = make_norm(config) if after else None
+        self.post_attention_layernorm = make_norm(config) if before else None  # Llama's name of the norm before the MLP
         self.mlp = MLP(config)
+        self.mlp_output_layernorm = make_norm(config) if after else None
 
     def forward(
         self, x: torch.Tensor, rope: Rope | None, layout: Layout, positions: torch.Tensor | None = None
     ) -> torch.Tensor:
         """x (B, T, C) -> (B, T, C), or with `positions` (R,) in the row only those tokens, (B, R, C)."""
-        # The norms come before the sublayers, so the residual stream passes through unchanged (Xiong et al. 2020, arXiv:2002.04745).
+        # No norm is on the residual stream itself, so it passes through unchanged (Xiong et al. 2020, arXiv:2002.04745).
         q, k, v = self.qkv(x, rope)
         x, heads = self.attend(x, q, k, v, layout, positions)
         return self.out_and_mlp(x, heads)
 
     def qkv(self, x: torch.Tensor, rope: Rope | None) -> Heads:
         """x (B, T, C) -> q (B, H, T, D); k, v (B, Hkv, T, D)"""
-        return self.self_attn.qkv(self.input_layernorm(x), rope)
+        return self.self_attn.qkv(_normed(x, self.input_layernorm), rope)
 
     def attend(
         self,
@@ -168,8 +189,14 @@ class Block(nn.Module):
 
     def out_and_mlp(self, x: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
         """x (B, T, C); heads (B, H, T, D) -> (B, T, C)"""
-        x = x + self.self_attn.out(heads)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + _normed(self.self_attn.out(heads), self.attention_output_layernorm)
+        return x + _normed(self.mlp(_normed(x, self.post_attention_layernorm)), self.mlp_output_layernorm)
+
+
+def _normed(x: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
+    """(B, T, C) -> (B, T, C)"""
+    normed: torch.Tensor = x if norm is None else norm(x)
+    return normed
 
 
 class GPT(nn.Module):
@@ -194,7 +221,10 @@ class GPT(nn.Module):
         self.embed_positions = (
             nn.Embedding(config.context_length, config.n_embd) if config.position == "learned" else None
         )
-        self.rotary = RotaryEmbedding(config) if config.position == "rope" else None
+        rope = config.position == "rope"
+        self.rotary = RotaryEmbedding(config) if rope else None
+        in_windows = rope and config.window_rope_theta is not None
+        self.window_rotary = RotaryEmbedding(config, of_windows=True) if in_windows else None
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -207,7 +237,8 @@ class GPT(nn.Module):
         """Normal(0, 0.02); projections into the residual stream are smaller by √(2 · layers) (GPT-2, Radford et al. 2019)."""
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:  # norms and biases
-                nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.ones_(parameter)
+                zero = name.endswith("bias") or self.config.norm_offset
+                nn.init.zeros_(parameter) if zero else nn.init.ones_(parameter)
             else:
                 # The residual stream is a sum of 2 · layers outputs; its variance should not grow with their number.
                 into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
@@ -283,18 +314,24 @@ class GPT(nn.Module):
         if longest > self.config.context_length:
             raise ValueError(f"{longest} tokens do not fit into the context of {self.config.context_length}")
         x = self.embed_tokens(ids)
+        if self.config.embedding_factor is not None:
+            x = x * self.config.embedding_factor
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions)
-        rope = self.rotary(positions) if self.rotary is not None else None
+        rope = window_rope = self.rotary(positions) if self.rotary is not None else None
+        if self.window_rotary is not None:
+            window_rope = self.window_rotary(positions)
         recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
-        for number, block in enumerate(self.layers, 1):
+        windows = self.config.windows or (None,) * self.config.n_layer
+        for number, (block, window) in enumerate(zip(self.layers, windows, strict=True), 1):
             # After the attention of the last block nothing reads tokens that don't predict a label.
             selected = target_positions if number == len(self.layers) else None
+            angles = rope if window is None else window_rope
             if recompute:
                 # Sublinear memory for a second forward pass (Chen et al. 2016, arXiv:1604.06174).
-                x = checkpoint(block, x, rope, layout, selected, use_reentrant=False)
+                x = checkpoint(block, x, angles, layout, selected, use_reentrant=False)
             else:
-                x = block(x, rope, layout, selected)
+                x = block(x, angles, layout, selected)
         return self.norm(x)
 
     def resize_vocabulary(self, vocab_size: int) -> None:

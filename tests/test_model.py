@@ -35,6 +35,18 @@ VARIANTS = {
     "qwen-like": small(qk_norm=True, qkv_bias=True, head_dim=16),
     "neo-like": small(attention_scale=1.0, windows=(None, 5, None), position="learned", activation="gelu"),
     "windowed": small(windows=(3, 5, 7)),
+    "gemma-like": small(
+        norm_placement="both",
+        norm_offset=True,
+        qk_norm=True,
+        activation="geglu",
+        embedding_factor=5.6,
+        windows=(4, 4, None),
+        rope_theta=1e5,
+        window_rope_theta=1e3,
+        rope_scaling={"rope_type": "linear", "factor": 2.0},
+    ),
+    "olmo-like": small(norm_placement="after", qk_norm="all_heads"),
 }
 
 

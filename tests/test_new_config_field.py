@@ -34,7 +34,7 @@ FACTOR = 3.0
 
 
 class LaterConfig(GPTConfig):
-    embedding_factor: float = 1.0
+    input_factor: float = 1.0
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def _forward_pass_with_the_field(monkeypatch):
 
     def __init__(self: GPT, config: GPTConfig) -> None:
         initialize(self, config)
-        factor = getattr(config, "embedding_factor", 1.0)
+        factor = getattr(config, "input_factor", 1.0)
         self.embed_tokens.register_forward_hook(lambda module, inputs, embedded: embedded * factor)
 
     monkeypatch.setattr(GPT, "__init__", __init__)
@@ -62,7 +62,7 @@ def plain_model(tokenizer) -> GPT:
 def model_with(factor: float, tokenizer) -> GPT:
     """The plain model's weights in a model with the field."""
     plain = plain_model(tokenizer)
-    model = GPT(LaterConfig(**plain.config.model_dump(), embedding_factor=factor))
+    model = GPT(LaterConfig(**plain.config.model_dump(), input_factor=factor))
     model.load_state_dict(plain.state_dict())
     return model.eval()
 
@@ -98,13 +98,13 @@ def test_replies_on_a_cpu_come_from_the_forward_pass(tokenizer):
 
 
 def test_packed_weights_are_refused_with_the_name_of_the_field(tokenizer):
-    with pytest.raises(UserError, match=r"does not implement embedding_factor=3\.0; generate with the model's own"):
+    with pytest.raises(UserError, match=r"does not implement input_factor=3\.0; generate with the model's own"):
         CPUInferenceModel(model_with(FACTOR, tokenizer), "bf16")
     assert not can_decode_single_tokens(model_with(FACTOR, tokenizer).config)
 
 
 def test_export_to_hugging_face_is_refused_with_the_name_of_the_field(tokenizer):
-    with pytest.raises(ValueError, match=r"can't be written as a Hugging Face Llama.*embedding_factor=3\.0"):
+    with pytest.raises(ValueError, match=r"can't be written as a Hugging Face Llama.*input_factor=3\.0"):
         to_hf_config(model_with(FACTOR, tokenizer).config, tokenizer)
 
 
@@ -113,7 +113,7 @@ def test_a_checkpoint_keeps_it_and_transformers_does_not_load_it(tokenizer, tmp_
 
     model = model_with(FACTOR, tokenizer)
     folder = save_checkpoint(tmp_path / "model", model, tokenizer)
-    assert json.loads((folder / "mini_chat_gpt.json").read_text())["gpt_config"]["embedding_factor"] == FACTOR
+    assert json.loads((folder / "mini_chat_gpt.json").read_text())["gpt_config"]["input_factor"] == FACTOR
     with pytest.raises(ValueError, match="mini_chat_gpt"):
         AutoConfig.from_pretrained(folder)
     monkeypatch.setattr("mini_chat_gpt.checkpoints.load.GPTConfig", LaterConfig)
@@ -124,14 +124,14 @@ def test_a_checkpoint_keeps_it_and_transformers_does_not_load_it(tokenizer, tmp_
 
 def test_a_checkpoint_with_a_field_of_a_later_version_is_refused_in_one_sentence(tokenizer, tmp_path):
     folder = save_checkpoint(tmp_path / "model", model_with(FACTOR, tokenizer), tokenizer)
-    with pytest.raises(UserError, match=r"this version does not know \(embedding_factor\); update mini_chat_gpt\.$"):
+    with pytest.raises(UserError, match=r"this version does not know \(input_factor\); update mini_chat_gpt\.$"):
         load_checkpoint(folder, "cpu")
 
 
 def test_the_compiler_steps_aside(tokenizer):
     choice = choose_compiling(True, torch.device("cpu"), 10**6, model_with(FACTOR, tokenizer).config)
     assert not choice.on
-    assert "embedding_factor=3.0" in choice.reason
+    assert "input_factor=3.0" in choice.reason
 
 
 def test_with_its_default_value_it_stands_in_nobodys_way(tokenizer, monkeypatch):

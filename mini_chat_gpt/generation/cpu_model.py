@@ -32,9 +32,13 @@ from mini_chat_gpt.ops.kv_cache import Cached, KVCache
 IMPLEMENTED: Implemented = SIZES | {
     "norm": {"rmsnorm", "layernorm"},
     "norm_eps": ANY,
+    "norm_placement": ANY,
+    "norm_offset": ANY,
+    "embedding_factor": ANY,
     "position": {"rope", "learned", "none"},
     "rope_theta": ANY,
     "rope_scaling": ANY,
+    "window_rope_theta": ANY,
     "activation": {"swiglu", "geglu", "gelu", "gelu_tanh", "relu", "relu2"},
     "bias": ANY,
     "qkv_bias": ANY,
@@ -61,10 +65,11 @@ class CPUInferenceModel:
         if reason := why_not_decodable(model):
             raise UserError(reason)
         self.model, self.weights = model, weights
-        config, rotary = model.config, model.rotary
+        config = model.config
         self.embedding = model.embed_tokens.weight.detach()
         self.positions = None if model.embed_positions is None else model.embed_positions.weight.detach()
-        self.rope = None if rotary is None else _rope_tables(rotary.cos, rotary.sin)
+        self.rope = _rope_tables(model.rotary)
+        self.window_rope = self.rope if model.window_rotary is None else _rope_tables(model.window_rotary)
         pack = partial(product_of, weights=weights, few_rows=few_rows)
         blocks = [PackedBlock.of(cast(Block, block), pack) for block in model.layers]
         self.layers = [BlockDecoder(block) for block in blocks]
@@ -106,14 +111,15 @@ class CPUInferenceModel:
         """Normalized states of all tokens (B·T, C), or only of the token in column last[b] of each row (B, C)."""
         layout, n_new = Cached.after(cache), ids.shape[1]
         x = F.embedding(ids, self.embedding)  # (B, T, C)
+        if self.config.embedding_factor is not None:
+            x = x * self.config.embedding_factor
         if self.positions is not None:
             x = x + layout.at_new_positions(self.positions, n_new)
-        rope = None
-        if self.rope is not None:
-            rope = tuple(layout.at_new_positions(table, n_new).unsqueeze(2) for table in self.rope)  # (1 or B, T, 1, D)
+        rope = _at_new_positions(self.rope, layout, n_new)
+        window_rope = rope if self.window_rope is self.rope else _at_new_positions(self.window_rope, layout, n_new)
         for layer in self.layers:
             selected = last if layer is self.layers[-1] else None
-            x = layer(x, rope, layout, selected)
+            x = layer(x, rope if layer.window is None else window_rope, layout, selected)
         return self.norm(x.view(-1, x.shape[-1]))
 
 
@@ -127,9 +133,15 @@ class BlockDecoder:
         self.n_head, self.n_kv_head, self.head_dim = attention.n_head, attention.n_kv_head, attention.head_dim
         width = attention.q_proj.in_features
         self.input_norm = norm_function(block.input_layernorm, width)
-        self.q_norm = None if attention.q_norm is None else norm_function(attention.q_norm, self.head_dim)
-        self.k_norm = None if attention.k_norm is None else norm_function(attention.k_norm, self.head_dim)
+        self.output_norm = norm_function(block.attention_output_layernorm, width)
+        self.norm_all_heads = attention.norm_all_heads
+        q_size, k_size = attention.q_proj.out_features, attention.k_proj.out_features
+        if not self.norm_all_heads:
+            q_size = k_size = self.head_dim
+        self.has_qk_norm = attention.q_norm is not None
+        self.q_norm, self.k_norm = norm_function(attention.q_norm, q_size), norm_function(attention.k_norm, k_size)
         self.mlp_norm = norm_function(block.post_attention_layernorm, width)
+        self.mlp_output_norm = norm_function(block.mlp_output_layernorm, width)
         self.activation = mlp.activation
         self.qkv, self.out, self.down = packed.qkv, packed.out, packed.down
         self.gate_up, self.up = packed.gate_up, packed.up
@@ -146,8 +158,8 @@ class BlockDecoder:
             q, x = q[rows, last][:, None].float(), x[rows, last][:, None]
         heads = cached_attention(q.transpose(1, 2), layout, self.layer, self.scale, self.window)  # (B, H, T, D)
         x = x.view(b * t, c)
-        x = x + self.out(heads.transpose(1, 2).reshape(b * t, -1))
-        x += self.down(self._mlp_inner(self.mlp_norm(x)))
+        x = x + self.output_norm(self.out(heads.transpose(1, 2).reshape(b * t, -1)))
+        x += self.mlp_output_norm(self.down(self._mlp_inner(self.mlp_norm(x))))
         return x.view(b, t, c)
 
     def _write_and_query(self, x: torch.Tensor, rope: tuple[torch.Tensor, ...] | None, layout: Cached) -> torch.Tensor:
@@ -155,9 +167,9 @@ class BlockDecoder:
         b, t, c = x.shape
         n_head, n_rotated = self.n_head, self.n_head + self.n_kv_head
         qkv = self.qkv(self.input_norm(x.view(b * t, c))).view(b, t, -1, self.head_dim)  # (B, T, H + 2·Hkv, D)
-        if self.q_norm is not None and self.k_norm is not None:
-            qkv[:, :, :n_head] = self.q_norm(qkv[:, :, :n_head])
-            qkv[:, :, n_head:n_rotated] = self.k_norm(qkv[:, :, n_head:n_rotated])
+        if self.has_qk_norm:
+            for part, norm in ((qkv[:, :, :n_head], self.q_norm), (qkv[:, :, n_head:n_rotated], self.k_norm)):
+                part.copy_(norm(part.flatten(2)).view_as(part) if self.norm_all_heads else norm(part))
         if rope is not None:
             heads = qkv[:, :, :n_rotated]
             swapped = heads.roll(self.head_dim // 2, dims=-1)
@@ -191,17 +203,30 @@ def can_decode(model: object) -> bool:
     return why_not_decodable(model) is None
 
 
-def norm_function(norm: nn.Module, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The norm as a plain function (..., size) -> (..., size). Calling a module costs as much again."""
+def norm_function(norm: nn.Module | None, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The norm, or nothing, as a plain function (..., size) -> (..., size). Calling a module costs as much again."""
     shape = (size,)
+    if norm is None:
+        return lambda x: x
     if isinstance(norm, RMSNorm):
-        weight, eps = norm.weight.detach(), norm.eps
+        weight, eps = norm.factor().detach(), norm.eps
         return lambda x: F.rms_norm(x, shape, weight.to(x.dtype), eps)
     assert isinstance(norm, nn.LayerNorm)
     scale, bias, eps = norm.weight.detach(), norm.bias if norm.bias is None else norm.bias.detach(), norm.eps
     return lambda x: F.layer_norm(x, shape, scale, bias, eps)
 
 
-def _rope_tables(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(context, D/2) each -> (context, D): x·first + (x with its halves swapped)·second is `apply_rope` of x."""
-    return torch.cat((cos, cos), dim=1), torch.cat((-sin, sin), dim=1)
+def _rope_tables(rotary: RotaryEmbedding | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """(context, D) each: x·first + (x with its halves swapped)·second is `apply_rope` of x. None without rotary positions."""
+    if rotary is None:
+        return None
+    return torch.cat((rotary.cos, rotary.cos), dim=1), torch.cat((-rotary.sin, rotary.sin), dim=1)
+
+
+def _at_new_positions(
+    tables: tuple[torch.Tensor, torch.Tensor] | None, layout: Cached, n_new: int
+) -> tuple[torch.Tensor, ...] | None:
+    """The rows (1 or B, T, 1, D) of tables (context, D) for T new tokens."""
+    if tables is None:
+        return None
+    return tuple(layout.at_new_positions(table, n_new).unsqueeze(2) for table in tables)

@@ -32,9 +32,10 @@ def auto_learning_rate(model: GPT) -> tuple[float, str]:
 
 
 def is_untrained(model: GPT) -> bool:
-    """Whether all norms have the weights that they are created with: 1. The first update changes them."""
-    norms = [module for module in model.modules() if isinstance(module, RMSNorm | nn.LayerNorm)]
-    return all(bool((_whole(norm.weight) == 1).all()) for norm in norms)
+    """Whether all norms have the factors that they are created with: 1. The first update changes them."""
+    factors = [norm.factor() for norm in model.modules() if isinstance(norm, RMSNorm)]
+    factors += [norm.weight for norm in model.modules() if isinstance(norm, nn.LayerNorm)]
+    return all(bool((_whole(factor) == 1).all()) for factor in factors)
 
 
 def _whole(weight: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,8 @@ STEPS_TO_PAY_BACK = 500
 
 IMPLEMENTED: Implemented = SIZES | dict.fromkeys(
     (
-        "norm", "norm_eps", "position", "rope_theta", "rope_scaling", "activation", "bias", "qkv_bias", "mlp_bias",
+        "norm", "norm_eps", "norm_placement", "norm_offset", "embedding_factor", "window_rope_theta",
+        "position", "rope_theta", "rope_scaling", "activation", "bias", "qkv_bias", "mlp_bias",
         "qk_norm", "attention_scale", "windows", "tie_embeddings",
     ),
     ANY,

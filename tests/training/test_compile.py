@@ -135,6 +135,20 @@ CASES = {
         torch.float16,
         False,
     ),
+    "gemma-like": (
+        {
+            "norm_placement": "both",
+            "norm_offset": True,
+            "qk_norm": True,
+            "activation": "geglu",
+            "embedding_factor": 5.6,
+            "windows": (4, None),
+            "window_rope_theta": 1e3,
+        },
+        torch.float32,
+        False,
+    ),
+    "norms after": ({"norm_placement": "after", "qk_norm": "all_heads"}, torch.float32, False),
     "bf16, checkpointed": ({"n_embd": 64}, torch.bfloat16, True),
 }
 
