@@ -50,6 +50,73 @@ VARIANTS = {
 }
 
 
+def gemma3():
+    """transformers' Gemma 3 (text), our config of it, and our name of each of its norms."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    rope = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+        "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e5},
+    }
+    theirs = Gemma3TextConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        intermediate_size=48, max_position_embeddings=64, sliding_window=5, query_pre_attn_scalar=10,
+        layer_types=["sliding_attention", "full_attention"] * 2, rope_parameters=rope, eos_token_id=1, bos_token_id=2,
+    )  # fmt: skip
+    ours = GPTConfig(
+        vocab_size=64, n_embd=32, n_layer=4, n_head=4, n_kv_head=2, head_dim=16, intermediate_size=48, context_length=64,
+        norm_placement="both", norm_offset=True, norm_eps=theirs.rms_norm_eps, qk_norm=True, activation="geglu",
+        embedding_factor=32**0.5, windows=(5, None, 5, None), rope_theta=1e5, rope_scaling={"rope_type": "linear", "factor": 2.0},
+        window_rope_theta=1e3, attention_scale=10**-0.5,
+    )  # fmt: skip
+    norms = {
+        "post_attention_layernorm": "pre_feedforward_layernorm",
+        "attention_output_layernorm": "post_attention_layernorm",
+        "mlp_output_layernorm": "post_feedforward_layernorm",
+    }
+    return Gemma3ForCausalLM(theirs), ours, norms
+
+
+def olmo2():
+    """The same of OLMo 2."""
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    theirs = Olmo2Config(
+        vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
+        max_position_embeddings=64, eos_token_id=1,
+    )  # fmt: skip
+    ours = GPTConfig(
+        vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_kv_head=2, intermediate_size=48, context_length=64,
+        norm_placement="after", norm_eps=theirs.rms_norm_eps, qk_norm="all_heads", tie_embeddings=False,
+    )  # fmt: skip
+    norms = {
+        "attention_output_layernorm": "post_attention_layernorm",
+        "mlp_output_layernorm": "post_feedforward_layernorm",
+    }
+    return Olmo2ForCausalLM(theirs), ours, norms
+
+
+@pytest.mark.parametrize("family", [gemma3, olmo2])
+def test_logits_equal_transformers_gemma_and_olmo(family):
+    torch.manual_seed(3)
+    theirs, config, norms = family()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model, state = GPT(config), theirs.state_dict()
+
+    def their_name(name):
+        ours = next((ours for ours in norms if ours in name), None)
+        name = name.replace(ours, norms[ours]) if ours else name
+        return name if name.startswith("lm_head") else f"model.{name}"
+
+    model.load_state_dict({name: state[their_name(name)] for name in model.state_dict()})
+    assert config.n_parameters == model.n_parameters() == theirs.num_parameters()
+    ids = torch.randint(0, 64, (2, 40))
+    expected = theirs.eval()(ids).logits
+    torch.testing.assert_close(model.eval()(ids), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("scaling", [None, "linear", "llama3"])
 def test_logits_equal_transformers_llama(tie, scaling):

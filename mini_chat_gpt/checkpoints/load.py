@@ -45,7 +45,7 @@ from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 REMEDY = "use another checkpoint"
-ADDED_LATER: frozenset[str] = frozenset({"mlp_bias"})
+ADDED_LATER = frozenset({"mlp_bias", "norm_placement", "norm_offset", "embedding_factor", "window_rope_theta"})
 """Fields of `GPTConfig` that the oldest checkpoints lack; their defaults mean "as before"."""
 
 
