@@ -204,14 +204,9 @@ def add_lora(
     model.requires_grad_(False)
     names = _target_layers(model, settings.targets)
     for name, linear in linear_layers(model):
-        base = freeze_linear(linear, frozen)
+        base = freeze_linear(linear, frozen)  # a model may have been loaded with these layers frozen
         model.set_submodule(name, LoraLinear(base, settings) if name in names else base)
     _convert_to_float32(model)
-    if frozen != "float32":
-        # The remaining weights may be views of the file that all of them were mapped from. A single view would keep the
-        # whole file in memory.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
     train_rows(model, token_ids)
     model.adapter = Adapter(settings, tuple(names), frozen, tuple(token_ids))
     return names
@@ -225,9 +220,9 @@ def _convert_to_float32(model: GPT) -> None:
                 parameter.data = parameter.data.float()
 
 
-def freeze_linear(linear: nn.Linear, frozen: Frozen) -> FrozenLinear:
-    """A layer with its weights in the precision `frozen`."""
-    if frozen == "float32":
+def freeze_linear(linear: FrozenLinear, frozen: Frozen) -> FrozenLinear:
+    """A layer with its weights in the precision `frozen`; a layer that was frozen before is returned as it is."""
+    if frozen == "float32" or not isinstance(linear, nn.Linear):
         return linear
     return Nf4Linear.of(linear) if frozen == "nf4" else HalfLinear(linear, HALF[frozen])
 
@@ -271,10 +266,10 @@ def merge_rows(model: GPT) -> None:
             setattr(model, name, table.base)
 
 
-def linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
+def linear_layers(model: nn.Module) -> list[tuple[str, FrozenLinear]]:
     """(name, layer) of the blocks' linear layers. The head is not among them: it is the embedding, or as large."""
     modules = [(name, module) for name, module in model.named_modules() if name.startswith("layers.")]
-    return [(name, module) for name, module in modules if isinstance(module, nn.Linear)]
+    return [(name, module) for name, module in modules if isinstance(module, FrozenLinear)]
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:

@@ -14,7 +14,7 @@ import torch
 
 from mini_chat_gpt.checkpoints import lora_setup
 from mini_chat_gpt.checkpoints.find import newest_checkpoint
-from mini_chat_gpt.checkpoints.load import find_source, load_pair, require_finite, require_match
+from mini_chat_gpt.checkpoints.load import find_source, open_pair, require_match
 from mini_chat_gpt.checkpoints.lora_setup import Base
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
@@ -90,16 +90,16 @@ def load_base(config: Config, run: RunContext) -> Base:
             "or name one: sft.pretrained_checkpoint=PATH."
         )
     # On the CPU: the trainer moves the model to its device, and with FSDP no device holds all of it.
-    # An adapter's frozen base keeps the precision of its file until each layer is converted to `lora.frozen`.
-    model, tokenizer = load_pair(find_source(Path(path)), dtype=None if config.lora.enabled else torch.float32)
-    require_finite(model, Path(path))
+    # The weights of an adapter's base are read by `lora_setup.adapt`, which converts each layer to `lora.frozen`.
+    stored, tokenizer = open_pair(find_source(Path(path)), dtype=None if config.lora.enabled else torch.float32)
+    model = stored.skeleton() if config.lora.enabled else stored.load()
     require_match(model.config, tokenizer, "The base model")  # only control tokens may be new
     own_format, known = tokenizer.chat_format, set(tokenizer.control)
     # From here on the tokenizer is that of a chat model: its checkpoints are prompted in the chat format.
     set_chat_format(tokenizer, config.sft.chat_format, config.data.system_message)
     added = _add_rows(model, tokenizer, known)
     run.out.print(f"Base model: {path}" + (f"; added control tokens {', '.join(added)}" if added else ""), markup=False)
-    return Base(Path(path), model.train(), tokenizer, added, own_format)
+    return Base(Path(path), stored, model.train(), tokenizer, added, own_format)
 
 
 def add_chat_tokens(model: GPT, tokenizer: ChatTokenizer) -> list[str]:

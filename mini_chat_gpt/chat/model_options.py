@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from mini_chat_gpt.checkpoints.find import newest_checkpoint
-from mini_chat_gpt.checkpoints.load import load_checkpoint, require_finite
+from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.resources import free_memory
 from mini_chat_gpt.common.terminal import format_size
@@ -48,7 +48,6 @@ def open_model(path: str | None, device: str, weights: WeightsOption) -> tuple[M
     """
     model_path = find_model(path)
     model, tokenizer = load_checkpoint(model_path, device)
-    require_finite(model, model_path)
     kind = "" if tokenizer.chat_format is not None else ", a base model without a chat format: it continues the prompt"
     if weights == "auto" and model.device.type == "cpu":
         inference_model: Model = model  # how its weights are best packed depends on the number of replies

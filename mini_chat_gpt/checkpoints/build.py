@@ -1,20 +1,22 @@
-"""Build a model around tensors that were read from a file."""
+"""Build a model from tensors that are read from a file one by one, each in the form in which the model keeps it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
+import torch.nn as nn
 from torch.overrides import TorchFunctionMode
 
 from mini_chat_gpt.checkpoints.tensor_files import FLOATS, TensorInfo, compare_tensors, first_nonfinite
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import GPTConfig
+from mini_chat_gpt.lora import Frozen, freeze_linear, linear_layers
 from mini_chat_gpt.model import GPT
 
-HEAD = "lm_head.weight"
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 REMEDY = "use another copy of it"
 
 
@@ -55,34 +57,88 @@ def model_shapes(config: GPTConfig, n_tensors: int, source: str) -> dict[str, tu
     }
 
 
-def model_from_state(config: GPTConfig, state: Mapping[str, torch.Tensor], source: str) -> GPT:
-    """A model whose parameters are the tensors of `state` themselves; a tied head may be missing.
+@dataclass(frozen=True)
+class StoredModel:
+    """A model whose tensors fit its config and have not been read.
 
-    Nothing is initialized first. Raises UserError, which begins with `source`, for tensors that don't fit the config.
+    `skeleton` and `fill` read one tensor after the other, so that no more than one of them is in memory in another form than
+    the model's. A stored model is loaded once: tensors that were in memory are given to it.
+    """
+
+    config: GPTConfig
+    infos: Mapping[str, TensorInfo]
+    """Its tensors by our names, as `read` returns them; without a tied head."""
+    read: Callable[[str], torch.Tensor]
+    """Returns one of them, on the CPU. Raises UserError."""
+    source: str
+    origin: Any = None  # see `GPT.origin`
+    forget: Callable[[str], object] = lambda name: None
+    """Called when the model has a tensor, and it will not be read again."""
+
+    def skeleton(self) -> GPT:
+        """The model with its token tables. All other weights are on the device "meta": they take no memory yet."""
+        model = _without_weights(self.config, self.source)
+        state = {name: _without_data(info) for name, info in self.infos.items()}
+        tables = {name for name in (EMBEDDING, HEAD) if name in state}
+        state |= {name: self.read(name) for name in tables}
+        if self.config.tie_embeddings:
+            state[HEAD] = state[EMBEDDING]
+        model.load_state_dict(state, strict=True, assign=True)
+        if self.config.tie_embeddings:
+            model.lm_head.weight = model.embed_tokens.weight
+        for name in tables:
+            self.forget(name)
+        model.origin = self.origin
+        return model
+
+    def fill(self, model: GPT, frozen: Frozen = "float32") -> GPT:
+        """Read the weights that the skeleton lacks. Linear layers are converted as `freeze_linear` does, each as it is read."""
+        linear = {name for name, _ in linear_layers(model)}
+        for name in [name for name, _ in model.named_modules()]:  # names only: a list of modules would keep all of them
+            self._fill(model, name, frozen if name in linear else "float32")
+        return model
+
+    def _fill(self, model: GPT, name: str, frozen: Frozen) -> None:
+        module = model.get_submodule(name)
+        own = [one for one, parameter in module.named_parameters(recurse=False) if parameter.is_meta]
+        if own:
+            module.load_state_dict({one: self.read(f"{name}.{one}") for one in own}, strict=True, assign=True)
+        for one in own:
+            self.forget(f"{name}.{one}")
+        if frozen != "float32":
+            model.set_submodule(name, freeze_linear(cast(nn.Linear, module), frozen))
+
+    def load(self, frozen: Frozen = "float32") -> GPT:
+        """The model, complete, in eval mode."""
+        return self.fill(self.skeleton(), frozen).eval()
+
+
+def model_in_memory(
+    config: GPTConfig, state: Mapping[str, torch.Tensor], source: str, origin: Any = None
+) -> StoredModel:
+    """A model of the tensors of `state` themselves; a tied head may be missing.
+
+    Raises UserError, which begins with `source`, for tensors that don't fit the config.
     """
     state = {name: tensor for name, tensor in state.items() if not (name == HEAD and config.tie_embeddings)}
     compare_tensors(state, model_shapes(config, len(state), source), source, REMEDY, FLOATS)
-    model = _without_weights(config, source)
-    head = {HEAD: state["embed_tokens.weight"]} if config.tie_embeddings else {}
-    model.load_state_dict({**state, **head}, strict=True, assign=True)
-    if config.tie_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
-    return model
+    infos = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+    return StoredModel(config, infos, state.__getitem__, source, origin, state.pop)
 
 
-def read_model(
+def model_in_file(
     config: GPTConfig,
     part_of: Callable[[str, GPTConfig], Part],
     reader: TensorReader,
     source: str,
     constants: tuple[str, ...] = (),
     dtype: torch.dtype | None = None,
-) -> GPT:
-    """Build a model (on the CPU, in eval mode) from the tensors of a file.
+    origin: Any = None,
+) -> StoredModel:
+    """The model of a file of another project. The names and shapes of its tensors are compared with the config.
 
-    The names and shapes of all tensors are compared with the config before one is read. They are then read and converted
-    one by one, so that no more than one of them is in memory twice. `dtype` is the precision of the result; None keeps the
-    file's. `constants` see `Family`. Raises UserError, which begins with `source`, for tensors that don't fit or are not finite.
+    `dtype` is the precision of the result; None keeps the file's. `constants` see `Family`. Raises UserError, which begins
+    with `source`, for tensors that don't fit; reading one that is not finite raises it as well.
     """
     infos = {name: info for name, info in reader.infos.items() if not name.endswith(constants)}
     shapes = model_shapes(config, len(infos), source)
@@ -91,13 +147,20 @@ def read_model(
     if config.tie_embeddings and (head := part_of(HEAD, config).source) not in expected:
         infos.pop(head, None)  # some files repeat the embedding there
     compare_tensors(infos, expected, source, REMEDY, FLOATS)
-    state: dict[str, torch.Tensor] = {}
-    for name, part in parts.items():
+
+    def read(name: str) -> torch.Tensor:
+        part = parts[name]
         tensor = reader.read(part.source, dtype)
-        state[name] = (tensor if part.convert is None else part.convert(tensor)).contiguous()
         if first_nonfinite({name: tensor}):
             raise UserError(f"{source}: the tensor {part.source} is not finite (NaN or infinite); {REMEDY}.")
-    return model_from_state(config, state, source).eval()
+        return (tensor if part.convert is None else part.convert(tensor)).contiguous()
+
+    converted = {name: TensorInfo(shapes[name], dtype or infos[part.source].dtype) for name, part in parts.items()}
+    return StoredModel(config, converted, read, source, origin)
+
+
+def _without_data(info: TensorInfo) -> torch.Tensor:
+    return torch.empty(info.shape, dtype=info.dtype, device="meta")  # type: ignore[call-overload]
 
 
 def _without_weights(config: GPTConfig, source: str) -> GPT:

@@ -52,7 +52,7 @@ class Family:
 
 
 def _llama_part(name: str, config: GPTConfig) -> Part:
-    return Part(name if name == hf.HEAD else f"model.{name}")
+    return Part(hf.hf_name(name))
 
 
 def _llama_gguf_part(name: str, config: GPTConfig) -> Part:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from mini_chat_gpt.checkpoints.build import Part, TensorReader, model_from_state, read_model
+from mini_chat_gpt.checkpoints.build import REMEDY, Part, StoredModel, TensorReader, model_in_file, model_in_memory
 from mini_chat_gpt.checkpoints.families import family_of_architecture
 from mini_chat_gpt.checkpoints.find import is_checkpoint
 from mini_chat_gpt.checkpoints.gguf import MAGIC, GGUFFile
@@ -24,6 +24,7 @@ from mini_chat_gpt.checkpoints.import_check import give_chat_format
 from mini_chat_gpt.checkpoints.llama2c import read_llama2c
 from mini_chat_gpt.checkpoints.nanogpt import read_nanogpt
 from mini_chat_gpt.checkpoints.origin import origin_of_folder, origin_of_gguf
+from mini_chat_gpt.checkpoints.tensor_files import first_nonfinite
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import describe_problem, open_regular
 from mini_chat_gpt.config import GPTConfig
@@ -45,7 +46,15 @@ def is_foreign(path: Path) -> bool:
 def import_model(
     source: Path | str, tokenizer: str | Path | None = None, dtype: torch.dtype | None = None
 ) -> tuple[GPT, ChatTokenizer]:
-    """Read a model (on the CPU, in eval mode) and its tokenizer.
+    """Read a model (on the CPU, in eval mode) and its tokenizer; see `open_foreign`."""
+    stored, its_tokenizer = open_foreign(source, tokenizer, dtype)
+    return stored.load(), its_tokenizer
+
+
+def open_foreign(
+    source: Path | str, tokenizer: str | Path | None = None, dtype: torch.dtype | None = None
+) -> tuple[StoredModel, ChatTokenizer]:
+    """Read the tokenizer of a model, and open the model; the weights of a folder or GGUF file are not read yet.
 
     `tokenizer` is anything that `ChatTokenizer.load` accepts. By default, a llama2.c model gets the `tok*.bin` of its
     vocabulary size in the same folder, and a nanoGPT model gets GPT-2's tokenizer. Folders and GGUF files have their own.
@@ -58,7 +67,7 @@ def import_model(
     try:
         if (described := _describe(source)) is not None:
             refuse_tokenizer(source, tokenizer)
-            its_tokenizer = described.tokenizer()  # before the weights, because those take longer
+            its_tokenizer = described.tokenizer()
             return described.model(dtype), its_tokenizer
         start = _start_of(source)
         read = read_nanogpt if start == b"PK\x03\x04" or is_pickle(start) else read_llama2c
@@ -72,7 +81,9 @@ def import_model(
         raise UserError(f"{source} describes an impossible model ({problem}); give {IMPORTABLE}.") from None
     if dtype is not None:
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
-    return model_from_state(config, state, str(source)).eval(), loaded_tokenizer
+    if name := first_nonfinite(state):
+        raise UserError(f"{source}: the tensor {name} is not finite (NaN or infinite); {REMEDY}.")
+    return model_in_memory(config, state, str(source)), loaded_tokenizer
 
 
 def import_tokenizer(source: Path) -> tuple[ChatTokenizer, GPTConfig]:
@@ -102,13 +113,12 @@ class _Described:
         give_chat_format(tokenizer, self.path)
         return tokenizer
 
-    def model(self, dtype: torch.dtype | None = None) -> GPT:
-        """Its model; see `import_model`. Raises UserError."""
-        reader: TensorReader = open_folder(self.path) if self.gguf is None else self.gguf
-        model = read_model(self.config, self.part_of, reader, str(self.path), self.constants, dtype)
+    def model(self, dtype: torch.dtype | None = None) -> StoredModel:
+        """Its model; see `open_foreign`. Raises UserError."""
         path, gguf = self.path, self.gguf
-        model.origin = origin_of_folder(path) if gguf is None else origin_of_gguf(path, gguf.metadata)
-        return model
+        reader: TensorReader = open_folder(path) if gguf is None else gguf
+        origin = origin_of_folder(path) if gguf is None else origin_of_gguf(path, gguf.metadata)
+        return model_in_file(self.config, self.part_of, reader, str(path), self.constants, dtype, origin)
 
 
 def _describe(source: Path) -> _Described | None:
@@ -148,12 +158,12 @@ def refuse_tokenizer(source: Path, tokenizer: str | Path | None) -> None:
 
 def read_hf_model(folder: Path, dtype: torch.dtype | None = None) -> GPT:
     """Read the model of a Hugging Face folder, without its tokenizer; see `import_model`."""
-    return _describe_folder(folder).model(dtype)
+    return _describe_folder(folder).model(dtype).load()
 
 
 def read_gguf_model(file: GGUFFile, dtype: torch.dtype | None = None) -> GPT:
     """Read the model of a GGUF file, without its tokenizer; see `import_model`."""
-    return _describe_gguf(file).model(dtype)
+    return _describe_gguf(file).model(dtype).load()
 
 
 def _require_own_tokenizer(config: GPTConfig, tokenizer: ChatTokenizer, source: Path | str) -> None:

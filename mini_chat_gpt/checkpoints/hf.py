@@ -168,11 +168,12 @@ def to_hf_state(values: Mapping[str, V], config: GPTConfig) -> dict[str, V]:
 
     A tied head is omitted.
     """
-    return {
-        name if name == HEAD else f"model.{name}": value
-        for name, value in values.items()
-        if not (name == HEAD and config.tie_embeddings)
-    }
+    return {hf_name(name): value for name, value in values.items() if not (name == HEAD and config.tie_embeddings)}
+
+
+def hf_name(name: str) -> str:
+    """Hugging Face's name of one of our parameters."""
+    return name if name == HEAD else f"model.{name}"
 
 
 def from_hf_state(state: Mapping[str, torch.Tensor], config: GPTConfig) -> dict[str, torch.Tensor]:

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from mini_chat_gpt.checkpoints.families import Family, family_of_type
 from mini_chat_gpt.checkpoints.pickles import is_plain, load_pickle
-from mini_chat_gpt.checkpoints.tensor_files import TensorInfo, read_header
+from mini_chat_gpt.checkpoints.tensor_files import TensorInfo, read_header, read_one
 from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.common.files import read_file
 from mini_chat_gpt.common.json_files import JSONRecord, read_json
@@ -155,25 +154,23 @@ def _require_indexed(path: Path, names: Mapping[str, Any], indexed: Mapping[str,
 
 
 class SafetensorsReader:
-    """Tensors of safetensors files. They are views of the mapped files, and take no memory until they are converted."""
+    """Tensors of safetensors files; see `read_one`."""
 
     def __init__(self, folder: Path, files: list[str], indexed: Mapping[str, str] | None) -> None:
         self.infos: dict[str, TensorInfo] = {}
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}
         for path in (folder / file for file in files):
             try:
                 infos, _ = read_header(path)
-                file = safe_open(path, "pt")
-            except (OSError, ValueError, SafetensorError) as error:
+            except (OSError, ValueError) as error:
                 raise UserError(f"{path} can't be read ({error}); download it again.") from None
             _require_indexed(path, infos, indexed)
             self.infos |= infos
-            self._files |= dict.fromkeys(infos, file)
+            self._files |= dict.fromkeys(infos, path)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """One tensor on the CPU."""
-        tensor: torch.Tensor = self._files[name].get_tensor(name)
-        return tensor if dtype is None else tensor.to(dtype)
+        return read_one(self._files[name], name, dtype)
 
 
 class PickleReader:
@@ -198,6 +195,6 @@ class PickleReader:
         self.infos = {name: TensorInfo(tuple(one.shape), one.dtype) for name, one in self._tensors.items()}
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """One tensor on the CPU."""
+        """A copy of one tensor on the CPU: a view would keep the whole file in memory."""
         tensor = self._tensors[name].detach()
-        return tensor if dtype is None else tensor.to(dtype)
+        return tensor.to(dtype or tensor.dtype, copy=True)

@@ -22,10 +22,10 @@ from mini_chat_gpt.checkpoints.adapters import (
     load_adapter,
     read_adapter,
 )
-from mini_chat_gpt.checkpoints.build import model_from_state, model_shapes
+from mini_chat_gpt.checkpoints.build import StoredModel, model_in_memory, model_shapes
 from mini_chat_gpt.checkpoints.find import META, MODEL, find_checkpoint, read_meta
-from mini_chat_gpt.checkpoints.foreign import import_model, import_tokenizer, is_foreign, refuse_tokenizer
-from mini_chat_gpt.checkpoints.hf import from_hf_state, to_hf_state
+from mini_chat_gpt.checkpoints.foreign import import_tokenizer, is_foreign, open_foreign, refuse_tokenizer
+from mini_chat_gpt.checkpoints.hf import from_hf_state, hf_name, to_hf_state
 from mini_chat_gpt.checkpoints.origin import Origin
 from mini_chat_gpt.checkpoints.sharded import Like, Tensors, read_file, read_shards, read_shards_header, shards_of
 from mini_chat_gpt.checkpoints.tensor_files import (
@@ -33,8 +33,8 @@ from mini_chat_gpt.checkpoints.tensor_files import (
     Shapes,
     TensorInfo,
     compare_tensors,
-    first_nonfinite,
     read_header,
+    read_one,
 )
 from mini_chat_gpt.common.device import pick_device
 from mini_chat_gpt.common.errors import UserError
@@ -82,18 +82,24 @@ def load_pair(
 
     Raises UserError if one of them can't be read, and if they don't belong together.
     """
-    if is_foreign(source):
-        model, its_tokenizer = import_model(source, tokenizer, dtype)
-        require_match(model.config, its_tokenizer, source)
-        return model, its_tokenizer
-    refuse_tokenizer(source, tokenizer)
-    its_tokenizer, _ = load_tokenizer(source)  # first, because the weights take longer
     if adapted:
+        its_tokenizer, _ = load_tokenizer(source)  # first, because the weights take longer
         return load_adapted(source, base, frozen), its_tokenizer
-    model = load_model(source)
-    if dtype is not None:
-        model.to(dtype)  # one tensor after the other; the tables of rotary positions are float32 already
-    return model, its_tokenizer
+    stored, its_tokenizer = open_pair(source, tokenizer, dtype)
+    return stored.load(), its_tokenizer
+
+
+def open_pair(
+    source: Path, tokenizer: str | None = None, dtype: torch.dtype | None = torch.float32
+) -> tuple[StoredModel, ChatTokenizer]:
+    """Like `load_pair`, but the weights are not read yet (those of an adapter are, and it is merged into its base)."""
+    if is_foreign(source):
+        stored, its_tokenizer = open_foreign(source, tokenizer, dtype)
+        require_match(stored.config, its_tokenizer, source)
+        return stored, its_tokenizer
+    refuse_tokenizer(source, tokenizer)
+    its_tokenizer, _ = load_tokenizer(source)
+    return open_checkpoint(source, dtype), its_tokenizer
 
 
 def load_tokenizer(folder: Path) -> tuple[ChatTokenizer, GPTConfig]:
@@ -125,17 +131,31 @@ def require_match(config: GPTConfig, tokenizer: ChatTokenizer, source: Path | st
 
 def load_model(folder: Path) -> GPT:
     """Load the model of one checkpoint folder on the CPU, in its precision. An adapter is merged into its base. See `load_pair`."""
+    return open_checkpoint(folder).load()
+
+
+def open_checkpoint(folder: Path, dtype: torch.dtype | None = None) -> StoredModel:
+    """Open the model of one checkpoint folder, in the precision `dtype`; see `open_pair` and `load_model`."""
+    source = f"The model in {folder}"
     if is_adapter(folder):
         model = load_adapted(folder)
         merge_lora(model)
-        return model
+        if dtype is not None:
+            model.to(dtype)
+        return model_in_memory(model.config, model.state_dict(), source, model.origin)
     meta = read_meta(folder)
-    config, source = _model_config(folder, meta), f"The model in {folder}"
-    shapes = to_hf_state(model_shapes(config, len(tensors_in(folder, MODEL)), source), config)
-    state = read_tensors(folder, MODEL, shapes, dtypes=FLOATS)
-    model = model_from_state(config, from_hf_state(state, config), source)
-    model.origin = None if meta.get("origin") is None else Origin(**meta["origin"])
-    return model
+    config, origin = _model_config(folder, meta), None if meta.get("origin") is None else Origin(**meta["origin"])
+    infos = tensors_in(folder, MODEL)
+    shapes = model_shapes(config, len(infos), source)
+    if meta.get("sharded"):
+        state = from_hf_state(read_tensors(folder, MODEL, to_hf_state(shapes, config), dtypes=FLOATS), config)
+        return model_in_memory(
+            config, {name: one.to(dtype or one.dtype) for name, one in state.items()}, source, origin
+        )
+    path = folder / MODEL
+    compare_tensors(infos, to_hf_state(shapes, config), str(path), REMEDY, FLOATS)
+    of_dtype = {name: TensorInfo(shape, dtype or infos[hf_name(name)].dtype) for name, shape in shapes.items()}
+    return StoredModel(config, of_dtype, lambda name: read_one(path, hf_name(name), dtype), source, origin)
 
 
 def load_adapted(folder: Path, base: Path | None = None, frozen: Frozen | None = None) -> GPT:
@@ -151,11 +171,12 @@ def load_adapted(folder: Path, base: Path | None = None, frozen: Frozen | None =
     (base_tokenizer, _), (tokenizer, _) = load_tokenizer(base), load_tokenizer(folder)
     if base_tokenizer.fingerprint() != tokenizer.fingerprint():
         raise UserError(f"{base} is not a base for the adapter {folder}: its tokenizer is another one.")
-    model = load_model(base)
-    if model.config != expected:
-        fields = [name for name, value in expected if getattr(model.config, name) != value]
+    stored = open_checkpoint(base)
+    if stored.config != expected:
+        fields = [name for name, value in expected if getattr(stored.config, name) != value]
         raise UserError(f"{base} is not a base for the adapter {folder}: they differ in {', '.join(fields)}.")
     frozen = frozen or ("nf4" if adapter.frozen == "nf4" else "float32")
+    model = stored.load(frozen)
     tensors = read_tensors(folder, ADAPTER, adapter_shapes(model, adapter, folder))
     add_lora(model, adapter.settings, frozen, adapter.token_ids)
     load_adapter(model, tensors, str(folder / ADAPTER))
@@ -217,14 +238,3 @@ def read_tensors(
 
 def _tensor_path(folder: Path, name: str) -> Path:
     return shards_of(folder, name) if read_meta(folder).get("sharded") else folder / name
-
-
-def require_finite(model: GPT, path: Path) -> None:
-    """Raise UserError if a weight is NaN or infinite: every score and reply of such a model would be meaningless."""
-    if path.is_dir():
-        return  # `find_checkpoint` has verified its files, and `read_model` the tensors of another project
-    weights = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
-    if name := first_nonfinite(weights):
-        raise UserError(
-            f"{path}: {name} is not finite (NaN or infinite); training has diverged, use an earlier checkpoint."
-        )

@@ -12,6 +12,7 @@ import torch
 
 from mini_chat_gpt.chat_format import ChatFormat, Format
 from mini_chat_gpt.checkpoints.adapters import AdapterMetadata, weights_hash
+from mini_chat_gpt.checkpoints.build import StoredModel
 from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, MODEL, find_checkpoint, protect
 from mini_chat_gpt.checkpoints.foreign import is_foreign
 from mini_chat_gpt.checkpoints.load import load_pair
@@ -33,7 +34,8 @@ class Base:
     """The model that a run fine-tunes."""
 
     path: Path  # where it was read from
-    model: GPT
+    stored: StoredModel
+    model: GPT  # complete, or for an adapter the skeleton of `stored` with rows for all control tokens
     tokenizer: ChatTokenizer  # has all control tokens, and the chat format that the model is fine-tuned to
     added: Collection[str]  # control tokens that the base lacked
     own_format: Format | None = None  # the chat format of the base itself
@@ -62,7 +64,7 @@ def pair_of_run(checkpoint: Path, config: Config) -> tuple[GPT, ChatTokenizer]:
 
 
 def adapt(base: Base, config: Config, run: Path, world: World, device: torch.device, dry_run: bool = False) -> None:
-    """Freeze the base and add the config's adapters to it.
+    """Complete the base's skeleton with frozen weights, and add the config's adapters to it.
 
     Control tokens that the base has never seen get trainable rows. An adapter is useless without its base, so if
     `base.path` is not a checkpoint folder with all control tokens, the base is written to the folder `run`, except in a
@@ -76,6 +78,7 @@ def adapt(base: Base, config: Config, run: Path, world: World, device: torch.dev
     token_ids = sorted(base.tokenizer.control[name] for name in unseen)
     dtype = pick_precision(config.system.mixed_precision, device).dtype
     frozen = FROZEN_BY_DTYPE[dtype] if config.lora.frozen == "auto" else config.lora.frozen
+    base.stored.fill(base.model, frozen)
     torch.manual_seed(config.system.seed)  # for the random matrices
     add_lora(base.model, config.lora, frozen, token_ids)
     assert base.model.adapter is not None
@@ -95,5 +98,5 @@ def _base_folder(base: Base, run: Path, dry_run: bool) -> Path:
         shutil.rmtree(folder, ignore_errors=True)  # from a start that failed
         tokenizer = copy.copy(base.tokenizer)
         tokenizer.chat_format = base.own_format
-        save_checkpoint(folder, base.model, tokenizer, {"job": "base", "from": shown_path(base.path)})
+        save_checkpoint(folder, base.model, tokenizer, {"job": "base", "from": shown_path(base.path)}, base.stored)
     return folder

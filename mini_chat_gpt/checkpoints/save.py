@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from mini_chat_gpt.checkpoints.adapters import (
     ADAPTER,
@@ -24,11 +20,13 @@ from mini_chat_gpt.checkpoints.adapters import (
     peft_config,
     trained_parameters,
 )
+from mini_chat_gpt.checkpoints.build import StoredModel
 from mini_chat_gpt.checkpoints.families import family_of_model
 from mini_chat_gpt.checkpoints.find import FORMAT, META, MODEL, OPTIMIZER, STATE, prune, steps_of
-from mini_chat_gpt.checkpoints.hf import to_hf_state
+from mini_chat_gpt.checkpoints.hf import hf_name, to_hf_state
 from mini_chat_gpt.checkpoints.origin import Origin, write_origin
 from mini_chat_gpt.checkpoints.sharded import write_together
+from mini_chat_gpt.checkpoints.tensor_files import write_tensors
 from mini_chat_gpt.common.distributed import ALONE, World, is_dtensor, local_shard
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_folder, is_disk_full
@@ -50,6 +48,7 @@ class Snapshot:
     state: dict[str, Any] | None  # what a resume needs besides tensors
     adapter: Adapter | None = None  # set if the tensors are an adapter instead of a complete model
     origin: Origin | None = None  # of an imported model
+    read: Callable[[str], torch.Tensor] | None = None  # see `write_tensors`
 
     def write(self, folder: Path | str, world: World = ALONE, replace: bool = False) -> Path:
         """Write the folder atomically. Raises UserError if it exists and is not to be replaced, or the disk refuses.
@@ -62,7 +61,7 @@ class Snapshot:
             return folder
         with atomic_folder(folder, replace) as draft:
             for name, tensors in self.tensors.items():
-                _write_tensors(draft / name, tensors)
+                write_tensors(draft / name, tensors, self.read)
             self._write_rest(draft)
         return folder
 
@@ -130,14 +129,28 @@ def take_snapshot(
 def _on_cpu(tensors: Mapping[str, torch.Tensor], copy: bool) -> dict[str, torch.Tensor]:
     """Contiguous tensors on the CPU; copies share no memory with anything else."""
     form = torch.contiguous_format
-    return {name: tensor.detach().to("cpu", memory_format=form, copy=copy) for name, tensor in tensors.items()}
+    return {
+        name: tensor.detach() if tensor.is_meta else tensor.detach().to("cpu", memory_format=form, copy=copy)
+        for name, tensor in tensors.items()
+    }
 
 
 def save_checkpoint(
-    folder: Path | str, model: GPT, tokenizer: ChatTokenizer, info: dict[str, Any] | None = None
+    folder: Path | str,
+    model: GPT,
+    tokenizer: ChatTokenizer,
+    info: dict[str, Any] | None = None,
+    stored: StoredModel | None = None,
 ) -> Path:
-    """Write a model and its tokenizer into a new folder. Raises UserError if the folder exists or the disk refuses."""
-    return take_snapshot(model, tokenizer, info, copy=False).write(folder)
+    """Write a model and its tokenizer into a new folder. Raises UserError if the folder exists or the disk refuses.
+
+    Weights that a skeleton lacks are read from the `stored` model, one by one.
+    """
+    snapshot = take_snapshot(model, tokenizer, info, copy=False)
+    if stored is not None:
+        ours = {hf_name(name): name for name in stored.infos}
+        snapshot = replace(snapshot, read=lambda name: stored.read(ours[name]))
+    return snapshot.write(folder)
 
 
 class CheckpointWriter:
@@ -195,17 +208,6 @@ class CheckpointWriter:
         except BaseException as error:
             self._failure = error
         self.seconds = time.monotonic() - started
-
-
-def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a safetensors file directly from the tensors' memory. Raises OSError, as other ways of writing do."""
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-        path.chmod(0o644)  # safetensors makes its files readable by their owner only
-    except SafetensorError as error:
-        # "IoError(Os { code: 28, … })", or "I/O error: No space left on device (os error 28)" in later versions
-        code = re.search(r"(?:code: |os error )(\d+)", str(error))
-        raise OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error)) from None
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Read safetensors files: their tensors are compared with the expected ones before anything is allocated or used.
+"""Read and write safetensors files. Tensors are compared with the expected ones before anything is allocated or used.
 
 Weights and optimizer state are tensors with known names and shapes, float32 unless a model was imported in 16 bits. A file
 that holds anything else is damaged or belongs to another model or run. PyTorch's kernels trust their arguments, so such a
@@ -7,9 +7,10 @@ tensor must never reach one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +31,9 @@ _TYPES = {
     "F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+
+
+_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
 class TensorInfo(NamedTuple):
@@ -58,6 +62,49 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             return infos, tensors.metadata() or {}
     except SafetensorError as error:
         raise ValueError(short(str(error).splitlines()[0], 200)[1:-1]) from None
+
+
+def read_one(path: Path, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """One tensor of a safetensors file, on the CPU.
+
+    If `dtype` is that of the file or None, it is a private mapping of the file: it takes no memory until it is written to.
+    The file is opened for this tensor alone, so that nothing else keeps the pages that were read in memory.
+    """
+    with safe_open(path, "pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+    return tensor if dtype is None else tensor.to(dtype)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], read: Callable[[str], torch.Tensor] | None = None
+) -> None:
+    """Write contiguous tensors on the CPU to a new safetensors file, the same bytes as `safetensors.torch.save_file`.
+
+    For a tensor on the device "meta", `read` returns the tensor of this name when it is written, so that a model need not be
+    in memory as a whole. Raises OSError.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    for name in names:
+        start, end = end, end + tensors[name].nbytes
+        header[name] = {
+            "dtype": _NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            tensor = tensors[name]
+            if tensor.is_meta:
+                assert read is not None, "a tensor without data needs `read`"
+                tensor = read(name)
+            assert (tensor.shape, tensor.dtype) == (tensors[name].shape, tensors[name].dtype)
+            data = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+            file.write(data.data)
 
 
 def compare_tensors(
@@ -96,4 +143,9 @@ def _listed(names: Sequence[str]) -> str:
 
 def first_nonfinite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     """The name of the first tensor with a value that is NaN or infinite."""
-    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    return next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite. Takes little memory, as it reads a part at a time."""
+    return all(bool(part.isfinite().all()) for part in tensor.reshape(-1).split(2**16))

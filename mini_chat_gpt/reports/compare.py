@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mini_chat_gpt.checkpoints.load import load_checkpoint, require_finite
+from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.cli_options import MAX_NUMBER, check_range
 from mini_chat_gpt.common.entry import exit_with
@@ -143,10 +143,7 @@ def _load(paths: Sequence[Path], device: str) -> dict[str, tuple[GPT, ChatTokeni
     """The models by short name."""
     if repeated := [str(path) for path in paths if paths.count(path) > 1]:
         raise UserError(f"{repeated[0]} is named twice; compare a model with other models.")
-    loaded = dict(zip(short_names(paths), (load_checkpoint(path, device) for path in paths), strict=True))
-    for path, (model, _) in zip(paths, loaded.values(), strict=True):
-        require_finite(model, path)
-    return loaded
+    return dict(zip(short_names(paths), (load_checkpoint(path, device) for path in paths), strict=True))
 
 
 def _ask(prompts: Prompts, models: Loaded, out: Console) -> dict[str, Answers]:

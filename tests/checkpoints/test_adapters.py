@@ -13,7 +13,7 @@ from tiny import lively_model, tiny_config, tiny_model, tiny_tokenizer
 from mini_chat_gpt.checkpoints import lora_setup
 from mini_chat_gpt.checkpoints.adapters import ADAPTER, ADAPTER_CONFIG, weights_hash
 from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, newest_checkpoint, prune, steps_of
-from mini_chat_gpt.checkpoints.load import load_adapted, load_checkpoint, load_model
+from mini_chat_gpt.checkpoints.load import load_adapted, load_checkpoint, load_model, open_checkpoint
 from mini_chat_gpt.checkpoints.merge import merge
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.device import pick_precision
@@ -388,7 +388,8 @@ def test_the_base_of_an_adapter_is_not_deleted_by_its_own_run(tmp_path):
     for step in (1, 2, 3):
         save_checkpoint(tmp_path / "base" / f"step-000000{step}", tiny_model(tokenizer.vocab_size), tokenizer)
     chosen = tmp_path / "base" / "step-0000001"
-    base = lora_setup.Base(chosen, tiny_model(tokenizer.vocab_size), tokenizer, ())
+    stored = open_checkpoint(chosen)
+    base = lora_setup.Base(chosen, stored, stored.skeleton(), tokenizer, ())
     lora_setup.adapt(base, tiny_config(lora={"enabled": True}), tmp_path / "lora", ALONE, torch.device("cpu"))
     prune(tmp_path / "base", keep=1)
     assert [folder.name for folder in steps_of(tmp_path / "base")] == ["step-0000001", "step-0000003"]

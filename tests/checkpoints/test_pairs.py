@@ -148,8 +148,8 @@ def test_pretraining_refuses_a_table_smaller_than_the_tokenizer(tmp_path):
 
 def test_no_module_gets_a_model_past_the_check():
     """Only `load.py` reads models, and only it and the readers of other projects' files read their tokenizers."""
-    inside = {"load_model", "load_adapted", "import_model", "model_from_state", "read_model"}
-    inside |= {"read_hf_model", "read_gguf_model", "read_nanogpt", "read_llama2c"}
+    inside = {"load_model", "load_adapted", "import_model", "open_checkpoint", "open_foreign"}
+    inside |= {"model_in_memory", "model_in_file", "read_hf_model", "read_gguf_model", "read_nanogpt", "read_llama2c"}
     for path in PACKAGE.rglob("*.py"):
         name = path.relative_to(PACKAGE).as_posix()
         if name in ("checkpoints/load.py", "checkpoints/foreign.py", "checkpoints/build.py"):

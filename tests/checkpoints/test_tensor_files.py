@@ -17,6 +17,7 @@ from mini_chat_gpt.checkpoints.find import META, MODEL
 from mini_chat_gpt.checkpoints.load import load_model
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.checkpoints.sharded import read_shards_header
+from mini_chat_gpt.checkpoints.tensor_files import read_one, write_tensors
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.manifest import write_manifest
 from mini_chat_gpt.config import GPTConfig
@@ -197,3 +198,39 @@ def test_the_largest_config_is_compared_without_memory():
     assert GPTConfig(vocab_size=10, context_length=2**19, n_head=1, n_embd=64).context_length == 2**19
     with pytest.raises(ValueError, match="size of the table of rotary positions"):
         GPTConfig(vocab_size=10, context_length=2**20, n_head=1, n_embd=64)
+
+
+# Writing
+
+
+def test_files_have_the_bytes_that_the_library_writes(tmp_path):
+    tensors = {
+        "b.weight": torch.randn(3, 5),
+        "a.weight": torch.randn(7).bfloat16(),
+        "step": torch.tensor(3.0),
+        "half": torch.randn(2, 2, 2).half(),
+        "ids": torch.arange(4),
+        "empty": torch.zeros(0, 3),
+        'an "ä" 😀': torch.tensor([True, False]),
+    }
+    write_tensors(tmp_path / "ours", tensors)
+    save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    for name, tensor in tensors.items():
+        assert torch.equal(read_one(tmp_path / "ours", name), tensor)
+    assert read_one(tmp_path / "ours", "a.weight", torch.float32).dtype == torch.float32
+
+
+def test_tensors_without_data_are_read_when_they_are_written(tmp_path):
+    tensors, calls = {name: torch.randn(2, 3) for name in "abc"}, []
+
+    def read(name):
+        calls.append(name)
+        return tensors[name]
+
+    write_tensors(tmp_path / "whole", tensors)
+    write_tensors(tmp_path / "lazy", tensors | {"a": tensors["a"].to("meta"), "c": tensors["c"].to("meta")}, read)
+    assert calls == ["a", "c"]
+    assert (tmp_path / "lazy").read_bytes() == (tmp_path / "whole").read_bytes()
+    with pytest.raises(FileExistsError):
+        write_tensors(tmp_path / "whole", tensors)

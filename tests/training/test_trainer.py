@@ -12,7 +12,6 @@ from dataclasses import replace
 import pytest
 import torch
 from rich.console import Console
-from safetensors import SafetensorError
 from tiny import CountingDataset, tiny_config, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.checkpoints.find import best_of, find_checkpoint, steps_of
@@ -258,8 +257,8 @@ def test_averaged_weights_are_evaluated_and_saved(tmp_path):
 def test_a_full_disk_ends_the_run_with_a_clear_error(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path / "run")
     monkeypatch.setattr(
-        "mini_chat_gpt.checkpoints.save.save_file",
-        lambda *_, **__: (_ for _ in ()).throw(SafetensorError("IoError(Os { code: 28, kind: StorageFull })")),
+        "mini_chat_gpt.checkpoints.save.write_tensors",
+        lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
     with pytest.raises(UserError, match="no space left on device"):
         trainer.run()
