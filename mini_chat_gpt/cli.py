@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from mini_chat_gpt import __version__, cli_verbs
-from mini_chat_gpt.cli_options import CHAT_COMMANDS, PIPED, Arguments, Parser, load_settings
+from mini_chat_gpt.cli_options import CHAT_COMMANDS, PIPED, Arguments, Parser
 from mini_chat_gpt.common.entry import exit_with, importing
 from mini_chat_gpt.common.errors import UserError, nearest
 
@@ -138,16 +138,17 @@ VERBS = {
     ),
     "import": Verb(
         "checkpoints.convert:run",
-        "convert a llama2.c or nanoGPT model into a checkpoint folder",
+        "convert a model from elsewhere (Hugging Face, GGUF, llama2.c, nanoGPT) into a checkpoint folder",
         cli_verbs.import_options,
-        "Convert a llama2.c or nanoGPT model, or a sharded checkpoint, into an ordinary checkpoint folder.",
+        "Convert a model from elsewhere (Hugging Face folder, GGUF, llama2.c, nanoGPT), or a sharded checkpoint, into an ordinary "
+        "checkpoint folder.",
     ),
     "doctor": Verb(
         "diagnostics.doctor:run",
         "check the machine, and predict the memory and time of a run",
         cli_verbs.doctor_options,
         "Check the machine, and predict the memory and time of a training run.",
-        load_settings,
+        cli_verbs.check_doctor,
     ),
     "selfcheck": Verb(
         "diagnostics.selfcheck:run",

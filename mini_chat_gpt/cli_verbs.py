@@ -317,6 +317,12 @@ def doctor_options(parser: Parser) -> None:
     parser.add_argument("--job", choices=["sft", "pretrain"], default="sft", help="which training (default: sft)")
 
 
+def check_doctor(arguments: Arguments) -> None:
+    if (job := next(iter(arguments.overrides), "")) in ("sft", "pretrain"):
+        raise UserError(f"Which training is checked is an option: `mini-chat-gpt doctor --job {job}`.")
+    load_settings(arguments)
+
+
 def selfcheck_options(parser: Parser) -> None:
     model = parser.add_mutually_exclusive_group()
     model.add_argument(

@@ -18,6 +18,7 @@ from mini_chat_gpt.model import GPT
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 REMEDY = "use another copy of it"
+IMPORTABLE = "a Hugging Face folder, a GGUF file, a llama2.c .bin or nanoGPT's ckpt.pt"
 
 
 class TensorReader(Protocol):

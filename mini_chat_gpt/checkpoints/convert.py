@@ -20,10 +20,9 @@ from mini_chat_gpt.checkpoints.find import read_meta
 from mini_chat_gpt.checkpoints.foreign import is_foreign
 from mini_chat_gpt.checkpoints.import_check import check_tokenizer
 from mini_chat_gpt.checkpoints.load import find_source, load_pair
-from mini_chat_gpt.checkpoints.save import save_checkpoint
+from mini_chat_gpt.checkpoints.save import require_new, save_checkpoint
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
-from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.page import shown_path
 from mini_chat_gpt.common.text import clean
 from mini_chat_gpt.common.writable import require_writable
@@ -40,8 +39,7 @@ def convert(source: Path, folder: Path, tokenizer: str | None = None, dtype: str
 
     `tokenizer` see `import_model`; `dtype` is a key of DTYPES, None keeps the precision of the source. Raises UserError.
     """
-    if folder.exists():  # checked here as well, before the work begins
-        raise UserError(f"{folder} exists already and is not overwritten; choose another name or move it away.")
+    require_new(folder, source)  # before the work begins
     require_writable(folder.parent)
     precision = None if dtype is None else DTYPES[dtype]
     info: dict[str, Any] = {"job": "import", "source": shown_path(source)}

@@ -7,6 +7,7 @@ is run. The format of a file is detected from its content, not from its name. Ea
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,11 +16,19 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from mini_chat_gpt.checkpoints.build import REMEDY, Part, StoredModel, TensorReader, model_in_file, model_in_memory
+from mini_chat_gpt.checkpoints.build import (
+    IMPORTABLE,
+    REMEDY,
+    Part,
+    StoredModel,
+    TensorReader,
+    model_in_file,
+    model_in_memory,
+)
 from mini_chat_gpt.checkpoints.families import family_of_architecture
 from mini_chat_gpt.checkpoints.find import is_checkpoint
 from mini_chat_gpt.checkpoints.gguf import MAGIC, GGUFFile
-from mini_chat_gpt.checkpoints.hf_folder import is_hf_folder, open_folder, read_folder_config
+from mini_chat_gpt.checkpoints.hf_folder import CONFIG, is_hf_folder, open_folder, read_folder_config
 from mini_chat_gpt.checkpoints.import_check import give_chat_format
 from mini_chat_gpt.checkpoints.llama2c import read_llama2c
 from mini_chat_gpt.checkpoints.nanogpt import read_nanogpt
@@ -35,7 +44,6 @@ from mini_chat_gpt.tokenizer.hf_import import tokenizer_from_folder
 
 MAX_PADDING = 4096
 """Rows of a table beyond the tokenizer's ids, or an eighth of the table if that is more."""
-IMPORTABLE = "a Hugging Face folder, a GGUF file, a llama2.c .bin or nanoGPT's ckpt.pt"
 
 
 def is_foreign(path: Path) -> bool:
@@ -70,6 +78,7 @@ def open_foreign(
             its_tokenizer = described.tokenizer()
             return described.model(dtype), its_tokenizer
         start = _start_of(source)
+        _refuse_part(source)
         read = read_nanogpt if start == b"PK\x03\x04" or is_pickle(start) else read_llama2c
         config, state, loaded_tokenizer = read(source, tokenizer)
     except FileNotFoundError:
@@ -148,6 +157,17 @@ def _start_of(path: Path) -> bytes:
     """The first four bytes of a file. Raises OSError."""
     with open(path, "rb", opener=open_regular) as file:
         return file.read(4)
+
+
+def _refuse_part(source: Path) -> None:
+    """Raise UserError for a file that is a model only together with others in its folder."""
+    if source.name.endswith((".safetensors", ".json")) or re.fullmatch(r"pytorch_model.*\.bin", source.name):
+        if is_checkpoint(source.parent) or os.path.isfile(source.parent / CONFIG):
+            raise UserError(f"{source} is only a part of a model; give its folder, {source.parent}.")
+        if source.name.endswith(".safetensors"):
+            raise UserError(
+                f"{source} has weights, but there is no {CONFIG} next to it; give a complete Hugging Face folder."
+            )
 
 
 def refuse_tokenizer(source: Path, tokenizer: str | Path | None) -> None:

@@ -15,11 +15,12 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from mini_chat_gpt.checkpoints.build import IMPORTABLE
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
-REMEDY = "give a llama2.c .bin or nanoGPT's ckpt.pt"
+TEXT = frozenset(b"\t\n\r" + bytes(range(32, 127)))
 MAGIC = 0x616B3432  # "ak42", from version 1 on
 HEADER_FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
 LARGEST = (
@@ -84,9 +85,11 @@ def read_llama2c(
 def _read_header(source: Path, file: BinaryIO) -> Llama2cFile:
     start = file.read(VERSION_1_BYTES)
     if len(start) < LEGACY_BYTES:
-        raise UserError(f"{source} is not a model, it has only {len(start)} bytes; {REMEDY}.")
+        raise UserError(f"{source} is not a model, it has only {len(start)} bytes; give {IMPORTABLE}.")
     magic, version = struct.unpack_from("<Ii", start)
     if magic != MAGIC:
+        if TEXT.issuperset(start[:LEGACY_BYTES]):
+            raise UserError(f"{source} is a text, not a model; give {IMPORTABLE}.")
         values = struct.unpack_from("<7i", start)
         # A negative vocabulary size means that the classifier is a separate table.
         sizes, tied = (*values[:5], abs(values[5]), values[6]), values[5] > 0
@@ -106,7 +109,7 @@ def _layout(source: Path, sizes: tuple[int, ...], tied: bool, offset: int, order
     for field, value, largest in zip(HEADER_FIELDS, sizes, LARGEST, strict=True):
         if not 1 <= value <= largest:
             raise UserError(
-                f"{source} can't be imported: read as a llama2.c file, its header says {field} = {value}; {REMEDY}."
+                f"{source} can't be imported: read as a llama2.c file, its header says {field} = {value}; give {IMPORTABLE}."
             )
     dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len = sizes
     config = GPTConfig(

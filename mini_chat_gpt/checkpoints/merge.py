@@ -8,8 +8,9 @@ from pathlib import Path
 
 from mini_chat_gpt.checkpoints.adapters import AdapterMetadata, is_adapter, weights_hash
 from mini_chat_gpt.checkpoints.find import find_checkpoint, read_meta
-from mini_chat_gpt.checkpoints.load import load_pair
-from mini_chat_gpt.checkpoints.save import save_checkpoint
+from mini_chat_gpt.checkpoints.foreign import is_foreign
+from mini_chat_gpt.checkpoints.load import find_source, load_pair
+from mini_chat_gpt.checkpoints.save import require_new, save_checkpoint
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
@@ -22,21 +23,30 @@ def merge(adapter: Path | str, out: Path | str, base: Path | str | None = None) 
 
     `adapter` is a run or checkpoint folder. `base` is only needed if the base has moved. Raises UserError.
     """
-    folder = find_checkpoint(adapter)
+    require_new(Path(out), Path(adapter))  # before the work begins
+    folder = find_source(Path(adapter))
+    if is_foreign(folder):
+        raise UserError(f"{folder} is not an adapter that was trained with mini_chat_gpt; there is nothing to merge.")
     if not is_adapter(folder):
         raise UserError(f"{folder} is already a complete model; there is nothing to merge.")
-    if Path(out).exists():  # checked here as well, before the work begins
-        raise UserError(f"{out} exists already and is not overwritten; choose another name or move it away.")
-    model, tokenizer = load_pair(folder, adapted=True, base=find_checkpoint(base) if base is not None else None)
+    model, tokenizer = load_pair(folder, adapted=True, base=None if base is None else _find_base(base))
     merge_lora(model)
     return save_checkpoint(out, model, tokenizer, read_meta(folder)["info"] | {"merged": shown_path(folder)})
+
+
+def _find_base(path: Path | str) -> Path:
+    if is_foreign(Path(path)):
+        raise UserError(
+            f"{path} is a model from elsewhere; the base must be a checkpoint: `mini-chat-gpt import {path} DST`."
+        )
+    return find_checkpoint(path)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """`mini-chat-gpt merge` with a parsed command line."""
     if arguments.base is not None:
         metadata = AdapterMetadata.read(find_checkpoint(arguments.adapter))
-        if metadata is not None and weights_hash(find_checkpoint(arguments.base)) != metadata.base_hash:
+        if metadata is not None and weights_hash(_find_base(arguments.base)) != metadata.base_hash:
             print(
                 f"Note: the weights of {arguments.base} differ from those of the base that the adapter was trained with."
             )

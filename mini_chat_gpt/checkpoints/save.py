@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections import Counter
@@ -133,6 +134,16 @@ def _on_cpu(tensors: Mapping[str, torch.Tensor], copy: bool) -> dict[str, torch.
         name: tensor.detach() if tensor.is_meta else tensor.detach().to("cpu", memory_format=form, copy=copy)
         for name, tensor in tensors.items()
     }
+
+
+def require_new(folder: Path, source: Path) -> None:
+    """Raise UserError if `folder`, to which a command is to write what it makes of `source`, exists already."""
+    if folder.exists():
+        if not os.path.lexists(source) and source.name not in ("best", "last"):
+            raise UserError(
+                f"There is no {source}, but there is {folder}: the existing model comes first, then the new folder."
+            )
+        raise UserError(f"{folder} exists already and is not overwritten; choose another name or move it away.")
 
 
 def save_checkpoint(

@@ -22,6 +22,8 @@ from mini_chat_gpt.tokenizer.meta_file import CONFIG_FILE, DeclaredIds
 REMEDY = "get the model's files again"
 MAX_TOKENIZER = 1 << 26  # bytes; Gemma's has 34 MB
 MAX_TEMPLATE = 1 << 20
+OLDER_FILES = ("tokenizer.model", "vocab.json")
+"""Tokenizers of folders that were written without the library tokenizers."""
 UNSET_STOP_ID = 2
 """The eos_token_id that `transformers` writes for a Llama whose author set none. It is that of Llama 2's tokenizer."""
 T = TypeVar("T")
@@ -60,10 +62,13 @@ def tokenizer_from_folder(folder: Path | str) -> ChatTokenizer:
     folder = Path(folder)
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise UserError(
-            f"{folder} has no tokenizer.json; write one with transformers: "
-            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
+        older = next((name for name in OLDER_FILES if (folder / name).is_file()), None)
+        remedy = (
+            "copy it from where the weights come from."
+            if older is None
+            else f"make it of {older} with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
         )
+        raise UserError(f"{folder} has no tokenizer.json; {remedy}")
     encoder = HuggingFaceBPE(read_file(path, MAX_TOKENIZER), str(path))
     config = _read(folder / CONFIG_FILE, dict[str, Any]) or {}
     special = check_json(config, _SpecialTokens, str(folder / CONFIG_FILE), REMEDY)

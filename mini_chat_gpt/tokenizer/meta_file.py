@@ -50,7 +50,8 @@ def read_meta(folder: Path) -> TokenizerMeta:
         meta = read_json(path, TokenizerMeta, REMEDY, MAX_META)
     except FileNotFoundError:
         raise UserError(
-            f"{folder} contains no tokenizer ({META_FILE} is missing); give a folder that a run or save() wrote."
+            f"{folder} contains no tokenizer ({META_FILE} is missing); give a folder that a run, save() or "
+            "`mini-chat-gpt import` wrote."
         ) from None
     if meta.version != 1:
         raise UserError(f"{path} has version {meta.version}; this program reads version 1.")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from mini_chat_gpt.checkpoints.find import find_checkpoint, is_checkpoint, read_state, steps_of
+from mini_chat_gpt.checkpoints.hf_folder import is_hf_folder
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import readable_disk_errors
 from mini_chat_gpt.config import PretrainSection, SFTSection
@@ -80,8 +81,8 @@ def _launched_by(folder: Path, launch: str) -> bool:
 
 
 def contains_run(folder: Path) -> bool:
-    """Whether the folder contains a trained or imported model. A run that stopped before its first checkpoint does not count."""
-    return is_checkpoint(folder) or is_finished(folder) or bool(steps_of(folder))
+    """Whether the folder contains a model, trained here or elsewhere. A run that stopped before its first checkpoint does not count."""
+    return is_checkpoint(folder) or is_hf_folder(folder) or is_finished(folder) or bool(steps_of(folder))
 
 
 def is_finished(folder: Path) -> bool:
