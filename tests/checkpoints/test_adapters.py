@@ -305,8 +305,15 @@ def test_the_optimizer_has_no_state_for_the_base(folder):
     assert moments == 2 * n_trained < 0.5 * model.n_parameters()
 
 
-@pytest.mark.parametrize("lora", [{"dora": False}, {"dora": True}])
-@pytest.mark.parametrize("frozen", ["float32", "nf4"])
+@pytest.mark.parametrize(
+    ("frozen", "lora"),
+    [
+        ("float32", {"dora": False}),
+        ("nf4", {"dora": True}),
+        pytest.param("float32", {"dora": True}, marks=pytest.mark.slow),
+        pytest.param("nf4", {"dora": False}, marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_and_recomputed_adapters_compute_the_same(folder, lora, frozen):
     losses = []
     for way in ("plain", "compiled", "recomputed"):
