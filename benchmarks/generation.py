@@ -34,7 +34,8 @@ from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
 from mini_chat_gpt.generation.decode import decode, random_streams
 from mini_chat_gpt.generation.prompt_lookup import PromptLookupDecoder
 from mini_chat_gpt.generation.sampling import Sampling
-from mini_chat_gpt.model import GPT, RMSNorm
+from mini_chat_gpt.layers import RMSNorm
+from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 VOCABULARY, BOS = 32000, 1

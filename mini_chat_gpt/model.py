@@ -17,60 +17,15 @@ import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
 from mini_chat_gpt.config import PRESETS, GPTConfig
+from mini_chat_gpt.layers import RMSNorm, Rope, RotaryEmbedding, make_norm
 from mini_chat_gpt.ops.attention import Cached, Causal, KVCache, Layout, Packed, attention
-from mini_chat_gpt.ops.functional import activate, apply_rope, rms_norm, rope_frequencies
+from mini_chat_gpt.ops.functional import activate, apply_rope
 from mini_chat_gpt.ops.loss import LossSums, cross_entropy_sums
 from mini_chat_gpt.ops.packed_layout import PackedBatch
 
 __all__ = ["GPT", "PRESETS", "GPTConfig", "PackedBatch"]
 
-Rope = tuple[torch.Tensor, torch.Tensor]  # cos, sin (B, 1, T, D/2)
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q (B, H, T, D); k, v (B, Hkv, T, D)
-
-
-class RMSNorm(nn.Module):
-    """x / √(mean(x²) + eps) · factor (Zhang & Sennrich 2019, arXiv:1910.07467). The factor is the weight, or 1 + weight."""
-
-    def __init__(self, size: int, config: GPTConfig) -> None:
-        super().__init__()
-        self.eps, self.offset = config.norm_eps, config.norm_offset
-        self.weight = nn.Parameter(torch.zeros(size) if self.offset else torch.ones(size))
-
-    def factor(self) -> torch.Tensor:
-        """(C,)"""
-        return 1 + self.weight.float() if self.offset else self.weight
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., C) -> (..., C)"""
-        return rms_norm(x, self.factor(), self.eps)
-
-
-def make_norm(config: GPTConfig) -> nn.Module:
-    if config.norm == "layernorm":
-        return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
-    return RMSNorm(config.n_embd, config)
-
-
-class RotaryEmbedding(nn.Module):
-    """Rotary positions (Su et al. 2021, arXiv:2104.09864): the angle of pair (i, i + D/2) is position · frequency i."""
-
-    cos: torch.Tensor
-    sin: torch.Tensor
-
-    def __init__(self, config: GPTConfig, of_windows: bool = False) -> None:
-        super().__init__()
-        theta, scaling = config.rope_theta, config.rope_scaling
-        if of_windows and config.window_rope_theta is not None:
-            theta, scaling = config.window_rope_theta, None
-        frequencies = rope_frequencies(config.head_size, theta, scaling)  # (D/2,)
-        angles = torch.arange(config.context_length, dtype=torch.float32)[:, None] * frequencies[None, :]
-        # Not in the state dict: the config determines them.
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
-
-    def forward(self, positions: torch.Tensor) -> Rope:
-        """positions (B, T) -> cos, sin (B, 1, T, D/2), which broadcast over heads."""
-        return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
 
 
 class Attention(nn.Module):
@@ -90,8 +45,8 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(inner, config.n_embd, bias=config.bias)
         self.norm_all_heads = config.qk_norm == "all_heads"
         q_size, k_size = (inner, kv_inner) if self.norm_all_heads else (self.head_dim, self.head_dim)
-        self.q_norm = RMSNorm(q_size, config) if config.qk_norm else None
-        self.k_norm = RMSNorm(k_size, config) if config.qk_norm else None
+        self.q_norm = RMSNorm(q_size, config) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(k_size, config) if config.qk_norm else nn.Identity()
 
     def qkv(self, x: torch.Tensor, rope: Rope | None) -> Heads:
         """x (B, T, C) -> queries (B, H, T, D), keys and values (B, Hkv, T, D)."""
@@ -99,22 +54,16 @@ class Attention(nn.Module):
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         # Before the rotation, which keeps norms: bounded scores keep training stable (Henry et al. 2020, arXiv:2010.04245).
         if self.norm_all_heads:
-            q, k = self._norm_qk(q, k)
+            q, k = self.q_norm(q), self.k_norm(k)
         q = q.view(b, t, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
         k = k.view(b, t, self.n_kv_head, self.head_dim).transpose(1, 2)  # (B, Hkv, T, D)
         v = v.view(b, t, self.n_kv_head, self.head_dim).transpose(1, 2)
         if not self.norm_all_heads:
-            q, k = self._norm_qk(q, k)
+            q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             # Rotated queries and keys make q·k depend on the distance of two tokens, not on their positions.
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         return q, k, v
-
-    def _norm_qk(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(..., D) each, or of all heads (B, T, H·D) and (B, T, Hkv·D) -> the same shapes"""
-        if self.q_norm is None or self.k_norm is None:
-            return q, k
-        return self.q_norm(q), self.k_norm(k)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout) -> torch.Tensor:
         """q (B, H, T, D); k, v (B, Hkv, T, D) -> (B, H, T, D)"""
@@ -154,12 +103,12 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         before, after = config.norm_placement != "after", config.norm_placement != "before"
-        self.input_layernorm = make_norm(config) if before else None
+        self.input_layernorm = make_norm(config, before)
         self.self_attn = Attention(config, layer)
-        self.attention_output_layernorm = make_norm(config) if after else None
-        self.post_attention_layernorm = make_norm(config) if before else None  # Llama's name of the norm before the MLP
+        self.attention_output_layernorm = make_norm(config, after)
+        self.post_attention_layernorm = make_norm(config, before)  # Llama's name of the norm before the MLP
         self.mlp = MLP(config)
-        self.mlp_output_layernorm = make_norm(config) if after else None
+        self.mlp_output_layernorm = make_norm(config, after)
 
     def forward(
         self, x: torch.Tensor, rope: Rope | None, layout: Layout, positions: torch.Tensor | None = None
@@ -172,7 +121,7 @@ class Block(nn.Module):
 
     def qkv(self, x: torch.Tensor, rope: Rope | None) -> Heads:
         """x (B, T, C) -> q (B, H, T, D); k, v (B, Hkv, T, D)"""
-        return self.self_attn.qkv(_normed(x, self.input_layernorm), rope)
+        return self.self_attn.qkv(self.input_layernorm(x), rope)
 
     def attend(
         self,
@@ -189,14 +138,8 @@ class Block(nn.Module):
 
     def out_and_mlp(self, x: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
         """x (B, T, C); heads (B, H, T, D) -> (B, T, C)"""
-        x = x + _normed(self.self_attn.out(heads), self.attention_output_layernorm)
-        return x + _normed(self.mlp(_normed(x, self.post_attention_layernorm)), self.mlp_output_layernorm)
-
-
-def _normed(x: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
-    """(B, T, C) -> (B, T, C)"""
-    normed: torch.Tensor = x if norm is None else norm(x)
-    return normed
+        x = x + self.attention_output_layernorm(self.self_attn.out(heads))
+        return x + self.mlp_output_layernorm(self.mlp(self.post_attention_layernorm(x)))
 
 
 class GPT(nn.Module):

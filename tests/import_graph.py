@@ -23,6 +23,7 @@ ORDER = [
     "config",
     "chat_format",
     "tokenizer",
+    "layers",
     "model",
     "config_file",
     "lora",

@@ -24,7 +24,8 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.generation.cpu_single_token import SingleToken, can_decode_single_tokens
 from mini_chat_gpt.generation.cpu_weights import PackedBlock, Weights, product_of
-from mini_chat_gpt.model import GPT, MLP, Attention, Block, RMSNorm, RotaryEmbedding
+from mini_chat_gpt.layers import RMSNorm, RotaryEmbedding
+from mini_chat_gpt.model import GPT, MLP, Attention, Block
 from mini_chat_gpt.ops.attention import cached_attention
 from mini_chat_gpt.ops.functional import activate
 from mini_chat_gpt.ops.kv_cache import Cached, KVCache
@@ -51,7 +52,9 @@ IMPLEMENTED: Implemented = SIZES | {
 """Fields of `GPTConfig`; a model in which another one differs from its default generates through `GPT.forward`."""
 
 # The modules of a plain GPT. Adapters and parametrizations replace them by others.
-MODULES = {GPT, Attention, Block, MLP, RMSNorm, RotaryEmbedding, nn.Embedding, nn.LayerNorm, nn.Linear, nn.ModuleList}
+MODULES = {
+    GPT, Attention, Block, MLP, RMSNorm, RotaryEmbedding, nn.Embedding, nn.Identity, nn.LayerNorm, nn.Linear, nn.ModuleList
+}  # fmt: skip
 
 
 class CPUInferenceModel:
@@ -138,7 +141,7 @@ class BlockDecoder:
         q_size, k_size = attention.q_proj.out_features, attention.k_proj.out_features
         if not self.norm_all_heads:
             q_size = k_size = self.head_dim
-        self.has_qk_norm = attention.q_norm is not None
+        self.has_qk_norm = not isinstance(attention.q_norm, nn.Identity)
         self.q_norm, self.k_norm = norm_function(attention.q_norm, q_size), norm_function(attention.k_norm, k_size)
         self.mlp_norm = norm_function(block.post_attention_layernorm, width)
         self.mlp_output_norm = norm_function(block.mlp_output_layernorm, width)
@@ -203,10 +206,10 @@ def can_decode(model: object) -> bool:
     return why_not_decodable(model) is None
 
 
-def norm_function(norm: nn.Module | None, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The norm, or nothing, as a plain function (..., size) -> (..., size). Calling a module costs as much again."""
+def norm_function(norm: nn.Module, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The norm as a plain function (..., size) -> (..., size). Calling a module costs as much again."""
     shape = (size,)
-    if norm is None:
+    if isinstance(norm, nn.Identity):
         return lambda x: x
     if isinstance(norm, RMSNorm):
         weight, eps = norm.factor().detach(), norm.eps

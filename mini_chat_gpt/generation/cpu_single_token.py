@@ -19,7 +19,8 @@ import torch
 from mini_chat_gpt.common.config_fields import ANY, SIZES, Implemented, unsupported_fields
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.generation.cpu_weights import PackedBlock, Product
-from mini_chat_gpt.model import GPT, RMSNorm
+from mini_chat_gpt.layers import RMSNorm
+from mini_chat_gpt.model import GPT
 from mini_chat_gpt.ops.kv_cache import KVCache
 
 IMPLEMENTED: Implemented = SIZES | dict.fromkeys(

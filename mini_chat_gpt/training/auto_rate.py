@@ -11,7 +11,8 @@ import torch
 import torch.nn as nn
 
 from mini_chat_gpt.common.distributed import is_dtensor
-from mini_chat_gpt.model import GPT, RMSNorm
+from mini_chat_gpt.layers import RMSNorm
+from mini_chat_gpt.model import GPT
 
 FULL, ADAPTER, UNTRAINED = (7e-4, -0.4), (5e-3, -0.5), (3e-3, -0.33)
 """(rate of a model of a million parameters, power): all weights of a trained model, an adapter, all weights of an untrained model."""

@@ -22,7 +22,8 @@ import torch
 
 from mini_chat_gpt.common.config_fields import ANY, SIZES, Implemented, unsupported_fields
 from mini_chat_gpt.config import GPTConfig
-from mini_chat_gpt.model import GPT, Block, Rope
+from mini_chat_gpt.layers import Rope
+from mini_chat_gpt.model import GPT, Block
 from mini_chat_gpt.ops.attention import Layout, Packed
 from mini_chat_gpt.ops.loss import LossSums
 

@@ -127,11 +127,11 @@ def test_what_a_llama_cannot_express_is_rejected(changes):
 
 def test_a_field_that_the_exporter_does_not_know_is_rejected():
     class NewConfig(GPTConfig):
-        embedding_factor: float = 1.0
+        input_factor: float = 1.0
 
     known = small().model_dump()
     assert why_not_llama(NewConfig(**known)) is None
-    assert why_not_llama(NewConfig(**known, embedding_factor=2.0)) == "Llama does not support embedding_factor=2.0"
+    assert why_not_llama(NewConfig(**known, input_factor=2.0)) == "Llama does not support input_factor=2.0"
 
 
 @pytest.mark.parametrize(
