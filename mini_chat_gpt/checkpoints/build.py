@@ -145,9 +145,15 @@ def model_in_file(
     shapes = model_shapes(config, len(infos), source)
     parts = {name: part_of(name, config) for name in shapes}
     expected = {part.source: shapes[name] if part.shape is None else part.shape for name, part in parts.items()}
-    if config.tie_embeddings and (head := part_of(HEAD, config).source) not in expected:
-        infos.pop(head, None)  # some files repeat the embedding there
+    head, table = part_of(HEAD, config).source, part_of(EMBEDDING, config).source
+    repeated = config.tie_embeddings and head not in expected and infos.pop(head, None) is not None
     compare_tensors(infos, expected, source, REMEDY, FLOATS)
+    # Some files repeat the embedding as the head. If it has other weights, the config or they are of another model.
+    if repeated and not torch.equal(reader.read(head), reader.read(table)):
+        raise UserError(
+            f"{source}: the config says that the head shares the weights of {table} (tie_word_embeddings), but {head} has "
+            f"others; {REMEDY}."
+        )
 
     def read(name: str) -> torch.Tensor:
         part = parts[name]

@@ -63,6 +63,7 @@ def refusal(folder: Path) -> str:
         ({"rope_interleaved": True}, "rope_interleaved"),
         ({"intermediate_size": 97}, "with the shape"),
         ({"tie_word_embeddings": True, "vocab_size": 95}, "with the shape"),
+        ({"tie_word_embeddings": True}, "but lm_head.weight has others"),
     ],
 )
 def test_a_config_that_is_not_supported_is_named(folder, changes, message):
