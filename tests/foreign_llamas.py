@@ -1,4 +1,4 @@
-"""Random Llamas by `transformers`, and GGUF files with the same weights, written by the library gguf."""
+"""Random Llamas and their relatives by `transformers`, and GGUF files with the same weights, written by the library gguf."""
 
 from __future__ import annotations
 
@@ -25,6 +25,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "biases": {"attention_bias": True, "mlp_bias": True},
     "biases in attention": {"attention_bias": True},
     "biases in the mlp": {"mlp_bias": True},
+    "Mistral": {"family": "Mistral", "sliding_window": None},
+    "Mistral with a window": {"family": "Mistral", "sliding_window": 7},
+    "Qwen2": {"family": "Qwen2", "tie_word_embeddings": True},
+    "Qwen2 with windows": {
+        "family": "Qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "max_window_layers": 1,
+        "num_hidden_layers": 3,
+    },
+    "Qwen3": {"family": "Qwen3", "head_dim": 32, "tie_word_embeddings": True},
+    "Qwen3 with biases": {"family": "Qwen3", "head_dim": 16, "attention_bias": True},
+    "OLMo 2": {"family": "Olmo2"},
+    "OLMo 2 with grouped heads": {"family": "Olmo2", "num_key_value_heads": 1, "tie_word_embeddings": True},
 }
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd",
@@ -36,15 +50,21 @@ GGUF_NAMES = {
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+GGUF_NORMS_AFTER = {
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 
 
-def make_llama(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
-    """A small random Llama of `transformers`, with weights far from the initialization, so that every one of them matters."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def make_llama(dtype: torch.dtype = torch.float32, family: str = "Llama", **changes: Any) -> Any:
+    """A small random model of `transformers`, with weights far from the initialization, so that every one of them matters."""
+    import transformers
 
     sizes: dict[str, Any] = {
         "vocab_size": 96,
@@ -58,20 +78,24 @@ def make_llama(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
         "tie_word_embeddings": False,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        "pad_token_id": None,  # the row of a padding token would have no gradient
     }
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**sizes | changes)).eval()
+    config = getattr(transformers, f"{family}Config")(**sizes | changes)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.to(dtype)
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, architecture: str = "llama") -> str:
     """ "model.layers.0.mlp.up_proj.weight" -> "blk.0.ffn_up.weight" """
     module, _, kind = name.rpartition(".")
     if module.startswith("model.layers."):
         _, _, layer, module = module.split(".", 3)
+        if architecture == "olmo2" and module in GGUF_NORMS_AFTER:
+            return f"blk.{layer}.{GGUF_NORMS_AFTER[module]}.{kind}"
         return f"blk.{layer}.{GGUF_NAMES[module]}.{kind}"
     return f"{GGUF_NAMES[module]}.{kind}"
 
@@ -85,14 +109,16 @@ def pairs_from_halves(weight: np.ndarray, n_heads: int) -> np.ndarray:
 def write_gguf(
     path: Path, model: Any, kind: str = "F32", metadata: dict[str, Any] | None = None
 ) -> dict[str, np.ndarray]:
-    """Write a Llama of `transformers` as llama.cpp's converter does; matrices have the type `kind`.
+    """Write a Llama of `transformers`, or a relative, as llama.cpp's converter does; matrices have the type `kind`.
 
     Returns the weights that the file stands for, by their names in `transformers`.
     """
     import gguf
 
-    config, writer, exact = model.config, gguf.GGUFWriter(path, "llama"), {}
-    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+    config, exact = model.config, {}
+    architecture = "llama" if config.model_type == "mistral" else config.model_type
+    writer = gguf.GGUFWriter(path, architecture)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = config.rope_parameters
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -120,10 +146,11 @@ def write_gguf(
             continue
         values = tensor.float().numpy()
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        heads = heads if architecture == "llama" else None
         stored = pairs_from_halves(values, heads) if heads else values
         as_kind = gguf.GGMLQuantizationType[kind if values.ndim > 1 else "F32"]
         data = gguf.quants.quantize(np.ascontiguousarray(stored), as_kind)
-        writer.add_tensor(gguf_name(name), data, raw_dtype=as_kind)
+        writer.add_tensor(gguf_name(name, architecture), data, raw_dtype=as_kind)
         dequantized = gguf.quants.dequantize(data, as_kind).reshape(values.shape)
         exact[name] = halves_again(dequantized, heads) if heads else dequantized
     writer.write_header_to_file()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mini_chat_gpt.checkpoints import hf, llama_gguf
@@ -51,26 +52,37 @@ class Family:
     """Ends of the names of tensors that are not weights, because the config determines their values."""
 
 
-def _llama_part(name: str, config: GPTConfig) -> Part:
-    return Part(hf.hf_name(name))
+def _hf_part(name: str, config: GPTConfig) -> Part:
+    return Part(hf.hf_name(name, config))
 
 
-def _llama_gguf_part(name: str, config: GPTConfig) -> Part:
-    return Part(*llama_gguf.source_of(name, config))
+def _llama_like(family: hf.LlamaLike, gguf: GGUFMapping | None) -> Family:
+    return Family(
+        name=family.name,
+        model_type=family.model_type,
+        causal_lm=family.causal_lm,
+        config_from_hf=partial(hf.from_hf_config, family=family),
+        config_to_hf=partial(hf.to_hf_config, family=family),
+        why_not=family.why_not,
+        hf_part=_hf_part,
+        gguf=gguf,
+        constants=("rotary_emb.inv_freq", llama_gguf.FACTORS),
+    )
+
+
+def _gguf(architecture: str) -> GGUFMapping:
+    def part(name: str, config: GPTConfig) -> Part:
+        return Part(*llama_gguf.source_of(name, config, architecture))
+
+    return GGUFMapping(architecture, partial(llama_gguf.read_config, architecture=architecture), part)
 
 
 FAMILIES = (
-    Family(
-        name="Llama",
-        model_type="llama",
-        causal_lm="LlamaForCausalLM",
-        config_from_hf=hf.from_hf_config,
-        config_to_hf=hf.to_hf_config,
-        why_not=hf.why_not_llama,
-        hf_part=_llama_part,
-        gguf=GGUFMapping("llama", llama_gguf.read_config, _llama_gguf_part),
-        constants=("rotary_emb.inv_freq", llama_gguf.FACTORS),
-    ),
+    _llama_like(hf.LLAMA, _gguf("llama")),
+    _llama_like(hf.MISTRAL, None),  # in GGUF it is a llama
+    _llama_like(hf.QWEN2, _gguf("qwen2")),
+    _llama_like(hf.QWEN3, _gguf("qwen3")),
+    _llama_like(hf.OLMO2, _gguf("olmo2")),
 )
 
 

@@ -1,4 +1,4 @@
-"""Mappings between our native family and Hugging Face's `LlamaForCausalLM`: config.json and parameter names, both ways.
+"""Mappings between our models and Llama's relatives in `transformers`: config.json and parameter names, both ways.
 
 `transformers` (4.56 and later) loads the results of `to_hf_config` and `to_hf_state` as the same model.
 `from_hf_config(to_hf_config(config, tokenizer))` is the same architecture with explicit defaults. No files are involved.
@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -29,24 +30,80 @@ IMPLEMENTED: Implemented = SIZES | dict.fromkeys(
 """Fields of `GPTConfig` that Llama's config.json can express; every other field must have its default value."""
 
 
+@dataclass(frozen=True)
+class LlamaLike:
+    """A family whose config.json has Llama's keys, and what differs from Llama."""
+
+    name: str
+    model_type: str
+    causal_lm: str
+    always: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `GPTConfig` that every model of the family has with this value, and no key says so."""
+    windows: Literal["", "all", "later"] = ""
+    """Which layers `sliding_window` is for: none, all, or those from `max_window_layers` on if `use_sliding_window` is true."""
+    mlp_bias: bool = False
+    """Whether there is a key for biases in the MLP."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What `transformers` uses for missing keys, where that differs from Llama."""
+
+    def why_not(self, config: GPTConfig) -> str | None:
+        """Why the family can't express an architecture, or None if it can."""
+        implemented = IMPLEMENTED | {name: {value} for name, value in self.always.items()}
+        if self.windows:
+            implemented = implemented | {"windows": ANY}
+        if fields := unsupported_fields(config, implemented):
+            return f"{self.name} does not support {', '.join(fields)}"
+        if differing := [name for name, value in self.always.items() if getattr(config, name) != value]:
+            return f"{self.name} always has {differing[0]}={self.always[differing[0]]!r}"
+        if "qkv_bias" not in self.always and config.bias != config.qkv_bias:
+            return (
+                f"{self.name} has biases on all four attention projections or on none (bias and qkv_bias must be equal)"
+            )
+        if not self.mlp_bias and config.mlp_has_bias:
+            return f"{self.name} has no biases in the MLP"
+        if self.windows and not _has_one_window(config, self.windows == "all"):
+            return f"{self.name} has windows of one size{', in all layers' if self.windows == 'all' else ''}"
+        if self.name == "Llama" and config.n_embd % config.n_head:
+            return f"Llama's width must be a multiple of its heads ({config.n_embd}, {config.n_head})"
+        return None
+
+
+LLAMA = LlamaLike("Llama", "llama", "LlamaForCausalLM", mlp_bias=True)
+MISTRAL = LlamaLike(
+    "Mistral", "mistral", "MistralForCausalLM", {"bias": False, "qkv_bias": False}, "all",
+    defaults={"sliding_window": 4096, "num_key_value_heads": 8},
+)  # fmt: skip
+QWEN2 = LlamaLike(
+    "Qwen2", "qwen2", "Qwen2ForCausalLM", {"qkv_bias": True, "bias": False}, "later",
+    defaults={"num_key_value_heads": 32, "max_window_layers": 28, "sliding_window": 4096},
+)  # fmt: skip
+QWEN3 = LlamaLike(
+    "Qwen3", "qwen3", "Qwen3ForCausalLM", {"qk_norm": True}, "later",
+    defaults={"head_dim": 128, "num_key_value_heads": 32, "max_window_layers": 28, "sliding_window": 4096},
+)  # fmt: skip
+OLMO2 = LlamaLike(
+    "OLMo 2", "olmo2", "Olmo2ForCausalLM", {"norm_placement": "after", "qk_norm": "all_heads"},
+    defaults={"rms_norm_eps": 1e-5},
+)  # fmt: skip
+
+
+def _has_one_window(config: GPTConfig, in_all_layers: bool) -> bool:
+    windows = set(config.windows or ())
+    return len(windows) <= 1 or (not in_all_layers and len(windows - {None}) == 1)
+
+
 def why_not_llama(config: GPTConfig) -> str | None:
     """Why `transformers`' Llama can't express this architecture, or None if it can."""
-    if fields := unsupported_fields(config, IMPLEMENTED):
-        return f"Llama does not support {', '.join(fields)}"
-    if config.bias != config.qkv_bias:
-        return "Llama has biases on all four attention projections or on none (bias and qkv_bias must be equal)"
-    if config.n_embd % config.n_head:
-        return f"Llama's width must be a multiple of its heads ({config.n_embd}, {config.n_head})"
-    return None
+    return LLAMA.why_not(config)
 
 
-def to_hf_config(config: GPTConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """The contents of config.json. Raises ValueError for a model that Llama can't express (see `why_not_llama`)."""
-    if reason := why_not_llama(config):
-        raise ValueError(f"this model can't be written as a Hugging Face Llama: {reason}")
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+def to_hf_config(config: GPTConfig, tokenizer: ChatTokenizer, family: LlamaLike = LLAMA) -> dict[str, Any]:
+    """The contents of config.json. Raises ValueError for a model that the family can't express (see `why_not`)."""
+    if reason := family.why_not(config):
+        raise ValueError(f"this model can't be written as a Hugging Face {family.name}: {reason}")
+    values = {
+        "architectures": [family.causal_lm],
+        "model_type": family.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.n_embd,
         "intermediate_size": config.mlp_size,
@@ -60,8 +117,6 @@ def to_hf_config(config: GPTConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
         # transformers 5 converts these two to `rope_parameters`; older versions know only these.
         "rope_theta": config.rope_theta,
         "rope_scaling": config.rope_scaling,
-        "attention_bias": config.qkv_bias,
-        "mlp_bias": config.mlp_has_bias,
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "tie_word_embeddings": config.tie_embeddings,
@@ -69,6 +124,27 @@ def to_hf_config(config: GPTConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
         "torch_dtype": "float32",
         **_special_ids(tokenizer),
     }
+    if "qkv_bias" not in family.always:
+        values["attention_bias"] = config.qkv_bias
+    if family.mlp_bias:
+        values["mlp_bias"] = config.mlp_has_bias
+    return values | _window_keys(config, family)
+
+
+def _window_keys(config: GPTConfig, family: LlamaLike) -> dict[str, Any]:
+    window = next((window for window in config.windows or () if window is not None), None)
+    if family.windows == "all":
+        return {"sliding_window": window}
+    if family.windows == "later":
+        windows = config.windows or (None,) * config.n_layer
+        return {
+            "use_sliding_window": window is not None,
+            "sliding_window": window,
+            # Before transformers 4.53 the windows were those of the last layers; since then each layer is named.
+            "max_window_layers": next((i for i, one in enumerate(windows) if one is not None), config.n_layer),
+            "layer_types": ["full_attention" if one is None else "sliding_attention" for one in windows],
+        }
+    return {}
 
 
 def _special_ids(tokenizer: ChatTokenizer) -> dict[str, Any]:
@@ -87,8 +163,8 @@ def _special_ids(tokenizer: ChatTokenizer) -> dict[str, Any]:
     }
 
 
-class _LlamaConfig(JSONRecord):
-    """A Llama's config.json. Missing keys have the defaults of `transformers`; those that change nothing are not read.
+class _Config(JSONRecord):
+    """The keys of config.json. Missing keys have the defaults of `transformers`; those that change nothing are not read.
 
     `torch_dtype` or `dtype` is not among them: the tensors say it themselves, and in some files it is wrong.
     """
@@ -111,22 +187,29 @@ class _LlamaConfig(JSONRecord):
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
     tie_word_embeddings: bool | None = None
+    sliding_window: int | None = None
+    use_sliding_window: bool | None = None
+    max_window_layers: int | None = None
+    layer_types: list[str] | None = None
 
 
-def from_hf_config(hf_config: Mapping[str, Any]) -> GPTConfig:
-    """Read the architecture from a Llama's config.json, written by any version of `transformers` or by us.
+def from_hf_config(hf_config: Mapping[str, Any], family: LlamaLike = LLAMA) -> GPTConfig:
+    """Read the architecture from a config.json of this family, written by any version of `transformers` or by us.
 
-    Missing keys have the defaults of `transformers`. Raises UserError for what is not a Llama, or one that is not supported.
+    Missing keys have the defaults of `transformers`. Raises UserError for another family, and for what is not supported.
     """
-    if (model_type := hf_config.get("model_type")) != "llama":
-        raise UserError(f"config.json describes a model of type {short(model_type)}; only 'llama' can be read.")
-    given = check_json(hf_config, _LlamaConfig, "config.json", "use another copy of it")
+    if (model_type := hf_config.get("model_type")) != family.model_type:
+        raise UserError(
+            f"config.json describes a model of type {short(model_type)}; only '{family.model_type}' can be read."
+        )
+    given = check_json({**family.defaults, **hf_config}, _Config, "config.json", "use another copy of it")
     if given.hidden_act != "silu":
         raise UserError(f"config.json has hidden_act {short(given.hidden_act)}; only 'silu' can be read.")
     if given.rope_interleaved:
         raise UserError("config.json has rope_interleaved: true; only false can be read.")
-    attention_bias, mlp_bias = bool(given.attention_bias), bool(given.mlp_bias)
     theta, scaling = _rope(given)
+    attention_bias, mlp_bias = bool(given.attention_bias), bool(given.mlp_bias) and family.mlp_bias
+    fields: dict[str, Any] = {"bias": attention_bias, "qkv_bias": attention_bias} | dict(family.always)
     try:
         return GPTConfig(
             vocab_size=given.vocab_size,
@@ -140,10 +223,10 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> GPTConfig:
             norm_eps=given.rms_norm_eps,
             rope_theta=theta,
             rope_scaling=scaling,
-            bias=attention_bias,
-            qkv_bias=attention_bias,
-            mlp_bias=None if mlp_bias == attention_bias else mlp_bias,
+            mlp_bias=None if mlp_bias == fields["bias"] else mlp_bias,
+            windows=_windows(given, family),
             tie_embeddings=bool(given.tie_word_embeddings),
+            **fields,
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -151,7 +234,22 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> GPTConfig:
         raise UserError(f"config.json describes an impossible model ({what}).") from None
 
 
-def _rope(given: _LlamaConfig) -> tuple[Any, dict[str, Any] | None]:
+def _windows(given: _Config, family: LlamaLike) -> tuple[int | None, ...] | None:
+    """The window of each layer; None if no layer has one. A window as wide as the context is none."""
+    window, n_layer = given.sliding_window, given.num_hidden_layers
+    used = family.windows == "all" or (family.windows == "later" and given.use_sliding_window)
+    if not used or window is None or window >= given.max_position_embeddings or n_layer > 1024:
+        return None
+    types: Sequence[str] | None = given.layer_types if family.windows == "later" else None
+    if types is None:
+        first = given.max_window_layers or 0 if family.windows == "later" else 0
+        return tuple(window if layer >= first else None for layer in range(n_layer))
+    if unknown := sorted({*types} - {"full_attention", "sliding_attention"}):
+        raise UserError(f"config.json has a layer of type {short(unknown[0])}, which is not supported.")
+    return tuple(window if kind == "sliding_attention" else None for kind in types)
+
+
+def _rope(given: _Config) -> tuple[Any, dict[str, Any] | None]:
     """Theta and scaling, from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling` (before)."""
     parameters = dict(given.rope_scaling or given.rope_parameters or {})
     theta = parameters.pop("rope_theta", given.rope_theta or 10000.0)
@@ -168,12 +266,29 @@ def to_hf_state(values: Mapping[str, V], config: GPTConfig) -> dict[str, V]:
 
     A tied head is omitted.
     """
-    return {hf_name(name): value for name, value in values.items() if not (name == HEAD and config.tie_embeddings)}
+    return {
+        hf_name(name, config): value for name, value in values.items() if not (name == HEAD and config.tie_embeddings)
+    }
 
 
-def hf_name(name: str) -> str:
+_AFTER = {
+    "attention_output_layernorm": "post_attention_layernorm",
+    "mlp_output_layernorm": "post_feedforward_layernorm",
+}
+_BOTH = {"post_attention_layernorm": "pre_feedforward_layernorm"} | _AFTER
+NORM_NAMES: dict[str, dict[str, str]] = {"before": {}, "after": _AFTER, "both": _BOTH}
+"""Placement of the norms -> our names of a block's norms -> Hugging Face's, where they differ."""
+
+
+def hf_name(name: str, config: GPTConfig) -> str:
     """Hugging Face's name of one of our parameters."""
-    return name if name == HEAD else f"model.{name}"
+    return name if name == HEAD else f"model.{_renamed(name, NORM_NAMES[config.norm_placement])}"
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    module, _, kind = name.rpartition(".")
+    start, _, last = module.rpartition(".")
+    return f"{start}.{names[last]}.{kind}" if last in names else name
 
 
 def from_hf_state(state: Mapping[str, torch.Tensor], config: GPTConfig) -> dict[str, torch.Tensor]:
@@ -181,8 +296,9 @@ def from_hf_state(state: Mapping[str, torch.Tensor], config: GPTConfig) -> dict[
 
     This does not check for missing or unexpected parameters; `load_state_dict(strict=True)` does.
     """
+    names = {theirs: ours for ours, theirs in NORM_NAMES[config.norm_placement].items()}
     ours = {
-        name.removeprefix("model."): tensor
+        _renamed(name.removeprefix("model."), names): tensor
         for name, tensor in state.items()
         if not name.endswith("rotary_emb.inv_freq")  # a constant that old versions of transformers saved
     }

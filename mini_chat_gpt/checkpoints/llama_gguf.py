@@ -1,13 +1,15 @@
-"""Llama in GGUF files: metadata to `GPTConfig`, and where our tensors are.
+"""Llama and its relatives in GGUF files: metadata to `GPTConfig`, and where our tensors are.
 
-llama.cpp keeps the rows of the query and key projections in the order of neighboring pairs, as llama2.c does. Models with
-llama3's RoPE scaling have a tensor of factors, one for each frequency, in place of the four numbers of config.json.
+llama.cpp keeps the rows of a Llama's query and key projections in the order of neighboring pairs, as llama2.c does, and those
+of the other architectures in Hugging Face's order. Models with llama3's RoPE scaling have a tensor of factors, one for each
+frequency, in place of the four numbers of config.json.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -38,6 +40,10 @@ _NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "attention_output_layernorm": "post_attention_norm",
+    "mlp_output_layernorm": "post_ffw_norm",
 }
 _DAMAGED = "download it again"
 _NOT_LLAMA = {
@@ -57,52 +63,56 @@ class _Reader(Protocol):
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor: ...
 
 
-def source_of(name: str, config: GPTConfig) -> tuple[str, Callable[[torch.Tensor], torch.Tensor] | None]:
+def source_of(
+    name: str, config: GPTConfig, architecture: str = "llama"
+) -> tuple[str, Callable[[torch.Tensor], torch.Tensor] | None]:
     """Where one of our tensors is in a GGUF file, and how its rows are put in our order."""
     module, _, kind = name.rpartition(".")
     block = ""
     if module.startswith("layers."):
         _, layer, module = module.split(".", 2)
         block = f"blk.{layer}."
-    reorder = module in ("self_attn.q_proj", "self_attn.k_proj")
+    reorder = architecture == "llama" and module in ("self_attn.q_proj", "self_attn.k_proj")
     return f"{block}{_NAMES[module]}.{kind}", partial(halves_from_pairs, head_dim=config.head_size) if reorder else None
 
 
-def read_config(metadata: Mapping[str, Any], reader: _Reader) -> GPTConfig:
+def read_config(metadata: Mapping[str, Any], reader: _Reader, architecture: str = "llama") -> GPTConfig:
     """The architecture, from the metadata and from which tensors there are. Raises UserError."""
-    get = partial(_get, metadata)
+    given, infos = _Metadata(metadata, architecture), reader.infos
     for key, what in _NOT_LLAMA.items():
-        if (value := metadata.get(f"llama.{key}", 0)) not in (0, 1 if "scale" in key else 0):
-            raise UserError(f"its metadata has llama.{key} = {short(value)}; {what} is not supported.")
-    heads, width = get("attention.head_count", int), get("embedding_length", int)
-    head_dim = get("attention.key_length", int, width // max(1, heads))
+        if (value := given.raw(key, 0)) not in (0, 1 if "scale" in key else 0):
+            raise UserError(f"its metadata has {architecture}.{key} = {short(value)}; {what} is not supported.")
+    heads, width = given.get("attention.head_count", int), given.get("embedding_length", int)
+    head_dim = given.get("attention.key_length", int, width // max(1, heads))
     for key, default in (("attention.value_length", head_dim), ("rope.dimension_count", head_dim)):
-        if (value := get(key, int, default)) != head_dim:
+        if (value := given.get(key, int, default)) != head_dim:
             raise UserError(
-                f"its metadata has llama.{key} = {value} for heads of width {head_dim}; that is not supported."
+                f"its metadata has {architecture}.{key} = {value} for heads of width {head_dim}; that is not supported."
             )
-    theta = _shortest(get("rope.freq_base", float, 10000.0))
-    infos = reader.infos
+    theta = _shortest(given.get("rope.freq_base", float, 10000.0))
     embedding = infos.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise UserError(f"its tensor token_embd.weight is missing or not a table; {_DAMAGED}.")
     bias, mlp_bias = "blk.0.attn_output.bias" in infos, "blk.0.ffn_down.bias" in infos
+    q_norm = infos.get("blk.0.attn_q_norm.weight")
     try:
         return GPTConfig(
             vocab_size=embedding.shape[0],
-            context_length=get("context_length", int),
-            n_layer=get("block_count", int),
+            context_length=given.get("context_length", int),
+            n_layer=given.get("block_count", int),
             n_head=heads,
-            n_kv_head=get("attention.head_count_kv", int, heads),
+            n_kv_head=given.get("attention.head_count_kv", int, heads),
             n_embd=width,
             head_dim=head_dim,
-            intermediate_size=get("feed_forward_length", int),
-            norm_eps=_shortest(get("attention.layer_norm_rms_epsilon", float, 1e-5)),
+            intermediate_size=given.get("feed_forward_length", int),
+            norm_eps=_shortest(given.get("attention.layer_norm_rms_epsilon", float, 1e-5)),
+            norm_placement="before" if "blk.0.attn_norm.weight" in infos else "after",
             rope_theta=theta,
-            rope_scaling=_rope_scaling(metadata, reader, head_dim, theta),
+            rope_scaling=_rope_scaling(given, reader, head_dim, theta),
             bias=bias,
             qkv_bias="blk.0.attn_q.bias" in infos,
             mlp_bias=None if mlp_bias == bias else mlp_bias,
+            qk_norm=False if q_norm is None else q_norm.shape == (head_dim,) or "all_heads",
             tie_embeddings=OUTPUT not in infos,
         )
     except ValidationError as error:
@@ -113,15 +123,26 @@ def read_config(metadata: Mapping[str, Any], reader: _Reader) -> GPTConfig:
 _REQUIRED: Any = object()
 
 
-def _get(metadata: Mapping[str, Any], key: str, kind: type, default: Any = _REQUIRED) -> Any:
-    value = metadata.get(f"llama.{key}", default)
-    if value is _REQUIRED:
-        raise UserError(f"its metadata lacks llama.{key}; {_DAMAGED}.")
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:  # a list: another number in each layer
-        raise UserError(f"its metadata has llama.{key} = {short(value)}; one number for all layers is supported.")
-    return value
+@dataclass(frozen=True)
+class _Metadata:
+    """The metadata of a file whose keys begin with its architecture."""
+
+    values: Mapping[str, Any]
+    architecture: str
+
+    def raw(self, key: str, default: Any = None) -> Any:
+        return self.values.get(f"{self.architecture}.{key}", default)
+
+    def get(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
+        """A value of this type. Raises UserError if it is missing without a default, or of another type."""
+        value, name = self.raw(key, default), f"{self.architecture}.{key}"
+        if value is _REQUIRED:
+            raise UserError(f"its metadata lacks {name}; {_DAMAGED}.")
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:  # a list: another number in each layer
+            raise UserError(f"its metadata has {name} = {short(value)}; one number for all layers is supported.")
+        return value
 
 
 def _shortest(value: float) -> float:
@@ -131,16 +152,18 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _rope_scaling(metadata: Mapping[str, Any], reader: _Reader, head_dim: int, theta: float) -> dict[str, Any] | None:
+def _rope_scaling(given: _Metadata, reader: _Reader, head_dim: int, theta: float) -> dict[str, Any] | None:
     """The scaling of the rotary frequencies in the terms of config.json; None if they are not scaled."""
-    kind = metadata.get("llama.rope.scaling.type", "none")
+    kind = given.raw("rope.scaling.type", "none")
     if kind not in ("none", "linear"):
-        raise UserError(f"its metadata has llama.rope.scaling.type = {short(kind)}; only linear is supported.")
-    linear = _get(metadata, "rope.scaling.factor", float, _get(metadata, "rope.scale_linear", float, 1.0))
+        raise UserError(
+            f"its metadata has {given.architecture}.rope.scaling.type = {short(kind)}; only linear is supported."
+        )
+    linear = given.get("rope.scaling.factor", float, given.get("rope.scale_linear", float, 1.0))
     if FACTORS in reader.infos:
         if linear != 1 or reader.infos[FACTORS].shape != (head_dim // 2,):
             raise UserError(f"its tensor {FACTORS} doesn't fit its metadata; {_DAMAGED}.")
-        original = metadata.get("llama.rope.scaling.original_context_length")
+        original = given.raw("rope.scaling.original_context_length")
         return llama3_scaling(reader.read(FACTORS, torch.float32), head_dim, theta, original)
     return None if linear == 1 else {"rope_type": "linear", "factor": _shortest(linear)}
 

@@ -154,8 +154,8 @@ def open_checkpoint(folder: Path, dtype: torch.dtype | None = None) -> StoredMod
         )
     path = folder / MODEL
     compare_tensors(infos, to_hf_state(shapes, config), str(path), REMEDY, FLOATS)
-    of_dtype = {name: TensorInfo(shape, dtype or infos[hf_name(name)].dtype) for name, shape in shapes.items()}
-    return StoredModel(config, of_dtype, lambda name: read_one(path, hf_name(name), dtype), source, origin)
+    of_dtype = {name: TensorInfo(shape, dtype or infos[hf_name(name, config)].dtype) for name, shape in shapes.items()}
+    return StoredModel(config, of_dtype, lambda name: read_one(path, hf_name(name, config), dtype), source, origin)
 
 
 def load_adapted(folder: Path, base: Path | None = None, frozen: Frozen | None = None) -> GPT:

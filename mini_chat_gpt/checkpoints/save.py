@@ -159,7 +159,7 @@ def save_checkpoint(
     """
     snapshot = take_snapshot(model, tokenizer, info, copy=False)
     if stored is not None:
-        ours = {hf_name(name): name for name in stored.infos}
+        ours = {hf_name(name, stored.config): name for name in stored.infos}
         snapshot = replace(snapshot, read=lambda name: stored.read(ours[name]))
     return snapshot.write(folder)
 
