@@ -37,6 +37,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "Qwen3": {"family": "Qwen3", "head_dim": 32, "tie_word_embeddings": True},
     "Qwen3 with biases": {"family": "Qwen3", "head_dim": 16, "attention_bias": True},
+    "Gemma 3": {
+        "family": "Gemma3",
+        "head_dim": 16,
+        "sliding_window": 7,
+        "query_pre_attn_scalar": 10,
+        "num_hidden_layers": 6,
+    },
+    "Gemma 3 with scaled positions": {
+        "family": "Gemma3",
+        "head_dim": 24,
+        "sliding_window": 9,
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e5},
+        },
+    },
     "OLMo 2": {"family": "Olmo2"},
     "OLMo 2 with grouped heads": {"family": "Olmo2", "num_key_value_heads": 1, "tie_word_embeddings": True},
 }
@@ -81,7 +100,8 @@ def make_llama(dtype: torch.dtype = torch.float32, family: str = "Llama", **chan
         "pad_token_id": None,  # the row of a padding token would have no gradient
     }
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**sizes | changes)
+    name = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
+    config = getattr(transformers, name)(**sizes | changes)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

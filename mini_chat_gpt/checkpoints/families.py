@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mini_chat_gpt.checkpoints import hf, llama_gguf
+from mini_chat_gpt.checkpoints import gemma, hf, llama_gguf
 from mini_chat_gpt.checkpoints.build import Part, TensorReader
 from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.config import GPTConfig
@@ -83,6 +83,15 @@ FAMILIES = (
     _llama_like(hf.QWEN2, _gguf("qwen2")),
     _llama_like(hf.QWEN3, _gguf("qwen3")),
     _llama_like(hf.OLMO2, _gguf("olmo2")),
+    Family(
+        name="Gemma 3",
+        model_type="gemma3_text",
+        causal_lm="Gemma3ForCausalLM",
+        config_from_hf=gemma.from_hf_config,
+        config_to_hf=gemma.to_hf_config,
+        why_not=gemma.why_not,
+        hf_part=_hf_part,
+    ),
 )
 
 

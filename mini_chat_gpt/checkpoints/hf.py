@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -122,7 +123,7 @@ def to_hf_config(config: GPTConfig, tokenizer: ChatTokenizer, family: LlamaLike 
         "tie_word_embeddings": config.tie_embeddings,
         "use_cache": True,
         "torch_dtype": "float32",
-        **_special_ids(tokenizer),
+        **special_ids(tokenizer),
     }
     if "qkv_bias" not in family.always:
         values["attention_bias"] = config.qkv_bias
@@ -147,7 +148,7 @@ def _window_keys(config: GPTConfig, family: LlamaLike) -> dict[str, Any]:
     return {}
 
 
-def _special_ids(tokenizer: ChatTokenizer) -> dict[str, Any]:
+def special_ids(tokenizer: ChatTokenizer) -> dict[str, Any]:
     """BOS, EOS and padding. Several stop ids become a list that begins with the one that ends a reply."""
     declared = tokenizer.declared
     # Without a BOS token, the token that ends a document also begins the next one, as in GPT-2.
@@ -163,7 +164,7 @@ def _special_ids(tokenizer: ChatTokenizer) -> dict[str, Any]:
     }
 
 
-class _Config(JSONRecord):
+class HFConfig(JSONRecord):
     """The keys of config.json. Missing keys have the defaults of `transformers`; those that change nothing are not read.
 
     `torch_dtype` or `dtype` is not among them: the tensors say it themselves, and in some files it is wrong.
@@ -192,6 +193,20 @@ class _Config(JSONRecord):
     max_window_layers: int | None = None
     layer_types: list[str] | None = None
 
+    def sizes(self) -> dict[str, Any]:
+        """The fields of `GPTConfig` that mean the same in every family."""
+        return {
+            "vocab_size": self.vocab_size,
+            "context_length": self.max_position_embeddings,
+            "n_layer": self.num_hidden_layers,
+            "n_head": self.num_attention_heads,
+            "n_kv_head": self.num_key_value_heads,
+            "n_embd": self.hidden_size,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.intermediate_size,
+            "norm_eps": self.rms_norm_eps,
+        }
+
 
 def from_hf_config(hf_config: Mapping[str, Any], family: LlamaLike = LLAMA) -> GPTConfig:
     """Read the architecture from a config.json of this family, written by any version of `transformers` or by us.
@@ -202,25 +217,17 @@ def from_hf_config(hf_config: Mapping[str, Any], family: LlamaLike = LLAMA) -> G
         raise UserError(
             f"config.json describes a model of type {short(model_type)}; only '{family.model_type}' can be read."
         )
-    given = check_json({**family.defaults, **hf_config}, _Config, "config.json", "use another copy of it")
+    given = check_json({**family.defaults, **hf_config}, HFConfig, "config.json", "use another copy of it")
     if given.hidden_act != "silu":
         raise UserError(f"config.json has hidden_act {short(given.hidden_act)}; only 'silu' can be read.")
     if given.rope_interleaved:
         raise UserError("config.json has rope_interleaved: true; only false can be read.")
-    theta, scaling = _rope(given)
+    theta, scaling = rope_of(given)
     attention_bias, mlp_bias = bool(given.attention_bias), bool(given.mlp_bias) and family.mlp_bias
     fields: dict[str, Any] = {"bias": attention_bias, "qkv_bias": attention_bias} | dict(family.always)
-    try:
+    with impossible():
         return GPTConfig(
-            vocab_size=given.vocab_size,
-            context_length=given.max_position_embeddings,
-            n_layer=given.num_hidden_layers,
-            n_head=given.num_attention_heads,
-            n_kv_head=given.num_key_value_heads,
-            n_embd=given.hidden_size,
-            head_dim=given.head_dim,
-            intermediate_size=given.intermediate_size,
-            norm_eps=given.rms_norm_eps,
+            **given.sizes(),
             rope_theta=theta,
             rope_scaling=scaling,
             mlp_bias=None if mlp_bias == fields["bias"] else mlp_bias,
@@ -228,28 +235,42 @@ def from_hf_config(hf_config: Mapping[str, Any], family: LlamaLike = LLAMA) -> G
             tie_embeddings=bool(given.tie_word_embeddings),
             **fields,
         )
+
+
+@contextmanager
+def impossible() -> Iterator[None]:
+    """Context in which values that no `GPTConfig` can have raise a UserError about config.json."""
+    try:
+        yield
     except ValidationError as error:
         first = error.errors()[0]
         what = "".join(f"{part}: " for part in first["loc"]) + first["msg"].removeprefix("Value error, ")
         raise UserError(f"config.json describes an impossible model ({what}).") from None
 
 
-def _windows(given: _Config, family: LlamaLike) -> tuple[int | None, ...] | None:
-    """The window of each layer; None if no layer has one. A window as wide as the context is none."""
-    window, n_layer = given.sliding_window, given.num_hidden_layers
-    used = family.windows == "all" or (family.windows == "later" and given.use_sliding_window)
-    if not used or window is None or window >= given.max_position_embeddings or n_layer > 1024:
+def _windows(given: HFConfig, family: LlamaLike) -> tuple[int | None, ...] | None:
+    """The window of each layer; None if no layer has one."""
+    if not (family.windows == "all" or (family.windows == "later" and given.use_sliding_window)):
         return None
     types: Sequence[str] | None = given.layer_types if family.windows == "later" else None
     if types is None:
         first = given.max_window_layers or 0 if family.windows == "later" else 0
-        return tuple(window if layer >= first else None for layer in range(n_layer))
+        n_layer = min(given.num_hidden_layers, 1024)
+        types = ["sliding_attention" if layer >= first else "full_attention" for layer in range(n_layer)]
+    return windows_of(given, types)
+
+
+def windows_of(given: HFConfig, types: Sequence[str]) -> tuple[int | None, ...] | None:
+    """The window of each layer by its type. A window as wide as the context is none. Raises UserError for an unknown type."""
     if unknown := sorted({*types} - {"full_attention", "sliding_attention"}):
         raise UserError(f"config.json has a layer of type {short(unknown[0])}, which is not supported.")
+    window = given.sliding_window
+    if window is None or window >= given.max_position_embeddings or "sliding_attention" not in types:
+        return None
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 
-def _rope(given: _Config) -> tuple[Any, dict[str, Any] | None]:
+def rope_of(given: HFConfig) -> tuple[Any, dict[str, Any] | None]:
     """Theta and scaling, from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling` (before)."""
     parameters = dict(given.rope_scaling or given.rope_parameters or {})
     theta = parameters.pop("rope_theta", given.rope_theta or 10000.0)
