@@ -158,7 +158,7 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> GPTConfig:
 
 
 def _layer_types(given: _Config) -> list[str]:
-    """The kind of each layer. Older files give a number: every so many layers there is one without a window."""
+    """The kind of each layer. Older files give a number n: every n-th layer is without a window."""
     if given.layer_types is not None:
         return given.layer_types
     pattern = given.sliding_window_pattern or 6

@@ -140,8 +140,8 @@ class TrainResult:
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-STRICT = ConfigDict(strict=True)
-"""How pydantic reads the records below from a checkpoint."""
+STRICT = ConfigDict(strict=True, extra="forbid")
+"""How pydantic reads the records below from a checkpoint. A key that is not known may be a damaged name of one that is."""
 
 
 @dataclass
