@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mini_chat_gpt.checkpoints import gemma, hf, llama_gguf
+from mini_chat_gpt.checkpoints import gemma, gpt2, hf, llama_gguf
 from mini_chat_gpt.checkpoints.build import Part, TensorReader
 from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.config import GPTConfig
@@ -41,15 +41,18 @@ class Family:
     causal_lm: str
     """The class in `transformers` that predicts tokens."""
     config_from_hf: Callable[[Mapping[str, Any]], GPTConfig]
-    config_to_hf: Callable[[GPTConfig, ChatTokenizer], dict[str, Any]]
-    why_not: Callable[[GPTConfig], str | None]
-    """Why the family can't express an architecture; None if it can."""
     hf_part: Callable[[str, GPTConfig], Part]
     """Our name of a tensor -> where it is in a Hugging Face folder."""
+    why_not: Callable[[GPTConfig], str | None]
+    """Why the family can't express an architecture; None if it can."""
+    config_to_hf: Callable[[GPTConfig, ChatTokenizer], dict[str, Any]] | None = None
+    """None: checkpoints of such a model have our own form, which `transformers` doesn't load."""
     gguf: GGUFMapping | None = None
     """None: llama.cpp doesn't know the family."""
     constants: tuple[str, ...] = ()
     """Ends of the names of tensors that are not weights, because the config determines their values."""
+    prefix: str = ""
+    """Before the names of the tensors of a Hugging Face folder; some folders lack it."""
 
 
 def _hf_part(name: str, config: GPTConfig) -> Part:
@@ -92,6 +95,26 @@ FAMILIES = (
         why_not=gemma.why_not,
         hf_part=_hf_part,
     ),
+    Family(
+        name="GPT-2",
+        model_type="gpt2",
+        causal_lm="GPT2LMHeadModel",
+        config_from_hf=gpt2.gpt2_config,
+        hf_part=gpt2.gpt2_part,
+        why_not=gpt2.why_not_gpt2,
+        constants=gpt2.BUFFERS,
+        prefix=gpt2.PREFIX,
+    ),
+    Family(
+        name="GPT-Neo",
+        model_type="gpt_neo",
+        causal_lm="GPTNeoForCausalLM",
+        config_from_hf=gpt2.neo_config,
+        hf_part=gpt2.neo_part,
+        why_not=gpt2.why_not_neo,
+        constants=gpt2.BUFFERS,
+        prefix=gpt2.PREFIX,
+    ),
 )
 
 
@@ -116,5 +139,5 @@ def family_of_architecture(architecture: object, source: str) -> tuple[Family, G
 
 
 def family_of_model(config: GPTConfig) -> Family | None:
-    """The family that can express an architecture, so that `transformers` can load the model; None if there is none."""
+    """The family that can express an architecture; None if there is none."""
     return next((family for family in FAMILIES if family.why_not(config) is None), None)

@@ -25,7 +25,7 @@ from mini_chat_gpt.checkpoints.build import (
     model_in_file,
     model_in_memory,
 )
-from mini_chat_gpt.checkpoints.families import family_of_architecture
+from mini_chat_gpt.checkpoints.families import Family, family_of_architecture
 from mini_chat_gpt.checkpoints.find import is_checkpoint
 from mini_chat_gpt.checkpoints.gguf import MAGIC, GGUFFile
 from mini_chat_gpt.checkpoints.hf_folder import CONFIG, is_hf_folder, open_folder, read_folder_config
@@ -112,7 +112,7 @@ class _Described:
     gguf: GGUFFile | None  # None: a folder
     config: GPTConfig
     part_of: Callable[[str, GPTConfig], Part]  # our name of a tensor -> where it is
-    constants: tuple[str, ...]  # see `Family`
+    family: Family
 
     def tokenizer(self) -> ChatTokenizer:
         """Its tokenizer with its chat format. Raises UserError."""
@@ -125,9 +125,27 @@ class _Described:
     def model(self, dtype: torch.dtype | None = None) -> StoredModel:
         """Its model; see `open_foreign`. Raises UserError."""
         path, gguf = self.path, self.gguf
-        reader: TensorReader = open_folder(path) if gguf is None else gguf
+        reader: TensorReader = _named(open_folder(path), self.family.prefix) if gguf is None else gguf
         origin = origin_of_folder(path) if gguf is None else origin_of_gguf(path, gguf.metadata)
-        return model_in_file(self.config, self.part_of, reader, str(path), self.constants, dtype, origin)
+        return model_in_file(self.config, self.part_of, reader, str(path), self.family.constants, dtype, origin)
+
+
+class _Prefixed:
+    """A file whose names lack the prefix of their family."""
+
+    def __init__(self, reader: TensorReader, prefix: str) -> None:
+        self._names = {prefix + name: name for name in reader.infos}
+        self.infos = {name: reader.infos[stored] for name, stored in self._names.items()}
+        self._reader = reader
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """One tensor; see `TensorReader`."""
+        return self._reader.read(self._names[name], dtype)
+
+
+def _named(reader: TensorReader, prefix: str) -> TensorReader:
+    """The reader, with the family's prefix before its names if none of them has it."""
+    return reader if any(name.startswith(prefix) for name in reader.infos) else _Prefixed(reader, prefix)
 
 
 def _describe(source: Path) -> _Described | None:
@@ -141,7 +159,7 @@ def _describe_folder(folder: Path) -> _Described:
     if not is_hf_folder(folder):
         raise UserError(f"{folder} is a folder without a model; give {IMPORTABLE}.")
     family, config = read_folder_config(folder)
-    return _Described(folder, None, config, family.hf_part, family.constants)
+    return _Described(folder, None, config, family.hf_part, family)
 
 
 def _describe_gguf(file: GGUFFile) -> _Described:
@@ -150,7 +168,7 @@ def _describe_gguf(file: GGUFFile) -> _Described:
         config = mapping.config_from(file.metadata, file)
     except UserError as error:
         raise UserError(f"{file.path} can't be imported: {error}") from None
-    return _Described(file.path, file, config, mapping.part, family.constants)
+    return _Described(file.path, file, config, mapping.part, family)
 
 
 def _start_of(path: Path) -> bytes:

@@ -84,7 +84,7 @@ class Snapshot:
         if self.adapter is not None:
             _write_json(draft / ADAPTER_CONFIG, peft_config(self.adapter, config))
             meta["adapter"] = adapter_metadata(self.adapter, draft)
-        elif (family := family_of_model(config)) is not None:
+        elif (family := family_of_model(config)) is not None and family.config_to_hf is not None:
             _write_json(draft / "config.json", family.config_to_hf(config, self.tokenizer) | self._dtype())
         else:  # a type that `transformers` doesn't know, so that it fails instead of loading a different model
             _write_json(draft / "config.json", {"model_type": "mini_chat_gpt", "vocab_size": config.vocab_size})
