@@ -2,6 +2,11 @@
 
 For each setting, mini_chat_gpt/diagnostics/memory_plan.py predicts the memory; then another process trains on the same
 examples and reports its peak memory. Prints one line per setting: predicted, measured, ratio.
+
+    python benchmarks/memory_plan.py --steps 4 --model MODEL --chats FILE [SECTION.KEY=VALUE ...]
+
+compares `mini-chat-gpt doctor` with `mini-chat-gpt sft` instead: a model is fine-tuned on chats, all of its weights, with LoRA,
+and with QLoRA. Each command is a process of its own, which loads the model and reads the chats.
 """
 
 from __future__ import annotations
@@ -120,6 +125,76 @@ def predict(setting: Setting, n_steps: int) -> MemoryPlan:
     return plan_memory(setting.gpt_config(), steps, config, config.sft, device(), dtype, validation)
 
 
+ADAPTERS = {"all weights": [], "LoRA": ["lora.enabled=true"], "QLoRA": ["lora.enabled=true", "lora.frozen=nf4"]}
+
+PREDICT_RUN = """
+import dataclasses, json, sys
+from mini_chat_gpt.config_file import load_config
+from mini_chat_gpt.diagnostics.doctor import prepare_run
+plan = prepare_run(load_config(None, sys.argv[1:]), "sft").plan()
+print(json.dumps({**dataclasses.asdict(plan), "total": plan.total}))
+"""
+# As on a slow disk: the copy for a checkpoint stays in memory until the next step is done, which is what is predicted.
+MEASURE_RUN = """
+import sys, threading
+from mini_chat_gpt.checkpoints.save import CheckpointWriter, Snapshot
+from mini_chat_gpt.common.resources import peak_memory
+from mini_chat_gpt.sft_train import main
+from mini_chat_gpt.training.train_step import TrainStep
+
+train_step, write, wait, may_write = TrainStep.train_step, Snapshot.write, CheckpointWriter.wait, threading.Event()
+
+def step_then_write(*arguments, **options):
+    report = train_step(*arguments, **options)
+    may_write.set()
+    return report
+
+def write_later(self, folder, *arguments, **options):
+    if threading.current_thread() is not threading.main_thread():
+        may_write.wait()
+    return write(self, folder, *arguments, **options)
+
+def no_longer(self):
+    may_write.set()
+    wait(self)
+    may_write.clear()
+
+TrainStep.train_step, Snapshot.write, CheckpointWriter.wait = step_then_write, write_later, no_longer
+code = main(sys.argv[1:])
+print(peak_memory("cpu"))
+sys.exit(code)
+"""
+
+
+def compare_runs(model: str, chats: str, n_steps: int, more: list[str], only: str) -> None:
+    """Print one line for each way to fine-tune a model: what doctor predicts, and the peak of the run itself."""
+    brief = [f"sft.pretrained_checkpoint={model}", f"chats.files={chats}", f"sft.max_steps={n_steps}"]
+    brief += ["sft.eval_interval=2", "sft.save_interval=2", "data.eval_examples=8"]
+    brief += ["system.device=cpu", "system.threads=1", "wandb.enabled=false"]
+    print(f"{'trained':<14} predicted  measured   ratio   parts of the prediction, MiB")
+    for name, settings in ADAPTERS.items():
+        if not name.startswith(only):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = [*brief, *settings, f"sft.save_dir={folder}/run", *more]
+            plan = json.loads(_last_line(PREDICT_RUN, arguments))
+            measured = int(_last_line(MEASURE_RUN, arguments))
+        parts = {part: size >> 20 for part, size in plan.items() if isinstance(size, int) and size >> 20}
+        total = parts.pop("total")
+        text = ", ".join(f"{part} {size:,}" for part, size in parts.items())
+        print(
+            f"{name:<14} {total:>5} MiB {measured >> 20:>6} MiB {plan['total'] / measured:>7.2f}   {text}", flush=True
+        )
+
+
+def _last_line(program: str, arguments: list[str]) -> str:
+    """The last line that a program prints in a new process."""
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr or done.stdout)
+    return done.stdout.strip().splitlines()[-1]
+
+
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -129,10 +204,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Predicted and measured memory of training.")
     parser.add_argument("--steps", type=int, default=20, help="steps to train")
     parser.add_argument("--only", default="", help="settings whose line contains this")
+    parser.add_argument("--model", help="fine-tune this model instead of new ones")
+    parser.add_argument("--chats", help="with --model: a file of chats")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("settings", nargs="*", help="with --model: further settings")
     arguments = parser.parse_args()
     if arguments.measure:
         print(measure(Setting(**json.loads(arguments.measure)), arguments.steps))
+        return
+    if arguments.model:
+        compare_runs(arguments.model, arguments.chats, arguments.steps, arguments.settings, arguments.only)
         return
     print(f"{'setting':<46} predicted  measured   ratio   predicted in")
     for setting in settings():

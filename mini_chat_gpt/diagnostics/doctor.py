@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mini_chat_gpt import pretrain, sft_train
+from mini_chat_gpt.checkpoints.tensor_files import first_nonfinite
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.device import Precision, pick_device, pick_precision, set_up
 from mini_chat_gpt.common.distributed import ALONE
@@ -31,6 +32,7 @@ from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.diagnostics.machine_checks import Finding, disk_finding, machine_findings
 from mini_chat_gpt.diagnostics.memory_plan import MemoryPlan, Steps, largest_batch, plan_memory, splits
+from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.job import STORY_STEPS, Prepared
 from mini_chat_gpt.training.monitor import Monitor
 from mini_chat_gpt.training.run import RunContext, parameter_summary
@@ -87,13 +89,21 @@ def prepare_run(config: Config, job: str) -> PreparedRun:
     context = RunContext(ALONE, device, Path(section.save_dir), None, quiet, time.monotonic(), dry_run=True)
     before = memory_in_use("cpu")
     prepared: Prepared = (pretrain if job == "pretrain" else sft_train).prepare(config, context)
-    weights = 4 * prepared.model.n_parameters()
+    weights = _read_weights(prepared.model)
     engine = TrainStep(prepared.model, config, prepared.job.phase, precision, ALONE, device)
     engine.model.activation_checkpointing = config.training.activation_checkpointing
     monitor = Monitor(context.folder, config.wandb, {}, quiet, active=False)
     trainer = Trainer(prepared.job, engine, prepared.tokenizer, config, context.folder, monitor)
     steps = first_steps(trainer)
-    return PreparedRun(trainer, config, device, precision, steps, max(0, memory_in_use("cpu") - before - weights))
+    data_bytes = max(0, memory_in_use("cpu") - before - weights)
+    return PreparedRun(trainer, config, device, precision, steps, data_bytes)
+
+
+def _read_weights(model: GPT) -> int:
+    """Bytes of a model's weights, which are then in memory: those that are mapped from a file are read only when they are used."""
+    tensors = {tensor.data_ptr(): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    first_nonfinite({str(address): tensor.detach() for address, tensor in tensors.items()})
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def weights_finding(config: Config, device: torch.device) -> Finding | None:

@@ -26,7 +26,7 @@ from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.diagnostics.memory_trace import Kernels, LiveTensors, ShadowHeap, heap_bytes
 from mini_chat_gpt.lora import add_lora
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.ops import attention, functional
+from mini_chat_gpt.ops import attention, functional, nf4
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.train_step import TrainStep
 
@@ -143,10 +143,9 @@ def dry_run(
         fake_device = torch.device("cpu")
         for module, name in ((attention, "use_blocked_attention"), (functional, "use_fused_cpu")):
             setattr(module, name, lambda *_: False)  # as on a GPU
-    heap = None
-    if machine.kernels is not None:
-        heap = ShadowHeap(machine.kernels, machine.kernel_on_heap, request["kernels"], kernel_cache_capacity())
-    live = LiveTensors(fake_device.type, heap, round_to=1 if on_cpu else 512)
+    # One operation in place of the dozens that dequantize a matrix, whose scratch memory is small. It would take minutes.
+    setattr(nf4, nf4._product.__name__, nf4._opaque_product)
+    live = LiveTensors(fake_device.type, round_to=1 if on_cpu else 512)
     gpt_config = GPTConfig(**request["gpt_config"])
     live.logits_width = gpt_config.vocab_size
     with live:
@@ -154,6 +153,9 @@ def dry_run(
             model = GPT(gpt_config)
             if request["adapter"] is not None:
                 add_lora(model, config.lora, *request["adapter"])
+        if machine.kernels is not None:  # only now: a frozen layer is converted as it is read, without gaps
+            per_shape = request["kernels"]
+            live.use_heap(ShadowHeap(machine.kernels, machine.kernel_on_heap, per_shape, kernel_cache_capacity()))
         model.to = lambda *_: model  # type: ignore[method-assign]  # already on the device, and fake parameters can't be moved
         with live.calling("ema"):
             engine = TrainStep(model, config, ScheduleFields(**request["phase"]), precision)

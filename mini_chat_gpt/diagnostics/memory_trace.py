@@ -76,6 +76,12 @@ class LiveTensors(TorchDispatchMode):
                 self._sizes[name] += block.size
                 block.name = name
 
+    def use_heap(self, heap: ShadowHeap) -> None:
+        """Allocate blocks on a heap from here on, and for the live tensors as if nothing had been freed between them."""
+        self.heap = heap
+        for block in self._blocks.values():
+            block.shadow = heap.take(block.size)
+
     def restart(self) -> None:
         """Reset the peak."""
         self.peak, self.at_peak = self.now, dict(self._sizes)
