@@ -101,19 +101,16 @@ def _verify(folder: Path, name: str, manifest: Manifest, before: VerifiedFile | 
 
 def _require_finite(folder: Path, name: str) -> None:
     """Raise Damage if a tensor of the file has a NaN or an infinite value: every reply of such a model would be meaningless."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
-    from mini_chat_gpt.checkpoints.tensor_files import read_header  # here, because it imports PyTorch
+    from mini_chat_gpt.checkpoints.tensor_files import is_finite, read_header, read_one  # here: it imports PyTorch
 
     try:
-        read_header(folder / name)  # which limits its size
-        with safe_open(folder / name, "pt") as file:
-            for key in file.keys():  # noqa: SIM118 (not a mapping)
-                tensor = file.get_tensor(key)
-                if tensor.is_floating_point() and not tensor.isfinite().all():
-                    raise Damage(
-                        f"{key} is not finite (NaN or infinite); training has diverged, use an earlier checkpoint"
-                    )
+        infos, _ = read_header(folder / name)  # which limits its size
+        for key in infos:  # one by one: a file that is open for all of them would stay in memory as a whole
+            tensor = read_one(folder / name, key)
+            if tensor.is_floating_point() and not is_finite(tensor):
+                raise Damage(f"{key} is not finite (NaN or infinite); training has diverged, use an earlier checkpoint")
     except (SafetensorError, ValueError) as error:
         raise Damage(f"{name} can't be read ({error})") from None
 

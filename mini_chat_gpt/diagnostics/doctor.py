@@ -89,7 +89,7 @@ def prepare_run(config: Config, job: str) -> PreparedRun:
     context = RunContext(ALONE, device, Path(section.save_dir), None, quiet, time.monotonic(), dry_run=True)
     before = memory_in_use("cpu")
     prepared: Prepared = (pretrain if job == "pretrain" else sft_train).prepare(config, context)
-    weights = _read_weights(prepared.model)
+    weights = read_weights(prepared.model)
     engine = TrainStep(prepared.model, config, prepared.job.phase, precision, ALONE, device)
     engine.model.activation_checkpointing = config.training.activation_checkpointing
     monitor = Monitor(context.folder, config.wandb, {}, quiet, active=False)
@@ -99,7 +99,7 @@ def prepare_run(config: Config, job: str) -> PreparedRun:
     return PreparedRun(trainer, config, device, precision, steps, data_bytes)
 
 
-def _read_weights(model: GPT) -> int:
+def read_weights(model: GPT) -> int:
     """Bytes of a model's weights, which are then in memory: those that are mapped from a file are read only when they are used."""
     tensors = {tensor.data_ptr(): tensor for tensor in [*model.parameters(), *model.buffers()]}
     first_nonfinite({str(address): tensor.detach() for address, tensor in tensors.items()})
@@ -126,7 +126,7 @@ def weights_finding(config: Config, device: torch.device) -> Finding | None:
 def first_steps(trainer: Trainer) -> list[list[Example]]:
     """Return the examples of the run's first steps; every curriculum stage contributes some."""
     stages = trainer.job.all_stages()
-    per_stage = max(2, SAMPLED_STEPS // len(stages))
+    per_stage = min(max(2, SAMPLED_STEPS // len(stages)), trainer.total_steps)
     steps = []
     for stage in stages:
         with trainer.loader(stage) as loader:

@@ -1,9 +1,13 @@
 """`doctor` reports what is missing, predicts memory and time, suggests better settings, and writes nothing."""
 
+import json
+
 import pytest
 from commands import BRIEF, SMALL, make_clone, run, write_stories
+from tiny import chat_tokenizer, tiny_config, tiny_model
 
-from mini_chat_gpt.diagnostics.doctor import gaps_advice, memory_finding
+from mini_chat_gpt.checkpoints.save import save_checkpoint
+from mini_chat_gpt.diagnostics.doctor import gaps_advice, memory_finding, prepare_run, read_weights
 from mini_chat_gpt.diagnostics.memory_plan import MemoryPlan
 
 
@@ -49,3 +53,23 @@ def test_many_gaps_give_advice_unless_the_setting_is_already_there(monkeypatch):
     assert "tcache_count=0" in gaps_advice(MemoryPlan(logits=100, gaps=50))
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
     assert gaps_advice(MemoryPlan(logits=100, gaps=50)) is None
+
+
+@pytest.mark.parametrize("frozen", ["float32", "nf4"])
+def test_a_short_run_is_planned_with_its_own_steps_and_weights(tmp_path, frozen):
+    tokenizer = chat_tokenizer()
+    save_checkpoint(tmp_path / "base", tiny_model(tokenizer.vocab_size), tokenizer)
+    chats = [{"instruction": "Count.", "output": f"{n}"} for n in range(9)]
+    (tmp_path / "chats.json").write_text(json.dumps(chats))
+    config = tiny_config(
+        sft={"pretrained_checkpoint": str(tmp_path / "base"), "save_dir": str(tmp_path / "run"), "max_steps": 3},
+        chats={"files": str(tmp_path / "chats.json")},
+        lora={"enabled": True, "rank": 2, "frozen": frozen},
+    )
+    run = prepare_run(config, "sft")
+    assert len(run.steps) == 3
+    model = run.trainer.model
+    tables = 2 * 4 * model.config.context_length * model.config.head_size // 2  # of rotary positions
+    n_bytes = read_weights(model) - tables
+    assert n_bytes == 4 * model.n_parameters() if frozen == "float32" else n_bytes < 4 * model.n_parameters()
+    assert not (tmp_path / "run").exists()
