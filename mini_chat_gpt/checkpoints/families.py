@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from mini_chat_gpt.checkpoints import gemma, gpt2, hf, llama_gguf
 from mini_chat_gpt.checkpoints.build import Part, TensorReader
 from mini_chat_gpt.common.errors import UserError, short
@@ -59,6 +61,28 @@ def _hf_part(name: str, config: GPTConfig) -> Part:
     return Part(hf.hf_name(name, config))
 
 
+def _phi3_part(name: str, config: GPTConfig) -> Part:
+    """In Phi-3 queries, keys and values are the rows of one matrix, and so are the MLP's gate and input."""
+    inner, kv_inner, mlp = config.n_head * config.head_size, config.kv_heads * config.head_size, config.mlp_size
+    sizes = {
+        "self_attn.qkv_proj": {"q_proj": inner, "k_proj": kv_inner, "v_proj": kv_inner},
+        "mlp.gate_up_proj": {"gate_proj": mlp, "up_proj": mlp},
+    }
+    for fused, parts in sizes.items():
+        first = 0
+        for part, n_rows in parts.items():
+            if name.endswith(f".{part}.weight"):
+                source = hf.hf_name(name, config).replace(f"{fused.partition('.')[0]}.{part}", fused)
+                return Part(source, partial(_rows, first, n_rows), (sum(parts.values()), config.n_embd))
+            first += n_rows
+    return _hf_part(name, config)
+
+
+def _rows(first: int, n_rows: int, tensor: torch.Tensor) -> torch.Tensor:
+    """(R, C) -> (n_rows, C)"""
+    return tensor[first : first + n_rows]
+
+
 def _llama_like(family: hf.LlamaLike, gguf: GGUFMapping | None) -> Family:
     return Family(
         name=family.name,
@@ -86,6 +110,15 @@ FAMILIES = (
     _llama_like(hf.QWEN2, _gguf("qwen2")),
     _llama_like(hf.QWEN3, _gguf("qwen3")),
     _llama_like(hf.OLMO2, _gguf("olmo2")),
+    Family(
+        name=hf.PHI3.name,
+        model_type=hf.PHI3.model_type,
+        causal_lm=hf.PHI3.causal_lm,
+        config_from_hf=partial(hf.from_hf_config, family=hf.PHI3),
+        why_not=hf.PHI3.why_not,
+        hf_part=_phi3_part,
+        constants=("rotary_emb.inv_freq",),
+    ),
     Family(
         name="Gemma 3",
         model_type="gemma3_text",

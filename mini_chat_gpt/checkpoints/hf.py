@@ -88,6 +88,11 @@ OLMO2 = LlamaLike(
 )  # fmt: skip
 
 
+PHI3 = LlamaLike(
+    "Phi-3", "phi3", "Phi3ForCausalLM", {"bias": False, "qkv_bias": False}, "all", defaults={"rms_norm_eps": 1e-5}
+)
+
+
 def _has_one_window(config: GPTConfig, in_all_layers: bool) -> bool:
     windows = set(config.windows or ())
     return len(windows) <= 1 or (not in_all_layers and len(windows - {None}) == 1)

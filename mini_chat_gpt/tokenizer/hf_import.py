@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.tokenizer.hf_bpe import HuggingFaceBPE as HuggingFaceBPE
 from mini_chat_gpt.tokenizer.hf_export import TEMPLATE_FILE
 from mini_chat_gpt.tokenizer.meta_file import CONFIG_FILE, DeclaredIds
+from mini_chat_gpt.tokenizer.vocab_merges import END, VOCAB, has_vocab_and_merges, tokenizer_json
 
 REMEDY = "get the model's files again"
 MAX_TOKENIZER = 1 << 26  # bytes; Gemma's has 34 MB
@@ -43,6 +44,9 @@ class _SpecialTokens(JSONRecord):
 
     bos_token: str | _Named | None = None
     eos_token: str | _Named | None = None
+    unk_token: str | _Named | None = None
+    pad_token: str | _Named | None = None
+    add_prefix_space: bool | None = None
     chat_template: str | list[_NamedTemplate] | None = None
     added_tokens_decoder: Mapping[str, _Named] = {}
 
@@ -60,36 +64,47 @@ def tokenizer_from_folder(folder: Path | str) -> ChatTokenizer:
     and for a tokenizer that is not understood exactly.
     """
     folder = Path(folder)
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        older = next((name for name in OLDER_FILES if (folder / name).is_file()), None)
-        remedy = (
-            "copy it from where the weights come from."
-            if older is None
-            else f"make it of {older} with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
-        )
-        raise UserError(f"{folder} has no tokenizer.json; {remedy}")
-    encoder = HuggingFaceBPE(read_file(path, MAX_TOKENIZER), str(path))
     config = _read(folder / CONFIG_FILE, dict[str, Any]) or {}
     special = check_json(config, _SpecialTokens, str(folder / CONFIG_FILE), REMEDY)
     old = _read(folder / "special_tokens_map.json", _SpecialTokens) or _SpecialTokens()
+    encoder = _encoder(folder, [special, old])
     for token_id, token in special.added_tokens_decoder.items():
         if token.content not in encoder.added:
             raise UserError(
                 f"{folder}: {CONFIG_FILE} has the added token {short(token.content)} (id {short(token_id)}), which "
                 "tokenizer.json lacks; write both again with transformers' AutoTokenizer and save_pretrained."
             )
+    # GPT-2's two files need not say that this token begins and ends a text.
+    default = None if (folder / "tokenizer.json").is_file() or END not in encoder.control else END
     stops = [_stop_ids(folder / name) for name in ("config.json", "generation_config.json")]
     tokenizer = foreign_tokenizer(
         encoder,
-        bos=_name(special.bos_token) or _name(old.bos_token) or encoder.bos_token,
-        eos=_name(special.eos_token) or _name(old.eos_token),
+        bos=_name(special.bos_token) or _name(old.bos_token) or encoder.bos_token or default,
+        eos=_name(special.eos_token) or _name(old.eos_token) or default,
         stop_ids=[token_id for ids in stops for token_id in ids],
         source=str(folder),
     )
     tokenizer.hf_config = config
     tokenizer.template = _template(folder, special)
     return tokenizer
+
+
+def _encoder(folder: Path, named: Sequence[_SpecialTokens]) -> HuggingFaceBPE:
+    """The encoder in tokenizer.json, or in the two files of GPT-2. Raises UserError if there is none."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        return HuggingFaceBPE(read_file(path, MAX_TOKENIZER), str(path))
+    if has_vocab_and_merges(folder):
+        names = [_name(getattr(one, f"{kind}_token")) for one in named for kind in ("bos", "eos", "unk", "pad")]
+        data = tokenizer_json(folder, [name for name in names if name], any(one.add_prefix_space for one in named))
+        return HuggingFaceBPE(data, str(folder / VOCAB))
+    older = next((name for name in OLDER_FILES if (folder / name).is_file()), None)
+    remedy = (
+        "copy it from where the weights come from."
+        if older is None
+        else f"make it of {older} with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
+    )
+    raise UserError(f"{folder} has no tokenizer.json; {remedy}")
 
 
 def foreign_tokenizer(
