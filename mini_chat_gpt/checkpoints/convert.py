@@ -20,6 +20,7 @@ from mini_chat_gpt.checkpoints.find import read_meta
 from mini_chat_gpt.checkpoints.foreign import is_foreign
 from mini_chat_gpt.checkpoints.import_check import check_tokenizer
 from mini_chat_gpt.checkpoints.load import find_source, load_pair
+from mini_chat_gpt.checkpoints.origin import Origin
 from mini_chat_gpt.checkpoints.save import require_new, save_checkpoint
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
@@ -61,8 +62,8 @@ def describe(model: GPT, tokenizer: ChatTokenizer) -> list[str]:
     padding = config.vocab_size - n_ids
     precisions = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dim() > 1}
     lines = [
-        f"{_family(config)}, {model.n_parameters():,} parameters in {' and '.join(sorted(precisions))}, {config.n_layer} layers, "
-        f"width {config.n_embd}",
+        f"{_family(config, model.origin)}, {model.n_parameters():,} parameters in {' and '.join(sorted(precisions))}, "
+        f"{config.n_layer} layers, width {config.n_embd}",
         f"vocabulary {n_ids:,}{f' (+ {padding} padding)' if padding else ''}, context {config.context_length:,} tokens",
         f"chat format: {_chat_format(tokenizer)}",
         *describe_format(tokenizer.chat_format or ChatFormat()),
@@ -73,8 +74,8 @@ def describe(model: GPT, tokenizer: ChatTokenizer) -> list[str]:
     return lines
 
 
-def _family(config: GPTConfig) -> str:
-    family = family_of_model(config)
+def _family(config: GPTConfig, origin: Origin | None) -> str:
+    family = family_of_model(config, origin)
     return "an architecture that transformers doesn't know" if family is None else family.name
 
 

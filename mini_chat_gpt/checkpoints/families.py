@@ -6,7 +6,7 @@ parameters. The readers of files (`hf_folder`, `gguf`) know no family, and no ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import torch
 
 from mini_chat_gpt.checkpoints import gemma, gpt2, hf, llama_gguf
 from mini_chat_gpt.checkpoints.build import Part, TensorReader
+from mini_chat_gpt.checkpoints.origin import Origin
 from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.config import GPTConfig
 
@@ -171,6 +172,22 @@ def family_of_architecture(architecture: object, source: str) -> tuple[Family, G
     )
 
 
-def family_of_model(config: GPTConfig) -> Family | None:
-    """The family that can express an architecture; None if there is none."""
-    return next((family for family in FAMILIES if family.why_not(config) is None), None)
+def family_of_model(config: GPTConfig, origin: Origin | None = None) -> Family | None:
+    """The family that can express an architecture, that of the model's origin first; None if there is none."""
+    return next(_fitting(config, origin), None)
+
+
+def config_for_transformers(
+    config: GPTConfig, tokenizer: ChatTokenizer, origin: Origin | None = None
+) -> dict[str, Any] | None:
+    """config.json of a checkpoint whose tensors have the names of hf.py; None if `transformers` has no such model."""
+    writers = (family.config_to_hf for family in _fitting(config, origin) if family.config_to_hf is not None)
+    write = next(writers, None)
+    return None if write is None else write(config, tokenizer)
+
+
+def _fitting(config: GPTConfig, origin: Origin | None) -> Iterator[Family]:
+    name = None if origin is None else origin.family
+    yield from (
+        family for family in sorted(FAMILIES, key=lambda one: one.name != name) if family.why_not(config) is None
+    )

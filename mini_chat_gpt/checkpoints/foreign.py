@@ -127,6 +127,7 @@ class _Described:
         path, gguf = self.path, self.gguf
         reader: TensorReader = _named(open_folder(path), self.family.prefix) if gguf is None else gguf
         origin = origin_of_folder(path) if gguf is None else origin_of_gguf(path, gguf.metadata)
+        origin = origin.model_copy(update={"family": self.family.name})
         return model_in_file(self.config, self.part_of, reader, str(path), self.family.constants, dtype, origin)
 
 

@@ -39,6 +39,8 @@ class Origin(JSONRecord):
     source: str
     """File or folder that was imported, without the path to it."""
     name: str | None = None
+    family: str | None = Field(None, max_length=40)
+    """The family that its files were written for, see checkpoints/families.py."""
     license: str | None = None
     """As the model card of the source has it, for example "apache-2.0"."""
     license_link: str | None = None

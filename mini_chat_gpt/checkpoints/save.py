@@ -22,7 +22,7 @@ from mini_chat_gpt.checkpoints.adapters import (
     trained_parameters,
 )
 from mini_chat_gpt.checkpoints.build import StoredModel
-from mini_chat_gpt.checkpoints.families import family_of_model
+from mini_chat_gpt.checkpoints.families import config_for_transformers
 from mini_chat_gpt.checkpoints.find import FORMAT, META, MODEL, OPTIMIZER, STATE, prune, steps_of
 from mini_chat_gpt.checkpoints.hf import hf_name, to_hf_state
 from mini_chat_gpt.checkpoints.origin import Origin, write_origin
@@ -84,8 +84,8 @@ class Snapshot:
         if self.adapter is not None:
             _write_json(draft / ADAPTER_CONFIG, peft_config(self.adapter, config))
             meta["adapter"] = adapter_metadata(self.adapter, draft)
-        elif (family := family_of_model(config)) is not None and family.config_to_hf is not None:
-            _write_json(draft / "config.json", family.config_to_hf(config, self.tokenizer) | self._dtype())
+        elif (values := config_for_transformers(config, self.tokenizer, self.origin)) is not None:
+            _write_json(draft / "config.json", values | self._dtype())
         else:  # a type that `transformers` doesn't know, so that it fails instead of loading a different model
             _write_json(draft / "config.json", {"model_type": "mini_chat_gpt", "vocab_size": config.vocab_size})
         if any(is_dtensor(tensor) for tensors in self.tensors.values() for tensor in tensors.values()):

@@ -61,6 +61,7 @@ def test_a_saved_model_is_again_one_of_transformers(tmp_path, variant):
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     assert again.state_dict().keys() == theirs.state_dict().keys()
     assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in again.state_dict().items())
+    assert type(again) is type(theirs)  # also where another family could express the model
     ids = torch.randint(0, 96, (1, 20))
     assert torch.equal(again(ids).logits, theirs(ids).logits)
     loaded, _ = load_checkpoint(tmp_path / "ours", "cpu")
