@@ -88,3 +88,10 @@ def test_the_dispatcher_computes_the_same_with_and_without_fused_operations(monk
     fused = results(operation, *inputs)
     monkeypatch.setattr(functional, "use_fused_cpu", lambda x: False)
     assert_close(fused, results(operation, *inputs), 1e-5)
+
+
+def test_the_norm_of_16_bit_numbers_is_summed_in_float32():
+    x = (torch.randn(4, 4096, generator=torch.Generator().manual_seed(0)) + 3).bfloat16()
+    exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    normed = rms_norm(x, torch.ones(4096), 1e-5, torch.float32)
+    torch.testing.assert_close(normed.double(), exact, rtol=1e-5, atol=0)
