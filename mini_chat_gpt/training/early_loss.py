@@ -25,6 +25,7 @@ def compared_after(total_steps: int) -> int | None:
 
 
 def early_loss_warning(
+    job: str,
     engine: TrainStep,
     progress: Progress,
     report: StepReport,
@@ -33,7 +34,8 @@ def early_loss_warning(
 ) -> str:
     """A sentence if the loss of the first step's examples has not fallen, otherwise "". All ranks must call it after each step.
 
-    `report` is of the last step; `first_examples` returns the examples that this rank had in the first one.
+    `job` is the section of the settings; `report` is of the last step;
+    `first_examples` returns the examples that this rank had in the first one.
     """
     if progress.step == 1 and report.outcome == "updated":
         progress.first_loss = report.loss
@@ -48,5 +50,5 @@ def early_loss_warning(
     return (
         f"Warning: the loss does not fall. That of the first step's examples was {first:.4f} and is {now:.4f} after "
         f"{progress.step:,} of {total_steps:,} steps with a learning rate of up to {optimizer.learning_rate:g}. {advice}"
-        + ("." if optimizer.rate_reason else ", or learning_rate=auto.")
+        + ("." if optimizer.rate_reason else f", or {job}.learning_rate=auto.")
     )

@@ -161,8 +161,8 @@ class Trainer:
             report, examples, count = self._step(loader, stage)
             self._count(report, count, time.monotonic() - started)
             self._check_nonfinite(report, examples)
-            warning = early_loss_warning(self.engine, progress, report, self.total_steps, self._first_examples)
-            if warning:
+            early = (self.job.name, self.engine, progress, report, self.total_steps)
+            if warning := early_loss_warning(*early, self._first_examples):
                 self.monitor.message(warning)
             if progress.step % self._log_every == 0 or progress.step == self.total_steps:
                 if progress.window.weight or report.outcome == "non-finite":
