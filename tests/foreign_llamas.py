@@ -109,6 +109,16 @@ def make_llama(dtype: torch.dtype = torch.float32, family: str = "Llama", **chan
     return model.to(dtype)
 
 
+def most_probable(model: Any, ids: torch.Tensor, n_tokens: int) -> list[int]:
+    """The tokens that one of our models continues ids (1, T) with, decoded with a cache."""
+    cache, tokens, new = model.make_cache(1), [], ids
+    with torch.inference_mode():
+        for _ in range(n_tokens):
+            new = model.next_logits(new, cache, [new.shape[1]]).argmax(-1, keepdim=True)
+            tokens.append(int(new))
+    return tokens
+
+
 def gguf_name(name: str, architecture: str = "llama") -> str:
     """ "model.layers.0.mlp.up_proj.weight" -> "blk.0.ffn_up.weight" """
     module, _, kind = name.rpartition(".")

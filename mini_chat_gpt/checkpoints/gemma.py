@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mini_chat_gpt.checkpoints.hf import HFConfig, impossible, rope_of, special_ids, windows_of
+from mini_chat_gpt.checkpoints.hf import HFConfig, impossible, rope_of, shared_keys, windows_of
 from mini_chat_gpt.common.config_fields import ANY, SIZES, Implemented, unsupported_fields
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import check_json, short
@@ -82,35 +82,17 @@ def to_hf_config(config: GPTConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
     if reason := why_not(config):
         raise ValueError(f"this model can't be written as a Hugging Face Gemma 3: {reason}")
     windows = config.windows or (None,) * config.n_layer
-    return {
+    return shared_keys(config, tokenizer) | {
         "architectures": ["Gemma3ForCausalLM"],
         "model_type": "gemma3_text",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.n_embd,
-        "intermediate_size": config.mlp_size,
-        "num_hidden_layers": config.n_layer,
-        "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_size,
         "hidden_activation": "gelu_pytorch_tanh",
-        "max_position_embeddings": config.context_length,
-        "rms_norm_eps": config.norm_eps,
         "query_pre_attn_scalar": round(_query_scalar(config)),
         "sliding_window": next((window for window in windows if window is not None), config.context_length),
         "layer_types": ["full_attention" if window is None else "sliding_attention" for window in windows],
-        # transformers 5 converts these three to `rope_parameters`; older versions know only these.
-        "rope_theta": config.rope_theta,
         "rope_local_base_freq": config.window_rope_theta or config.rope_theta,
-        "rope_scaling": config.rope_scaling,
         "attention_bias": config.qkv_bias,
-        "attention_dropout": 0.0,
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
-        "initializer_range": 0.02,
-        "tie_word_embeddings": config.tie_embeddings,
-        "use_cache": True,
-        "torch_dtype": "float32",
-        **special_ids(tokenizer),
     }
 
 

@@ -107,9 +107,21 @@ def to_hf_config(config: GPTConfig, tokenizer: ChatTokenizer, family: LlamaLike 
     """The contents of config.json. Raises ValueError for a model that the family can't express (see `why_not`)."""
     if reason := family.why_not(config):
         raise ValueError(f"this model can't be written as a Hugging Face {family.name}: {reason}")
-    values = {
+    values = shared_keys(config, tokenizer) | {
         "architectures": [family.causal_lm],
         "model_type": family.model_type,
+        "hidden_act": "silu",
+    }
+    if "qkv_bias" not in family.always:
+        values["attention_bias"] = config.qkv_bias
+    if family.mlp_bias:
+        values["mlp_bias"] = config.mlp_has_bias
+    return values | _window_keys(config, family)
+
+
+def shared_keys(config: GPTConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
+    """The keys of config.json that mean the same in every family."""
+    return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.n_embd,
         "intermediate_size": config.mlp_size,
@@ -117,7 +129,6 @@ def to_hf_config(config: GPTConfig, tokenizer: ChatTokenizer, family: LlamaLike 
         "num_attention_heads": config.n_head,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_size,
-        "hidden_act": "silu",
         "max_position_embeddings": config.context_length,
         "rms_norm_eps": config.norm_eps,
         # transformers 5 converts these two to `rope_parameters`; older versions know only these.
@@ -130,11 +141,6 @@ def to_hf_config(config: GPTConfig, tokenizer: ChatTokenizer, family: LlamaLike 
         "torch_dtype": "float32",
         **special_ids(tokenizer),
     }
-    if "qkv_bias" not in family.always:
-        values["attention_bias"] = config.qkv_bias
-    if family.mlp_bias:
-        values["mlp_bias"] = config.mlp_has_bias
-    return values | _window_keys(config, family)
 
 
 def _window_keys(config: GPTConfig, family: LlamaLike) -> dict[str, Any]:
