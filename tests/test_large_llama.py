@@ -193,7 +193,7 @@ def test_a_model_of_1_1_billion_parameters(folder):
     """Import, five steps of LoRA and of QLoRA, and a chat; see `work` for their size. Takes 5 GB of disk and 10 GB of memory.
 
     A step of 8 × 512 tokens is 20 to 27 TFLOP: half an hour for all of them with AVX-512-bf16, two hours on two cores without
-    it. Those train on 1 × 128 tokens unless they are told otherwise.
+    it. Those train on 1 × 128 tokens unless the variable says otherwise.
     """
     n, size = write_folder(folder / "hf"), work()
     table = SIZES["vocab_size"] * SIZES["hidden_size"]
