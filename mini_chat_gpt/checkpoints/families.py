@@ -7,7 +7,7 @@ parameters. The readers of files (`hf_folder`, `gguf`) know no family, and no ot
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -111,15 +111,7 @@ FAMILIES = (
     _llama_like(hf.QWEN2, _gguf("qwen2")),
     _llama_like(hf.QWEN3, _gguf("qwen3")),
     _llama_like(hf.OLMO2, _gguf("olmo2")),
-    Family(
-        name=hf.PHI3.name,
-        model_type=hf.PHI3.model_type,
-        causal_lm=hf.PHI3.causal_lm,
-        config_from_hf=partial(hf.from_hf_config, family=hf.PHI3),
-        why_not=hf.PHI3.why_not,
-        hf_part=_phi3_part,
-        constants=("rotary_emb.inv_freq",),
-    ),
+    replace(_llama_like(hf.PHI3, None), hf_part=_phi3_part, config_to_hf=None, constants=("rotary_emb.inv_freq",)),
     Family(
         name="Gemma 3",
         model_type="gemma3_text",

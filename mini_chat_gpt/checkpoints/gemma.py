@@ -11,8 +11,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mini_chat_gpt.checkpoints.hf import HFConfig, impossible, rope_of, shared_keys, windows_of
-from mini_chat_gpt.common.config_fields import ANY, SIZES, Implemented, unsupported_fields
+from pydantic import Field
+
+from mini_chat_gpt.checkpoints.hf import HFConfig, impossible, layer_types, rope_of, shared_keys, window_of, windows_of
+from mini_chat_gpt.common.config_fields import ANY, SIZES, Implemented, why_not_expressible
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import check_json, short
 from mini_chat_gpt.config import GPTConfig
@@ -26,26 +28,23 @@ ALWAYS: dict[str, Any] = {
     "qk_norm": True,
     "activation": "geglu",
 }
-IMPLEMENTED: Implemented = (
-    SIZES
-    | dict.fromkeys(
-        (
-            "norm_eps", "rope_theta", "rope_scaling", "bias", "qkv_bias", "mlp_bias", "tie_embeddings", "attention_scale",
-            "embedding_factor", "windows", "window_rope_theta",
-        ),
-        ANY,
-    )
-    | {name: {value} for name, value in ALWAYS.items()}
+IMPLEMENTED: Implemented = SIZES | dict.fromkeys(
+    (
+        "norm_eps", "rope_theta", "rope_scaling", "bias", "qkv_bias", "mlp_bias", "tie_embeddings", "attention_scale",
+        "embedding_factor", "windows", "window_rope_theta",
+    ),
+    ANY,
 )  # fmt: skip
 
 
 class _Config(HFConfig):
     """The keys of config.json. Missing keys have the defaults of `transformers`."""
 
+    hidden_size: int = Field(ge=1, le=2**17)  # its root is needed
     num_key_value_heads: int | None = 4
     head_dim: int | None = 256
     hidden_activation: str = "gelu_pytorch_tanh"
-    query_pre_attn_scalar: float = 256
+    query_pre_attn_scalar: float = Field(256, gt=0)
     sliding_window: int | None = 4096
     sliding_window_pattern: int | None = None
     rope_theta: float | None = 1e6
@@ -58,10 +57,8 @@ class _Config(HFConfig):
 
 def why_not(config: GPTConfig) -> str | None:
     """Why Gemma 3 can't express an architecture, or None if it can."""
-    if fields := unsupported_fields(config, IMPLEMENTED):
-        return f"Gemma 3 does not support {', '.join(fields)}"
-    if differing := [name for name, value in ALWAYS.items() if getattr(config, name) != value]:
-        return f"Gemma 3 always has {differing[0]}={ALWAYS[differing[0]]!r}"
+    if reason := why_not_expressible(config, "Gemma 3", IMPLEMENTED, ALWAYS):
+        return reason
     if config.embedding_factor is None or not math.isclose(config.embedding_factor, config.n_embd**0.5, rel_tol=1e-6):
         return "Gemma 3 always has embedding_factor=√n_embd"
     if config.bias != config.qkv_bias or config.mlp_has_bias:
@@ -81,14 +78,13 @@ def to_hf_config(config: GPTConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
     """The contents of config.json. Raises ValueError for a model that Gemma 3 can't express (see `why_not`)."""
     if reason := why_not(config):
         raise ValueError(f"this model can't be written as a Hugging Face Gemma 3: {reason}")
-    windows = config.windows or (None,) * config.n_layer
     return shared_keys(config, tokenizer) | {
         "architectures": ["Gemma3ForCausalLM"],
         "model_type": "gemma3_text",
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": round(_query_scalar(config)),
-        "sliding_window": next((window for window in windows if window is not None), config.context_length),
-        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in windows],
+        "sliding_window": window_of(config) or config.context_length,
+        "layer_types": layer_types(config),
         "rope_local_base_freq": config.window_rope_theta or config.rope_theta,
         "attention_bias": config.qkv_bias,
         "attn_logit_softcapping": None,
@@ -107,7 +103,6 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> GPTConfig:
     for key in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
         if getattr(given, key):
             raise UserError(f"config.json has {key}: {short(getattr(given, key))}, which is not supported.")
-    theta, scaling, window_theta = given.rope_theta, given.rope_scaling, given.rope_local_base_freq
     by_type = given.rope_parameters or {}
     if "full_attention" in by_type or "sliding_attention" in by_type:  # transformers 5
         (theta, scaling), (window_theta, window_scaling) = (
@@ -119,7 +114,7 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> GPTConfig:
         if window_scaling is not None:
             raise UserError("config.json scales the positions of layers with a window; that is not supported.")
     else:
-        theta, scaling = rope_of(given)
+        (theta, scaling), window_theta = rope_of(given), given.rope_local_base_freq
     attention_bias = bool(given.attention_bias)
     with impossible():
         windows = windows_of(given, _layer_types(given))

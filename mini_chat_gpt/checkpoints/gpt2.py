@@ -7,13 +7,14 @@ names in its MLP, but ordinary matrices, and attention without a scale, within a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
 
 from mini_chat_gpt.checkpoints.build import HEAD, Part
 from mini_chat_gpt.checkpoints.hf import impossible
-from mini_chat_gpt.common.config_fields import ANY, SIZES, Implemented, unsupported_fields
+from mini_chat_gpt.common.config_fields import ANY, SIZES, Implemented, why_not_expressible
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import JSONRecord, check_json, short
 from mini_chat_gpt.config import GPTConfig
@@ -22,15 +23,13 @@ PREFIX = "transformer."
 """Before the names of all tensors but the head. The files of the first GPT-2 don't have it."""
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 """Ends of the names of causal masks, which old files have among their tensors."""
+MAX_LAYERS = 1024
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
 FIXED: dict[str, Any] = {"norm": "layernorm", "position": "learned", "bias": True}
 
 IMPLEMENTED: Implemented = SIZES | {
-    "norm": {"layernorm"},
     "norm_eps": ANY,
-    "position": {"learned"},
     "activation": {*ACTIVATIONS.values()},
-    "bias": {True},
     "tie_embeddings": ANY,
 }
 
@@ -144,11 +143,8 @@ def why_not_neo(config: GPTConfig) -> str | None:
 
 
 def _why_not(config: GPTConfig, name: str, always: Mapping[str, Any], more: Implemented) -> str | None:
-    implemented = IMPLEMENTED | {key: {value} for key, value in always.items()} | more
-    if fields := unsupported_fields(config, implemented):
-        return f"{name} does not support {', '.join(fields)}"
-    if differing := [key for key, value in (FIXED | dict(always)).items() if getattr(config, key) != value]:
-        return f"{name} has another {differing[0]}"
+    if reason := why_not_expressible(config, name, IMPLEMENTED | more, FIXED | dict(always)):
+        return reason
     if config.kv_heads != config.n_head or config.n_head * config.head_size != config.n_embd:
         return f"{name}'s heads are as many for keys as for queries, and together as wide as the model"
     return None
@@ -159,8 +155,9 @@ def _expanded(types: list[Any] | None) -> list[str]:
     layers: list[str] = []
     try:
         for kinds, times in types or [[["global", "local"], 12]]:
-            layers += [str(kind) for kind in kinds] * min(int(times), 1024)
-    except (TypeError, ValueError):
+            repeated = chain.from_iterable(repeat(kinds, int(times)))
+            layers += [str(kind) for kind in islice(repeated, MAX_LAYERS + 1 - len(layers))]
+    except (OverflowError, TypeError, ValueError):
         raise UserError(f"config.json has attention_types {short(types)}, which can't be read.") from None
     return layers
 

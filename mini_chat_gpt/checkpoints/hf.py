@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from pydantic import ValidationError
 
-from mini_chat_gpt.common.config_fields import ANY, SIZES, Implemented, unsupported_fields
+from mini_chat_gpt.common.config_fields import ANY, SIZES, Implemented, why_not_expressible
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import JSONRecord, check_json, short
 from mini_chat_gpt.config import GPTConfig
@@ -49,13 +49,9 @@ class LlamaLike:
 
     def why_not(self, config: GPTConfig) -> str | None:
         """Why the family can't express an architecture, or None if it can."""
-        implemented = IMPLEMENTED | {name: {value} for name, value in self.always.items()}
-        if self.windows:
-            implemented = implemented | {"windows": ANY}
-        if fields := unsupported_fields(config, implemented):
-            return f"{self.name} does not support {', '.join(fields)}"
-        if differing := [name for name, value in self.always.items() if getattr(config, name) != value]:
-            return f"{self.name} always has {differing[0]}={self.always[differing[0]]!r}"
+        implemented = IMPLEMENTED | ({"windows": ANY} if self.windows else {})
+        if reason := why_not_expressible(config, self.name, implemented, self.always):
+            return reason
         if "qkv_bias" not in self.always and config.bias != config.qkv_bias:
             return (
                 f"{self.name} has biases on all four attention projections or on none (bias and qkv_bias must be equal)"
@@ -143,18 +139,28 @@ def shared_keys(config: GPTConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
     }
 
 
+def layer_types(config: GPTConfig) -> list[str]:
+    """The type of each layer, as config.json names it."""
+    windows = config.windows or (None,) * config.n_layer
+    return ["full_attention" if window is None else "sliding_attention" for window in windows]
+
+
+def window_of(config: GPTConfig) -> int | None:
+    """The window of the layers that have one."""
+    return next((window for window in config.windows or () if window is not None), None)
+
+
 def _window_keys(config: GPTConfig, family: LlamaLike) -> dict[str, Any]:
-    window = next((window for window in config.windows or () if window is not None), None)
+    window, types = window_of(config), layer_types(config)
     if family.windows == "all":
         return {"sliding_window": window}
     if family.windows == "later":
-        windows = config.windows or (None,) * config.n_layer
         return {
             "use_sliding_window": window is not None,
             "sliding_window": window,
             # Before transformers 4.53 the windows were those of the last layers; since then each layer is named.
-            "max_window_layers": next((i for i, one in enumerate(windows) if one is not None), config.n_layer),
-            "layer_types": ["full_attention" if one is None else "sliding_attention" for one in windows],
+            "max_window_layers": config.n_layer if window is None else types.index("sliding_attention"),
+            "layer_types": types,
         }
     return {}
 

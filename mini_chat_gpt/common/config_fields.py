@@ -7,7 +7,7 @@ that it handles. Every other field must have its default value; otherwise that p
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,3 +38,14 @@ def unsupported_fields(config: BaseModel, implemented: Implemented) -> list[str]
         if values is not ANY and value not in values:
             unsupported.append(f"{name}={value!r}")
     return unsupported
+
+
+def why_not_expressible(
+    config: BaseModel, name: str, implemented: Implemented, always: Mapping[str, Any]
+) -> str | None:
+    """Why a family can't express `config`, or None: it implements some fields, and has others `always` with one value."""
+    if fields := unsupported_fields(config, implemented | {field: {value} for field, value in always.items()}):
+        return f"{name} does not support {', '.join(fields)}"
+    if differing := [field for field, value in always.items() if getattr(config, field) != value]:
+        return f"{name} always has {differing[0]}={always[differing[0]]!r}"
+    return None

@@ -12,6 +12,7 @@ from mini_chat_gpt.checkpoints.foreign import read_hf_model
 from mini_chat_gpt.checkpoints.hf import to_hf_state
 from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.checkpoints.save import save_checkpoint
+from mini_chat_gpt.common.errors import UserError
 
 
 @pytest.fixture(params=VARIANTS)
@@ -113,3 +114,12 @@ def test_the_precision_is_that_of_the_tensors_and_not_of_config_json(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16", "dtype": "float32"}))
     assert {p.dtype for p in read_hf_model(tmp_path).parameters()} == {torch.float16}
+
+
+@pytest.mark.parametrize("changes", [{"query_pre_attn_scalar": 0}, {"hidden_size": 10**400}, {"hidden_size": -1}])
+def test_numbers_that_no_gemma_can_have_are_one_sentence(tmp_path, changes):
+    make_llama(**VARIANTS["Gemma 3"]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UserError, match=next(iter(changes))):
+        read_hf_model(tmp_path)

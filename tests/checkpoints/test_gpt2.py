@@ -111,6 +111,8 @@ def test_the_family_of_such_a_model_is_recognized(theirs, tmp_path):
         ("GPT-2", {"architectures": ["GPT2ForSequenceClassification"]}, "only GPT2LMHeadModel"),
         ("GPT-Neo", {"attention_types": [[["sparse"], 2]], "attention_layers": None}, "attention of type 'sparse'"),
         ("GPT-Neo", {"attention_types": 3, "attention_layers": None}, "attention_types"),
+        ("GPT-Neo", {"attention_types": [[["global"], 1e999]], "attention_layers": None}, "attention_types"),
+        ("GPT-Neo", {"attention_types": [[["global"], 10**9]], "attention_layers": None}, "impossible model"),
         ("GPT-Neo", {"attention_types": [[["global"], 3]], "attention_layers": None}, "impossible model"),
     ],
 )
