@@ -1,4 +1,4 @@
-"""Random Llamas and their relatives by `transformers`, and GGUF files with the same weights, written by the library gguf."""
+"""Random models of all families by `transformers`, and GGUF files with the same weights, written by the library gguf."""
 
 from __future__ import annotations
 
@@ -58,7 +58,38 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "OLMo 2": {"family": "Olmo2"},
     "OLMo 2 with grouped heads": {"family": "Olmo2", "num_key_value_heads": 1, "tie_word_embeddings": True},
+    "Phi-3": {"family": "Phi3", "sliding_window": None, "num_key_value_heads": 4},
+    "Phi-3 with a window": {"family": "Phi3", "sliding_window": 7},
+    "GPT-2": {"family": "GPT2"},
+    "GPT-2, untied": {"family": "GPT2", "tie_word_embeddings": False, "activation_function": "relu"},
+    "GPT-2, narrow MLP": {"family": "GPT2", "n_inner": 40, "scale_attn_weights": False},
+    "GPT-Neo": {"family": "GPTNeo"},
+    "GPT-Neo, all global": {"family": "GPTNeo", "attention_types": [[["global"], 2]], "intermediate_size": 40},
 }
+SIZES: dict[str, dict[str, Any]] = {
+    "GPT2": {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4},
+    "GPTNeo": {
+        "max_position_embeddings": 64,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "window_size": 7,
+        "attention_types": [[["global", "local"], 1]],
+    },
+    "": {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "pad_token_id": None,  # the row of a padding token would have no gradient
+    },
+}
+"""Family -> the sizes of its random models; "" for Llama and its relatives."""
+CLASSES = {"Gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"), "GPT2": ("GPT2Config", "GPT2LMHeadModel")}
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -85,24 +116,11 @@ def make_llama(dtype: torch.dtype = torch.float32, family: str = "Llama", **chan
     """A small random model of `transformers`, with weights far from the initialization, so that every one of them matters."""
     import transformers
 
-    sizes: dict[str, Any] = {
-        "vocab_size": 96,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": None,  # the row of a padding token would have no gradient
-    }
+    tokens = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(0)
-    name = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
-    config = getattr(transformers, name)(**sizes | changes)
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    config, model_class = CLASSES.get(family, (f"{family}Config", f"{family}ForCausalLM"))
+    sizes = tokens | SIZES.get(family, SIZES[""]) | changes
+    model = getattr(transformers, model_class)(getattr(transformers, config)(**sizes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

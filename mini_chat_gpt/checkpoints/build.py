@@ -11,6 +11,7 @@ import torch.nn as nn
 from torch.overrides import TorchFunctionMode
 
 from mini_chat_gpt.checkpoints.tensor_files import FLOATS, TensorInfo, compare_tensors, first_nonfinite
+from mini_chat_gpt.checkpoints.tensor_parts import PartOf, stored_shapes
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.lora import Frozen, freeze_linear, linear_layers
@@ -27,15 +28,6 @@ class TensorReader(Protocol):
     @property
     def infos(self) -> Mapping[str, TensorInfo]: ...  # what can be read
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor: ...  # None: the file's precision
-
-
-@dataclass(frozen=True)
-class Part:
-    """Where one of our tensors is: a tensor of the file, and what is to be done with it."""
-
-    source: str
-    convert: Callable[[torch.Tensor], torch.Tensor] | None = None
-    shape: tuple[int, ...] | None = None  # of the tensor in the file; None: that of ours
 
 
 def model_shapes(config: GPTConfig, n_tensors: int, source: str) -> dict[str, tuple[int, ...]]:
@@ -129,7 +121,7 @@ def model_in_memory(
 
 def model_in_file(
     config: GPTConfig,
-    part_of: Callable[[str, GPTConfig], Part],
+    part_of: PartOf,
     reader: TensorReader,
     source: str,
     constants: tuple[str, ...] = (),
@@ -143,8 +135,7 @@ def model_in_file(
     """
     infos = {name: info for name, info in reader.infos.items() if not name.endswith(constants)}
     shapes = model_shapes(config, len(infos), source)
-    parts = {name: part_of(name, config) for name in shapes}
-    expected = {part.source: shapes[name] if part.shape is None else part.shape for name, part in parts.items()}
+    expected = stored_shapes(shapes, part_of, config)
     head, table = part_of(HEAD, config).source, part_of(EMBEDDING, config).source
     repeated = config.tie_embeddings and head not in expected and infos.pop(head, None) is not None
     compare_tensors(infos, expected, source, REMEDY, FLOATS)
@@ -155,15 +146,29 @@ def model_in_file(
             f"others; {REMEDY}."
         )
 
-    def read(name: str) -> torch.Tensor:
-        part = parts[name]
-        tensor = reader.read(part.source, dtype)
-        if first_nonfinite({name: tensor}):
-            raise UserError(f"{source}: the tensor {part.source} is not finite (NaN or infinite); {REMEDY}.")
-        return (tensor if part.convert is None else part.convert(tensor)).contiguous()
+    def read(stored: str) -> torch.Tensor:
+        tensor = reader.read(stored, dtype)
+        if first_nonfinite({stored: tensor}):
+            raise UserError(f"{source}: the tensor {stored} is not finite (NaN or infinite); {REMEDY}.")
+        return tensor
 
-    converted = {name: TensorInfo(shapes[name], dtype or infos[part.source].dtype) for name, part in parts.items()}
-    return StoredModel(config, converted, read, source, origin)
+    return model_in_parts(config, part_of, infos, read, source, dtype, origin)
+
+
+def model_in_parts(
+    config: GPTConfig,
+    part_of: PartOf,
+    infos: Mapping[str, TensorInfo],
+    read: Callable[[str], torch.Tensor],
+    source: str,
+    dtype: torch.dtype | None = None,
+    origin: Any = None,
+) -> StoredModel:
+    """The model of a file with the tensors `infos`, which fit its config, and of which `read` returns one in `dtype`."""
+    shapes = model_shapes(config, len(infos), source)
+    parts = {name: part_of(name, config) for name in shapes}
+    ours = {name: TensorInfo(shape, dtype or infos[parts[name].source].dtype) for name, shape in shapes.items()}
+    return StoredModel(config, ours, lambda name: parts[name].read(read(parts[name].source)), source, origin)
 
 
 def _without_data(info: TensorInfo) -> torch.Tensor:

@@ -6,16 +6,15 @@ parameters. The readers of files (`hf_folder`, `gguf`) know no family, and no ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from mini_chat_gpt.checkpoints import gemma, gpt2, hf, llama_gguf
-from mini_chat_gpt.checkpoints.build import Part, TensorReader
+from mini_chat_gpt.checkpoints.build import TensorReader
 from mini_chat_gpt.checkpoints.origin import Origin
+from mini_chat_gpt.checkpoints.tensor_parts import Part, PartOf
 from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.config import GPTConfig
 
@@ -30,8 +29,7 @@ class GGUFMapping:
     architecture: str
     config_from: Callable[[Mapping[str, Any], TensorReader], GPTConfig]
     """Metadata and tensors of a file -> the architecture."""
-    part: Callable[[str, GPTConfig], Part]
-    """Our name of a tensor -> where it is in the file."""
+    part: PartOf
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,11 @@ class Family:
     causal_lm: str
     """The class in `transformers` that predicts tokens."""
     config_from_hf: Callable[[Mapping[str, Any]], GPTConfig]
-    hf_part: Callable[[str, GPTConfig], Part]
-    """Our name of a tensor -> where it is in a Hugging Face folder."""
+    hf_part: PartOf
+    """Where our tensors are in a Hugging Face folder, and in our checkpoints of the family."""
     why_not: Callable[[GPTConfig], str | None]
     """Why the family can't express an architecture; None if it can."""
-    config_to_hf: Callable[[GPTConfig, ChatTokenizer], dict[str, Any]] | None = None
-    """None: checkpoints of such a model have our own form, which `transformers` doesn't load."""
+    config_to_hf: Callable[[GPTConfig, ChatTokenizer], dict[str, Any]]
     gguf: GGUFMapping | None = None
     """None: llama.cpp doesn't know the family."""
     constants: tuple[str, ...] = ()
@@ -58,30 +55,26 @@ class Family:
     """Before the names of the tensors of a Hugging Face folder; some folders lack it."""
 
 
-def _hf_part(name: str, config: GPTConfig) -> Part:
+def plain_part(name: str, config: GPTConfig) -> Part:
+    """Where our tensors are under Llama's names, as all checkpoints that name no family have them."""
     return Part(hf.hf_name(name, config))
 
 
 def _phi3_part(name: str, config: GPTConfig) -> Part:
     """In Phi-3 queries, keys and values are the rows of one matrix, and so are the MLP's gate and input."""
     inner, kv_inner, mlp = config.n_head * config.head_size, config.kv_heads * config.head_size, config.mlp_size
-    sizes = {
+    joined = {
         "self_attn.qkv_proj": {"q_proj": inner, "k_proj": kv_inner, "v_proj": kv_inner},
         "mlp.gate_up_proj": {"gate_proj": mlp, "up_proj": mlp},
     }
-    for fused, parts in sizes.items():
+    for module, sizes in joined.items():
         first = 0
-        for part, n_rows in parts.items():
+        for part, n_rows in sizes.items():
             if name.endswith(f".{part}.weight"):
-                source = hf.hf_name(name, config).replace(f"{fused.partition('.')[0]}.{part}", fused)
-                return Part(source, partial(_rows, first, n_rows), (sum(parts.values()), config.n_embd))
+                source = hf.hf_name(name, config).replace(f"{module.partition('.')[0]}.{part}", module)
+                return Part(source, first, n_rows, sum(sizes.values()))
             first += n_rows
-    return _hf_part(name, config)
-
-
-def _rows(first: int, n_rows: int, tensor: torch.Tensor) -> torch.Tensor:
-    """(R, C) -> (n_rows, C)"""
-    return tensor[first : first + n_rows]
+    return plain_part(name, config)
 
 
 def _llama_like(family: hf.LlamaLike, gguf: GGUFMapping | None) -> Family:
@@ -92,7 +85,7 @@ def _llama_like(family: hf.LlamaLike, gguf: GGUFMapping | None) -> Family:
         config_from_hf=partial(hf.from_hf_config, family=family),
         config_to_hf=partial(hf.to_hf_config, family=family),
         why_not=family.why_not,
-        hf_part=_hf_part,
+        hf_part=plain_part,
         gguf=gguf,
         constants=("rotary_emb.inv_freq", llama_gguf.FACTORS),
     )
@@ -100,7 +93,8 @@ def _llama_like(family: hf.LlamaLike, gguf: GGUFMapping | None) -> Family:
 
 def _gguf(architecture: str) -> GGUFMapping:
     def part(name: str, config: GPTConfig) -> Part:
-        return Part(*llama_gguf.source_of(name, config, architecture))
+        source, convert = llama_gguf.source_of(name, config, architecture)
+        return Part(source, convert=convert)
 
     return GGUFMapping(architecture, partial(llama_gguf.read_config, architecture=architecture), part)
 
@@ -111,7 +105,7 @@ FAMILIES = (
     _llama_like(hf.QWEN2, _gguf("qwen2")),
     _llama_like(hf.QWEN3, _gguf("qwen3")),
     _llama_like(hf.OLMO2, _gguf("olmo2")),
-    replace(_llama_like(hf.PHI3, None), hf_part=_phi3_part, config_to_hf=None, constants=("rotary_emb.inv_freq",)),
+    replace(_llama_like(hf.PHI3, None), hf_part=_phi3_part),
     Family(
         name="Gemma 3",
         model_type="gemma3_text",
@@ -119,13 +113,14 @@ FAMILIES = (
         config_from_hf=gemma.from_hf_config,
         config_to_hf=gemma.to_hf_config,
         why_not=gemma.why_not,
-        hf_part=_hf_part,
+        hf_part=plain_part,
     ),
     Family(
         name="GPT-2",
         model_type="gpt2",
         causal_lm="GPT2LMHeadModel",
         config_from_hf=gpt2.gpt2_config,
+        config_to_hf=gpt2.gpt2_to_hf,
         hf_part=gpt2.gpt2_part,
         why_not=gpt2.why_not_gpt2,
         constants=gpt2.BUFFERS,
@@ -136,6 +131,7 @@ FAMILIES = (
         model_type="gpt_neo",
         causal_lm="GPTNeoForCausalLM",
         config_from_hf=gpt2.neo_config,
+        config_to_hf=gpt2.neo_to_hf,
         hf_part=gpt2.neo_part,
         why_not=gpt2.why_not_neo,
         constants=gpt2.BUFFERS,
@@ -165,21 +161,15 @@ def family_of_architecture(architecture: object, source: str) -> tuple[Family, G
 
 
 def family_of_model(config: GPTConfig, origin: Origin | None = None) -> Family | None:
-    """The family that can express an architecture, that of the model's origin first; None if there is none."""
-    return next(_fitting(config, origin), None)
-
-
-def config_for_transformers(
-    config: GPTConfig, tokenizer: ChatTokenizer, origin: Origin | None = None
-) -> dict[str, Any] | None:
-    """config.json of a checkpoint whose tensors have the names of hf.py; None if `transformers` has no such model."""
-    writers = (family.config_to_hf for family in _fitting(config, origin) if family.config_to_hf is not None)
-    write = next(writers, None)
-    return None if write is None else write(config, tokenizer)
-
-
-def _fitting(config: GPTConfig, origin: Origin | None) -> Iterator[Family]:
+    """The family in whose form a model is saved, that of its origin first; None if no family can express it."""
     name = None if origin is None else origin.family
-    yield from (
-        family for family in sorted(FAMILIES, key=lambda one: one.name != name) if family.why_not(config) is None
-    )
+    by_origin = sorted(FAMILIES, key=lambda family: family.name != name)
+    return next((family for family in by_origin if family.why_not(config) is None), None)
+
+
+def part_of_layout(layout: str, source: str) -> PartOf:
+    """Where the tensors of one of our checkpoints are. `layout` is the model_type of its family, "" for Llama's names.
+
+    Raises UserError, which begins with `source`, for an unknown one.
+    """
+    return family_of_type(layout, source).hf_part if layout else plain_part

@@ -64,6 +64,8 @@ class Meta(JSONRecord):
     tokenizer: str | None = None
     adapter: dict[str, Any] | None = None
     sharded: bool = False
+    layout: str = ""
+    """The model_type of the family in whose form the tensors are; "" for Llama's names."""
     origin: Origin | None = None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from pydantic import ValidationError
 from mini_chat_gpt.checkpoints.build import (
     IMPORTABLE,
     REMEDY,
-    Part,
     StoredModel,
     TensorReader,
     model_in_file,
@@ -34,6 +32,7 @@ from mini_chat_gpt.checkpoints.llama2c import read_llama2c
 from mini_chat_gpt.checkpoints.nanogpt import read_nanogpt
 from mini_chat_gpt.checkpoints.origin import origin_of_folder, origin_of_gguf
 from mini_chat_gpt.checkpoints.tensor_files import first_nonfinite
+from mini_chat_gpt.checkpoints.tensor_parts import PartOf
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import describe_problem, open_regular
 from mini_chat_gpt.config import GPTConfig
@@ -111,7 +110,7 @@ class _Described:
     path: Path
     gguf: GGUFFile | None  # None: a folder
     config: GPTConfig
-    part_of: Callable[[str, GPTConfig], Part]  # our name of a tensor -> where it is
+    part_of: PartOf
     family: Family
 
     def tokenizer(self) -> ChatTokenizer:

@@ -1,4 +1,4 @@
-"""GPT-2 and GPT-Neo in `transformers`: config.json to `GPTConfig`, and where our tensors are.
+"""GPT-2 and GPT-Neo in `transformers`: config.json both ways, and where our tensors are.
 
 GPT-2 keeps the projections of queries, keys and values in one matrix, and all matrices transposed, (in, out). GPT-Neo has the same
 names in its MLP, but ordinary matrices, and attention without a scale, within a window in some layers.
@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import chain, islice, repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from mini_chat_gpt.checkpoints.build import HEAD, Part
-from mini_chat_gpt.checkpoints.hf import impossible
+from mini_chat_gpt.checkpoints.hf import HEAD, impossible, special_ids, window_of
+from mini_chat_gpt.checkpoints.tensor_parts import Part
 from mini_chat_gpt.common.config_fields import ANY, SIZES, Implemented, why_not_expressible
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import JSONRecord, check_json, short
 from mini_chat_gpt.config import GPTConfig
+
+if TYPE_CHECKING:
+    from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 PREFIX = "transformer."
 """Before the names of all tensors but the head. The files of the first GPT-2 don't have it."""
@@ -25,6 +26,7 @@ BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.mas
 """Ends of the names of causal masks, which old files have among their tensors."""
 MAX_LAYERS = 1024
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
+"""Names in config.json -> ours. The first of several for the same function is written."""
 FIXED: dict[str, Any] = {"norm": "layernorm", "position": "learned", "bias": True}
 
 IMPLEMENTED: Implemented = SIZES | {
@@ -132,6 +134,61 @@ def neo_config(hf_config: Mapping[str, Any]) -> GPTConfig:
         )
 
 
+def gpt2_to_hf(config: GPTConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
+    """The contents of a GPT-2's config.json. Raises ValueError for a model that it can't express (see `why_not_gpt2`)."""
+    if reason := why_not_gpt2(config):
+        raise ValueError(f"this model can't be written as a Hugging Face GPT-2: {reason}")
+    return _shared_keys(config, tokenizer) | {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_positions": config.context_length,
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": config.mlp_size,
+        "scale_attn_weights": config.attention_scale is None,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    }
+
+
+def neo_to_hf(config: GPTConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
+    """The contents of a GPT-Neo's config.json. Raises ValueError for a model that it can't express (see `why_not_neo`)."""
+    if reason := why_not_neo(config):
+        raise ValueError(f"this model can't be written as a Hugging Face GPT-Neo: {reason}")
+    layers = ["global" if window is None else "local" for window in config.windows or (None,) * config.n_layer]
+    return _shared_keys(config, tokenizer) | {
+        "architectures": ["GPTNeoForCausalLM"],
+        "model_type": "gpt_neo",
+        "max_position_embeddings": config.context_length,
+        "hidden_size": config.n_embd,
+        "num_layers": config.n_layer,
+        "num_heads": config.n_head,
+        "intermediate_size": config.mlp_size,
+        "attention_types": [[layers, 1]],
+        "attention_layers": layers,
+        "window_size": window_of(config) or config.context_length,
+        "resid_dropout": 0.0,
+        "embed_dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
+
+
+def _shared_keys(config: GPTConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
+    """The keys of config.json that both have."""
+    return {
+        "vocab_size": config.vocab_size,
+        "activation_function": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation),
+        "layer_norm_epsilon": config.norm_eps,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": config.tie_embeddings,
+        "use_cache": True,
+        "torch_dtype": "float32",
+        **special_ids(tokenizer),
+    }
+
+
 def why_not_gpt2(config: GPTConfig) -> str | None:
     """Why GPT-2 can't express an architecture, or None if it can."""
     return _why_not(config, "GPT-2", {"qkv_bias": True}, {"attention_scale": {1.0}})
@@ -139,7 +196,9 @@ def why_not_gpt2(config: GPTConfig) -> str | None:
 
 def why_not_neo(config: GPTConfig) -> str | None:
     """Why GPT-Neo can't express an architecture, or None if it can."""
-    return _why_not(config, "GPT-Neo", {"qkv_bias": False, "attention_scale": 1.0}, {"windows": ANY})
+    if reason := _why_not(config, "GPT-Neo", {"qkv_bias": False, "attention_scale": 1.0}, {"windows": ANY}):
+        return reason
+    return "GPT-Neo has windows of one size" if len({*(config.windows or ())} - {None}) > 1 else None
 
 
 def _why_not(config: GPTConfig, name: str, always: Mapping[str, Any], more: Implemented) -> str | None:
@@ -178,17 +237,12 @@ def gpt2_part(name: str, config: GPTConfig) -> Part:
     start, module, kind = _split(name)
     if module in _TABLES or module in _NORMS:
         return Part(f"{start}{(_TABLES | _NORMS)[module]}.{kind}")
-    width, inner = config.n_embd, config.mlp_size
+    transposed, width = kind == "weight", config.n_embd
     if module in _QKV:
-        third = slice(_QKV.index(module) * width, (_QKV.index(module) + 1) * width)
-        if kind == "bias":
-            return Part(f"{start}attn.c_attn.bias", lambda tensor: tensor[third], (3 * width,))
-        return Part(f"{start}attn.c_attn.weight", lambda tensor: tensor[:, third].T, (width, 3 * width))
+        first = _QKV.index(module) * width
+        return Part(f"{start}attn.c_attn.{kind}", first, width, 3 * width, transposed)
     source = {"self_attn.o_proj": "attn.c_proj", **_MLP}[module]
-    if kind == "bias":
-        return Part(f"{start}{source}.bias")
-    shape = {"self_attn.o_proj": (width, width), "mlp.up_proj": (width, inner), "mlp.down_proj": (inner, width)}[module]
-    return Part(f"{start}{source}.weight", torch.t, shape)
+    return Part(f"{start}{source}.{kind}", transposed=transposed)
 
 
 def neo_part(name: str, config: GPTConfig) -> Part:

@@ -44,12 +44,17 @@ class LlamaLike:
     """Which layers `sliding_window` is for: none, all, or those from `max_window_layers` on if `use_sliding_window` is true."""
     mlp_bias: bool = False
     """Whether there is a key for biases in the MLP."""
+    lacks: tuple[str, ...] = ()
+    """Fields of `GPTConfig` that Llama's config.json can express, but this family's can't."""
+    whole_heads: bool = False
+    """Whether the width must be a multiple of the heads even if they have a width of their own."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What `transformers` uses for missing keys, where that differs from Llama."""
 
     def why_not(self, config: GPTConfig) -> str | None:
         """Why the family can't express an architecture, or None if it can."""
         implemented = IMPLEMENTED | ({"windows": ANY} if self.windows else {})
+        implemented = {name: values for name, values in implemented.items() if name not in self.lacks}
         if reason := why_not_expressible(config, self.name, implemented, self.always):
             return reason
         if "qkv_bias" not in self.always and config.bias != config.qkv_bias:
@@ -60,12 +65,12 @@ class LlamaLike:
             return f"{self.name} has no biases in the MLP"
         if self.windows and not _has_one_window(config, self.windows == "all"):
             return f"{self.name} has windows of one size{', in all layers' if self.windows == 'all' else ''}"
-        if self.name == "Llama" and config.n_embd % config.n_head:
-            return f"Llama's width must be a multiple of its heads ({config.n_embd}, {config.n_head})"
+        if self.whole_heads and config.n_embd % config.n_head:
+            return f"{self.name}'s width must be a multiple of its heads ({config.n_embd}, {config.n_head})"
         return None
 
 
-LLAMA = LlamaLike("Llama", "llama", "LlamaForCausalLM", mlp_bias=True)
+LLAMA = LlamaLike("Llama", "llama", "LlamaForCausalLM", mlp_bias=True, whole_heads=True)
 MISTRAL = LlamaLike(
     "Mistral", "mistral", "MistralForCausalLM", {"bias": False, "qkv_bias": False}, "all",
     defaults={"sliding_window": 4096, "num_key_value_heads": 8},
@@ -82,11 +87,10 @@ OLMO2 = LlamaLike(
     "OLMo 2", "olmo2", "Olmo2ForCausalLM", {"norm_placement": "after", "qk_norm": "all_heads"},
     defaults={"rms_norm_eps": 1e-5},
 )  # fmt: skip
-
-
 PHI3 = LlamaLike(
-    "Phi-3", "phi3", "Phi3ForCausalLM", {"bias": False, "qkv_bias": False}, "all", defaults={"rms_norm_eps": 1e-5}
-)
+    "Phi-3", "phi3", "Phi3ForCausalLM", {"bias": False, "qkv_bias": False}, "all", lacks=("rope_scaling",),
+    defaults={"rms_norm_eps": 1e-5},
+)  # fmt: skip
 
 
 def _has_one_window(config: GPTConfig, in_all_layers: bool) -> bool:

@@ -22,10 +22,11 @@ from mini_chat_gpt.checkpoints.adapters import (
     load_adapter,
     read_adapter,
 )
-from mini_chat_gpt.checkpoints.build import StoredModel, model_in_memory, model_shapes
+from mini_chat_gpt.checkpoints.build import StoredModel, model_in_memory, model_in_parts, model_shapes
+from mini_chat_gpt.checkpoints.families import part_of_layout
 from mini_chat_gpt.checkpoints.find import META, MODEL, find_checkpoint, read_meta
 from mini_chat_gpt.checkpoints.foreign import import_tokenizer, is_foreign, open_foreign, refuse_tokenizer
-from mini_chat_gpt.checkpoints.hf import from_hf_state, hf_name, to_hf_state
+from mini_chat_gpt.checkpoints.hf import from_hf_state, to_hf_state
 from mini_chat_gpt.checkpoints.origin import Origin
 from mini_chat_gpt.checkpoints.sharded import Like, Tensors, read_file, read_shards, read_shards_header, shards_of
 from mini_chat_gpt.checkpoints.tensor_files import (
@@ -36,6 +37,7 @@ from mini_chat_gpt.checkpoints.tensor_files import (
     read_header,
     read_one,
 )
+from mini_chat_gpt.checkpoints.tensor_parts import stored_shapes
 from mini_chat_gpt.common.device import pick_device
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import describe_problem
@@ -152,10 +154,9 @@ def open_checkpoint(folder: Path, dtype: torch.dtype | None = None) -> StoredMod
         return model_in_memory(
             config, {name: one.to(dtype or one.dtype) for name, one in state.items()}, source, origin
         )
-    path = folder / MODEL
-    compare_tensors(infos, to_hf_state(shapes, config), str(path), REMEDY, FLOATS)
-    of_dtype = {name: TensorInfo(shape, dtype or infos[hf_name(name, config)].dtype) for name, shape in shapes.items()}
-    return StoredModel(config, of_dtype, lambda name: read_one(path, hf_name(name, config), dtype), source, origin)
+    path, part_of = folder / MODEL, part_of_layout(meta.get("layout", ""), str(folder / META))
+    compare_tensors(infos, stored_shapes(shapes, part_of, config), str(path), REMEDY, FLOATS)
+    return model_in_parts(config, part_of, infos, lambda name: read_one(path, name, dtype), source, dtype, origin)
 
 
 def load_adapted(folder: Path, base: Path | None = None, frozen: Frozen | None = None) -> GPT:

@@ -22,12 +22,13 @@ from mini_chat_gpt.checkpoints.adapters import (
     trained_parameters,
 )
 from mini_chat_gpt.checkpoints.build import StoredModel
-from mini_chat_gpt.checkpoints.families import config_for_transformers
+from mini_chat_gpt.checkpoints.families import Family, family_of_model, plain_part
 from mini_chat_gpt.checkpoints.find import FORMAT, META, MODEL, OPTIMIZER, STATE, prune, steps_of
-from mini_chat_gpt.checkpoints.hf import hf_name, to_hf_state
+from mini_chat_gpt.checkpoints.hf import HEAD, to_hf_state
 from mini_chat_gpt.checkpoints.origin import Origin, write_origin
 from mini_chat_gpt.checkpoints.sharded import write_together
 from mini_chat_gpt.checkpoints.tensor_files import write_tensors
+from mini_chat_gpt.checkpoints.tensor_parts import join, sources
 from mini_chat_gpt.common.distributed import ALONE, World, is_dtensor, local_shard
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_folder, is_disk_full
@@ -49,6 +50,7 @@ class Snapshot:
     state: dict[str, Any] | None  # what a resume needs besides tensors
     adapter: Adapter | None = None  # set if the tensors are an adapter instead of a complete model
     origin: Origin | None = None  # of an imported model
+    family: Family | None = None  # in whose form it is written, None: in our own
     read: Callable[[str], torch.Tensor] | None = None  # see `write_tensors`
 
     def write(self, folder: Path | str, world: World = ALONE, replace: bool = False) -> Path:
@@ -84,12 +86,14 @@ class Snapshot:
         if self.adapter is not None:
             _write_json(draft / ADAPTER_CONFIG, peft_config(self.adapter, config))
             meta["adapter"] = adapter_metadata(self.adapter, draft)
-        elif (values := config_for_transformers(config, self.tokenizer, self.origin)) is not None:
-            _write_json(draft / "config.json", values | self._dtype())
+        elif self.family is not None:
+            _write_json(draft / "config.json", self.family.config_to_hf(config, self.tokenizer) | self._dtype())
         else:  # a type that `transformers` doesn't know, so that it fails instead of loading a different model
             _write_json(draft / "config.json", {"model_type": "mini_chat_gpt", "vocab_size": config.vocab_size})
         if any(is_dtensor(tensor) for tensors in self.tensors.values() for tensor in tensors.values()):
             meta["sharded"] = True
+        elif self.adapter is None and self.family is not None:
+            meta["layout"] = self.family.model_type
         if self.origin is not None:
             meta["origin"] = self.origin.model_dump()
             write_origin(draft, self.origin, self.info)
@@ -119,12 +123,49 @@ def take_snapshot(
 
     Without `copy` the weights that are on the CPU are the model's own: it must not change before the snapshot is written.
     """
+    family, read = family_of_model(model.config, model.origin), None
     if model.adapter is not None:
         files = {ADAPTER: _on_cpu(trained_parameters(model), copy)}
     else:
-        files = {MODEL: to_hf_state(_on_cpu(model.state_dict(), copy), model.config)}
+        files, read = _model_tensors(model, family, copy)
     files |= {name: _on_cpu(tensors_of_file, copy) for name, tensors_of_file in (tensors or {}).items()}
-    return Snapshot(model.config, tokenizer, files, info or {}, state, model.adapter, model.origin)
+    return Snapshot(model.config, tokenizer, files, info or {}, state, model.adapter, model.origin, family, read)
+
+
+def _model_tensors(
+    model: GPT, family: Family | None, copy: bool, stored: StoredModel | None = None
+) -> tuple[dict[str, dict[str, torch.Tensor]], Callable[[str], torch.Tensor]]:
+    """The model's tensors in the form of its family, by file, and a function that returns those that have no data yet.
+
+    Without `copy`, a tensor of the file that is joined of ours is made when it is written. Those that the model itself lacks
+    are read from `stored`.
+    """
+    config, state = model.config, model.state_dict()
+    if any(is_dtensor(tensor) for tensor in state.values()):  # processes write their own rows of our tensors
+        return {MODEL: to_hf_state(_on_cpu(state, copy), config)}, state.__getitem__
+    names = [name for name in state if not (name == HEAD and config.tie_embeddings)]
+    held = sources(names, plain_part if family is None else family.hf_part, config)
+
+    def ours(name: str) -> torch.Tensor:
+        tensor = state[name].detach()
+        return stored.read(name) if tensor.is_meta and stored is not None else tensor
+
+    def read(source: str) -> torch.Tensor:
+        part = held[source][0][1]
+        tensors = [ours(name) for name, _ in held[source]]
+        return tensors[0] if part.is_whole else join(tensors, part.transposed)
+
+    tensors: dict[str, torch.Tensor] = {}
+    for source, parts in held.items():
+        name, part = parts[0]
+        if part.is_whole:
+            tensors |= _on_cpu({source: state[name]}, copy)
+        elif copy:
+            tensors |= _on_cpu({source: read(source)}, copy=False)
+        else:
+            shape = part.stored_shape(state[name].shape)
+            tensors[source] = torch.empty(shape, dtype=state[name].dtype, device="meta")
+    return {MODEL: tensors}, read
 
 
 def _on_cpu(tensors: Mapping[str, torch.Tensor], copy: bool) -> dict[str, torch.Tensor]:
@@ -159,8 +200,8 @@ def save_checkpoint(
     """
     snapshot = take_snapshot(model, tokenizer, info, copy=False)
     if stored is not None:
-        ours = {hf_name(name, stored.config): name for name in stored.infos}
-        snapshot = replace(snapshot, read=lambda name: stored.read(ours[name]))
+        tensors, read = _model_tensors(model, snapshot.family, False, stored)
+        snapshot = replace(snapshot, tensors=tensors, read=read)
     return snapshot.write(folder)
 
 

@@ -4,7 +4,8 @@ import weakref
 
 import pytest
 import torch
-from foreign_llamas import gguf_tokenizer, make_llama, make_tokenizer, save_folder, write_gguf
+from foreign_llamas import VARIANTS, gguf_tokenizer, make_llama, make_tokenizer, save_folder, write_gguf
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -84,6 +85,21 @@ def test_the_skeleton_is_saved_as_the_complete_model_is(tmp_path, sources, name)
     save_checkpoint(tmp_path / "complete", stored.load(), tokenizer)
     for file in ("model.safetensors", "config.json", "mini_chat_gpt.json"):
         assert (tmp_path / "skeleton" / file).read_bytes() == (tmp_path / "complete" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("variant", ["GPT-2", "Phi-3"])
+def test_the_skeleton_of_a_model_with_joined_tensors_is_saved_as_the_complete_model_is(tmp_path, variant):
+    theirs = save_folder(tmp_path / "hf", **VARIANTS[variant])
+    stored, tokenizer = open_pair(tmp_path / "hf", dtype=None)
+    save_checkpoint(tmp_path / "skeleton", stored.skeleton(), tokenizer, stored=stored)
+    save_checkpoint(tmp_path / "complete", stored.load(), tokenizer)
+    written = (tmp_path / "skeleton" / "model.safetensors").read_bytes()
+    assert written == (tmp_path / "complete" / "model.safetensors").read_bytes()
+    state = theirs.state_dict()
+    assert all(
+        torch.equal(tensor, state[name])
+        for name, tensor in load_file(tmp_path / "skeleton" / "model.safetensors").items()
+    )
 
 
 @pytest.mark.parametrize("frozen", ["float32", "bf16", "nf4"])
