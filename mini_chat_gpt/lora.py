@@ -26,7 +26,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.config import LoraSettings
+from mini_chat_gpt.config import GPTConfig, LoraSettings
 from mini_chat_gpt.ops.functional import add_low_rank
 from mini_chat_gpt.ops.nf4 import Nf4Linear
 
@@ -48,6 +48,7 @@ class Adapter:
     token_ids: tuple[int, ...] = ()  # whose rows of the embedding table are trained
     base: str = ""  # its folder
     base_hash: str = ""
+    layout: str = ""  # the family in whose form the base is stored there, see checkpoints/find.py
 
 
 # Layers
@@ -270,6 +271,13 @@ def linear_layers(model: nn.Module) -> list[tuple[str, FrozenLinear]]:
     """(name, layer) of the blocks' linear layers. The head is not among them: it is the embedding, or as large."""
     modules = [(name, module) for name, module in model.named_modules() if name.startswith("layers.")]
     return [(name, module) for name, module in modules if isinstance(module, FrozenLinear)]
+
+
+def block_layers(config: GPTConfig) -> list[str]:
+    """The names of the layers of `linear_layers`, without a model."""
+    mlp = ["mlp.gate_proj"] * config.gated + ["mlp.up_proj", "mlp.down_proj"]
+    names = [*(f"self_attn.{one}_proj" for one in "qkvo"), *mlp]
+    return [f"layers.{layer}.{name}" for layer in range(config.n_layer) for name in names]
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:

@@ -5,20 +5,36 @@
 
 `PeftModel.from_pretrained(base, folder)` reads them. The base must be the folder that the config names, because its token
 tables have rows for the control tokens. The hash of the base's weights is stored as well, so that an adapter is never
-combined with another base unnoticed.
+combined with another base unnoticed. Adapters that were made by PEFT are read by `peft_adapter`.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mini_chat_gpt.checkpoints.families import part_of_layout
 from mini_chat_gpt.checkpoints.find import META, MODEL, is_checkpoint, read_meta
+from mini_chat_gpt.checkpoints.peft_form import (
+    PREFIX,
+    ROWS,
+    TABLES,
+    Module,
+    from_peft,
+    modules_of,
+    peft_shapes,
+    table_name,
+    to_peft,
+)
 from mini_chat_gpt.checkpoints.tensor_files import compare_tensors
+from mini_chat_gpt.checkpoints.tensor_parts import PartOf
 from mini_chat_gpt.checkpoints.verify import ADAPTER as ADAPTER
 from mini_chat_gpt.checkpoints.verify import ADAPTER_CONFIG as ADAPTER_CONFIG
 from mini_chat_gpt.checkpoints.verify import damage_of
@@ -26,17 +42,10 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import JSONRecord, check_json, short
 from mini_chat_gpt.common.manifest import Damage, read_manifest, sha256_of
 from mini_chat_gpt.config import GPTConfig, LoraSettings
-from mini_chat_gpt.lora import Adapter, Frozen, linear_layers
+from mini_chat_gpt.lora import Adapter, Frozen, block_layers, linear_layers
 from mini_chat_gpt.model import GPT
 
 REMEDY = "use another checkpoint"
-_PREFIX = "base_model.model."
-_PEFT_SUFFIX = {
-    "lora_A": "lora_A.weight",
-    "lora_B": "lora_B.weight",
-    "magnitude": "lora_magnitude_vector",
-    "rows": "token_adapter.trainable_tokens_delta",
-}  # our parameter name -> PEFT's suffix
 
 
 class AdapterMetadata(JSONRecord):
@@ -49,6 +58,7 @@ class AdapterMetadata(JSONRecord):
     base: str
     base_from_here: str
     base_hash: str
+    layout: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> AdapterMetadata | None:
@@ -66,16 +76,13 @@ def is_adapter(folder: Path) -> bool:
     return AdapterMetadata.read(folder) is not None
 
 
-def peft_name(name: str) -> str:
-    """ "layers.0.mlp.up_proj.lora_A" -> "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight" """
-    module, _, parameter = name.rpartition(".")
-    parent = "" if module == "lm_head" else "model."
-    return f"{_PREFIX}{parent}{module}.{_PEFT_SUFFIX[parameter]}"
+def adapter_tensors(model: GPT) -> dict[str, torch.Tensor]:
+    """The trained parameters of an adapted model as PEFT has them, see peft_form.py."""
+    return to_peft(model, _part_of(model.adapter))
 
 
-def trained_parameters(model: GPT) -> dict[str, torch.nn.Parameter]:
-    """The trainable parameters of an adapted model by their PEFT names."""
-    return {peft_name(name): p for name, p in model.named_parameters() if p.requires_grad}
+def _part_of(adapter: Adapter, source: str = "the adapter") -> PartOf:
+    return part_of_layout(adapter.layout, source)
 
 
 def adapter_shapes(model: GPT, adapter: Adapter, folder: Path) -> dict[str, tuple[int, ...]]:
@@ -83,61 +90,81 @@ def adapter_shapes(model: GPT, adapter: Adapter, folder: Path) -> dict[str, tupl
 
     Raises UserError if the adapter in `folder` names a layer or a token that the base does not have.
     """
-    rank, layers, n_ids = adapter.settings.rank, dict(linear_layers(model)), len(adapter.token_ids)
-    shapes: dict[str, tuple[int, ...]] = {}
+    layers, n_ids, part_of = dict(linear_layers(model)), len(adapter.token_ids), _part_of(adapter, str(folder / META))
     for name in adapter.layers:
         if name not in layers:
             raise UserError(f"{folder / META}: the base has no layer {short(name)}; {REMEDY}.")
-        linear = layers[name]
-        shapes |= {f"{name}.lora_A": (rank, linear.in_features), f"{name}.lora_B": (linear.out_features, rank)}
-        if adapter.settings.dora:
-            shapes[f"{name}.magnitude"] = (linear.out_features,)
     if any(not 0 <= token_id < model.config.vocab_size for token_id in adapter.token_ids):
         raise UserError(f"{folder / META}: the base has no row for one of the token_ids; {REMEDY}.")
+    sizes = {name: (layers[name].out_features, layers[name].in_features) for name in adapter.layers}
+    shapes = peft_shapes(sizes, adapter.settings.rank, adapter.settings.dora, part_of, model.config)
     if n_ids:
-        tables = ["embed_tokens"] if model.config.tie_embeddings else ["embed_tokens", "lm_head"]
-        shapes |= {f"{table}.rows": (n_ids, model.config.n_embd) for table in tables}
-    return {peft_name(name): shape for name, shape in shapes.items()}
+        tables = TABLES[:1] if model.config.tie_embeddings else TABLES
+        names = [f"{PREFIX}{table_name(table, part_of, model.config)}.{ROWS}" for table in tables]
+        shapes |= dict.fromkeys(names, (n_ids, model.config.n_embd))
+    return shapes
 
 
-@torch.no_grad()
 def load_adapter(model: GPT, tensors: Mapping[str, torch.Tensor], source: str) -> None:
     """Copy the tensors of an adapter file, `source`, into an adapted model. Raises UserError if they don't fit it."""
-    trained = trained_parameters(model)
-    shapes = {name: tuple(parameter.shape) for name, parameter in trained.items()}
+    part_of = _part_of(model.adapter)
+    shapes = {name: tuple(tensor.shape) for name, tensor in to_peft(model, part_of).items()}
     compare_tensors(tensors, shapes, source, REMEDY)
-    for name, parameter in trained.items():
-        parameter.copy_(tensors[name])
+    from_peft(model, tensors, part_of, source)
 
 
 def peft_config(adapter: Adapter, config: GPTConfig) -> dict[str, Any]:
     """The contents of adapter_config.json."""
-    settings, ids = adapter.settings, list(adapter.token_ids)
-    tables = {"embed_tokens": ids} if config.tie_embeddings else {"embed_tokens": ids, "lm_head": ids}
+    settings, ids, part_of = adapter.settings, list(adapter.token_ids), _part_of(adapter)
+    tables = TABLES[:1] if config.tie_embeddings else TABLES
+    modules = modules_of(adapter.layers, part_of, config)
+    targets = _target_modules(modules, modules_of(block_layers(config), part_of, config))
+    # A module that joins n of our layers has rank n·r. The factor on its B·A is that of the others.
+    joined = {targets[module.name]: len(module.layers) for module in modules if len(module.layers) > 1}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": adapter.base,
         "r": settings.rank,
         "lora_alpha": settings.alpha,
+        "rank_pattern": {target: n * settings.rank for target, n in joined.items()},
+        "alpha_pattern": {
+            target: settings.alpha * (math.sqrt(n) if settings.rslora else n) for target, n in joined.items()
+        },
         "lora_dropout": settings.dropout,
         "use_rslora": settings.rslora,
         "use_dora": settings.dora,
-        "target_modules": _target_modules(adapter.layers, config.n_layer),
-        "trainable_token_indices": tables if ids else None,
+        "target_modules": [*dict.fromkeys(targets.values())],
+        "trainable_token_indices": {_last(table_name(table, part_of, config)): ids for table in tables}
+        if ids
+        else None,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(module.transposed for module in modules),
         "init_lora_weights": True,
         "inference_mode": True,
     }
 
 
-def _target_modules(layers: tuple[str, ...], n_layer: int) -> list[str]:
-    """PEFT's target_modules: the last part of a name if all blocks have that layer adapted, else the full names."""
-    by_last_part: dict[str, list[str]] = {}
-    for name in layers:
-        by_last_part.setdefault(name.rpartition(".")[2], []).append(name)
-    return [name for last, full in by_last_part.items() for name in ([last] if len(full) == n_layer else full)]
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _target_modules(modules: Sequence[Module], all_modules: Sequence[Module]) -> dict[str, str]:
+    """What PEFT's target_modules has for each module: the end of its name if all modules with that end are adapted.
+
+    The end is the last part of the name, or what follows the number of the block: in GPT-2 two modules are called c_proj.
+    """
+    adapted = {module.name for module in modules}
+    named = [name for module in all_modules for name in ({_last(module.name), _in_block(module.name)})]
+    n_adapted = Counter(name for module in adapted for name in ({_last(module), _in_block(module)}))
+    whole = {name for name, n in Counter(named).items() if n_adapted[name] == n}
+    ends = ([_last(name), _in_block(name), name] for name in (module.name for module in modules))
+    return {end[-1]: next(one for one in end if one in whole or one == end[-1]) for end in ends}
+
+
+def _in_block(module: str) -> str:
+    """ "model.layers.3.mlp.up_proj" -> "mlp.up_proj" """
+    return re.sub(r"^.*?\.\d+\.", "", module)
 
 
 def adapter_metadata(adapter: Adapter, folder: Path) -> dict[str, Any]:
@@ -150,6 +177,7 @@ def adapter_metadata(adapter: Adapter, folder: Path) -> dict[str, Any]:
         "base": adapter.base,
         "base_from_here": os.path.relpath(adapter.base, folder.resolve()),
         "base_hash": adapter.base_hash,
+        "layout": adapter.layout,
     }
 
 
@@ -162,6 +190,7 @@ def read_adapter(metadata: AdapterMetadata) -> Adapter:
         tuple(metadata.token_ids),
         metadata.base,
         metadata.base_hash,
+        metadata.layout,
     )
 
 

@@ -94,6 +94,13 @@ def open_foreign(
     return model_in_memory(config, state, str(source)), loaded_tokenizer
 
 
+def read_tokenizer(folder: Path) -> ChatTokenizer:
+    """Read the tokenizer of a Hugging Face folder, with its chat format. Raises UserError."""
+    tokenizer = tokenizer_from_folder(folder)
+    give_chat_format(tokenizer, folder)
+    return tokenizer
+
+
 def import_tokenizer(source: Path) -> tuple[ChatTokenizer, GPTConfig]:
     """Read the tokenizer of a model and its architecture, without the weights of a folder or GGUF file; see `import_model`."""
     with suppress(OSError):  # which `import_model` reports
@@ -194,9 +201,14 @@ def refuse_tokenizer(source: Path, tokenizer: str | Path | None) -> None:
         raise UserError(f"{source} has its own tokenizer; omit --tokenizer.")
 
 
+def stored_hf_model(folder: Path, dtype: torch.dtype | None = None) -> StoredModel:
+    """Open the model of a Hugging Face folder, without its tokenizer; see `open_foreign`."""
+    return _describe_folder(folder).model(dtype)
+
+
 def read_hf_model(folder: Path, dtype: torch.dtype | None = None) -> GPT:
     """Read the model of a Hugging Face folder, without its tokenizer; see `import_model`."""
-    return _describe_folder(folder).model(dtype).load()
+    return stored_hf_model(folder, dtype).load()
 
 
 def read_gguf_model(file: GGUFFile, dtype: torch.dtype | None = None) -> GPT:

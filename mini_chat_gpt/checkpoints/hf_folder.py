@@ -94,8 +94,8 @@ def _without_config(folder: Path) -> str:
     if os.path.isfile(folder / ADAPTER_CONFIG):
         base = read_json(folder / ADAPTER_CONFIG, _AdapterConfig, REMEDY).base_model_name_or_path
         return (
-            f"{folder} holds only a PEFT adapter for the base model {short(base)}; merge the two with PEFT's "
-            "merge_and_unload(), save the result, and give that folder."
+            f"{folder} holds only a PEFT adapter for the base model {short(base)}; merge the two with "
+            f"`mini-chat-gpt merge {folder} OUT`."
         )
     if files := _gguf_files(folder):
         return f"{folder} contains {len(files)} GGUF file{'s'[: len(files) > 1]}; name the file: {folder / files[0]}."

@@ -23,11 +23,18 @@ from mini_chat_gpt.checkpoints.adapters import (
     read_adapter,
 )
 from mini_chat_gpt.checkpoints.build import StoredModel, model_in_memory, model_in_parts, model_shapes
-from mini_chat_gpt.checkpoints.families import part_of_layout
-from mini_chat_gpt.checkpoints.find import META, MODEL, find_checkpoint, read_meta
-from mini_chat_gpt.checkpoints.foreign import import_tokenizer, is_foreign, open_foreign, refuse_tokenizer
+from mini_chat_gpt.checkpoints.families import family_of_model, part_of_layout, plain_part
+from mini_chat_gpt.checkpoints.find import META, MODEL, find_checkpoint, is_checkpoint, read_meta
+from mini_chat_gpt.checkpoints.foreign import (
+    import_tokenizer,
+    is_foreign,
+    open_foreign,
+    read_tokenizer,
+    refuse_tokenizer,
+)
 from mini_chat_gpt.checkpoints.hf import from_hf_state, to_hf_state
 from mini_chat_gpt.checkpoints.origin import Origin
+from mini_chat_gpt.checkpoints.peft_adapter import base_name, is_peft_folder, with_adapter
 from mini_chat_gpt.checkpoints.sharded import Like, Tensors, read_file, read_shards, read_shards_header, shards_of
 from mini_chat_gpt.checkpoints.tensor_files import (
     FLOATS,
@@ -40,7 +47,7 @@ from mini_chat_gpt.checkpoints.tensor_files import (
 from mini_chat_gpt.checkpoints.tensor_parts import stored_shapes
 from mini_chat_gpt.common.device import pick_device
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.json_files import describe_problem
+from mini_chat_gpt.common.json_files import describe_problem, short
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.lora import Frozen, add_lora, merge_lora
 from mini_chat_gpt.model import GPT
@@ -77,9 +84,10 @@ def load_pair(
 ) -> tuple[GPT, ChatTokenizer]:
     """Load a model on the CPU and its tokenizer: the only way in which a command gets them.
 
-    source      a checkpoint folder, or a file or folder of another project
+    source      a checkpoint folder, or a file or folder of another project, also an adapter of PEFT
     tokenizer   for a file without one, see `import_model`
     adapted     keep the adapter of a checkpoint for further training, instead of merging it; see `load_adapted`
+    base        the base of an adapter, if it is not where the adapter says
     dtype       precision of the weights; None keeps that of the file (float32 for quantized weights)
 
     Raises UserError if one of them can't be read, and if they don't belong together.
@@ -87,14 +95,16 @@ def load_pair(
     if adapted:
         its_tokenizer, _ = load_tokenizer(source)  # first, because the weights take longer
         return load_adapted(source, base, frozen), its_tokenizer
-    stored, its_tokenizer = open_pair(source, tokenizer, dtype)
+    stored, its_tokenizer = open_pair(source, tokenizer, dtype, base)
     return stored.load(), its_tokenizer
 
 
 def open_pair(
-    source: Path, tokenizer: str | None = None, dtype: torch.dtype | None = torch.float32
+    source: Path, tokenizer: str | None = None, dtype: torch.dtype | None = torch.float32, base: Path | None = None
 ) -> tuple[StoredModel, ChatTokenizer]:
-    """Like `load_pair`, but the weights are not read yet (those of an adapter are, and it is merged into its base)."""
+    """Like `load_pair`, but the weights are not read yet (those of our adapters are, and are merged into their base)."""
+    if is_peft_folder(source):
+        return _open_peft(source, tokenizer, dtype, base)
     if is_foreign(source):
         stored, its_tokenizer = open_foreign(source, tokenizer, dtype)
         require_match(stored.config, its_tokenizer, source)
@@ -104,11 +114,52 @@ def open_pair(
     return open_checkpoint(source, dtype), its_tokenizer
 
 
+def _open_peft(
+    folder: Path, tokenizer: str | None, dtype: torch.dtype | None, base: Path | None
+) -> tuple[StoredModel, ChatTokenizer]:
+    """The base of an adapter of PEFT, merged with the adapter as it is read, and the adapter's tokenizer if it has one."""
+    source = base or _base_of_peft(folder)
+    if is_peft_folder(source):
+        raise UserError(
+            f"{source}, the base model of {folder}, is an adapter itself; merge it into its own base first."
+        )
+    stored, its_tokenizer = open_pair(source, tokenizer, dtype)
+    if is_checkpoint(source) and not is_adapter(source):
+        part_of = part_of_layout(read_meta(source).get("layout", ""), str(source / META))
+    else:
+        family = family_of_model(stored.config, stored.origin)
+        part_of = plain_part if family is None else family.hf_part
+    if (folder / "tokenizer.json").is_file():
+        own = read_tokenizer(folder)
+        same = own.fingerprint() == its_tokenizer.fingerprint() and own.template in (None, its_tokenizer.template)
+        its_tokenizer = its_tokenizer if same else own  # the base's may know more tokens that end a reply
+    stored = with_adapter(stored, part_of, folder)
+    require_match(stored.config, its_tokenizer, folder)
+    return stored, its_tokenizer
+
+
+def _base_of_peft(folder: Path) -> Path:
+    """Where the base of an adapter of PEFT is. Raises UserError if it is not here."""
+    name = base_name(folder)
+    if not Path(name).exists() and (folder / name).exists():
+        return find_source(folder / name)
+    try:
+        return find_source(Path(name))
+    except UserError as error:
+        raise UserError(
+            f"{folder} is an adapter for the base model {short(name)}, which is missing here; merge the two with "
+            f"`mini-chat-gpt merge {folder} OUT --base PATH` ({error})"
+        ) from None
+
+
 def load_tokenizer(folder: Path) -> tuple[ChatTokenizer, GPTConfig]:
     """Load the tokenizer of a checkpoint, or of a model of another project, and the config of the model that it belongs to.
 
     Raises UserError if it belongs to another model.
     """
+    if is_peft_folder(folder):
+        stored, its_tokenizer = open_pair(folder)
+        return its_tokenizer, stored.config
     if is_foreign(folder):
         return import_tokenizer(folder)
     meta = read_meta(folder)
@@ -180,8 +231,8 @@ def load_adapted(folder: Path, base: Path | None = None, frozen: Frozen | None =
     model = stored.load(frozen)
     tensors = read_tensors(folder, ADAPTER, adapter_shapes(model, adapter, folder))
     add_lora(model, adapter.settings, frozen, adapter.token_ids)
-    load_adapter(model, tensors, str(folder / ADAPTER))
     model.adapter = replace(adapter, frozen=frozen)
+    load_adapter(model, tensors, str(folder / ADAPTER))
     return model
 
 

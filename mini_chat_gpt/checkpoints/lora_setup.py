@@ -13,7 +13,7 @@ import torch
 from mini_chat_gpt.chat_format import ChatFormat, Format
 from mini_chat_gpt.checkpoints.adapters import AdapterMetadata, weights_hash
 from mini_chat_gpt.checkpoints.build import StoredModel
-from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, MODEL, find_checkpoint, protect
+from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, MODEL, find_checkpoint, is_checkpoint, protect, read_meta
 from mini_chat_gpt.checkpoints.foreign import is_foreign
 from mini_chat_gpt.checkpoints.load import load_pair
 from mini_chat_gpt.checkpoints.save import save_checkpoint
@@ -82,7 +82,8 @@ def adapt(base: Base, config: Config, run: Path, world: World, device: torch.dev
     torch.manual_seed(config.system.seed)  # for the random matrices
     add_lora(base.model, config.lora, frozen, token_ids)
     assert base.model.adapter is not None
-    base.model.adapter = replace(base.model.adapter, base=str(folder), base_hash=weights_hash(folder))
+    layout = read_meta(folder).get("layout", "") if is_checkpoint(folder) else ""  # in a dry run it may not be there
+    base.model.adapter = replace(base.model.adapter, base=str(folder), base_hash=weights_hash(folder), layout=layout)
 
 
 def _base_folder(base: Base, run: Path, dry_run: bool) -> Path:

@@ -1,4 +1,4 @@
-"""`mini-chat-gpt merge ADAPTER OUT`: merge an adapter into its base and write a checkpoint folder that needs neither."""
+"""`mini-chat-gpt merge ADAPTER OUT`: merge an adapter, ours or one of PEFT, into its base and write a checkpoint that needs neither."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mini_chat_gpt.checkpoints.adapters import AdapterMetadata, is_adapter, weig
 from mini_chat_gpt.checkpoints.find import find_checkpoint, read_meta
 from mini_chat_gpt.checkpoints.foreign import is_foreign
 from mini_chat_gpt.checkpoints.load import find_source, load_pair
+from mini_chat_gpt.checkpoints.peft_adapter import is_peft_folder
 from mini_chat_gpt.checkpoints.save import require_new, save_checkpoint
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
@@ -21,12 +22,15 @@ from mini_chat_gpt.lora import merge_lora
 def merge(adapter: Path | str, out: Path | str, base: Path | str | None = None) -> Path:
     """Write the merged model to the folder `out`, which must not exist, and return it.
 
-    `adapter` is a run or checkpoint folder. `base` is only needed if the base has moved. Raises UserError.
+    `adapter` is a run or checkpoint folder, or a folder of PEFT. `base` is only needed if the base has moved. Raises UserError.
     """
     require_new(Path(out), Path(adapter))  # before the work begins
     folder = find_source(Path(adapter))
+    if is_peft_folder(folder):
+        model, tokenizer = load_pair(folder, base=None if base is None else find_source(Path(base)), dtype=None)
+        return save_checkpoint(out, model, tokenizer, {"job": "import", "merged": shown_path(folder)})
     if is_foreign(folder):
-        raise UserError(f"{folder} is not an adapter that was trained with mini_chat_gpt; there is nothing to merge.")
+        raise UserError(f"{folder} is not an adapter but a complete model; there is nothing to merge.")
     if not is_adapter(folder):
         raise UserError(f"{folder} is already a complete model; there is nothing to merge.")
     model, tokenizer = load_pair(folder, adapted=True, base=None if base is None else _find_base(base))
@@ -44,7 +48,7 @@ def _find_base(path: Path | str) -> Path:
 
 def run(arguments: argparse.Namespace) -> int:
     """`mini-chat-gpt merge` with a parsed command line."""
-    if arguments.base is not None:
+    if arguments.base is not None and not is_peft_folder(Path(arguments.adapter)):
         metadata = AdapterMetadata.read(find_checkpoint(arguments.adapter))
         if metadata is not None and weights_hash(_find_base(arguments.base)) != metadata.base_hash:
             print(

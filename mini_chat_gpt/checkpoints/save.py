@@ -18,8 +18,8 @@ from mini_chat_gpt.checkpoints.adapters import (
     ADAPTER,
     ADAPTER_CONFIG,
     adapter_metadata,
+    adapter_tensors,
     peft_config,
-    trained_parameters,
 )
 from mini_chat_gpt.checkpoints.build import StoredModel
 from mini_chat_gpt.checkpoints.families import Family, family_of_model, plain_part
@@ -125,7 +125,7 @@ def take_snapshot(
     """
     family, read = family_of_model(model.config, model.origin), None
     if model.adapter is not None:
-        files = {ADAPTER: _on_cpu(trained_parameters(model), copy)}
+        files = {ADAPTER: _on_cpu(adapter_tensors(model), copy)}
     else:
         files, read = _model_tensors(model, family, copy)
     files |= {name: _on_cpu(tensors_of_file, copy) for name, tensors_of_file in (tensors or {}).items()}

@@ -56,7 +56,7 @@ MISTAKES = {
     "import notes.txt new": "notes.txt is a text, not a model; give a Hugging Face folder, a GGUF file, ",
     "import hf new --tokenizer gpt2": "hf has its own tokenizer; omit --tokenizer.",
     "import ours new --tokenizer gpt2": "ours has its own tokenizer; omit --tokenizer.",
-    "merge hf new": "hf is not an adapter that was trained with mini_chat_gpt; there is nothing to merge.",
+    "merge hf new": "hf is not an adapter but a complete model; there is nothing to merge.",
     "merge ours new": "ours is already a complete model; there is nothing to merge.",
     "merge new ours": "There is no new, but there is ours: the existing model comes first, then the new folder.",
     "chat --checkpoint hf/tokenizer.json": "hf/tokenizer.json is only a part of a model; give its folder, hf.",

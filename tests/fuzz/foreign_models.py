@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from foreign_llamas import gguf_name, halves_again, make_llama, write_gguf
+from fuzz import families
 from fuzz.checkpoints import as_array
 from fuzz.mutations import BYTES, elsewhere
 from fuzz.naive import tensors_in
@@ -151,4 +152,5 @@ def targets(folder: Path) -> list[Target]:
         Target("GGUF", folder / "gguf", [Path("m.gguf")], gguf, naive_gguf, changes=header, weight=4),
         Target("Hugging Face folder", folder / "hf", small, hf_folder, naive_hf_folder, weight=4),
         Target("shards", folder / "hf", shards, hf_folder, naive_hf_folder, weight=2),
+        *families.targets(folder),
     ]
