@@ -20,19 +20,24 @@ if TYPE_CHECKING:
     import numpy as np
 
 ROLES = ("system", "user", "assistant")
+TOOL = "tool"
+"""Role of a message with the result of a function that the assistant called. Our own format has no such messages."""
+Tools = Sequence[Mapping[str, Any]]
+"""Functions that the assistant can call, as JSON objects: {"type": "function", "function": {"name": …, "parameters": …}}."""
 
 
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation."""
 
-    role: str  # one of ROLES
+    role: str  # one of ROLES, or TOOL
     content: str
     train: bool = True  # False excludes an assistant's turn from the loss; other roles are never trained on
-    reasoning: str | None = None  # what the assistant thought before its reply; no format renders it yet
-    tool_calls: tuple[Mapping[str, Any], ...] | None = (
-        None  # functions that the assistant calls; no format renders them yet
-    )
+    reasoning: str | None = None  # what the assistant thought before its reply
+    # Functions that the assistant calls: {"type": "function", "id": …, "function": {"name": …, "arguments": {…}}}; the id is optional.
+    tool_calls: tuple[Mapping[str, Any], ...] | None = None
+    name: str | None = None  # of the function whose result this is
+    tool_call_id: str | None = None  # id of the call whose result this is
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,15 @@ class Rendered:
         for start, end in self.reply_spans:
             mask[start:end] = [True] * (end - start)
         return mask
+
+
+@dataclass(frozen=True)
+class ReasoningMarks:
+    """The texts that a format prints around the reasoning of a reply, such as `<think>` and `</think>`; usually control tokens."""
+
+    begin: str
+    end: str
+    opened: bool = False  # whether the prompt for a reply ends with `begin`, so that the reply continues the reasoning
 
 
 class Tokenizer(Protocol):
@@ -78,7 +92,10 @@ class Format(Protocol):
     stop_ids            ids that end a reply, in addition to those that the tokenizer knows by name
     end_ids             all ids that end a reply
     role_ids            ids that open a turn, and therefore end generation as well
-    render              renders a conversation of which `check_messages` approves; `system_default` keeps `own_system`
+    can_switch_thinking whether `thinking` makes a difference
+    reasoning_marks     what is printed around the reasoning of a reply to a prompt; None for a format without reasoning
+    render              renders a conversation of which `check_messages` approves; `system_default` keeps `own_system`. `tools` are
+                        described to the assistant. `thinking`: whether it is to think before it replies; None is the format's default
     entry               the format as JSON, to be stored with the tokenizer
     jinja_template      the format as a template for `transformers`
     """
@@ -97,12 +114,17 @@ class Format(Protocol):
     def stop_ids(self) -> frozenset[int]: ...
     def end_ids(self, tokenizer: Tokenizer) -> frozenset[int]: ...
     def role_ids(self, tokenizer: Tokenizer) -> frozenset[int]: ...
+    @property
+    def can_switch_thinking(self) -> bool: ...
+    def reasoning_marks(self, thinking: bool | None = None) -> ReasoningMarks | None: ...
     def render(
         self,
         messages: Sequence[Message],
         tokenizer: Tokenizer,
         add_generation_prompt: bool,
         system_default: bool = True,
+        tools: Tools = (),
+        thinking: bool | None = None,
     ) -> Rendered: ...
     def with_default_system(self, text: str | None) -> Format: ...
     def entry(self) -> dict[str, Any]: ...
@@ -123,6 +145,7 @@ class ChatFormat:
     independent_turns: ClassVar[bool] = True
     required_tokens: ClassVar[tuple[str, ...]] = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>")
     stop_ids: ClassVar[frozenset[int]] = frozenset()
+    can_switch_thinking: ClassVar[bool] = False
 
     def end_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """The id of `<|endoftext|>`."""
@@ -131,6 +154,9 @@ class ChatFormat:
     def role_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Ids of `<|system|>`, `<|user|>` and `<|assistant|>`, as far as the tokenizer has them."""
         return frozenset(tokenizer.control[name] for role in ROLES if (name := f"<|{role}|>") in tokenizer.control)
+
+    def reasoning_marks(self, thinking: bool | None = None) -> None:
+        """The format has no reasoning."""
 
     def with_default_system(self, text: str | None) -> ChatFormat:
         """The same format with another `default_system`."""
@@ -146,8 +172,14 @@ class ChatFormat:
         tokenizer: Tokenizer,
         add_generation_prompt: bool,
         system_default: bool = True,
+        tools: Tools = (),
+        thinking: bool | None = None,
     ) -> Rendered:
-        """Render a conversation of which `check_messages` approves. The format has no `own_system` to keep or to leave out."""
+        """Render a conversation of which `check_messages` approves. The format has no `own_system` to keep or to leave out.
+
+        Raises UserError for reasoning, tool calls and tools, for which the format has no place.
+        """
+        _refuse_extras(messages, tools)
         # BOS begins a conversation, not every turn.
         ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         reply_spans = []
@@ -214,14 +246,20 @@ def render(
 
 
 def render_spans(
-    messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool = False, system_default: bool = True
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    add_generation_prompt: bool = False,
+    system_default: bool = True,
+    tools: Tools = (),
+    thinking: bool | None = None,
 ) -> Rendered:
     """Like `render`, but with the spans of the replies instead of a mask: loss weights and turns are assigned by span.
 
     `system_default=False` leaves out the system message that a foreign format inserts into conversations without one, as far as it can.
+    `tools` are the functions that the assistant can call. `thinking` switches its reasoning on or off, in formats that have such a switch.
     """
     check_messages(messages, add_generation_prompt)
-    return format_of(tokenizer).render(messages, tokenizer, add_generation_prompt, system_default)
+    return format_of(tokenizer).render(messages, tokenizer, add_generation_prompt, system_default, tools, thinking)
 
 
 def format_of(tokenizer: Tokenizer) -> Format:
@@ -234,25 +272,63 @@ def check_messages(messages: Sequence[Message], add_generation_prompt: bool = Fa
     if not messages:
         raise UserError("The conversation is empty; give it at least one user message.")
     for number, message in enumerate(messages, start=1):
-        where = f"Message {number} of {len(messages)}"
-        if message.role not in ROLES:
-            raise UserError(f"{where} has the role {message.role!r}; the roles are {', '.join(ROLES)}.")
-        where += f" (role {message.role})"
+        where = _where(messages, number - 1)
+        if message.role not in (*ROLES, TOOL):
+            where = f"Message {number} of {len(messages)}"
+            raise UserError(f"{where} has the role {message.role!r}; the roles are {', '.join((*ROLES, TOOL))}.")
         # Data files may have numbers or null here, which would fail deep inside the tokenizer.
         if not isinstance(message.content, str):
             raise UserError(f"{where} has a {type(message.content).__name__} as its content; it must be text.")
-        if message.reasoning is not None or message.tool_calls is not None:
-            extra = "tool calls" if message.reasoning is None else "reasoning"
-            raise UserError(f"{where} has {extra}, which no chat format renders yet; leave the conversation out.")
+        _check_extras(message, where)
         # An empty reply would train the model to end immediately.
-        if not message.content.strip():
+        may_be_empty = message.tool_calls is not None or message.role == TOOL
+        if not message.content.strip() and not (may_be_empty and message.content == ""):
             raise UserError(f"{where} has no text; add text, or remove the conversation.")
         _check_order(messages, number - 1, where)
-    # In training a reply always follows a user message, so the model has learned nothing else.
-    if add_generation_prompt and messages[-1].role != "user":
+    # In training a reply always follows a user message or the result of a function, so the model has learned nothing else.
+    if add_generation_prompt and messages[-1].role not in ("user", TOOL):
         raise UserError(
             f"A reply can only follow a user message, but the last message has the role {messages[-1].role}; "
             "end the conversation with a user message, or leave add_generation_prompt off."
+        )
+
+
+def _where(messages: Sequence[Message], index: int) -> str:
+    return f"Message {index + 1} of {len(messages)} (role {messages[index].role})"
+
+
+def _check_extras(message: Message, where: str) -> None:
+    """Check reasoning and tool calls, which only assistants have."""
+    if message.role != "assistant" and (message.reasoning is not None or message.tool_calls is not None):
+        raise UserError(
+            f"{where} has reasoning or tool calls, which only the assistant's messages can have; remove them."
+        )
+    if message.reasoning is not None and not message.reasoning.strip():
+        raise UserError(f"{where} has a reasoning without text; leave the reasoning out.")
+    for call in message.tool_calls or ():
+        function = call.get("function")
+        if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), Mapping):
+            raise UserError(f'{where} has a tool call without a "function" with "arguments", an object; add it.')
+        if not isinstance(function.get("name"), str) or not function["name"].strip():
+            raise UserError(f"{where} has a tool call without the name of the function; add it.")
+
+
+def _refuse_extras(messages: Sequence[Message], tools: Tools) -> None:
+    """Raise UserError for what a format without reasoning and tools can't render."""
+    for index, message in enumerate(messages):
+        extras = {
+            "reasoning": message.reasoning is not None,
+            "tool calls": message.tool_calls is not None,
+            "the result of a tool": message.role == TOOL,
+        }
+        for extra in (name for name, present in extras.items() if present):
+            raise UserError(
+                f"{_where(messages, index)} has {extra}, which the chat format can't render; "
+                "leave the conversation out, or use a model with a chat template for it."
+            )
+    if tools:
+        raise UserError(
+            "The conversation has tools, which the chat format can't render; leave it out, or use a model with a chat template for them."
         )
 
 
@@ -266,9 +342,13 @@ def _check_order(messages: Sequence[Message], index: int, where: str) -> None:
         raise UserError(
             f"{where} follows another user message; join the two, or put the assistant's reply between them."
         )
-    if role == "assistant" and before != "user":
+    if role == "user" and before == TOOL:
+        raise UserError(f"{where} follows the result of a tool; put the assistant's reply between them.")
+    if role == "assistant" and before not in ("user", TOOL):
         follows = "opens the conversation" if before is None else f"follows a message of the role {before}"
         raise UserError(f"{where} {follows}; an assistant message must follow a user message.")
+    if role == TOOL and before != TOOL and (before is None or messages[index - 1].tool_calls is None):
+        raise UserError(f"{where} does not follow a message in which the assistant calls a tool; put it after one.")
 
 
 def _role_id(tokenizer: Tokenizer, role: str) -> int:

@@ -71,7 +71,7 @@ def test_each_span_is_a_reply_with_its_end_token(kind):
 
 def test_a_tokenizer_with_another_chat_format_renders_with_it():
     class Shouting(ChatFormat):
-        def render(self, messages, tokenizer, add_generation_prompt, system_default=True):
+        def render(self, messages, tokenizer, add_generation_prompt, system_default=True, tools=(), thinking=None):
             return Rendered(tokenizer.encode("".join(message.content.upper() for message in messages)), [])
 
     tokenizer = chat_tokenizer("tiktoken")
@@ -121,7 +121,7 @@ def test_no_content_adds_a_control_token(kind, text):
     ("roles", "message"),
     [
         ([], "conversation is empty"),
-        (["user", "tool"], "Message 2 of 2 has the role 'tool'; the roles are system, user, assistant"),
+        (["user", "robot"], "Message 2 of 2 has the role 'robot'; the roles are system, user, assistant, tool"),
         (["user", "system"], r"Message 2 of 2 \(role system\) is out of place"),
         (["system", "system"], r"Message 2 of 2 \(role system\) is out of place"),
         (["user", "user"], r"Message 2 of 2 \(role user\) follows another user message"),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mini_chat_gpt.chat_format import Message, Rendered, render_spans
+from mini_chat_gpt.chat_format import Message, Rendered, format_of, render_spans
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import ChatsSection, DataSection
 from mini_chat_gpt.data.batching import Example, epoch_order
@@ -124,6 +124,8 @@ class ChatDataset:
         """Render as many exchanges as fit into the context; None, with an entry in `left_out`, if not even one does."""
         seq_len = self.data.seq_len
         messages = list(conversation.messages)
+        if format_of(tokenizer).reasoning_marks() is not None:
+            messages = list(map(with_reasoning, messages))
         if self.data.system_message and messages[0].role != "system":
             messages.insert(0, Message("system", self.data.system_message))
         n_messages = len(messages)
@@ -132,8 +134,8 @@ class ChatDataset:
             last = len(messages) - 1
             shown = [replace(m, train=m.train and (train == "all" or at == last)) for at, m in enumerate(messages)]
             try:
-                rendered = render_spans(shown, tokenizer, system_default=False)
-            except UserError as error:  # what no format renders yet, or roles that the template of a model refuses
+                rendered = render_spans(shown, tokenizer, system_default=False, tools=conversation.tools)
+            except UserError as error:  # what the format can't render, or roles that the template of a model refuses
                 self.left_out.append(LeftOut(conversation, "dropped", str(error).rstrip(".")))
                 return None
             n_tokens = n_tokens or len(rendered.ids)
@@ -142,12 +144,24 @@ class ChatDataset:
                     why = f"it has {n_tokens:,} tokens, {seq_len:,} fit: its last {n_removed} messages are removed"
                     self.left_out.append(LeftOut(conversation, "shortened", why))
                 return rendered
-            del messages[-2:]  # the last exchange
+            # The last exchange: a question with all that follows, which can be calls of tools and their results.
+            del messages[max((at for at, m in enumerate(messages) if m.role == "user"), default=0) :]
             if messages and messages[-1].role != "assistant":
                 break
         why = f"its first trained exchange doesn't fit into {seq_len:,} tokens (it has {n_tokens:,})"
         self.left_out.append(LeftOut(conversation, "dropped", why))
         return None
+
+
+def with_reasoning(message: Message) -> Message:
+    """Move a `<think>…</think>` at the beginning of an assistant's message into its reasoning, as templates with reasoning do."""
+    if message.role != "assistant" or message.reasoning is not None or not (match := _THINK.match(message.content)):
+        return message
+    reasoning = match.group(1).strip("\n")
+    return replace(message, content=message.content[match.end() :], reasoning=reasoning if reasoning.strip() else None)
+
+
+_THINK = re.compile(r"\s*<think>(.*?)</think>\n*", re.DOTALL)
 
 
 def names_of(paths: Sequence[str]) -> dict[str, str]:
@@ -176,7 +190,13 @@ def split(
 
 def content_key(conversation: Conversation) -> str:
     """Equal for conversations with the same text, ignoring case and white space."""
-    return _digest(json.dumps([[m.role, _normalized(m.content)] for m in conversation.messages]))
+    texts: list[object] = [[m.role, _normalized(m.content)] for m in conversation.messages]
+    extras = [[m.reasoning, m.tool_calls] for m in conversation.messages if m.reasoning or m.tool_calls]
+    if (
+        extras or conversation.tools
+    ):  # without these the key is that of earlier versions, which decides what is held out
+        texts += [extras, conversation.tools]
+    return _digest(json.dumps(texts))
 
 
 def prompt_key(conversation: Conversation) -> str:

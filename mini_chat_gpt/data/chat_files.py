@@ -1,6 +1,6 @@
 """Read your own chats from files: JSON or JSON Lines, plain or gzipped, in the common formats.
 
-    {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…", "train": false}, …]}
+    {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…", "train": false}, …], "tools": […]}
     {"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}, …]}        ShareGPT
     {"instruction": "…", "input": "…", "output": "…"}                                            Alpaca
     {"prompt": "…", "completion": "…"}     texts, or lists of messages
@@ -10,11 +10,15 @@
 The format is detected for each record, so a file can mix them. All formats but the first two and the last can have a "system" text.
 No text is ever interpreted as a control token: the markers in "text" only say where turns begin.
 
+Messages can also have "reasoning" (or "reasoning_content", "thinking") and "tool_calls", as those of OpenAI and Hugging Face have them,
+and the role "tool". Which chat formats can render these is another question: `ChatDataset` leaves out and counts the rest.
+
 A file with an error is read to its end, so that all errors are reported at once.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mini_chat_gpt.chat_format import ROLES, Message, check_messages
+from mini_chat_gpt.chat_format import ROLES, TOOL, Message, check_messages
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.data.json_records import BadRecord, Record, read_json_records
 
@@ -37,6 +41,7 @@ class Conversation:
     form: str  # the name of its format, as in `FORMATS`
     path: str
     line: int  # where it begins, from 1
+    tools: tuple[dict[str, Any], ...] = ()  # the functions that the assistant can call
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,12 @@ def read_conversations(
             empty = False
             try:
                 form, messages = _messages_of(record)
+                tools = _tools(record)
             except (BadRecord, UserError) as error:
                 what = str(error).rstrip(".")
                 collected.append(Problem(str(path), line, what[:1].lower() + what[1:]))
                 continue
-            yield Conversation(tuple(messages), form, str(path), line)
+            yield Conversation(tuple(messages), form, str(path), line, tools)
         if empty:
             raise UserError(f"{path} contains no conversation; it is empty.")
     if problems is None and collected:
@@ -107,8 +113,6 @@ def _messages_of(record: Record | BadRecord) -> tuple[str, list[Message]]:
     system = record.get("system")
     if isinstance(system, str) and system.strip() and not (messages and messages[0].role == "system"):
         messages.insert(0, Message("system", system))
-    if any(message.reasoning is not None or message.tool_calls is not None for message in messages):
-        return record_format.name, messages  # `ChatDataset` skips and counts it: no chat format renders these yet
     check_messages(messages)
     if messages[-1].role != "assistant":
         raise BadRecord(f"it ends with a {messages[-1].role} message, which has no reply")
@@ -156,12 +160,25 @@ def _from_messages(record: dict[str, Any], key: str = "messages") -> list[Messag
         for needed in ("role", "content"):
             if needed not in turn and not (needed == "content" and tool_calls):
                 raise BadRecord(f'message {number} has no "{needed}"')
+        role = TOOL if turn["role"] == "function" else turn["role"]  # an older name
         content = "" if tool_calls and turn.get("content") is None else _content(turn["content"], number)
+        if tool_calls or role == TOOL:  # other messages must have a text
+            content = content if content.strip() else ""
         train = turn.get("train", turn.get("weight", True))  # OpenAI's files have "weight": 0 instead
         if train not in (True, False):
             raise BadRecord(f'"train" of message {number} is {train!r}; it must be true or false')
-        messages.append(Message(turn["role"], content, bool(train), reasoning, tool_calls))
+        name, call_id = (_optional_text(turn, key, number) for key in ("name", "tool_call_id"))
+        if role != TOOL:
+            name = call_id = None  # some files name the speakers, which no chat format prints
+        messages.append(Message(role, content, bool(train), reasoning, tool_calls, name, call_id))
     return messages
+
+
+def _optional_text(turn: dict[str, Any], key: str, number: int) -> str | None:
+    value = turn.get(key)
+    if value is not None and not isinstance(value, str):
+        raise BadRecord(f'"{key}" of message {number} is {_kind(value)}; it must be text')
+    return value
 
 
 def _reasoning(turn: dict[str, Any], number: int) -> str | None:
@@ -170,16 +187,53 @@ def _reasoning(turn: dict[str, Any], number: int) -> str | None:
         if text := turn.get(key):
             if not isinstance(text, str):
                 raise BadRecord(f'"{key}" of message {number} is {_kind(text)}; it must be text')
-            return text
+            return text if text.strip() else None
     return None
 
 
 def _tool_calls(turn: dict[str, Any], number: int) -> tuple[dict[str, Any], ...] | None:
-    """The functions that the assistant calls; None if there are none."""
+    """The functions that the assistant calls, each as `Message.tool_calls` describes; None if there are none."""
     calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise BadRecord(f'"tool_calls" of message {number} must be a list of objects')
-    return tuple(calls) or None
+    return tuple(_tool_call(call, number) for call in calls) or None
+
+
+def _tool_call(call: dict[str, Any], number: int) -> dict[str, Any]:
+    function = call.get("function", call)
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or not name.strip():
+        raise BadRecord(f"a tool call of message {number} has no function with a name")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):  # OpenAI's files have the text of a JSON object here
+        arguments = _parsed(arguments, f"the arguments of a tool call of message {number}")
+    if arguments is not None and not isinstance(arguments, dict):
+        raise BadRecord(
+            f"the arguments of a tool call of message {number} are {_kind(arguments)}; they must be an object"
+        )
+    call_id = _optional_text(call, "id", number)
+    known = {"type": "function"} if call_id is None else {"type": "function", "id": call_id}
+    return known | {"function": {"name": name, "arguments": arguments or {}}}
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        return json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError):
+        raise BadRecord(f"{what} are not JSON: {text[:40]!r}") from None
+
+
+def _tools(record: Any) -> tuple[dict[str, Any], ...]:
+    """The functions that the assistant can call: a list of objects, or the text of one, as data sets of Hugging Face have it."""
+    tools = record.get("tools") or []
+    if isinstance(tools, str):
+        tools = _parsed(tools, '"tools"')
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) and tool for tool in tools):
+        raise BadRecord('"tools" must be a list of objects, one for each function')
+    functions = record.get("functions") or []  # an older name
+    if not isinstance(functions, list) or not all(isinstance(function, dict) and function for function in functions):
+        raise BadRecord('"functions" must be a list of objects, one for each function')
+    return *tools, *({"type": "function", "function": function} for function in functions)
 
 
 def _content(content: Any, number: int) -> str:

@@ -16,11 +16,12 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from mini_chat_gpt.chat_format import ChatFormat, Format, Message, Rendered, Tokenizer
+from mini_chat_gpt.chat_format import ChatFormat, Format, Message, ReasoningMarks, Rendered, Tokenizer, Tools
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import JSONRecord
+from mini_chat_gpt.tokenizer.template_runs import Run
 from mini_chat_gpt.tokenizer.template_sandbox import MAX_SOURCE
-from mini_chat_gpt.tokenizer.template_skeleton import Run, Template
+from mini_chat_gpt.tokenizer.template_skeleton import Template
 from mini_chat_gpt.tokenizer.template_values import Raised, TemplateError
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -166,6 +167,25 @@ class TemplateFormat:
         """Ids that open a turn and end generation: none, as only `end_ids` do."""
         return frozenset()
 
+    @property
+    def can_switch_thinking(self) -> bool:
+        """Whether the template has the switch `enable_thinking`."""
+        prompts = self.template.prompts
+        return prompts[True] != prompts[False]
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the assistant thinks before it replies, unless `thinking` says otherwise."""
+        prompts = self.template.prompts
+        return self.template.reasoning is not None and not (
+            self.can_switch_thinking and prompts[None] == prompts[False]
+        )
+
+    def reasoning_marks(self, thinking: bool | None = None) -> ReasoningMarks | None:
+        """What is printed around the reasoning of a reply to a prompt with this setting; None for a template without reasoning."""
+        marks = self.template.reasoning
+        return marks and replace(marks, opened=self.template.prompts[thinking].rstrip().endswith(marks.begin))
+
     def with_default_system(self, text: str | None) -> TemplateFormat:
         """The same format with another system message for new conversations, or without one."""
         return replace(self, default_system=text)
@@ -186,42 +206,56 @@ class TemplateFormat:
         tokenizer: Tokenizer,
         add_generation_prompt: bool,
         system_default: bool = True,
+        tools: Tools = (),
+        thinking: bool | None = None,
     ) -> Rendered:
-        """Render a conversation of which `check_messages` approves. Raises UserError if the template refuses its roles.
+        """Render a conversation of which `check_messages` approves. Raises UserError if the template refuses it or leaves out a part.
 
         `system_default` keeps the system message that the template inserts into a conversation without one, as
-        `apply_chat_template` does; False leaves it out, if `can_omit_system`.
+        `apply_chat_template` does; False leaves it out, if `can_omit_system`. The template decides which replies have their reasoning.
+        A reply is trained from where the prompt for it ends: with its reasoning and its tool calls, if they are printed, and with the
+        token that ends it.
         """
-        roles = tuple(message.role for message in messages)
-        with _readable_errors(len(roles)):
-            skeleton = self.template.skeleton(roles, add_generation_prompt, system_default, self.day)
-        contents = [message.content for message in messages]
+        values = self._values(messages, tools)
+        with _readable_errors(len(messages)):
+            skeleton = self.template.skeleton(values, add_generation_prompt, system_default, self.day, thinking)
         literals = self._literals.of(tokenizer)
         ids: list[int] = []
         reply_spans: list[tuple[int, int]] = []
-        start: int | None = None
+        start = 0
         for item in skeleton:
             if isinstance(item, int):
                 ids.append(item)
-                if start is not None:  # the skeleton's check: the next control token after a reply ends it
-                    reply_spans.append((start, len(ids)))
-                    start = None
-            elif item.literal is not None:
-                ids += literals(item.literal, item.is_first)
-            else:
-                encode = tokenizer.encode if item.is_first else tokenizer.encode_after_control
-                run_ids = encode(item.text(contents))
-                if item.reply is not None and messages[_message_of(item)].train:
-                    start = len(ids) + _reply_start(item, contents, run_ids, tokenizer, literals)
+            elif isinstance(item, Run):
+                run_ids = _run_ids(item, values, tokenizer, literals)
+                if item.begin is not None:
+                    start = len(ids) + _reply_start(item, values, run_ids, tokenizer, literals)
                 ids += run_ids
+            elif item.begins:
+                start = len(ids)
+            elif messages[item.message].train:
+                reply_spans.append((start, len(ids)))
         return Rendered(ids, reply_spans)
 
-    def text(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+    def text(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = False,
+        tools: Tools = (),
+        thinking: bool | None = None,
+    ) -> str:
         """The conversation as `apply_chat_template(tokenize=False)` returns it. Raises UserError as `render` does."""
-        roles = tuple(message.role for message in messages)
-        with _readable_errors(len(roles)):
-            parts = self.template.render_parts(roles, add_generation_prompt, self.day)
-        return "".join(part if isinstance(part, str) else part.fill(messages[part.message].content) for part in parts)
+        values = self._values(messages, tools)
+        with _readable_errors(len(messages)):
+            parts = self.template.render_parts(values, add_generation_prompt, self.day, thinking)
+            return "".join(part if isinstance(part, str) else part.fill(values) for part in parts)
+
+    def _values(self, messages: Sequence[Message], tools: Tools) -> dict[str, Any]:
+        if self.template.reasoning is None and any(message.reasoning is not None for message in messages):
+            raise UserError(
+                "The conversation has reasoning, which the chat template does not print; leave the reasoning out, or the conversation."
+            )
+        return self.template.values(messages, tools)
 
 
 @contextmanager
@@ -242,22 +276,32 @@ def format_from_entry(entry: FormatEntry | TemplateEntry | None, control: Mappin
     return None if entry is None else ChatFormat(entry.default_system)
 
 
-def _message_of(run: Run) -> int:
-    assert run.reply is not None
-    slot = run.parts[run.reply]
-    assert not isinstance(slot, str)
-    return slot.message
+def _run_ids(
+    run: Run, values: Mapping[str, Any], tokenizer: Tokenizer, literals: Callable[[str, bool], list[int]]
+) -> list[int]:
+    """The ids of a run. Raises UserError for arguments of a function that are not JSON."""
+    if run.literal is not None:
+        return literals(run.literal, run.is_first)
+    try:
+        text = run.text(values)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"The tools or tool calls of a conversation can't be written as JSON ({error}).") from None
+    return tokenizer.encode(text) if run.is_first else tokenizer.encode_after_control(text)
 
 
 def _reply_start(
-    run: Run, contents: Sequence[str], ids: list[int], tokenizer: Tokenizer, literals: Callable[[str, bool], list[int]]
+    run: Run,
+    values: Mapping[str, Any],
+    ids: list[int],
+    tokenizer: Tokenizer,
+    literals: Callable[[str, bool], list[int]],
 ) -> int:
     """Index in `ids`, the tokens of the run, of the first token that has a part of the reply in it."""
     if run.before is not None:
         before_ids = literals(run.before, run.is_first)
     else:
         encode = tokenizer.encode if run.is_first else tokenizer.encode_after_control
-        before_ids = encode(run.text(contents, run.reply))
+        before_ids = encode(run.text(values, run.begin))
     if ids[: len(before_ids)] == before_ids:
         return len(before_ids)
     # The last tokens before the reply and the first of the reply are joined, such as two newlines.

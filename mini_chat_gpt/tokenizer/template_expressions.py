@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 from mini_chat_gpt.tokenizer.template_functions import call_filter, call_method, has_method, item_of, passes
 from mini_chat_gpt.tokenizer.template_values import (
     UNDEFINED,
+    Data,
     Raised,
+    ReadsContent,
     TemplateError,
     Text,
     contains,
@@ -234,6 +236,8 @@ class Expressions:
             return value.attribute(node.attr)
         if isinstance(value, Namespace):
             return value.values.get(node.attr, UNDEFINED)
+        if isinstance(value, Data):
+            raise ReadsContent
         if has_method(value, node.attr):
             return Method(value, node.attr)
         if isinstance(value, Mapping) or value is UNDEFINED or value is None:
@@ -250,7 +254,9 @@ class Expressions:
         part = cast("nodes.Slice", node.arg)
         ends = [None if one is None else self.value(one, scope) for one in (part.start, part.stop, part.step)]
         if isinstance(value, Text):
-            return item_of(value, 0)  # raises ReadsContent
+            if ends[0] is None and isinstance(ends[1], int) and ends[1] < 0 and ends[2] is None:
+                return value.without_end(-ends[1])
+            raise ReadsContent
         if not isinstance(value, str | list | range):
             raise TemplateError(f"it takes a part of {kind_of(value)}")
         self.charge(len(value) // 4)

@@ -6,12 +6,15 @@ larger than its arguments charges for the result with `charge(size)` before it m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from mini_chat_gpt.tokenizer.template_json import tojson
 from mini_chat_gpt.tokenizer.template_values import (
+    LIMIT,
     UNDEFINED,
+    Data,
+    ReadsContent,
     TemplateError,
     Text,
     contains,
@@ -25,8 +28,6 @@ from mini_chat_gpt.tokenizer.template_values import (
 
 Charge = Callable[[int], None]
 BOTH = ("lstrip", "rstrip")
-LIMIT = 1 << 20
-"""Sizes are counted up to this one, which no template can pay for."""
 
 
 # Items and methods of texts, lists and mappings
@@ -39,8 +40,8 @@ def items_of(value: Any, charge: Charge) -> list[Any]:
     if isinstance(value, str | list | tuple | range | Mapping):
         charge(len(value) // 4)
         return list(value)
-    if isinstance(value, Text):
-        return list(value)  # raises ReadsContent
+    if isinstance(value, Text | Data):
+        raise ReadsContent
     raise TemplateError(f"it loops over {kind_of(value)}")
 
 
@@ -48,8 +49,8 @@ def item_of(value: Any, key: Any) -> Any:
     """`value[key]`, UNDEFINED if there is none."""
     if isinstance(value, Mapping):
         return value.get(key, UNDEFINED) if isinstance(key, str | int | float) else UNDEFINED
-    if isinstance(value, Text):
-        return value[key]  # raises ReadsContent
+    if isinstance(value, Text | Data):
+        raise ReadsContent
     if isinstance(value, str | list | tuple | range) and isinstance(key, int):
         return value[key] if -len(value) <= key < len(value) else UNDEFINED
     if value is UNDEFINED:
@@ -105,6 +106,14 @@ TEXT_METHODS: dict[str, Callable[..., Any]] = {
         )
     },
 }
+WHERE_ABSENT: dict[str, Callable[[Text], Any]] = {
+    **dict.fromkeys(("startswith", "endswith"), lambda text: False),
+    **dict.fromkeys(("split", "rsplit"), lambda text: [text]),
+    **dict.fromkeys(("replace", "removeprefix", "removesuffix"), lambda text: text),
+    **dict.fromkeys(("find", "rfind"), lambda text: -1),
+    "count": lambda text: 0,
+}
+"""What methods return whose first argument is not in the text."""
 MAPPING_METHODS: dict[str, Callable[..., Any]] = {
     "items": lambda mapping: [list(pair) for pair in mapping.items()],
     "keys": lambda mapping: list(mapping),
@@ -115,6 +124,13 @@ MAPPING_METHODS: dict[str, Callable[..., Any]] = {
 
 def call_method(value: Any, name: str, arguments: list[Any], charge: Charge) -> Any:
     """`value.name(*arguments)`."""
+    if isinstance(value, Text) and name in WHERE_ABSENT:
+        needle = arguments[0] if arguments else None
+        if not all(
+            isinstance(one, str) and value.lacks(one) for one in (needle if isinstance(needle, list) else [needle])
+        ):
+            raise ReadsContent
+        return WHERE_ABSENT[name](value)
     if isinstance(value, str) and name == "replace":
         old, new, count = (*arguments, -1)[:3]
         return replaced(value, _text(old), _text(new), count, charge)
@@ -153,35 +169,6 @@ def path_of(value: Any, attribute: Any) -> Any:
     for name in str(attribute).split("."):
         value = item_of(value, int(name) if name.isdigit() else name)
     return value
-
-
-def _tojson(
-    charge: Charge,
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: Any = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-) -> str:
-    size = size_of(value, LIMIT)
-    charge(2 * size)
-    if isinstance(indent, int | str):
-        charge(size * (indent if isinstance(indent, int) else len(indent)))
-    _require_plain(value)
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=tuple(separators) if separators else None,
-        sort_keys=sort_keys,
-    )
-
-
-def _require_plain(value: Any) -> None:
-    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
-        _require_plain(item)
-    if isinstance(value, Text):
-        value._read()
 
 
 def _selected(
@@ -241,7 +228,9 @@ def _length(charge: Charge, value: Any) -> int:
         return 0
     if value is None or isinstance(value, int | float):
         raise TemplateError(f"it takes the length of {kind_of(value)}")
-    return len(value)  # of a Text, raises ReadsContent
+    if isinstance(value, Data):
+        raise ReadsContent
+    return value.length() if isinstance(value, Text) else len(value)
 
 
 def _default(charge: Charge, value: Any, default: Any = "", boolean: bool = False) -> Any:
@@ -295,11 +284,15 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "default": _default,
     "d": _default,
     "join": _join,
-    "tojson": _tojson,
+    "tojson": tojson,
     "upper": lambda charge, value: _text(printed(value)).upper(),
     "lower": lambda charge, value: _text(printed(value)).lower(),
     "capitalize": lambda charge, value: _text(printed(value)).capitalize(),
-    "replace": lambda charge, value, old, new, count=-1: replaced(_text(value), _text(old), _text(new), count, charge),
+    "replace": lambda charge, value, old, new, count=-1: (
+        call_method(value, "replace", [old, new, count], charge)
+        if isinstance(value, Text)
+        else replaced(_text(value), _text(old), _text(new), count, charge)
+    ),
     "first": lambda charge, value: next(iter(items_of(value, charge)), UNDEFINED),
     "last": lambda charge, value: next(reversed(items_of(value, charge)), UNDEFINED),
     "list": lambda charge, value: items_of(value, charge),
@@ -363,9 +356,9 @@ TESTS: dict[str, Callable[..., bool]] = {
     "undefined": lambda value: value is UNDEFINED,
     "none": lambda value: value is None,
     "string": _is(str, Text),
-    "mapping": _is(Mapping),
-    "sequence": _is(str, Text, list, tuple, range, Mapping),
-    "iterable": lambda value: value is UNDEFINED or _is(str, Text, list, tuple, range, Mapping)(value),
+    "mapping": lambda value: value.is_mapping if isinstance(value, Data) else isinstance(value, Mapping),
+    "sequence": _is(str, Text, Data, list, tuple, range, Mapping),
+    "iterable": lambda value: value is UNDEFINED or _is(str, Text, Data, list, tuple, range, Mapping)(value),
     "number": _is(int, float),
     "integer": _is_number(int),
     "float": _is_number(float),

@@ -2,14 +2,17 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import pytest
+from chat_template_samples import QWEN3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_tokenizer
 
-from mini_chat_gpt.chat_format import Message, render
+from mini_chat_gpt.chat_format import Message, render, render_spans
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import ChatsSection, DataSection
 from mini_chat_gpt.data.chat_dataset import (
@@ -22,6 +25,8 @@ from mini_chat_gpt.data.chat_dataset import (
     split,
 )
 from mini_chat_gpt.data.chat_files import Conversation
+from mini_chat_gpt.tokenizer.chat_setup import template_format
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 TOKENIZER = tiny_tokenizer()
 
@@ -172,3 +177,86 @@ def test_the_nearest_question_is_the_one_that_shares_most_words():
 def test_the_conversations_of_a_dataset_are_those_of_its_examples():
     chats = [chat("Hi", "Hello!"), chat("Hi " * 80, "Hello!"), chat("Bye", "Bye!")]
     assert list(dataset(chats, 60).conversations) == [chats[0], chats[2]]
+
+
+# Reasoning and tools
+
+
+@lru_cache
+def reasoning_tokenizer() -> ChatTokenizer:
+    """A tokenizer with a template that prints reasoning and tool calls."""
+    tokenizer = tiny_tokenizer()
+    names = ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>")
+    tokenizer.add_control_tokens((*names, "<tool_response>", "</tool_response>"))
+    tokenizer.chat_format = template_format(tokenizer, QWEN3)
+    return tokenizer
+
+
+def trained_texts(source: ChatDataset, tokenizer: ChatTokenizer) -> list[str]:
+    [example] = source.examples()
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], example.loss_mask, [0]]))).tolist()
+    return [
+        tokenizer.decode(example.ids[a:b].tolist(), control=True) for a, b in zip(edges[::2], edges[1::2], strict=True)
+    ]
+
+
+@pytest.mark.parametrize("with_tags", [False, True])
+def test_each_reply_is_trained_as_the_template_renders_it(with_tags):
+    tokenizer = reasoning_tokenizer()
+    replies = [("Hello!", "A greeting."), ("Bye!", "They leave.\n\nBye?")]
+    messages = []
+    for question, (reply, thought) in zip(("Hi", "Bye"), replies, strict=True):
+        tagged = Message("assistant", f"<think>\n{thought}\n</think>\n\n{reply}")
+        field = Message("assistant", reply, reasoning=thought)
+        messages += [Message("user", question), tagged if with_tags else field]
+    chats = [Conversation(tuple(messages), "messages", "a.jsonl", 1)]
+    source = ChatDataset(chats, tokenizer, ChatsSection(), DataSection(seq_len=200), seed=1)
+    assert trained_texts(source, tokenizer) == [
+        "Hello!<|im_end|>",  # the template removes earlier reasoning
+        "<think>\nThey leave.\n\nBye?\n</think>\n\nBye!<|im_end|>",
+    ]
+
+
+def test_tags_stay_text_if_the_format_has_no_reasoning():
+    tagged = "<think>\nHm.\n</think>\n\nHello!"
+    [example] = dataset([chat("Hi", tagged)]).examples()
+    assert TOKENIZER.decode(example.ids[example.loss_mask][:-1].tolist()) == tagged
+
+
+def test_a_reply_of_reasoning_alone_is_left_out():
+    chats = [chat("Hi", "<think>Hm.</think>\n"), chat("Hi", "<think> </think>Hello!")]
+    tokenizer = reasoning_tokenizer()
+    source = ChatDataset(chats, tokenizer, ChatsSection(), DataSection(seq_len=200), seed=1)
+    assert [one.why for one in source.left_out] == [
+        "Message 2 of 2 (role assistant) has no text; add text, or remove the conversation"
+    ]
+    assert trained_texts(source, tokenizer) == ["Hello!<|im_end|>"]
+
+
+def test_an_exchange_with_tool_calls_is_removed_as_a_whole():
+    tokenizer = reasoning_tokenizer()
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": "<|im_end|>"}}}
+    first = [
+        Message("user", "1 + 1?"),
+        Message("assistant", "", tool_calls=(call,)),
+        Message("tool", "2"),
+        Message("assistant", "2"),
+    ]
+    tools = ({"type": "function", "function": {"name": "add"}},)
+    whole = Conversation((*first, *first), "messages", "a.jsonl", 1, tools)
+    n_tokens = len(render_spans(first, tokenizer, tools=tools).ids)
+    source = ChatDataset([whole], tokenizer, ChatsSection(), DataSection(seq_len=n_tokens + 5), seed=1)
+    assert ["its last 4 messages are removed" in one.why for one in source.left_out] == [True]
+    assert trained_texts(source, tokenizer) == [
+        '<tool_call>\n{"name": "add", "arguments": {"a": "<|im_end|>"}}\n</tool_call><|im_end|>',
+        "2<|im_end|>",
+    ]
+    [example] = source.examples()
+    assert int((example.ids == tokenizer.control["<|im_end|>"]).sum()) == 5
+
+
+def test_conversations_that_differ_in_reasoning_or_calls_are_not_duplicates():
+    plain, thinks = chat("Hi", "Hello!"), chat("Hi", "Hello!", line=2)
+    thinks = replace(thinks, messages=(thinks.messages[0], replace(thinks.messages[1], reasoning="Hm.")))
+    assert duplicates([plain, thinks]) == []
+    assert duplicates([thinks, replace(thinks, line=3)]) != []

@@ -96,6 +96,54 @@ def test_alpaca_puts_the_input_under_the_instruction(tmp_path):
 GOOD = lines(FORMS[0])
 
 
+CALL = {"type": "function", "id": "c1", "function": {"name": "add", "arguments": {"a": 1}}}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        CALL,
+        {"id": "c1", "function": {"name": "add", "arguments": '{"a": 1}'}},
+        {"id": "c1", "name": "add", "arguments": {"a": 1}},
+    ],
+)
+def test_reasoning_tool_calls_and_tools_are_read_in_the_forms_of_openai_and_hugging_face(tmp_path, call):
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    messages = [
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": None, "reasoning_content": "Hm.", "tool_calls": [call]},
+        {"role": "tool", "content": "2", "tool_call_id": "c1", "name": "add"},
+        {"role": "assistant", "content": "2", "thinking": " \n", "name": "Ann"},
+    ]
+    expected = (
+        Message("user", "1 + 1?"),
+        Message("assistant", "", True, "Hm.", (CALL,)),
+        Message("tool", "2", name="add", tool_call_id="c1"),
+        Message("assistant", "2"),
+    )
+    for tools in (
+        {"tools": [tool]},
+        {"tools": json.dumps([tool])},
+        {"functions": [tool["function"]]},
+    ):
+        [conversation] = read_conversations(written(tmp_path, lines({"messages": messages} | tools)))
+        assert conversation.messages == expected
+        assert conversation.tools == (tool,)
+
+
+def test_the_older_names_of_tool_calls_and_results_are_read(tmp_path):
+    messages = [
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": "", "function_call": {"name": "add", "arguments": ""}},
+        {"role": "function", "content": " ", "name": "add"},
+        {"role": "assistant", "content": "2"},
+    ]
+    [conversation] = read_conversations(written(tmp_path, lines({"messages": messages})))
+    call, result = conversation.messages[1:3]
+    assert call.tool_calls == ({"type": "function", "function": {"name": "add", "arguments": {}}},)
+    assert result == Message("tool", "", name="add")
+
+
 def turns(*turns: tuple[object, ...]) -> str:
     """A line with these messages: (role, content) or (role, content, train)."""
     return lines({"messages": [dict(zip(("role", "content", "train"), turn, strict=False)) for turn in turns]})
@@ -131,6 +179,28 @@ BAD = [
     (lines({"text": "Once upon a time"}), '"text" has no <|user|> or <|assistant|> in it'),
     (lines({"text": "Once <|user|>Hi<|assistant|>Hello!"}), "\"text\" has words outside of all turns: 'Once'"),
     ("[" * 100_000 + "\n", "it is nested too deeply"),
+]
+
+
+def called(call: object, **record: object) -> str:
+    """A conversation with a tool call."""
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    return json.dumps({"messages": messages} | record)
+
+
+BAD += [
+    (called({"function": {"arguments": {}}}), "a tool call of message 2 has no function with a name"),
+    (called({"function": "f"}), "a tool call of message 2 has no function with a name"),
+    (called({"name": "f", "arguments": "{"}), "the arguments of a tool call of message 2 are not JSON: '{'"),
+    (
+        called({"name": "f", "arguments": [1]}),
+        "the arguments of a tool call of message 2 are a list; they must be an object",
+    ),
+    (called({"name": "f", "id": 3}), '"id" of message 2 is a number; it must be text'),
+    (called("f"), '"tool_calls" of message 2 must be a list of objects'),
+    (called({"name": "f"}, tools={"a": 1}), '"tools" must be a list of objects, one for each function'),
+    (called({"name": "f"}, tools="[1"), '"tools" are not JSON'),
+    (called({"name": "f"}, functions=[1]), '"functions" must be a list of objects, one for each function'),
 ]
 
 

@@ -11,7 +11,7 @@ from fuzz.mutations import BYTES
 from fuzz.oracle import Target
 
 sys.path.append(str(Path(__file__).parents[1] / "tokenizer"))
-from chat_template_samples import CONTROL, QWEN3, SUPPORTED
+from chat_template_samples import CONTROL, SUPPORTED
 from test_template_sandbox import changed, split
 
 from mini_chat_gpt.chat_format import Message
@@ -23,7 +23,7 @@ CONVERSATIONS = [
     [Message("user", "Hi"), Message("assistant", "Hello.\n")],
     [Message("user", "Hi"), Message("assistant", "Hello."), Message("user", "Bye")],
 ]
-WORDS = [word for source in (*SUPPORTED.values(), QWEN3) for word in split(source)]
+WORDS = [word for source in SUPPORTED.values() for word in split(source)]
 
 
 def rendered() -> Any:
@@ -57,7 +57,7 @@ def _change_words(data: bytes, rng: Random) -> tuple[bytes, str]:
 
 def targets(folder: Path) -> list[Target]:
     made = []
-    for name in ("smollm2", "llama3.2", "gemma3"):
+    for name in ("smollm2", "llama3.2", "gemma3", "qwen3", "mistral3"):
         (folder / name).mkdir()
         (folder / name / FILE).write_text(SUPPORTED[name], encoding="utf-8")
         made.append(

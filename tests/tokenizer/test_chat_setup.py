@@ -30,6 +30,7 @@ from mini_chat_gpt.tokenizer.chat_setup import (
 from mini_chat_gpt.tokenizer.chat_templates import CHATML_TOKENS, TemplateFormat
 from mini_chat_gpt.tokenizer.chat_tokenizer import CONTROL_TOKENS, ChatTokenizer
 
+NO_SYSTEM = MISTRAL.replace("messages[1:] if messages[0].role == 'system' else messages", "messages")
 SMOL = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 HELLO = [Message("user", "Hi"), Message("assistant", "Hello, Tom!")]
 
@@ -117,7 +118,7 @@ def test_the_system_message_of_a_template_is_replaced_or_switched_off():
 
 def test_a_template_that_refuses_system_messages_refuses_the_setting():
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_format = template_format(tokenizer, MISTRAL)
+    tokenizer.chat_format = template_format(tokenizer, NO_SYSTEM)
     with pytest.raises(UserError, match="the chat template refuses system messages; set it to null"):
         set_chat_format(tokenizer, "auto", "Be kind.")
 
@@ -128,7 +129,7 @@ def test_what_a_user_should_know_about_a_format():
     assert len(lines) == 1
     assert SMOL in lines[0]
     tokenizer = tiny_tokenizer()
-    text = " ".join(describe_format(template_format(tokenizer, MISTRAL)))
+    text = " ".join(describe_format(template_format(tokenizer, NO_SYSTEM)))
     assert "refuses system messages" in text
     assert "role tags of its template are ordinary text" in text
 
@@ -183,10 +184,10 @@ def dataset(tokenizer: ChatTokenizer, messages: list[Message], **data) -> ChatDa
 
 def test_chats_that_the_template_refuses_are_left_out_and_counted():
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_format = template_format(tokenizer, MISTRAL.replace("eos_token", "'<|endoftext|>'"))
+    tokenizer.chat_format = template_format(tokenizer, NO_SYSTEM.replace("eos_token", "'<|endoftext|>'"))
     source = dataset(tokenizer, [Message("system", "Be kind."), *HELLO])
     assert [one.what for one in source.left_out] == ["dropped"]
-    assert "System messages are not supported" in source.left_out[0].why
+    assert "refuses the conversation (Roles must alternate)" in source.left_out[0].why
 
 
 @pytest.mark.parametrize(
@@ -201,13 +202,15 @@ def test_chats_with_reasoning_or_tool_calls_are_left_out_and_counted(tmp_path, e
     conversations = list(read_conversations(file))
     message = conversations[0].messages[1]
     assert (message.reasoning, message.tool_calls) == (
-        ("Hm.", None) if what == "reasoning" else (None, ({"name": "f"},))
+        ("Hm.", None)
+        if what == "reasoning"
+        else (None, ({"type": "function", "function": {"name": "f", "arguments": {}}},))
     )
     source = ChatDataset(conversations, chat_tokenizer(), ChatsSection(), DataSection(seq_len=100), seed=1)
     assert len(source) == 1
     assert source.notes("to train on") == [
         f"{file}: chats to train on that are dropped: 1; the first, line 1: Message 2 of 2 (role assistant) has {what}, "
-        "which no chat format renders yet; leave the conversation out."
+        "which the chat format can't render; leave the conversation out, or use a model with a chat template for it."
     ]
 
 

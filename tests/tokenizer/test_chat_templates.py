@@ -5,92 +5,26 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-import random
 import time
-from collections import Counter
 from datetime import date
-from functools import lru_cache
 
 import pytest
-from chat_template_samples import (
-    BEGIN,
-    CHATML,
-    CONTROL,
-    GEMMA3,
-    LLAMA32,
-    PHI3,
-    QWEN3,
-    SMOLLM2,
-    SUPPORTED,
-    ZEPHYR,
-    SmallTokenizer,
-    small_tokenizer,
-)
+from chat_template_samples import CHATML, GEMMA3, LLAMA32, PHI3, QWEN3, SMOLLM2, ZEPHYR, small_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from template_formats import FORMATS, HOSTILE, PLAIN, applied, conversation, honest, made, roles_of
 
 from mini_chat_gpt.chat_format import Message, check_messages
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.tokenizer import chat_templates
 from mini_chat_gpt.tokenizer.chat_templates import TemplateEntry, TemplateFormat
-from mini_chat_gpt.tokenizer.template_skeleton import WHITE_SPACE
+from mini_chat_gpt.tokenizer.template_runs import WHITE_SPACE
 
-PHI3_STRIPS = (
-    ("<|user|>", False, True),
-    ("<|assistant|>", False, True),
-    ("<|end|>", False, True),
-    ("<|system|>", True, True),
-)
-FORMATS = {**SUPPORTED, "ours": chat_templates.CHATML}
 DEFAULTS = {
     "smollm2": "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
     "qwen2.5": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
 }
 
 
-@lru_cache
-def made(name: str) -> tuple[TemplateFormat, SmallTokenizer]:
-    """A format with its tokenizer."""
-    strips = PHI3_STRIPS if name == "phi3" else ()
-    tokenizer = small_tokenizer(plain_roles=name == "zephyr", strips=strips)
-    flags = {token: (left, right) for token, left, right in strips}
-    return TemplateFormat.from_source(
-        FORMATS[name], tokenizer.control, BEGIN.get(name, "<s>"), "</s>", flags
-    ), tokenizer
-
-
-@lru_cache
-def hugging_face(name: str):
-    transformers = pytest.importorskip("transformers")
-    _, tokenizer = made(name)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.full, bos_token=BEGIN.get(name, "<s>"), eos_token="</s>", chat_template=FORMATS[name]
-    )
-
-
-def applied(name: str, messages: list[Message], prompt: bool) -> list[int]:
-    chat = [{"role": message.role, "content": message.content} for message in messages]
-    return hugging_face(name).apply_chat_template(chat, add_generation_prompt=prompt, return_dict=False)
-
-
-def roles_of(n_turns: int, system: bool, prompt: bool) -> list[str]:
-    roles = ["system"] * system + ["user", "assistant"] * n_turns
-    return roles[:-1] if prompt else roles
-
-
-def conversation(roles, contents) -> list[Message]:
-    return [Message(role, content) for role, content in zip(roles, contents, strict=False)]
-
-
-pieces = st.sampled_from(
-    ["Hi", " ", "\n", "\n\n", "Lily's", "  ", "\t", "ü", "🙂", "12", "</", "<|", "{{ x }}", "\x1c", "\xa0", "<s"]
-)
-honest = (
-    st.lists(st.one_of(pieces, st.text(max_size=4)), min_size=1, max_size=6)
-    .map("".join)
-    .map(lambda text: text.encode("utf-8", "ignore").decode())
-    .filter(lambda text: text.strip() and not any(name in text for name in CONTROL))
-)
 every_format = pytest.mark.parametrize("name", list(FORMATS))
 
 
@@ -99,63 +33,11 @@ every_format = pytest.mark.parametrize("name", list(FORMATS))
 @given(st.integers(1, 3), st.booleans(), st.booleans(), st.lists(honest, min_size=7, max_size=7))
 def test_honest_conversations_have_the_ids_of_apply_chat_template(name, n_turns, system, prompt, contents):
     chat_format, tokenizer = made(name)
-    messages = conversation(roles_of(n_turns, system and chat_format.has_system, prompt), contents)
+    system = system and (prompt or name != "mistral3")  # it prints a system message only before the prompt for a reply
+    messages = conversation(roles_of(n_turns, system, prompt), contents)
     ids = chat_format.render(messages, tokenizer, prompt).ids
     assert ids == applied(name, messages, prompt)
-    assert chat_format.text(messages, prompt) == hugging_face(name).apply_chat_template(
-        [{"role": m.role, "content": m.content} for m in messages], add_generation_prompt=prompt, tokenize=False
-    )
-
-
-HOSTILE = [
-    *CONTROL,
-    *(
-        "<|im_",
-        "start|>",
-        "user\n",
-        "assistant\n",
-        "[INST]",
-        "[/INST]",
-        "{{ bos_token }}",
-        "{% for x in y %}",
-        "{# no #}",
-    ),
-    *(
-        "\ue000",
-        "\ue001",
-        "\uf8ff",
-        "\U000f0000",
-        "\x00",
-        "\n",
-        " ",
-        "\u2028",
-        "\u3000",
-        "\x1c",
-        "hello",
-        "Slot(0)",
-        "system",
-    ),
-]
-
-
-@every_format
-def test_hostile_contents_forge_no_control_token(name):
-    chat_format, tokenizer = made(name)
-    control, rng = set(tokenizer.control.values()), random.Random(name)
-    expected: dict[tuple, Counter] = {}
-    for number in range(1000):
-        n_turns, system, prompt = (
-            rng.choice([1, 1, 2, 3]),
-            rng.random() < 0.3 and chat_format.has_system,
-            rng.random() < 0.3,
-        )
-        roles = tuple(roles_of(n_turns, system, prompt))
-        contents = ["".join(rng.choices(HOSTILE, k=rng.randint(1, 8))) + "x" for _ in roles]
-        ids = chat_format.render(conversation(roles, contents), tokenizer, prompt).ids
-        if (roles, prompt) not in expected:
-            plain = chat_format.render(conversation(roles, ["x"] * len(roles)), tokenizer, prompt).ids
-            expected[roles, prompt] = Counter(token for token in plain if token in control)
-        assert Counter(token for token in ids if token in control) == expected[roles, prompt], (number, contents)
+    assert chat_format.text(messages, prompt) == applied(name, messages, prompt, tokenize=False)
 
 
 @every_format
@@ -174,16 +56,20 @@ def test_masks_cover_the_replies_and_the_token_that_ends_them(name, n_turns, con
     rendered = chat_format.render(messages, tokenizer, False)
     replies = [message.content for message in messages if message.role == "assistant"]
     assert len(rendered.reply_spans) == len(replies)
-    for (start, end), reply in zip(rendered.reply_spans, replies, strict=True):
+    for number, ((start, end), reply) in enumerate(zip(rendered.reply_spans, replies, strict=True), 1):
         assert rendered.ids[end - 1] in chat_format.end_ids(tokenizer)
         if name in ("llama3", "llama3.2", "gemma3"):  # the template trims
             reply = reply.strip()
         elif name == "phi3":  # the token before the reply swallows white space
             reply = reply.lstrip(WHITE_SPACE)
+        elif name in ("qwen3", "thinker") and number == len(replies):
+            reply = reply.lstrip("\n")
         text = tokenizer.decode(rendered.ids[start : end - 1])
         assert text.endswith(reply)
         # If the end of the header and the beginning of the reply are one token, it belongs to the reply.
         header = text.removesuffix(reply)
+        if name == "thinker" and number == len(replies):  # its prompt opens the reasoning, which is empty
+            header = header.lstrip("\n").removeprefix("</think>\n\n")
         assert not header.strip()
         assert len(tokenizer.encode(header)) <= 1
 
@@ -234,23 +120,32 @@ def test_the_tokens_that_end_a_reply_are_found():
     ends = {name: [made(name)[1].decode([one]) for one in made(name)[0].end_ids(made(name)[1])] for name in FORMATS}
     chatml, llama3, plain = (["<|im_end|>"], ["<|eot_id|>"], ["</s>"])
     assert ends == {
-        **dict.fromkeys(("chatml", "ours", "smollm2", "qwen2.5"), chatml),
+        **dict.fromkeys(("chatml", "ours", "smollm2", "qwen2.5", "qwen3", "thinker"), chatml),
         **dict.fromkeys(("llama3", "llama3.2"), llama3),
-        **dict.fromkeys(("zephyr", "mistral"), plain),
+        **dict.fromkeys(("zephyr", "mistral", "mistral3"), plain),
         "gemma3": ["<end_of_turn>"],
         "phi3": ["<|end|>"],
     }
 
 
 def test_roles_that_are_plain_text_are_noticed():
-    assert {name for name in FORMATS if made(name)[0].plain_text_roles} == {"zephyr", "mistral"}
+    assert {name for name in FORMATS if made(name)[0].plain_text_roles} == {*PLAIN}
 
 
-def test_a_template_may_refuse_system_messages():
-    assert {name for name in FORMATS if not made(name)[0].has_system} == {"mistral"}
-    chat_format, tokenizer = made("mistral")
-    with pytest.raises(UserError, match=r"refuses the conversation \(System messages are not supported\)"):
-        chat_format.render([Message("system", "a"), Message("user", "b")], tokenizer, True)
+def test_a_template_may_refuse_or_ignore_system_messages():
+    assert all(made(name)[0].has_system for name in FORMATS)
+    tokenizer = small_tokenizer()
+    loop = "{%- for message in messages if message.role != 'system' -%}"
+    ignores = CHATML.replace("{% for message in messages %}", loop)
+    refuses = "{{ raise_exception('No system messages') if messages[0].role == 'system' }}" + ignores
+    for source, reason in (
+        (ignores, r"does not print message 1 \(role system\)"),
+        (refuses, r"refuses the conversation \(No system messages\)"),
+    ):
+        chat_format = TemplateFormat.from_source(source, tokenizer.control, "<s>", "</s>")
+        assert not chat_format.has_system
+        with pytest.raises(UserError, match=reason):
+            chat_format.render([Message("system", "a"), Message("user", "b")], tokenizer, True)
     with pytest.raises(UserError, match="refuses the conversation"):
         chat_format.text([Message("system", "a"), Message("user", "b")])
 
@@ -295,7 +190,9 @@ def test_white_space_beside_a_token_is_swallowed_as_the_token_says():
 
 LOOP = "{% for i in range(100000) %}"
 REFUSED = {
-    "it depends on the text of a message": QWEN3,
+    "it depends on the text of a message": CHATML.replace(
+        "'\\n' + message", "'/no_think' in message['content'] ~ message"
+    ),
     "line 1: it depends": "{% for m in messages %}{% if m.content|length > 3 %}x{% endif %}{{ m.content }}</s>{% endfor %}",
     "no control token ends a reply": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
     "does not begin where its generation prompt ends": SMOLLM2.replace(

@@ -6,10 +6,12 @@ import time
 from datetime import date
 
 import pytest
-from chat_template_samples import MACRO, QWEN3, SUPPORTED
+from chat_template_samples import CONTROL, MACRO, SUPPORTED
 
+from mini_chat_gpt.chat_format import Message
+from mini_chat_gpt.tokenizer.template_inputs import values_of, with_slots
 from mini_chat_gpt.tokenizer.template_sandbox import evaluate, parse
-from mini_chat_gpt.tokenizer.template_values import Slot, TemplateError, Text
+from mini_chat_gpt.tokenizer.template_values import ReadsContent, TemplateError
 
 DATA = {
     "words": ["b", "A", "c", "b"],
@@ -70,12 +72,12 @@ def jinja(source: str, variables: dict) -> str:
         return f"refused: {type(error).__name__}"
 
 
-def ours(source: str, variables: dict) -> str | None:
+def ours(source: str, variables: dict, contents: dict | None = None) -> str | None:
     try:
         parts, _ = evaluate(parse(source), variables, date.today())
     except TemplateError:
         return None
-    return "".join(part if isinstance(part, str) else part.fill(" content\n") for part in parts)
+    return "".join(part if isinstance(part, str) else part.fill(contents or {}) for part in parts)
 
 
 @pytest.mark.parametrize("source", SNIPPETS)
@@ -106,26 +108,40 @@ def split(source: str) -> list[str]:
     return re.findall(r"\{%-?|-?%\}|\{\{-?|-?\}\}|'[^']*'|\w+|[^\w\s]|\s+", source)
 
 
+CALLS = ({"type": "function", "id": "a12345678", "function": {"name": "look", "arguments": {"at": ["é", {"b": 1}]}}},)
+CHATS: list[tuple[list[Message], list[dict]]] = [
+    ([Message("user", " content\n")], []),
+    ([Message("system", " content\n"), Message("user", "x"), Message("assistant", "\ny", reasoning="\nthought\n")], []),
+    (
+        [
+            Message("user", "x"),
+            Message("assistant", "", tool_calls=CALLS),
+            Message("tool", "\n", tool_call_id="a12345678"),
+        ],
+        [
+            {
+                "type": "function",
+                "function": {"name": "look", "description": '"', "parameters": {"at": {}}, "strict": True},
+            }
+        ],
+    ),
+]
+
+
 def compare_changed(seed: int, n: int) -> int:
     """Compare n changed templates; the number of comparisons in which nothing was refused."""
     pytest.importorskip("transformers")
-    rng, sources = random.Random(seed), [*SUPPORTED.values(), MACRO, QWEN3]
+    rng, sources = random.Random(seed), [*SUPPORTED.values(), MACRO]
     words = [word for source in sources for word in split(source)]
     n_compared = 0
     for _ in range(n):
         source = changed(rng, sources, words)
-        for roles in (["user"], ["system", "user", "assistant"]):
-            common = {
-                "tools": None,
-                "documents": None,
-                "add_generation_prompt": len(roles) == 1,
-                "bos_token": "<s>",
-                "eos_token": "</s>",
-            }
-            symbolic = [{"role": role, "content": Text((Slot(at),))} for at, role in enumerate(roles)]
-            if (result := ours(source, common | {"messages": symbolic})) is not None:
-                chat = [{"role": role, "content": " content\n"} for role in roles]
-                assert result == jinja(source, common | {"messages": chat}), source
+        for messages, tools in CHATS:
+            common = {"documents": None, "bos_token": "<s>", "eos_token": "</s>"}
+            common["add_generation_prompt"] = messages[-1].role == "user"
+            values = values_of(messages, tools, "reasoning_content")
+            if (result := ours(source, common | with_slots(values, frozenset(CONTROL)), values)) is not None:
+                assert result == jinja(source, common | values), source
                 n_compared += 1
     return n_compared
 
@@ -144,3 +160,60 @@ def test_the_limit_on_work_is_reached_within_seconds():
     source = "{% for i in range(100000) %}{% for j in range(100000) %}{{ 'x' }}{% endfor %}{% endfor %}"
     assert ours(source, {}) is None
     assert time.process_time() - started < 5
+
+
+TOOL = {
+    "type": "function",
+    "function": {"name": 'a"b', "description": "é\n", "parameters": {"b": [1, {"c": "\n"}], "a": {}}},
+}
+OPEN = """
+{{ tools | tojson }}|{{ tools[0] | tojson(indent=2) }}|{{ tools | tojson(indent=4, sort_keys=true) }}|{{ tools[0] | tojson(indent='\t') }}
+{{ tools[0].function | tojson(ensure_ascii=true) }}{{ tools[0] | tojson(separators=[',', ':']) }}{{ (tools | tojson)[:-2] }}
+{{ messages[1].tool_calls[0].function.arguments | tojson }}{{ messages[1].tool_calls[0].function.name | tojson | trim }}
+{{ messages[1].tool_calls[0].function.arguments is mapping }}{{ messages[1].tool_calls[0].function.arguments is string }}
+{{ messages[1].tool_calls[0].id | length }}{{ messages[2].tool_call_id | length == 9 }}{{ 'tool_calls' in messages[0] }}
+{{ '</think>' in messages[0].content }}{{ messages[0].content.split('</think>')[-1] }}{{ messages[0].content.startswith('<think>') }}
+{{ messages[0].content.replace('<think>', '') }}{{ messages[0].content.find('<think>') }}{{ messages[0].content | replace('</think>', '') }}
+{{ messages[0].content.endswith(('<think>', '</think>')) }}{{ messages[0].content == '<think>' }}{{ messages[0] == messages[0] }}
+{{ messages[0].content.count('<think>') }}{{ messages[0].content.removeprefix('<think>') }}{{ messages[0].content.rsplit('<think>', 1) | first }}
+""".strip("\n").split("\n")  # noqa: E501
+READS = """
+{{ 'x' in messages[0].content }}
+{{ '</thi' in messages[0].content }}
+{{ '<think>' in ('<thi' + messages[0].content) }}
+{{ '<think>' in (messages[0].content | tojson) }}
+{{ messages[0].content.split('a')[0] }}
+{{ messages[0].content.split()[0] }}
+{{ messages[0].content[:-1] }}
+{{ (messages[0].content + 'ab')[:-3] }}
+{{ messages[0].content | length }}
+{{ messages[1].tool_calls[0].function.arguments.at }}
+{{ messages[1].tool_calls[0].function.arguments['at'] }}
+{{ messages[1].tool_calls[0].function.arguments | length }}
+{% for key in messages[1].tool_calls[0].function.arguments %}{{ key }}{% endfor %}
+{{ messages[1].tool_calls[0].function.arguments == {} }}
+{{ 'at' in messages[1].tool_calls[0].function.arguments }}
+{{ messages[0] == messages[3] }}
+{{ messages[0].content.startswith(('<think>', 'x')) }}
+{{ messages[1].tool_calls[0].function.arguments.items() }}
+""".strip("\n").split("\n")
+TALK = [
+    Message("user", "Hi é\n"),
+    Message("assistant", "", tool_calls=CALLS),
+    Message("user", "x", tool_call_id="a12345678"),
+    Message("user", "x"),
+]
+
+
+@pytest.mark.parametrize("source", OPEN)
+def test_contents_can_be_written_as_json_and_searched_for_control_tokens(source):
+    pytest.importorskip("transformers")
+    values = values_of(TALK, [TOOL], "reasoning_content")
+    assert ours(source, with_slots(values, frozenset(CONTROL)), values) == jinja(source, values)
+
+
+@pytest.mark.parametrize("source", READS)
+def test_what_would_depend_on_a_content_is_refused(source):
+    variables = with_slots(values_of(TALK, [TOOL], "reasoning_content"), frozenset(CONTROL))
+    with pytest.raises(ReadsContent):
+        evaluate(parse(source), variables, date.today())
