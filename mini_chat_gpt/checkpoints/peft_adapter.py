@@ -37,7 +37,7 @@ MAX_PATTERNS = 1000
 HARMLESS = {
     *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "rank_pattern", "alpha_pattern"),
     *("use_rslora", "use_dora", "trainable_token_indices", "init_lora_weights"),
-    # What follows is for training, or says how tensors got into the file; the tensors themselves tell what they are for.
+    # These matter in training only, or describe tensors that describe themselves.
     *(
         "auto_mapping",
         "peft_version",
