@@ -21,6 +21,7 @@ ORDER = [
     "ops",
     "gpt_config",
     "config",
+    "chat_messages",
     "chat_format",
     "tokenizer",
     "layers",

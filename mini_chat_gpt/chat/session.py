@@ -28,7 +28,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mini_chat_gpt.chat_format import Message, check_messages, render_spans
+from mini_chat_gpt.chat_format import Message, render_spans
+from mini_chat_gpt.chat_messages import check_messages
 from mini_chat_gpt.common.errors import UserError, nearest
 from mini_chat_gpt.common.files import write_json
 from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json

@@ -26,7 +26,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mini_chat_gpt.chat_format import ROLES, TOOL, Message, check_messages
+from mini_chat_gpt.chat_format import Message
+from mini_chat_gpt.chat_messages import ROLES, TOOL, check_messages
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.data.json_records import BadRecord, Record, read_json_records
 

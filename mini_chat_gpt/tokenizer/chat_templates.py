@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from mini_chat_gpt.chat_format import ChatFormat, Format, Message, ReasoningMarks, Rendered, Tokenizer, Tools
+from mini_chat_gpt.chat_format import ChatFormat, Format, Message, ReasoningMarks, Rendered, Tokenizer
+from mini_chat_gpt.chat_messages import Tools
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import JSONRecord
 from mini_chat_gpt.tokenizer.template_runs import Run

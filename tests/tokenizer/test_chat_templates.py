@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from template_formats import FORMATS, HOSTILE, PLAIN, applied, conversation, honest, made, roles_of
 
-from mini_chat_gpt.chat_format import Message, check_messages
+from mini_chat_gpt.chat_format import Message
+from mini_chat_gpt.chat_messages import check_messages
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.tokenizer.chat_templates import TemplateEntry, TemplateFormat
 from mini_chat_gpt.tokenizer.template_runs import WHITE_SPACE

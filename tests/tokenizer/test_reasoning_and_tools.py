@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from template_formats import FORMATS, HOSTILE, applied, honest, made
 
-from mini_chat_gpt.chat_format import Message, ReasoningMarks, check_messages
+from mini_chat_gpt.chat_format import Message, ReasoningMarks
+from mini_chat_gpt.chat_messages import check_messages
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.tokenizer.chat_templates import TemplateFormat
 
