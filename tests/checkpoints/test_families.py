@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
+from family_differences import gradients_differ_by, relative, sft_step
 from foreign_llamas import VARIANTS, make_llama, most_probable
 from safetensors.torch import load_file
 from tiny import tiny_tokenizer
 
-from mini_chat_gpt.checkpoints.families import family_of_type
 from mini_chat_gpt.checkpoints.foreign import read_hf_model
 from mini_chat_gpt.checkpoints.hf import to_hf_state
 from mini_chat_gpt.checkpoints.load import load_checkpoint
@@ -21,23 +21,6 @@ def theirs(request):
     return make_llama(**VARIANTS[request.param])
 
 
-def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((actual - expected).detach().abs().max() / expected.detach().abs().max())
-
-
-def gradients_differ_by(ours, theirs) -> float:
-    """The largest difference of two gradients, relative to the largest gradient."""
-    reference = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    part_of = family_of_type(theirs.config.model_type, "the test").hf_part
-    differences, seen = [], set()
-    for name, parameter in ours.named_parameters():
-        part = part_of(name, ours.config)
-        differences.append(float((parameter.grad - part.read(reference[part.source])).abs().max()))
-        seen.add(part.source)
-    assert seen == reference.keys()
-    return max(differences) / max(float(gradient.abs().max()) for gradient in reference.values())
-
-
 def test_logits_and_gradients_are_those_of_transformers(tmp_path, theirs):
     theirs.save_pretrained(tmp_path)
     ours, ids = read_hf_model(tmp_path), torch.randint(0, 96, (2, 60))
@@ -47,6 +30,13 @@ def test_logits_and_gradients_are_those_of_transformers(tmp_path, theirs):
     (expected * weights).sum().backward()
     (logits * weights).sum().backward()
     assert gradients_differ_by(ours, theirs) < 1e-5
+
+
+def test_a_step_on_packed_conversations_is_that_of_transformers_with_one_by_one(tmp_path, theirs):
+    theirs.save_pretrained(tmp_path)
+    loss, gradients = sft_step(read_hf_model(tmp_path), theirs)
+    assert loss < 1e-5
+    assert gradients < 1e-5
 
 
 def test_decoding_with_a_cache_gives_the_same_tokens(tmp_path, theirs):

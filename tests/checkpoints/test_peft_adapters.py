@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from family_differences import make_adapter, relative
 from foreign_llamas import VARIANTS, save_folder
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 
 from mini_chat_gpt.checkpoints.adapters import weights_hash
 from mini_chat_gpt.checkpoints.convert import convert
+from mini_chat_gpt.checkpoints.families import part_of_layout
 from mini_chat_gpt.checkpoints.find import read_meta, steps_of
 from mini_chat_gpt.checkpoints.load import load_adapted, load_checkpoint, load_pair
 from mini_chat_gpt.checkpoints.merge import merge
+from mini_chat_gpt.checkpoints.peft_form import modules_of
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import LoraSettings
@@ -36,24 +39,6 @@ def base_of(folder: Path, variant: str) -> Path:
     """A random model of a family, with a tokenizer."""
     save_folder(folder / "base", **VARIANTS[variant])
     return folder / "base"
-
-
-def make_adapter(folder: Path, base: Path, **settings):
-    """An adapter by PEFT with random weights; returns its model."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    values = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": "all-linear", "lora_dropout": 0.1}
-    model = peft.get_peft_model(model, peft.LoraConfig(**values | settings)).eval()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    model.save_pretrained(folder)
-    return model
-
-
-def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((actual - expected).detach().abs().max() / expected.detach().abs().max())
 
 
 @pytest.mark.parametrize(("variant", "kind"), [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)])
@@ -88,6 +73,22 @@ def adapted(folder: Path, **settings):
     return model.eval(), save_checkpoint(folder / "adapter", model, tokenizer)
 
 
+def compare_gradients(ours, theirs) -> None:
+    """Those of a module that joins several layers have a part for each of them."""
+    found = {name.replace(".default", ""): p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    rank, pairs = ours.adapter.settings.rank, []
+    for module in modules_of(ours.adapter.layers, part_of_layout(ours.adapter.layout, ""), ours.config):
+        a, b = found[module.stored + "lora_A.weight"], found[module.stored + "lora_B.weight"]
+        for number, (name, part) in enumerate(module.layers):
+            layer, columns = ours.get_submodule(name), slice(number * rank, (number + 1) * rank)
+            rows = slice(part.first, part.first + layer.out_features)
+            pairs += [(layer.lora_A.grad, a[columns]), (layer.lora_B.grad, b[rows, columns])]
+            if layer.magnitude is not None:
+                pairs.append((layer.magnitude.grad, found[module.stored + "lora_magnitude_vector.weight"][rows]))
+    largest = max(float(expected.abs().max()) for _, expected in pairs)
+    assert max(float((actual - expected).abs().max()) for actual, expected in pairs) < 1e-5 * largest
+
+
 OURS = [
     *((variant, {}) for variant in FAMILIES),
     ("GPT-2", {"rslora": True, "dora": True}),
@@ -104,10 +105,13 @@ def test_peft_computes_the_same_with_one_of_our_adapters(tmp_path, variant, sett
     convert(base_of(tmp_path, variant), tmp_path / "ours")
     model, folder = adapted(tmp_path, **settings)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
-    theirs = peft.PeftModel.from_pretrained(theirs, folder).eval()
+    theirs = peft.PeftModel.from_pretrained(theirs, folder, is_trainable=True).eval()
+    expected, logits = model(IDS), theirs(IDS).logits
+    assert relative(logits, expected) < 1e-5
+    expected.square().mean().backward()
+    logits.square().mean().backward()
+    compare_gradients(model, theirs)
     with torch.no_grad():
-        expected = model(IDS)
-        assert relative(theirs(IDS).logits, expected) < 1e-5
         assert relative(load_checkpoint(folder, "cpu")[0](IDS), expected) < 1e-5
     again = dict(load_adapted(folder).named_parameters())
     assert all(torch.equal(again[name], p) for name, p in model.named_parameters() if p.requires_grad)
