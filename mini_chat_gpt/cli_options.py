@@ -102,7 +102,7 @@ def add_model_options(parser: Parser) -> None:
         "--checkpoint",
         type=path_text,
         metavar="PATH",
-        help="checkpoint or run folder, or a model file (default: newest under runs/)",
+        help="checkpoint or run folder, Hugging Face folder, hub:org/name, or a model file (default: newest under runs/)",
     )
     parser.add_argument("--system", metavar="TEXT", help='system message, "" for none (default: as in training)')
     add_device_option(parser)

@@ -77,7 +77,7 @@ def prepare_options(parser: Parser) -> None:
         help="fraction of a single file's stories to hold out for validation (default: 0.02)",
     )
     parser.add_argument("--replace-sample", action="store_true", help="replace an unchanged sample by the data")
-    parser.add_argument("--url", help="another web address that has the two public files")
+    parser.add_argument("--url", help="a web address that has the two public files (default: the Hugging Face hub)")
     parser.add_argument(
         "--tokenizer",
         type=path_text,
@@ -295,7 +295,7 @@ def import_options(parser: Parser) -> None:
         "source",
         metavar="SRC",
         type=user_path,
-        help="a Hugging Face folder, a .gguf, llama2.c's .bin, nanoGPT's ckpt.pt, or a checkpoint or run folder",
+        help="a Hugging Face folder, hub:org/name, a .gguf, llama2.c's .bin, nanoGPT's ckpt.pt, or a checkpoint or run folder",
     )
     parser.add_argument("folder", metavar="DST", type=user_path, help="checkpoint folder to write; must not exist yet")
     parser.add_argument(

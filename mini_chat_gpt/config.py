@@ -121,11 +121,11 @@ class SFTSection(ScheduleFields):
     """Supervised fine-tuning."""
 
     pretrained_checkpoint: PathText | None = None
-    """Base model: a checkpoint or run folder, a llama2.c .bin, or nanoGPT's ckpt.pt (null = the newest base under runs/)."""
+    """Base model: a checkpoint or run, a Hugging Face folder, hub:org/name, or a model file (null = the newest base under runs/)."""
     chat_format: PathText = "auto"
     """auto = the base model's own format, ours if it has none; mini = ours; chatml; or the path of a Jinja chat template."""
     dataset_path: PathText = "./TinyStories"
-    """Folder with TinyStories-Instruct files (TinyStoriesInstruct-train.txt and -valid.txt), or one such file."""
+    """TinyStories-Instruct files (TinyStoriesInstruct-train.txt and -valid.txt): their folder, hub:org/name, or one of them."""
     eval_tasks: Whole = Field(4, ge=0, le=MAX_COUNT)
     """Held-out tasks of each kind that each evaluation generates replies for and scores (0 = none)."""
     save_dir: PathText = "runs/sft"
@@ -138,7 +138,7 @@ class PretrainSection(ScheduleFields):
     """Pretraining a base model on plain text."""
 
     dataset_path: PathText = "./TinyStories"
-    """Folder or file with plain stories, or TinyStories-Instruct files (only their stories are used)."""
+    """Plain stories, or TinyStories-Instruct files (only their stories are used): a folder, a file, or hub:org/name."""
     tokenizer: PathText = "train"
     """"train" trains a byte-level BPE on the data; or the name of an encoding (gpt2), a .tiktoken file, or a folder."""
     tokenizer_vocab_size: Whole = Field(4096, ge=260, le=2**20)
@@ -255,7 +255,7 @@ class ChatsSection(Section):
     """Your own chats to fine-tune on, instead of TinyStories-Instruct tasks or mixed with them."""
 
     files: FileWeights = Field({})
-    """JSON or JSON Lines files, optionally gzipped: one, a list, or {file: weight}. Weight 2 uses each chat twice per epoch."""
+    """JSON or JSON Lines files, optionally gzipped, or hub:org/name: one, a list, or {file: weight} (2 = twice per epoch)."""
     valid_files: FileWeights = Field({})
     """Held-out chats for validation (none = hold out a part of `files`)."""
     valid_share: Number = Field(0.1, ge=0, lt=1)

@@ -23,6 +23,7 @@ from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with, under_torchrun
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text
+from mini_chat_gpt.common.hub_names import hub_name
 from mini_chat_gpt.common.output import flush_or_discard
 from mini_chat_gpt.common.signals import after_interruption
 from mini_chat_gpt.common.terminal import console, format_duration
@@ -46,7 +47,7 @@ def base_of(config: Config) -> Path:
     """The base model of the recipe. Raises UserError if there is none."""
     checkpoint = config.sft.pretrained_checkpoint
     path = Path(checkpoint) if checkpoint else newest_checkpoint(base=True)
-    if path is None or not (path.exists() or path.name in ("best", "last")):
+    if path is None or not (path.exists() or path.name in ("best", "last") or hub_name(path, "model")):
         raise UserError(
             f"There is no base model {path or 'under runs/'}; `mini-chat-gpt quickstart` trains one in ten minutes, or name "
             "one: sft.pretrained_checkpoint=PATH."

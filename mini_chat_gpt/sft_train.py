@@ -91,7 +91,8 @@ def load_base(config: Config, run: RunContext) -> Base:
         )
     # On the CPU: the trainer moves the model to its device, and with FSDP no device holds all of it.
     # The weights of an adapter's base are read by `lora_setup.adapt`, which converts each layer to `lora.frozen`.
-    stored, tokenizer = open_pair(find_source(Path(path)), dtype=None if config.lora.enabled else torch.float32)
+    source = find_source(Path(path))
+    stored, tokenizer = open_pair(source, dtype=None if config.lora.enabled else torch.float32)
     model = stored.skeleton() if config.lora.enabled else stored.load()
     require_match(model.config, tokenizer, "The base model")  # only control tokens may be new
     own_format, known = tokenizer.chat_format, set(tokenizer.control)
@@ -99,7 +100,7 @@ def load_base(config: Config, run: RunContext) -> Base:
     set_chat_format(tokenizer, config.sft.chat_format, config.data.system_message)
     added = _add_rows(model, tokenizer, known)
     run.out.print(f"Base model: {path}" + (f"; added control tokens {', '.join(added)}" if added else ""), markup=False)
-    return Base(Path(path), stored, model.train(), tokenizer, added, own_format)
+    return Base(source, stored, model.train(), tokenizer, added, own_format)
 
 
 def add_chat_tokens(model: GPT, tokenizer: ChatTokenizer) -> list[str]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -176,7 +175,9 @@ def find_checkpoint(path: Path | str, prefer: str = "best", recheck: bool = Fals
         if path.name in ("best", "last") and not path.exists():
             path, prefer = path.parent, path.name
         if not path.is_dir():
-            raise UserError(_nothing_at(path))
+            raise UserError(
+                f"There is no checkpoint at {path}; give a checkpoint folder, a run folder such as runs/sft, or a model file."
+            )
     except OSError as error:  # a name that is too long, a folder of someone else
         raise UserError(f"{path} can't be read ({(error.strerror or str(error)).lower()}); check the path.") from None
     chosen, damaged = _choose(path, prefer, recheck)
@@ -188,18 +189,6 @@ def find_checkpoint(path: Path | str, prefer: str = "best", recheck: bool = Fals
             f"{path}: no complete checkpoint{reasons}; give a checkpoint folder, or a run folder with step-* folders in it."
         )
     return chosen
-
-
-def _nothing_at(path: Path) -> str:
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(path), re.ASCII) and not os.path.exists(path.parent):
-        name = path.name.partition("@")[0]
-        return (
-            f"{path} looks like a model of the Hugging Face hub; download it with `hf download {path} --local-dir {name}` and "
-            f"give {name}, or check the path if it is meant as a folder."
-        )
-    return (
-        f"There is no checkpoint at {path}; give a checkpoint folder, a run folder such as runs/sft, or a model file."
-    )
 
 
 def _choose(run: Path, prefer: str, recheck: bool = False) -> tuple[Path | None, dict[Path, str]]:

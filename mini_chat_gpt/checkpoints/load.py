@@ -24,7 +24,7 @@ from mini_chat_gpt.checkpoints.adapters import (
 )
 from mini_chat_gpt.checkpoints.build import StoredModel, model_in_memory, model_in_parts, model_shapes
 from mini_chat_gpt.checkpoints.families import family_of_model, part_of_layout, plain_part
-from mini_chat_gpt.checkpoints.find import META, MODEL, find_checkpoint, is_checkpoint, read_meta
+from mini_chat_gpt.checkpoints.find import META, MODEL, find_checkpoint, is_checkpoint, read_meta, steps_of
 from mini_chat_gpt.checkpoints.foreign import (
     import_tokenizer,
     is_foreign,
@@ -33,6 +33,7 @@ from mini_chat_gpt.checkpoints.foreign import (
     refuse_tokenizer,
 )
 from mini_chat_gpt.checkpoints.hf import from_hf_state, to_hf_state
+from mini_chat_gpt.checkpoints.hub_models import local_model
 from mini_chat_gpt.checkpoints.origin import Origin
 from mini_chat_gpt.checkpoints.peft_adapter import base_name, is_peft_folder, with_adapter
 from mini_chat_gpt.checkpoints.sharded import Like, Tensors, read_file, read_shards, read_shards_header, shards_of
@@ -47,6 +48,7 @@ from mini_chat_gpt.checkpoints.tensor_files import (
 from mini_chat_gpt.checkpoints.tensor_parts import stored_shapes
 from mini_chat_gpt.common.device import pick_device
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.hub_names import hub_name
 from mini_chat_gpt.common.json_files import describe_problem, short
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.lora import Frozen, add_lora, merge_lora
@@ -69,8 +71,11 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "auto") -> tu
     return model.to(target).eval(), tokenizer
 
 
-def find_source(path: Path, recheck: bool = False) -> Path:
-    """What a path means: a file or folder of another project (itself), or a checkpoint as `find_checkpoint` finds it."""
+def find_source(path: Path, recheck: bool = False, weights: bool = True) -> Path:
+    """What a path means: a model of the hub (its local copy), a file or folder of another project (itself), or a checkpoint as
+    `find_checkpoint` finds it. Without `weights`, those of a model of the hub are not fetched.
+    """
+    path = local_model(path, weights)
     return path if is_foreign(path) else find_checkpoint(path, recheck=recheck)
 
 
@@ -171,6 +176,16 @@ def load_tokenizer(folder: Path) -> tuple[ChatTokenizer, GPTConfig]:
             f"{REMEDY}."
         )
     return tokenizer, config
+
+
+def load_named_tokenizer(name: str) -> ChatTokenizer:
+    """The tokenizer of a model (a folder, a run, or one of the hub, whose weights are not fetched), or what `ChatTokenizer.load`
+    accepts. Raises UserError.
+    """
+    path = Path(name)
+    if hub_name(name, "model") or (path.is_dir() and (is_foreign(path) or steps_of(path))):
+        return load_tokenizer(find_source(path, weights=False))[0]
+    return ChatTokenizer.load(name)
 
 
 def require_match(config: GPTConfig, tokenizer: ChatTokenizer, source: Path | str) -> None:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import read_file
+from mini_chat_gpt.common.hub import repository_of
 from mini_chat_gpt.common.json_files import JSONRecord
 from mini_chat_gpt.common.page import shown_path
 from mini_chat_gpt.common.text import clean
@@ -39,6 +40,10 @@ class Origin(JSONRecord):
     source: str
     """File or folder that was imported, without the path to it."""
     name: str | None = None
+    repository: str | None = None
+    """ "org/name" on the Hugging Face hub, if it was fetched from there."""
+    commit: str | None = None
+    """Of the repository."""
     family: str | None = Field(None, max_length=40)
     """The family that its files were written for, see checkpoints/families.py."""
     license: str | None = None
@@ -51,7 +56,9 @@ class Origin(JSONRecord):
     def describe(self) -> str:
         """One line for the terminal: license and origin."""
         parts = [f"license {self.license or 'not stated'}"]
-        parts += [f"from {self.name or self.source}"]
+        parts += [f"from {self.repository or self.name or self.source}"]
+        if self.commit:
+            parts.append(f"commit {self.commit[:12]}")
         if self.base_model:
             parts.append(f"based on {', '.join(self.base_model)}")
         if self.files:
@@ -65,6 +72,7 @@ def origin_of_folder(folder: Path) -> Origin:
     return Origin(
         source=_last_part(folder),
         name=_text(card.get("model_name")) or _last_part(folder),
+        **_repository(folder),
         license=_text(card.get("license_name")) or ", ".join(_texts(card.get("license"))) or None,
         license_link=_text(card.get("license_link")),
         base_model=_texts(card.get("base_model")),
@@ -82,6 +90,7 @@ def origin_of_gguf(path: Path, metadata: Mapping[str, Any]) -> Origin:
     return Origin(
         source=path.name,
         name=_text(metadata.get("general.name")),
+        **_repository(path),
         license=_text(metadata.get("general.license.name")) or _text(metadata.get("general.license")),
         license_link=_text(metadata.get("general.license.link")),
         base_model=bases,
@@ -97,10 +106,11 @@ def model_card(origin: Origin, info: Mapping[str, Any]) -> str:
         lines.append(f"license: {_quoted(origin.license)}")
     if origin.license_link:
         lines.append(f"license_link: {_quoted(origin.license_link)}")
-    if origin.base_model:
-        lines += ["base_model:", *(f"- {_quoted(base)}" for base in origin.base_model)]
+    if bases := [origin.repository] if origin.repository else origin.base_model:
+        lines += ["base_model:", *(f"- {_quoted(base)}" for base in bases)]
     lines += ["library_name: transformers", "---", "", f"# {origin.name or origin.source}", ""]
-    lines.append(f"This model was {job} with mini_chat_gpt from `{origin.source}`.")
+    commit = f" (commit {origin.commit})" if origin.commit else ""
+    lines.append(f"This model was {job} with mini_chat_gpt from `{origin.repository or origin.source}`{commit}.")
     lines.append(f"Its license is {origin.license or 'not stated by its source'}.")
     if origin.base_model:
         lines.append(f"Its source names as base model: {', '.join(origin.base_model)}.")
@@ -133,6 +143,12 @@ def _license_files(folder: Path) -> dict[str, str]:
             with suppress(UserError):
                 files[name] = read_file(folder / name, MAX_TEXT).decode("utf-8", "replace")
     return files
+
+
+def _repository(path: Path) -> dict[str, str]:
+    """The fields `repository` and `commit`, for what is in the hub's cache."""
+    found = repository_of(path)
+    return {} if found is None else {"repository": found[0], "commit": found[1]}
 
 
 def _last_part(path: Path) -> str:

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import open_regular
@@ -194,6 +194,24 @@ def temporary_name(path: Path) -> Path:
     process = os.getpid()
     owner = f"{_this_machine()}-{process}-{max(0, _start_time(process) or 0)}"
     return path.with_name(f".{path.name[:40]}.{owner}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+def lock_file(file: IO[Any]) -> bool:
+    """Lock an open file until it is closed or the process ends; False if another process has locked it. No-op on Windows.
+
+    Raises OSError if the file system has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike a lock of flock, worker processes do not inherit it
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
+    return True
 
 
 def remove_leftovers(folder: Path, exclusive: bool = False) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from mini_chat_gpt import assets
+from mini_chat_gpt.common.hub import repository_of
 from mini_chat_gpt.common.text import well_formed
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")  # all but tab and newline
@@ -36,7 +37,9 @@ def without_folders(text: str, paths: Iterable[str]) -> str:
 
 
 def shown_path(path: object) -> str:
-    """A relative path as it is; the last component of an absolute one."""
+    """A relative path as it is; the last component of an absolute one; "org/name" of what is in the hub's cache."""
+    if (repository := repository_of(Path(str(path)))) is not None:
+        return repository[0]
     return _name_of_absolute(str(path)) or str(path)
 
 

@@ -25,9 +25,14 @@ def console(quiet: bool = False, optional: bool = False) -> Console:
     return Console(highlight=False, quiet=quiet, file=cast(IO[str], OptionalOutput("stdout")) if optional else None)
 
 
-def format_size(n_bytes: float) -> str:
-    """1230000000 → "1.23 GB", 45000000 → "45 MB"."""
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+def format_size(n_bytes: float | None) -> str:
+    """1230000000 → "1.23 GB", 45400000 → "45.4 MB", None → "unknown size"."""
+    if n_bytes is None:
+        return "unknown size"
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= 0.9995 * scale:
+            return f"{n_bytes / scale:.3g} {unit}"
+    return f"{n_bytes:.0f} bytes"
 
 
 def format_duration(seconds: float) -> str:

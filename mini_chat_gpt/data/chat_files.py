@@ -23,12 +23,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mini_chat_gpt.chat_format import Message
 from mini_chat_gpt.chat_messages import ROLES, TOOL, check_messages
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.data.hub_data import local_chats
 from mini_chat_gpt.data.json_records import BadRecord, Record, read_json_records
 
 MAX_PROBLEMS = 20  # that an error lists one by one
@@ -68,7 +70,7 @@ def read_conversations(
     collected: list[Problem] = [] if problems is None else problems
     for path in [paths] if isinstance(paths, str | Path) else paths:
         empty = True
-        for line, record in read_json_records(Path(path)):
+        for line, record in chain.from_iterable(map(read_json_records, local_chats(path))):
             empty = False
             try:
                 form, messages = _messages_of(record)

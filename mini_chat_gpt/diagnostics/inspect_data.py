@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mini_chat_gpt.checkpoints.find import find_checkpoint, newest_checkpoint, steps_of
-from mini_chat_gpt.checkpoints.load import find_source, load_tokenizer
+from mini_chat_gpt.checkpoints.find import newest_checkpoint
+from mini_chat_gpt.checkpoints.load import find_source, load_named_tokenizer, load_tokenizer
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.cli_verbs import EXAMPLES_ON_PAGE, EXAMPLES_SHOWN
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text
+from mini_chat_gpt.common.hub_names import hub_name
 from mini_chat_gpt.common.terminal import console
 from mini_chat_gpt.common.writable import require_writable_file
 from mini_chat_gpt.config import Config
@@ -53,7 +54,7 @@ def with_files(config: Config, files: Sequence[str], overrides: Sequence[str] = 
     Raises UserError.
     """
     for file in files:
-        if not Path(file).exists():
+        if not Path(file).exists() and hub_name(file, "dataset") is None:
             raise UserError(f"There is no {file}; give chat files, a folder with stories, or section.key=value.")
     story_paths = [file for file in files if Path(file).is_dir() or file.endswith(".txt")]
     chats = [file for file in files if file not in story_paths]
@@ -82,7 +83,7 @@ def tokenizer_for(config: Config, name: str | None = None) -> tuple[ChatTokenize
     """
     base = None if name else config.sft.pretrained_checkpoint or newest_checkpoint(base=True)
     if name is not None:
-        tokenizer = ChatTokenizer.load(find_checkpoint(name) if steps_of(Path(name)) else name)
+        tokenizer = load_named_tokenizer(name)
         context, note = config.data.seq_len, f"Tokenizer: {Path(name).name} (--tokenizer); the context is data.seq_len."
     elif base is None:
         tokenizer, context = _tokenizer_from_data(config), config.data.seq_len
@@ -91,7 +92,7 @@ def tokenizer_for(config: Config, name: str | None = None) -> tuple[ChatTokenize
             "texts. The counts of a run with another tokenizer differ; choose one with --tokenizer."
         )
     else:
-        tokenizer, shape = load_tokenizer(find_source(Path(base)))
+        tokenizer, shape = load_tokenizer(find_source(Path(base), weights=False))
         context = shape.context_length
         note = f"Tokenizer and context: those of {base}."
     set_chat_format(tokenizer, config.sft.chat_format, config.data.system_message)  # as fine-tuning does

@@ -23,6 +23,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import readable_disk_errors, temporary_name, write_json
 from mini_chat_gpt.common.json_files import JSONRecord, read_json
 from mini_chat_gpt.common.manifest import sha256_of
+from mini_chat_gpt.common.terminal import format_size
 from mini_chat_gpt.tinystories.records import FILE_NAMES
 
 SPLITS = ("train", "valid")
@@ -135,7 +136,7 @@ def require_space(folder: Path, needed: int) -> int:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(
-            f"{folder} needs {size_text(needed)}, but its disk has {size_text(free)} left; free some space or choose "
+            f"{folder} needs {format_size(needed)}, but its disk has {format_size(free)} left; free some space or choose "
             "another folder with --folder."
         )
     return free
@@ -188,13 +189,3 @@ def remove_sample(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
             (folder / f"{name}.index.npz").unlink(missing_ok=True)
         (folder / SOURCE_FILE).unlink()
-
-
-def size_text(size: float | None) -> str:
-    """2660000000 -> "2.66 GB"."""
-    if size is None:
-        return "unknown size"
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= 0.9995 * scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size:.0f} bytes"

@@ -22,9 +22,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.terminal import StepProgress
+from mini_chat_gpt.common.terminal import StepProgress, format_size
 from mini_chat_gpt.config import DataSection
-from mini_chat_gpt.prepare.data_folder import SOURCE_DESCRIPTIONS, present_files, read_source, size_text, unused_files
+from mini_chat_gpt.prepare.data_folder import SOURCE_DESCRIPTIONS, present_files, read_source, unused_files
 from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, generate_tasks
 from mini_chat_gpt.tinystories.records import FEATURES, FIELDS
 from mini_chat_gpt.tinystories.tasks import TASK_KINDS, categories
@@ -214,7 +214,7 @@ def show_report(report: Mapping[str, Any], out: Console) -> None:
 def _records_table(report: Mapping[str, Any]) -> Table:
     files = report["files"]
     table = _table("Records", *files)
-    table.add_row("size", *(size_text(entry["bytes"]) for entry in files.values()))
+    table.add_row("size", *(format_size(entry["bytes"]) for entry in files.values()))
     table.add_row("records", *(f"{entry['records']:,}" for entry in files.values()))
     for group in ("fields", "features"):
         table.add_section()

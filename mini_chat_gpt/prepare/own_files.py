@@ -14,14 +14,13 @@ from pathlib import Path
 from rich.console import Console
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.terminal import StepProgress
+from mini_chat_gpt.common.terminal import StepProgress, format_size
 from mini_chat_gpt.prepare.data_folder import (
     SPLITS,
     drafts,
     present_files,
     read_source,
     require_space,
-    size_text,
     standard_name,
     write_source,
 )
@@ -105,7 +104,7 @@ def _check(file: Path, label: bool) -> None:
 
 def _copy(file: Path, target: Path, label: bool, out: Console) -> None:
     if not label:
-        out.print(f"Copying {file} ({size_text(file.stat().st_size)})", markup=False, soft_wrap=True)
+        out.print(f"Copying {file} ({format_size(file.stat().st_size)})", markup=False, soft_wrap=True)
         shutil.copyfile(file, target)
         return
     with open(target, "wb") as handle:

@@ -14,11 +14,14 @@ from typing import Any
 
 from rich.console import Console
 
+from mini_chat_gpt.checkpoints.load import load_named_tokenizer
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import remove_leftovers
+from mini_chat_gpt.common.hub_errors import NoConnection
 from mini_chat_gpt.common.signals import StoppedBySignal
+from mini_chat_gpt.common.terminal import format_size
 from mini_chat_gpt.prepare.data_folder import (
     SOURCE_DESCRIPTIONS,
     SPLITS,
@@ -29,28 +32,13 @@ from mini_chat_gpt.prepare.data_folder import (
     read_source,
     remove_sample,
     require_space,
-    size_text,
-    standard_name,
     write_source,
 )
 from mini_chat_gpt.prepare.data_report import report_folder, show_report
-from mini_chat_gpt.prepare.download import (
-    RETRY_POLICY,
-    DownloadProgress,
-    NoConnection,
-    RetryPolicy,
-    fetch,
-    fetch_metadata,
-    part_path,
-    remove_finished_metadata,
-    usable_part,
-)
 from mini_chat_gpt.prepare.own_files import import_files
+from mini_chat_gpt.prepare.public_files import PublicFile, public_file, unfinished
 from mini_chat_gpt.prepare.sample_stories import write_sample
-from mini_chat_gpt.tinystories.records import FILE_NAMES
-from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
-PUBLIC_URL = "https://huggingface.co/datasets/roneneldan/TinyStoriesInstruct/resolve/main"
 SAMPLE_SIZE = 22_000_000  # bytes
 COMMAND = "python prepare_sft_data.py"
 
@@ -59,20 +47,19 @@ def prepare(
     folder: Path | str,
     *,
     split: str | None = None,
-    url: str = PUBLIC_URL,
+    url: str | None = None,
     sample: bool = False,
     source: Sequence[Path | str] = (),
     label: Sequence[Path | str] = (),
     valid_fraction: float = 0.02,
     replace_sample: bool = False,
-    policy: RetryPolicy = RETRY_POLICY,
     out: Console | None = None,
 ) -> None:
     """Make sure that `folder` has data.
 
     split            "train", "valid" or "both" of the public files; None: both for an empty folder, otherwise what an
                      earlier download left unfinished
-    url              the web folder that has the public files
+    url              a web folder that has the public files; None: the Hugging Face hub
     sample           write the sample
     source, label    one or two files of the user: records to copy, or plain stories to label
     valid_fraction   fraction of the stories for validation, if a single file is given
@@ -84,7 +71,6 @@ def prepare(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder; choose another --folder.")
     remove_leftovers(folder)
-    remove_finished_metadata(folder)
     present = present_files(folder)
     replacing = bool(present) and replace_sample
     if replacing and not is_untouched_sample(folder):
@@ -99,7 +85,7 @@ def prepare(
         import_files(folder, paths, valid_fraction, out, bool(label), _remover(folder, replacing))
     elif missing := _to_download(folder, split, replacing):
         try:
-            _download(folder, missing, url, policy, replacing, out)
+            _download(folder, missing, url, replacing, out)
         except NoConnection as error:
             _without_network(folder, missing, error, out)
 
@@ -132,8 +118,8 @@ def _to_download(folder: Path, split: str | None, replacing: bool) -> list[str]:
     present = {} if replacing else present_files(folder)
     source = read_source(folder) if present else {}
     if split is None and present:
-        unfinished = set(source.get("options", {}).get("splits", ())) if source["source"] == "public" else set()
-        requested = [name for name in SPLITS if name in unfinished or part_path(folder / standard_name(name)).exists()]
+        wanted = {*source.get("options", {}).get("splits", ())} if source["source"] == "public" else set()
+        requested = [name for name in SPLITS if name in wanted or name in unfinished(folder)]
     else:
         requested = list(SPLITS) if split in (None, "both") else [str(split)]
     missing = [name for name in requested if name not in present]
@@ -145,46 +131,41 @@ def _to_download(folder: Path, split: str | None, replacing: bool) -> list[str]:
     return sorted(missing, reverse=True)
 
 
-def _download(folder: Path, splits: list[str], url: str, policy: RetryPolicy, replacing: bool, out: Console) -> None:
+def _download(folder: Path, splits: list[str], url: str | None, replacing: bool, out: Console) -> None:
     """Show the sizes, then download the missing splits."""
-    remotes = {
-        split: fetch_metadata(f"{url.rstrip('/')}/{FILE_NAMES[1].format(split=split)}", policy) for split in splits
-    }
-    n_present = {split: usable_part(folder / standard_name(split), remote) for split, remote in remotes.items()}
-    free = require_space(folder, sum((remote.size or 0) - n_present[split] for split, remote in remotes.items()))
-    for split, remote in remotes.items():
-        partial = f", {size_text(n_present[split])} of it downloaded already" if n_present[split] else ""
-        out.print(f"{split}: {size_text(remote.size)} from {remote.url}{partial}", markup=False, soft_wrap=True)
-    out.print(f"to {folder}, with {size_text(free)} free", markup=False, soft_wrap=True)
+    files = {split: public_file(split, url) for split in splits}
+    present = {split: _size(file.partial(folder)) for split, file in files.items()}
+    free = require_space(folder, sum((file.size or 0) - present[split] for split, file in files.items()))
+    for split, file in files.items():
+        partial = f", {format_size(present[split])} of it downloaded already" if present[split] else ""
+        out.print(f"{split}: {format_size(file.size)} from {file.shown}{partial}", markup=False, soft_wrap=True)
+    out.print(f"to {folder}, with {format_size(free)} free", markup=False, soft_wrap=True)
     _remover(folder, replacing)()
     make_folder(folder)
     entries = read_source(folder).get("files", {}) if present_files(folder) else {}
-    for split, remote in remotes.items():
-        target = folder / standard_name(split)
-        try:
-            with DownloadProgress(out, target.name, remote.size, n_present[split]) as progress:
-                fetch(remote, target, policy, progress)
-        except (KeyboardInterrupt, StoppedBySignal):
-            part = part_path(target)
-            size = size_text(part.stat().st_size if part.exists() else 0)
-            out.print(
-                f"Stopped. {size} are kept in {part}; the same command resumes the download.",
-                markup=False,
-                soft_wrap=True,
-            )
-            raise
-        out.print(f"{target.name}: complete, {size_text(target.stat().st_size)}", markup=False)
-        entries[target.name] = {"url": remote.url, "etag": remote.version} | (
-            {"sha256": remote.sha256} if remote.sha256 else {}
-        )
+    for file in files.values():
+        target = _fetch(file, folder, out)
+        out.print(f"{target.name}: complete, {format_size(target.stat().st_size)}", markup=False)
+        entries[target.name] = file.source()
         write_source(folder, "public", entries, options={"splits": sorted({*splits, *present_files(folder)})})
+
+
+def _fetch(file: PublicFile, folder: Path, out: Console) -> Path:
+    try:
+        return file.fetch(folder, out)
+    except (KeyboardInterrupt, StoppedBySignal):
+        partial = file.partial(folder)
+        kept = f"{format_size(_size(partial))} are kept in {partial}"
+        out.print(f"Stopped. {kept}; the same command resumes the download.", markup=False, soft_wrap=True)
+        raise
 
 
 def _without_network(folder: Path, splits: list[str], error: NoConnection, out: Console) -> None:
     """Write the sample instead, if the folder has no data yet."""
-    parts = [part for split in SPLITS if (part := part_path(folder / standard_name(split))).exists()]
-    if parts or present_files(folder):
-        kept = f" The part downloaded so far is kept in {' and '.join(map(str, parts))}." if parts else ""
+    left = unfinished(folder)
+    if left or present_files(folder):
+        paths = [str(path) for split in left.values() for path in split]
+        kept = f" The part downloaded so far is kept in {' and '.join(paths)}." if paths else ""
         raise UserError(f"{error}{kept}") from error
     out.print(f"{error}\nWriting the sample instead of the public data.", markup=False, soft_wrap=True)
     write_sample_folder(folder, out)
@@ -194,6 +175,13 @@ def _without_network(folder: Path, splits: list[str], error: NoConnection, out: 
         markup=False,
         soft_wrap=True,
     )
+
+
+def _size(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder; 0 if there is none."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size if path.exists() else 0
 
 
 def _remover(folder: Path, replacing: bool) -> Callable[[], None]:
@@ -227,8 +215,8 @@ def notes(report: dict[str, Any]) -> list[str]:
         )
     for path in sorted(folder.glob(".draft*")):  # not removed at the start, so it may be in use
         lines.append(f"{path} is left over from a killed process; delete it if no process is writing to it.")
-    for path in sorted(folder.glob("*.part")):
-        lines.append(f"{path} is an unfinished download ({size_text(path.stat().st_size)}).")
+    for path in (path for paths in unfinished(folder).values() for path in paths):
+        lines.append(f"{path} is an unfinished download ({format_size(_size(path))}).")
     return lines
 
 
@@ -239,20 +227,19 @@ def _folder_option(folder: Path) -> str:
 # Command line
 
 
-def run(options: argparse.Namespace, policy: RetryPolicy = RETRY_POLICY) -> int:
+def run(options: argparse.Namespace) -> int:
     """`mini-chat-gpt prepare` with a parsed command line."""
-    tokenizer = ChatTokenizer.load(options.tokenizer) if options.tokenizer else None
+    tokenizer = load_named_tokenizer(options.tokenizer) if options.tokenizer else None
     out = Console(highlight=False, stderr=options.json)
     prepare(
         options.folder,
         split=options.split,
-        url=options.url or PUBLIC_URL,
+        url=options.url,
         sample=options.sample,
         source=options.source or (),
         label=options.label or (),
         valid_fraction=options.valid_fraction,
         replace_sample=options.replace_sample,
-        policy=policy,
         out=out,
     )
     report = report_folder(options.folder, tokenizer, options.seq_len, options.full, out)
@@ -266,9 +253,9 @@ def run(options: argparse.Namespace, policy: RetryPolicy = RETRY_POLICY) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None, policy: RetryPolicy = RETRY_POLICY) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    return run(parse("prepare", argv), policy)
+    return run(parse("prepare", argv))
 
 
 if __name__ == "__main__":

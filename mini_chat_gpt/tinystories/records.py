@@ -33,6 +33,7 @@ from typing import BinaryIO
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import open_regular
+from mini_chat_gpt.data.hub_data import local_stories
 
 SEPARATOR = b"<|endoftext|>"
 FIELDS = ("Features", "Words", "Summary", "Random sentence")
@@ -226,7 +227,7 @@ def find_text(path: Path | str, split: str) -> Path | None:
 
     None if there is no "valid" file. Raises UserError if there is no "train" file.
     """
-    path = Path(path)
+    path = local_stories(path, TEXT_FILE_NAMES)
     if not path.exists():
         raise UserError(
             f"There is no text at {path}; `python prepare_sft_data.py` gets the stories, or name your own file."
@@ -255,7 +256,7 @@ def find_instruct_file(path: str | Path, split: str) -> Path:
     `path` is a folder that contains it under either spelling of its name, or one of the two files: the other is then expected
     next to it, with "train" and "valid" exchanged in its name. Raises UserError if there is none.
     """
-    path = Path(path)
+    path = local_stories(path, FILE_NAMES)
     if not path.exists():
         raise UserError(
             f"There is no {path}; run `python prepare_sft_data.py`, or set sft.dataset_path to your own data."

@@ -6,7 +6,6 @@ overwritten. Processes that torchrun restarts find the folder that they started 
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import warnings
@@ -19,7 +18,7 @@ from typing import TextIO
 from mini_chat_gpt.checkpoints.find import find_checkpoint, is_checkpoint, read_state, steps_of
 from mini_chat_gpt.checkpoints.hf_folder import is_hf_folder
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import readable_disk_errors
+from mini_chat_gpt.common.files import lock_file, readable_disk_errors
 from mini_chat_gpt.config import PretrainSection, SFTSection
 from mini_chat_gpt.training.provenance import read_metadata
 
@@ -142,7 +141,7 @@ def _open_locked(folder: Path) -> TextIO:
     with readable_disk_errors(folder / LOCK):
         file = open(folder / LOCK, "a", encoding="utf-8")
     try:
-        if not _lock(file):
+        if not lock_file(file):
             file.close()
             raise UserError(f"Another process is training in {folder}; wait for it, or stop it first.")
     except OSError as error:  # some network file systems have no locks
@@ -168,24 +167,6 @@ def is_locked(folder: Path) -> bool:
     """Whether another process is training in this folder."""
     try:
         with open(folder / LOCK, "a", encoding="utf-8") as file:
-            return not _lock(file)
+            return not lock_file(file)
     except OSError:
         return False
-
-
-def _lock(file: TextIO) -> bool:
-    """Lock an open file until it is closed or the process ends; False if another process has locked it. No-op on Windows.
-
-    Raises OSError if the file system has no locks.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike a lock of flock, worker processes do not inherit it
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        raise
-    return True

@@ -16,6 +16,7 @@ from mini_chat_gpt.config import Config
 from mini_chat_gpt.data.batching import Example, epoch_order
 from mini_chat_gpt.data.chat_dataset import ChatDataset, duplicates, in_both, split
 from mini_chat_gpt.data.chat_files import Conversation, Problem, read_conversations
+from mini_chat_gpt.data.hub_data import local_chats
 from mini_chat_gpt.data.step_loader import ExampleDataset
 from mini_chat_gpt.generation.text import Prompt
 from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, find_instruct_file
@@ -169,7 +170,7 @@ def _chat_examples(config: Config, tokenizer: ChatTokenizer) -> SftExamples:
         source=chats.trained,
         validation=list(islice(chats.validated.examples(), config.data.eval_examples)),
         shown=list(islice(_shown(chats.validated), N_SHOWN_CHATS)),
-        files=[Path(path) for path in {**config.chats.files, **config.chats.valid_files}],
+        files=[file for path in {**config.chats.files, **config.chats.valid_files} for file in local_chats(path)],
         notes=chats.notes,
         chats=chats,
     )

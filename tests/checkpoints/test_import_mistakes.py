@@ -64,7 +64,6 @@ MISTAKES = {
     "generate --prompt Hi --checkpoint no_tokenizer": "no_tokenizer has no tokenizer.json",
     "evaluate --checkpoint notes.txt --prompts prompts.yaml": "prompts.yaml",
     "selfcheck --device cpu --checkpoint other_shard": "model-00077-of-00077.safetensors is missing",
-    "inspect --tokenizer hf notes.txt": "give a folder that a run, save() or `mini-chat-gpt import` wrote.",
     "sft sft.pretrained_checkpoint=no_shard chats.files=notes.txt": "is missing, but the index next to it names it",
     "doctor sft sft.pretrained_checkpoint=hf": "Which training is checked is an option: `mini-chat-gpt doctor --job sft`.",
 }

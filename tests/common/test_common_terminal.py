@@ -192,5 +192,17 @@ def test_durations_are_written_in_hours_minutes_and_seconds():
     assert [format_duration(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
 
 
-def test_sizes_are_rounded_to_megabytes_or_gigabytes():
-    assert [format_size(n) for n in (45_400_000, 1_234_000_000)] == ["45 MB", "1.23 GB"]
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (45_400_000, "45.4 MB"),
+        (999_990_000, "1 GB"),
+        (1_234_000_000, "1.23 GB"),
+        (5e12, "5 TB"),
+        (None, "unknown size"),
+    ],
+)
+def test_sizes_are_written_with_units(size, text):
+    assert format_size(size) == text

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 from file_server import FileServer, running
+from hub_server import hub_for
 from tiny_disk import tiny_disk
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import temporary_name
-from mini_chat_gpt.prepare import data_folder, own_files, prepare
+from mini_chat_gpt.prepare import data_folder, download, own_files, prepare
 from mini_chat_gpt.prepare.data_folder import read_source
-from mini_chat_gpt.prepare.download import RetryPolicy
+from mini_chat_gpt.prepare.public_files import REPOSITORY
 from mini_chat_gpt.prepare.sample_stories import write_sample
 
 ROOT = Path(__file__).parent.parent.parent
-QUICK = RetryPolicy(connect=2.0, read=0.3, attempts=2, pause=0.0)
 NAMES = ("TinyStories-Instruct-train.txt", "TinyStories-Instruct-valid.txt")
 TRAIN, VALID = "TinyStoriesInstruct-train.txt", "TinyStoriesInstruct-valid.txt"
 
@@ -37,9 +37,12 @@ def records(kind: str, number: int) -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def quick_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small sample, which is written quickly."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small sample, and a server that is not waited for."""
     monkeypatch.setattr(prepare, "write_sample", lambda folder: write_sample(folder, 60, 20))
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    monkeypatch.setattr(download, "PAUSE", 0.0)
+    monkeypatch.setattr(download, "ATTEMPTS", 2)
 
 
 @pytest.fixture
@@ -57,12 +60,18 @@ def folder(tmp_path: Path) -> Path:
 def run(folder: Path, *options: object, server: FileServer | None = None) -> int:
     """Run the command line. Without a server there is no network."""
     url = server.url.rpartition("/")[0] if server else "http://127.0.0.1:9"
-    return prepare.main(["--folder", str(folder), "--url", url, *map(str, options)], QUICK)
+    return prepare.main(["--folder", str(folder), "--url", url, *map(str, options)])
+
+
+def part_of(server: FileServer, folder: Path) -> Path:
+    """The unfinished training file."""
+    return download.describe(f"{server.url.rpartition('/')[0]}/{NAMES[0]}").part(folder / TRAIN)
 
 
 def content(folder: Path) -> dict[str, bytes]:
     """The files of a folder, less the caches."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != ".npz"}
+    files = [path for path in sorted(folder.iterdir()) if path.suffix != ".npz"]
+    return {path.name: path.read_bytes() if path.is_file() else b"" for path in files}
 
 
 # Downloading
@@ -110,9 +119,9 @@ def test_the_other_split_can_be_downloaded_later(folder: Path, server: FileServe
 
 def test_an_interrupted_download_is_completed_by_the_same_command(folder: Path, server: FileServer) -> None:
     server.drop_after = [10**9, 5000, 0, 0]  # the valid file comes first, and whole
-    with pytest.raises(UserError, match="run the same command again to resume"):
+    with pytest.raises(UserError, match="the same command resumes it from"):
         run(folder, server=server)
-    assert set(content(folder)) == {VALID, "SOURCE.json", f"{TRAIN}.part", f"{TRAIN}.part.json"}
+    assert set(content(folder)) == {VALID, "SOURCE.json", part_of(server, folder).name}
     server.drop_after = []
     run(folder, server=server)
     assert server.requests[-1] == "bytes=5000-"
@@ -135,11 +144,12 @@ def test_an_interrupt_reports_what_is_kept(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare.DownloadProgress, "__call__", interrupt)
+    monkeypatch.setattr(download.StepProgress, "update", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(folder, "--split", "train", server=server)
-    assert f"kept in {folder / TRAIN}.part; the same command resumes the download" in capsys.readouterr().out
-    assert (folder / f"{TRAIN}.part").stat().st_size > 0
+    part = part_of(server, folder)
+    assert f"kept in {part}; the same command resumes the download" in capsys.readouterr().out
+    assert part.stat().st_size > 0
 
 
 def test_a_file_that_the_server_lacks_changes_nothing(folder: Path, server: FileServer) -> None:
@@ -156,6 +166,39 @@ def test_too_little_space_is_reported_before_the_download(
     with pytest.raises(UserError, match="its disk has 1 kB left"):
         run(folder, server=server)
     assert server.requests == []
+
+
+def test_without_an_address_the_files_come_from_the_hub(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {NAMES[0]: records("cat", 300), NAMES[1]: records("dog", 40)}
+    with hub_for(monkeypatch, tmp_path) as hub:
+        commit = hub.add(REPOSITORY.repo, {**files, "README.md": b"x"}, "datasets").branches["main"]
+        hub.drop_after = [5000, *[0] * 20]
+        with pytest.raises(UserError, match="run the same command again to resume"):
+            prepare.main(["--folder", str(folder)])
+        assert set(content(folder)) == {VALID, "SOURCE.json", ".download-train"}
+        hub.drop_after, hub.ranges = [], []
+        assert prepare.main(["--folder", str(folder)]) == 0
+        assert hub.ranges == ["bytes=5000-"]
+    assert content(folder)[TRAIN] == files[NAMES[0]]
+    assert content(folder)[VALID] == files[NAMES[1]]
+    assert set(content(folder)) == {TRAIN, VALID, "SOURCE.json"}
+    entry = read_source(folder)["files"][TRAIN]
+    assert (entry["repository"], entry["commit"], entry["file"]) == (REPOSITORY.repo, commit, NAMES[0])
+    assert f"from {REPOSITORY}/{NAMES[0]}, commit {commit[:12]}" in capsys.readouterr().out
+
+
+def test_without_the_hub_the_sample_is_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hub_for(monkeypatch, tmp_path) as hub:
+        hub.status = 503
+        assert prepare.main(["--folder", str(folder)]) == 0
+    assert read_source(folder)["source"] == "sample"
+    printed = capsys.readouterr().out
+    assert f"{REPOSITORY} can't be fetched" in printed
+    assert "--replace-sample" in printed
 
 
 # Without a network
@@ -418,6 +461,5 @@ def test_what_a_killed_process_left_is_removed_by_the_next_start(folder: Path) -
     draft = temporary_name(folder / "draft")
     owner = draft.name.split("-")
     draft.with_name("-".join([owner[0], str(ended.pid), *owner[2:]])).mkdir()
-    (folder / f"{TRAIN}.part.json").write_text("{}")  # killed just after the complete file had got its name
     run(folder)
     assert sorted(path.name for path in folder.iterdir() if path.suffix in (".tmp", ".json")) == ["SOURCE.json"]

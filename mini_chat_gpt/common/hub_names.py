@@ -1,0 +1,64 @@
+"""Names of models and data sets on the Hugging Face hub.
+
+hub:org/name                 the newest version of a model or a data set
+hub:org/name@v1.0            that of a branch, a tag or a commit
+hub:org/name/file.gguf       one of its files (also with @)
+org/name                     the same, where nothing has this path and there is no folder `org`
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mini_chat_gpt.common.errors import UserError, short
+
+PREFIX = "hub:"
+Kind = Literal["model", "dataset"]
+_PART = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_FILE_ENDINGS = (
+    ".json", ".jsonl", ".gz", ".zst", ".csv", ".tsv", ".parquet", ".txt", ".md", ".yaml", ".bin", ".pt", ".pth", ".gguf", ".safetensors",
+)  # fmt: skip
+_LOCAL = frozenset({"runs", "data", "checkpoints", "models", "TinyStories"})
+"""Folders that paths often begin with: a path in one of them is never a name of the hub, even if the folder is missing."""
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A model or data set of the hub, or one file of it, as a user named it."""
+
+    kind: Kind
+    repo: str  # "org/name"
+    revision: str | None = None  # None: the newest version
+    file: str | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"{PREFIX}{self.repo}{f'/{self.file}' if self.file else ''}{f'@{self.revision}' if self.revision else ''}"
+        )
+
+
+def hub_name(path: Path | str, kind: Kind) -> HubName | None:
+    """What a user's path names on the hub; None if it is a path of this machine. Raises UserError for an impossible name."""
+    text = path.as_posix() if isinstance(path, Path) else path
+    if not text.startswith(PREFIX):
+        match = re.fullmatch(r"([^/@]+)/([^/@]+)(?:@(.+))?", text)
+        if match is None or not all(map(_PART.fullmatch, match.groups()[:2])):
+            return None
+        if match[1] in _LOCAL or text.lower().endswith(_FILE_ENDINGS):
+            return None
+        return (
+            None
+            if os.path.lexists(text) or os.path.lexists(match[1])
+            else HubName(kind, f"{match[1]}/{match[2]}", match[3])
+        )
+    name, at, revision = text.removeprefix(PREFIX).partition("@")
+    parts = name.split("/")
+    if not all(map(_PART.fullmatch, parts[:2])) or "" in parts or {".", ".."} & {*parts} or (at and not revision):
+        raise UserError(
+            f"{short(text)} is not a name of the hub; write hub:org/name, hub:org/name@revision or hub:org/name/file."
+        )
+    return HubName(kind, "/".join(parts[:2]), revision or None, "/".join(parts[2:]) or None)
