@@ -387,3 +387,15 @@ def test_evaluation_computes_nothing_twice():
     assert len(calls) == 1
     model.train()(batch).weighted_sum.backward()
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("name", ["native", "gpt2-like"])
+def test_weights_begin_with_their_documented_distribution(name):
+    torch.manual_seed(0)
+    config = VARIANTS[name].model_copy(update={"n_embd": 128})
+    for key, parameter in GPT(config).named_parameters():
+        if parameter.dim() < 2:
+            assert (parameter == (0 if key.endswith("bias") else 1)).all(), key
+        else:
+            smaller = math.sqrt(2 * config.n_layer) if key.endswith(("o_proj.weight", "down_proj.weight")) else 1
+            assert parameter.std().item() == pytest.approx(0.02 / smaller, rel=0.05), key

@@ -28,6 +28,7 @@ from mini_chat_gpt.checkpoints.peft_form import LORA_A, LORA_B, MAGNITUDE, PREFI
 from mini_chat_gpt.checkpoints.tensor_files import FLOATS, TensorInfo, is_finite
 from mini_chat_gpt.checkpoints.tensor_parts import Part, PartOf
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.hub_names import hub_name
 from mini_chat_gpt.common.json_files import JSONRecord, check_json, read_json, short
 
 REMEDY = "merge it with PEFT's merge_and_unload(), save the result, and give that folder"
@@ -69,6 +70,8 @@ class _Config(JSONRecord):
     peft_type: str | None = None
     task_type: str | None = None
     base_model_name_or_path: str | None = None
+    revision: str | None = None
+    """Of the base, if it is on the hub."""
     r: int = Field(8, ge=1)
     lora_alpha: float = Field(8, allow_inf_nan=False)
     rank_pattern: dict[str, int] | None = None
@@ -86,12 +89,13 @@ def is_peft_folder(path: Path) -> bool:
 
 
 def base_name(folder: Path) -> str:
-    """What the adapter in `folder` names as its base: a path or a name of the hub. Raises UserError."""
-    if not (name := _read_config(folder).base_model_name_or_path):
+    """What the adapter in `folder` names as its base: a path, or a name of the hub with its revision. Raises UserError."""
+    config = _read_config(folder)
+    if not (name := config.base_model_name_or_path):
         raise UserError(
             f"{folder / ADAPTER_CONFIG} names no base model; merge the two with `mini-chat-gpt merge {folder} OUT --base PATH`."
         )
-    return name
+    return f"{name}@{config.revision}" if config.revision and hub_name(name, "model") else name
 
 
 def _read_config(folder: Path) -> _Config:

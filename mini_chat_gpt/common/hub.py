@@ -24,6 +24,8 @@ from mini_chat_gpt.common.hub_names import HubName
 from mini_chat_gpt.common.manifest import sha256_of
 from mini_chat_gpt.common.terminal import format_size
 
+MAIN = "main"
+"""The branch that a name without a revision stands for."""
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -59,7 +61,7 @@ def fetch(name: HubName, choose: Choose) -> Fetched:
         listing = list_files(name)
     except NoConnection as error:
         return _in_cache(name, choose, error)
-    files = tuple(sorted(choose(list(listing.sizes)), key=lambda file: (listing.sizes[file] or 0, file)))
+    files = tuple(sorted(choose(list(listing.sizes)), key=lambda file: listing.sizes[file] or 0))
     folder = cache_of(name) / "snapshots" / listing.commit
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
@@ -67,7 +69,7 @@ def fetch(name: HubName, choose: Choose) -> Fetched:
     for file in missing:
         download(name, listing, file)
     if not _COMMIT.fullmatch(name.revision or ""):
-        atomic_write_text(cache_of(name) / "refs" / (name.revision or "main"), listing.commit)
+        atomic_write_text(cache_of(name) / "refs" / (name.revision or MAIN), listing.commit)
     return Fetched(folder, files)
 
 
@@ -85,9 +87,8 @@ def _listing(name: HubName) -> Listing | str:
     with readable_hub_errors(name):
         try:
             api = _library().HfApi()
-            info = api.repo_info(
-                name.repo, revision=name.revision, repo_type=name.kind, files_metadata=True, timeout=20
-            )
+            revision = name.revision or MAIN
+            info = api.repo_info(name.repo, revision=revision, repo_type=name.kind, files_metadata=True, timeout=20)
         except Exception as error:
             if (reason := why_unreachable(error)) is None:
                 raise
@@ -105,8 +106,10 @@ def download(name: HubName, listing: Listing, file: str, folder: Path | None = N
     library, sha256 = _library(), listing.hashes.get(file)
     with readable_hub_errors(name, file):
         if sha256 is not None:
-            complete = cache_of(name) / "blobs" / sha256 if folder is None else folder / file
-            _resume(name, listing, file, complete, sha256)
+            cache = cache_of(name)
+            complete = cache / "blobs" / sha256 if folder is None else folder / file
+            locks = cache.parent / ".locks" / cache.name if folder is None else folder  # the library's own place
+            _resume(name, listing, file, complete, locks / f"{complete.name}.lock")
             if folder is not None:
                 return complete
         # For a large file it only makes the link from its name to its content.
@@ -119,14 +122,15 @@ def download(name: HubName, listing: Listing, file: str, folder: Path | None = N
         return Path(library.hf_hub_download(name.repo, file, **options))
 
 
-def _resume(name: HubName, listing: Listing, file: str, complete: Path, sha256: str) -> None:
+def _resume(name: HubName, listing: Listing, file: str, complete: Path, lock: Path) -> None:
     """Fetch what is missing of a file, compare its hash, and give it its name `complete`."""
     from huggingface_hub.file_download import hf_hub_url, http_get
     from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
     partial = complete.with_name(f"{complete.name}.partial")
-    complete.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(complete.with_name(f"{complete.name}.lock")):  # the processes of torchrun wait for the first one
+    for folder in (complete.parent, lock.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):  # the processes of torchrun wait for the first one
         if complete.exists():
             return
         url = hf_hub_url(name.repo, file, repo_type=name.kind, revision=listing.commit)
@@ -134,7 +138,7 @@ def _resume(name: HubName, listing: Listing, file: str, complete: Path, sha256: 
         with open(partial, "ab") as content:
             begin = content.tell()
             http_get(url, content, resume_size=begin, headers=build_hf_headers(), expected_size=size, tqdm_class=bar)
-        if sha256_of(partial) != sha256:
+        if sha256_of(partial) != listing.hashes[file]:
             partial.unlink()
             raise UserError(
                 f"{name}: {file} was damaged in transfer (another SHA-256 than the hub states); run the command again."
@@ -179,7 +183,7 @@ def _library() -> Any:
 
 def _in_cache(name: HubName, choose: Choose, why: NoConnection) -> Fetched:
     """What the library's cache has of a repository whose listing is not available. Raises UserError if it has nothing."""
-    cache, commit = cache_of(name), name.revision or "main"
+    cache, commit = cache_of(name), name.revision or MAIN
     if not _COMMIT.fullmatch(commit):
         try:
             commit = (cache / "refs" / commit).read_text(encoding="ascii").strip()
@@ -205,10 +209,11 @@ def _in_cache(name: HubName, choose: Choose, why: NoConnection) -> Fetched:
 
 def _announce(name: HubName, commit: str, sizes: Mapping[str, int | None]) -> None:
     """Say what will be fetched and where to. Raises UserError if the disk has too little space."""
-    cache, total = cache_of(name).parent, sum(size or 0 for size in sizes.values())
+    cache = cache_of(name).parent
+    total = None if None in sizes.values() else sum(size or 0 for size in sizes.values())
     existing = next(path for path in (cache, *cache.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    if free < total:
+    if free < (total or 0):
         raise UserError(
             f"{name} needs {format_size(total)}, but the disk of {cache} has {format_size(free)} left; free some space, or set HF_HOME "
             "to a folder on another disk."

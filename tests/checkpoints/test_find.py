@@ -382,3 +382,8 @@ def test_a_score_by_another_metric_does_not_count(run, other):
     for step, score, metric in ((1, 0.9, other), (2, 0.5, "score/words"), (3, 0.4, "score/words")):
         rewrite(run / f"step-000000{step}", info={"val_loss": 1.0, "score": score, "step": step, "best_metric": metric})
     assert find_checkpoint(run).name == "step-0000002"
+
+
+def test_the_reason_why_a_path_can_not_be_read_is_the_systems_own(tmp_path):
+    with pytest.raises(UserError, match=r"can't be read \(file name too long\); check the path\.$"):
+        find_checkpoint(tmp_path / ("x" * 300))

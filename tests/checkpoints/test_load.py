@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 
 from mini_chat_gpt import load_checkpoint
-from mini_chat_gpt.checkpoints.load import tensors_in
+from mini_chat_gpt.checkpoints.load import load_pair, tensors_in
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
 
@@ -47,3 +47,11 @@ def test_a_missing_file_of_tensors_is_one_sentence(tmp_path):
     folder = save_checkpoint(tmp_path / "c", tiny_model(tokenizer.vocab_size), tokenizer)
     with pytest.raises(UserError, match=r"optimizer\.safetensors can't be read .*; use another checkpoint\."):
         tensors_in(folder, "optimizer.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, None])
+def test_weights_are_loaded_in_float32_unless_the_precision_of_the_file_is_wanted(tmp_path, dtype):
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer.vocab_size).to(torch.bfloat16)
+    loaded, _ = load_pair(save_checkpoint(tmp_path / "m", model, tokenizer), dtype=dtype)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype or torch.bfloat16}

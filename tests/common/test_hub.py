@@ -425,9 +425,23 @@ def test_commands_take_names_of_the_hub(tmp_path: Path, model_files: dict[str, b
         facts = json.loads((tmp_path / "runs" / "sft" / "run.json").read_text())
         assert MODEL in json.dumps(facts)
         assert str(tmp_path) not in json.dumps(facts)
-        printed = commands.run(
-            tmp_path, "generate", "--checkpoint", "runs/sft", "--prompt", "Hi", "--max-new-tokens", "3", **home
-        )
-        assert "tokens" in printed
+        # The same adapter as PEFT writes it, on the hub: it names its base there, and the base's revision.
+        (checkpoint,) = (tmp_path / "runs" / "sft").glob("step-*")
+        settings = json.loads((checkpoint / "adapter_config.json").read_text())
+        settings |= {"base_model_name_or_path": MODEL, "revision": "v1"}
+        server.repositories[f"models/{MODEL}"].push(model_files, "v1")
+        server.repositories[f"models/{MODEL}"].push({"README.md": b"the model is gone"})
+        weights = (checkpoint / "adapter_model.safetensors").read_bytes()
+        files = {"adapter_config.json": json.dumps(settings).encode(), "adapter_model.safetensors": weights}
+        server.add("org/adapter", files)
+        ask = ["--prompt", "Hi", "--max-new-tokens", "8", "--temperature", "0"]
+        replies = [
+            commands.run(tmp_path, "generate", "--checkpoint", path, *ask, **home)
+            for path in ("runs/sft", "hub:org/adapter")
+        ]
+        shown = [
+            [line for line in reply.splitlines() if "on cpu" not in line and "commit" not in line] for reply in replies
+        ]
+        assert shown[0][0] == shown[1][0] != ""
         error = commands.run(tmp_path, "import", "org/none", "dst", code=2, **home)
         assert "The hub has no model org/none" in commands.one_sentence(error)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_model
 
-from mini_chat_gpt.data.batching import Example, blank_batch, collate, micro_batches, share_prefix
+from mini_chat_gpt.data.batching import Example, blank_batch, collate, epoch_order, micro_batches, share_prefix
 
 
 @st.composite
@@ -155,3 +155,9 @@ def test_conversations_without_a_shared_prefix_are_an_error():
     made = [Example(np.array([first, 5], np.int32), np.array([False, True]), 1.0, "x") for first in (1, 2)]
     with pytest.raises(ValueError, match="share nothing"):
         share_prefix(made)
+
+
+def test_the_order_of_an_epoch_depends_on_the_seed_and_the_epoch():
+    orders = [epoch_order(50, seed, epoch) for seed in (0, 1, 2**62) for epoch in (0, 1)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == len(orders)

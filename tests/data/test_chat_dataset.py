@@ -260,3 +260,15 @@ def test_conversations_that_differ_in_reasoning_or_calls_are_not_duplicates():
     thinks = replace(thinks, messages=(thinks.messages[0], replace(thinks.messages[1], reasoning="Hm.")))
     assert duplicates([plain, thinks]) == []
     assert duplicates([thinks, replace(thinks, line=3)]) != []
+
+
+def test_without_a_share_nothing_is_held_out():
+    chats = [chat("Hi", f"a {k}") for k in range(5)]
+    assert split(chats, 0.0, 1) == (chats, [])
+
+
+def test_a_system_message_is_recognized_whatever_text_object_its_role_is():
+    system = Message("".join(["sys", "tem"]), "Be brief.")
+    chats = [Conversation((system, *chat("Hi", "Hello!").messages), "messages", "a.jsonl", 1)]
+    (example,) = dataset(chats, system_message="Be kind.").examples()
+    assert "Be kind." not in TOKENIZER.decode(example.ids.tolist())

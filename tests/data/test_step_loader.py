@@ -184,3 +184,21 @@ def test_examples_are_also_read_in_a_thread(workers):
     thread.start()
     thread.join()
     assert read == expected
+
+
+class Refuses(CountingDataset):
+    def __getitem__(self, index):
+        raise UserError(f"chats.jsonl, line {index}: it is not readable.")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_users_mistake_that_a_worker_finds_is_raised_in_the_program(workers):
+    with pytest.raises(UserError, match=r"line 0: it is not readable"):
+        list(read_examples(Refuses(), range(3), workers))
+
+
+def test_far_more_workers_than_cores_are_one_sentence(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert count_workers(16) == 16
+    with pytest.raises(UserError, match=r"data.num_workers is 17, but there are 2 CPU cores; use at most 16"):
+        count_workers(17)

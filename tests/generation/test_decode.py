@@ -9,6 +9,7 @@ from mini_chat_gpt.generation.decode import decode, random_streams, suppressed_t
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import generate, generate_replies, prompt_ids
 from mini_chat_gpt.model import GPT
+from mini_chat_gpt.ops.kv_cache import Cached
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 
@@ -111,3 +112,10 @@ def test_a_cache_that_holds_the_beginning_of_the_prompt_is_continued(chat):
     longer = [*first, *reply, *chat.encode("and then")]
     assert cache.lengths == [len(first) + len(reply) - 1]  # the last token was never read
     assert decode_alone(model, chat, longer, GREEDY, cache=cache) == decode_alone(model, chat, longer, GREEDY)
+
+
+def test_rows_of_different_lengths_reach_the_last_position_of_the_context():
+    starts = (61, 60)
+    cached = Cached(None, starts, torch.tensor(starts)[:, None])
+    assert cached.at_new_positions(torch.arange(64), 3).tolist() == [[61, 62, 63], [60, 61, 62]]
+    assert cached.at_new_positions(torch.arange(64), 4)[1].tolist() == [60, 61, 62, 63]  # the other row ends in padding

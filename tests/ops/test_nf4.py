@@ -270,3 +270,10 @@ def test_parts_are_integers_of_the_documented_shapes():
         (torch.uint8, (313, 32)), (torch.uint8, (313,)), (torch.int32, (3,)), (torch.int64, (256,)),
     ]  # fmt: skip
     assert parts.absmax.view(torch.float8_e4m3fn).float().abs().max() == 448  # the whole range is used
+
+
+def test_a_printed_layer_has_its_sizes():
+    shown = [repr(Nf4Linear.of(nn.Linear(64, 32, bias=bias))) for bias in (True, False)]
+    assert [text.removeprefix("Nf4Linear") for text in shown] == [
+        f"(in_features=64, out_features=32, bias={bias})" for bias in (True, False)
+    ]

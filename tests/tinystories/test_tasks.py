@@ -279,3 +279,15 @@ def test_real_records_give_right_answers(real_data):
 )  # fmt: skip
 def test_answer_spans_are_the_parts_that_decide_whether_an_answer_is_right(task, answers):
     assert [task.target[start:end] for start, end in task.answer_spans] == answers
+
+
+def test_a_writing_task_names_the_sentence_that_its_prompt_requests():
+    made = [task("words", seed=seed) for seed in range(40)]
+    assert all((one.sentence is not None) == ("Tom had a cat." in one.prompt) for one in made)
+    assert {one.sentence for one in made} == {None, "Tom had a cat."}
+
+
+def test_the_evidence_of_a_quote_is_the_sentence_itself():
+    for seed in range(10):
+        quote = task("quote", seed=seed)
+        assert quote.prompt[slice(*quote.evidence)] == quote.target

@@ -263,3 +263,14 @@ def test_in_a_curriculum_the_first_stage_is_compared(tmp_path):
 @pytest.mark.parametrize(("total", "step"), [(10, None), (20, None), (21, 20), (400, 20), (401, 21), (10_000, 500)])
 def test_the_losses_are_compared_after_a_twentieth_but_not_before_step_20(total, step):
     assert compared_after(total) == step
+
+
+def test_a_step_in_tokens_takes_half_an_example_more_than_fits():
+    """It takes examples until its tokens are exceeded."""
+
+    class Even(CountingDataset):
+        def __getitem__(self, index):
+            return replace(example := super().__getitem__(0), ids=example.ids[:10])
+
+    job = SimpleNamespace(phase=with_auto_steps(SFTSection(epochs=7), of_chats=True), source=Even(100))
+    assert count_steps(job, 4, 30) == 700 / 3.5

@@ -240,3 +240,9 @@ def test_a_run_without_its_settings_is_not_resumed_with_others(tmp_path, run):
     (folder / "config.yaml").mkdir()
     with pytest.raises(UserError, match=r"config\.yaml"):
         sft_train.main([f"sft.resume_from={folder}"])
+
+
+def test_a_checkpoint_without_training_state_can_not_be_resumed(tmp_path, run):
+    take_snapshot(tiny_model(TOKENIZER.vocab_size), TOKENIZER).write(tmp_path / "model")
+    with pytest.raises(UserError, match="holds a model but no training state, so training can't resume from it"):
+        find(tmp_path, str(tmp_path / "model"))

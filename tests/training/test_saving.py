@@ -373,3 +373,12 @@ def test_a_result_that_cannot_be_written_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match=r"Can't write .*result.json"):
         run.train(at(8, lambda: (run.folder / "result.json").mkdir()))
     assert (run.folder / "step-0000008").is_dir()
+
+
+def test_the_time_that_a_copy_takes_is_measured(tmp_path):
+    seconds = []
+    run = Run(tmp_path / "run")
+    run.train(lambda trainer, *_: seconds.append(trainer.saver.snapshot_seconds))
+    seconds = [one for one in seconds if one is not None]
+    assert all(0 <= one < 60 for one in seconds)
+    assert any(seconds)

@@ -127,3 +127,11 @@ def test_without_handlers_of_signals_the_deadline_sets_no_alarm():
     """The default action of SIGALRM would end the process."""
     with StopRequest(lambda _: None, deadline=time.monotonic() + 60).abandonable():
         assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_the_alarm_of_the_time_limit_ends_with_the_work():
+    stop = StopRequest(lambda _: None, deadline=time.monotonic() + 1000)
+    with stop.on_signals():
+        with stop.abandonable():
+            assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

@@ -13,6 +13,7 @@ from mini_chat_gpt.common.device import pick_precision
 from mini_chat_gpt.common.distributed import World
 from mini_chat_gpt.training.job import Evaluation, Job
 from mini_chat_gpt.training.monitor import Monitor
+from mini_chat_gpt.training.stop import Abandoned, StopRequest
 from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.training.validation import Validation
 
@@ -111,3 +112,22 @@ def test_samples_are_in_float32_where_the_run_is_and_on_a_cpu(monkeypatch):
         validation.engine.precision = pick_precision(precision, torch.device("cpu"))
         validation.engine.model.to(device)
         assert validation.samples() == "GPT"
+
+
+def test_a_signal_ends_an_evaluation_at_once():
+    validation = make_validation()
+    validation.stop = StopRequest(lambda _: None)
+
+    def interrupted() -> dict[str, float]:
+        validation.stop.request("SIGTERM", "stop")
+        validation.stop.raise_if_requested()
+        return pytest.fail("the evaluation continues")
+
+    validation.losses = interrupted
+    with pytest.raises(Abandoned):
+        validation.run()
+    with pytest.raises(Abandoned):  # before it begins
+        make = make_validation()
+        make.stop = validation.stop
+        make.losses = lambda: pytest.fail("an evaluation begins after the signal")
+        make.run()
