@@ -19,7 +19,7 @@ from tiny import CountingDataset, tiny_config, tiny_model, tiny_tokenizer
 from tiny_disk import enlarge, tiny_disk
 
 from mini_chat_gpt.checkpoints import save
-from mini_chat_gpt.checkpoints.find import steps_of
+from mini_chat_gpt.checkpoints.find import step_of, steps_of
 from mini_chat_gpt.checkpoints.load import load_model
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError
@@ -158,12 +158,33 @@ def test_old_checkpoints_make_room_for_new_ones_before_a_save_fails(tmp_path, ex
         one = sum(file.stat().st_size for file in (disk / "one" / "step-0000002").rglob("*")) // 1024
         shutil.rmtree(disk / "one")
         subprocess.run(
-            ["mount", "-o", f"remount,size={int(3.6 * one)}k", str(disk)], check=True
-        )  # not for keep + best + new
+            ["mount", "-o", f"remount,size={int(2.7 * one)}k", str(disk)], check=True
+        )  # not for two old ones and a new one
         run = Run(disk / "run", keep=2, eval_interval=8)
         assert run.train().steps == 8
         assert same_weights(run.folder / "step-0000008", expected)
         assert "can't be written" not in run.text
+
+
+@pytest.mark.parametrize(("error", "kept"), [(errno.ENOSPC, [2, 3]), (errno.EACCES, [1, 2])])
+def test_only_a_full_disk_deletes_old_checkpoints_before_a_save(tmp_path, monkeypatch, error, kept):
+    writer = save.CheckpointWriter(tmp_path / "run", keep=2)
+    snapshot = save.take_snapshot(tiny_model(TOKENIZER.vocab_size), TOKENIZER)
+    for step in (1, 2):
+        writer.write(f"step-000000{step}", snapshot)
+    writer.wait()
+    write_tensors = save.write_tensors
+
+    def refuse(*arguments, **options):
+        if len(steps_of(writer.run)) == 2:
+            raise OSError(error, os.strerror(error))
+        write_tensors(*arguments, **options)
+
+    monkeypatch.setattr(save, "write_tensors", refuse)
+    writer.write("step-0000003", snapshot)
+    with contextlib.suppress(UserError):
+        writer.wait()
+    assert [step_of(folder) for folder in steps_of(writer.run)] == kept
 
 
 # Other refusals
