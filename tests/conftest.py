@@ -1,7 +1,9 @@
 """Shared fixtures. Real material is found through MINI_CHAT_GPT_DATA; tests that want it skip with a message without it."""
 
 import os
+import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,13 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("MINI_CHAT_GPT_DATA does not name a folder with real material; this test needs it")
     return Path(folder).resolve()
+
+
+@pytest.fixture
+def own_folder(tmp_path) -> Iterator[Path]:
+    """A folder for gigabytes: it doesn't stay, as pytest's own do."""
+    yield tmp_path
+    shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -110,6 +110,24 @@ GGUF_NORMS_AFTER = {
     "post_attention_layernorm": "post_attention_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+GGUF_OTHERS = {
+    "olmo2": GGUF_NORMS_AFTER,
+    "gemma3": GGUF_NORMS_AFTER | {"pre_feedforward_layernorm": "ffn_norm"},
+    "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
+    "gpt2": {
+        "transformer.wte": "token_embd",
+        "transformer.wpe": "position_embd",
+        "transformer.ln_f": "output_norm",
+        "ln_1": "attn_norm",
+        "attn.c_attn": "attn_qkv",
+        "attn.c_proj": "attn_output",
+        "ln_2": "ffn_norm",
+        "mlp.c_fc": "ffn_up",
+        "mlp.c_proj": "ffn_down",
+    },
+}
+"""Architecture -> names that differ from Llama's."""
+ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}
 
 
 def make_llama(dtype: torch.dtype = torch.float32, family: str = "Llama", **changes: Any) -> Any:
@@ -140,12 +158,11 @@ def most_probable(model: Any, ids: torch.Tensor, n_tokens: int) -> list[int]:
 def gguf_name(name: str, architecture: str = "llama") -> str:
     """ "model.layers.0.mlp.up_proj.weight" -> "blk.0.ffn_up.weight" """
     module, _, kind = name.rpartition(".")
-    if module.startswith("model.layers."):
+    names = GGUF_NAMES | GGUF_OTHERS.get(architecture, {})
+    if module.startswith(("model.layers.", "transformer.h.")):
         _, _, layer, module = module.split(".", 3)
-        if architecture == "olmo2" and module in GGUF_NORMS_AFTER:
-            return f"blk.{layer}.{GGUF_NORMS_AFTER[module]}.{kind}"
-        return f"blk.{layer}.{GGUF_NAMES[module]}.{kind}"
-    return f"{GGUF_NAMES[module]}.{kind}"
+        return f"blk.{layer}.{names[module]}.{kind}"
+    return f"{names[module]}.{kind}"
 
 
 def pairs_from_halves(weight: np.ndarray, n_heads: int) -> np.ndarray:
@@ -164,28 +181,13 @@ def write_gguf(
     import gguf
 
     config, exact = model.config, {}
-    architecture = "llama" if config.model_type == "mistral" else config.model_type
+    architecture = ARCHITECTURES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(path, architecture)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    rope = config.rope_parameters
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(rope["rope_theta"])
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_vocab_size(config.vocab_size)
-    if rope["rope_type"] == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(rope["factor"])
+    rope = (_write_gpt2 if architecture == "gpt2" else _write_llama)(writer, config)
     for key, value in (metadata or {}).items():
         add_metadata(writer, key, value)
-    if rope["rope_type"] == "llama3":
+    if rope.get("rope_type") == "llama3":
+        head_dim = 2 * len(model.model.rotary_emb.inv_freq)
         plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, head_dim, 2).float() / head_dim)
         factors = (plain / model.model.rotary_emb.inv_freq).numpy()
         writer.add_tensor("rope_freqs.weight", factors.astype(np.float32))
@@ -193,9 +195,16 @@ def write_gguf(
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         values = tensor.float().numpy()
-        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-        heads = heads if architecture == "llama" else None
+        heads = None
+        if architecture == "llama":
+            heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
+                name.split(".")[-2]
+            )
         stored = pairs_from_halves(values, heads) if heads else values
+        if architecture == "gemma3" and name.endswith("norm.weight"):
+            stored = values = values + 1
+        if architecture == "gpt2" and ".c_" in name:
+            stored = values = values.T
         as_kind = gguf.GGMLQuantizationType[kind if values.ndim > 1 else "F32"]
         data = gguf.quants.quantize(np.ascontiguousarray(stored), as_kind)
         writer.add_tensor(gguf_name(name, architecture), data, raw_dtype=as_kind)
@@ -206,6 +215,44 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return exact
+
+
+def _write_llama(writer: Any, config: Any) -> dict[str, Any]:
+    """Write the sizes of a Llama or a relative; returns its rotary parameters."""
+    import gguf
+
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if config.model_type != "gemma3_text":
+        writer.add_rope_dimension_count(head_dim)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    if config.model_type in ("gemma3_text", "phi3"):
+        writer.add_sliding_window(config.sliding_window or 0)
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    return rope
+
+
+def _write_gpt2(writer: Any, config: Any) -> dict[str, Any]:
+    writer.add_context_length(config.n_positions)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_block_count(config.n_layer)
+    writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
+    writer.add_head_count(config.n_head)
+    writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    return {}
 
 
 def halves_again(weight: np.ndarray, n_heads: int) -> np.ndarray:

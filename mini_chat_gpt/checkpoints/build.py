@@ -146,7 +146,7 @@ def model_in_file(
             f"others; {REMEDY}."
         )
 
-    def read(stored: str) -> torch.Tensor:
+    def read(stored: str, dtype: torch.dtype | None) -> torch.Tensor:
         tensor = reader.read(stored, dtype)
         if first_nonfinite({stored: tensor}):
             raise UserError(f"{source}: the tensor {stored} is not finite (NaN or infinite); {REMEDY}.")
@@ -159,16 +159,24 @@ def model_in_parts(
     config: GPTConfig,
     part_of: PartOf,
     infos: Mapping[str, TensorInfo],
-    read: Callable[[str], torch.Tensor],
+    read: Callable[[str, torch.dtype | None], torch.Tensor],
     source: str,
     dtype: torch.dtype | None = None,
     origin: Any = None,
 ) -> StoredModel:
-    """The model of a file with the tensors `infos`, which fit its config, and of which `read` returns one in `dtype`."""
+    """The model of a file with the tensors `infos`, which fit its config; `read` returns one of them, see `TensorReader`."""
     shapes = model_shapes(config, len(infos), source)
     parts = {name: part_of(name, config) for name in shapes}
     ours = {name: TensorInfo(shape, dtype or infos[parts[name].source].dtype) for name, shape in shapes.items()}
-    return StoredModel(config, ours, lambda name: parts[name].read(read(parts[name].source)), source, origin)
+
+    def read_part(name: str) -> torch.Tensor:
+        part = parts[name]
+        if part.convert is None:
+            return part.read(read(part.source, dtype))
+        converted = part.read(read(part.source, None))  # the values of the file, not rounded before
+        return converted if dtype is None else converted.to(dtype)
+
+    return StoredModel(config, ours, read_part, source, origin)
 
 
 def _without_data(info: TensorInfo) -> torch.Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mini_chat_gpt.checkpoints import gemma, gpt2, hf, llama_gguf
+from mini_chat_gpt.checkpoints import gemma, gpt2, hf, llama_gguf, gguf_families
 from mini_chat_gpt.checkpoints.build import TensorReader
 from mini_chat_gpt.checkpoints.origin import Origin
 from mini_chat_gpt.checkpoints.tensor_parts import Part, PartOf
@@ -92,11 +92,12 @@ def _llama_like(family: hf.LlamaLike, gguf: GGUFMapping | None) -> Family:
 
 
 def _gguf(architecture: str) -> GGUFMapping:
-    def part(name: str, config: GPTConfig) -> Part:
-        source, convert = llama_gguf.source_of(name, config, architecture)
-        return Part(source, convert=convert)
-
-    return GGUFMapping(architecture, partial(llama_gguf.read_config, architecture=architecture), part)
+    """A relative of Llama."""
+    return GGUFMapping(
+        architecture,
+        partial(llama_gguf.read_config, architecture=architecture),
+        partial(llama_gguf.part_of, architecture=architecture),
+    )
 
 
 FAMILIES = (
@@ -105,7 +106,7 @@ FAMILIES = (
     _llama_like(hf.QWEN2, _gguf("qwen2")),
     _llama_like(hf.QWEN3, _gguf("qwen3")),
     _llama_like(hf.OLMO2, _gguf("olmo2")),
-    replace(_llama_like(hf.PHI3, None), hf_part=_phi3_part),
+    replace(_llama_like(hf.PHI3, GGUFMapping("phi3", gguf_families.phi3_config, gguf_families.phi3_part)), hf_part=_phi3_part),
     Family(
         name="Gemma 3",
         model_type="gemma3_text",
@@ -114,6 +115,7 @@ FAMILIES = (
         config_to_hf=gemma.to_hf_config,
         why_not=gemma.why_not,
         hf_part=plain_part,
+        gguf=GGUFMapping("gemma3", gguf_families.gemma3_config, gguf_families.gemma3_part),
     ),
     Family(
         name="GPT-2",
@@ -123,6 +125,7 @@ FAMILIES = (
         config_to_hf=gpt2.gpt2_to_hf,
         hf_part=gpt2.gpt2_part,
         why_not=gpt2.why_not_gpt2,
+        gguf=GGUFMapping("gpt2", gguf_families.gpt2_config, gguf_families.gpt2_part),
         constants=gpt2.BUFFERS,
         prefix=gpt2.PREFIX,
     ),

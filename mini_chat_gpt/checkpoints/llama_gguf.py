@@ -8,24 +8,25 @@ frequency, in place of the four numbers of config.json.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import ValidationError
 
+from mini_chat_gpt.checkpoints.build import TensorReader
 from mini_chat_gpt.checkpoints.llama2c import halves_from_pairs
-from mini_chat_gpt.checkpoints.tensor_files import TensorInfo
+from mini_chat_gpt.checkpoints.tensor_parts import Part
 from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.common.json_files import describe_problem
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.ops.functional import rope_frequencies
 
 FACTORS = "rope_freqs.weight"
-OUTPUT = "output.weight"
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
 _NAMES = {
     "embed_tokens": "token_embd",
@@ -57,74 +58,82 @@ _NOT_LLAMA = {
 """Metadata of architectures that are written as llama but compute something else, without the prefix."""
 
 
-class _Reader(Protocol):
-    @property
-    def infos(self) -> Mapping[str, TensorInfo]: ...
-    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor: ...
-
-
-def source_of(
-    name: str, config: GPTConfig, architecture: str = "llama"
-) -> tuple[str, Callable[[torch.Tensor], torch.Tensor] | None]:
+def part_of(name: str, config: GPTConfig, architecture: str = "llama") -> Part:
     """Where one of our tensors is in a GGUF file, and how its rows are put in our order."""
+    reorder = architecture == "llama" and ".self_attn." in name and name.split(".")[-2] in ("q_proj", "k_proj")
+    return Part(stored_name(name), convert=partial(halves_from_pairs, head_dim=config.head_size) if reorder else None)
+
+
+def stored_name(name: str, names: Mapping[str, str] = _NAMES) -> str:
+    """ "layers.3.mlp.up_proj.weight" -> "blk.3.ffn_up.weight" """
     module, _, kind = name.rpartition(".")
     block = ""
     if module.startswith("layers."):
         _, layer, module = module.split(".", 2)
         block = f"blk.{layer}."
-    reorder = architecture == "llama" and module in ("self_attn.q_proj", "self_attn.k_proj")
-    return f"{block}{_NAMES[module]}.{kind}", partial(halves_from_pairs, head_dim=config.head_size) if reorder else None
+    return f"{block}{names[module]}.{kind}"
 
 
-def read_config(metadata: Mapping[str, Any], reader: _Reader, architecture: str = "llama") -> GPTConfig:
+def read_config(metadata: Mapping[str, Any], reader: TensorReader, architecture: str = "llama") -> GPTConfig:
     """The architecture, from the metadata and from which tensors there are. Raises UserError."""
-    given, infos = _Metadata(metadata, architecture), reader.infos
-    for key, what in _NOT_LLAMA.items():
-        if (value := given.raw(key, 0)) not in (0, 1 if "scale" in key else 0):
-            raise UserError(f"its metadata has {architecture}.{key} = {short(value)}; {what} is not supported.")
-    heads, width = given.get("attention.head_count", int), given.get("embedding_length", int)
-    head_dim = given.get("attention.key_length", int, width // max(1, heads))
+    given, infos = Metadata(metadata, architecture), reader.infos
+    given.refuse(_NOT_LLAMA)
+    bias, mlp_bias = "blk.0.attn_output.bias" in infos, "blk.0.ffn_down.bias" in infos
+    fields = shared_fields(given, reader)
+    q_norm, head_dim = infos.get("blk.0.attn_q_norm.weight"), fields["head_dim"]
+    return given.config(
+        **fields,
+        norm_placement="before" if "blk.0.attn_norm.weight" in infos else "after",
+        bias=bias,
+        qkv_bias="blk.0.attn_q.bias" in infos,
+        mlp_bias=None if mlp_bias == bias else mlp_bias,
+        qk_norm=False if q_norm is None else q_norm.shape == (head_dim,) or "all_heads",
+    )
+
+
+def sizes(given: Metadata, reader: TensorReader) -> dict[str, Any]:
+    """The fields of `GPTConfig` that every architecture has. Raises UserError."""
+    embedding = reader.infos.get(EMBEDDING)
+    if embedding is None or len(embedding.shape) != 2:
+        raise UserError(f"its tensor {EMBEDDING} is missing or not a table; {_DAMAGED}.")
+    return {
+        "vocab_size": embedding.shape[0],
+        "context_length": given.get("context_length", int),
+        "n_layer": given.get("block_count", int),
+        "n_head": given.get("attention.head_count", int),
+        "n_embd": given.get("embedding_length", int),
+        "intermediate_size": given.get("feed_forward_length", int),
+    }
+
+
+def shared_fields(given: Metadata, reader: TensorReader, theta: float | None = 10000.0) -> dict[str, Any]:
+    """The fields of `GPTConfig` that Llama and its relatives have in common. Raises UserError.
+
+    `theta` is the base of the rotary frequencies if the file has none; None: it must have one.
+    """
+    fields = sizes(given, reader)
+    head_dim = given.get("attention.key_length", int, fields["n_embd"] // max(1, fields["n_head"]))
     for key, default in (("attention.value_length", head_dim), ("rope.dimension_count", head_dim)):
         if (value := given.get(key, int, default)) != head_dim:
             raise UserError(
-                f"its metadata has {architecture}.{key} = {value} for heads of width {head_dim}; that is not supported."
+                f"its metadata has {given.architecture}.{key} = {value} for heads of width {head_dim}; that is not supported."
             )
-    theta = _shortest(given.get("rope.freq_base", float, 10000.0))
-    embedding = infos.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
-        raise UserError(f"its tensor token_embd.weight is missing or not a table; {_DAMAGED}.")
-    bias, mlp_bias = "blk.0.attn_output.bias" in infos, "blk.0.ffn_down.bias" in infos
-    q_norm = infos.get("blk.0.attn_q_norm.weight")
-    try:
-        return GPTConfig(
-            vocab_size=embedding.shape[0],
-            context_length=given.get("context_length", int),
-            n_layer=given.get("block_count", int),
-            n_head=heads,
-            n_kv_head=given.get("attention.head_count_kv", int, heads),
-            n_embd=width,
-            head_dim=head_dim,
-            intermediate_size=given.get("feed_forward_length", int),
-            norm_eps=_shortest(given.get("attention.layer_norm_rms_epsilon", float, 1e-5)),
-            norm_placement="before" if "blk.0.attn_norm.weight" in infos else "after",
-            rope_theta=theta,
-            rope_scaling=_rope_scaling(given, reader, head_dim, theta),
-            bias=bias,
-            qkv_bias="blk.0.attn_q.bias" in infos,
-            mlp_bias=None if mlp_bias == bias else mlp_bias,
-            qk_norm=False if q_norm is None else q_norm.shape == (head_dim,) or "all_heads",
-            tie_embeddings=OUTPUT not in infos,
-        )
-    except ValidationError as error:
-        problem = describe_problem(error.errors(include_url=False)[0])
-        raise UserError(f"its metadata describes an impossible model ({problem}); {_DAMAGED}.") from None
+    base = given.number("rope.freq_base", _REQUIRED if theta is None else theta)
+    return fields | {
+        "n_kv_head": given.get("attention.head_count_kv", int, fields["n_head"]),
+        "head_dim": head_dim,
+        "norm_eps": given.number("attention.layer_norm_rms_epsilon", 1e-5),
+        "rope_theta": base,
+        "rope_scaling": _rope_scaling(given, reader, head_dim, base),
+        "tie_embeddings": OUTPUT not in reader.infos,
+    }
 
 
 _REQUIRED: Any = object()
 
 
 @dataclass(frozen=True)
-class _Metadata:
+class Metadata:
     """The metadata of a file whose keys begin with its architecture."""
 
     values: Mapping[str, Any]
@@ -144,6 +153,26 @@ class _Metadata:
             raise UserError(f"its metadata has {name} = {short(value)}; one number for all layers is supported.")
         return value
 
+    def number(self, key: str, default: Any = _REQUIRED) -> float:
+        """A value that is stored as float32; see `get`."""
+        return _shortest(self.get(key, float, default))
+
+    def refuse(self, keys: Mapping[str, str]) -> None:
+        """Raise UserError if one of these keys, each with what it stands for, has a value that changes the model."""
+        for key, what in keys.items():
+            if (value := self.raw(key, 0)) not in (0, 1 if "scale" in key else 0):
+                raise UserError(
+                    f"its metadata has {self.architecture}.{key} = {short(value)}; {what} is not supported."
+                )
+
+    def config(self, **fields: Any) -> GPTConfig:
+        """A config with these fields. Raises UserError for values that no model can have."""
+        try:
+            return GPTConfig(**fields)
+        except ValidationError as error:
+            problem = describe_problem(error.errors(include_url=False)[0])
+            raise UserError(f"its metadata describes an impossible model ({problem}); {_DAMAGED}.") from None
+
 
 def _shortest(value: float) -> float:
     """The number that was meant by one stored as float32: 1e-05 instead of 9.999999747378752e-06."""
@@ -152,7 +181,7 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _rope_scaling(given: _Metadata, reader: _Reader, head_dim: int, theta: float) -> dict[str, Any] | None:
+def _rope_scaling(given: Metadata, reader: TensorReader, head_dim: int, theta: float) -> dict[str, Any] | None:
     """The scaling of the rotary frequencies in the terms of config.json; None if they are not scaled."""
     kind = given.raw("rope.scaling.type", "none")
     if kind not in ("none", "linear"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,7 @@ def open_checkpoint(folder: Path, dtype: torch.dtype | None = None) -> StoredMod
         )
     path, part_of = folder / MODEL, part_of_layout(meta.get("layout", ""), str(folder / META))
     compare_tensors(infos, stored_shapes(shapes, part_of, config), str(path), REMEDY, FLOATS)
-    return model_in_parts(config, part_of, infos, lambda name: read_one(path, name, dtype), source, dtype, origin)
+    return model_in_parts(config, part_of, infos, partial(read_one, path), source, dtype, origin)
 
 
 def load_adapted(folder: Path, base: Path | None = None, frozen: Frozen | None = None) -> GPT:

@@ -38,16 +38,92 @@ def test_all_types_are_read(tmp_path, kind):
         assert state[name].dtype == (DTYPES.get(kind, torch.float32) if values.ndim > 1 else torch.float32)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [pytest.param(changes, id=name) for name, changes in VARIANTS.items() if not changes.get("sliding_window")],
-)
-def test_logits_are_those_of_transformers(tmp_path, changes):
-    theirs, ids = make_llama(**changes), torch.randint(0, 96, (2, 60))
+def in_gguf(name: str) -> bool:
+    """Whether llama.cpp has a form for a variant."""
+    if name in ("Mistral with a window", "Qwen2 with windows"):
+        return False
+    return not name.startswith("GPT-Neo") and name not in ("GPT-2, untied", "GPT-2, narrow MLP")
+
+
+LIKE_LLAMA_CPP = {
+    "Gemma 3": {"query_pre_attn_scalar": 16, "num_hidden_layers": 13},
+    "Gemma 3 with scaled positions": {
+        "query_pre_attn_scalar": 24,
+        "attention_bias": False,
+        "layer_types": None,
+        "num_hidden_layers": 7,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e5},
+        },
+    },
+}
+"""What llama.cpp takes for granted."""
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if in_gguf(name)])
+def test_logits_are_those_of_transformers(tmp_path, name):
+    theirs, ids = make_llama(**VARIANTS[name] | LIKE_LLAMA_CPP.get(name, {})), torch.randint(0, 96, (2, 60))
     write_gguf(tmp_path / "m.gguf", theirs)
     with torch.inference_mode():
         expected, actual = theirs(ids).logits, read_gguf_model(GGUFFile(tmp_path / "m.gguf"))(ids)
     assert (actual - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "metadata"),
+    [
+        (
+            "Gemma 3",
+            {"layer_types": ["sliding_attention", "full_attention"] * 3},
+            {"attention.sliding_window_pattern": 2},
+        ),
+        (
+            "Gemma 3",
+            {"layer_types": ["full_attention"] * 5 + ["sliding_attention"]},
+            {"attention.sliding_window_pattern": [False] * 5 + [True]},
+        ),
+        ("Gemma 3", {"query_pre_attn_scalar": 25}, {"attention.scale": 0.2}),
+        (
+            "Gemma 3",
+            {
+                "rope_parameters": {
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+                    "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+                }
+            },
+            {"rope.freq_base_swa": 500.0},
+        ),
+        ("GPT-2, untied", {"activation_function": "gelu_new"}, {}),
+        ("GPT-2, narrow MLP", {"scale_attn_weights": True}, {}),
+    ],
+)
+def test_what_a_file_says_itself_is_read(tmp_path, name, changes, metadata):
+    theirs, ids = (
+        make_llama(**VARIANTS[name] | LIKE_LLAMA_CPP.get(name, {}) | {"num_hidden_layers": 6} | changes),
+        torch.randint(0, 96, (2, 60)),
+    )
+    write_gguf(tmp_path / "m.gguf", theirs, metadata={f"gemma3.{key}": value for key, value in metadata.items()})
+    with torch.inference_mode():
+        expected, actual = theirs(ids).logits, read_gguf_model(GGUFFile(tmp_path / "m.gguf"))(ids)
+    assert (actual - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_a_gpt2_that_repeats_its_table_is_tied(tmp_path):
+    theirs = make_llama(**VARIANTS["GPT-2"])
+    theirs.config.tie_word_embeddings = False  # so that the file has both
+    write_gguf(tmp_path / "m.gguf", theirs)
+    assert read_gguf_model(GGUFFile(tmp_path / "m.gguf")).config.tie_embeddings
+
+
+def test_gemmas_norms_are_exact_in_any_precision(tmp_path):
+    theirs = make_llama(torch.bfloat16, **VARIANTS["Gemma 3"] | LIKE_LLAMA_CPP["Gemma 3"])
+    write_gguf(tmp_path / "m.gguf", theirs, "BF16")
+    ours = read_gguf_model(GGUFFile(tmp_path / "m.gguf"), torch.bfloat16)
+    state = to_hf_state(ours.state_dict(), ours.config)
+    for name, tensor in theirs.state_dict().items():
+        if name in state:
+            assert torch.allclose(state[name], tensor, rtol=2**-8, atol=2**-24), name
 
 
 def test_another_precision_can_be_asked_for(tmp_path):
@@ -109,10 +185,18 @@ def test_factors_of_another_rule_are_refused():
         ({"llama.expert_count": 8}, "mixture of experts"),
         ({"llama.rope.scaling.type": "yarn"}, "only linear"),
         ({"split.count": 3}, "one of 3 parts"),
+        ({"gemma3.attn_logit_softcapping": 50.0}, "capped attention"),
+        ({"gemma3.attention.sliding_window_pattern": [True]}, "sliding_window_pattern"),
+        ({"phi3.expert_count": 4}, "mixture of experts"),
+        ({"phi3.rope.scaling.type": "longrope"}, "only linear"),
+        ({"gpt2.expert_count": 4}, "mixture of experts"),
     ],
 )
 def test_what_is_not_supported_is_named(tmp_path, metadata, message):
-    write_gguf(tmp_path / "m.gguf", make_llama(), metadata=metadata)
+    variant = {"gemma3": "Gemma 3", "phi3": "Phi-3", "gpt2": "GPT-2"}.get(
+        next(iter(metadata)).partition(".")[0], "untied"
+    )
+    write_gguf(tmp_path / "m.gguf", make_llama(**VARIANTS[variant]), metadata=metadata)
     with pytest.raises(UserError, match=message):
         read_gguf_model(GGUFFile(tmp_path / "m.gguf"))
 

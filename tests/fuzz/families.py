@@ -1,4 +1,4 @@
-"""Mutants of models with joined tensors (GPT-2, Phi-3), and of adapters by PEFT; targets of the kind foreign_models."""
+"""Mutants of models of GPT-2, Phi-3 and Gemma 3, and of adapters by PEFT; targets of the kind foreign_models."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from foreign_llamas import VARIANTS, make_llama
+from foreign_llamas import VARIANTS, make_llama, write_gguf
 from fuzz.compare import Near
+from fuzz.mutations import Change
 from fuzz.naive import tensors_in
 from fuzz.oracle import Target
 
 from mini_chat_gpt.checkpoints.families import plain_part
-from mini_chat_gpt.checkpoints.foreign import read_hf_model, stored_hf_model
+from mini_chat_gpt.checkpoints.foreign import read_gguf_model, read_hf_model, stored_hf_model
+from mini_chat_gpt.checkpoints.gguf import GGUFFile
 from mini_chat_gpt.checkpoints.peft_adapter import with_adapter
+from mini_chat_gpt.model import GPT
 
 PREFIX = "base_model.model."
 
@@ -33,7 +36,11 @@ def _weights(model: Any) -> dict[str, np.ndarray]:
 
 
 def joined() -> Any:
-    model = read_hf_model(Path("model"), torch.float32)
+    return value_of(read_hf_model(Path("model"), torch.float32))
+
+
+def value_of(model: GPT) -> Any:
+    """Sizes and weights."""
     config = model.config
     sizes = [config.n_layer, config.n_head, config.kv_heads, config.context_length, config.activation, config.norm_eps]
     return {"sizes": sizes, "scale": config.attention_scale, "windows": config.windows, "weights": _weights(model)}
@@ -98,6 +105,92 @@ def naive_phi3() -> Any:
     return {"sizes": sizes, "scale": None, "windows": windows, "weights": weights}
 
 
+# GGUF
+
+
+def gguf() -> Any:
+    model = read_gguf_model(GGUFFile(Path("m.gguf")), torch.float32)
+    config = model.config
+    return value_of(model) | {"theta": (config.rope_theta, config.window_rope_theta), "scaling": config.rope_scaling}
+
+
+class _Header:
+    """Metadata by the library's own reader, which the program doesn't use."""
+
+    def __init__(self, fields: Any) -> None:
+        self.values: dict[str, Any] = {key: field.contents() for key, field in fields.items()}
+        self.architecture = self.values["general.architecture"]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        value = self.values.get(f"{self.architecture}.{key}", default)
+        if value is None:
+            raise ValueError(key)
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        return float(str(np.float32(self.get(key, default))))
+
+
+GGUF_NAMES = {
+    "token_embd": "embed_tokens", "position_embd": "embed_positions", "output_norm": "norm", "output": "lm_head",
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "attn_output": "self_attn.o_proj",
+    "post_attention_norm": "attention_output_layernorm", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "post_ffw_norm": "mlp_output_layernorm",
+}  # fmt: skip
+
+
+def naive_gguf() -> Any:
+    """The same by the library's own reader."""
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    reader = GGUFReader("m.gguf")
+    header, kind = _Header(reader.fields), _Header(reader.fields).architecture
+    assert kind in ("gemma3", "phi3", "gpt2")
+    heads, width = header.get("attention.head_count"), header.get("embedding_length")
+    kv_heads = heads if kind == "gpt2" else header.get("attention.head_count_kv", heads)
+    head_dim = width // heads if kind == "gpt2" else header.get("attention.key_length", width // heads)
+    weights: dict[str, np.ndarray] = {}
+    for tensor in reader.tensors:
+        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(tensor.shape.tolist()[::-1])
+        module, _, end = tensor.name.rpartition(".")
+        block, module = (
+            (f"layers.{module.split('.')[1]}.", module.split(".")[2]) if module[:4] == "blk." else ("", module)
+        )
+        if module == "attn_qkv":
+            ends = [heads * head_dim, (heads + kv_heads) * head_dim]
+            parts = dict(
+                zip(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), np.split(values, ends), strict=True)
+            )
+        elif module == "ffn_up" and kind == "phi3":
+            parts = dict(zip(("mlp.gate_proj", "mlp.up_proj"), np.split(values, 2), strict=True))
+        else:
+            minus = kind == "gemma3" and module.endswith("norm")
+            parts = {GGUF_NAMES[module]: values - np.float32(1) if minus else values}
+        weights |= {f"{block}{name}.{end}": np.ascontiguousarray(rows) for name, rows in parts.items()}
+    weights.setdefault("lm_head.weight", weights["embed_tokens.weight"])
+    layers, context = header.get("block_count"), header.get("context_length")
+    activation = {"gemma3": "geglu", "phi3": "swiglu", "gpt2": "gelu_tanh"}[kind]
+    norm = "attention.layer_norm_epsilon" if kind == "gpt2" else "attention.layer_norm_rms_epsilon"
+    sizes = [layers, heads, kv_heads, context, activation, header.number(norm, 1e-5)]
+    window = 0 if kind == "gpt2" else header.get("attention.sliding_window", 0 if kind == "phi3" else None)
+    windows: Any = tuple(window if kind == "phi3" or (one + 1) % 6 else None for one in range(layers))
+    if not any(windows) or window >= context:
+        windows = None
+    theta = 10000.0 if kind == "gpt2" else header.number("rope.freq_base", None if kind == "gemma3" else 10000.0)
+    local = header.number("rope.freq_base_swa", 10000.0) if kind == "gemma3" and windows else None
+    scale = header.number("attention.scale", head_dim**-0.5) if kind == "gemma3" else None
+    return {
+        "sizes": sizes,
+        "scale": scale,
+        "windows": windows,
+        "weights": weights,
+        "theta": (theta, local),
+        "scaling": None,
+    }
+
+
 # Adapters by PEFT
 
 
@@ -134,11 +227,18 @@ def naive_peft_adapter() -> Any:
     return {"weights": weights}
 
 
-def targets(folder: Path) -> list[Target]:
+def targets(folder: Path, header: dict[str, tuple[Change, ...]]) -> list[Target]:
+    """`header` are changes of GGUF files."""
     import peft
     from transformers import AutoModelForCausalLM
 
     found = []
+    for variant in ("GPT-2", "Phi-3 with a window", "Gemma 3"):
+        (folder / f"{variant} GGUF").mkdir()
+        more = {"query_pre_attn_scalar": 16, "num_hidden_layers": 7} if variant == "Gemma 3" else {}
+        write_gguf(folder / f"{variant} GGUF" / "m.gguf", make_llama(**VARIANTS[variant] | more), "Q8_0")
+        fixture = folder / f"{variant} GGUF"
+        found.append(Target(f"{variant} GGUF", fixture, [Path("m.gguf")], gguf, naive_gguf, changes=header, weight=2))
     for variant, naive in (("GPT-2", naive_gpt2), ("Phi-3 with a window", naive_phi3)):
         make_llama(**VARIANTS[variant]).save_pretrained(folder / variant / "model")
         files = [Path("model/config.json"), Path("model/model.safetensors")]

@@ -152,5 +152,5 @@ def targets(folder: Path) -> list[Target]:
         Target("GGUF", folder / "gguf", [Path("m.gguf")], gguf, naive_gguf, changes=header, weight=4),
         Target("Hugging Face folder", folder / "hf", small, hf_folder, naive_hf_folder, weight=4),
         Target("shards", folder / "hf", shards, hf_folder, naive_hf_folder, weight=2),
-        *families.targets(folder),
+        *families.targets(folder, header),
     ]
