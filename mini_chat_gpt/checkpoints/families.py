@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mini_chat_gpt.checkpoints import gemma, gpt2, hf, llama_gguf, gguf_families
+from mini_chat_gpt.checkpoints import gemma, gguf_families, gpt2, hf, llama_gguf
 from mini_chat_gpt.checkpoints.build import TensorReader
 from mini_chat_gpt.checkpoints.origin import Origin
 from mini_chat_gpt.checkpoints.tensor_parts import Part, PartOf
@@ -106,7 +106,10 @@ FAMILIES = (
     _llama_like(hf.QWEN2, _gguf("qwen2")),
     _llama_like(hf.QWEN3, _gguf("qwen3")),
     _llama_like(hf.OLMO2, _gguf("olmo2")),
-    replace(_llama_like(hf.PHI3, GGUFMapping("phi3", gguf_families.phi3_config, gguf_families.phi3_part)), hf_part=_phi3_part),
+    replace(
+        _llama_like(hf.PHI3, GGUFMapping("phi3", gguf_families.phi3_config, gguf_families.phi3_part)),
+        hf_part=_phi3_part,
+    ),
     Family(
         name="Gemma 3",
         model_type="gemma3_text",

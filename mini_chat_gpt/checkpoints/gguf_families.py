@@ -1,6 +1,6 @@
 """Gemma 3, Phi-3 and GPT-2 in GGUF files: metadata to `GPTConfig`, and where our tensors are.
 
-What llama.cpp knows of an architecture without being told is not in its files: Gemma 3's embedding factor, activation and
+Files don't say what llama.cpp has built in for an architecture: Gemma 3's embedding factor, activation and
 scale in attention, which of its layers have windows and the rotary base in them, and GPT-2's activation.
 """
 
