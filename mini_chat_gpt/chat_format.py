@@ -76,6 +76,7 @@ class Format(Protocol):
     end_ids             all ids that end a reply
     role_ids            ids that open a turn, and therefore end generation as well
     can_switch_thinking whether `thinking` makes a difference
+    thinks              whether the assistant thinks before it replies if `thinking` is None
     reasoning_marks     what is printed around the reasoning of a reply to a prompt; None for a format without reasoning
     render              renders a conversation of which `check_messages` approves; `system_default` keeps `own_system`. `tools` are
                         described to the assistant. `thinking`: whether it is to think before it replies; None is the format's default
@@ -99,6 +100,8 @@ class Format(Protocol):
     def role_ids(self, tokenizer: Tokenizer) -> frozenset[int]: ...
     @property
     def can_switch_thinking(self) -> bool: ...
+    @property
+    def thinks(self) -> bool: ...
     def reasoning_marks(self, thinking: bool | None = None) -> ReasoningMarks | None: ...
     def render(
         self,
@@ -129,6 +132,7 @@ class ChatFormat:
     required_tokens: ClassVar[tuple[str, ...]] = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>")
     stop_ids: ClassVar[frozenset[int]] = frozenset()
     can_switch_thinking: ClassVar[bool] = False
+    thinks: ClassVar[bool] = False
 
     def end_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """The id of `<|endoftext|>`."""

@@ -34,6 +34,7 @@ CHAT_COMMANDS = {
     "retry": ("", "generate another reply to the last message"),
     "undo": ("", "remove the last message and its reply"),
     "system": ("[TEXT]", "show or set the system message; none, default"),
+    "thinking": ("[on|off]", "show or set whether the model thinks before it replies; default"),
     "temp": ("[T]", "temperature: 0 = greedy, always the most likely token"),
     "top_p": ("[P]", "sample from the most likely tokens that have this total probability"),
     "seed": ("[N]", "the same seed gives the same replies"),
@@ -97,7 +98,7 @@ def add_weights_option(parser: Parser) -> None:
 
 
 def add_model_options(parser: Parser) -> None:
-    """Which model replies, on which device, and its system message."""
+    """Which model replies, on which device, its system message, and whether it thinks before it replies."""
     parser.add_argument(
         "--checkpoint",
         type=path_text,
@@ -105,6 +106,11 @@ def add_model_options(parser: Parser) -> None:
         help="checkpoint or run folder, Hugging Face folder, hub:org/name, or a model file (default: newest under runs/)",
     )
     parser.add_argument("--system", metavar="TEXT", help='system message, "" for none (default: as in training)')
+    parser.add_argument(
+        "--thinking",
+        choices=("on", "off"),
+        help="whether the model thinks before it replies, if its chat template has such a switch (default: that of the template)",
+    )
     add_device_option(parser)
     add_weights_option(parser)
 

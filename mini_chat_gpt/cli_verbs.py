@@ -253,6 +253,8 @@ def check_generate(arguments: Arguments) -> None:
         raise UserError("--why works with a prompt only; in a chat, type /why.")
     if arguments.test and arguments.system is not None:
         raise UserError("--system doesn't work with --test; the test uses the system message of the training.")
+    if arguments.test and arguments.thinking is not None:
+        raise UserError("--thinking doesn't work with --test; the test uses the default of the chat template.")
     if not arguments.test:
         for name in arguments.test_options:
             if getattr(arguments, name) is not None:

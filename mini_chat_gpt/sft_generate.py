@@ -15,7 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mini_chat_gpt.chat.loop import chat
-from mini_chat_gpt.chat.model_options import find_model, open_model, system_of
+from mini_chat_gpt.chat.model_options import find_model, open_model, system_of, thinking_of
+from mini_chat_gpt.chat.terminal import THOUGHT
 from mini_chat_gpt.chat.token_probs_view import check_page, render_text, write_page
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.cli_options import sampling_of
@@ -24,6 +25,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.terminal import console
 from mini_chat_gpt.evaluation.capabilities import GREEDY, test_sft_capabilities
 from mini_chat_gpt.generation.decode import FinishReason
+from mini_chat_gpt.generation.reasoning import Thought
 from mini_chat_gpt.generation.text import Reply, prompt_ids, stream
 from mini_chat_gpt.generation.token_probs import Explanation, explain
 from mini_chat_gpt.reports.compare import compare, options_of
@@ -58,14 +60,21 @@ def read_prompt(arguments: argparse.Namespace) -> str:
 
 
 def show(pieces: Generator[str, None, Reply]) -> Reply:
-    """Print the pieces of a reply when they are generated, and return the reply."""
+    """Print the pieces of a reply when they are generated, its reasoning on standard error, and return the reply."""
+    thinks = False
     while True:
         try:
-            print(next(pieces), end="", flush=True)
+            piece = next(pieces)
         except StopIteration as end:
-            print()
+            print(file=sys.stderr if thinks else sys.stdout)
             reply: Reply = end.value
             return reply
+        if isinstance(piece, Thought):
+            print(piece if thinks else THOUGHT + piece, end="", file=sys.stderr, flush=True)
+        else:
+            print("\n" if thinks else "", end="", file=sys.stderr, flush=True)
+            print(piece, end="", flush=True)
+        thinks = isinstance(piece, Thought)
 
 
 def show_token_probs(explanation: Explanation, place: str) -> None:
@@ -99,16 +108,16 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.interactive and not prompt.strip():
         raise UserError("The prompt is empty; write what the model is to reply to.")
     model, tokenizer = open_model(arguments.checkpoint, arguments.device, arguments.weights)
-    sampling, system = arguments.sampling, system_of(arguments)
+    sampling, system, thinking = arguments.sampling, system_of(arguments), thinking_of(arguments)
     if arguments.interactive:
-        return chat(model, tokenizer, sampling, system)
+        return chat(model, tokenizer, sampling, system, thinking)
     started = time.monotonic()
-    reply = show(stream(model, tokenizer, prompt, system=system, **asdict(sampling)))
+    reply = show(stream(model, tokenizer, prompt, system=system, thinking=thinking, **asdict(sampling)))
     seconds = max(time.monotonic() - started, 1e-9)
     rate = f"{len(reply.ids)} tokens, {len(reply.ids) / seconds:,.0f} per second"
     print(rate + HOW_IT_ENDED[reply.finish_reason], file=sys.stderr)
     if why is not None:
-        ids = prompt_ids(tokenizer, prompt, system)
+        ids = prompt_ids(tokenizer, prompt, system, thinking)
         show_token_probs(explain(model, tokenizer, ids, reply.ids, reply.stop_id, sampling), why)
     return 0
 

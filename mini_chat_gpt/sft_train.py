@@ -27,7 +27,7 @@ from mini_chat_gpt.generation.decode import Model
 from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tinystories.tasks import Task
-from mini_chat_gpt.tokenizer.chat_setup import set_chat_format
+from mini_chat_gpt.tokenizer.chat_setup import set_chat_format, set_thinking
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.job import Callback, Job, Metrics, Prepared, TrainResult, with_auto_steps
 from mini_chat_gpt.training.run import RunContext, begin, execute, run_command
@@ -58,7 +58,8 @@ def prepare(config: Config, run: RunContext) -> Prepared:
     # Rank 0 of each machine goes first: the first use of a data file writes its index.
     with run.world.local_rank_zero_first():
         examples = make_examples(config, tokenizer, model.config.context_length)
-    for note in examples.notes:
+    thinks = set_thinking(tokenizer, examples.chats is not None and examples.chats.trained.has_reasoning)
+    for note in [*examples.notes, *([] if thinks is None else [thinks])]:
         run.out.print(note, markup=False, soft_wrap=True)
     if base is not None and config.lora.enabled:
         # Only now, because an adapter is written to the run folder, which a mistake in the data should not leave behind.

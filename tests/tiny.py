@@ -1,5 +1,6 @@
 """The smallest real things the tests train with: a tokenizer, a model, a source of examples."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,30 @@ def lively_model(vocab_size: int, seed: int = 0, **changes) -> GPT:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.15)
+    return model
+
+
+def chain(tokenizer: ChatTokenizer, chains: list[list[int]], context: int) -> GPT:
+    """A model that generates the next id of a chain, independent of earlier ids."""
+    size = -(-tokenizer.vocab_size // 8) * 8
+    config = GPTConfig(
+        vocab_size=tokenizer.vocab_size,
+        n_layer=1,
+        n_head=4,
+        n_embd=size,
+        intermediate_size=8,
+        context_length=context,
+        tie_embeddings=False,
+    )
+    model = GPT(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if not name.endswith("norm.weight"):
+                weight.zero_()
+        model.embed_tokens.weight.copy_(torch.eye(size)[: tokenizer.vocab_size])
+        for ids in chains:
+            for now, then in pairwise(ids):
+                model.lm_head.weight[then, now] = 10.0
     return model
 
 

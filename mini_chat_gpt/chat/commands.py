@@ -112,6 +112,15 @@ def _system(session: ChatSession, text: str) -> Outcome:
     return Outcome(note=f"The system message is{' now' if text else ''}: {shown}")
 
 
+def _thinking(session: ChatSession, text: str) -> Outcome:
+    values = {"on": True, "off": False, "default": None}
+    if text and text.lower() not in values:
+        raise UserError(f"thinking is on, off or default, not {short(text)!r}.")
+    if text:
+        session.set_thinking(values[text.lower()])
+    return Outcome(note=f"thinking is {'now ' if text else ''}{'on' if session.thinks else 'off'}.")
+
+
 def _setting(name: str, kind: type[int] | type[float], example: str, optional: bool = False) -> Callable[..., Outcome]:
     """A command that shows or sets one field of `Sampling`."""
 
@@ -223,6 +232,7 @@ _RUN: dict[str, Callable[[ChatSession, str], Outcome]] = {
     "retry": _retry,
     "undo": _undo,
     "system": _system,
+    "thinking": _thinking,
     "temp": _setting("temperature", float, "0.7"),
     "top_p": _setting("top_p", float, "0.9", True),
     "seed": _setting("seed", int, "1", True),

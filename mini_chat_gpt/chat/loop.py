@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mini_chat_gpt.chat.commands import COMMANDS, as_message, is_command, run_command, short
-from mini_chat_gpt.chat.model_options import open_model, system_of
+from mini_chat_gpt.chat.model_options import open_model, system_of, thinking_of
 from mini_chat_gpt.chat.session import ChatSession, Turn
 from mini_chat_gpt.chat.terminal import Front, Plain, Terminal, is_capable_terminal
 from mini_chat_gpt.cli import parse
@@ -19,6 +19,7 @@ from mini_chat_gpt.common.entry import exit_with, replace_unencodable
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name, user_cache
 from mini_chat_gpt.generation.decode import Model
+from mini_chat_gpt.generation.reasoning import Thought
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import USE_FORMAT_DEFAULT, System
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
@@ -36,14 +37,17 @@ def chat(
     tokenizer: ChatTokenizer,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
     system: System = USE_FORMAT_DEFAULT,
+    thinking: bool | None = None,
 ) -> int:
     """Chat on standard input and output until the user leaves; returns the exit code.
 
-    `system` is the system message: the chat format's default, a text, or None for none. Raises UserError as `ChatSession`
-    does. If standard input is not a terminal, it also raises it for the first mistake in a message or command.
+    `system` is the system message: the chat format's default, a text, or None for none. `thinking` says whether the model
+    thinks before it replies; None is the chat format's default. Raises UserError as `ChatSession` does. If standard input is
+    not a terminal, it also raises it for the first mistake in a message or command.
     """
     replace_unencodable()
     session = ChatSession(model, tokenizer, sampling, system)
+    session.set_thinking(thinking)
     hint = "Start a text (/help)" if session.is_base else "Send a message (/help)"
     commands = {f"/{name}": command.what for name, command in COMMANDS.items()}
     front: Front = Terminal(commands, hint) if is_capable_terminal() else Plain()
@@ -140,9 +144,14 @@ class Chat:
         pieces, turn = start_reply(), self.session.last_turn
         assert turn is not None  # start_reply sets it
         self.note_dropped(n_dropped)
-        for piece in self.front.until_stopped(pieces):
-            self.front.piece(piece)
-        self.front.end_reply()
+        try:
+            for piece in self.front.until_stopped(pieces):
+                if isinstance(piece, Thought):
+                    self.front.thought(piece)
+                else:
+                    self.front.piece(piece)
+        finally:
+            self.front.end_reply()
         hint = ": /retry drops older turns" if self.older_turns() and turn.finish_reason == "context" else ""
         self.front.note(summary(turn) + hint)
 
@@ -165,6 +174,10 @@ class Chat:
 
 def summary(turn: Turn) -> str:
     """Length and speed of a reply, and why it was cut off, if it was."""
+    if not turn.reply.strip() and turn.reasoning.strip():
+        how = HOW_IT_ENDED[turn.finish_reason].removeprefix("; ")
+        ended = f"The reply ended before the reasoning did ({how})" if how else "There is no reply after the reasoning"
+        return f"{ended}, so the message is not kept; /retry sends it again, /thinking off replies at once."
     if not turn.reply.strip():
         if turn.replaces is not None:
             return "The new reply is empty; the old one stays."
@@ -177,7 +190,7 @@ def summary(turn: Turn) -> str:
 def run(arguments: argparse.Namespace) -> int:
     """`mini-chat-gpt chat` with a parsed command line."""
     model, tokenizer = open_model(arguments.checkpoint, arguments.device, arguments.weights)
-    return chat(model, tokenizer, arguments.sampling, system_of(arguments))
+    return chat(model, tokenizer, arguments.sampling, system_of(arguments), thinking_of(arguments))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,6 +31,11 @@ def system_of(arguments: argparse.Namespace) -> System:
     return USE_FORMAT_DEFAULT if arguments.system is None else arguments.system or None
 
 
+def thinking_of(arguments: argparse.Namespace) -> bool | None:
+    """Whether --thinking is on or off; None without the option."""
+    return None if arguments.thinking is None else arguments.thinking == "on"
+
+
 def find_model(path: str | None) -> Path:
     """The path, or the newest model under runs/. Raises UserError if there is none."""
     model_path = Path(path) if path is not None else newest_checkpoint()

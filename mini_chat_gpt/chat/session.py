@@ -22,20 +22,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field
-
+from mini_chat_gpt.chat.saved_chat import read_chat, write_chat
 from mini_chat_gpt.chat_format import Message, render_spans
-from mini_chat_gpt.chat_messages import check_messages
-from mini_chat_gpt.common.errors import UserError, nearest
-from mini_chat_gpt.common.files import write_json
-from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
+from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.text import well_formed
 from mini_chat_gpt.common.writable import require_writable_file
 from mini_chat_gpt.generation.decode import FinishReason, Model, concrete_seed, decode, for_inference, random_streams
+from mini_chat_gpt.generation.reasoning import ReplyDecoder, Thought, reasoning_marks
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import USE_FORMAT_DEFAULT, System, begins_text, prompt_ids
 from mini_chat_gpt.generation.token_probs import Explanation, explain
@@ -44,7 +41,6 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 # Fraction of the context that older turns leave free for a reply. Most replies to a pasted story are short, and they are all wrong
 # if the story has been dropped. A reply that was cut off can be generated again with fewer older turns (`retry`).
 ROOM_FOR_REPLY = 1 / 8
-MAX_CHAT = 1 << 26  # bytes of a saved conversation
 # Beginning of the error if a base model is used like a chat model.
 NO_CHAT = "This is a base model without a chat format"
 
@@ -64,6 +60,7 @@ class Turn:
     seconds: float = 0.0  # from the message to the last token
     attempt: int = 0  # 0, then one more for each retry; each attempt has its own random stream
     replaces: Turn | None = None  # the turn that this one replaces as soon as it has text
+    reasoning: str = ""  # what the model wrote before the reply, if its chat format has reasoning
 
 
 @dataclass(frozen=True)
@@ -89,6 +86,7 @@ class ChatSession:
     n_dropped    number of oldest turns that were not in the prompt of the last reply
     last_turn    the turn of the last message, even if it got no reply
     system       the system message, None for none; `set_system` changes it
+    thinking     whether the model thinks before it replies, None for the default of its chat format; `set_thinking` changes it
     files        files that this conversation was saved to or loaded from
 
     Raises UserError for a system message with a base model, or one that leaves no room in the context.
@@ -108,6 +106,7 @@ class ChatSession:
         self.files: set[Path] = set()
         self._saved: list[Message] = []
         self.system: str | None = None
+        self.thinking: bool | None = None
         self._head = 0  # tokens before the first turn
         self._inference_model: Model | None = None  # created for the first reply
         self._cache = model.make_cache(1)
@@ -125,6 +124,13 @@ class ChatSession:
     def default_system(self) -> str | None:
         """The system message that the model was trained with."""
         return None if self.tokenizer.chat_format is None else self.tokenizer.chat_format.default_system
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the next replies begin with reasoning."""
+        if self.thinking is not None:
+            return self.thinking
+        return self.tokenizer.chat_format is not None and self.tokenizer.chat_format.thinks
 
     @property
     def messages(self) -> list[Message]:
@@ -149,8 +155,9 @@ class ChatSession:
     # Actions
 
     def send(self, message: str) -> Iterator[str]:
-        """Send a message; yields the reply in pieces of whole characters. The turn is in `turns` as soon as it has text.
+        """Send a message; yields the reply in pieces of whole characters. The turn is in `turns` as soon as its reply has text.
 
+        Pieces of the class `Thought` are the model's reasoning, which is not part of the reply.
         Raises UserError immediately, with nothing changed, for a message that has no text or is longer than the context.
         """
         return self._ask(Turn(well_formed(message)), self.turns, self.room_for_reply)
@@ -216,8 +223,13 @@ class ChatSession:
             )
         self.system, self._head = text, head
 
+    def set_thinking(self, thinking: bool | None) -> None:
+        """Switch the reasoning of the next replies on or off; None is the format's default. Raises UserError if there is no switch."""
+        reasoning_marks(self.tokenizer, thinking)
+        self.thinking = thinking
+
     def save(self, path: Path | str, overwrite: bool = False) -> None:
-        """Write the conversation and the settings as JSON: {"messages": [{"role", "content"}, ...], "settings": {...}}.
+        """Write the conversation and the settings as JSON (see saved_chat.py).
 
         Raises UserError if the conversation is empty, if the file exists and may not be overwritten, or if it can't be written.
         """
@@ -227,8 +239,7 @@ class ChatSession:
         require_writable_file(path)
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists already and is not overwritten; choose another name.")
-        messages = [{"role": message.role, "content": message.content} for message in self.messages]
-        write_json(path, {"messages": messages, "settings": asdict(self.sampling)})
+        write_chat(path, self.messages, self.sampling)
         self.files.add(Path(os.path.realpath(path)))
         self._saved = self.messages
 
@@ -244,9 +255,11 @@ class ChatSession:
         system = messages.pop(0).content if messages[0].role == "system" else None
         self.set_system(system)
         self.reset()
-        texts = [message.content for message in messages]
-        self.turns = [Turn(*pair, finish_reason="stop") for pair in zip(texts[::2], texts[1::2], strict=False)]
-        self.last_turn = Turn(texts[-1], attempt=-1) if len(texts) % 2 else None
+        self.turns = [
+            Turn(asked.content, reply.content, "stop", reasoning=reply.reasoning or "")
+            for asked, reply in zip(messages[::2], messages[1::2], strict=False)
+        ]
+        self.last_turn = Turn(messages[-1].content, attempt=-1) if len(messages) % 2 else None
         self.sampling = sampling
         _, self.n_dropped = self._fit(self.turns, "?", self.room_for_reply)  # as for the next message
         self.files = {Path(os.path.realpath(path))}
@@ -262,7 +275,10 @@ class ChatSession:
     def _answer(self, turn: Turn, ids: list[int]) -> Iterator[str]:
         in_turns = False
         for piece in self._pieces(turn, ids):
-            turn.reply += piece
+            if isinstance(piece, Thought):
+                turn.reasoning += piece
+            else:
+                turn.reply += piece
             if not in_turns and turn.reply.strip():  # a reply without text can't be rendered in the next prompt
                 in_turns = True
                 self.turns[len(self.turns) - (turn.replaces is not None) :] = [turn]
@@ -273,7 +289,8 @@ class ChatSession:
 
     def _pieces(self, turn: Turn, ids: list[int]) -> Iterator[str]:
         started = time.monotonic()
-        decoder = self.tokenizer.stream_decoder(start=begins_text(self.tokenizer, ids))
+        marks = reasoning_marks(self.tokenizer, self.thinking)
+        decoder = ReplyDecoder(self.tokenizer, marks, start=begins_text(self.tokenizer, ids))
         turn.n_prefilled = len(ids) - self._truncate_cache(ids)
         turn.prompt, turn.sampling = ids, self.sampling
         streams = random_streams(concrete_seed(self.sampling.seed), [turn.attempt])
@@ -285,10 +302,9 @@ class ChatSession:
                 self._ids.append(token_id)
             if finish is not None:
                 turn.finish_reason, turn.stop_id = finish, token_id if finish == "stop" else None
-            if finish != "stop" and (piece := decoder.push(token_id)):
-                yield piece
-        if piece := decoder.finish():
-            yield piece
+            if finish != "stop":
+                yield from decoder.push(token_id)
+        yield from decoder.finish()
 
     def _truncate_cache(self, ids: list[int]) -> int:
         """Truncate the cache to its common prefix with `ids`, at least one id shorter; returns the length of the prefix."""
@@ -307,17 +323,17 @@ class ChatSession:
         Turns are dropped until `room` tokens are free for the reply, and at least `least` turns.
         """
         if self.is_base:
-            return self._check_length(prompt_ids(self.tokenizer, message), message), 0
+            return self._check_length(self._prompt([Message("user", message)]), message), 0
         if not message.strip():
             raise UserError("The message has no text.")
-        alone = self._check_length(prompt_ids(self.tokenizer, self._conversation([], message), None), message)
+        alone = self._check_length(self._prompt(self._conversation([], message)), message)
         # From the newest turn back, so that the work does not depend on the number of turns that don't fit.
         free = self.model.config.context_length - room - len(alone)
         n_dropped = len(earlier)
         while n_dropped > least and (free := free - self._size(earlier[n_dropped - 1])) >= 0:
             n_dropped -= 1
         while True:
-            ids = prompt_ids(self.tokenizer, self._conversation(earlier[n_dropped:], message), None)
+            ids = self._prompt(self._conversation(earlier[n_dropped:], message))
             # The sizes of turns add up, but for a template that treats its last turn differently.
             if len(ids) < self.model.config.context_length or n_dropped == len(earlier):
                 return ids, n_dropped
@@ -336,13 +352,21 @@ class ChatSession:
 
     def _conversation(self, turns: Sequence[Turn], message: str | None = None) -> list[Message]:
         messages = [] if self.system is None else [Message("system", self.system)]
+        has_reasoning = reasoning_marks(self.tokenizer) is not None  # a loaded chat can be that of another model
         for turn in turns:
-            messages += [Message("user", turn.message), Message("assistant", turn.reply)]
+            reasoning = turn.reasoning if has_reasoning and turn.reasoning.strip() else None
+            messages += [Message("user", turn.message), Message("assistant", turn.reply, reasoning=reasoning)]
         return messages if message is None else [*messages, Message("user", message)]
 
+    def _prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The ids that the model reads before its reply to the last message."""
+        if self.is_base:
+            return prompt_ids(self.tokenizer, messages[-1].content)
+        return prompt_ids(self.tokenizer, messages, None, self.thinking)
+
     def _size(self, turn: Turn) -> int:
-        """Number of tokens of a turn, wherever it stands."""
-        return self._n_tokens(self._conversation([turn])) - self._head
+        """Number of tokens of a turn that others follow, wherever it is. Templates remove the reasoning from such turns."""
+        return len(self._prompt(self._conversation([turn], "x"))) - len(self._prompt(self._conversation([], "x")))
 
     def _head_size(self, system: str | None) -> int:
         """Number of tokens before the first turn, or before a base model's text."""
@@ -350,48 +374,11 @@ class ChatSession:
             return len(prompt_ids(self.tokenizer, ""))
         head = [] if system is None else [Message("system", system)]
         turn = [Message("user", "x"), Message("assistant", "x")]
-        one, two = self._n_tokens([*head, *turn]), self._n_tokens([*head, *turn, *turn])
+        try:
+            one, two = self._n_tokens([*head, *turn]), self._n_tokens([*head, *turn, *turn])
+        except UserError:  # Mistral's third template prints a system message only before the prompt for a reply
+            return len(self._prompt([*head, turn[0]])) - len(self._prompt(turn[:1]))
         return one - (two - one)
 
     def _n_tokens(self, messages: Sequence[Message]) -> int:
         return len(render_spans(messages, self.tokenizer, system_default=False).ids)
-
-
-class _SavedMessage(JSONRecord):
-    role: str
-    content: str
-
-
-class _SavedChat(JSONRecord):
-    """A file that `ChatSession.save` wrote, or an equal one."""
-
-    messages: list[_SavedMessage]
-    settings: dict[str, int | float | None] = Field({})
-
-
-def read_chat(path: Path, sampling: Sampling) -> tuple[list[Message], Sampling]:
-    """The messages of a saved conversation, and `sampling` with the settings of the file.
-
-    Raises UserError with the first problem.
-    """
-    remedy = 'a saved chat is {"messages": [{"role": ..., "content": ...}, ...], "settings": {"temperature": 0.7, ...}}'
-    try:
-        saved = read_json(path, _SavedChat, remedy, MAX_CHAT)
-    except FileNotFoundError:
-        raise UserError(f"{path} can't be read: No such file.") from None
-    except DamagedJSON as error:  # more likely another kind of file than a damaged one
-        raise UserError(str(error).replace(f"{path} is damaged", f"{path} is not a conversation", 1)) from None
-    messages = [Message(message.role, well_formed(message.content)) for message in saved.messages]
-    try:
-        check_messages(messages)
-        return messages, _with_settings(sampling, saved.settings)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def _with_settings(sampling: Sampling, settings: dict[str, Any]) -> Sampling:
-    known = [setting.name for setting in fields(Sampling)]
-    for name in settings:
-        if name not in known:
-            raise UserError(f"there is no setting {name!r}{nearest(name, known)}; the settings are {', '.join(known)}.")
-    return replace(sampling, **settings)

@@ -35,6 +35,9 @@ class Front(Protocol):
     def piece(self, text: str) -> None:
         """Show a piece of a reply."""
 
+    def thought(self, text: str) -> None:
+        """Show a piece of the reasoning before a reply."""
+
     def end_reply(self) -> None:
         """End the reply."""
 
@@ -59,6 +62,9 @@ def is_capable_terminal() -> bool:
     dumb = os.environ.get("TERM", "" if os.name == "nt" else "dumb").lower() in ("dumb", "unknown")
     return sys.stdin.isatty() and sys.stdout.isatty() and not dumb
 
+
+THOUGHT = "Thinking: "
+"""What precedes the reasoning of a reply."""
 
 # Text in a terminal
 
@@ -203,6 +209,7 @@ class Terminal:
         self._interrupts = Interrupts()
         self._plain = bool(os.environ.get("NO_COLOR"))
         self._reply: WordWrap | None = None
+        self._thought: WordWrap | None = None
         self._prompt = make_prompt(commands, "" if self._plain else hint, self.note)
 
     def read(self) -> str:
@@ -220,13 +227,31 @@ class Terminal:
         with silent_keys():
             yield from self._interrupts.until_pressed(pieces)
 
+    def thought(self, text: str) -> None:
+        if self._thought is None:
+            sys.stdout.write("" if self._plain else "\x1b[2m")
+            self._thought = WordWrap(sys.stdout.write, columns())
+            self._thought.push(THOUGHT)
+        self._thought.push(text)
+        sys.stdout.flush()
+
+    def _end_thought(self) -> None:
+        if self._thought is not None:
+            self._thought.flush()
+            print("" if self._plain else "\x1b[0m", flush=True)
+            self._thought = None
+
     def piece(self, text: str) -> None:
+        if self._thought is not None:
+            self._end_thought()
+            print()  # an empty line before the reply
         if self._reply is None:
             self._reply = WordWrap(sys.stdout.write, columns())
         self._reply.push(text)
         sys.stdout.flush()
 
     def end_reply(self) -> None:
+        self._end_thought()
         if self._reply is not None:
             self._reply.flush()
             print(flush=True)
@@ -276,7 +301,7 @@ class Plain:
         self._interrupts = Interrupts() if self.interactive else None
         self._clean = harmless if sys.stdout.isatty() else str
         self._lines = 0
-        self._open = False
+        self._open = self._thinks = False
 
     def read(self) -> str:
         lines = [self._line()]
@@ -306,11 +331,22 @@ class Plain:
         # Without a person at a terminal, Ctrl-C ends the program as usual.
         return pieces if self._interrupts is None else self._interrupts.until_pressed(pieces)
 
+    def thought(self, text: str) -> None:
+        print(harmless(text if self._thinks else THOUGHT + text), end="", file=sys.stderr, flush=True)
+        self._thinks = True
+
+    def _end_thought(self) -> None:
+        if self._thinks:
+            print(file=sys.stderr, flush=True)
+        self._thinks = False
+
     def piece(self, text: str) -> None:
+        self._end_thought()
         self._open = True
         print(self._clean(text), end="", flush=True)
 
     def end_reply(self) -> None:
+        self._end_thought()
         if self._open:
             print(flush=True)
         self._open = False

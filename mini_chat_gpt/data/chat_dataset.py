@@ -61,6 +61,8 @@ class ChatDataset:
     ) -> None:
         self.data, self.seed = data, seed
         self.left_out: list[LeftOut] = []
+        self.has_reasoning = False
+        """Whether a reply of a used conversation has reasoning."""
         self._files: list[_File] = []
         by_file: dict[str, list[Conversation]] = {}
         for conversation in conversations:
@@ -72,6 +74,7 @@ class ChatDataset:
             for conversation in by_file[path]:
                 if rendered := self._fit(conversation, tokenizer, chats.train):
                     used.append(conversation)
+                    self.has_reasoning |= any(with_reasoning(one).reasoning for one in conversation.messages)
                     ids, loss_mask = np.array(rendered.ids, dtype=np.int32), np.array(rendered.loss_mask)
                     examples.append(Example(ids, loss_mask, weight=1.0, kind=name))
             if used:

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from mini_chat_gpt.chat_format import format_of
 from mini_chat_gpt.common.device import Precision, pick_reply_precision
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.cpu_model import CPUInferenceModel, can_decode
@@ -159,6 +160,7 @@ def prefill(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache) -> t
 def suppressed_tokens(tokenizer: ChatTokenizer, table_size: int) -> torch.Tensor:
     """Ids (n,) int64 that are never sampled: control tokens that are not stop ids, and padding rows of the token table.
 
+    The control tokens around a model's reasoning are sampled like ordinary ones.
     Raises UserError for a tokenizer that has more ids than the table has rows.
     """
     if tokenizer.vocab_size > table_size:
@@ -166,7 +168,9 @@ def suppressed_tokens(tokenizer: ChatTokenizer, table_size: int) -> torch.Tensor
             f"The tokenizer has {tokenizer.vocab_size} ids, but the model's table has only {table_size} rows; "
             "they don't belong together."
         )
-    control = set(tokenizer.control.values()) - tokenizer.stop_ids
+    marks = format_of(tokenizer).reasoning_marks()
+    allowed = {name for name in (marks.begin, marks.end) if name in tokenizer.control} if marks else set()
+    control = {token_id for name, token_id in tokenizer.control.items() if name not in allowed} - tokenizer.stop_ids
     return torch.tensor(sorted(control | set(range(tokenizer.vocab_size, table_size))), dtype=torch.int64)
 
 

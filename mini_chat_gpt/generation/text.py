@@ -5,7 +5,7 @@ Both encode the prompt, run the decoding loop (`decode`) and turn the ids back i
 - A reply depends on its prompt, the settings and the seed, not on the rest of the batch.
 - A chat model reads its prompt in its chat format, with the system message that it was trained with. A base model continues
   the prompt as the beginning of a document.
-- The stop token that ends a reply is not part of its text.
+- The stop token that ends a reply is not part of its text. Neither is the reasoning of a model that thinks before it replies.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mini_chat_gpt.generation.decode import (
     for_inference,
     random_streams,
 )
+from mini_chat_gpt.generation.reasoning import ReplyDecoder, decode_reply, joined, reasoning_marks
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
@@ -49,6 +50,7 @@ class Reply:
     finish_reason: FinishReason  # "stop": a stop token; "length": max_new_tokens; "context": the context is full
     n_prompt: int  # tokens of the prompt, including control tokens
     stop_id: int | None = None  # the stop token that ended it; None if it was cut off
+    reasoning: str | None = None  # what the model wrote before the reply, if its chat format has reasoning
 
 
 def generate(
@@ -64,10 +66,12 @@ def generate(
     seed: int | None = None,
     system: System = USE_FORMAT_DEFAULT,
     batch_size: int = 32,
+    thinking: bool | None = None,
 ) -> list[str]:
     """Return the reply to each prompt, in order. See `Sampling` for the settings and `generate_replies` for the rest."""
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    return [reply.text for reply in generate_replies(model, tokenizer, prompts, sampling, system, batch_size)]
+    replies = generate_replies(model, tokenizer, prompts, sampling, system, batch_size, thinking=thinking)
+    return [reply.text for reply in replies]
 
 
 def generate_replies(
@@ -78,19 +82,21 @@ def generate_replies(
     system: System = USE_FORMAT_DEFAULT,
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
+    thinking: bool | None = None,
 ) -> list[Reply]:
     """Reply to every prompt, `batch_size` at a time, and report how each reply ended.
 
     A prompt is a text, or a conversation that ends with a user message (chat models only). `system` is prepended to
     conversations without a system message: the chat format's default, a text, or None for no system message. `progress` is
-    called with the number of finished replies after each reply.
+    called with the number of finished replies after each reply. `thinking` says whether the model thinks before it replies;
+    None is the default of its chat format.
 
-    Raises UserError for an empty list, for a prompt that leaves no room for a reply in the context, and for a conversation
-    or system message given to a base model.
+    Raises UserError for an empty list, for a prompt that leaves no room for a reply in the context, for a conversation
+    or system message given to a base model, and for `thinking` with a model that has no such switch.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
-    encoded = _encode_prompts(model, tokenizer, prompts, system)
+    encoded, marks = _encode_prompts(model, tokenizer, prompts, system, thinking), reasoning_marks(tokenizer, thinking)
     model = for_inference(model, min(batch_size, len(prompts)), sampling.max_new_tokens)
     seed = concrete_seed(sampling.seed)
     replies: dict[int, Reply] = {}
@@ -105,7 +111,9 @@ def generate_replies(
             if finish != "stop":
                 ids[row].append(token_id)
             if finish is not None:
-                replies[numbers[row]] = _reply(tokenizer, batch[row], ids[row], finish, token_id)
+                text, reasoning = decode_reply(tokenizer, ids[row], marks, begins_text(tokenizer, batch[row]))
+                stop_id = token_id if finish == "stop" else None
+                replies[numbers[row]] = Reply(text, tuple(ids[row]), finish, len(batch[row]), stop_id, reasoning)
                 if progress is not None:
                     progress(len(replies))
     return [replies[number] for number in range(len(encoded))]
@@ -123,40 +131,49 @@ def stream(
     repetition_penalty: float = 1.0,
     seed: int | None = None,
     system: System = USE_FORMAT_DEFAULT,
+    thinking: bool | None = None,
 ) -> Generator[str, None, Reply]:
     """Yield the reply to one prompt in pieces of whole characters. Joined, they equal what `generate` returns.
 
+    If the model thinks before it replies, pieces of the class `Thought` come first, which are not part of the reply.
     The generator's return value is the `Reply` (`reply = yield from stream(...)`). See `Sampling` for the settings.
     Raises the errors of `generate_replies`.
     """
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    [ids] = _encode_prompts(model, tokenizer, [prompt], system)
+    [ids] = _encode_prompts(model, tokenizer, [prompt], system, thinking)
+    decoder = ReplyDecoder(tokenizer, reasoning_marks(tokenizer, thinking), begins_text(tokenizer, ids))
     model = for_inference(model, 1, max_new_tokens)
     # The same stream number as the first prompt of a batch, so that `stream` and `generate` agree.
     steps = decode(model, tokenizer, [ids], sampling, random_streams(concrete_seed(sampling.seed), [0]))
     # A generator function of its own: `stream` itself must raise its errors when it is called, not at the first piece.
-    return _pieces(tokenizer, ids, steps)
+    return _pieces(decoder, len(ids), steps)
 
 
-def _pieces(tokenizer: ChatTokenizer, prompt: list[int], steps: Iterator[Step]) -> Generator[str, None, Reply]:
-    decoder = tokenizer.stream_decoder(start=begins_text(tokenizer, prompt))
+def _pieces(decoder: ReplyDecoder, n_prompt: int, steps: Iterator[Step]) -> Generator[str, None, Reply]:
     ids: list[int] = []
+    pieces: list[str] = []
     finish: FinishReason | None = None
     token_id = -1
     for _, token_id, finish in steps:
         if finish != "stop":
             ids.append(token_id)
-            # A token may hold only a part of a character. The decoder returns "" until the character is complete.
-            if piece := decoder.push(token_id):
+            # A token may hold only a part of a character. The decoder returns nothing until the character is complete.
+            for piece in decoder.push(token_id):
+                pieces.append(piece)
                 yield piece
-    if piece := decoder.finish():
+    for piece in decoder.finish():
+        pieces.append(piece)
         yield piece
     assert finish is not None  # decode ends every row
-    return _reply(tokenizer, prompt, ids, finish, token_id)
+    text, reasoning = joined(pieces)
+    return Reply(text, tuple(ids), finish, n_prompt, token_id if finish == "stop" else None, reasoning)
 
 
-def prompt_ids(tokenizer: ChatTokenizer, prompt: Prompt, system: System = USE_FORMAT_DEFAULT) -> list[int]:
+def prompt_ids(
+    tokenizer: ChatTokenizer, prompt: Prompt, system: System = USE_FORMAT_DEFAULT, thinking: bool | None = None
+) -> list[int]:
     """Return the ids that the model reads for a prompt; see `generate_replies`."""
+    reasoning_marks(tokenizer, thinking)  # raises UserError
     chat_format = tokenizer.chat_format
     if chat_format is None:
         if not isinstance(prompt, str):
@@ -171,11 +188,11 @@ def prompt_ids(tokenizer: ChatTokenizer, prompt: Prompt, system: System = USE_FO
     if system is not None and not (messages and messages[0].role == "system"):
         messages.insert(0, Message("system", str(system)))
     # The default is among the messages now, or the caller wants none: the format must not insert one.
-    return render_spans(messages, tokenizer, add_generation_prompt=True, system_default=False).ids
+    return render_spans(messages, tokenizer, add_generation_prompt=True, system_default=False, thinking=thinking).ids
 
 
 def _encode_prompts(
-    model: Model, tokenizer: ChatTokenizer, prompts: Sequence[Prompt], system: System
+    model: Model, tokenizer: ChatTokenizer, prompts: Sequence[Prompt], system: System, thinking: bool | None
 ) -> list[list[int]]:
     # Strings and conversations are sequences themselves. Without this check each character would be taken for a prompt.
     if isinstance(prompts, str) or any(isinstance(prompt, Message) for prompt in prompts):
@@ -183,7 +200,7 @@ def _encode_prompts(
     if not prompts:
         raise UserError("There are no prompts; give at least one.")
     context = model.config.context_length
-    encoded = [prompt_ids(tokenizer, prompt, system) for prompt in prompts]
+    encoded = [prompt_ids(tokenizer, prompt, system, thinking) for prompt in prompts]
     for number, ids in enumerate(encoded, start=1):
         if len(ids) >= context:
             which = f"Prompt {number} of {len(encoded)}" if len(encoded) > 1 else "The prompt"
@@ -200,10 +217,3 @@ def begins_text(tokenizer: ChatTokenizer, prompt: Sequence[int]) -> bool:
     SentencePiece tokenizers drop the leading space of a new text.
     """
     return prompt[-1] in tokenizer.control.values() and tokenizer.space_after(prompt[-1])
-
-
-def _reply(
-    tokenizer: ChatTokenizer, prompt: Sequence[int], ids: list[int], finish: FinishReason, last_id: int
-) -> Reply:
-    text = tokenizer.decode(ids, start=begins_text(tokenizer, prompt))
-    return Reply(text, tuple(ids), finish, len(prompt), last_id if finish == "stop" else None)

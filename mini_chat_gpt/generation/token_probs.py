@@ -131,7 +131,7 @@ def explain(
     if not targets:
         raise ValueError("there is no token to explain")
     suppressed = suppressed_tokens(tokenizer, model.config.vocab_size).to(model.device)
-    decoder = tokenizer.stream_decoder(start=begins_text(tokenizer, prompt))
+    decoder = tokenizer.stream_decoder(control=True, start=begins_text(tokenizer, prompt))  # the marks of reasoning
     texts = [decoder.push(token_id) for token_id in reply]
     if reply:
         texts[-1] += decoder.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -57,6 +58,20 @@ def set_chat_format(tokenizer: ChatTokenizer, setting: str, system_message: str 
     return sorted(token_id for name, token_id in tokenizer.control.items() if name not in known)
 
 
+def set_thinking(tokenizer: ChatTokenizer, has_reasoning: bool) -> str | None:
+    """Set whether the fine-tuned model thinks before it replies if nobody says otherwise; a sentence if that changes.
+
+    A model that was trained on replies without reasoning has learned to reply after an empty one.
+    """
+    chat_format = tokenizer.chat_format
+    if not isinstance(chat_format, TemplateFormat) or not chat_format.can_switch_thinking:
+        return None
+    tokenizer.chat_format = chat_format.with_thinking(None if has_reasoning else False)
+    if not chat_format.thinks or tokenizer.chat_format.thinks:
+        return None
+    return "No reply of the training data has reasoning: the fine-tuned model replies without thinking, unless `--thinking on` is given."
+
+
 def _from_file(tokenizer: ChatTokenizer, path: Path) -> TemplateFormat:
     if not path.is_file():
         raise UserError(
@@ -89,9 +104,19 @@ def describe_format(chat_format: Format) -> list[str]:
         lines.append("Its template refuses system messages.")
     if chat_format.plain_text_roles:
         lines.append("The role tags of its template are ordinary text: a message can spell a turn.")
+    if chat_format.reasoning_marks() is not None:
+        lines.append(_about_thinking(chat_format))
     if chat_format.uses_date:
         lines.append("Its template prints the date: today's, or in a fine-tuned model that on which training began.")
     return lines
+
+
+def _about_thinking(chat_format: TemplateFormat) -> str:
+    thinks = "The model thinks before it replies" if chat_format.thinks else "The model replies without thinking first"
+    if not chat_format.can_switch_thinking:
+        return f"{thinks}; its template has no switch for that."
+    other = "off" if chat_format.thinks else "on"
+    return f"{thinks}; `--thinking {other}` and `/thinking {other}` switch it {other}."
 
 
 _SAMPLES: tuple[tuple[str, ...], ...] = (
@@ -115,8 +140,16 @@ def check_format(tokenizer: ChatTokenizer, full_encode: Callable[[str], Sequence
         for system in (False, True):
             messages = [Message("system", "You are\nhelpful.")] if system and chat_format.has_system else []
             messages += [Message(("user", "assistant")[at % 2], text) for at, text in enumerate(contents)]
-            prompt = messages[-1].role == "user"
-            expected = list(full_encode(chat_format.text(messages, prompt)))
-            if chat_format.render(messages, tokenizer, prompt).ids != expected:
-                return f"The chat format does not have the ids of the model's own tokenizer, for example for {contents[0]!r}."
+            for one in _with_reasoning(messages) if chat_format.reasoning_marks() is not None else [messages]:
+                prompt = one[-1].role == "user"
+                expected = list(full_encode(chat_format.text(one, prompt)))
+                if chat_format.render(one, tokenizer, prompt).ids != expected:
+                    return f"The chat format does not have the ids of the model's own tokenizer, for example for {contents[0]!r}."
     return None
+
+
+def _with_reasoning(messages: list[Message]) -> list[list[Message]]:
+    """The conversation with reasoning in its replies, as a prompt for another reply and without the last question."""
+    thought = "\nFirst, a thought.\n\nThen another one. "
+    replies = [replace(one, reasoning=thought if one.role == "assistant" else None) for one in messages]
+    return [replies, replies[:-1]] if len(messages) > 2 else [replies]

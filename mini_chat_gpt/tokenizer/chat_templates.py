@@ -62,6 +62,7 @@ class TemplateEntry(JSONRecord):
     eos_token: str | None
     strips: dict[str, tuple[bool, bool]]
     day: date | None = Field(strict=False)
+    thinking: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,13 @@ class TemplateFormat:
     default_system   the system message of conversations that are opened with the model. At first it is the one that the template
                      inserts by itself, if it does. `with_default_system` replaces it, or switches it off with None
     day              what the template takes for today; None for the real day. Training fixes it, so that a resumed run sees the same
+    thinking         the default of `render`; None for that of the template. Training on chats without reasoning sets it to False
     """
 
     template: Template
     default_system: str | None = None
     day: date | None = None
+    thinking: bool | None = None
     independent_turns: ClassVar[bool] = False
     _literals: _LiteralIds = field(default_factory=lambda: _LiteralIds(), repr=False, compare=False)
 
@@ -109,7 +112,7 @@ class TemplateFormat:
     def from_entry(entry: TemplateEntry, control: Mapping[str, int]) -> TemplateFormat:
         """The format that `entry()` described. Raises UserError as `from_source` does."""
         template = Template(entry.template, control, entry.bos_token, entry.eos_token, entry.strips)
-        return TemplateFormat(template, entry.default_system, entry.day)
+        return TemplateFormat(template, entry.default_system, entry.day, entry.thinking)
 
     def entry(self) -> dict[str, Any]:
         """The format as JSON, for `TemplateEntry`."""
@@ -121,6 +124,7 @@ class TemplateFormat:
             "eos_token": template.eos_token,
             "strips": {name: list(flags) for name, flags in template.strips.items()},
             "day": None if self.day is None else self.day.isoformat(),
+            **({} if self.thinking is None else {"thinking": self.thinking}),
         }
 
     # What the format is
@@ -178,18 +182,21 @@ class TemplateFormat:
     def thinks(self) -> bool:
         """Whether the assistant thinks before it replies, unless `thinking` says otherwise."""
         prompts = self.template.prompts
-        return self.template.reasoning is not None and not (
-            self.can_switch_thinking and prompts[None] == prompts[False]
-        )
+        off = self.can_switch_thinking and prompts[self.thinking] == prompts[False]
+        return self.template.reasoning is not None and not off
 
     def reasoning_marks(self, thinking: bool | None = None) -> ReasoningMarks | None:
         """What is printed around the reasoning of a reply to a prompt with this setting; None for a template without reasoning."""
-        marks = self.template.reasoning
-        return marks and replace(marks, opened=self.template.prompts[thinking].rstrip().endswith(marks.begin))
+        marks, prompt = self.template.reasoning, self.template.prompts[self.thinking if thinking is None else thinking]
+        return marks and replace(marks, opened=prompt.rstrip().endswith(marks.begin))
 
     def with_default_system(self, text: str | None) -> TemplateFormat:
         """The same format with another system message for new conversations, or without one."""
         return replace(self, default_system=text)
+
+    def with_thinking(self, thinking: bool | None) -> TemplateFormat:
+        """The same format with another default for `thinking`, if it has such a switch."""
+        return replace(self, thinking=thinking) if self.can_switch_thinking else self
 
     def on_day(self, day: date) -> TemplateFormat:
         """The same format, which takes `day` for today if its template prints the date."""
@@ -218,6 +225,7 @@ class TemplateFormat:
         token that ends it.
         """
         values = self._values(messages, tools)
+        thinking = self.thinking if thinking is None else thinking
         with _readable_errors(len(messages)):
             skeleton = self.template.skeleton(values, add_generation_prompt, system_default, self.day, thinking)
         literals = self._literals.of(tokenizer)
@@ -247,6 +255,7 @@ class TemplateFormat:
     ) -> str:
         """The conversation as `apply_chat_template(tokenize=False)` returns it. Raises UserError as `render` does."""
         values = self._values(messages, tools)
+        thinking = self.thinking if thinking is None else thinking
         with _readable_errors(len(messages)):
             parts = self.template.render_parts(values, add_generation_prompt, self.day, thinking)
             return "".join(part if isinstance(part, str) else part.fill(values) for part in parts)

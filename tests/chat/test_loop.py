@@ -9,11 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
+from tiny import chain
 
 from mini_chat_gpt.chat.commands import COMMANDS
 from mini_chat_gpt.chat.loop import Chat, main
@@ -24,10 +23,8 @@ from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import generate
-from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 terminal = pytest.importorskip("terminal", reason="pseudo-terminals are a matter of Unix")
@@ -42,30 +39,6 @@ REPLY = "Hi 🦔! Tom had a ball and was happy."
 LONG_REPLY = "Hi 🦔! Tom had a little red ball, and she was 你好."
 GOES_ON = " was a little cat."
 ROOT = Path(__file__).parent.parent.parent
-
-
-def chain(tokenizer: ChatTokenizer, chains: list[list[int]], context: int) -> GPT:
-    """A model that generates the next id of a chain, independent of earlier ids."""
-    size = -(-tokenizer.vocab_size // 8) * 8
-    config = GPTConfig(
-        vocab_size=tokenizer.vocab_size,
-        n_layer=1,
-        n_head=4,
-        n_embd=size,
-        intermediate_size=8,
-        context_length=context,
-        tie_embeddings=False,
-    )
-    model = GPT(config).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if not name.endswith("norm.weight"):
-                weight.zero_()
-        model.embed_tokens.weight.copy_(torch.eye(size)[: tokenizer.vocab_size])
-        for ids in chains:
-            for now, then in pairwise(ids):
-                model.lm_head.weight[then, now] = 10.0
-    return model
 
 
 Save = Callable[..., Path]

@@ -3,16 +3,21 @@
 import gzip
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from chat_template_samples import QWEN3
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_tokenizer
 
-from mini_chat_gpt.chat_format import Message
+from mini_chat_gpt.chat_format import Message, render_spans
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.data.chat_files import read_conversations
 from mini_chat_gpt.data.json_records import MAX_LINE
+from mini_chat_gpt.tokenizer.chat_setup import template_format
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 HI, HELLO = Message("user", "Hi"), Message("assistant", "Hello!")
 FORMS = [
@@ -307,3 +312,44 @@ def test_real_files_are_read_to_the_last_record():
         "llamafactory_alpaca_en_demo.json": 999,
         "rasbt_instruction-data.json": 1100,
     }
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.sampled_from(["", " ", "f", "{}", '{"a": 1}', "[{}]", "tool", "function"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["name", "arguments", "function", "id", "type", "a"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+EXTRAS = ("tool_calls", "function_call", "reasoning", "thinking", "name", "tool_call_id", "content")
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.dictionaries(st.sampled_from(EXTRAS), values, max_size=3), values, st.sampled_from(["tools", "functions"]))
+def test_any_value_of_the_optional_keys_is_read_or_reported(tmp_path_factory, extra, tools, key):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"} | extra]
+    messages += [{"role": "tool", "content": "x"} | extra, {"role": "assistant", "content": "Bye!"}]
+    for chosen in (messages[:2], messages):
+        problems = []
+        path = written(tmp_path_factory.mktemp("chats"), lines({"messages": chosen, key: tools}))
+        found = list(read_conversations(path, problems))
+        assert len(found) + len(problems) == 1
+        assert all("\n" not in str(problem) for problem in problems)
+        for conversation in found:
+            with suppress(UserError):  # the format can't render everything that it is given
+                render_spans(conversation.messages, TOKENIZER, tools=conversation.tools)
+
+
+def _template_tokenizer() -> ChatTokenizer:
+    tokenizer = tiny_tokenizer()
+    names = ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_response>", "</tool_response>")
+    tokenizer.add_control_tokens(names)
+    tokenizer.chat_format = template_format(tokenizer, QWEN3)
+    return tokenizer
+
+
+TOKENIZER = _template_tokenizer()

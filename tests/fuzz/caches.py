@@ -16,7 +16,7 @@ from fuzz.mutations import BYTES, Change, elsewhere
 from fuzz.oracle import Target
 from tiny import STORIES, tiny_tokenizer
 
-from mini_chat_gpt.chat.session import read_chat
+from mini_chat_gpt.chat.saved_chat import read_chat
 from mini_chat_gpt.data.text_dataset import tokenize_file
 from mini_chat_gpt.generation.settings import Sampling
 from mini_chat_gpt.prepare.sample_stories import write_sample

@@ -9,7 +9,7 @@ from chat_template_samples import MISTRAL, QWEN3, SMOLLM2, ZEPHYR
 from tiny import STORIES, about, chat_tokenizer, lively, tiny_config, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.chat.session import ChatSession
-from mini_chat_gpt.chat_format import ChatFormat, Message, render, render_spans
+from mini_chat_gpt.chat_format import ChatFormat, Message, format_of, render, render_spans
 from mini_chat_gpt.checkpoints.foreign import import_tokenizer
 from mini_chat_gpt.checkpoints.load import load_checkpoint, load_tokenizer
 from mini_chat_gpt.checkpoints.save import save_checkpoint
@@ -25,6 +25,7 @@ from mini_chat_gpt.tokenizer.chat_setup import (
     check_format,
     describe_format,
     set_chat_format,
+    set_thinking,
     template_format,
 )
 from mini_chat_gpt.tokenizer.chat_templates import CHATML_TOKENS, TemplateFormat
@@ -298,3 +299,100 @@ def test_a_real_model_keeps_its_format(real_data):
     assert [tokenizer.decode(rendered.ids[start:stop], control=True) for start, stop in rendered.reply_spans] == [
         "Hello.<|im_end|>"
     ]
+
+
+# Reasoning
+
+
+def thinking_tokenizer() -> ChatTokenizer:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_control_tokens((*CHATML_TOKENS, "<think>", "</think>", "<tool_response>", "</tool_response>"))
+    tokenizer.chat_format = template_format(tokenizer, QWEN3)
+    return tokenizer
+
+
+def test_training_on_replies_without_reasoning_switches_thinking_off_by_default(tmp_path):
+    tokenizer = thinking_tokenizer()
+    prompt = prompt_ids(tokenizer, "Hi")
+    assert "`--thinking off` and `/thinking off` switch it off" in describe_format(tokenizer.chat_format)[-1]
+    assert set_thinking(tokenizer, True) is None
+    assert prompt_ids(tokenizer, "Hi") == prompt
+    assert "replies without thinking" in set_thinking(tokenizer, False)
+    off = prompt_ids(tokenizer, "Hi")
+    assert tokenizer.decode(off[len(prompt) :], control=True) == "<think>\n\n</think>\n\n"
+    assert prompt_ids(tokenizer, "Hi", thinking=True) == prompt
+    assert not tokenizer.chat_format.thinks
+    assert "`--thinking on` and `/thinking on` switch it on" in describe_format(tokenizer.chat_format)[-1]
+    assert set_thinking(tokenizer, False) is None  # as it was
+    tokenizer.save(tmp_path)
+    loaded = ChatTokenizer.load(tmp_path)
+    assert prompt_ids(loaded, "Hi") == off
+    assert set_thinking(loaded, True) is None
+    assert prompt_ids(loaded, "Hi") == prompt
+    for other in (chatml_tokenizer(), tiny_tokenizer()):
+        assert set_thinking(other, False) is None
+        assert not any("think" in line for line in describe_format(format_of(other)))
+
+
+def test_conversations_with_reasoning_are_compared_as_well():
+    tokenizer, compared = thinking_tokenizer(), []
+
+    def encode(text: str) -> list[int]:
+        compared.append(text)
+        return []
+
+    assert "does not have the ids" in check_format(tokenizer, encode)
+
+    def whole(text: str) -> list[int]:
+        compared.append(text)
+        ids, rest = [], text
+        names = sorted(tokenizer.control, key=len, reverse=True)
+        while rest:
+            begins = {name: rest.find(name) for name in names if name in rest}
+            name = min(begins, key=lambda name: begins[name], default=None)
+            end = len(rest) if name is None else begins[name]
+            ids += tokenizer.encode(rest[:end]) + ([] if name is None else [tokenizer.control[name]])
+            rest = rest[end + len(name or "") :]
+        return ids
+
+    assert check_format(tokenizer, whole) is None
+    assert any("<think>\nFirst, a thought." in text for text in compared)
+
+
+def test_a_model_is_fine_tuned_on_chats_with_reasoning_and_tools(tmp_path, capsys):
+    call = {"id": "1", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    chats = [
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"Hello {at}!", "reasoning": "Hm."}]
+        for at in range(6)
+    ]
+    chats += [
+        [
+            {"role": "user", "content": f"{at} + 1?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "2"},
+            {"role": "assistant", "content": "Two."},
+        ]
+        for at in range(2)
+    ]
+    file = tmp_path / "chats.jsonl"
+    file.write_text("\n".join(json.dumps({"messages": messages}) for messages in chats))
+    for name, tokenizer in (("thinks", thinking_tokenizer()), ("plain", chatml_tokenizer())):
+        base = save_checkpoint(tmp_path / name, lively(tokenizer, context_length=128), tokenizer)
+        config = tiny_config(
+            sft={
+                "pretrained_checkpoint": str(base),
+                "save_dir": str(tmp_path / f"run-{name}"),
+                "eval_tasks": 0,
+                "max_steps": 2,
+            },
+            chats={"files": {str(file): 1.0}},
+            data={"seq_len": 128},
+        )
+        if name == "thinks":
+            result = train(config)
+            said = capsys.readouterr().out
+            assert "that are dropped" not in said
+            assert load_tokenizer(result.folder / "step-0000002")[0].chat_format.thinks
+        else:
+            with pytest.raises(UserError, match=r"No conversation of .* is left: .* has reasoning"):
+                train(config)
