@@ -59,7 +59,7 @@ def set_chat_format(tokenizer: ChatTokenizer, setting: str, system_message: str 
 
 
 def set_thinking(tokenizer: ChatTokenizer, has_reasoning: bool) -> str | None:
-    """Set whether the fine-tuned model thinks before it replies if nobody says otherwise; a sentence if that changes.
+    """Set the default of `thinking` for a fine-tuned model. Returns a sentence if the model no longer thinks before it replies.
 
     A model that was trained on replies without reasoning has learned to reply after an empty one.
     """
