@@ -5,6 +5,7 @@ Every command gets a model and its tokenizer from `load_pair`, which checks that
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
@@ -147,7 +148,7 @@ def _open_peft(
 def _base_of_peft(folder: Path) -> Path:
     """Where the base of an adapter of PEFT is. Raises UserError if it is not here."""
     name = base_name(folder)
-    if not Path(name).exists() and (folder / name).exists():
+    if not os.path.exists(name) and os.path.exists(folder / name):
         return find_source(folder / name)
     try:
         return find_source(Path(name))

@@ -5,15 +5,17 @@ import json
 import pytest
 import torch
 from family_differences import gradients_differ_by, relative, sft_step
-from foreign_llamas import VARIANTS, make_llama, most_probable
+from foreign_llamas import VARIANTS, make_llama, most_probable, save_folder
 from safetensors.torch import load_file
-from tiny import tiny_tokenizer
+from tiny import tiny_config, tiny_tokenizer
 
+from mini_chat_gpt.checkpoints.find import steps_of
 from mini_chat_gpt.checkpoints.foreign import read_hf_model
 from mini_chat_gpt.checkpoints.hf import to_hf_state
 from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.sft_train import train
 
 
 @pytest.fixture(params=VARIANTS)
@@ -62,6 +64,30 @@ def test_a_saved_model_is_again_one_of_transformers(tmp_path, variant):
     assert torch.equal(again(ids).logits, theirs(ids).logits)
     loaded, _ = load_checkpoint(tmp_path / "ours", "cpu")
     assert relative(loaded(ids), theirs(ids).logits) < 1e-4
+
+
+@pytest.mark.parametrize("variant", ["GPT-2", pytest.param("Phi-3", marks=pytest.mark.slow)])
+def test_checkpoints_of_training_are_folders_of_the_family(tmp_path, variant):
+    from transformers import AutoModelForCausalLM
+
+    theirs = save_folder(tmp_path / "base", **VARIANTS[variant])
+    chats = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Tom ran."}]}] * 8
+    (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)))
+    sft = {
+        "pretrained_checkpoint": str(tmp_path / "base"), "save_dir": str(tmp_path / "run"), "max_steps": 2,
+        "learning_rate": 1e-2, "warmup_steps": 0, "save_interval": 1, "eval_interval": 2,
+    }  # fmt: skip
+    train(tiny_config(sft=sft, chats={"files": str(tmp_path / "chats.jsonl")}))
+    ids = torch.arange(60).view(2, 30)
+    for folder in steps_of(tmp_path / "run"):
+        again = AutoModelForCausalLM.from_pretrained(folder)
+        assert type(again) is type(theirs)
+        ours = load_checkpoint(folder, "cpu")[0]
+        assert relative(again(ids).logits, ours(ids)) < 1e-5
+        assert relative(theirs(ids).logits, ours(ids)) > 1e-3
+    resumed = sft | {"resume_from": str(tmp_path / "run"), "max_steps": 3}
+    train(tiny_config(sft=resumed, chats={"files": str(tmp_path / "chats.jsonl")}))
+    assert steps_of(tmp_path / "run")[-1].name == "step-0000003"
 
 
 @pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "pickle"])

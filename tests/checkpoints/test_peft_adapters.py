@@ -265,6 +265,9 @@ def test_a_base_that_has_moved_is_named(tmp_path):
         ({"r": 0}, "r"),
         ({"use_dora": True}, "lacks its magnitude"),
         ({"base_model_name_or_path": None}, "names no base model"),
+        ({"base_model_name_or_path": "x" * 5000}, "which is missing here"),
+        ({"base_model_name_or_path": "a\0b"}, "which is missing here"),
+        ({"base_model_name_or_path": "."}, "which is missing here"),
     ],
 )
 def test_what_cant_be_read_is_one_sentence(tmp_path, changes, message, qwen2_adapter):
