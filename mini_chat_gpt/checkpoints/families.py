@@ -51,6 +51,8 @@ class Family:
     """None: llama.cpp doesn't know the family."""
     constants: tuple[str, ...] = ()
     """Ends of the names of tensors that are not weights, because the config determines their values."""
+    gpt2_tokenizer: bool = False
+    """Whether vocab.json and merges.txt without a tokenizer.json mean GPT-2's tokenizer."""
     prefix: str = ""
     """Before the names of the tensors of a Hugging Face folder; some folders lack it."""
 
@@ -130,6 +132,7 @@ FAMILIES = (
         why_not=gpt2.why_not_gpt2,
         gguf=GGUFMapping("gpt2", gguf_families.gpt2_config, gguf_families.gpt2_part),
         constants=gpt2.BUFFERS,
+        gpt2_tokenizer=True,
         prefix=gpt2.PREFIX,
     ),
     Family(
@@ -141,6 +144,7 @@ FAMILIES = (
         hf_part=gpt2.neo_part,
         why_not=gpt2.why_not_neo,
         constants=gpt2.BUFFERS,
+        gpt2_tokenizer=True,
         prefix=gpt2.PREFIX,
     ),
 )

@@ -122,8 +122,11 @@ class _Described:
 
     def tokenizer(self) -> ChatTokenizer:
         """Its tokenizer with its chat format. Raises UserError."""
-        gguf, source = self.gguf, str(self.path)
-        tokenizer = tokenizer_from_folder(self.path) if gguf is None else tokenizer_from_gguf(gguf.metadata, source)
+        source = str(self.path)
+        if self.gguf is None:
+            tokenizer = tokenizer_from_folder(self.path, self.family.gpt2_tokenizer)
+        else:
+            tokenizer = tokenizer_from_gguf(self.gguf.metadata, source)
         _require_own_tokenizer(self.config, tokenizer, source)
         give_chat_format(tokenizer, self.path)
         return tokenizer

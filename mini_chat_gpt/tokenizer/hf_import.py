@@ -57,8 +57,11 @@ class _StopIds(JSONRecord):
     eos_token_id: int | list[int] | None = None
 
 
-def tokenizer_from_folder(folder: Path | str) -> ChatTokenizer:
+def tokenizer_from_folder(folder: Path | str, gpt2_files: bool = False) -> ChatTokenizer:
     """The tokenizer of a Hugging Face folder. Its chat template, if it has one, is `template`; its chat format is not set.
+
+    `gpt2_files` says whether vocab.json and merges.txt without a tokenizer.json mean GPT-2's rules: in other families, text is
+    split in another way.
 
     Raises UserError, one sentence, for a folder without tokenizer.json, for files that are damaged or contradict each other,
     and for a tokenizer that is not understood exactly.
@@ -67,7 +70,7 @@ def tokenizer_from_folder(folder: Path | str) -> ChatTokenizer:
     config = _read(folder / CONFIG_FILE, dict[str, Any]) or {}
     special = check_json(config, _SpecialTokens, str(folder / CONFIG_FILE), REMEDY)
     old = _read(folder / "special_tokens_map.json", _SpecialTokens) or _SpecialTokens()
-    encoder = _encoder(folder, [special, old])
+    encoder = _encoder(folder, [special, old], gpt2_files)
     for token_id, token in special.added_tokens_decoder.items():
         if token.content not in encoder.added:
             raise UserError(
@@ -89,12 +92,12 @@ def tokenizer_from_folder(folder: Path | str) -> ChatTokenizer:
     return tokenizer
 
 
-def _encoder(folder: Path, named: Sequence[_SpecialTokens]) -> HuggingFaceBPE:
+def _encoder(folder: Path, named: Sequence[_SpecialTokens], gpt2_files: bool) -> HuggingFaceBPE:
     """The encoder in tokenizer.json, or in the two files of GPT-2. Raises UserError if there is none."""
     path = folder / "tokenizer.json"
     if path.is_file():
         return HuggingFaceBPE(read_file(path, MAX_TOKENIZER), str(path))
-    if has_vocab_and_merges(folder):
+    if gpt2_files and has_vocab_and_merges(folder):
         names = [_name(getattr(one, f"{kind}_token")) for one in named for kind in ("bos", "eos", "unk", "pad")]
         data = tokenizer_json(folder, [name for name in names if name], any(one.add_prefix_space for one in named))
         return HuggingFaceBPE(data, str(folder / VOCAB))

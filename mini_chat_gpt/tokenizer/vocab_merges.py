@@ -11,29 +11,18 @@ from typing import Any
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import read_file
-from mini_chat_gpt.common.json_files import JSONRecord, read_json, short
+from mini_chat_gpt.common.json_files import read_json, short
 
 VOCAB, MERGES, ADDED = "vocab.json", "merges.txt", "added_tokens.json"
-FAMILIES = ("gpt2", "gpt_neo")
-"""The model_type of models whose two files mean GPT-2's rules. Others split text in another way."""
 END = "<|endoftext|>"
 REMEDY = "get the model's files again"
 MAX_FILE = 1 << 26  # bytes
 MAX_SMALL = 1 << 20
 
 
-class _ModelType(JSONRecord):
-    model_type: str | None = None
-
-
 def has_vocab_and_merges(folder: Path) -> bool:
-    """Whether a folder has GPT-2's tokenizer in its two files. Raises UserError for a damaged config.json."""
-    if not all((folder / name).is_file() for name in (VOCAB, MERGES)):
-        return False
-    try:
-        return read_json(folder / "config.json", _ModelType, REMEDY).model_type in FAMILIES
-    except FileNotFoundError:
-        return False
+    """Whether a folder has the two files. Only in those of some families they mean GPT-2's rules."""
+    return all((folder / name).is_file() for name in (VOCAB, MERGES))
 
 
 def tokenizer_json(folder: Path, special: list[str], add_prefix_space: bool) -> bytes:

@@ -45,14 +45,14 @@ def theirs(folder: Path) -> Any:
 
 def test_ids_equal_those_of_transformers(tmp_path):
     folder = make_folder(tmp_path / "gpt2")
-    ours, expected = tokenizer_from_folder(folder), theirs(folder)
+    ours, expected = tokenizer_from_folder(folder, gpt2_files=True), theirs(folder)
     for text in [*HARD_TEXTS, *hostile(500)]:
         if END not in text:
             assert ours.encode(text) == expected.encode(text), text
 
 
 def test_the_end_token_is_a_control_token_that_no_text_spells(tmp_path):
-    ours = tokenizer_from_folder(make_folder(tmp_path / "gpt2"))
+    ours = tokenizer_from_folder(make_folder(tmp_path / "gpt2"), gpt2_files=True)
     token_id = ours.control[END]
     assert ours.declared.eos_id == token_id
     assert ours.stop_ids == {token_id}
@@ -69,14 +69,14 @@ def test_tokens_that_were_added_later_are_control_tokens(tmp_path):
     )
     size = len(json.loads((folder / "vocab.json").read_text()))
     (folder / "added_tokens.json").write_text(json.dumps({"[PAD]": size}))
-    ours = tokenizer_from_folder(folder)
+    ours = tokenizer_from_folder(folder, gpt2_files=True)
     assert ours.control == {END: size - 1, "[PAD]": size}
     assert size not in ours.encode("[PAD]")
     assert theirs(folder).encode("[PAD]") == [size]
 
 
 def test_it_is_saved_as_a_tokenizer_json(tmp_path):
-    ours = tokenizer_from_folder(make_folder(tmp_path / "gpt2"))
+    ours = tokenizer_from_folder(make_folder(tmp_path / "gpt2"), gpt2_files=True)
     (tmp_path / "saved").mkdir()
     ours.save(tmp_path / "saved")
     again = ChatTokenizer.load(tmp_path / "saved")
@@ -94,7 +94,6 @@ def test_it_is_saved_as_a_tokenizer_json(tmp_path):
         ("vocab.json", "[1, 2]", "vocab.json"),
         ("vocab.json", '{"a": "b"}', "vocab.json"),
         ("added_tokens.json", '{"a": -5}', "can't be used"),
-        ("config.json", '{"model_type": "qwen2"}', "has no tokenizer.json; make it of vocab.json with transformers"),
         ("config.json", "{", "config.json"),
     ],
 )
@@ -102,6 +101,11 @@ def test_a_damaged_or_foreign_file_is_named(tmp_path, file, content, message):
     folder = make_folder(tmp_path / "gpt2")
     (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as caught:
-        tokenizer_from_folder(folder)
+        tokenizer_from_folder(folder, gpt2_files=True)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_two_files_of_another_family_are_not_taken_for_gpt2s(tmp_path):
+    with pytest.raises(UserError, match=r"has no tokenizer.json; make it of vocab.json with transformers"):
+        tokenizer_from_folder(make_folder(tmp_path / "qwen", "qwen2"))
