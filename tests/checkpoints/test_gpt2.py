@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
-from foreign_llamas import VARIANTS, make_llama
+from foreign_llamas import VARIANTS, make_llama, make_tokenizer
 from safetensors.torch import load_file, save_file
 
 from mini_chat_gpt.checkpoints.families import FAMILIES, family_of_model
 from mini_chat_gpt.checkpoints.foreign import read_hf_model
+from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.common.errors import UserError
 
 
@@ -28,6 +29,21 @@ def test_early_files_without_the_prefix_and_with_masks_are_read(tmp_path, varian
         save_file(state, tmp_path / "model.safetensors")
     ours = read_hf_model(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("variant", ["GPT-2", "GPT-Neo", "Qwen2"])
+def test_a_folder_with_vocab_and_merges_has_gpt2s_tokenizer(tmp_path, variant):
+    from transformers import GPT2TokenizerFast
+
+    make_llama(vocab_size=288, **VARIANTS[variant]).save_pretrained(tmp_path)
+    make_tokenizer().backend_tokenizer.model.save(str(tmp_path))
+    if variant == "Qwen2":  # which splits text in another way
+        with pytest.raises(UserError, match=r"has no tokenizer\.json"):
+            load_checkpoint(tmp_path, "cpu")
+        return
+    _, tokenizer = load_checkpoint(tmp_path, "cpu")
+    text = "Once upon a time, Tom's cat saw 12 birds."
+    assert tokenizer.encode(text) == GPT2TokenizerFast.from_pretrained(str(tmp_path)).encode(text)
 
 
 @pytest.mark.parametrize("family", ["GPT-2", "GPT-Neo"])
