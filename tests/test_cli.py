@@ -88,6 +88,7 @@ def test_a_mistake_in_a_setting_is_reported_before_anything_heavy_is_imported(ve
         (["generate", "--prompt", "x", "--top-p", "2"], "top_p"),
         (["generate", "--prompt", "x", "--n", "3"], "--n works with --test only"),
         (["generate", "--test", "--system", "x"], "--system doesn't work with --test"),
+        (["generate", "--test", "--thinking", "on"], "--thinking doesn't work with --test"),
         (["prepare", "--valid-fraction", "2"], "--valid-fraction is 2"),
         (["prepare", "--source", "a", "b", "c"], "--source takes one path, or two"),
         (["inspect", "--steps", "0"], "--steps is 0; it must be 1 or more"),

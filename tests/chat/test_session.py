@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from chat_template_samples import MISTRAL3
 from tiny import GREEDY, chat_tokenizer, lively_model, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.chat.session import ChatSession, Turn
@@ -14,6 +15,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import generate, generate_replies, prompt_ids
 from mini_chat_gpt.model import GPT
+from mini_chat_gpt.tokenizer.chat_setup import template_format
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 TALK = ["Once upon", "Sara had a red ball 😀", "and then?", "Tom", "little cat", "happy"]
@@ -533,3 +535,18 @@ def test_a_conversation_is_saved_until_it_changes(chat, tmp_path):
     session.undo()
     say(session, "Sara")
     assert not session.is_saved
+
+
+def test_a_system_message_that_a_template_merges_into_the_last_message_is_in_every_prompt():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_control_tokens(("[INST]", "[/INST]", "</s>"))
+    tokenizer.chat_format = template_format(tokenizer, MISTRAL3.replace("eos_token", "'</s>'"))
+    session = ChatSession(lively(tokenizer, seed=1), tokenizer, GREEDY, "Be kind.")
+    for message in TALK[:3]:
+        say(session, message)
+        prompt = tokenizer.decode(session.last_turn.prompt, control=True)
+        assert prompt.endswith(f"[INST] Be kind.\n\n{message}[/INST]")
+        assert prompt.count("Be kind.") == 1
+    usage = session.usage()
+    assert usage.system > 0
+    assert len(usage.turns) == 3

@@ -30,7 +30,7 @@ every_format = pytest.mark.parametrize("name", list(FORMATS))
 
 
 @every_format
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(1, 3), st.booleans(), st.booleans(), st.lists(honest, min_size=7, max_size=7))
 def test_honest_conversations_have_the_ids_of_apply_chat_template(name, n_turns, system, prompt, contents):
     chat_format, tokenizer = made(name)
@@ -42,7 +42,7 @@ def test_honest_conversations_have_the_ids_of_apply_chat_template(name, n_turns,
 
 
 @every_format
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     st.integers(1, 3),
     st.lists(
