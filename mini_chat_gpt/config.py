@@ -255,7 +255,7 @@ class ChatsSection(Section):
     """Your own chats to fine-tune on, instead of TinyStories-Instruct tasks or mixed with them."""
 
     files: FileWeights = Field({})
-    """JSON or JSON Lines files, optionally gzipped, or hub:org/name: one, a list, or {file: weight} (2 = twice per epoch)."""
+    """JSON, JSON Lines, CSV, TSV or YAML files, also compressed, or hub:org/name: one, a list, or {file: weight} (2 = twice per epoch)."""
     valid_files: FileWeights = Field({})
     """Held-out chats for validation (none = hold out a part of `files`)."""
     valid_share: Number = Field(0.1, ge=0, lt=1)

@@ -11,8 +11,8 @@ from pathlib import Path
 from mini_chat_gpt.checkpoints.hf_folder import CONFIG, WEIGHTS, read_folder_config
 from mini_chat_gpt.checkpoints.verify import ADAPTER, ADAPTER_CONFIG, META
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.hub import fetch, require_file, some_of
-from mini_chat_gpt.common.hub_names import HubName, hub_name
+from mini_chat_gpt.common.hub import fetch
+from mini_chat_gpt.common.hub_names import HubName, hub_name, require_file, some_of
 
 _SMALL = re.compile(
     r"(config|generation_config|adapter_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json|"

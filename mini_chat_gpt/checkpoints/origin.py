@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import read_file
-from mini_chat_gpt.common.hub import repository_of
+from mini_chat_gpt.common.hub_names import repository_of
 from mini_chat_gpt.common.json_files import JSONRecord
 from mini_chat_gpt.common.page import shown_path
 from mini_chat_gpt.common.text import clean

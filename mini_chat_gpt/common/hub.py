@@ -20,13 +20,12 @@ from typing import Any
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text
 from mini_chat_gpt.common.hub_errors import NoConnection, cache_of, readable_hub_errors, why_unreachable
-from mini_chat_gpt.common.hub_names import HubName
+from mini_chat_gpt.common.hub_names import COMMIT, HubName
 from mini_chat_gpt.common.manifest import sha256_of
 from mini_chat_gpt.common.terminal import format_size
 
 MAIN = "main"
 """The branch that a name without a revision stands for."""
-_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def fetch(name: HubName, choose: Choose) -> Fetched:
         _announce(name, listing.commit, {file: listing.sizes[file] for file in missing})
     for file in missing:
         download(name, listing, file)
-    if not _COMMIT.fullmatch(name.revision or ""):
+    if not COMMIT.fullmatch(name.revision or ""):
         atomic_write_text(cache_of(name) / "refs" / (name.revision or MAIN), listing.commit)
     return Fetched(folder, files)
 
@@ -146,28 +145,6 @@ def _resume(name: HubName, listing: Listing, file: str, complete: Path, lock: Pa
         os.replace(partial, complete)
 
 
-def require_file(name: HubName, names: Sequence[str]) -> str:
-    """The file that a name names. Raises UserError if it is not among `names`."""
-    if name.file is None or name.file not in names:
-        raise UserError(f"{name} does not exist: hub:{name.repo} has {some_of(names)}.")
-    return name.file
-
-
-def some_of(names: Sequence[str]) -> str:
-    """The first names of a listing, for messages."""
-    shown = [name for name in names if not name.startswith(".")]
-    return ", ".join([*shown[:8], *(["…"] if len(shown) > 8 else [])]) or "no files"
-
-
-def repository_of(path: Path) -> tuple[str, str] | None:
-    """("org/name", commit) of a file or folder in the library's cache; None for others."""
-    for folder in (path, *path.parents):
-        if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name):
-            kind, _, repo = folder.parent.parent.name.partition("--")
-            return (repo.replace("--", "/"), folder.name) if kind in ("models", "datasets") and repo else None
-    return None
-
-
 # The library
 
 
@@ -184,13 +161,13 @@ def _library() -> Any:
 def _in_cache(name: HubName, choose: Choose, why: NoConnection) -> Fetched:
     """What the library's cache has of a repository whose listing is not available. Raises UserError if it has nothing."""
     cache, commit = cache_of(name), name.revision or MAIN
-    if not _COMMIT.fullmatch(commit):
+    if not COMMIT.fullmatch(commit):
         try:
             commit = (cache / "refs" / commit).read_text(encoding="ascii").strip()
         except (OSError, ValueError):
             commit = ""
     folder = cache / "snapshots" / commit
-    if not _COMMIT.fullmatch(commit) or not folder.is_dir():
+    if not COMMIT.fullmatch(commit) or not folder.is_dir():
         remedy = "unset it" if "OFFLINE" in str(why) else "try again when there is a network"
         raise UserError(
             f"{why} It is not in the cache {cache.parent} either; {remedy}, or give a path of this machine."

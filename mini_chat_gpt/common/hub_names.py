@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ from typing import Literal
 from mini_chat_gpt.common.errors import UserError, short
 
 PREFIX = "hub:"
+COMMIT = re.compile("[0-9a-f]{40}")
 Kind = Literal["model", "dataset"]
 _PART = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _FILE_ENDINGS = (
@@ -62,3 +64,25 @@ def hub_name(path: Path | str, kind: Kind) -> HubName | None:
             f"{short(text)} is not a name of the hub; write hub:org/name, hub:org/name@revision or hub:org/name/file."
         )
     return HubName(kind, "/".join(parts[:2]), revision or None, "/".join(parts[2:]) or None)
+
+
+def require_file(name: HubName, names: Sequence[str]) -> str:
+    """The file that a name names. Raises UserError if it is not among `names`."""
+    if name.file is None or name.file not in names:
+        raise UserError(f"{name} does not exist: hub:{name.repo} has {some_of(names)}.")
+    return name.file
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first names of a listing, for messages."""
+    shown = [name for name in names if not name.startswith(".")]
+    return ", ".join([*shown[:8], *(["…"] if len(shown) > 8 else [])]) or "no files"
+
+
+def repository_of(path: Path) -> tuple[str, str] | None:
+    """("org/name", commit) of a file or folder in the library's cache; None for others."""
+    for folder in (path, *path.parents):
+        if folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name):
+            kind, _, repo = folder.parent.parent.name.partition("--")
+            return (repo.replace("--", "/"), folder.name) if kind in ("models", "datasets") and repo else None
+    return None

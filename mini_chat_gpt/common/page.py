@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from mini_chat_gpt import assets
-from mini_chat_gpt.common.hub import repository_of
+from mini_chat_gpt.common.hub_names import repository_of
 from mini_chat_gpt.common.text import well_formed
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")  # all but tab and newline

@@ -119,7 +119,7 @@ class ChatDataset:
         for one in self.left_out:
             groups.setdefault((one.conversation.path, one.what), []).append(one)
         return [
-            f"{path}: chats {purpose} that are {what}: {len(group):,}; the first, line {group[0].conversation.line}: {group[0].why}."
+            f"{path}: chats {purpose} that are {what}: {len(group):,}; the first, {group[0].conversation.place}: {group[0].why}."
             for (path, what), group in groups.items()
         ]
 

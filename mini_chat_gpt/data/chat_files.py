@@ -1,4 +1,4 @@
-"""Read your own chats from files: JSON or JSON Lines, plain or gzipped, in the common formats.
+"""Read your own chats from files: JSON, JSON Lines, CSV, TSV or YAML, plain or compressed, in the common formats.
 
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…", "train": false}, …], "tools": […]}
     {"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}, …]}        ShareGPT
@@ -29,9 +29,10 @@ from typing import Any
 
 from mini_chat_gpt.chat_format import Message
 from mini_chat_gpt.chat_messages import ROLES, TOOL, check_messages
-from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.data.hub_data import local_chats
-from mini_chat_gpt.data.json_records import BadRecord, Record, read_json_records
+from mini_chat_gpt.data.json_records import BadRecord, Record
+from mini_chat_gpt.data.record_files import read_records
 
 MAX_PROBLEMS = 20  # that an error lists one by one
 
@@ -43,7 +44,7 @@ class Conversation:
     messages: tuple[Message, ...]
     form: str  # the name of its format, as in `FORMATS`
     path: str
-    line: int  # where it begins, from 1
+    place: str  # where it begins, such as "line 3" or "record 3"
     tools: tuple[dict[str, Any], ...] = ()  # the functions that the assistant can call
 
 
@@ -52,11 +53,11 @@ class Problem:
     """A record that can't be used, or the point where a file can't be read any further."""
 
     path: str
-    line: int
+    place: str
     what: str  # a clause, without a period
 
     def __str__(self) -> str:
-        return f"{self.path}, line {self.line}: {self.what}"
+        return f"{self.path}, {self.place}: {self.what}"
 
 
 def read_conversations(
@@ -70,16 +71,16 @@ def read_conversations(
     collected: list[Problem] = [] if problems is None else problems
     for path in [paths] if isinstance(paths, str | Path) else paths:
         empty = True
-        for line, record in chain.from_iterable(map(read_json_records, local_chats(path))):
+        for place, record in chain.from_iterable(map(read_records, local_chats(path))):
             empty = False
             try:
                 form, messages = _messages_of(record)
                 tools = _tools(record)
             except (BadRecord, UserError) as error:
                 what = str(error).rstrip(".")
-                collected.append(Problem(str(path), line, what[:1].lower() + what[1:]))
+                collected.append(Problem(str(path), place, what[:1].lower() + what[1:]))
                 continue
-            yield Conversation(tuple(messages), form, str(path), line, tools)
+            yield Conversation(tuple(messages), form, str(path), place, tools)
         if empty:
             raise UserError(f"{path} contains no conversation; it is empty.")
     if problems is None and collected:
@@ -113,8 +114,12 @@ def _messages_of(record: Record | BadRecord) -> tuple[str, list[Message]]:
     if record_format is None:
         raise BadRecord(_unknown_format(record))
     messages = record_format.read(record)
+    # An empty system message means none, in every format.
+    messages = [one for one in messages if one.role != "system" or one.content.strip()]
     system = record.get("system")
-    if isinstance(system, str) and system.strip() and not (messages and messages[0].role == "system"):
+    if system is not None and not isinstance(system, str):
+        raise BadRecord(f'"system" is {_kind(system)}; it must be text')
+    if system and system.strip() and not (messages and messages[0].role == "system"):
         messages.insert(0, Message("system", system))
     check_messages(messages)
     if messages[-1].role != "assistant":
@@ -240,12 +245,27 @@ def _tools(record: Any) -> tuple[dict[str, Any], ...]:
 
 
 def _content(content: Any, number: int) -> str:
-    """The content as text, also if it has parts, [{"type": "text", "text": "…"}, …]."""
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "".join(str(part.get("text", "")) for part in content)
+    """The content as text, also if it has parts: texts, or objects such as {"type": "text", "text": "…"}."""
+    if isinstance(content, list):
+        return "".join(_part(part, number, place) for place, part in enumerate(content, 1))
     if not isinstance(content, str):
         raise BadRecord(f"the content of message {number} is {_kind(content)}; it must be text")
     return content
+
+
+def _part(part: Any, number: int, place: int) -> str:
+    """The text of one part of a content."""
+    if isinstance(part, str):
+        return part
+    where = f"part {place} of the content of message {number}"
+    if not isinstance(part, dict):
+        raise BadRecord(f"{where} is {_kind(part)}; it must be text")
+    if part.get("type", "text") != "text":
+        raise BadRecord(f"{where} is of the type {short(part['type'])}; only text can be trained on")
+    text = next((part[key] for key in ("text", "value", "content") if key in part), None)
+    if not isinstance(text, str):
+        raise BadRecord(f"the text of {where} is {_kind(text)}; it must be text")
+    return text
 
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
@@ -259,20 +279,21 @@ def _from_sharegpt(record: dict[str, Any]) -> list[Message]:
         for needed in ("from", "value"):
             if needed not in turn:
                 raise BadRecord(f'message {number} has no "{needed}"')
-        role = SHAREGPT_ROLES.get(turn["from"], turn["from"])
+        speaker = turn["from"]
+        role = SHAREGPT_ROLES.get(speaker, speaker) if isinstance(speaker, str) else None
         if role not in ROLES:
             known = ", ".join([*SHAREGPT_ROLES, *ROLES])
-            raise BadRecord(f"message {number} is from {turn['from']!r}; known roles are {known}")
+            raise BadRecord(f"message {number} is from {short(speaker)}; known roles are {known}")
         messages.append(Message(role, _content(turn["value"], number)))
     return messages
 
 
 def _from_alpaca(record: dict[str, Any]) -> list[Message]:
     prompt = _text(record, "instruction")
-    extra = record.get("input") or ""
-    if not isinstance(extra, str):
+    extra = record.get("input")
+    if extra is not None and not isinstance(extra, str):
         raise BadRecord(f'"input" is {_kind(extra)}; it must be text')
-    if extra.strip():
+    if extra and extra.strip():
         prompt = f"{prompt}\n\n{extra}" if prompt.strip() else extra
     return [*_history(record), Message("user", prompt), Message("assistant", _text(record, "output"))]
 

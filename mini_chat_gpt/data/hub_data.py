@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.hub import fetch, require_file, some_of
-from mini_chat_gpt.common.hub_names import HubName, hub_name
+from mini_chat_gpt.common.hub_names import HubName, hub_name, require_file, some_of
 
 _CHATS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 _NO_CHATS = frozenset({"dataset_infos.json", "dataset_info.json", "state.json", "package.json"})
@@ -19,6 +18,8 @@ def local_chats(path: Path | str) -> list[Path]:
     """The local copies of the chat files that a path names on the hub; the path itself if it names none. Raises UserError."""
     if (name := hub_name(path, "dataset")) is None:
         return [Path(path)]
+    from mini_chat_gpt.common.hub import fetch  # not needed to parse a command line
+
     found = fetch(name, _Chats(name))
     return [found.folder / file for file in sorted(found.files)]
 
@@ -30,6 +31,8 @@ def local_stories(path: Path | str, names: tuple[str, ...]) -> Path:
     """
     if (name := hub_name(path, "dataset")) is None:
         return Path(path)
+    from mini_chat_gpt.common.hub import fetch
+
     folder = fetch(name, _Stories(name, names)).folder
     return folder / name.file if name.file else folder
 

@@ -1,24 +1,21 @@
-"""Read the records of JSON and JSON Lines files, plain or gzipped, with their line numbers.
+"""The records of JSON and JSON Lines, with their places; see `record_files`.
 
-A damaged record does not end the file: it is returned as a `BadRecord`, so that a caller can report everything that is wrong.
+A file is read in pieces, also if it is a single array, so that memory holds one record at a time.
 """
 
 from __future__ import annotations
 
 import codecs
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.json_files import open_regular
+from mini_chat_gpt.data.file_kinds import TextStream
 
 MAX_LINE = 16 * 2**20
-"""Bytes. No conversation is that long; a longer line means that the file is of another kind."""
+"""Bytes of a line, or of a record of an array. No conversation is that long: a longer one is a file of another kind."""
+_PIECE = 2**16  # characters that are read at a time
 
 Record = Any  # a JSON value
 
@@ -27,38 +24,7 @@ class BadRecord(Exception):
     """What is wrong with a record, as a clause."""
 
 
-def read_json_records(path: Path) -> Iterator[tuple[int, Record | BadRecord]]:
-    """(line, record) for each record, or (line, BadRecord). Raises UserError if the file can't be read."""
-    line = 1
-    try:
-        with _opened(path) as file:
-            first = file.readline(MAX_LINE + 1).removeprefix(codecs.BOM_UTF8)
-            while first and not first.strip():
-                first, line = file.readline(MAX_LINE + 1), line + 1
-            if first and _is_json_lines(first):
-                for number, record in _from_lines(file, first, line):
-                    line = number
-                    yield number, record
-            else:
-                yield from _from_text(first + file.read(), line)
-    except EOFError:
-        yield line, BadRecord("the gzip file is incomplete; get it again")
-    except (zlib.error, gzip.BadGzipFile) as error:
-        yield line, BadRecord(f"the gzip file is damaged ({error})")
-    except OSError as error:
-        raise UserError(
-            f"{path} can't be read ({error.strerror or error}); give the path of a JSON or JSONL file."
-        ) from None
-
-
-def _opened(path: Path) -> IO[bytes] | gzip.GzipFile:
-    """Open for reading. A file that begins with gzip's signature is decompressed, whatever its name is."""
-    with open(path, "rb", opener=open_regular) as file:  # a device may have no end, and a pipe can't be read twice
-        compressed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if compressed else path.open("rb")
-
-
-def _is_json_lines(first: bytes) -> bool:
+def is_json_lines(first: bytes) -> bool:
     """Whether the first line is a complete record. If not, the file is one JSON text: an array, or objects over several lines.
 
     A line that is too long or invalid also counts as a record, unless it is the beginning of an array or an object.
@@ -70,12 +36,12 @@ def _is_json_lines(first: bytes) -> bool:
         json.loads(text)
     except json.JSONDecodeError as error:
         return error.pos < len(error.doc)  # an error before the end; an object over several lines fails at the end
-    except (UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # not UTF-8, a number of too many digits
         pass
     return True
 
 
-def _from_lines(file: IO[bytes] | gzip.GzipFile, first: bytes, number: int) -> Iterator[tuple[int, Record | BadRecord]]:
+def from_lines(file: TextStream, first: bytes, number: int) -> Iterator[tuple[str, Record | BadRecord]]:
     """One record per line. `first`, line `number`, has been read already."""
     data = first
     while data:
@@ -85,9 +51,9 @@ def _from_lines(file: IO[bytes] | gzip.GzipFile, first: bytes, number: int) -> I
                 data = file.readline(MAX_LINE)
                 size += len(data)
             limit = f"the limit for a line is {MAX_LINE >> 20} MiB"
-            yield number, BadRecord(f"it is {size / 2**20:,.0f} MiB long; {limit}")
+            yield f"line {number}", BadRecord(f"it is {size / 2**20:,.0f} MiB long; {limit}")
         elif data.strip():
-            yield number, _parsed(data)
+            yield f"line {number}", _parsed(data)
         data, number = file.readline(MAX_LINE + 1), number + 1
 
 
@@ -95,51 +61,121 @@ def _parsed(line: bytes) -> Record | BadRecord:
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError as error:
-        return _not_utf8(line, error)
+        return _not_utf8(line, error.start)
     except json.JSONDecodeError as error:
         return _invalid_json(error)
-    except RecursionError:
-        return BadRecord(TOO_DEEP)
+    except (ValueError, RecursionError) as error:
+        return _refused(error)
 
 
-def _from_text(data: bytes, line: int) -> Iterator[tuple[int, Record | BadRecord]]:
-    """The elements of a JSON array, or several objects in a row."""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        yield line + data.count(b"\n", 0, error.start), _not_utf8(data, error)
-        return
-    decoder, at, counted = json.JSONDecoder(), _past_blanks(text, 0), 0
-    in_array = text.startswith("[", at)
-    at = _past_blanks(text, at + in_array)
-    while at < len(text) and not (in_array and text[at] == "]"):
-        line, counted = line + text.count("\n", counted, at), at
+class _Text:
+    """The text of a file from a position on, of which a piece is in memory."""
+
+    def __init__(self, file: TextStream, first: bytes, line: int) -> None:
+        self._file, self._decoder = file, codecs.getincrementaldecoder("utf-8")()
+        self._piece, self._at = "", 0
+        self.line = line  # of the position
+        self._ended = False
+        self._add(first)
+
+    def next(self) -> str:
+        """The next character that is not blank, where the position is moved to; "" at the end."""
+        while True:
+            match = NOT_BLANK.search(self._piece, self._at)
+            self._move(match.start() if match else len(self._piece))
+            if match or self._ended:
+                return match[0] if match else ""
+            self._read(_PIECE)
+
+    def skip(self) -> None:
+        """Move past the character that `next` returned."""
+        self._move(self._at + 1)
+
+    def value(self) -> Record:
+        """The next JSON value, after which the position is moved. Raises JSONDecodeError, RecursionError or ValueError."""
+        decoder = json.JSONDecoder()
+        while True:
+            left = len(self._piece) - self._at
+            try:
+                value, end = decoder.raw_decode(self._piece, self._at)
+            except json.JSONDecodeError:
+                if self._ended or left > MAX_LINE:
+                    raise
+            else:
+                if end < len(self._piece) or self._ended:
+                    self._move(end)
+                    return value
+            # It may be incomplete. Each time as much again is read, so that the work stays linear.
+            self._read(max(_PIECE, left))
+
+    def _move(self, to: int) -> None:
+        self.line += self._piece.count("\n", self._at, to)
+        self._at = to
+
+    def _read(self, n: int) -> None:
+        data = self._file.read(n)
+        self._ended = not data
+        self._add(data)
+
+    def _add(self, data: bytes) -> None:
+        kept = self._piece[self._at :]
         try:
-            record, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            yield line + text.count("\n", counted, error.pos), _invalid_json(error)
-            return
-        except RecursionError:
-            yield line, BadRecord(TOO_DEEP)
-            return
-        yield line, record
-        at = _past_blanks(text, at)
-        if in_array and at < len(text) and text[at] != "]":
-            if text[at] != ",":
-                missing = BadRecord("a comma or ] is missing between two records")
-                yield line + text.count("\n", counted, at), missing
-                return
-            at = _past_blanks(text, at + 1)
-    if in_array and at >= len(text):
-        yield line + text.count("\n", counted), BadRecord("the file ends before the array's ]; it is incomplete")
+            self._piece, self._at = kept + self._decoder.decode(data, final=not data), 0
+        except UnicodeDecodeError as error:
+            before = kept.encode() + error.object[: error.start]
+            line = self.line + before.count(b"\n")
+            raise _NotUTF8(f"line {line}", _not_utf8(before + error.object[error.start :], len(before))) from None
+
+
+class _NotUTF8(Exception):
+    def __init__(self, place: str, record: BadRecord) -> None:
+        super().__init__(str(record))
+        self.place, self.record = place, record
+
+
+def from_text(file: TextStream, first: bytes, line: int) -> Iterator[tuple[str, Record | BadRecord]]:
+    """The elements of a JSON array, or several objects in a row."""
+    place = f"line {line}"
+    try:
+        text = _Text(file, first, line)
+        if in_array := text.next() == "[":
+            text.skip()
+        number = 0
+        while text.next() not in ("", "]") if in_array else text.next():
+            number += 1
+            # In an array that is a single line all records are in line 1.
+            place = (
+                f"record {number}" + (f", line {text.line}" if text.line > 1 else "")
+                if in_array
+                else f"line {text.line}"
+            )
+            record = text.value()
+            yield place, record
+            if in_array and text.next() not in ("", "]"):
+                if text.next() != ",":
+                    yield place, BadRecord("a comma or ] is missing after it")
+                    return
+                text.skip()
+        if in_array and not text.next():
+            yield f"line {text.line}", BadRecord("the file ends before the array's ]; it is incomplete")
+    except _NotUTF8 as error:
+        yield error.place, error.record
+    except json.JSONDecodeError as error:
+        yield place, _invalid_json(error)
+    except (ValueError, RecursionError) as error:
+        yield place, _refused(error)
 
 
 TOO_DEEP = "it is nested too deeply"
 
 
-def _not_utf8(data: bytes, error: UnicodeDecodeError) -> BadRecord:
-    column = error.start - data.rfind(b"\n", 0, error.start)
-    return BadRecord(f"byte {column} of it (0x{data[error.start]:02x}) is not UTF-8; save the file as UTF-8")
+def _refused(error: ValueError | RecursionError) -> BadRecord:
+    return BadRecord(TOO_DEEP if isinstance(error, RecursionError) else "it has a number of too many digits")
+
+
+def _not_utf8(data: bytes, at: int) -> BadRecord:
+    column = at - data.rfind(b"\n", 0, at)
+    return BadRecord(f"byte {column} of it (0x{data[at]:02x}) is not UTF-8; save the file as UTF-8")
 
 
 def _invalid_json(error: json.JSONDecodeError) -> BadRecord:
@@ -147,8 +183,3 @@ def _invalid_json(error: json.JSONDecodeError) -> BadRecord:
 
 
 NOT_BLANK = re.compile(r"[^ \t\r\n]")
-
-
-def _past_blanks(text: str, at: int) -> int:
-    match = NOT_BLANK.search(text, at)
-    return match.start() if match else len(text)

@@ -274,7 +274,7 @@ def _origins(examples: SftExamples) -> dict[int, str]:
         return {}
     source = examples.chats.trained
     return {
-        id(example): f"{chat.path}, line {chat.line}"
+        id(example): f"{chat.path}, {chat.place}"
         for example, chat in zip(source.examples(), source.conversations, strict=True)
     }
 
@@ -285,11 +285,11 @@ def _chat_findings(examples: SftExamples) -> Iterator[Finding]:
         return
     places_of: dict[tuple[str, str], list[str]] = {}
     for problem in chats.problems:
-        places_of.setdefault((problem.path, "records skipped"), []).append(f"line {problem.line}: {problem.what}")
+        places_of.setdefault((problem.path, "records skipped"), []).append(f"{problem.place}: {problem.what}")
     covered = {f"{problem}." for problem in chats.problems}  # notes that the findings repeat in more detail
     for dataset, name in ((chats.trained, "to train on"), (chats.held_out, "held out")):
         for one in dataset.left_out if dataset else []:
-            where = f"line {one.conversation.line}: {one.why}"
+            where = f"{one.conversation.place}: {one.why}"
             places_of.setdefault((one.conversation.path, f"chats {name} {one.what}"), []).append(where)
         covered.update(dataset.notes(name) if dataset else [])
     for (path, what), places in places_of.items():

@@ -211,7 +211,7 @@ def _repeated(groups: Sequence[Sequence[Conversation]]) -> list[str]:
     if not groups:
         return []
     n, (one, other) = sum(len(group) - 1 for group in groups), groups[0][:2]
-    places = f"{one.path}, line {one.line}, and {other.path}, line {other.line}"
+    places = f"{one.path}, {one.place}, and {other.path}, {other.place}"
     return [f"Chats with the same text as another one: {n:,}; the first: {places}."]
 
 
@@ -219,10 +219,10 @@ def _in_both(trained: Sequence[Conversation], held_out: Sequence[Conversation]) 
     whole, question = in_both(trained, held_out)
     notes = []
     if whole:
-        place = f"{whole[0].path}, line {whole[0].line}"
+        place = f"{whole[0].path}, {whole[0].place}"
         notes.append(f"Held-out chats that are also in the training data: {len(whole):,}; the first: {place}.")
     if question:
-        place = f"{question[0].path}, line {question[0].line}"
+        place = f"{question[0].path}, {question[0].place}"
         notes.append(
             f"Held-out chats that begin with a question of the training data: {len(question):,}; the first: {place}."
         )

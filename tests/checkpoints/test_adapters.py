@@ -194,7 +194,7 @@ def chats_with_ids():
     from mini_chat_gpt.data.chat_files import Conversation
 
     messages = (Message("user", "Hi Tom and Sara"), Message("assistant", "Once upon a time there was a cat"))
-    yield Conversation(messages, "messages", "a", 1)
+    yield Conversation(messages, "messages", "a", "line 1")
 
 
 def test_a_compiled_loss_supports_trained_rows(monkeypatch):

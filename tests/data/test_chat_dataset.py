@@ -34,7 +34,7 @@ TOKENIZER = tiny_tokenizer()
 def chat(*texts: str, path: str = "a.jsonl", line: int = 1, system: str | None = None) -> Conversation:
     """User and assistant alternate."""
     messages = [Message(("user", "assistant")[n % 2], text) for n, text in enumerate(texts)]
-    return Conversation((*([Message("system", system)] if system else []), *messages), "messages", path, line)
+    return Conversation((*([Message("system", system)] if system else []), *messages), "messages", path, f"line {line}")
 
 
 def dataset(chats, seq_len=100, seed=1, train="all", weights=None, **data) -> ChatDataset:
@@ -141,7 +141,7 @@ def test_the_split_depends_on_the_texts_only_and_its_parts_are_disjoint(numbers,
 
 def test_duplicates_are_found_regardless_of_case_and_spacing():
     chats = [chat("Hi", "Hello!"), chat("Hi", "No."), chat("hi ", "  hello!", line=3), chat("Bye", "Bye!")]
-    assert [[c.line for c in group] for group in duplicates(chats)] == [[1, 3]]
+    assert [[c.place for c in group] for group in duplicates(chats)] == [["line 1", "line 3"]]
     whole, question = in_both([chats[0], chats[3]], [chats[1], chats[2]])
     assert (whole, question) == ([chats[2]], [chats[1]])
 
@@ -209,7 +209,7 @@ def test_each_reply_is_trained_as_the_template_renders_it(with_tags):
         tagged = Message("assistant", f"<think>\n{thought}\n</think>\n\n{reply}")
         field = Message("assistant", reply, reasoning=thought)
         messages += [Message("user", question), tagged if with_tags else field]
-    chats = [Conversation(tuple(messages), "messages", "a.jsonl", 1)]
+    chats = [Conversation(tuple(messages), "messages", "a.jsonl", "line 1")]
     source = ChatDataset(chats, tokenizer, ChatsSection(), DataSection(seq_len=200), seed=1)
     assert trained_texts(source, tokenizer) == [
         "Hello!<|im_end|>",  # the template removes earlier reasoning
@@ -243,7 +243,7 @@ def test_an_exchange_with_tool_calls_is_removed_as_a_whole():
         Message("assistant", "2"),
     ]
     tools = ({"type": "function", "function": {"name": "add"}},)
-    whole = Conversation((*first, *first), "messages", "a.jsonl", 1, tools)
+    whole = Conversation((*first, *first), "messages", "a.jsonl", "line 1", tools)
     n_tokens = len(render_spans(first, tokenizer, tools=tools).ids)
     source = ChatDataset([whole], tokenizer, ChatsSection(), DataSection(seq_len=n_tokens + 5), seed=1)
     assert ["its last 4 messages are removed" in one.why for one in source.left_out] == [True]
@@ -259,7 +259,7 @@ def test_conversations_that_differ_in_reasoning_or_calls_are_not_duplicates():
     plain, thinks = chat("Hi", "Hello!"), chat("Hi", "Hello!", line=2)
     thinks = replace(thinks, messages=(thinks.messages[0], replace(thinks.messages[1], reasoning="Hm.")))
     assert duplicates([plain, thinks]) == []
-    assert duplicates([thinks, replace(thinks, line=3)]) != []
+    assert duplicates([thinks, replace(thinks, place="line 3")]) != []
 
 
 def test_without_a_share_nothing_is_held_out():
@@ -269,6 +269,6 @@ def test_without_a_share_nothing_is_held_out():
 
 def test_a_system_message_is_recognized_whatever_text_object_its_role_is():
     system = Message("".join(["sys", "tem"]), "Be brief.")
-    chats = [Conversation((system, *chat("Hi", "Hello!").messages), "messages", "a.jsonl", 1)]
+    chats = [Conversation((system, *chat("Hi", "Hello!").messages), "messages", "a.jsonl", "line 1")]
     (example,) = dataset(chats, system_message="Be kind.").examples()
     assert "Be kind." not in TOKENIZER.decode(example.ids.tolist())

@@ -71,7 +71,7 @@ def test_a_file_can_have_several_objects_over_several_lines(tmp_path):
     found = list(read_conversations(path))
     assert len(found) == len(FORMS)
     text = path.read_text().splitlines()
-    assert all(text[conversation.line - 1] == "{" for conversation in found)
+    assert all(text[int(conversation.place.removeprefix("line ")) - 1] == "{" for conversation in found)
 
 
 def test_system_texts_and_messages_that_are_not_trained_on(tmp_path):
@@ -168,6 +168,22 @@ BAD = [
     (turns(("user", "Hi"), ("assistant", "a", "no")), "\"train\" of message 2 is 'no'; it must be true or false"),
     (turns(("user",)), 'message 1 has no "content"'),
     (turns(("user", 3)), "the content of message 1 is a number; it must be text"),
+    (
+        turns(("user", [{"type": "text", "text": None}])),
+        "the text of part 1 of the content of message 1 is null; it must",
+    ),
+    (
+        turns(("user", ["Hi", {"type": "image_url"}])),
+        "part 2 of the content of message 1 is of the type 'image_url'; only text",
+    ),
+    (turns(("user", [3])), "part 1 of the content of message 1 is a number; it must be text"),
+    (lines({"instruction": "Hi", "input": 0, "output": "a"}), '"input" is a number; it must be text'),
+    (lines({"instruction": "Hi", "output": "a", "system": ["Be kind."]}), '"system" is a list; it must be text'),
+    (
+        lines({"conversations": [{"from": ["human"], "value": "Hi"}]}),
+        "message 1 is from ['human']; known roles are human",
+    ),
+    (lines({"conversations": [{"from": {}, "value": "Hi"}]}), "message 1 is from {}; known roles are human"),
     (lines({"messages": "Hi"}), '"messages" must be a list of objects'),
     (lines({"messages": []}), '"messages" is empty'),
     (lines({"prompt": "Hi"}), 'it has "prompt" but no "completion"'),
@@ -233,7 +249,7 @@ def test_a_byte_that_is_not_utf8(tmp_path):
 def test_a_very_long_line_is_skipped_without_being_stored(tmp_path):
     path = written(tmp_path, GOOD + '{"prompt": "' + "a" * 50 * 2**20 + '"}\n' + GOOD)
     problems = []
-    assert [conversation.line for conversation in read_conversations(path, problems)] == [1, 3]
+    assert [one.place for one in read_conversations(path, problems)] == ["line 1", "line 3"]
     assert [str(problem) for problem in problems] == [
         f"{path}, line 2: it is 50 MiB long; the limit for a line is {MAX_LINE >> 20} MiB"
     ]
@@ -255,7 +271,7 @@ def test_an_incomplete_array_is_an_error(tmp_path):
     for end in (whole.rindex("]"), whole.rindex("{") + 5):
         with pytest.raises(UserError, match=r"incomplete|not valid JSON"):
             list(read_conversations(written(tmp_path, whole[:end])))
-    with pytest.raises(UserError, match=r"line 3: a comma or \] is missing"):
+    with pytest.raises(UserError, match=r"record 1, line 2: a comma or \] is missing after it"):
         list(read_conversations(written(tmp_path, "[\n" + json.dumps(FORMS[0]) + "\n" + json.dumps(FORMS[0]) + "]")))
 
 
@@ -285,7 +301,9 @@ texts = st.text(min_size=1).filter(str.strip)
 @pytest.mark.parametrize("name", ["pipe", "/dev/zero", "."])
 def test_a_pipe_a_device_or_a_folder_is_an_error_instead_of_endless_records(tmp_path, name):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match=r"can't be read .*; give the path of a JSON or JSONL file"):
+    with pytest.raises(
+        UserError, match=r"can't be read .*; give the path of a file in JSON, JSON Lines, CSV, TSV or YAML"
+    ):
         next(read_conversations(tmp_path / name))
 
 
@@ -353,3 +371,24 @@ def _template_tokenizer() -> ChatTokenizer:
 
 
 TOKENIZER = _template_tokenizer()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [{"role": "system", "content": " "}, *FORMS[0]["messages"]]},
+        {"conversations": [{"from": "system", "value": ""}, *FORMS[2]["conversations"]]},
+        {"prompt": "Hi", "completion": "Hello!", "system": ""},
+        {"messages": [{"role": "user", "content": ["H", {"value": "i"}]}, {"role": "assistant", "content": "Hello!"}]},
+        {"messages": [{"role": "user", "content": [{"text": "Hi"}]}, {"role": "assistant", "content": ["Hello", "!"]}]},
+    ],
+)
+def test_empty_system_messages_are_none_and_parts_are_joined(tmp_path, record):
+    (found,) = read_conversations(written(tmp_path, lines(record)))
+    assert found.messages == (HI, HELLO)
+
+
+def test_chats_are_read_from_a_table(tmp_path):
+    path = written(tmp_path, "Question,Answer,source\nHi,Hello!,web\n", "chats.csv")
+    (found,) = read_conversations(path)
+    assert (found.messages, found.place) == ((HI, HELLO), "record 1, line 2")

@@ -177,8 +177,8 @@ def test_a_damaged_template_in_a_saved_tokenizer_is_named(tmp_path):
 
 def dataset(tokenizer: ChatTokenizer, messages: list[Message], **data) -> ChatDataset:
     chats = [
-        Conversation(tuple(messages), "messages", "a.jsonl", 1),
-        Conversation(tuple(HELLO), "messages", "a.jsonl", 2),
+        Conversation(tuple(messages), "messages", "a.jsonl", "line 1"),
+        Conversation(tuple(HELLO), "messages", "a.jsonl", "line 2"),
     ]
     return ChatDataset(chats, tokenizer, ChatsSection(), DataSection(seq_len=200, **data), seed=1)
 

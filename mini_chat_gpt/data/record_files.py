@@ -1,0 +1,163 @@
+"""Read the records of a file in any of the usual forms: JSON, JSON Lines, CSV, TSV, YAML; `file_kinds` says how it is packed.
+
+The form is detected from the content, not from the name. A record that can't be used does not end the file: it is returned as a
+`BadRecord`, so that a caller can report everything that is wrong.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.yaml_files import MAX_BYTES, parse_yaml
+from mini_chat_gpt.data.file_kinds import IncompleteData, TextStream, open_text
+from mini_chat_gpt.data.json_records import MAX_LINE, BadRecord, Record, from_lines, from_text, is_json_lines
+
+Records = Iterator[tuple[str, Record | BadRecord]]
+COLUMNS = frozenset(
+    {
+        *("messages", "conversations", "conversation", "dialogue", "chosen", "text", "system", "context"),
+        *("prompt", "completion", "question", "answer", "answers", "instruction", "input", "output", "response"),
+        *("user", "assistant", "human", "bot", "query", "reply"),
+    }
+)
+"""Names of columns by which a table is distinguished from a text with commas; upper case counts as lower case."""
+FORMS = "JSON, JSON Lines, CSV, TSV or YAML"
+
+
+def read_records(path: Path) -> Records:
+    """(place, record) for each record, or (place, BadRecord), with a place such as "line 7" or "record 7".
+
+    Raises UserError if the file can't be read, or has no records.
+    """
+    place = "line 1"
+    try:
+        with open_text(path) as file:
+            line, first = 1, file.readline(MAX_LINE + 1).removeprefix(codecs.BOM_UTF8)
+            while first and not first.strip():
+                first, line = file.readline(MAX_LINE + 1), line + 1
+            for place, record in _reader(path, file, first, line) if first else ():
+                yield place, record
+    except IncompleteData as error:
+        yield place, BadRecord(str(error))
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be read ({error.strerror or error}); give the path of a file in {FORMS}."
+        ) from None
+
+
+def _reader(path: Path, file: TextStream, first: bytes, line: int) -> Records:
+    """The records of a file whose first line that is not blank has been read."""
+    if first.lstrip().startswith((b"{", b"[")):
+        return from_lines(file, first, line) if is_json_lines(first) else from_text(file, first, line)
+    text = first.decode("utf-8", "replace")
+    if (delimiter := _delimiter(text)) is not None:
+        return _from_table(file, first, line, delimiter)
+    if re.match(r"---|%YAML|-\s+\S|\"?\w+\"?:(\s|$)|#", text) and (found := _from_yaml(path, file, first)) is not None:
+        return found
+    if any(one.lstrip().startswith((b"{", b"[")) for one in file.start.splitlines()):
+        return from_lines(file, first, line)  # a line of JSON Lines is damaged, or a comment
+    raise UserError(
+        f"{path} is plain text: no line of its beginning is a record. Chats are read from {FORMS}; a text to pretrain on is "
+        "named in pretrain.dataset_path, and stories in sft.dataset_path."
+    )
+
+
+# Tables
+
+
+def _delimiter(header: str) -> str | None:
+    """What separates the columns, if a line is the header of a table."""
+    for delimiter in (",", "\t", ";", "|"):
+        try:
+            names = next(csv.reader([header], delimiter=delimiter, strict=True), [])
+        except csv.Error:  # a quote that does not end
+            continue
+        if {name.strip().lower() for name in names} & COLUMNS and all(len(name) < 60 for name in names):
+            return delimiter
+    return None
+
+
+def _from_table(file: TextStream, first: bytes, line: int, delimiter: str) -> Records:
+    """The rows of a table as {column: text}. A column of lists (messages) has them as JSON."""
+    csv.field_size_limit(MAX_LINE)
+    rows = csv.reader(_lines(file, first), delimiter=delimiter, strict=True)
+    names = [name.strip() for name in next(rows)]
+    names = [name.lower() if name.lower() in COLUMNS else name for name in names]
+    number = 0
+    while True:
+        number, begins = number + 1, line + rows.line_num
+        place = f"record {number}, line {begins}"
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield place, BadRecord(f"it is not a row of a table: {error}; what follows it can't be read")
+            return
+        except UnicodeDecodeError as error:
+            what = f"0x{error.object[error.start]:02x} in it is not UTF-8; save the file as UTF-8; what follows it can't be read"
+            yield place, BadRecord(what)
+            return
+        if not row:
+            number -= 1
+        elif len(row) != len(names):
+            yield (
+                place,
+                BadRecord(
+                    f"it has {len(row)} columns, and the first line has {len(names)}; quote texts with {delimiter!r} in them"
+                ),
+            )
+        else:
+            yield place, {name: _cell(name, text) for name, text in zip(names, row, strict=True) if name}
+
+
+def _lines(file: TextStream, first: bytes) -> Iterator[str]:
+    data = first
+    while data:
+        yield data.decode()
+        data = file.readline(MAX_LINE)
+
+
+def _cell(name: str, text: str) -> Record:
+    """A list of messages is JSON in a table; everything else is text."""
+    if name in (
+        "messages",
+        "conversations",
+        "conversation",
+        "chosen",
+        "prompt",
+        "completion",
+        "tools",
+    ) and text.startswith("["):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+    return text
+
+
+# YAML
+
+
+def _from_yaml(path: Path, file: TextStream, first: bytes) -> Records | None:
+    """The items of a YAML list, or a single mapping; None if it is neither."""
+    data = first
+    while len(data) <= MAX_BYTES and (more := file.read(MAX_BYTES)):
+        data += more
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return None
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path} is YAML of more than {MAX_BYTES >> 20} MiB; convert it to JSON Lines.")
+    value = parse_yaml(text, str(path)).value
+    records = value if isinstance(value, list) else [value]
+    if not all(isinstance(record, dict) for record in records):
+        return None
+    return ((f"record {number}", record) for number, record in enumerate(records, 1))
