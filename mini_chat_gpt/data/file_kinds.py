@@ -1,7 +1,7 @@
 """What a file is, by its first bytes and not by its name, and its content as a stream of UTF-8.
 
 Compressed files (gzip, bzip2, xz, a zip with one file in it, Zstandard) are decompressed as they are read, so that a small file never
-fills the memory. UTF-16 and UTF-32 are recoded, with or without a byte order mark. A file without text is reported in one sentence that says
+fills the memory. UTF-16 and UTF-32 are recoded, with or without a byte order mark. A file without text is one sentence that says
 what it is and what to do.
 """
 

@@ -23,9 +23,8 @@ from mini_chat_gpt.checkpoints.hub_models import local_model
 from mini_chat_gpt.checkpoints.load import load_checkpoint, load_named_tokenizer
 from mini_chat_gpt.common import hub
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.hub_names import repository_of
 from mini_chat_gpt.common.hub_errors import cache_of
-from mini_chat_gpt.common.hub_names import HubName, hub_name
+from mini_chat_gpt.common.hub_names import HubName, hub_name, repository_of
 from mini_chat_gpt.data.chat_files import read_conversations
 from mini_chat_gpt.data.hub_data import local_chats
 from mini_chat_gpt.tinystories.records import find_instruct_file, find_text
