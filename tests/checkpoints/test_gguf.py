@@ -15,10 +15,14 @@ from mini_chat_gpt.checkpoints.foreign import read_gguf_model
 from mini_chat_gpt.checkpoints.gguf import GGUFFile
 from mini_chat_gpt.checkpoints.hf import to_hf_state
 from mini_chat_gpt.checkpoints.llama_gguf import llama3_scaling
+from mini_chat_gpt.checkpoints.load import load_checkpoint
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.ops.functional import rope_frequencies
 
-SMOLLM2 = Path(os.environ.get("MINI_CHAT_GPT_DATA", "/no/such/folder")) / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+DATA = Path(os.environ.get("MINI_CHAT_GPT_DATA", "/no/such/folder"))
+SMOLLM2 = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+GEMMA = DATA / "gemma3" / "gemma-3-270m-q4_k_m.gguf"
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -338,3 +342,25 @@ def test_smollm2_computes_what_transformers_computes_with_its_weights():
     with torch.inference_mode():
         expected, actual = theirs(ids).logits, ours(ids)
     assert (actual - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GEMMA.is_file(), reason=f"{GEMMA} is not there")
+def test_gemma_3_computes_what_transformers_computes_with_its_weights():
+    """With 700 tokens, as its windows have 512."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    ours, tokenizer = load_checkpoint(GEMMA, "cpu")
+    config = Gemma3TextConfig(
+        vocab_size=262144, hidden_size=640, intermediate_size=2048, num_hidden_layers=18, num_attention_heads=4,
+        num_key_value_heads=1, head_dim=256, max_position_embeddings=32768, query_pre_attn_scalar=256, sliding_window=512,
+    )  # fmt: skip
+    theirs = Gemma3ForCausalLM(config).eval()
+    theirs.load_state_dict(to_hf_state(ours.state_dict(), ours.config), strict=False)
+    theirs.tie_weights()
+    ids = torch.randint(5, 200000, (1, 700))
+    with torch.inference_mode():
+        expected, actual = theirs(ids).logits, ours(ids)
+    assert (actual - expected).abs().max() < 1e-4 * expected.abs().max()
+    text = "The capital of Japan is Tokyo. The capital of France is"
+    assert generate(ours, tokenizer, [text], max_new_tokens=1, temperature=0.0) == [" Paris"]
