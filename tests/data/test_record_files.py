@@ -68,8 +68,9 @@ def zipped(data: bytes) -> bytes:
 
 def zstandard(data: bytes) -> bytes:
     library = pytest.importorskip("zstandard")
-    half = len(data) // 2  # two frames, as parallel tools write them
-    return bytes(library.compress(data[:half]) + library.compress(data[half:]))
+    half = len(data) // 2  # two frames, as parallel tools write them, with the checksum that the command zstd adds
+    compressor = library.ZstdCompressor(write_checksum=True)
+    return bytes(compressor.compress(data[:half]) + compressor.compress(data[half:]))
 
 
 PACKINGS = {
