@@ -53,4 +53,5 @@ def tokenizer_json() -> str:
 def test_a_model_of_qwen3s_size(own_folder):
     """Takes 3 GB of disk and 6 GB of memory. A step of 8 × 512 tokens is about 15 TFLOP."""
     special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": TEMPLATE}
-    check_large_model(own_folder, LargeModel(SIZES, tokenizer_json(), special))
+    chats = [("--thinking", "on"), ("--thinking", "off")]
+    check_large_model(own_folder, LargeModel(SIZES, tokenizer_json(), special), chats)
