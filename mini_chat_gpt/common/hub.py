@@ -76,7 +76,7 @@ def list_files(name: HubName) -> Listing:
     """The newest commit of the name's revision; requested once. Raises NoConnection, or UserError if the hub refuses."""
     listing = _listing(name)
     if isinstance(listing, str):
-        raise NoConnection(f"{name} can't be fetched: {listing}.")
+        raise NoConnection(f"{name.no_path}{name} can't be fetched: {listing}.")
     return listing
 
 

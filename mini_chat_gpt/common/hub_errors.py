@@ -89,7 +89,8 @@ def _refusal(name: HubName, file: str | None, error: Any) -> str:
         return f"{name}: there is no revision {short(name.revision or 'main')}; {page} lists its branches and tags."
     if isinstance(error, errors.RepositoryNotFoundError):
         login = "" if get_token() else ", or log in with `hf auth login` or HF_TOKEN if it is private"
-        return f"The hub has no {_noun(name)} {name.repo} that you may see, and there is no such path here; check the name{login}."
+        hub = "the hub" if name.no_path else "The hub"
+        return f"{name.no_path}{hub} has no {_noun(name)} {name.repo} that you may see; check the name{login}."
     if isinstance(error, errors.EntryNotFoundError):
         return f"{name}: the hub no longer has {file}; run the same command again."
     if status in (401, 403):

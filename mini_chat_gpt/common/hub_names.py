@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +36,13 @@ class HubName:
     repo: str  # "org/name"
     revision: str | None = None  # None: the newest version
     file: str | None = None
+    prefixed: bool = field(default=True, compare=False)
+    """Whether the user wrote hub:; otherwise a path may have been meant."""
+
+    @property
+    def no_path(self) -> str:
+        """The beginning of a sentence about a name without the prefix."""
+        return "" if self.prefixed else f"There is no path {self.repo} here, and "
 
     def __str__(self) -> str:
         return (
@@ -55,7 +62,7 @@ def hub_name(path: Path | str, kind: Kind) -> HubName | None:
         return (
             None
             if os.path.lexists(text) or os.path.lexists(match[1])
-            else HubName(kind, f"{match[1]}/{match[2]}", match[3])
+            else HubName(kind, f"{match[1]}/{match[2]}", match[3], prefixed=False)
         )
     name, at, revision = text.removeprefix(PREFIX).partition("@")
     parts = name.split("/")

@@ -274,7 +274,7 @@ def test_a_token_that_is_not_valid_is_one_sentence(model: HubServer, monkeypatch
 def test_a_model_that_does_not_exist_is_one_sentence(model: HubServer) -> None:
     with pytest.raises(
         UserError,
-        match=r"The hub has no model org/smal that you may see, and there is no such path here; check the name",
+        match=r"There is no path org/smal here, and the hub has no model org/smal that you may see; check the name",
     ):
         load_checkpoint("org/smal", "cpu")
     with pytest.raises(UserError, match=r"there is no revision 'v9'"):
@@ -382,7 +382,7 @@ def test_a_data_set_in_another_format_is_one_sentence(server: HubServer) -> None
     server.add("org/chats", {"data/train.parquet": b"x"}, "datasets")
     with pytest.raises(UserError, match=r"hub:org/chats has no JSON or JSON Lines file; it has data/train.parquet"):
         local_chats("org/chats")
-    with pytest.raises(UserError, match=r"The hub has no data set org/none"):
+    with pytest.raises(UserError, match=r"the hub has no data set org/none"):
         local_chats("org/none")
 
 
@@ -443,4 +443,4 @@ def test_commands_take_names_of_the_hub(tmp_path: Path, model_files: dict[str, b
         ]
         assert shown[0][0] == shown[1][0] != ""
         error = commands.run(tmp_path, "import", "org/none", "dst", code=2, **home)
-        assert "The hub has no model org/none" in commands.one_sentence(error)
+        assert "the hub has no model org/none" in commands.one_sentence(error)
