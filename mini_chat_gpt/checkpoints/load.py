@@ -247,7 +247,8 @@ def load_adapted(folder: Path, base: Path | None = None, frozen: Frozen | None =
     frozen = frozen or ("nf4" if adapter.frozen == "nf4" else "float32")
     model = stored.load(frozen)
     tensors = read_tensors(folder, ADAPTER, adapter_shapes(model, adapter, folder))
-    add_lora(model, adapter.settings, frozen, adapter.token_ids)
+    if set(add_lora(model, adapter.settings, frozen, adapter.token_ids)) != set(adapter.layers):
+        raise UserError(f"{folder / META} is damaged: its layers are not those of settings.targets; {REMEDY}.")
     model.adapter = replace(adapter, frozen=frozen)
     load_adapter(model, tensors, str(folder / ADAPTER))
     return model

@@ -88,7 +88,7 @@ def test_a_chat_is_cut_and_says_so(checkpoint, free, monkeypatch, capsys):
     free(200)
     assert chat(monkeypatch, checkpoint, "Once upon a time\n/tokens\n") == 0
     error = capsys.readouterr().err
-    assert error.count(f"{LINE} (0 MB).\n") == 1
+    assert error.count(f"{LINE} (51.2 kB).\n") == 1
     assert "of 192 tokens are used" in error
     free(CONTEXT)
     assert chat(monkeypatch, checkpoint, "/tokens\n") == 0
@@ -101,7 +101,7 @@ def test_a_generated_reply_is_cut_and_says_so(checkpoint, free, capsys):
     free(200)
     with pytest.raises(UserError, match="the model's context holds 192, prompt and reply together"):
         generate(checkpoint, "Once upon a time there was " * 40)
-    assert f"{LINE} (0 MB).\n" in capsys.readouterr().err
+    assert f"{LINE} (51.2 kB).\n" in capsys.readouterr().err
     free(CONTEXT)
     assert generate(checkpoint, "Once upon a time there was " * 10) == 0
     assert "Context:" not in capsys.readouterr().err

@@ -123,12 +123,6 @@ def test_our_files_next_to_config_json_make_a_folder_ours(tmp_path, folder):
         find_source(tmp_path / "ours")
 
 
-@pytest.mark.parametrize("name", ["org/some-model", "HuggingFaceTB/SmolLM2-135M-Instruct@main"])
-def test_a_name_of_the_hub_says_what_to_do(name):
-    with pytest.raises(UserError, match=f"hf download {name} --local-dir"):
-        load_checkpoint(name)
-
-
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, folder):
     make_tokenizer(320).save_pretrained(folder)
     with pytest.raises(UserError, match=r"320 ids, but the model's table has 288 rows"):

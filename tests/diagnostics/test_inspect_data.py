@@ -430,7 +430,7 @@ def test_real_chats(real_data, name):
         TOKENIZER.decode(s.example.ids[s.example.loss_mask].tolist(), control=True) for s in seen.shown
     ]
     assert sum(seen.lengths.counts) == totals(seen.rows).examples > 300
-    assert all(shown.origin.startswith(f"{path}, line ") for shown in seen.shown)
+    assert all(shown.origin.startswith((f"{path}, line ", f"{path}, record ")) for shown in seen.shown)
 
 
 def test_data_that_a_run_rejects_is_rejected_with_the_same_message(chats):
