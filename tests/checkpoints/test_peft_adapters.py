@@ -95,8 +95,8 @@ OURS = [
     pytest.param("Phi-3", {"rslora": True, "dora": True}, marks=pytest.mark.slow),
     pytest.param("Gemma 3", {"rslora": True, "dora": True}, marks=pytest.mark.slow),
     ("Phi-3", {"targets": ["v_proj", "layers.1.mlp.up_proj"], "dora": True}),
-    ("GPT-2", {"targets": ["k_proj", "o_proj"], "dora": True}),
-    ("GPT-2", {"targets": ["down_proj"]}),
+    pytest.param("GPT-2", {"targets": ["k_proj", "o_proj"], "dora": True}, marks=pytest.mark.slow),
+    pytest.param("GPT-2", {"targets": ["down_proj"]}, marks=pytest.mark.slow),
 ]
 
 

@@ -23,6 +23,7 @@ def doctor(clone, *arguments, code=0):
     return run(clone, "doctor", "--job", "pretrain", *settings, "training.examples_per_step=8", *arguments, code=code)
 
 
+@pytest.mark.slow
 def test_a_run_that_works_is_measured_and_nothing_is_written(clone):
     printed = doctor(clone)
     for words in ("M parameters", "needed", "at the peak of memory", "10,000 steps of", "micro-batch", "examples/s"):

@@ -65,6 +65,7 @@ print(peak_memory("cpu"))
 
 
 @pytest.mark.skipif(heap_bytes() is None, reason="gaps between tensors are predicted with glibc only")
+@pytest.mark.slow
 def test_the_peak_is_within_15_percent_of_the_measured_peak():
     config, steps = config_with(batch_size=8), steps_of(512, n_steps=4)
     shape = GPTConfig(**PRESETS["1m"] | {"vocab_size": 4096})

@@ -30,7 +30,7 @@ every_format = pytest.mark.parametrize("name", list(FORMATS))
 
 
 @every_format
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(st.integers(1, 3), st.booleans(), st.booleans(), st.lists(honest, min_size=7, max_size=7))
 def test_honest_conversations_have_the_ids_of_apply_chat_template(name, n_turns, system, prompt, contents):
     chat_format, tokenizer = made(name)
@@ -42,7 +42,7 @@ def test_honest_conversations_have_the_ids_of_apply_chat_template(name, n_turns,
 
 
 @every_format
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 @given(
     st.integers(1, 3),
     st.lists(
@@ -246,7 +246,7 @@ def test_a_malicious_or_unusable_template_is_one_sentence_within_the_limits(reas
     assert str(caught.value).endswith("; choose a built-in format, such as chatml.")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(st.data())
 def test_damaged_templates_are_refused_or_render(data):
     source = data.draw(st.sampled_from([LLAMA32, GEMMA3, ZEPHYR, CHATML, PHI3, QWEN3]))

@@ -64,7 +64,7 @@ every_format = pytest.mark.parametrize("name", TOOLS)
 
 
 @every_format
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(st.data(), st.booleans(), st.sampled_from([None, True, False]))
 def test_honest_conversations_have_the_ids_of_apply_chat_template(name, data, prompt, thinking):
     chat_format, tokenizer = made(name)
@@ -101,7 +101,7 @@ def expected_reply(name: str, messages: list[Message], index: int) -> str:
 
 
 @every_format
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(st.data())
 def test_masks_cover_the_replies_with_reasoning_and_tool_calls_as_they_are_rendered(name, data):
     hostile = st.lists(st.sampled_from(HOSTILE), max_size=5).map(lambda words: "x".join(["", *words, "x"]))

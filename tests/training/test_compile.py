@@ -153,7 +153,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = ("norms after", "bf16, checkpointed", "qwen-like, untied, float16")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])
 def test_another_length_causes_no_recompilation(case):
     shape, dtype, checkpointed = CASES[case]
     plain = tiny_model(97, **shape)

@@ -103,6 +103,7 @@ def fill(disk: Path) -> None:
             file.write(bytes(1 << 12))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_at_twenty_moments_loses_nothing_that_was_saved(tmp_path, expected):
     with tiny_disk(tmp_path / "disk", 10_000) as disk:
         Run(disk / "run").train()
