@@ -28,7 +28,6 @@ class FileServer(ThreadingHTTPServer):
         self.hang_after: list[int] = []  # likewise before it falls silent; the last entry is for all further requests
         self.announced_extra = 0  # bytes promised beyond those sent
         self.shift = 0  # number of bytes by which ranges start too late
-        self.link: str | None = None  # redirect /hub to /file with this X-Linked-ETag
         self.hung = threading.Event()
         self.requests: list[str | None] = []  # the Range header of each request for content
         self.names: list[str] = []  # the names of the requested files
@@ -48,13 +47,6 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server = self.server
         self.close_connection = True
-        if self.path == "/hub":
-            self.send_response(302)
-            self.send_header("Location", "/file")
-            self.send_header("X-Linked-ETag", f'"{server.link}"')
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
         asked = self.headers.get("Range")
         if asked != "bytes=0-0":  # the question of `look`
             server.requests.append(asked)

@@ -196,6 +196,11 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name[:40]}.{owner}-{uuid.uuid4().hex[:8]}.tmp")
 
 
+def existing_folder(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists, whose disk it will be on."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
 def lock_file(file: IO[Any]) -> bool:
     """Lock an open file until it is closed or the process ends; False if another process has locked it. No-op on Windows.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import atomic_write_text
+from mini_chat_gpt.common.files import atomic_write_text, existing_folder
 from mini_chat_gpt.common.hub_errors import NoConnection, cache_of, readable_hub_errors, why_unreachable
 from mini_chat_gpt.common.hub_names import COMMIT, HubName
 from mini_chat_gpt.common.manifest import sha256_of
@@ -188,8 +188,7 @@ def _announce(name: HubName, commit: str, sizes: Mapping[str, int | None]) -> No
     """Say what will be fetched and where to. Raises UserError if the disk has too little space."""
     cache = cache_of(name).parent
     total = None if None in sizes.values() else sum(size or 0 for size in sizes.values())
-    existing = next(path for path in (cache, *cache.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing_folder(cache)).free
     if free < (total or 0):
         raise UserError(
             f"{name} needs {format_size(total)}, but the disk of {cache} has {format_size(free)} left; free some space, or set HF_HOME "

@@ -14,6 +14,7 @@ import torch
 
 from mini_chat_gpt.common.device import pick_device, pick_precision
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.files import existing_folder
 from mini_chat_gpt.common.terminal import format_size
 from mini_chat_gpt.common.writable import require_writable
 from mini_chat_gpt.config import Config
@@ -100,9 +101,7 @@ def _wandb(config: Config) -> Finding:
 
 def disk_finding(folder: Path, checkpoint: int, kept: int) -> Finding:
     """Check that the checkpoints fit on the disk: `kept` of them, the best one, and the one being written."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
+    place = existing_folder(folder.absolute())
     needed, free = (kept + 2) * checkpoint, shutil.disk_usage(place).free
     words = f"{format_size(free)} free at {place}; checkpoints of {format_size(checkpoint)} take up to {format_size(needed)}"
     try:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import readable_disk_errors, temporary_name, write_json
+from mini_chat_gpt.common.files import existing_folder, readable_disk_errors, temporary_name, write_json
 from mini_chat_gpt.common.json_files import JSONRecord, read_json
 from mini_chat_gpt.common.manifest import sha256_of
 from mini_chat_gpt.common.terminal import format_size
@@ -132,8 +132,7 @@ def read_source(folder: Path) -> dict[str, Any]:
 
 def require_space(folder: Path, needed: int) -> int:
     """Return the free bytes on the disk of `folder`, which need not exist. Raises UserError if they are fewer than `needed`."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing_folder(folder)).free
     if free < needed:
         raise UserError(
             f"{folder} needs {format_size(needed)}, but its disk has {format_size(free)} left; free some space or choose "
