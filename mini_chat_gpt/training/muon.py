@@ -9,10 +9,11 @@ from typing import Any
 import torch
 import torch.nn as nn
 
+from mini_chat_gpt.common.device import has_fast_bf16
 from mini_chat_gpt.common.distributed import is_dtensor, local_shard
 from mini_chat_gpt.training.adamw import BaseOptimizer
 
-STACK_ELEMENTS = 2**23  # 16 MiB in bfloat16
+STACK_ELEMENTS = 2**23  # 16 MiB in bfloat16, 32 in float32
 
 
 class Muon(BaseOptimizer):
@@ -89,18 +90,23 @@ def _orthogonalize_sharded(updates: Sequence[torch.Tensor], matrix: torch.Tensor
         stack = DTensor.from_local(local.contiguous(), mesh, [source], run_check=False, shape=shape, stride=stride)
         return stack.redistribute(placements=[target]).to_local()
 
-    whole = redistribute(torch.stack(list(updates)).bfloat16(), Shard(1), Shard(0))
+    whole = redistribute(torch.stack(list(updates)).to(iteration_dtype(updates[0].device)), Shard(1), Shard(0))
     result = torch.stack(orthogonalize(whole.unbind())) if len(whole) else whole
     return list(redistribute(result, Shard(0), Shard(1)).unbind())
 
 
+def iteration_dtype(device: torch.device) -> torch.dtype:
+    """The type of the iteration's products. It needs no more precision than bfloat16, but not every processor multiplies that fast."""
+    return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+
+
 def newton_schulz(x: torch.Tensor) -> torch.Tensor:
-    """(N, rows, columns ≥ rows) -> the same singular vectors with singular values of about 1 (0.7 to 1.2), in bfloat16.
+    """(N, rows, columns ≥ rows) -> the same singular vectors with singular values of about 1 (0.7 to 1.2), in `iteration_dtype`.
 
     Five steps of the quintic Newton-Schulz iteration X ← aX + bXXᵀX + c(XXᵀ)²X with the coefficients of Jordan et al.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = x.bfloat16()
+    x = x.to(iteration_dtype(x.device))
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.mT
