@@ -21,11 +21,11 @@ from rich.console import Console
 from tiny import TEXTS, tiny_tokenizer
 from tiny_disk import enlarge, tiny_disk
 
-from mini_chat_gpt.common import files
+from mini_chat_gpt.common import cached_folder, files
+from mini_chat_gpt.common.cached_folder import DamagedFolder
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.manifest import write_manifest
-from mini_chat_gpt.data import token_file
-from mini_chat_gpt.data.token_file import DamagedTokens, TokenFile, tokenize_file
+from mini_chat_gpt.data.token_file import TokenFile, tokenize_file
 
 TOKENIZER = tiny_tokenizer()
 WANTED = [[TOKENIZER.document_id, *TOKENIZER.encode(text)] for text in TEXTS * 4]
@@ -142,7 +142,7 @@ def test_a_change_is_noticed_although_its_time_was_set_back(path: Path) -> None:
 def test_intact_tokens_are_hashed_once_and_again_after_a_copy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tokens(path)[0].folder
     hashed: list[Path] = []
-    monkeypatch.setattr(token_file, "find_damage", hashed.append)
+    monkeypatch.setattr(cached_folder, "find_damage", hashed.append)
     tokens(path)
     assert not hashed
     shutil.copytree(folder, path.parent / "copy")
@@ -235,7 +235,7 @@ tokenize_file(Path({str(path)!r}), texts(), tiny_tokenizer())
 def test_tokens_that_do_not_fit_together_are_not_opened(path: Path) -> None:
     folder = tokens(path)[0].folder
     (folder / "meta.json").write_text(json.dumps({"dtype": "uint64"}))
-    with pytest.raises(DamagedTokens, match=r"meta\.json.*delete it"):
+    with pytest.raises(DamagedFolder, match=r"meta\.json.*delete it"):
         TokenFile(folder)
 
 
