@@ -6,6 +6,7 @@ An error names every problem of a file at once, with the key, the allowed values
 from __future__ import annotations
 
 import ast
+import difflib
 import inspect
 import os
 import sys
@@ -109,7 +110,7 @@ def validated(
             )
         room = MAX_CHARACTERS // len(by_source)
         text = "; ".join(f"{origin}: {_first(problems, room)}" for origin, problems in by_source.items())
-        raise UserError(text.removesuffix(".") + ".") from None
+        raise UserError(text if text.endswith("?") else text.removesuffix(".") + ".") from None
 
 
 def _first(problems: Sequence[str], room: int) -> str:
@@ -264,11 +265,26 @@ def _explain(place: Place, items: Sequence[Any], root: type[Section]) -> str:
         for part in place[:-1]:
             owner = child_type(owner, part)
         known = list(next(one for one in alternatives(owner)).model_fields)
+        is_section = isinstance(first["input"], dict)
+        if not is_section and (elsewhere := _in_another_section(place, root)):
+            return f"{key} is not a setting{elsewhere}"
         return f"{key} is not a setting{nearest(place[-1], known)} (known here: {', '.join(known)})"
     if len(items) == 1:
         return describe_problem(first | {"loc": place})
     words = dict.fromkeys(map(problem_words, items))
     return f"{' or '.join(words).replace(' or must be ', ' or ')}".join([f"{key} ", f", not {shown(first['input'])}"])
+
+
+def _in_another_section(place: Place, root: type[Section]) -> str:
+    """A hint for a setting without its section, or with another one: "; did you mean sft.learning_rate?"; "" if none has the name."""
+    keys: dict[str, list[str]] = {}
+    for section in root.model_fields:
+        for kind in alternatives(child_type(root, section)):
+            for name in getattr(kind, "model_fields", ()):
+                keys.setdefault(name, []).append(f"{section}.{name}")
+    # A misspelled name is looked up in its own section; only one without a section can mean any.
+    similar = difflib.get_close_matches(place[-1][:100], keys, n=1, cutoff=0.75 if len(place) == 1 else 1)
+    return f"; did you mean {' or '.join(keys[similar[0]])}?" if similar else ""
 
 
 def to_yaml(config: Config | None = None) -> str:
