@@ -167,7 +167,10 @@ def test_an_old_name_on_the_command_line_overrides_the_new_one_in_the_file(tmp_p
     [
         ("trainig.batch_size=3", "the command line: trainig is not a setting"),
         ("training.batch_sise=3", "the command line: training.batch_sise is not a setting; did you mean 'batch_size'?"),
-        ("learning_rate=1e-4", "learning_rate is not a setting; did you mean sft.learning_rate or pretrain.learning_rate?"),
+        (
+            "learning_rate=1e-4",
+            "learning_rate is not a setting; did you mean sft.learning_rate or pretrain.learning_rate?",
+        ),
         ("training.save_dir=x", "training.save_dir is not a setting; did you mean sft.save_dir or pretrain.save_dir?"),
         ("lerning_rate=3", "lerning_rate is not a setting; did you mean sft.learning_rate or pretrain.learning_rate?"),
         ("lora.seed=3", "lora.seed is not a setting; did you mean system.seed?"),
