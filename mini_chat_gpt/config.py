@@ -140,7 +140,7 @@ class PretrainSection(ScheduleFields):
     dataset_path: PathText = "./TinyStories"
     """Plain stories, or TinyStories-Instruct files (only their stories are used): a folder, a file, or hub:org/name."""
     tokenizer: PathText = "train"
-    """"train" trains a byte-level BPE on the data; or the name of an encoding (gpt2), a .tiktoken file, or a folder."""
+    """"train" trains a byte-level BPE on the data; or an encoding (gpt2), a .tiktoken file, or a model (folder, run, hub:org/name)."""
     tokenizer_vocab_size: Whole = Field(4096, ge=260, le=2**20)
     """Vocabulary size of a tokenizer trained here, including the four control tokens."""
     learning_rate: Annotated[Number, Field(gt=0, le=10)] | Literal["auto"] = 1e-3

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from mini_chat_gpt.checkpoints.load import load_pair
+from mini_chat_gpt.checkpoints.load import load_named_tokenizer, load_pair
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
@@ -94,7 +94,7 @@ def make_tokenizer(config: Config, text: Path, out: Console) -> ChatTokenizer:
     """Load the configured tokenizer, or train one on (at most 50 MB of) the text."""
     section = config.pretrain
     if section.tokenizer != "train":
-        tokenizer = ChatTokenizer.load(section.tokenizer)
+        tokenizer = load_named_tokenizer(section.tokenizer)
     else:
         out.print(f"Training a tokenizer of {section.tokenizer_vocab_size:,} entries on {text} …", markup=False)
         tokenizer = ChatTokenizer.train(sample_texts(stories(text)), section.tokenizer_vocab_size)

@@ -121,3 +121,15 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_named(tmp_path: Path, monke
     (tmp_path / "book.txt").write_bytes(BOOK)
     with pytest.raises(UserError, match=r"model.vocab_size is 10, but the tokenizer has 280 ids"):
         pretrain(config(tmp_path / "book.txt", {"vocab_size": 10}))
+
+
+def test_the_tokenizer_can_be_that_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_bytes(BOOK)
+    first = config(tmp_path / "book.txt")
+    pretrain(first)
+    run = Path(first.pretrain.save_dir)
+    assert not (run / "tokenizer_meta.json").exists()  # it is in the checkpoints
+    settings = first.model_copy(update={"pretrain": first.pretrain.model_copy(update={"tokenizer": str(run)})})
+    again, trained = (make_tokenizer(one, tmp_path / "book.txt", Console(file=StringIO())) for one in (settings, first))
+    assert again.fingerprint() == trained.fingerprint()
