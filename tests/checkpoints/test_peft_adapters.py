@@ -124,7 +124,12 @@ def test_peft_computes_the_same_with_one_of_our_adapters(tmp_path, variant, sett
         torch.testing.assert_close(tensor, state[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("variant", ["Qwen3", "GPT-2"])
+QUICK_4_BITS = ("Qwen3", "GPT-2")
+
+
+@pytest.mark.parametrize(
+    "variant", [one if one in QUICK_4_BITS else pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES]
+)
 def test_a_base_in_four_bits_computes_what_peft_computes_with_its_values(tmp_path, variant):
     convert(base_of(tmp_path, variant), tmp_path / "ours")
     model, folder = adapted(tmp_path)
