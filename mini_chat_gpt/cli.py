@@ -167,6 +167,18 @@ VERBS = {
 }
 
 
+ALIASES = {"train": "sft", "finetune": "sft", "fine-tune": "sft"}
+"""Other names of verbs, not listed in the help text."""
+MEANT = {
+    "run": "chat", "talk": "chat", "ask": "generate", "predict": "generate", "complete": "generate", "infer": "generate",
+    "inference": "generate", "convert": "import", "pull": "import", "download": "prepare", "data": "prepare", "eval": "evaluate",
+    "test": "evaluate", "benchmark": "evaluate", "score": "evaluate", "compare": "evaluate", "report": "evaluate", "show": "inspect",
+    "view": "inspect", "check": "doctor", "settings": "config", "init": "quickstart", "start": "quickstart", "demo": "quickstart",
+    "tune": "sft", "lora": "sft",
+}  # fmt: skip
+"""What a word that is no verb most probably stands for."""
+
+
 def usage() -> str:
     """The help text."""
     width = max(map(len, VERBS))
@@ -186,10 +198,11 @@ def dispatch(argv: Sequence[str]) -> int:
     if name in ("-V", "--version"):
         print(f"mini-chat-gpt {__version__}")
         return 0
+    name = ALIASES.get(name, name)
     if name not in VERBS:
-        raise UserError(
-            f"{name!r} is not a verb of mini-chat-gpt{nearest(name, VERBS)}; the verbs are {', '.join(VERBS)}."
-        )
+        meant = MEANT.get(name.lower())
+        hint = f"; did you mean {meant!r}?" if meant else nearest(name, [*VERBS, *ALIASES])
+        raise UserError(f"{name!r} is not a verb of mini-chat-gpt{hint}; the verbs are {', '.join(VERBS)}.")
     sys.argv[0] = f"mini-chat-gpt {name}"  # argparse shows it
     module, _, function = VERBS[name].target.partition(":")
     with importing():  # `parse` imports pydantic, if the verb has settings

@@ -46,6 +46,11 @@ CHAT_COMMANDS = {
     "quit": ("", "leave the chat"),
 }
 """Slash command of a chat -> (its argument, what it does). `chat/commands.py` implements them."""
+CHAT_ALIASES = {
+    "exit": "quit", "bye": "quit", "q": "quit", "clear": "reset", "new": "reset", "regenerate": "retry", "again": "retry",
+    "temperature": "temp", "?": "help",
+}  # fmt: skip
+"""Other names of the commands, not listed in the help text."""
 
 PIPED = """\
 If standard input is not a terminal, each of its lines is a message or a command. A line that ends in a backslash continues in

@@ -228,8 +228,9 @@ def check_chat(arguments: Arguments) -> None:
 
 def generate_options(parser: Parser) -> None:
     add_model_options(parser)
-    task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--prompt", metavar="TEXT", help="what to reply to; - reads it from standard input")
+    parser.add_argument("text", nargs="*", metavar="TEXT", help="what to reply to; - reads it from standard input")
+    task = parser.add_mutually_exclusive_group()
+    task.add_argument("--prompt", metavar="TEXT", help="the same as TEXT")
     task.add_argument("--prompt-file", type=path_text, metavar="FILE", help="what to reply to, from a file")
     task.add_argument("--interactive", action="store_true", help="chat, as `mini-chat-gpt chat` does")
     task.add_argument("--test", action="store_true", help="the capability test: held-out tasks of every kind, scored")
@@ -249,6 +250,7 @@ def generate_options(parser: Parser) -> None:
 
 
 def check_generate(arguments: Arguments) -> None:
+    _take_text(arguments)
     if arguments.why is not None and (arguments.test or arguments.interactive):
         raise UserError("--why works with a prompt only; in a chat, type /why.")
     if arguments.test and arguments.system is not None:
@@ -260,6 +262,27 @@ def check_generate(arguments: Arguments) -> None:
             if getattr(arguments, name) is not None:
                 raise UserError(f"--{name.replace('_', '-')} works with --test only; add --test, or omit it.")
     arguments.sampling = sampling_of(arguments)
+
+
+def _take_text(arguments: Arguments) -> None:
+    """TEXT, whose words need no quotes, is the prompt."""
+    others = {
+        "--prompt": arguments.prompt is not None,
+        "--prompt-file": arguments.prompt_file is not None,
+        "--interactive": arguments.interactive,
+        "--test": arguments.test,
+    }
+    other = next((name for name, is_given in others.items() if is_given), None)
+    if arguments.text and other:
+        raise UserError(
+            f"{short(' '.join(arguments.text))} is a prompt, and {other} stands beside it; give one of them."
+        )
+    if not arguments.text and not other:
+        raise UserError(
+            'What to reply to is missing: `mini-chat-gpt generate "Tell me a story."`; - reads it from standard input.'
+        )
+    if arguments.text:
+        arguments.prompt = " ".join(arguments.text)
 
 
 def evaluate_options(parser: Parser) -> None:

@@ -10,6 +10,7 @@ import pytest
 from commands import ROOT
 
 import mini_chat_gpt
+from mini_chat_gpt import cli
 from mini_chat_gpt.cli import VERBS, dispatch, make_parser, parse, usage
 from mini_chat_gpt.cli_options import EVAL_DEFAULTS
 from mini_chat_gpt.common.errors import UserError
@@ -122,6 +123,27 @@ def test_the_usage_lists_every_verb():
 def test_a_wrong_verb_is_named_with_the_nearest_one():
     with pytest.raises(UserError, match="did you mean 'chat'"):
         dispatch(["chatt"])
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("run", "chat"), ("ask", "generate"), ("Eval", "evaluate"), ("trian", "train"), ("convert", "import")],
+)
+def test_a_word_for_the_same_thing_gets_its_verb_as_a_suggestion(word, meant):
+    with pytest.raises(UserError, match=f"{word!r} is not a verb of mini-chat-gpt; did you mean {meant!r}"):
+        dispatch([word])
+
+
+@pytest.mark.parametrize("alias", ["train", "finetune", "fine-tune"])
+def test_other_names_of_sft_are_accepted(alias, capsys):
+    with pytest.raises(SystemExit):
+        dispatch([alias, "--help"])
+    assert "usage: mini-chat-gpt sft" in capsys.readouterr().out
+
+
+def test_every_suggestion_is_a_verb_and_no_verb_has_one():
+    assert set(cli.MEANT.values()) | set(cli.ALIASES.values()) <= set(VERBS)
+    assert not (cli.MEANT.keys() | cli.ALIASES.keys()) & VERBS.keys()
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -80,7 +80,7 @@ def test_a_system_message_replaces_the_one_of_training(checkpoint, capsys, given
     assert capsys.readouterr().out == reply(checkpoint, "Hi", system=system, **settings) + "\n"
 
 
-@pytest.mark.parametrize("source", ["file", "--prompt -", "--prompt-file -"])
+@pytest.mark.parametrize("source", ["file", "-", "--prompt -", "--prompt-file -"])
 def test_a_prompt_comes_from_a_file_or_from_standard_input(checkpoint, capsys, monkeypatch, tmp_path, source):
     text = "Once, 😀\n\nthere was"
     file = tmp_path / "prompt.txt"
@@ -89,6 +89,12 @@ def test_a_prompt_comes_from_a_file_or_from_standard_input(checkpoint, capsys, m
     arguments = ["--prompt-file", str(file)] if source == "file" else source.split()
     assert run(checkpoint, *arguments, "--seed", "2", "--max-new-tokens", "9") == 0
     assert capsys.readouterr().out == reply(checkpoint, text, seed=2, max_new_tokens=9) + "\n"
+
+
+def test_the_words_of_a_prompt_need_neither_an_option_nor_quotes(checkpoint, capsys):
+    for words in (["Who are you"], ["Who", "are", "you"]):
+        assert run(checkpoint, *words, "--seed", "3", "--max-new-tokens", "5") == 0
+        assert capsys.readouterr().out == reply(checkpoint, "Who are you", seed=3, max_new_tokens=5) + "\n"
 
 
 def test_a_reply_that_was_cut_off_is_reported(checkpoint, capsys):
@@ -111,6 +117,10 @@ def test_without_a_checkpoint_the_newest_under_runs_replies(checkpoint, capsys, 
     [
         (["--prompt", "Hi", "--temperature", "-1"], "temperature is -1.0; it must be"),
         (["--prompt", ""], "The prompt is empty"),
+        ([""], "The prompt is empty"),
+        ([], 'What to reply to is missing: `mini-chat-gpt generate "Tell me a story."`'),
+        (["Hi", "--prompt", "Ho"], "'Hi' is a prompt, and --prompt stands beside it; give one of them"),
+        (["Hi", "you", "--test"], "'Hi you' is a prompt, and --test stands beside it"),
         (["--prompt", "a" * 100], "context holds 64"),
         (["--prompt-file", "nowhere.txt"], "nowhere.txt can't be read: No such file"),
         (["--prompt-file", "/dev/zero"], "The prompt is longer than 16 MB"),

@@ -15,7 +15,7 @@ from typing import Any
 
 from mini_chat_gpt.chat.session import ChatSession, Turn
 from mini_chat_gpt.chat.token_probs_view import check_page, render_text, write_page
-from mini_chat_gpt.cli_options import CHAT_COMMANDS
+from mini_chat_gpt.cli_options import CHAT_ALIASES, CHAT_COMMANDS
 from mini_chat_gpt.common.errors import UserError, nearest
 from mini_chat_gpt.common.files import readable_disk_errors
 from mini_chat_gpt.common.user_paths import user_path
@@ -58,6 +58,7 @@ def run_command(session: ChatSession, line: str) -> Outcome:
     """Run a line that begins with a slash. Raises UserError for an unknown command or an invalid argument."""
     word, *rest = line.split(maxsplit=1)
     name, argument = word[1:].lower(), " ".join(rest).strip()
+    name = CHAT_ALIASES.get(name, name)
     command = COMMANDS.get(name)
     if command is None:
         raise UserError(

@@ -7,6 +7,7 @@ from tiny_disk import tiny_disk
 from mini_chat_gpt.chat.commands import COMMANDS, as_message, is_command, run_command, short
 from mini_chat_gpt.chat.session import ChatSession, Turn
 from mini_chat_gpt.chat_format import ChatFormat
+from mini_chat_gpt.cli_options import CHAT_ALIASES, CHAT_COMMANDS
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.generation.sampling import Sampling
 
@@ -27,6 +28,11 @@ def session() -> ChatSession:
 def test_a_line_is_a_command_or_a_message(line, command, message):
     assert is_command(line) == command
     assert as_message(line) == message
+
+
+def test_every_alias_is_free_and_means_a_command():
+    assert set(CHAT_ALIASES.values()) <= CHAT_COMMANDS.keys()
+    assert not CHAT_ALIASES.keys() & CHAT_COMMANDS.keys()
 
 
 @pytest.mark.parametrize(

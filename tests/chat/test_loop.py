@@ -387,7 +387,14 @@ def test_bad_files_are_one_sentence(chat, tmp_path):
 
 def test_an_unknown_command_suggests_the_nearest_one(chat):
     assert "There is no command /tmp; did you mean '/temp'?" in chat.say("/tmp 3")
-    assert "did you mean '/quit'?" in chat.say("/exit")
+    assert "did you mean '/quit'?" in chat.say("/quite")
+
+
+@pytest.mark.parametrize(
+    ("alias", "said"), [("/clear", "A new conversation"), ("/temperature", "temperature is"), ("/?", "/help")]
+)
+def test_commands_have_the_names_of_other_chats(chat, alias, said):
+    assert said in chat.say(alias)
 
 
 def test_two_slashes_make_a_message_that_begins_with_one(chat):
