@@ -35,7 +35,7 @@ from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.common.user_paths import path_text, user_path
 
 UNUSED_BY_SFT = ("pretrain", "model")
-WHY_UNUSED = {"model": "fine-tuning uses the shape of its base model", "lora": "pretraining trains all weights"}
+WHY_UNUSED = {"lora": "pretraining trains all weights"}
 EXAMPLES_SHOWN, EXAMPLES_ON_PAGE = 3, 40  # by `inspect`
 
 
@@ -169,7 +169,20 @@ def load_training(arguments: Arguments) -> None:
     if getattr(arguments, "skip_bad", False):
         arguments.overrides.append("chats.skip_bad=true")
     load_settings(arguments)
+    _refuse_shape(arguments)
     _warn_of_unused(arguments, arguments.unused)
+
+
+def _refuse_shape(arguments: Arguments) -> None:
+    """Raise UserError for a shape of the model on the command line of a fine-tuning: whoever gives one expects another model."""
+    if "model" not in getattr(arguments, "unused", UNUSED_BY_SFT):
+        return
+    for override in arguments.overrides:
+        if override.partition("=")[0].strip().partition(".")[0] == "model":
+            raise UserError(
+                f"{short(override)[1:-1]}: fine-tuning keeps the shape of its base model, which sft.pretrained_checkpoint names; "
+                "a new shape is for `mini-chat-gpt pretrain`."
+            )
 
 
 def _warn_of_unused(arguments: Arguments, sections: tuple[str, ...]) -> None:
@@ -211,6 +224,7 @@ def load_recipe(arguments: Arguments) -> None:
     arguments.folder = find_recipe(arguments.recipe)
     arguments.config = arguments.folder / RECIPE_CONFIG
     load_settings(arguments)
+    _refuse_shape(arguments)
     _warn_of_unused(arguments, UNUSED_BY_SFT)
 
 

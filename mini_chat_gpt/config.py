@@ -323,13 +323,13 @@ class WandbSection(Section):
     """Logging to wandb.ai. The run folder always has metrics.jsonl."""
 
     enabled: bool = True
-    """Log to wandb. Without an account or network the run is logged offline in the run folder, without asking."""
+    """Log to wandb: offline, in the run folder, unless the mode says online."""
     project: Name = "mini_chat_gpt"
     """Project name."""
     name: Name | None = None
     """Run name (null = the name of the run folder)."""
     mode: Annotated[Literal["auto", "online", "offline", "disabled"], BeforeValidator(_wandb_mode)] = "auto"
-    """auto = online if there is an account and a network, else offline."""
+    """auto = what WANDB_MODE or `wandb online` says, else offline."""
 
 
 class Config(Section):

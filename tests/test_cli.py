@@ -173,13 +173,17 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
     [
         (["pretrain", "lora.enabled=true"], "lora.enabled has"),
         (["pretrain", "lora.rank=2", "sft.max_steps=3"], "lora.rank, sft.max_steps have"),
-        (["sft", "model.n_layer=3"], "model.n_layer has"),
         (["sft", "pretrain.max_steps=3"], "pretrain.max_steps has"),
-        (["recipe", "polite_helper", "model.n_layer=3"], "model.n_layer has"),
     ],
 )
 def test_settings_of_the_command_line_that_a_training_never_reads_are_named(argv, keys):
     with pytest.warns(UserWarning, match=f"^{keys} no effect here"):
+        parse(argv[0], argv[1:])
+
+
+@pytest.mark.parametrize("argv", [["sft", "model.n_layer=3"], ["recipe", "polite_helper", "model.preset=15m"]])
+def test_a_shape_of_the_model_is_refused_where_the_base_model_has_one(argv):
+    with pytest.raises(UserError, match=r"^model\..*: fine-tuning keeps the shape of its base model"):
         parse(argv[0], argv[1:])
 
 

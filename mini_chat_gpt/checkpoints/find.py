@@ -38,7 +38,7 @@ from mini_chat_gpt.checkpoints.verify import RAW as RAW
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name, readable_disk_errors, temporary_name
 from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
-from mini_chat_gpt.common.manifest import Damage, read_manifest
+from mini_chat_gpt.common.manifest import MANIFEST, Damage, read_manifest
 from mini_chat_gpt.config import current_metric_name
 from mini_chat_gpt.tokenizer.chat_tokenizer import META_FILE
 
@@ -104,7 +104,12 @@ class _TokenizerMeta(JSONRecord):
 
 
 def is_checkpoint(folder: Path) -> bool:
-    return os.path.isfile(folder / META)  # unlike Path.is_file, it never raises
+    """Whether this is one of our folders, also if its metadata are lost: what is left of it is no model of another project."""
+    if os.path.isfile(folder / META):  # unlike Path.is_file, it never raises
+        return True
+    with suppress(Damage, OSError):
+        return os.path.isfile(folder / MANIFEST) and META in read_manifest(folder).files
+    return False
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

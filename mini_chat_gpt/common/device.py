@@ -92,7 +92,10 @@ def _as_configured(name: str, device: torch.device) -> Precision:
         raise UserError(
             f"system.mixed_precision: {device} does not support {name} matrix products ({error}); use auto or fp32."
         ) from None
-    return Precision(dtype, "bf16: as configured" if name == "bf16" else "float16 with a loss scale: as configured")
+    reason = "bf16: as configured" if name == "bf16" else "float16 with a loss scale: as configured"
+    if device.type == "cpu" and not (name == "bf16" and has_fast_bf16(device)):
+        reason += " (warning: this processor only emulates its products, which is slower than float32; auto is faster)"
+    return Precision(dtype, reason)
 
 
 def _for_gpu(device: torch.device) -> Precision:

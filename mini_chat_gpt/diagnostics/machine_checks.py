@@ -90,13 +90,7 @@ def other_torch_processes() -> Iterator[str]:
 
 def _wandb(config: Config) -> Finding:
     mode, note = choose_mode(config.wandb)
-    if note:
-        return Finding("ok", "wandb", note)
-    if mode == "offline":
-        return Finding(
-            "ok", "wandb", "offline (no account or no network): saved in the run folder; `wandb sync` uploads it"
-        )
-    return Finding("ok", "wandb", mode)
+    return Finding("ok", "wandb", note or mode)
 
 
 def disk_finding(folder: Path, checkpoint: int, kept: int) -> Finding:

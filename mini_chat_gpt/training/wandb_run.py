@@ -1,6 +1,6 @@
 """wandb: whether a run goes online, and a run of wandb that never ends the training.
 
-Nothing is sent anywhere unless everything that is set about wandb is known and allows it.
+Nothing is sent anywhere unless it is asked for, and everything that is set about wandb is known and allows it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import configparser
 import os
 import secrets
-import socket
 import string
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,9 @@ _MODES: dict[str, WandbMode] = {
 }  # fmt: skip
 """wandb's own values of WANDB_MODE, old ones included."""
 _TRUE, _FALSE = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off")
+
+
+OFFLINE = "wandb records in the run folder only; wandb.mode=online (after `wandb login`) shows the run live, `wandb sync` uploads it later."
 
 
 class WandbRun:
@@ -100,9 +102,9 @@ def start_wandb(
 
 
 def choose_mode(section: WandbSection) -> tuple[WandbMode, str]:
-    """The mode to use, and a sentence if something is set that is not known; then nothing is sent.
+    """The mode to use, and a sentence if nothing chose it, or something is set that is not known; then nothing is sent.
 
-    "auto" means what is set for wandb itself (`wandb offline`, WANDB_MODE, …), else online with an account and a network.
+    "auto" means what is set for wandb itself (WANDB_MODE, `wandb offline`, …), else offline.
     """
     if not section.enabled:
         return "disabled", ""
@@ -112,8 +114,7 @@ def choose_mode(section: WandbSection) -> tuple[WandbMode, str]:
         if value in _MODES:
             return _MODES[value], ""
         return "offline", f"wandb is offline, because {source} has the unknown value {short(value)}."
-    reachable = has_wandb_account() and can_connect(os.environ.get("WANDB_BASE_URL") or "api.wandb.ai")
-    return "online" if reachable else "offline", ""
+    return "offline", OFFLINE
 
 
 def _told() -> Iterator[tuple[str, str]]:
@@ -161,37 +162,9 @@ def _settings_files() -> Iterator[Path]:
         yield home / ".config" / "wandb" / "settings"
 
 
-def has_wandb_account() -> bool:
-    """Whether an API key is configured. Does not import wandb."""
-    if os.environ.get("WANDB_API_KEY", "").strip():
-        return True
-    home = _home()
-    places = (
-        [Path(os.environ["NETRC"])] if os.environ.get("NETRC") else [home / ".netrc", home / "_netrc"] if home else []
-    )
-    for place in places:
-        try:
-            if "wandb" in place.read_text(encoding="utf-8", errors="replace"):
-                return True
-        except (OSError, ValueError):
-            continue
-    return False
-
-
 def _home() -> Path | None:
     """The user's home folder; None for a user without one, as in some containers."""
     try:
         return Path.home()
     except (RuntimeError, OSError):
         return None
-
-
-def can_connect(address: str, seconds: float = 3.0) -> bool:
-    """Whether a server answers at an address such as "api.wandb.ai" or "http://127.0.0.1:8080"."""
-    host = address.split("://")[-1].split("/")[0]
-    name, _, port = host.partition(":")
-    try:
-        with socket.create_connection((name, int(port or 443)), timeout=seconds):
-            return True
-    except (OSError, ValueError):  # UnicodeError, a ValueError: a name that can't be a host's
-        return False

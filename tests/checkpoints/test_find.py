@@ -135,6 +135,25 @@ def test_metadata_of_any_structure_are_one_sentence(run, content):
             read(run / "step-0000002")
 
 
+@pytest.mark.parametrize("how", ["missing", "renamed", "a loop"])
+def test_a_checkpoint_without_its_metadata_is_not_taken_for_a_model_of_another_project(run, how):
+    folder = run / "step-0000002"
+    if how == "renamed":
+        (folder / META).rename(folder / "other.json")
+    else:
+        (folder / META).unlink()
+    if how == "a loop":
+        (folder / META).symlink_to(META)
+    with pytest.raises(UserError, match=rf"{META}"):
+        load_checkpoint(folder, "cpu")
+    for path in [
+        folder / MANIFEST,
+        *folder.glob("tokenizer_meta.json"),
+    ]:  # what a user copies out is an ordinary folder
+        path.unlink()
+    assert load_checkpoint(folder, "cpu")[0].config.n_embd == 8
+
+
 @pytest.mark.parametrize("info", [{"val_loss": "low"}, {"val_loss": [1]}, {"val_loss": 10**400}, {"best_metric": ["x"]},
                                   {"score": {}, "best_metric": "val_loss"}, {"best_by": {}}])  # fmt: skip
 def test_values_that_are_not_numbers_do_not_rank(run, info):

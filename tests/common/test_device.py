@@ -94,6 +94,14 @@ def test_float32_can_be_configured(setting):
     assert (precision.dtype, precision.needs_loss_scale) == (torch.float32, False)
 
 
+@pytest.mark.parametrize(
+    ("setting", "has_bf16", "slow"), [("fp16", True, True), ("bf16", False, True), ("bf16", True, False)]
+)
+def test_a_precision_that_a_cpu_only_emulates_is_warned_of(monkeypatch, setting, has_bf16, slow):
+    monkeypatch.setattr("mini_chat_gpt.common.device.cpu_has_bf16", lambda: has_bf16)
+    assert ("slower than float32" in pick_precision(setting, CPU).reason) == slow
+
+
 @pytest.mark.parametrize(("setting", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_products_are_computed_in_the_configured_16_bit_precision(setting, dtype):
     precision = pick_precision(setting, CPU)
