@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mini_chat_gpt.common.errors import UserError, nearest, short
+from mini_chat_gpt.common.hub_names import hub_name
 from mini_chat_gpt.common.user_paths import path_text, user_path
 
 if TYPE_CHECKING:
-    from mini_chat_gpt.config import DataSection
+    from mini_chat_gpt.config import Config, DataSection
     from mini_chat_gpt.generation.settings import Sampling
 
 Parser = argparse.ArgumentParser
@@ -245,6 +246,34 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     overrides = [word for word in words if re.match(r"[A-Za-z_]\w*(\.\w+)+\s*=", word) and not os.path.exists(word)]
     return overrides, [path_text(word) for word in words if word not in overrides]
+
+
+def with_files(config: Config, files: Sequence[str], overrides: Sequence[str] = ()) -> Config:
+    """Return the config with these files instead of its own: a folder or a .txt file holds stories, any other file chats.
+
+    The config's validation files belong to its own chat files, so they are dropped unless an override names them.
+    Raises UserError.
+    """
+    for file in files:
+        if not Path(file).exists() and hub_name(file, "dataset") is None:
+            raise UserError(f"There is no {file}; give chat files, a folder with stories, or section.key=value.")
+    story_paths = [file for file in files if Path(file).is_dir() or file.endswith(".txt")]
+    chats = [file for file in files if file not in story_paths]
+    if len(story_paths) > 1:
+        raise UserError(f"{story_paths[0]} and {story_paths[1]} both hold stories; give one of them.")
+    if story_paths and chats and not config.chats.stories:
+        raise UserError(
+            f"{story_paths[0]} needs a share of the examples in addition to the chats; for example chats.stories=0.3."
+        )
+    if story_paths:
+        config = config.model_copy(update={"sft": config.sft.model_copy(update={"dataset_path": story_paths[0]})})
+    if files:
+        overridden = any(override.startswith("chats.valid_files") for override in overrides)
+        valid_files = config.chats.valid_files if overridden and chats else {}
+        weights = {file: config.chats.files.get(file, 1.0) for file in chats}
+        changes = {"files": weights, "valid_files": valid_files}
+        config = config.model_copy(update={"chats": config.chats.model_copy(update=changes)})
+    return config
 
 
 def recipe_places() -> list[Path]:

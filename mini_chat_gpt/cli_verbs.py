@@ -30,6 +30,7 @@ from mini_chat_gpt.cli_options import (
     sampling_of,
     split_arguments,
     whole,
+    with_files,
 )
 from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.common.user_paths import path_text, user_path
@@ -138,6 +139,7 @@ def check_inspect(arguments: Arguments) -> None:
     if arguments.skip_bad:
         arguments.overrides.append("chats.skip_bad=true")
     load_settings(arguments)
+    arguments.settings = with_files(arguments.settings, arguments.files, arguments.overrides)
 
 
 # Training

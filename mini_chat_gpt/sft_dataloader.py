@@ -155,6 +155,19 @@ class InstructDataset:
             self.stats[f"too long: {task.kind}"] += 1
         return rendered
 
+    def notes(self) -> Iterator[str]:
+        """Sentences about records without a story, and about what happened to the examples made so far."""
+        file, made, fit = self.index.path, f"{self.stats['examples']:,}", f"{self.data.seq_len:,} tokens"
+        if n := self.index.without_story:
+            yield f"{file}: {n:,} records without a story are left out."
+        if n := self.stats["shortened"]:
+            yield f"{file}: {n:,} of {made} examples whose story lost text from its middle, to fit into {fit}."
+        if n := self.stats["substituted"]:
+            yield f"{file}: {n:,} of {made} examples made from another record, because their own record gives no task."
+        if too_long := [(n, kind) for kind in TASK_KINDS if (n := self.stats[f"too long: {kind}"])]:
+            kinds = ", ".join(f"{kind} {n:,}" for n, kind in sorted(too_long, reverse=True))
+            yield f"{file}: tasks that don't fit into {fit}, among {made} examples: {kinds}."
+
     # Held-out data
 
     def validation_examples(self, n: int) -> list[Example]:

@@ -20,8 +20,8 @@ from rich.text import Text
 from mini_chat_gpt import assets
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text, readable_disk_errors
-from mini_chat_gpt.common.page import document, escaped, tiles, visible
-from mini_chat_gpt.common.text import well_formed
+from mini_chat_gpt.common.page import document, escaped, tiles
+from mini_chat_gpt.common.text import visible, well_formed
 from mini_chat_gpt.common.writable import require_writable_file
 from mini_chat_gpt.generation.token_probs import MOST_SURPRISING, STEP_NAMES, Candidate, Explanation, Token, percent
 

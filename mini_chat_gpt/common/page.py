@@ -13,14 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from mini_chat_gpt import assets
 from mini_chat_gpt.common.hub_names import repository_of
-from mini_chat_gpt.common.text import well_formed
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")  # all but tab and newline
-
-
-def visible(text: str) -> str:
-    """Replace control characters with an escape such as \\x1b, so that the text can't change the state of a terminal."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+from mini_chat_gpt.common.text import visible, well_formed
 
 
 def escaped(text: str) -> str:

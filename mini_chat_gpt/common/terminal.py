@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mini_chat_gpt.common.output import OptionalOutput
+from mini_chat_gpt.common.text import visible
 
 
 def console(quiet: bool = False, optional: bool = False) -> Console:
@@ -23,6 +24,11 @@ def console(quiet: bool = False, optional: bool = False) -> Console:
     optional    the work matters more than its output, as in training: what can't be printed is dropped
     """
     return Console(highlight=False, quiet=quiet, file=cast(IO[str], OptionalOutput("stdout")) if optional else None)
+
+
+def print_line(out: Console, line: object) -> None:
+    """Print a line as it is: no markup, control characters escaped, and wrapped in a terminal only."""
+    out.print(visible(str(line)), markup=False, soft_wrap=not out.is_terminal)
 
 
 def format_size(n_bytes: float | None) -> str:

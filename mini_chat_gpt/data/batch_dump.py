@@ -1,7 +1,7 @@
 """The examples of a step as text, for people to read and for programs to restore the same examples.
 
     # the first step's examples
-    # 8 examples, 1,234 tokens, 345 trained
+    # 8 examples, 1,234 tokens, 345 trained (28%)
 
     == 1. words: 143 tokens, 98 trained, weight 0.3
       <|user|>Write a story with cat, ball.<|assistant|>[[Once there was a cat.
@@ -20,6 +20,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -39,9 +41,7 @@ _HEADLINE = re.compile(r"== \d+\. (?P<kind>.*): [\d,]+ tokens, [\d,]+ trained, w
 
 def describe(examples: Sequence[Example], tokenizer: ChatTokenizer, title: str) -> str:
     """The examples under a title, each with its kind, size, weight, text, and all numbers that a batch needs."""
-    tokens = sum(len(example.ids) for example in examples)
-    trained = sum(example.n_trained for example in examples)
-    blocks = [f"# {_one_line(title)}\n# {len(examples):,} examples, {tokens:,} tokens, {trained:,} trained\n"]
+    blocks = [f"# {_one_line(title)}\n# {size_of(examples)}\n"]
     for number, example in enumerate(examples, 1):
         text = "".join(f"[[{part}]]" if is_target else part for part, is_target in marked_parts(example, tokenizer))
         lines = [f"== {number}. {headline(example)}"]
@@ -49,6 +49,14 @@ def describe(examples: Sequence[Example], tokenizer: ChatTokenizer, title: str) 
         lines += [f"{name}: {json.dumps(value)}" for name, value in _numbers(example).items()]
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
+
+
+def size_of(examples: Sequence[Example]) -> str:
+    """ "8 examples, 1,234 tokens, 345 trained (28%)"."""
+    tokens = sum(len(example.ids) for example in examples)
+    trained = sum(example.n_trained for example in examples)
+    several = "example" if len(examples) == 1 else "examples"
+    return f"{len(examples):,} {several}, {tokens:,} tokens, {trained:,} trained ({trained / max(1, tokens):.0%})"
 
 
 def headline(example: Example) -> str:
@@ -61,26 +69,43 @@ def headline(example: Example) -> str:
     )
 
 
-def marked_parts(example: Example, tokenizer: ChatTokenizer) -> Iterator[tuple[str, bool]]:
-    """The text of an example in parts, and whether each consists of targets. The first token never is a target.
+@dataclass(frozen=True)
+class Piece:
+    """The text of one token, or of several where only together they decode to a character."""
 
-    Concatenated, the parts are `tokenizer.decode(ids, control=True)`. A character whose bytes are in several tokens belongs to the
-    part of the last one. An id that the tokenizer lacks is shown as <|no token 50300|>.
+    ids: tuple[int, ...]
+    text: str
+    is_target: bool
+    is_control: bool
+
+
+def token_pieces(example: Example, tokenizer: ChatTokenizer) -> Iterator[Piece]:
+    """The example token by token. The first token never is a target, because nothing predicts it.
+
+    The texts, concatenated, are `tokenizer.decode(ids, control=True)`. A character whose bytes are in several tokens is a target if
+    the last one is. An id that the tokenizer lacks is shown as <|no token 50300|>.
     """
-    decoder = tokenizer.stream_decoder(control=True)
-    part, is_target = "", False
+    decoder, control_ids = tokenizer.stream_decoder(control=True), set(tokenizer.control.values())
+    ids: list[int] = []
+    is_target = False
     for index, token_id in enumerate(example.ids.tolist()):
-        target = index > 0 and bool(example.loss_mask[index])
-        if target != is_target and part:
-            yield part, is_target
-            part = ""
-        is_target = target
+        ids.append(token_id)
+        is_target = index > 0 and bool(example.loss_mask[index])
         try:
-            part += decoder.push(token_id)
+            text = decoder.push(token_id)
         except UserError:
-            part += f"<|no token {token_id}|>"
-    if part := part + decoder.finish():
-        yield part, is_target
+            text = f"<|no token {token_id}|>"
+        if text:
+            yield Piece(tuple(ids), text, is_target, token_id in control_ids)
+            ids = []
+    if ids:
+        yield Piece(tuple(ids), decoder.finish(), is_target, False)
+
+
+def marked_parts(example: Example, tokenizer: ChatTokenizer) -> Iterator[tuple[str, bool]]:
+    """The text of an example in parts, and whether each consists of targets."""
+    for is_target, pieces in groupby(token_pieces(example, tokenizer), key=lambda piece: piece.is_target):
+        yield "".join(piece.text for piece in pieces), is_target
 
 
 def read_examples(text: str) -> list[Example]:

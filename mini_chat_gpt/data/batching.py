@@ -39,6 +39,7 @@ class Example:
 
     ids: (n,) int32 token ids. loss_mask: (n,) bool, True for targets. weight: loss weight of the targets, one for all or (n,).
     prefix_branches: where in `ids` each of several conversations continues after the shared prefix.
+    origin: file and line, to show; "" where they are not known.
     """
 
     ids: np.ndarray
@@ -46,6 +47,7 @@ class Example:
     weight: float | np.ndarray
     kind: str
     prefix_branches: tuple[int, ...] = ()
+    origin: str = ""
 
     @property
     def n_trained(self) -> int:
@@ -207,23 +209,30 @@ def _tensor(parts: Sequence[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
 
-def micro_batches(examples: Sequence[Example], batch_size: int, batch_tokens: int | None = None) -> list[Batch]:
-    """Split the examples of a step into batches of at most `batch_size`, of similar lengths so that attention wastes little.
+def group_by_length(
+    examples: Sequence[Example], batch_size: int, batch_tokens: int | None = None
+) -> list[list[Example]]:
+    """The examples of a step in groups of at most `batch_size`, of similar lengths so that attention wastes little.
 
-    With `batch_tokens` a batch has at most that many tokens too; a longer example is a batch of its own. The order within a
+    With `batch_tokens` a group has at most that many tokens too; a longer example is a group of its own. The order within a
     step does not change the loss or the gradient, because both are sums over the step divided by the number of its targets.
     """
-    batches: list[list[Example]] = []
+    groups: list[list[Example]] = []
     tokens = 0
     # Sorted, so that neighbors have similar lengths: attention pads groups of them.
     for example in sorted(examples, key=lambda example: len(example.ids), reverse=True):
         tokens += len(example.ids)
-        full = not batches or len(batches[-1]) == batch_size or (batch_tokens is not None and tokens > batch_tokens)
+        full = not groups or len(groups[-1]) == batch_size or (batch_tokens is not None and tokens > batch_tokens)
         if full:
-            batches.append([])
+            groups.append([])
             tokens = len(example.ids)
-        batches[-1].append(example)
-    return [collate(batch) for batch in batches]
+        groups[-1].append(example)
+    return groups
+
+
+def micro_batches(examples: Sequence[Example], batch_size: int, batch_tokens: int | None = None) -> list[Batch]:
+    """The batches of a step; see `group_by_length`."""
+    return [collate(group) for group in group_by_length(examples, batch_size, batch_tokens)]
 
 
 def blank_batch() -> Batch:

@@ -19,6 +19,7 @@ import numpy as np
 
 from mini_chat_gpt.chat_format import Message, Rendered, format_of, render_spans
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.text import with_places
 from mini_chat_gpt.config import ChatsSection, DataSection
 from mini_chat_gpt.data.batching import Example, epoch_order
 from mini_chat_gpt.data.chat_files import Conversation
@@ -76,7 +77,8 @@ class ChatDataset:
                     used.append(conversation)
                     self.has_reasoning |= any(with_reasoning(one).reasoning for one in conversation.messages)
                     ids, loss_mask = np.array(rendered.ids, dtype=np.int32), np.array(rendered.loss_mask)
-                    examples.append(Example(ids, loss_mask, weight=1.0, kind=name))
+                    origin = f"{path}, {conversation.place}"
+                    examples.append(Example(ids, loss_mask, weight=1.0, kind=name, origin=origin))
             if used:
                 self._files.append(_File(used, examples, max(1, round(len(used) * chats.files.get(path, 1.0)))))
         if not self._files:
@@ -113,15 +115,18 @@ class ChatDataset:
         for file in self._files:
             yield from file.conversations
 
+    @property
+    def per_epoch(self) -> dict[str, int]:
+        """Path -> how many examples of an epoch are those of the file."""
+        return {file.conversations[0].path: file.n_per_epoch for file in self._files}
+
     def notes(self, purpose: str) -> list[str]:
-        """One sentence for each file and each kind of `left_out`. `purpose` says what the conversations are for."""
-        groups: dict[tuple[str, str], list[LeftOut]] = {}
+        """A note for each file and each kind of `left_out`. `purpose` says what the conversations are for."""
+        places: dict[tuple[str, str], list[str]] = {}
         for one in self.left_out:
-            groups.setdefault((one.conversation.path, one.what), []).append(one)
-        return [
-            f"{path}: chats {purpose} that are {what}: {len(group):,}; the first, {group[0].conversation.place}: {group[0].why}."
-            for (path, what), group in groups.items()
-        ]
+            place = f"{one.conversation.place}: {one.why}"
+            places.setdefault((one.conversation.path, one.what), []).append(place)
+        return [with_places(f"{path}: chats {purpose} that are {what}", places[path, what]) for path, what in places]
 
     def _fit(self, conversation: Conversation, tokenizer: ChatTokenizer, train: str) -> Rendered | None:
         """Render as many exchanges as fit into the context; None, with an entry in `left_out`, if not even one does."""

@@ -5,13 +5,13 @@ The trainer, `inspect` and `doctor` all get their examples here. `sft_dataloader
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.text import with_places
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.data.batching import Example, epoch_order
 from mini_chat_gpt.data.chat_dataset import ChatDataset, duplicates, in_both, split
@@ -19,7 +19,7 @@ from mini_chat_gpt.data.chat_files import Conversation, Problem, read_conversati
 from mini_chat_gpt.data.hub_data import local_chats
 from mini_chat_gpt.data.step_loader import ExampleDataset
 from mini_chat_gpt.generation.text import Prompt
-from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, find_instruct_file
+from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, find_instruct_file, stories
 from mini_chat_gpt.tinystories.tasks import Task
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.job import Stage
@@ -44,7 +44,7 @@ class ChatData:
     trained: ChatDataset
     held_out: ChatDataset | None  # None: nothing is held out, and validation uses the training chats
     problems: list[Problem]  # skipped records
-    notes: list[str]  # what the user should know about the files, one sentence each
+    notes: list[str]  # what the user should know about the files; places of records stand in lines of their own
 
     @property
     def validated(self) -> ChatDataset:
@@ -115,6 +115,16 @@ def make_examples(config: Config, tokenizer: ChatTokenizer, context: int) -> Sft
         eval_tasks=stories.eval_tasks,
         chats=chats.chats,
     )
+
+
+def texts_for_tokenizer(config: Config, n: int = 2000) -> Iterator[str]:
+    """Texts of the data, to train a tokenizer on: those of the first n chats and of the first n stories."""
+    if files := config.chats.files:
+        # Bad records are skipped here; they are reported when the examples are made.
+        for chat in islice(read_conversations(files, []), n):
+            yield from (message.content for message in chat.messages)
+    if not files or config.chats.stories:
+        yield from islice(stories(find_instruct_file(config.sft.dataset_path, "train")), n)
 
 
 # TinyStories-Instruct
@@ -202,31 +212,28 @@ def read_chats(config: Config, tokenizer: ChatTokenizer) -> ChatData:
 
 
 def _skipped(problems: Sequence[Problem]) -> list[str]:
-    by_file = Counter(problem.path for problem in problems)
-    firsts = {problem.path: problem for problem in reversed(problems)}
-    return [f"{path}: records skipped: {n:,}; the first: {firsts[path]}." for path, n in by_file.items()]
+    places: dict[str, list[str]] = {}
+    for problem in problems:
+        places.setdefault(problem.path, []).append(f"{problem.place}: {problem.what}")
+    return [with_places(f"{path}: records skipped", places[path]) for path in places]
 
 
 def _repeated(groups: Sequence[Sequence[Conversation]]) -> list[str]:
-    if not groups:
-        return []
-    n, (one, other) = sum(len(group) - 1 for group in groups), groups[0][:2]
-    places = f"{one.path}, {one.place}, and {other.path}, {other.place}"
-    return [f"Chats with the same text as another one: {n:,}; the first: {places}."]
+    places = [f"{_place(chat)}, repeats {_place(first)}" for first, *others in groups for chat in others]
+    return [with_places("Chats with the same text as another one", places)] if places else []
 
 
 def _in_both(trained: Sequence[Conversation], held_out: Sequence[Conversation]) -> list[str]:
     whole, question = in_both(trained, held_out)
-    notes = []
-    if whole:
-        place = f"{whole[0].path}, {whole[0].place}"
-        notes.append(f"Held-out chats that are also in the training data: {len(whole):,}; the first: {place}.")
-    if question:
-        place = f"{question[0].path}, {question[0].place}"
-        notes.append(
-            f"Held-out chats that begin with a question of the training data: {len(question):,}; the first: {place}."
-        )
-    return notes
+    by_description = {
+        "Held-out chats that are also in the training data": whole,
+        "Held-out chats that begin with a question of the training data": question,
+    }
+    return [with_places(what, list(map(_place, chats))) for what, chats in by_description.items() if chats]
+
+
+def _place(chat: Conversation) -> str:
+    return f"{chat.path}, {chat.place}"
 
 
 def _shown(dataset: ChatDataset) -> Iterator[Shown]:

@@ -83,7 +83,7 @@ def test_each_example_has_a_headline():
     assert headline(example) == "moral: 4 tokens, 2 trained, weight 1.5"
     first, second = describe([example], TOKENIZER, "the first step's examples").splitlines()[:2]
     assert first == "# the first step's examples"
-    assert second == "# 1 examples, 4 tokens, 2 trained"
+    assert second == "# 1 example, 4 tokens, 2 trained (50%)"
 
 
 def test_no_text_can_control_a_terminal():

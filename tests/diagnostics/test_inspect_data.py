@@ -16,15 +16,18 @@ from tiny import TEXTS, tiny_config, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.chat_format import Message, render
 from mini_chat_gpt.checkpoints.save import save_checkpoint
-from mini_chat_gpt.cli_options import split_arguments
+from mini_chat_gpt.cli import dispatch
+from mini_chat_gpt.cli_options import split_arguments, with_files
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.data.batch_dump import read_examples
+from mini_chat_gpt.data.token_counts import Row, total_of
 from mini_chat_gpt.diagnostics import inspect_data
-from mini_chat_gpt.diagnostics.inspect_data import inspect, tokenizer_for, with_files
+from mini_chat_gpt.diagnostics.inspect_data import count_tokens, inspect, tokenizer_for
 from mini_chat_gpt.diagnostics.inspect_page import page
-from mini_chat_gpt.diagnostics.inspect_text import bars, marked
-from mini_chat_gpt.diagnostics.inspection import histogram, token_pieces, totals
+from mini_chat_gpt.diagnostics.inspect_text import marked
+from mini_chat_gpt.diagnostics.inspection import Section, histogram
 from mini_chat_gpt.sft_train import train
+from mini_chat_gpt.training.sft_data import make_examples
 
 TOKENIZER = tiny_tokenizer()
 EVIL = "<script>alert('&')</script> <|user|>\x1b[31m"
@@ -48,6 +51,35 @@ def chats(tmp_path) -> str:
 def inspection_of(*files: str, tokenizer=TOKENIZER, context: int = 200, steps: int = 1, n: int = 3, **sections):
     sections = {"chats": {"files": list(files)}} | sections if files else sections
     return inspect(tiny_config(**sections), tokenizer, context, steps, n)
+
+
+def section(inspection, title: str) -> Section:
+    return next(section for section in inspection.sections if section.title == title)
+
+
+def shown_in(inspection):
+    return section(inspection, "Examples").examples
+
+
+def micro_batches_in(inspection) -> list[tuple[str, ...]]:
+    """Step, number, examples, tokens and trained tokens of each micro-batch."""
+    form = r"micro-batch (\d+): (\d+) examples?, ([\d,]+) tokens, ([\d,]+) trained \(\d+%\)"
+    return [
+        (int(step.title.removeprefix("Step ")), *(int(n.replace(",", "")) for n in re.fullmatch(form, note).groups()))
+        for step in inspection.sections
+        if step.title.startswith("Step ")
+        for note in step.notes
+    ]
+
+
+def rows_of(*files: str, context: int = 200, **sections) -> tuple[list[Row], list[str]]:
+    sections = {"chats": {"files": list(files)}} | sections if files else sections
+    config = tiny_config(**sections)
+    return count_tokens(make_examples(config, TOKENIZER, context), config)
+
+
+def counts_in(bars) -> list[int]:
+    return [int(count.replace(",", "")) for _, count, _ in bars[1:]]
 
 
 class Marks(HTMLParser):
@@ -102,7 +134,7 @@ def test_the_verb_shows_chats_in_a_pipe(home):
         question, answer = pair(int(line) - 1)
         assert text == f"<|user|>{question}<|assistant|>[[{answer}<|endoftext|>]]"
     assert re.search(r"\ncats.jsonl +27 +100.0% ", printed)
-    assert "context 64" in printed
+    assert "\n64 tokens fit (context).\n" in printed
     assert printed.endswith("Validation\n3 examples: cats 3\n")
 
 
@@ -110,7 +142,9 @@ def test_sections_are_printed_in_order(home):
     printed = run(home, "inspect", "long.jsonl", "chats.valid_share=0")
     heads = ["Step 1", "By source and kind", "Lengths in tokens", "Left out, shortened or repeated", "Validation"]
     assert [line for line in printed.splitlines() if line in heads] == heads
-    assert "long.jsonl: 1 of its chats to train on dropped\n  line 2: its first trained exchange doesn't fit" in printed
+    assert (
+        "long.jsonl: chats to train on that are dropped: 1\n  line 2: its first trained exchange doesn't fit" in printed
+    )
     assert "No chat is held out" in printed
 
 
@@ -138,7 +172,7 @@ def test_bad_records_are_listed_or_skipped_and_counted(home):
     assert "4 records can't be used" in printed
     assert "bad.jsonl, line 6: it is not valid JSON" in printed
     printed = run(home, "inspect", "bad.jsonl", "--skip-bad")
-    assert 'bad.jsonl: 4 of its records skipped\n  line 2: it has "question" but no "answer"' in printed
+    assert 'bad.jsonl: records skipped: 4\n  line 2: it has "question" but no "answer"' in printed
     assert printed.count("it is not valid JSON") == 1  # the first three are named
     assert "and 1 more" in printed
     assert "Chats with the same text as another one: 1" in printed
@@ -235,27 +269,29 @@ def test_the_first_steps_are_those_of_a_run(tmp_path, chats, monkeypatch):
     train(config)
     real = read_examples(Path("run/first_batch.txt").read_text(encoding="utf-8"))
     seen = inspect(config, TOKENIZER, 128, n=len(real))
-    assert sorted(e.ids.tolist() for e in real) == sorted(s.example.ids.tolist() for s in seen.shown)
-    assert sum(batch.tokens for batch in seen.batches) == sum(len(e.ids) for e in real) >= 300
-    assert sum(batch.trained for batch in seen.batches) == sum(e.n_trained for e in real)
-    assert max(batch.examples for batch in seen.batches) <= 3
+    assert sorted(e.ids.tolist() for e in real) == sorted(s.example.ids.tolist() for s in shown_in(seen))
+    _, _, examples, tokens, trained = zip(*micro_batches_in(seen), strict=True)
+    assert sum(tokens) == sum(len(e.ids) for e in real) >= 300
+    assert sum(trained) == sum(e.n_trained for e in real)
+    assert max(examples) <= 3
 
 
 def test_examples_are_assigned_to_their_micro_batch(chats):
     seen = inspection_of(chats, steps=2, n=100, training={"batch_size": 4, "examples_per_step": 10})
-    assert [(b.step, b.number, b.examples) for b in seen.batches] == [
+    batches = micro_batches_in(seen)
+    assert [batch[:3] for batch in batches] == [
         (step, number, size) for step in (1, 2) for number, size in ((1, 4), (2, 4), (3, 2))
     ]
-    for batch in seen.batches:
-        batch_examples = [s.example for s in seen.shown if (s.step, s.batch) == (batch.step, batch.number)]
-        assert sum(len(example.ids) for example in batch_examples) == batch.tokens
-        assert sum(example.n_trained for example in batch_examples) == batch.trained
+    for step, number, _, tokens, trained in batches:
+        examples = [s.example for s in shown_in(seen) if s.batch == f"step {step}, micro-batch {number}"]
+        assert sum(len(example.ids) for example in examples) == tokens
+        assert sum(example.n_trained for example in examples) == trained
 
 
 def test_each_example_names_its_file_and_line(tmp_path, chats):
     more = write_chats(tmp_path / "dogs.jsonl", *((f"Dog {n}?", f"Woof {n}!") for n in range(10)))
-    for shown in inspection_of(chats, more, n=60).shown:
-        path, line = shown.origin.rsplit(", line ", 1)
+    for shown in shown_in(inspection_of(chats, more, n=60)):
+        path, line = shown.title.split("; ")[1].rsplit(", line ", 1)
         record = json.loads(Path(path).read_text(encoding="utf-8").splitlines()[int(line) - 1])
         assert record["question"] in TOKENIZER.decode(shown.example.ids.tolist())
 
@@ -268,14 +304,14 @@ def test_marks_are_those_of_render(tmp_path):
         context=400,
     )
     ids, trained = render([Message("user", EVIL), Message("assistant", answer)], TOKENIZER)
-    pieces = list(token_pieces(seen.shown[0].example, TOKENIZER))
+    pieces = shown_in(seen)[0].pieces
     assert [token for piece in pieces for token in piece.ids] == ids
-    assert [piece.trained for piece in pieces for _ in piece.ids] == trained
+    assert [piece.is_target for piece in pieces for _ in piece.ids] == trained
     assert "".join(piece.text for piece in pieces) == TOKENIZER.decode(ids, control=True)
-    plain = marked(seen.shown[0], TOKENIZER, color=False).plain
+    plain = marked(pieces, color=False).plain
     spelled = [text.replace("\x1b", "\\x1b") for text in (EVIL, answer)]
     assert plain == f"<|user|>{spelled[0]}<|assistant|>[[{spelled[1]}<|endoftext|>]]"
-    green = marked(seen.shown[0], TOKENIZER, color=True)
+    green = marked(pieces, color=True)
     assert (
         "".join(green.plain[s.start : s.end] for s in green.spans if s.style == "bold green")
         == f"{spelled[1]}<|endoftext|>"
@@ -284,7 +320,7 @@ def test_marks_are_those_of_render(tmp_path):
 
 def test_a_prompt_weight_leaves_only_the_replies_marked_and_is_reported(chats):
     plain, weighted = inspection_of(chats), inspection_of(chats, data={"prompt_weight": 0.25, "num_workers": 0})
-    for one, other in zip(plain.shown, weighted.shown, strict=True):
+    for one, other in zip(shown_in(plain), shown_in(weighted), strict=True):
         assert one.example.loss_mask.tolist() == other.example.loss_mask.tolist()
     assert any("data.prompt_weight is 0.25: unmarked tokens are trained as well" in line for line in weighted.about)
 
@@ -294,76 +330,91 @@ def test_a_prompt_weight_leaves_only_the_replies_marked_and_is_reported(chats):
 
 def test_every_chat_is_counted_and_weights_repeat_them(tmp_path, chats):
     more = write_chats(tmp_path / "dogs.jsonl", *((f"Dog {n}?", f"Woof {n}!") for n in range(10)))
-    seen = inspection_of(chats={"files": {chats: 2, more: 1}, "valid_share": 0})
-    assert [(row.source, row.kind, row.examples) for row in seen.rows] == [
+    rows, estimates = rows_of(chats={"files": {chats: 2, more: 1}, "valid_share": 0})
+    assert [(row.source, row.kind, row.examples) for row in rows] == [
         ("cats.jsonl × 2", "cats", 60),
         ("dogs.jsonl", "dogs", 10),
     ]
     cats = [render([Message("user", q), Message("assistant", a)], TOKENIZER) for q, a in map(pair, range(30))]
-    assert seen.rows[0].tokens == 2 * sum(len(ids) for ids, _ in cats)
-    assert seen.rows[0].trained == 2 * sum(sum(trained) for _, trained in cats)
-    assert sum(row.share for row in seen.rows) == pytest.approx(1)
-    assert totals(seen.rows).examples == sum(seen.lengths.counts) == 70
-    assert not seen.counted
+    tokens, trained, _ = rows[0].repeats @ rows[0].sizes
+    assert tokens == 2 * sum(len(ids) for ids, _ in cats)
+    assert trained == 2 * sum(sum(trained) for _, trained in cats)
+    assert total_of(rows).examples == sum(counts_in(histogram(total_of(rows), {}))) == 70
+    assert not estimates
 
 
 def test_stories_are_a_sample_of_the_stream(sample, monkeypatch):
     monkeypatch.setattr(inspect_data, "SAMPLE", 10)
     seen = inspection_of(sft={"dataset_path": str(sample)}, context=400)
-    assert sum(row.examples for row in seen.rows) == sum(seen.lengths.counts) == 20
-    assert not any(row.exact for row in seen.rows)
-    assert "estimated from a sample of 10 of its 20 records." in seen.counted[0]
-    assert all(row.cells()[2].startswith("~") for row in seen.rows)
+    (heads, (source, *_), *kinds), estimates = section(seen, "By source and kind").table, seen.sections[2].notes
+    assert (heads[1], source) == ("examples", "TinyStoriesInstruct-train.txt")
+    assert all(row[1].startswith("~") for row in kinds)
+    assert kinds[-1][:2] == ["all", "~20"]
+    assert sum(counts_in(section(seen, "Lengths in tokens").table)) == 20
+    assert "estimated from a sample of 10 of its 20 records." in estimates[0]
 
 
 def test_stories_in_addition_to_chats_have_their_share(sample, chats):
     seen = inspection_of(sft={"dataset_path": str(sample)}, chats={"files": [chats], "stories": 0.25}, context=400)
-    shares = Counter[str]()
-    for row in seen.rows:
-        shares[row.source] += row.share
-    assert shares["cats.jsonl"] == pytest.approx(0.75)
-    assert sum(seen.lengths.counts) == 36
-    assert seen.validation["cats"] == 3
-    assert seen.validation.total() > 20
+    shares = {name: share for name, _, share, *_ in section(seen, "By source and kind").table[1:]}
+    assert shares.pop("cats.jsonl") == "75.0%"
+    assert shares.pop("all") == "100.0%"
+    assert sum(float(share.rstrip("%")) for share in shares.values() if share) == pytest.approx(25, abs=0.5)
+    assert sum(counts_in(section(seen, "Lengths in tokens").table)) == 36
+    (validation,) = section(seen, "Validation").notes
+    assert int(validation.split()[0]) > 20
+    assert "cats 3" in validation
 
 
 def test_curriculum_stages_have_their_own_rows(sample):
     stage = {"share": 0.3, "mixture": {"copyedit": 1000}, "tokens_per_step": 100, "prompt_weight": 0.5}
     seen = inspection_of(sft={"dataset_path": str(sample)}, data={"curriculum": [stage], "num_workers": 0}, context=400)
-    stage_rows = [row for row in seen.rows if row.source == "stage 1"]
-    assert sum(row.share for row in stage_rows) == pytest.approx(1)
-    assert stage_rows[0].kind == "copyedit"
-    assert totals(seen.rows).examples == 20
-    assert seen.batches[0].tokens >= 100
-    assert {shown.example.kind for shown in seen.shown} == {"copyedit"}
+    rows = section(seen, "By source and kind").table
+    (total,) = (number for number, row in enumerate(rows) if row[:2] == ["all", "20"])
+    assert rows[total + 1] == ["stage 1"] + [""] * 6
+    assert rows[total + 2][:2] == ["  copyedit", ""]
+    assert sum(float(row[2].rstrip("%")) for row in rows[total + 2 :]) == pytest.approx(100, abs=0.5)
+    assert micro_batches_in(seen)[0][3] >= 100
+    assert {shown.example.kind for shown in shown_in(seen)} == {"copyedit"}
     assert "The first steps are those of stage 1 of data.curriculum." in seen.about
     assert any("data.prompt_weight is 0.5" in line for line in seen.about)
 
 
 def test_shortened_stories_are_counted(sample):
     seen = inspection_of(sft={"dataset_path": str(sample)}, context=200)
-    assert any(re.search(r"of 20 examples whose story lost text from its middle", f.what) for f in seen.left_out)
-    assert seen.lengths.longest <= 200
+    left_out = section(seen, "Left out, shortened or repeated").notes
+    assert any(re.search(r"of \d+ examples whose story lost text from its middle", note) for note in left_out)
+    rows, _ = rows_of(sft={"dataset_path": str(sample)}, context=200)
+    assert total_of(rows).quantile(1.0) <= 200
+
+
+def row_of(lengths, repeats) -> Row:
+    sizes = np.stack([lengths, lengths, lengths], axis=1)
+    return Row("cats", "cats", sizes, np.array(repeats, dtype=float))
 
 
 def test_a_histogram_counts_every_example_once():
     rng = np.random.default_rng(0)
     for _ in range(50):
         lengths = rng.integers(2, rng.integers(3, 3000), rng.integers(1, 400))
-        drawn = histogram(lengths, np.ones(len(lengths)), 1024, "context")
-        assert sum(drawn.counts) == len(lengths)
-        assert len(drawn.counts) <= 12
-        for begin, end, n in zip(drawn.edges, drawn.edges[1:], drawn.counts, strict=False):
-            assert n == ((lengths >= begin) & (lengths < end)).sum()
-        assert drawn.longest == lengths.max()
-        assert drawn.median == np.sort(lengths)[(len(lengths) - 1) // 2]
-        assert all(any(words in line for line in bars(drawn)) for _, words in drawn.marks)
+        row = row_of(lengths, np.ones(len(lengths)))
+        assert row.quantile(1.0) == lengths.max()
+        assert row.quantile(0.5) == np.sort(lengths)[(len(lengths) - 1) // 2]
+        marks = {"median": row.quantile(0.5), "longest": row.quantile(1.0)}
+        _, *bars = histogram(row, marks)
+        assert 1 <= len(bars) <= 12
+        assert max(bar.length for _, _, bar in bars) == 1
+        for label, count, bar in bars:
+            first, last = (int(number.replace(",", "")) for number in label.split("–"))
+            assert int(count) == ((lengths >= first) & (lengths <= last)).sum()
+            inside = [f"{name} {tokens:,}" for name, tokens in marks.items() if first <= tokens <= last]
+            assert bar.label == ", ".join(inside)
 
 
 def test_a_histogram_counts_repeated_examples_repeatedly():
-    drawn = histogram(np.array([30, 10, 20]), np.array([2, 0.5, 0.5]), 64, "context")
-    assert sum(drawn.counts) == 3
-    assert drawn.median == 30
+    row = row_of(np.array([30, 10, 20]), [2, 0.5, 0.5])
+    assert sum(counts_in(histogram(row, {}))) == 3
+    assert row.quantile(0.5) == 30
 
 
 # ---- the page
@@ -376,8 +427,8 @@ def test_a_page_shows_every_token_as_it_is_marked(tmp_path, chats):
     seen = inspection_of(chats, evil, n=60)
     text = page(seen)
     marks = Marks(text)
-    assert len(marks.articles) == len(seen.shown) >= 36
-    for article, shown in zip(marks.articles, seen.shown, strict=True):
+    assert len(marks.articles) == len(shown_in(seen)) >= 36
+    for article, shown in zip(marks.articles, shown_in(seen), strict=True):
         ids, trained = shown.example.ids, shown.example.loss_mask
         assert article["ids"].split() == [str(token) for token in ids.tolist()]
         for name, part in (("b", ids[trained]), ("i", ids[~trained]), ("all", ids)):
@@ -403,16 +454,20 @@ def test_a_page_names_files_without_their_folders(tmp_path, chats):
     Path(chats).write_text(Path(chats).read_text(encoding="utf-8") + '{"question": 3}\n', encoding="utf-8")
     text = page(inspection_of(chats={"files": [chats], "skip_bad": True}))
     assert str(tmp_path) not in text
-    assert "cats.jsonl: 1 of its records skipped" in text
+    assert "cats.jsonl: records skipped: 1" in text
     assert "Data: cats.jsonl" in text
 
 
 def test_a_page_has_a_button_for_each_kind(tmp_path, chats):
+    """The script makes the buttons from the kinds of the articles."""
     more = write_chats(tmp_path / "dogs.jsonl", *((f"Dog {n}?", f"Woof {n}!") for n in range(30)))
     seen = inspection_of(chats, more, n=40)
-    kinds = Counter(shown.example.kind for shown in seen.shown)
+    kinds = Counter(shown.example.kind for shown in shown_in(seen))
+    text = page(seen)
     for kind, n in kinds.items():
-        assert f'data-kind="{kind}">{kind} {n}</button>' in page(seen)
+        assert text.count(f'<article data-kind="{kind}">') == n
+    assert text.count('<div class="filter"></div>') == 1
+    assert "article.dataset.kind" in text
 
 
 # ---- real chat files
@@ -427,10 +482,10 @@ def test_real_chats(real_data, name):
     seen = inspection_of(str(path), context=512, n=20)
     marks = Marks(page(seen))
     assert [article["b"] for article in marks.articles] == [
-        TOKENIZER.decode(s.example.ids[s.example.loss_mask].tolist(), control=True) for s in seen.shown
+        TOKENIZER.decode(s.example.ids[s.example.loss_mask].tolist(), control=True) for s in shown_in(seen)
     ]
-    assert sum(seen.lengths.counts) == totals(seen.rows).examples > 300
-    assert all(shown.origin.startswith((f"{path}, line ", f"{path}, record ")) for shown in seen.shown)
+    assert sum(counts_in(section(seen, "Lengths in tokens").table)) > 300
+    assert all(f"; {path}, line " in shown.title or f"; {path}, record " in shown.title for shown in shown_in(seen))
 
 
 def test_data_that_a_run_rejects_is_rejected_with_the_same_message(chats):
@@ -442,5 +497,5 @@ def test_a_page_never_replaces_a_pipe_or_a_device(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     with pytest.raises(UserError, match="pipe is not a regular file"):
-        inspect_data.main(["--html", "pipe"])
+        dispatch(["inspect", "--html", "pipe"])
     assert not Path("pipe").is_file()

@@ -210,8 +210,8 @@ def test_chats_with_reasoning_or_tool_calls_are_left_out_and_counted(tmp_path, e
     source = ChatDataset(conversations, chat_tokenizer(), ChatsSection(), DataSection(seq_len=100), seed=1)
     assert len(source) == 1
     assert source.notes("to train on") == [
-        f"{file}: chats to train on that are dropped: 1; the first, line 1: Message 2 of 2 (role assistant) has {what}, "
-        "which the chat format can't render; leave the conversation out, or use a model with a chat template for it."
+        f"{file}: chats to train on that are dropped: 1\n  line 1: Message 2 of 2 (role assistant) has {what}, "
+        "which the chat format can't render; leave the conversation out, or use a model with a chat template for it"
     ]
 
 
