@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import IO, NamedTuple, cast
+from collections.abc import Iterator, Sequence
+from typing import IO, NamedTuple, TypeVar, cast
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -16,6 +16,8 @@ from rich.text import Text
 
 from mini_chat_gpt.common.output import OptionalOutput
 from mini_chat_gpt.common.text import visible
+
+Item = TypeVar("Item")
 
 
 def console(quiet: bool = False, optional: bool = False) -> Console:
@@ -29,6 +31,29 @@ def console(quiet: bool = False, optional: bool = False) -> Console:
 def print_line(out: Console, line: object) -> None:
     """Print a line as it is: no markup, control characters escaped, and wrapped in a terminal only."""
     out.print(visible(str(line)), markup=False, soft_wrap=not out.is_terminal)
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> Table:
+    """A table without lines. The first row has the heads; columns without one are on the left, as is the first. [] is a blank line."""
+    table = Table(box=None, pad_edge=False)
+    for number, head in enumerate(rows[0]):
+        is_left = number == 0 or not head
+        table.add_column(Text(head), justify="left" if is_left else "right", overflow="fold", header_style="dim")
+    for row in rows[1:]:
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    return table
+
+
+def with_progress(items: Sequence[Item], title: str, out: Console | None) -> Iterator[Item]:
+    """Yield the items, and show how many are done."""
+    if out is None:
+        yield from items
+        return
+    with StepProgress(out, title, 0, len(items)) as progress:
+        for done, item in enumerate(items):
+            if done % 500 == 499:
+                progress.update(done)
+            yield item
 
 
 def format_size(n_bytes: float | None) -> str:

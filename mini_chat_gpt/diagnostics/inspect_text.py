@@ -7,10 +7,9 @@ from itertools import groupby
 from math import ceil
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from mini_chat_gpt.common.terminal import print_line
+from mini_chat_gpt.common.terminal import print_line, text_table
 from mini_chat_gpt.common.text import visible
 from mini_chat_gpt.data.batch_dump import Piece
 from mini_chat_gpt.diagnostics.inspection import Bar, Inspection, ShownExample
@@ -26,21 +25,12 @@ def show(inspection: Inspection, out: Console, n: int) -> None:
         if not section.examples:
             out.print(Text(f"\n{section.title}", style="bold"))
         if section.table:
-            out.print(_aligned(section.table))
+            rows = [[_blocks(cell) if isinstance(cell, Bar) else cell for cell in row] for row in section.table]
+            out.print(text_table(rows))
         for note in section.notes:
             print_line(out, note)
         for shown in section.examples[:n]:
             _show_example(shown, out)
-
-
-def _aligned(rows: Sequence[Sequence[str | Bar]]) -> Table:
-    result = Table(box=None, pad_edge=False)
-    for number, head in enumerate(map(str, rows[0])):
-        is_left = number == 0 or isinstance(rows[1][number], Bar)
-        result.add_column(head, justify="left" if is_left else "right", overflow="fold", header_style="dim")
-    for row in rows[1:]:
-        result.add_row(*(Text(_blocks(cell) if isinstance(cell, Bar) else visible(cell)) for cell in row))
-    return result
 
 
 def _blocks(bar: Bar) -> str:

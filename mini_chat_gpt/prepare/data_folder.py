@@ -44,6 +44,11 @@ LICENSES = {
 }
 
 
+def command_for(folder: Path) -> str:
+    """The command that prepares this folder."""
+    return "python prepare_sft_data.py" + ("" if folder == Path("TinyStories") else f" --folder {folder}")
+
+
 def standard_name(split: str) -> str:
     """The file name of a split."""
     return FILE_NAMES[0].format(split=split)
@@ -148,10 +153,11 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def drafts(folder: Path) -> Iterator[Path]:
+def drafts(folder: Path, replace_sample: bool = False) -> Iterator[Path]:
     """Yield a temporary folder in `folder`. On success its files are moved to `folder`, on an error they are deleted.
 
-    SOURCE.json is moved last and replaces an older one. Raises UserError if any other file exists already.
+    SOURCE.json is moved last and replaces an older one. Raises UserError if any other file exists already. `replace_sample`
+    deletes the sample, for which the caller must have checked, before the files are moved.
     """
     make_folder(folder)
     draft = temporary_name(folder / "draft")
@@ -159,6 +165,8 @@ def drafts(folder: Path) -> Iterator[Path]:
         try:
             draft.mkdir()
             yield draft
+            if replace_sample:
+                remove_sample(folder)
             files = sorted(draft.iterdir(), key=lambda file: (file.name == SOURCE_FILE, file.name))
             for file in files:
                 with open(file, "rb") as handle:

@@ -7,25 +7,30 @@ file.
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.terminal import StepProgress, format_size
+from mini_chat_gpt.common.terminal import format_size, print_line, text_table, with_progress
 from mini_chat_gpt.config import DataSection
-from mini_chat_gpt.prepare.data_folder import SOURCE_DESCRIPTIONS, present_files, read_source, unused_files
+from mini_chat_gpt.data.token_counts import measure, total_of
+from mini_chat_gpt.prepare.data_folder import (
+    SOURCE_DESCRIPTIONS,
+    SPLITS,
+    command_for,
+    present_files,
+    read_source,
+    unused_files,
+)
+from mini_chat_gpt.prepare.public_files import size_of, unfinished
 from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, generate_tasks
+from mini_chat_gpt.tinystories.mixture import hash64
 from mini_chat_gpt.tinystories.records import FEATURES, FIELDS
 from mini_chat_gpt.tinystories.tasks import TASK_KINDS, categories
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
@@ -50,7 +55,7 @@ def report_folder(
     """
     files = present_files(folder)
     if not files:
-        raise UserError(f"{folder} has no data; `python prepare_sft_data.py --folder {folder}` gets some.")
+        raise UserError(f"{folder} has no data; `{command_for(folder)}` gets some.")
     indices = {split: RecordIndex(file) for split, file in files.items()}
     label = "the given tokenizer"
     if tokenizer is None:
@@ -59,7 +64,7 @@ def report_folder(
     files_report, hashes = {}, {}
     for split, index in indices.items():
         files_report[split], hashes[split] = _describe(index, tokenizer, seq_len, full, out)
-    return {
+    report = {
         "folder": str(folder),
         "source": read_source(folder),
         "tokenizer": {"label": label, "kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size},
@@ -68,6 +73,7 @@ def report_folder(
         "in_both_splits": int(np.isin(hashes["valid"], hashes["train"]).sum()) if len(hashes) == 2 else None,
         "unused_files": [str(file) for file in unused_files(folder)],
     }
+    return report | {"notes": list(findings(report))}
 
 
 def _temporary_tokenizer(index: RecordIndex) -> tuple[ChatTokenizer, str]:
@@ -80,25 +86,22 @@ def _temporary_tokenizer(index: RecordIndex) -> tuple[ChatTokenizer, str]:
     return tokenizer, label
 
 
-@dataclass
-class _Counts:
-    """Running counts over the records that were read."""
-
-    tasks: Counter[str] = field(default_factory=Counter)
-    features: Counter[str] = field(default_factory=Counter)
-    without_task: int = 0
-    words: array[int] = field(default_factory=lambda: array("I"))
-    characters: array[int] = field(default_factory=lambda: array("I"))
-    hashes: array[int] = field(default_factory=lambda: array("Q"))
-
-
 def _describe(
     index: RecordIndex, tokenizer: ChatTokenizer, seq_len: int, full: bool, out: Console | None
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Return the report on one file, and a hash of each story that was read."""
     numbers = _spread(len(index), len(index) if full else MAX_RECORDS)
-    counts = _count_records(index, numbers, out)
-    hashes = np.array(counts.hashes, dtype=np.uint64)
+    tasks, features, without_task = Counter[str](), Counter[str](), 0
+    words, characters, hashes = array("I"), array("I"), array("Q")
+    for number in with_progress(numbers.tolist(), f"Reading {index.path.name}", out):
+        record = index[number]
+        of_record = [task.category for task in generate_tasks(record, _SEED)]
+        tasks.update(of_record)
+        without_task += not of_record
+        features.update(record.features)
+        words.append(len(record.story.split()))
+        characters.append(len(record.story))
+        hashes.append(hash64(record.story))
     report = {
         "path": str(index.path),
         "bytes": index.path.stat().st_size,
@@ -108,59 +111,39 @@ def _describe(
         "fields": {name: int(index.has(name).sum()) for name in FIELDS},
         "features": {name: int(index.has(name).sum()) for name in FEATURES},
         "looked_at": len(numbers),
-        "other_features": {name: count for name, count in counts.features.most_common(20) if name not in FEATURES},
-        "tasks": {category: counts.tasks[category] for category in categories()},
-        "without_task": counts.without_task,
-        "duplicates": len(hashes) - len(np.unique(hashes)),
-        "story_words": _percentiles(counts.words),
-        "story_characters": _percentiles(counts.characters),
+        "other_features": {name: count for name, count in features.most_common(20) if name not in FEATURES},
+        "tasks": {category: tasks[category] for category in categories()},
+        "without_task": without_task,
+        "duplicates": len(hashes) - len(set(hashes)),
+        "story_words": _percentiles(np.array(words)),
+        "story_characters": _percentiles(np.array(characters)),
+        "examples": _examples(index, len(numbers), tokenizer, seq_len, out),
     }
-    try:
-        report["examples"] = _examples(index, len(numbers), tokenizer, seq_len, out)
-    except UserError as error:  # no example fits: a finding of the report, not an error
-        report["examples"] = {"impossible": str(error)}
-    return report, hashes
-
-
-def _count_records(index: RecordIndex, numbers: np.ndarray, out: Console | None) -> _Counts:
-    counts = _Counts()
-    for number in _with_progress(numbers.tolist(), f"Reading {index.path.name}", out):
-        record = index[number]
-        tasks = generate_tasks(record, _SEED)
-        counts.tasks.update(task.category for task in tasks)
-        counts.features.update(record.features)
-        counts.without_task += not tasks
-        counts.words.append(len(record.story.split()))
-        counts.characters.append(len(record.story))
-        digest = hashlib.blake2b(record.story.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        counts.hashes.append(int.from_bytes(digest, "big"))
-    return counts
+    return report, np.array(hashes, dtype=np.uint64)
 
 
 def _examples(
     index: RecordIndex, count: int, tokenizer: ChatTokenizer, seq_len: int, out: Console | None
 ) -> dict[str, Any]:
     """Statistics of the first `count` examples of a fine-tuning run with the default mixture, and what was skipped."""
-    source = InstructDataset(index, tokenizer, DataSection(seq_len=seq_len, turns=1, answer_weight=0), _SEED)
-    tokens: dict[str, array[int]] = {kind: array("I") for kind in TASK_KINDS}
-    trained: Counter[str] = Counter()
-    for number in _with_progress(range(count), f"Making examples from {index.path.name}", out):
-        example = source[number]
-        tokens[example.kind].append(len(example.ids))
-        trained[example.kind] += example.n_trained
-    total = {kind: sum(lengths) for kind, lengths in tokens.items()}
+    try:
+        source = InstructDataset(index, tokenizer, DataSection(seq_len=seq_len, turns=1, answer_weight=0), _SEED)
+        numbers = with_progress(range(count), f"Making examples from {index.path.name}", out)
+        rows = measure(index.path.name, map(source.__getitem__, numbers), per_epoch=count)
+    except UserError as error:  # no example fits: a finding of the report, not an error
+        return {"impossible": str(error)}
+    total = total_of(rows)
     return {
         "count": count,
-        "tokens": _percentiles([length for lengths in tokens.values() for length in lengths]),
-        "trained_share": sum(trained.values()) / sum(total.values()),
+        "tokens": _percentiles(total.lengths),
+        "trained_share": total.trained_share,
         "kinds": {
-            kind: {
-                "share": len(lengths) / count,
-                "tokens_median": float(np.median(lengths)),
-                "trained_share": trained[kind] / total[kind],
+            row.kind: {
+                "share": row.examples / count,
+                "tokens_median": float(np.median(row.lengths)),
+                "trained_share": row.trained_share,
             }
-            for kind, lengths in tokens.items()
-            if lengths
+            for row in rows
         },
         "shortened": source.stats["shortened"],
         "taken_from_another_record": source.stats["substituted"],
@@ -173,26 +156,10 @@ def _spread(n: int, limit: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, limit)).astype(np.int64))
 
 
-def _percentiles(values: Iterable[int]) -> dict[str, float]:
-    numbers = np.fromiter(values, dtype=np.int64)
-    percentiles = {
-        f"p{q}": round(float(value), 1)
-        for q, value in zip(PERCENTILES, np.percentile(numbers, PERCENTILES), strict=True)
-    }
+def _percentiles(numbers: np.ndarray) -> dict[str, float]:
+    values = np.percentile(numbers, PERCENTILES)
+    percentiles = {f"p{q}": round(float(value), 1) for q, value in zip(PERCENTILES, values, strict=True)}
     return {"mean": round(float(numbers.mean()), 1), **percentiles, "max": float(numbers.max())}
-
-
-def _with_progress(numbers: Iterable[int], title: str, out: Console | None) -> Iterable[int]:
-    """Yield the numbers, with a progress display if there are many."""
-    numbers = list(numbers) if not isinstance(numbers, (list, range)) else numbers
-    if out is None or len(numbers) < 2000:
-        yield from numbers
-        return
-    with StepProgress(out, title, 0, len(numbers)) as progress:
-        for done, number in enumerate(numbers):
-            if done % 500 == 499:
-                progress.update(done, "")
-            yield number
 
 
 # In the terminal
@@ -202,114 +169,113 @@ def show_report(report: Mapping[str, Any], out: Console) -> None:
     """Print the result of `report_folder`."""
     source = report["source"]
     why = f" ({source['why']})" if "why" in source else ""
-    out.print(f"{report['folder']}: {SOURCE_DESCRIPTIONS[source['source']]}{why}", markup=False, soft_wrap=True)
-    for table in (_records_table(report), _tasks_table(report), _lengths_table(report)):
+    print_line(out, f"{report['folder']}: {SOURCE_DESCRIPTIONS[source['source']]}{why}\n")
+    for table in (_records_table, _tasks_table, _lengths_table):
+        out.print(text_table(table(report["files"])))
         out.print()
-        out.print(table)
-    out.print()
-    for line in findings(report):
-        out.print(f"- {line}", markup=False, soft_wrap=True)
+    for line in report["notes"]:
+        print_line(out, f"- {line}")
 
 
-def _records_table(report: Mapping[str, Any]) -> Table:
-    files = report["files"]
-    table = _table("Records", *files)
-    table.add_row("size", *(format_size(entry["bytes"]) for entry in files.values()))
-    table.add_row("records", *(f"{entry['records']:,}" for entry in files.values()))
+def _records_table(files: Mapping[str, Any]) -> list[list[str]]:
+    entries = list(files.values())
+    rows = [
+        ["Records", *files],
+        ["size", *(format_size(entry["bytes"]) for entry in entries)],
+        ["records", *(f"{entry['records']:,}" for entry in entries)],
+        [],
+    ]
     for group in ("fields", "features"):
-        table.add_section()
-        for name in next(iter(files.values()))[group]:
-            table.add_row(name, *(_part(entry[group][name], entry["records"]) for entry in files.values()))
-    table.add_section()
-    table.add_row("read for the rows below", *(_part(entry["looked_at"], entry["records"]) for entry in files.values()))
-    for name in sorted({name for entry in files.values() for name in entry["other_features"]}):
-        cells = (_part(entry["other_features"].get(name, 0), entry["looked_at"]) for entry in files.values())
-        table.add_row(escape(name), *cells)
-    table.add_row("duplicate stories", *(_part(entry["duplicates"], entry["looked_at"]) for entry in files.values()))
-    return table
+        for name in entries[0][group]:
+            rows.append([name, *(_part(entry[group][name], entry["records"]) for entry in entries)])
+        rows.append([])
+    rows.append(["read for the rows below", *(_part(entry["looked_at"], entry["records"]) for entry in entries)])
+    for name in sorted({name for entry in entries for name in entry["other_features"]}):
+        rows.append([name, *(_part(entry["other_features"].get(name, 0), entry["looked_at"]) for entry in entries)])
+    rows.append(["duplicate stories", *(_part(entry["duplicates"], entry["looked_at"]) for entry in entries)])
+    return rows
 
 
-def _tasks_table(report: Mapping[str, Any]) -> Table:
+def _tasks_table(files: Mapping[str, Any]) -> list[list[str]]:
     """For each category the records that support it, and for each kind its fraction of the training examples."""
-    files = report["files"]
-    table = _table("Tasks", *(title for split in files for title in (f"{split} records", "of examples")))
+    rows = [["Tasks", *(title for split in files for title in (f"{split} records", "of examples"))]]
     for category in categories():
         kind, _, answer = category.partition("/")
-        cells = []
+        row = [category]
         for entry in files.values():
             share = entry["examples"].get("kinds", {}).get(kind, {}).get("share", 0.0)
-            cells += [_part(entry["tasks"][category], entry["looked_at"]), "" if answer == "no" else f"{share:.1%}"]
-        table.add_row(category, *cells)
-    return table
+            row += [_part(entry["tasks"][category], entry["looked_at"]), "" if answer == "no" else f"{share:.1%}"]
+        rows.append(row)
+    return rows
 
 
-def _lengths_table(report: Mapping[str, Any]) -> Table:
-    table = _table("Lengths", *(f"{q} %" for q in PERCENTILES), "max")
-    for split, entry in report["files"].items():
-        rows = {"words of a story": entry["story_words"], "characters of a story": entry["story_characters"]}
+def _lengths_table(files: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["Lengths", *(f"{q} %" for q in PERCENTILES), "max"]]
+    for split, entry in files.items():
+        lengths = {"words of a story": entry["story_words"], "characters of a story": entry["story_characters"]}
         if "tokens" in entry["examples"]:
-            rows["tokens of an example"] = entry["examples"]["tokens"]
-        for name, lengths in rows.items():
-            table.add_row(
-                f"{split}, {name}", *(f"{lengths[key]:,.0f}" for key in (*(f"p{q}" for q in PERCENTILES), "max"))
-            )
-    return table
+            lengths["tokens of an example"] = entry["examples"]["tokens"]
+        for name, values in lengths.items():
+            rows.append([f"{split}, {name}", *(f"{value:,.0f}" for key, value in values.items() if key != "mean")])
+    return rows
 
 
 def _part(count: int, total: int) -> str:
     return f"{count:,} ({count / total:.1%})"
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column(title)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
-def findings(report: Mapping[str, Any]) -> list[str]:
-    """Sentences about what was skipped and why, and what to know before training."""
-    lines = [line for split, entry in report["files"].items() for line in _skipped(split, entry, report["seq_len"])]
-    files = report["files"]
+def findings(report: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences about what was skipped and why, what to know before training, and the commands to get what is missing."""
+    files, kind, folder = report["files"], report["source"]["source"], Path(report["folder"])
+    for split, entry in files.items():
+        yield from (f"{split}: {sentence}" for sentence in _skipped(entry, report["seq_len"]))
     if report["in_both_splits"] is not None:
         train, valid = files["train"]["looked_at"], files["valid"]["looked_at"]
-        lines.append(
-            f"{report['in_both_splits']:,} of {valid:,} valid stories are also among the {train:,} train stories."
-        )
+        yield f"{report['in_both_splits']:,} of {valid:,} valid stories are also among the {train:,} train stories."
     if any(entry["looked_at"] < entry["records"] for entry in files.values()):
-        lines.append("Only a sample was read, so there may be more duplicates; --full reads all records.")
-    fractions = [
-        f"{entry['examples']['trained_share']:.1%} of {split}"
-        for split, entry in files.items()
-        if "tokens" in entry["examples"]
-    ]
-    if fractions:
-        lines.append(f"Supervised tokens (answers): {', '.join(fractions)}.")
-    lines.append(f"Tokens are counted with {report['tokenizer']['label']}.")
-    lines += [
-        f"{file} is not used: the same split also exists under its other name." for file in report["unused_files"]
-    ]
-    return lines
+        yield "Only a sample was read, so there may be more duplicates; --full reads all records."
+    shares = {split: entry["examples"].get("trained_share") for split, entry in files.items()}
+    if fractions := [f"{share:.1%} of {split}" for split, share in shares.items() if share]:
+        yield f"Supervised tokens (answers): {', '.join(fractions)}."
+    yield f"Tokens are counted with {report['tokenizer']['label']}."
+    for file in report["unused_files"]:
+        yield f"{file} is not used: the same split also exists under its other name."
+    for split in SPLITS:
+        if split not in files:
+            yield (
+                f"There is no {split} file, and fine-tuning needs both: `{command_for(folder)} --split {split}` downloads the "
+                f"public one; `{command_for(Path('NEW'))} --source FILE` splits a file of your own into both."
+            )
+    if kind == "sample":
+        yield f"This is the sample; `{command_for(folder)} --replace-sample` replaces it by the public data (2.7 GB)."
+    if kind == "derived":
+        yield "Labeled plain stories have no summaries and unknown endings, so there are no tasks of these kinds."
+    if not any(count for entry in files.values() for count in entry["fields"].values()):
+        command = f"{command_for(Path('NEW'))} --label FILE"
+        yield f"These are plain stories: `{command}` makes records with words and sentences from them."
+    for path in sorted(folder.glob(".draft*")):  # not removed at the start, so it may be in use
+        yield f"{path} is left over from a killed process; delete it if no process is writing to it."
+    for path in (path for paths in unfinished(folder).values() for path in paths):
+        yield f"{path} is an unfinished download ({format_size(size_of(path))})."
 
 
-def _skipped(split: str, entry: Mapping[str, Any], seq_len: int) -> Iterator[str]:
+def _skipped(entry: Mapping[str, Any], seq_len: int) -> Iterator[str]:
     examples = entry["examples"]
-    if entry["without_story"]:
-        yield f"{split}: {_count(entry['without_story'], 'record')} without a story skipped."
-    if entry["not_utf8"]:
-        yield f"{split}: {_count(entry['not_utf8'], 'record')} with invalid UTF-8, read as U+FFFD."
-    if entry["without_task"]:
-        yield f"{split}: {_count(entry['without_task'], 'record')} of the {entry['looked_at']:,} that were read support no task."
+    counted = {
+        "without a story skipped": entry["without_story"],
+        "with invalid UTF-8, read as U+FFFD": entry["not_utf8"],
+        f"of the {entry['looked_at']:,} that were read support no task": entry["without_task"],
+    }
+    yield from (f"{_count(n, 'record')} {words}." for words, n in counted.items() if n)
     if "impossible" in examples:
-        yield f"{split}: no examples can be made: {examples['impossible']}"
+        yield f"no examples can be made: {examples['impossible']}"
         return
-    if examples["shortened"]:
-        yield f"{split}: {_count(examples['shortened'], 'example')} of {examples['count']:,} truncated inside the story to fit."
-    for kind, number in examples["too_long"].items():
-        yield f"{split}: {_count(number, 'task')} of kind {kind} dropped: longer than {seq_len} tokens (--seq-len)."
-    if other := examples["taken_from_another_record"]:
-        yield f"{split}: {_count(other, 'record')} of {examples['count']:,} gave no example; other records were used instead."
+    if n := examples["shortened"]:
+        yield f"{_count(n, 'example')} of {examples['count']:,} truncated inside the story to fit."
+    for kind, n in examples["too_long"].items():
+        yield f"{_count(n, 'task')} of kind {kind} dropped: longer than {seq_len} tokens (--seq-len)."
+    if n := examples["taken_from_another_record"]:
+        yield f"{_count(n, 'record')} of {examples['count']:,} gave no example; other records were used instead."
 
 
 def _count(number: int, noun: str) -> str:

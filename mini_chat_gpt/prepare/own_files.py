@@ -6,30 +6,21 @@ twice in the file is never in both splits.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.terminal import StepProgress, format_size
-from mini_chat_gpt.prepare.data_folder import (
-    SPLITS,
-    drafts,
-    present_files,
-    read_source,
-    require_space,
-    standard_name,
-    write_source,
-)
+from mini_chat_gpt.common.terminal import format_size, print_line, with_progress
+from mini_chat_gpt.prepare.data_folder import SPLITS, drafts, require_space, standard_name, write_source
 from mini_chat_gpt.prepare.label_stories import label_stories
+from mini_chat_gpt.tinystories.mixture import hash64
 from mini_chat_gpt.tinystories.record_index import RecordIndex
-from mini_chat_gpt.tinystories.records import FILE_NAMES, SEPARATOR, decode, find_text, parse_record, raw_records
+from mini_chat_gpt.tinystories.records import FIELDS, FILE_NAMES, SEPARATOR, TEXT_FILE_NAMES, find_text
 
 END = b"\n" + SEPARATOR + b"\n"
-_MIN_SIZE_FOR_PROGRESS = 50_000_000  # bytes
 _LABELED_SIZE = 1.2  # maximum size of labeled records relative to their stories
 
 
@@ -39,34 +30,30 @@ def import_files(
     valid_fraction: float,
     out: Console,
     label: bool = False,
-    before_writing: Callable[[], None] = lambda: None,
+    replace_sample: bool = False,
 ) -> None:
-    """Fill `folder`, which has no data yet, from the user's files.
+    """Fill `folder` from the user's files. It has no data yet, or a sample to replace.
 
     paths            a folder, a file (its valid file in the same folder is used as well), or a train and a valid file
     valid_fraction   fraction of the stories for validation, if there is no valid file
     label            the files have plain stories, which are to be labeled
-    before_writing   called after the files were checked, before anything is written
 
     Raises UserError if they are missing or are not story files; then nothing has been written.
     """
-    files = _find_files(paths, label)
-    for file in files.values():
-        _check(file, label)
-    size = sum(file.stat().st_size for file in files.values())
+    indices = {split: _open(file, label) for split, file in _find_files(paths, label).items()}
+    size = sum(index.path.stat().st_size for index in indices.values())
     require_space(folder, int(size * _LABELED_SIZE) if label else size)
-    before_writing()
-    with drafts(folder) as draft:
-        if len(files) == 1:
-            _split(lambda: _records(files["train"], label, out), draft, files["train"], valid_fraction)
+    with drafts(folder, replace_sample) as draft:
+        if len(indices) == 1:
+            _split(indices["train"], draft, valid_fraction, label, out)
         else:
-            for split, file in files.items():
-                _copy(file, draft / standard_name(split), label, out)
-        entries = {standard_name(split): _origin(files.get(split, files["train"])) for split in SPLITS}
-        options = {"valid_fraction": valid_fraction} if len(files) == 1 else {}
+            for split, index in indices.items():
+                _copy(index, draft / standard_name(split), label, out)
+        entries = {standard_name(split): {"from": str(indices.get(split, indices["train"]).path)} for split in SPLITS}
+        options = {"valid_fraction": valid_fraction} if len(indices) == 1 else {}
         write_source(draft, "derived" if label else "own", entries, options=options)
-    verb = "Labeled" if label else "Copied"
-    out.print(f"{verb} {' and '.join(map(str, files.values()))} to {folder}", markup=False, soft_wrap=True)
+    verb, names = "Labeled" if label else "Copied", " and ".join(str(index.path) for index in indices.values())
+    print_line(out, f"{verb} {names} to {folder}")
 
 
 def _find_files(paths: Sequence[Path], label: bool) -> dict[str, Path]:
@@ -75,96 +62,58 @@ def _find_files(paths: Sequence[Path], label: bool) -> dict[str, Path]:
         if all(path.exists() for path in paths) and paths[0].samefile(paths[1]):
             raise UserError(f"{paths[0]} is given for both train and valid; give it once, and it is split in two.")
         return dict(zip(SPLITS, paths, strict=True))
-    path = paths[0]
-    if path.is_dir() and not label:  # in a folder with records and plain stories, this means the records
-        for name in FILE_NAMES:
-            records = {split: file for split in SPLITS if (file := path / name.format(split=split)).is_file()}
-            if "train" in records:
-                return records
-    texts = {split: find_text(path, split) for split in SPLITS}
+    # In a folder with records and plain stories, --source means the records.
+    names = TEXT_FILE_NAMES if label else (*FILE_NAMES, *TEXT_FILE_NAMES)
+    texts = {split: find_text(paths[0], split, names) for split in SPLITS}
     return {split: file for split, file in texts.items() if file is not None}
 
 
-def _origin(file: Path) -> dict[str, str]:
-    """The origin of a file for SOURCE.json, with the kind of data in its folder, so that a copied sample remains known as one."""
-    kind = read_source(file.parent)["source"] if file in present_files(file.parent).values() else "unknown"
-    return {"from": str(file)} | ({"there": kind} if kind != "unknown" else {})
+def _open(file: Path, label: bool) -> RecordIndex:
+    """Raises UserError unless the whole file can be read as records, or as plain stories if they are to be labeled."""
+    index = RecordIndex(file, cache=False)
+    if label and any(index.has(name)[0] for name in FIELDS):
+        raise UserError(f"{file} has records, whose fields --label would discard; use --source instead.")
+    return index
 
 
-def _check(file: Path, label: bool) -> None:
-    """Raise UserError unless the whole file can be read as records, or as plain stories if they are to be labeled."""
-    if label:
-        for _, chunk in raw_records(file):
-            record = parse_record(decode(chunk))
-            if record.features or record.words or record.summary or record.random_sentence:
-                raise UserError(f"{file} has records, whose fields --label would discard; use --source instead.")
-            break
-    RecordIndex(file, cache=False)
-
-
-def _copy(file: Path, target: Path, label: bool, out: Console) -> None:
+def _copy(index: RecordIndex, target: Path, label: bool, out: Console) -> None:
     if not label:
-        out.print(f"Copying {file} ({format_size(file.stat().st_size)})", markup=False, soft_wrap=True)
-        shutil.copyfile(file, target)
+        print_line(out, f"Copying {index.path} ({format_size(index.path.stat().st_size)})")
+        shutil.copyfile(index.path, target)
         return
     with open(target, "wb") as handle:
-        for _, record in _records(file, label, out):
-            handle.write(record + END)
+        handle.writelines(record + END for _, record in _records(index, label, out))
 
 
-def _split(
-    records: Callable[[], Iterable[tuple[str, bytes]]], draft: Path, source: Path, valid_fraction: float
-) -> None:
+def _split(index: RecordIndex, draft: Path, valid_fraction: float, label: bool, out: Console) -> None:
     """Split one file's records into train and valid, with at least one story in each."""
-    counts, smallest = _write_splits(records(), draft, int(valid_fraction * 2**64))
-    if not counts["valid"]:  # a small file and a small fraction
-        counts, _ = _write_splits(records(), draft, smallest + 1)
+    numbers = with_progress(range(len(index)), f"Reading {index.path.name}", out)
+    smallest = min(hash64(index[number].story) for number in numbers)
+    below = max(int(valid_fraction * 2**64), smallest + 1)  # stories with a hash below this are for validation
+    counts = dict.fromkeys(SPLITS, 0)
+    with open(draft / standard_name("train"), "wb") as train, open(draft / standard_name("valid"), "wb") as valid:
+        for story, record in _records(index, label, out):
+            split, handle = ("valid", valid) if hash64(story) < below else ("train", train)
+            handle.write(record + END)
+            counts[split] += 1
     if not all(counts.values()):
         raise UserError(
-            f"{source} is too small to be split: train and valid need at least two different stories, and "
+            f"{index.path} is too small to be split: train and valid need at least two different stories, and "
             f"--valid-fraction={valid_fraction:g} has to leave some of them for training."
         )
 
 
-def _write_splits(records: Iterable[tuple[str, bytes]], draft: Path, below: int) -> tuple[dict[str, int], int]:
-    """Write stories with a hash less than `below` to valid. Returns the number in each split, and the smallest hash."""
-    counts, smallest = dict.fromkeys(SPLITS, 0), 2**64
-    with open(draft / standard_name("train"), "wb") as train, open(draft / standard_name("valid"), "wb") as valid:
-        for story, record in records:
-            digest = hashlib.blake2b(story.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-            number = int.from_bytes(digest, "big")
-            smallest = min(smallest, number)
-            counts["valid" if number < below else "train"] += 1
-            (valid if number < below else train).write(record + END)
-    return counts, smallest
-
-
-def _records(file: Path, label: bool, out: Console) -> Iterator[tuple[str, bytes]]:
-    """Yield (story, record) for each record of the file that has a story. With `label` the record is made from the story."""
-    skipped = 0
-    for chunk in _chunks(file, out):
-        story = parse_record(decode(chunk)).story
-        if not story:
-            skipped += 1
-        elif not label:
-            yield story, chunk.strip(b"\r\n")
+def _records(index: RecordIndex, label: bool, out: Console) -> Iterator[tuple[str, bytes]]:
+    """Yield (story, record) for each record that has a story. With `label` the record is made from the story."""
+    skipped = index.without_story
+    for number in with_progress(range(len(index)), f"{'Labeling' if label else 'Copying'} {index.path.name}", out):
+        story = index[number].story
+        if not label:
+            yield story, index.raw(number).strip(b"\r\n")
         elif labeled := list(label_stories([story])):
             yield story, labeled[0].encode()
         else:
             skipped += 1
     if skipped:
         reason = "can't be written as records" if label else "have no story"
-        out.print(f"{skipped:,} records of {file} {reason} and are skipped.", markup=False, soft_wrap=True)
-
-
-def _chunks(file: Path, out: Console) -> Iterator[bytes]:
-    """Yield the unparsed records of a file, with a progress display if it is large."""
-    size = file.stat().st_size
-    if size < _MIN_SIZE_FOR_PROGRESS:
-        yield from (chunk for _, chunk in raw_records(file))
-        return
-    with StepProgress(out, f"Reading {file.name}, MB", 0, size // 10**6) as progress:
-        for number, (offset, chunk) in enumerate(raw_records(file)):
-            if number % 1000 == 0:
-                progress.update(offset // 10**6, "")
-            yield chunk
+        print_line(out, f"{skipped:,} records of {index.path} {reason} and are skipped.")

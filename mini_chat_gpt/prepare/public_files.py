@@ -13,7 +13,18 @@ from mini_chat_gpt.common import hub
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import readable_disk_errors
 from mini_chat_gpt.common.hub_names import HubName
-from mini_chat_gpt.prepare.data_folder import SPLITS, standard_name
+from mini_chat_gpt.common.signals import StoppedBySignal
+from mini_chat_gpt.common.terminal import format_size, print_line
+from mini_chat_gpt.prepare.data_folder import (
+    SPLITS,
+    make_folder,
+    present_files,
+    read_source,
+    remove_sample,
+    require_space,
+    standard_name,
+    write_source,
+)
 from mini_chat_gpt.prepare.download import describe, download
 from mini_chat_gpt.tinystories.records import FILE_NAMES
 
@@ -48,6 +59,43 @@ def unfinished(folder: Path) -> dict[str, list[Path]]:
 
 def _folder_of(split: str) -> str:
     return f".download-{split}"
+
+
+def download_files(folder: Path, splits: list[str], url: str | None, replacing: bool, out: Console) -> None:
+    """Show the sizes, then download these splits. `replacing`: the folder has a sample, which is deleted before."""
+    files = {split: public_file(split, url) for split in splits}
+    present = {split: size_of(file.partial(folder)) for split, file in files.items()}
+    free = require_space(folder, sum((file.size or 0) - present[split] for split, file in files.items()))
+    for split, file in files.items():
+        partial = f", {format_size(present[split])} of it downloaded already" if present[split] else ""
+        print_line(out, f"{split}: {format_size(file.size)} from {file.shown}{partial}")
+    print_line(out, f"to {folder}, with {format_size(free)} free")
+    if replacing:
+        remove_sample(folder)
+    make_folder(folder)
+    entries = read_source(folder).get("files", {}) if present_files(folder) else {}
+    for file in files.values():
+        target = _fetch(file, folder, out)
+        print_line(out, f"{target.name}: complete, {format_size(target.stat().st_size)}")
+        entries[target.name] = file.source()
+        write_source(folder, "public", entries, options={"splits": sorted({*splits, *present_files(folder)})})
+
+
+def _fetch(file: PublicFile, folder: Path, out: Console) -> Path:
+    try:
+        return file.fetch(folder, out)
+    except (KeyboardInterrupt, StoppedBySignal):
+        partial = file.partial(folder)
+        kept = f"{format_size(size_of(partial))} are kept in {partial}"
+        print_line(out, f"Stopped. {kept}; the same command resumes the download.")
+        raise
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder; 0 if there is none."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size if path.exists() else 0
 
 
 class _OnHub:

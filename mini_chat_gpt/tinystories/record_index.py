@@ -71,7 +71,11 @@ class RecordIndex:
 
     def text(self, number: int) -> str:
         """The record as it is in the file, without its separator."""
-        return decode(self._read(int(self.offsets[number]), int(self.lengths[number])))
+        return decode(self.raw(number))
+
+    def raw(self, number: int) -> bytes:
+        """The bytes of the record, without its separator."""
+        return self._read(int(self.offsets[number]), int(self.lengths[number]))
 
     def has(self, name: str) -> np.ndarray:
         """(records,) bool: which records have this field, or this feature in their Features, or "not UTF-8" bytes."""

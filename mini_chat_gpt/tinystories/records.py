@@ -26,7 +26,7 @@ Files are read in blocks, so that memory use does not depend on their size.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -222,12 +222,13 @@ def no_story(path: Path) -> UserError:
     )
 
 
-def find_text(path: Path | str, split: str) -> Path | None:
+def find_text(path: Path | str, split: str, names: Sequence[str] = TEXT_FILE_NAMES) -> Path | None:
     """The file of plain stories of a split ("train" or "valid"), in a folder or next to the file `path`.
 
-    None if there is no "valid" file. Raises UserError if there is no "train" file.
+    `names` are those of the files that are looked for in a folder, the preferred first. None if there is no "valid" file. Raises
+    UserError if there is no "train" file.
     """
-    path = local_stories(path, TEXT_FILE_NAMES)
+    path = local_stories(path, names)
     if not path.exists():
         raise UserError(
             f"There is no text at {path}; `python prepare_sft_data.py` gets the stories, or name your own file."
@@ -237,16 +238,16 @@ def find_text(path: Path | str, split: str) -> Path | None:
             return path
         other = path.with_name(path.name.replace("train", "valid"))
         return other if other != path and other.is_file() else None
-    for name in TEXT_FILE_NAMES:
+    for name in names:
         if (file := path / name.format(split=split)).is_file():
             return file
     if split == "train":
         if not path.is_dir():
             raise UserError(f"{path} is not a text file but a pipe or a device; name a file or a folder.")
-        names = ", ".join(name.format(split=split) for name in TEXT_FILE_NAMES)
+        wanted = ", ".join(name.format(split=split) for name in names)
         others = sorted(file.name for file in path.glob("*.txt") if file.is_file())
         own = f"name one of its files, such as {path / others[0]}, or run" if others else "run"
-        raise UserError(f"{path} contains no stories (looked for {names}); {own} prepare_sft_data.py.")
+        raise UserError(f"{path} contains no stories (looked for {wanted}); {own} prepare_sft_data.py.")
     return None
 
 
