@@ -98,8 +98,8 @@ def token_pieces(example: Example, tokenizer: ChatTokenizer) -> Iterator[Piece]:
         if text:
             yield Piece(tuple(ids), text, is_target, token_id in control_ids)
             ids = []
-    if ids:
-        yield Piece(tuple(ids), decoder.finish(), is_target, False)
+    if (text := decoder.finish()) or ids:
+        yield Piece(tuple(ids), text, is_target, False)
 
 
 def marked_parts(example: Example, tokenizer: ChatTokenizer) -> Iterator[tuple[str, bool]]:
