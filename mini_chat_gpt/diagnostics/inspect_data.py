@@ -128,12 +128,12 @@ def count_tokens(examples: SftExamples, config: Config) -> tuple[list[Row], list
     rows: list[Row] = []
     notes: list[str] = []
     if examples.chats:
-        dataset = examples.chats.trained
-        pairs = zip(dataset.conversations, dataset.examples(), strict=True)
+        chats = examples.chats.trained
+        pairs = zip(chats.conversations, chats.examples(), strict=True)
         for path, of_file in groupby(pairs, key=lambda pair: pair[0].path):
             weight = config.chats.files[path]
             name = Path(path).name + ("" if weight == 1 else f" × {weight:g}")
-            of_source = measure(name, (example for _, example in of_file), dataset.per_epoch[path])
+            of_source = measure(name, (example for _, example in of_file), chats.per_epoch[path])
             rows += of_source
             if of_source[0].repeats[0] % 1:
                 notes.append(f"{path} has weight {weight:g}: its tokens per epoch are a mean.")

@@ -26,7 +26,7 @@ Files are read in blocks, so that memory use does not depend on their size.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -222,7 +222,7 @@ def no_story(path: Path) -> UserError:
     )
 
 
-def find_text(path: Path | str, split: str, names: Sequence[str] = TEXT_FILE_NAMES) -> Path | None:
+def find_text(path: Path | str, split: str, names: tuple[str, ...] = TEXT_FILE_NAMES) -> Path | None:
     """The file of plain stories of a split ("train" or "valid"), in a folder or next to the file `path`.
 
     `names` are those of the files that are looked for in a folder, the preferred first. None if there is no "valid" file. Raises
