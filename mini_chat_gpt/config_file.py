@@ -197,6 +197,11 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
     """
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
+    if not equals and os.path.exists(override):
+        raise UserError(
+            f"{short(override)} is a file or folder; name chats with chats.files={override}, stories with sft.dataset_path, and "
+            "texts for pretraining with pretrain.dataset_path."
+        )
     if not equals or not all(parts):
         raise UserError(
             f"{short(override)} is not an override; write section.key=value, for example training.batch_size=16."

@@ -155,18 +155,17 @@ class InstructDataset:
             self.stats[f"too long: {task.kind}"] += 1
         return rendered
 
-    def notes(self) -> Iterator[str]:
+    def notes(self) -> list[str]:
         """Sentences about records without a story, and about what happened to the examples made so far."""
-        file, made, fit = self.index.path, f"{self.stats['examples']:,}", f"{self.data.seq_len:,} tokens"
-        if n := self.index.without_story:
-            yield f"{file}: {n:,} records without a story are left out."
+        made, fit, notes = f"{self.stats['examples']:,}", f"{self.data.seq_len:,} tokens", self.index.notes()
         if n := self.stats["shortened"]:
-            yield f"{file}: {n:,} of {made} examples whose story lost text from its middle, to fit into {fit}."
+            notes.append(f"{n:,} of {made} examples whose story lost text from its middle, to fit into {fit}.")
         if n := self.stats["substituted"]:
-            yield f"{file}: {n:,} of {made} examples made from another record, because their own record gives no task."
+            notes.append(f"{n:,} of {made} examples made from another record, because their own record gives no task.")
         if too_long := [(n, kind) for kind in TASK_KINDS if (n := self.stats[f"too long: {kind}"])]:
             kinds = ", ".join(f"{kind} {n:,}" for n, kind in sorted(too_long, reverse=True))
-            yield f"{file}: tasks that don't fit into {fit}, among {made} examples: {kinds}."
+            notes.append(f"Tasks that don't fit into {fit}, among {made} examples: {kinds}.")
+        return notes
 
     # Held-out data
 

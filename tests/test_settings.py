@@ -431,3 +431,12 @@ def test_a_message_about_many_settings_is_short(tmp_path, section):
 def test_an_empty_path_is_refused_instead_of_the_working_directory(argv):
     with pytest.raises(UserError, match=r"^A path is empty"):
         parse(argv[0], argv[1:])
+
+
+def test_a_file_among_the_overrides_is_one_sentence_that_says_which_setting_names_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("chats.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"'chats.jsonl' is a file or folder; name chats with chats.files=chats.jsonl"):
+        load_config(None, ["chats.jsonl"])
+    with pytest.raises(UserError, match=r"'missing.jsonl' is not an override; write section.key=value"):
+        load_config(None, ["missing.jsonl"])

@@ -69,7 +69,9 @@ def inspect(
     examples = make_examples(_replies_only(config), tokenizer, context)
     files, chats, sft = [*map(str, examples.files)], config.chats, config.sft
     rows, estimates = count_tokens(examples, config)
-    left_out = [*examples.notes, *(examples.stories.notes() if examples.stories else ())]
+    left_out = list(examples.notes)
+    if stories := examples.stories:
+        left_out += [f"{stories.index.path}: {note}" for note in stories.notes()]
     total, limit = total_of(rows), min(config.data.seq_len, context)
     marks = {"median": total.quantile(0.5), "longest": total.quantile(1.0)}
     limit_name = "context" if context <= config.data.seq_len else "data.seq_len"
@@ -171,7 +173,7 @@ def first_steps(config: Config, examples: SftExamples, tokenizer: ChatTokenizer,
                     title = headline(example) + (f"; {example.origin}" if example.origin else "")
                     pieces = list(token_pieces(example, tokenizer))
                     shown.append(ShownExample(title, f"{step.title.lower()}, {name}", example, pieces))
-    return [*sections[:steps], Section("Examples", examples=shown[:n])]
+    return [*sections[:steps], *([Section("Examples", examples=shown[:n])] if n else [])]
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -21,16 +21,17 @@ def show(inspection: Inspection, out: Console, n: int) -> None:
     """Print the inspection, with its first n examples."""
     for line in inspection.about:
         print_line(out, line)
+    has_color = out.is_terminal and out.color_system is not None and not out.no_color
     for section in inspection.sections:
-        if not section.examples:
-            out.print(Text(f"\n{section.title}", style="bold"))
+        legend = f" (trained tokens {'are green' if has_color else 'stand in [[ ]]'})" if section.examples else ""
+        out.print(Text(f"\n{section.title}{legend}", style="bold"))
         if section.table:
             rows = [[_blocks(cell) if isinstance(cell, Bar) else cell for cell in row] for row in section.table]
             out.print(text_table(rows))
         for note in section.notes:
             print_line(out, note)
         for shown in section.examples[:n]:
-            _show_example(shown, out)
+            _show_example(shown, out, has_color)
 
 
 def _blocks(bar: Bar) -> str:
@@ -39,8 +40,7 @@ def _blocks(bar: Bar) -> str:
     return f"{blocks}  ← {bar.label}" if bar.label else blocks
 
 
-def _show_example(shown: ShownExample, out: Console) -> None:
-    has_color = out.is_terminal and out.color_system is not None and not out.no_color
+def _show_example(shown: ShownExample, out: Console, has_color: bool) -> None:
     title, text = visible(shown.title), marked(shown.pieces, has_color)
     if out.is_terminal:
         out.rule(Text(title), style="dim")

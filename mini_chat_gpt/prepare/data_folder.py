@@ -46,7 +46,7 @@ LICENSES = {
 
 def command_for(folder: Path) -> str:
     """The command that prepares this folder."""
-    return "python prepare_sft_data.py" + ("" if folder == Path("TinyStories") else f" --folder {folder}")
+    return "mini-chat-gpt prepare" + ("" if folder == Path("TinyStories") else f" --folder {folder}")
 
 
 def standard_name(split: str) -> str:
@@ -56,19 +56,17 @@ def standard_name(split: str) -> str:
 
 def present_files(folder: Path) -> dict[str, Path]:
     """Map each existing split to its file. If there are two spellings, it is the one that training uses."""
-    files: dict[str, Path] = {}
-    for split in SPLITS:
-        for name in FILE_NAMES:
-            if os.path.lexists(file := folder / name.format(split=split)):  # a dangling link is the user's, too
-                files.setdefault(split, file)
-    return files
+    return {split: spellings[0] for split in SPLITS if (spellings := _spellings(folder, split))}
 
 
 def unused_files(folder: Path) -> list[Path]:
     """Files that are never read, because the same split also exists under the other spelling."""
-    used = present_files(folder).values()
-    names = [name.format(split=split) for split in SPLITS for name in FILE_NAMES]
-    return [file for name in names if (file := folder / name).exists() and file not in used]
+    return [file for split in SPLITS for file in _spellings(folder, split)[1:]]
+
+
+def _spellings(folder: Path, split: str) -> list[Path]:
+    files = [folder / name.format(split=split) for name in FILE_NAMES]
+    return [file for file in files if os.path.lexists(file)]  # a dangling link is the user's, too
 
 
 def write_source(folder: Path, kind: str, files: Mapping[str, Mapping[str, Any]], **more: Any) -> None:
@@ -95,22 +93,20 @@ def _plain_name(name: str) -> str:
     return name
 
 
-class _SourceEntry(JSONRecord):
-    model_config = ConfigDict(extra="allow")  # where the file came from
-
-    bytes: int
-
-
-class _SourceOptions(JSONRecord):
+class _Extensible(JSONRecord):
     model_config = ConfigDict(extra="allow")
 
+
+class _SourceEntry(_Extensible):
+    bytes: int  # the other fields say where the file came from
+
+
+class _SourceOptions(_Extensible):
     splits: tuple[str, ...] = ()
 
 
-class _Source(JSONRecord):
+class _Source(_Extensible):
     """The structure of SOURCE.json."""
-
-    model_config = ConfigDict(extra="allow")
 
     source: Literal["public", "sample", "own", "derived"]
     files: dict[Annotated[str, AfterValidator(_plain_name)], _SourceEntry]  # some commands delete these files

@@ -59,7 +59,13 @@ def report_folder(
     indices = {split: RecordIndex(file) for split, file in files.items()}
     label = "the given tokenizer"
     if tokenizer is None:
-        tokenizer, label = _temporary_tokenizer(next(iter(indices.values())))
+        index = next(iter(indices.values()))
+        texts = (index[int(number)].story for number in _spread(len(index), _TEMPORARY_STORIES))
+        tokenizer = ChatTokenizer.train(texts, _TEMPORARY_VOCAB_SIZE)
+        label = (
+            f"a temporary byte-level BPE of {tokenizer.vocab_size:,} entries trained on these stories; "
+            "choose the model's own with --tokenizer"
+        )
     tokenizer.add_control_tokens()  # as in fine-tuning
     files_report, hashes = {}, {}
     for split, index in indices.items():
@@ -74,16 +80,6 @@ def report_folder(
         "unused_files": [str(file) for file in unused_files(folder)],
     }
     return report | {"notes": list(findings(report))}
-
-
-def _temporary_tokenizer(index: RecordIndex) -> tuple[ChatTokenizer, str]:
-    texts = (index[int(number)].story for number in _spread(len(index), _TEMPORARY_STORIES))
-    tokenizer = ChatTokenizer.train(texts, _TEMPORARY_VOCAB_SIZE)
-    label = (
-        f"a temporary byte-level BPE of {tokenizer.vocab_size:,} entries trained on these stories; "
-        "choose the model's own with --tokenizer"
-    )
-    return tokenizer, label
 
 
 def _describe(
@@ -131,7 +127,7 @@ def _examples(
         numbers = with_progress(range(count), f"Making examples from {index.path.name}", out)
         rows = measure(index.path.name, map(source.__getitem__, numbers), per_epoch=count)
     except UserError as error:  # no example fits: a finding of the report, not an error
-        return {"impossible": str(error)}
+        return {"impossible": str(error), "notes": index.notes()}
     total = total_of(rows)
     return {
         "count": count,
@@ -148,6 +144,7 @@ def _examples(
         "shortened": source.stats["shortened"],
         "taken_from_another_record": source.stats["substituted"],
         "too_long": {kind: n for kind in TASK_KINDS if (n := source.stats[f"too long: {kind}"])},
+        "notes": source.notes(),
     }
 
 
@@ -228,7 +225,7 @@ def findings(report: Mapping[str, Any]) -> Iterator[str]:
     """Sentences about what was skipped and why, what to know before training, and the commands to get what is missing."""
     files, kind, folder = report["files"], report["source"]["source"], Path(report["folder"])
     for split, entry in files.items():
-        yield from (f"{split}: {sentence}" for sentence in _skipped(entry, report["seq_len"]))
+        yield from (f"{split}: {sentence}" for sentence in [*_skipped(entry), *entry["examples"]["notes"]])
     if report["in_both_splits"] is not None:
         train, valid = files["train"]["looked_at"], files["valid"]["looked_at"]
         yield f"{report['in_both_splits']:,} of {valid:,} valid stories are also among the {train:,} train stories."
@@ -259,24 +256,13 @@ def findings(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"{path} is an unfinished download ({format_size(size_of(path))})."
 
 
-def _skipped(entry: Mapping[str, Any], seq_len: int) -> Iterator[str]:
-    examples = entry["examples"]
+def _skipped(entry: Mapping[str, Any]) -> Iterator[str]:
     counted = {
-        "without a story skipped": entry["without_story"],
         "with invalid UTF-8, read as U+FFFD": entry["not_utf8"],
         f"of the {entry['looked_at']:,} that were read support no task": entry["without_task"],
     }
-    yield from (f"{_count(n, 'record')} {words}." for words, n in counted.items() if n)
-    if "impossible" in examples:
-        yield f"no examples can be made: {examples['impossible']}"
-        return
-    if n := examples["shortened"]:
-        yield f"{_count(n, 'example')} of {examples['count']:,} truncated inside the story to fit."
-    for kind, n in examples["too_long"].items():
-        yield f"{_count(n, 'task')} of kind {kind} dropped: longer than {seq_len} tokens (--seq-len)."
-    if n := examples["taken_from_another_record"]:
-        yield f"{_count(n, 'record')} of {examples['count']:,} gave no example; other records were used instead."
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    for words, n in counted.items():
+        if n:
+            yield f"{n:,} {'record' if n == 1 else 'records'} {words}."
+    if "impossible" in entry["examples"]:
+        yield f"No examples can be made: {entry['examples']['impossible']}"

@@ -81,6 +81,11 @@ class RecordIndex:
         """(records,) bool: which records have this field, or this feature in their Features, or "not UTF-8" bytes."""
         return (self.bits & BITS[name]).astype(bool)
 
+    def notes(self) -> list[str]:
+        """A sentence about records without a story, if there are any."""
+        n = self.without_story
+        return [f"{n:,} {'record' if n == 1 else 'records'} without a story left out."] if n else []
+
     def _read(self, offset: int, length: int) -> bytes:
         if hasattr(os, "pread"):  # without a shared file position, on which threads and processes could interfere
             if self._handle is None or self._handle[0] != os.getpid():

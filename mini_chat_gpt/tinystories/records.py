@@ -187,7 +187,7 @@ def open_text(path: Path) -> BinaryIO:
         file = open(path, "rb", opener=open_regular)
     except FileNotFoundError:
         raise UserError(
-            f"There is no file {path}; `python prepare_sft_data.py` gets the stories, or name your own file."
+            f"There is no file {path}; `mini-chat-gpt prepare` gets the stories, or name your own file."
         ) from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; give the path of a file of stories.") from None
@@ -230,9 +230,7 @@ def find_text(path: Path | str, split: str, names: tuple[str, ...] = TEXT_FILE_N
     """
     path = local_stories(path, names)
     if not path.exists():
-        raise UserError(
-            f"There is no text at {path}; `python prepare_sft_data.py` gets the stories, or name your own file."
-        )
+        raise UserError(f"There is no text at {path}; `mini-chat-gpt prepare` gets the stories, or name your own file.")
     if path.is_file():
         if split == "train":
             return path
@@ -247,7 +245,7 @@ def find_text(path: Path | str, split: str, names: tuple[str, ...] = TEXT_FILE_N
         wanted = ", ".join(name.format(split=split) for name in names)
         others = sorted(file.name for file in path.glob("*.txt") if file.is_file())
         own = f"name one of its files, such as {path / others[0]}, or run" if others else "run"
-        raise UserError(f"{path} contains no stories (looked for {wanted}); {own} prepare_sft_data.py.")
+        raise UserError(f"{path} contains no stories (looked for {wanted}); {own} `mini-chat-gpt prepare`.")
     return None
 
 
@@ -260,7 +258,8 @@ def find_instruct_file(path: str | Path, split: str) -> Path:
     path = local_stories(path, FILE_NAMES)
     if not path.exists():
         raise UserError(
-            f"There is no {path}; run `python prepare_sft_data.py`, or set sft.dataset_path to your own data."
+            f"There is no {path}; run `mini-chat-gpt prepare`, set sft.dataset_path to your own stories, or name chats with "
+            "chats.files=FILE."
         )
     if path.is_dir():
         for name in FILE_NAMES:
@@ -268,7 +267,7 @@ def find_instruct_file(path: str | Path, split: str) -> Path:
                 return file
         wanted = " or ".join(name.format(split=split) for name in FILE_NAMES)
         raise UserError(
-            f"{path} contains no {wanted}; run `python prepare_sft_data.py`, or set sft.dataset_path to your own file."
+            f"{path} contains no {wanted}; run `mini-chat-gpt prepare`, or set sft.dataset_path to your own file."
         )
     other = "valid" if split == "train" else "train"
     name = path.name

@@ -118,8 +118,8 @@ def test_examples_that_do_not_fit_are_reported(folder: Path, real_data: Path) ->
     assert examples["shortened"] > 0
     assert examples["too_long"]["words"] > 0
     text = " ".join(data_report.findings(report))
-    assert "of kind words dropped: longer than 256 tokens" in text
-    assert "truncated inside the story to fit" in text
+    assert "Tasks that don't fit into 256 tokens, among 15 examples: words" in text
+    assert "examples whose story lost text from its middle, to fit into 256 tokens" in text
 
 
 def test_a_length_that_allows_no_example_is_reported_without_an_error(folder: Path) -> None:
@@ -193,7 +193,7 @@ def test_the_terminal_shows_the_counts(folder: Path) -> None:
     printed = out.export_text()
     assert "Random sentence   " in printed
     assert "3 (42.9%)" in printed
-    assert "1 record without a story skipped" in printed
+    assert "1 record without a story left out" in printed
     assert "1 of 2 valid stories are also among the 7 train stories" in printed
 
 

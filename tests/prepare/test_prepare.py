@@ -105,7 +105,7 @@ def test_one_split_can_be_downloaded_alone_and_the_other_is_reported_as_missing(
 ) -> None:
     run(folder, "--split", "valid", server=server)
     assert set(content(folder)) == {VALID, "SOURCE.json"}
-    assert f"prepare_sft_data.py --folder {folder} --split train` downloads" in capsys.readouterr().out
+    assert f"mini-chat-gpt prepare --folder {folder} --split train` downloads" in capsys.readouterr().out
     run(folder, server=server)
     assert TRAIN not in content(folder), "nobody asked for it"
 
@@ -209,7 +209,7 @@ def test_without_a_network_the_sample_is_written_and_the_command_for_later_shown
 ) -> None:
     assert run(folder) == 0
     assert read_source(folder)["source"] == "sample"
-    assert f"python prepare_sft_data.py --folder {folder} --replace-sample" in capsys.readouterr().out
+    assert f"mini-chat-gpt prepare --folder {folder} --replace-sample" in capsys.readouterr().out
 
 
 def test_without_a_network_a_partial_download_is_kept_and_no_sample_written(folder: Path, server: FileServer) -> None:
@@ -391,7 +391,7 @@ def test_records_without_a_story_are_counted(folder: Path, capsys: pytest.Captur
     folder.mkdir()
     (folder / TRAIN).write_bytes(records("cat", 5) + b"Words: a, b, c\n<|endoftext|>\n")
     assert run(folder) == 0
-    assert "1 record without a story skipped" in capsys.readouterr().out
+    assert "1 record without a story left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
