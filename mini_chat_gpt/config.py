@@ -15,6 +15,7 @@ from mini_chat_gpt.common.setting_types import (
     MAX_COUNT,
     BatchSize,
     BatchTokens,
+    ChatKeys,
     Count,
     Device,
     Duration,
@@ -262,6 +263,8 @@ class ChatsSection(Section):
     """Fraction of `files` that is held out, the same for the same seed (0 = validate on the training chats)."""
     train: Literal["all", "last"] = "all"
     """all = train on every reply; last = only on the last reply of a chat. A message with "train": false is never trained on."""
+    keys: ChatKeys = Field({})
+    """Names of keys in your files, if they are not the usual ones: {response: bot_text} (ours: yours; null = that key is not read)."""
     skip_bad: bool = False
     """Skip unusable records and report them, instead of ending with an error (--skip-bad)."""
     stories: Number = Field(0.0, ge=0, le=0.999)

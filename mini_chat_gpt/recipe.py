@@ -110,7 +110,7 @@ def base_fact(base: Path, model: GPT, tokenizer: ChatTokenizer) -> str:
 def facts_of(config: Config, result: TrainResult, prompts: Prompts) -> list[str]:
     """Description of the training for the head of the report."""
     how = f"adapters (LoRA) of rank {config.lora.rank}" if config.lora.enabled else "all weights"
-    chats = list(read_conversations(config.chats.files, [] if config.chats.skip_bad else None))
+    chats = list(read_conversations(config.chats.files, [] if config.chats.skip_bad else None, config.chats.keys))
     facts = [
         f"after: {how} trained on {len(chats):,} chats for {result.steps:,} steps in {format_duration(result.seconds)}, "
         f"learning rate {result.learning_rate:g}",

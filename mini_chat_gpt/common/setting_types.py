@@ -13,7 +13,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticKnownError
 
-from mini_chat_gpt.common.errors import UserError, short
+from mini_chat_gpt.common.chat_keys import KNOWN, USUAL
+from mini_chat_gpt.common.errors import UserError, nearest, short
 from mini_chat_gpt.common.user_paths import path_text
 
 # Numbers
@@ -130,3 +131,18 @@ def _file_weights(files: Any) -> Any:
 
 FileWeights = Annotated[dict[PathText, Annotated[Number, Field(ge=0.001, le=1000)]], BeforeValidator(_file_weights)]
 """Chat files with their weights: {path: weight}, a list of paths or one path."""
+
+
+def _check_chat_keys(names: dict[str, str | None]) -> dict[str, str | None]:
+    for ours, theirs in names.items():
+        if ours not in KNOWN:
+            raise ValueError(
+                f"{short(ours)} is not one of our keys{nearest(ours, KNOWN)} (the usual ones are {', '.join(USUAL)})"
+            )
+        if theirs is not None and not theirs:
+            raise ValueError(f"the name for {ours} is empty")
+    return names
+
+
+ChatKeys = Annotated[dict[str, str | None], AfterValidator(_check_chat_keys)]
+"""Names of keys of chat records: {our name: the file's name}."""

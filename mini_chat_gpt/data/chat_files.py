@@ -1,40 +1,32 @@
-"""Read your own chats from files: JSON, JSON Lines, CSV, TSV or YAML, plain or compressed, in the common formats.
+"""Read your own chats from files: JSON, JSON Lines, CSV, TSV or YAML, plain or compressed, in the forms of `record_forms`.
 
-    {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…", "train": false}, …], "tools": […]}
-    {"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}, …]}        ShareGPT
-    {"instruction": "…", "input": "…", "output": "…"}                                            Alpaca
-    {"prompt": "…", "completion": "…"}     texts, or lists of messages
-    {"question": "…", "answer": "…"}
-    {"text": "<|user|>…<|assistant|>…<|endoftext|>"}
-
-The format is detected for each record, so a file can mix them. All formats but the first two and the last can have a "system" text.
-No text is ever interpreted as a control token: the markers in "text" only say where turns begin.
-
-Messages can also have "reasoning" (or "reasoning_content", "thinking") and "tool_calls", as those of OpenAI and Hugging Face have them,
-and the role "tool". Which chat formats can render these is another question: `ChatDataset` leaves out and counts the rest.
-
+Which chat formats can render reasoning, calls of tools and tools is another question: `ChatDataset` leaves out and counts the rest.
 A file with an error is read to its end, so that all errors are reported at once.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mini_chat_gpt.chat_format import Message
-from mini_chat_gpt.chat_messages import ROLES, TOOL, check_messages
-from mini_chat_gpt.common.errors import UserError, short
+from mini_chat_gpt.common.chat_keys import CONTENTS, LISTS, ROLES
+from mini_chat_gpt.common.errors import UserError, nearest
 from mini_chat_gpt.data.hub_data import local_chats
-from mini_chat_gpt.data.json_records import BadRecord, Record
-from mini_chat_gpt.data.record_files import read_records
+from mini_chat_gpt.data.json_records import BadRecord
+from mini_chat_gpt.data.record_fields import KeyNames, quoted
+from mini_chat_gpt.data.record_files import Records, read_records
+from mini_chat_gpt.data.record_forms import read_record
 
-MAX_PROBLEMS = 20  # that an error lists one by one
+MAX_PROBLEMS = 20  # that an error lists
+MAX_PLACES = 3  # of records with the same problem
+MAX_NAMES = 1000  # different keys of a file that are counted
+MAX_MESSAGES = 100_000  # of a file that is a single list of messages
 
 
 @dataclass(frozen=True)
@@ -42,311 +34,183 @@ class Conversation:
     """One chat of a file."""
 
     messages: tuple[Message, ...]
-    form: str  # the name of its format, as in `FORMATS`
+    form: str  # the key or keys by which it was recognized, such as "messages" or "prompt + response"
     path: str
     place: str  # where it begins, such as "line 3" or "record 3"
     tools: tuple[dict[str, Any], ...] = ()  # the functions that the assistant can call
+    rejected: tuple[Message, ...] | None = (
+        None  # of preference data: the whole conversation with the other reply; never trained on
+    )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Problem:
-    """A record that can't be used, or the point where a file can't be read any further."""
+    """Records of a file that can't be used for the same reason, or the point where a file can't be read any further."""
 
     path: str
-    place: str
-    what: str  # a clause, without a period
+    what: str  # a clause, without a period: that of the first record; those of the others may have other numbers and names
+    places: list[str]  # the first ones
+    n: int = 1
 
     def __str__(self) -> str:
-        return f"{self.path}, {self.place}: {self.what}"
+        return f"{self.path}, {self.places[0]}: {self.what}" if self.n == 1 else f"{self.path}: {self.counted()}"
+
+    def counted(self) -> str:
+        """The reason with its places, without the file."""
+        if self.n == 1:
+            return f"{self.places[0]}: {self.what}"
+        first = ", ".join(self.places) if self.n <= len(self.places) else f"the first: {', '.join(self.places)}"
+        return f"{self.n:,} records ({first}): {self.what}"
 
 
 def read_conversations(
-    paths: str | Path | Iterable[str | Path], problems: list[Problem] | None = None
+    paths: str | Path | Iterable[str | Path],
+    problems: list[Problem] | None = None,
+    keys: Mapping[str, str | None] | None = None,
+    notes: list[str] | None = None,
 ) -> Iterator[Conversation]:
     """The conversations of one or several files, in their order.
 
     Records that can't be used are skipped and added to `problems`, if given. Otherwise all files are read to their end, and then a
-    UserError reports all problems. Also raises UserError for a file that is missing or empty.
+    UserError reports all problems. `keys` is `chats.keys`. `notes` gets sentences about what is not used of each file that was
+    read. Also raises UserError for a file that is missing or empty, and for names in `keys` that no record has.
     """
     collected: list[Problem] = [] if problems is None else problems
+    names = KeyNames(keys)
     for path in [paths] if isinstance(paths, str | Path) else paths:
-        empty = True
-        for place, record in chain.from_iterable(map(read_records, local_chats(path))):
-            empty = False
-            try:
-                form, messages = _messages_of(record)
-                tools = _tools(record)
-            except (BadRecord, UserError) as error:
-                what = str(error).rstrip(".")
-                collected.append(Problem(str(path), place, what[:1].lower() + what[1:]))
-                continue
-            yield Conversation(tuple(messages), form, str(path), place, tools)
-        if empty:
-            raise UserError(f"{path} contains no conversation; it is empty.")
+        yield from _of_file(str(path), _records(path), names, collected, notes)
     if problems is None and collected:
-        raise UserError(_report(collected))
+        raise UserError(report(collected))
+    if names.missing:
+        ours, theirs = next(iter(names.missing.items()))
+        what = f'No record has "{theirs}", which chats.keys names for {ours}{nearest(theirs, names.met)}'
+        raise UserError(f"{what} (the records have {quoted(sorted(names.met))}).")
 
 
-def _report(problems: Sequence[Problem]) -> str:
-    """The first problems, each on its own line, and the number of others."""
+def _of_file(
+    path: str, records: Records, names: KeyNames, problems: list[Problem], notes: list[str] | None
+) -> Iterator[Conversation]:
+    groups: dict[str, Problem] = {}
+    unused: Counter[str] = Counter()
+    bad = _Places()
+    empty = True
+    for place, record in records:
+        empty = False
+        try:
+            chat = read_record(record, names)
+        except (BadRecord, UserError) as error:
+            what = str(error).rstrip(".")
+            _add(Problem(path, what[:1].lower() + what[1:], [place]), groups, problems)
+            continue
+        if chat.unused:
+            unused.update(name for name in chat.unused if len(unused) < MAX_NAMES or name in unused)
+        if not chat.is_good:
+            bad.add(place)
+            continue
+        rejected = None if chat.rejected is None else tuple(chat.rejected)
+        yield Conversation(tuple(chat.messages), chat.form, path, place, chat.tools, rejected)
+    if empty:
+        raise UserError(f"{path} contains no conversation; it is empty.")
+    if notes is not None:
+        notes.extend(_notes(path, unused, bad))
+
+
+@dataclass
+class _Places:
+    """A number of records, and the first places."""
+
+    n: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, place: str) -> None:
+        self.n += 1
+        if self.n <= MAX_PLACES:
+            self.first.append(place)
+
+
+def _notes(path: str, unused: Counter[str], bad: _Places) -> Iterator[str]:
+    if unused:
+        most = sorted(unused.items(), key=lambda item: (-item[1], item[0]))[:8]
+        names = [f"{_quoted(name)} ({n:,} {'record' if n == 1 else 'records'})" for name, n in most]
+        more = f" and {len(unused) - 8:,} others" if len(unused) > 8 else ""
+        yield f"{path}: not used: {', '.join(names)}{more}."
+    if bad.n:
+        records = "1 record" if bad.n == 1 else f"{bad.n:,} records"
+        yield f"{path}: not trained on, because of a label that says that the reply is bad: {records}; the first: {', '.join(bad.first)}."
+
+
+def _quoted(name: str) -> str:
+    key, after, rest = name.partition(" after the first")
+    return f"{quoted([key])}{after}{rest}"
+
+
+# Records
+
+
+def _records(path: str | Path) -> Records:
+    """The records of a file, or of a data set of the hub. A file that is one list of messages is one record."""
+    for file in local_chats(path):
+        records = read_records(file)
+        if (first := next(records, None)) is None:
+            continue
+        whole = chain([first], records)
+        yield from _joined(whole) if first[0].startswith("record 1") and is_message(first[1]) else whole
+
+
+def is_message(record: Any) -> bool:
+    """Whether a record is a single message, and not a conversation."""
+    if not isinstance(record, dict) or any(name in record for name in LISTS):
+        return False
+    return any(isinstance(record.get(name), str) for name in ROLES) and any(name in record for name in CONTENTS)
+
+
+def _joined(records: Records) -> Records:
+    """The messages of a file as one record."""
+    messages: list[Any] = []
+    for place, record in records:
+        if isinstance(record, BadRecord):
+            yield place, record
+            return
+        messages.append(record)
+        if len(messages) > MAX_MESSAGES:
+            yield (
+                place,
+                BadRecord(f"it is a list of more than {MAX_MESSAGES:,} messages, which is not one conversation"),
+            )
+            return
+    yield "record 1", messages
+
+
+# Problems
+
+
+def _add(problem: Problem, groups: dict[str, Problem], problems: list[Problem]) -> None:
+    """Count a problem with those of the file that are like it."""
+    key = _NAMES.sub("…", problem.what)
+    if (known := groups.get(key)) is None:
+        groups[key] = problem
+        problems.append(problem)
+        return
+    known.n += 1
+    if len(known.places) < MAX_PLACES:
+        known.places.append(problem.places[0])
+
+
+_NAMES = re.compile(r"""\d[\d,.]*|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
+
+
+def report(problems: Sequence[Problem]) -> str:
+    """A sentence, or lines, about problems that end a command."""
+    total = sum(problem.n for problem in problems)
+    them = "it" if total == 1 else "them"
     if len(problems) == 1:
-        return f"{problems[0]}; correct it, or skip it with --skip-bad."
+        return f"{problems[0]}; correct {them}, or skip {them} with --skip-bad."
+    return f"{total:,} records can't be used:\n  {listed(problems)}\nCorrect them, or skip them with --skip-bad."
+
+
+def listed(problems: Sequence[Problem]) -> str:
+    """The first problems, each on its own line, and the number of others."""
     lines = [str(problem) for problem in problems[:MAX_PROBLEMS]]
-    if len(problems) > MAX_PROBLEMS:
-        files = Counter(problem.path for problem in problems)
-        lines.append(
-            f"and {len(problems) - MAX_PROBLEMS:,} more ({', '.join(f'{n:,} in {p}' for p, n in files.items())})"
-        )
-    return (
-        f"{len(problems):,} records can't be used:\n  "
-        + "\n  ".join(lines)
-        + "\nCorrect them, or skip them with --skip-bad."
-    )
-
-
-def _messages_of(record: Record | BadRecord) -> tuple[str, list[Message]]:
-    """(name of the format, messages). Raises BadRecord or UserError if the record can't be used for training."""
-    if isinstance(record, BadRecord):
-        raise record
-    if not isinstance(record, dict):
-        raise BadRecord(f'it is {_kind(record)}; a conversation is an object such as {{"messages": […]}}')
-    record_format = next((known for known in FORMATS if all(key in record for key in known.keys)), None)
-    if record_format is None:
-        raise BadRecord(_unknown_format(record))
-    messages = record_format.read(record)
-    # An empty system message means none, in every format.
-    messages = [one for one in messages if one.role != "system" or one.content.strip()]
-    system = record.get("system")
-    if system is not None and not isinstance(system, str):
-        raise BadRecord(f'"system" is {_kind(system)}; it must be text')
-    if system and system.strip() and not (messages and messages[0].role == "system"):
-        messages.insert(0, Message("system", system))
-    check_messages(messages)
-    if messages[-1].role != "assistant":
-        raise BadRecord(f"it ends with a {messages[-1].role} message, which has no reply")
-    if not any(message.train for message in messages if message.role == "assistant"):
-        raise BadRecord('it has no reply to train on: each has "train": false')
-    return record_format.name, messages
-
-
-def _unknown_format(record: dict[str, Any]) -> str:
-    """Names the missing key if a record nearly has a known format, otherwise the keys that it has."""
-    for known in FORMATS:
-        present = [key for key in known.keys if key in record]
-        if present:
-            missing = " and ".join(f'"{key}"' for key in known.keys if key not in record)
-            return f'it has "{present[0]}" but no {missing}'
-    keys = ", ".join(f'"{key}"' for key in list(record)[:8]) or "no keys"
-    return f"it has {keys}; known formats are {'; '.join(' + '.join(known.keys) for known in FORMATS)}"
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return names.get(type(value), "null")
-
-
-def _text(record: dict[str, Any], key: str) -> str:
-    value = record[key]
-    if not isinstance(value, str):
-        raise BadRecord(f'"{key}" is {_kind(value)}; it must be text')
-    return value
-
-
-def _turns(record: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    turns = record[key]
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise BadRecord(f'"{key}" must be a list of objects, one for each message')
-    if not turns:
-        raise BadRecord(f'"{key}" is empty')
-    return turns
-
-
-def _from_messages(record: dict[str, Any], key: str = "messages") -> list[Message]:
-    messages = []
-    for number, turn in enumerate(_turns(record, key), 1):
-        reasoning, tool_calls = _reasoning(turn, number), _tool_calls(turn, number)
-        for needed in ("role", "content"):
-            if needed not in turn and not (needed == "content" and tool_calls):
-                raise BadRecord(f'message {number} has no "{needed}"')
-        role = TOOL if turn["role"] == "function" else turn["role"]  # an older name
-        content = "" if tool_calls and turn.get("content") is None else _content(turn["content"], number)
-        if tool_calls or role == TOOL:  # other messages must have a text
-            content = content if content.strip() else ""
-        train = turn.get("train", turn.get("weight", True))  # OpenAI's files have "weight": 0 instead
-        if train not in (True, False):
-            raise BadRecord(f'"train" of message {number} is {train!r}; it must be true or false')
-        name, call_id = (_optional_text(turn, key, number) for key in ("name", "tool_call_id"))
-        if role != TOOL:
-            name = call_id = None  # some files name the speakers, which no chat format prints
-        messages.append(Message(role, content, bool(train), reasoning, tool_calls, name, call_id))
-    return messages
-
-
-def _optional_text(turn: dict[str, Any], key: str, number: int) -> str | None:
-    value = turn.get(key)
-    if value is not None and not isinstance(value, str):
-        raise BadRecord(f'"{key}" of message {number} is {_kind(value)}; it must be text')
-    return value
-
-
-def _reasoning(turn: dict[str, Any], number: int) -> str | None:
-    """What the assistant thought before its reply, under one of the names that such files have; None if it is empty."""
-    for key in ("reasoning", "reasoning_content", "thinking"):
-        if text := turn.get(key):
-            if not isinstance(text, str):
-                raise BadRecord(f'"{key}" of message {number} is {_kind(text)}; it must be text')
-            return text if text.strip() else None
-    return None
-
-
-def _tool_calls(turn: dict[str, Any], number: int) -> tuple[dict[str, Any], ...] | None:
-    """The functions that the assistant calls, each as `Message.tool_calls` describes; None if there are none."""
-    calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise BadRecord(f'"tool_calls" of message {number} must be a list of objects')
-    return tuple(_tool_call(call, number) for call in calls) or None
-
-
-def _tool_call(call: dict[str, Any], number: int) -> dict[str, Any]:
-    function = call.get("function", call)
-    name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(name, str) or not name.strip():
-        raise BadRecord(f"a tool call of message {number} has no function with a name")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):  # OpenAI's files have the text of a JSON object here
-        arguments = _parsed(arguments, f"the arguments of a tool call of message {number}")
-    if arguments is not None and not isinstance(arguments, dict):
-        raise BadRecord(
-            f"the arguments of a tool call of message {number} are {_kind(arguments)}; they must be an object"
-        )
-    call_id = _optional_text(call, "id", number)
-    known = {"type": "function"} if call_id is None else {"type": "function", "id": call_id}
-    return known | {"function": {"name": name, "arguments": arguments or {}}}
-
-
-def _parsed(text: str, what: str) -> Any:
-    try:
-        return json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError):
-        raise BadRecord(f"{what} are not JSON: {text[:40]!r}") from None
-
-
-def _tools(record: Any) -> tuple[dict[str, Any], ...]:
-    """The functions that the assistant can call: a list of objects, or the text of one, as data sets of Hugging Face have it."""
-    tools = record.get("tools") or []
-    if isinstance(tools, str):
-        tools = _parsed(tools, '"tools"')
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) and tool for tool in tools):
-        raise BadRecord('"tools" must be a list of objects, one for each function')
-    functions = record.get("functions") or []  # an older name
-    if not isinstance(functions, list) or not all(isinstance(function, dict) and function for function in functions):
-        raise BadRecord('"functions" must be a list of objects, one for each function')
-    return *tools, *({"type": "function", "function": function} for function in functions)
-
-
-def _content(content: Any, number: int) -> str:
-    """The content as text, also if it has parts: texts, or objects such as {"type": "text", "text": "…"}."""
-    if isinstance(content, list):
-        return "".join(_part(part, number, place) for place, part in enumerate(content, 1))
-    if not isinstance(content, str):
-        raise BadRecord(f"the content of message {number} is {_kind(content)}; it must be text")
-    return content
-
-
-def _part(part: Any, number: int, place: int) -> str:
-    """The text of one part of a content."""
-    if isinstance(part, str):
-        return part
-    where = f"part {place} of the content of message {number}"
-    if not isinstance(part, dict):
-        raise BadRecord(f"{where} is {_kind(part)}; it must be text")
-    if part.get("type", "text") != "text":
-        raise BadRecord(f"{where} is of the type {short(part['type'])}; only text can be trained on")
-    text = next((part[key] for key in ("text", "value", "content") if key in part), None)
-    if not isinstance(text, str):
-        raise BadRecord(f"the text of {where} is {_kind(text)}; it must be text")
-    return text
-
-
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
-
-
-def _from_sharegpt(record: dict[str, Any]) -> list[Message]:
-    messages = []
-    for number, turn in enumerate(_turns(record, "conversations"), 1):
-        if "role" in turn and "content" in turn:  # some files have this key but the messages of the other format
-            return _from_messages(record, "conversations")
-        for needed in ("from", "value"):
-            if needed not in turn:
-                raise BadRecord(f'message {number} has no "{needed}"')
-        speaker = turn["from"]
-        role = SHAREGPT_ROLES.get(speaker, speaker) if isinstance(speaker, str) else None
-        if role not in ROLES:
-            known = ", ".join([*SHAREGPT_ROLES, *ROLES])
-            raise BadRecord(f"message {number} is from {short(speaker)}; known roles are {known}")
-        messages.append(Message(role, _content(turn["value"], number)))
-    return messages
-
-
-def _from_alpaca(record: dict[str, Any]) -> list[Message]:
-    prompt = _text(record, "instruction")
-    extra = record.get("input")
-    if extra is not None and not isinstance(extra, str):
-        raise BadRecord(f'"input" is {_kind(extra)}; it must be text')
-    if extra and extra.strip():
-        prompt = f"{prompt}\n\n{extra}" if prompt.strip() else extra
-    return [*_history(record), Message("user", prompt), Message("assistant", _text(record, "output"))]
-
-
-def _history(record: dict[str, Any]) -> list[Message]:
-    """Earlier turns, [["question", "answer"], …], which some Alpaca files have."""
-    history = record.get("history") or []
-    if not isinstance(history, list) or not all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in history
-    ):
-        raise BadRecord('"history" must be a list of pairs [question, answer]')
-    return [Message(role, text) for pair in history for role, text in zip(("user", "assistant"), pair, strict=True)]
-
-
-def _from_completion(record: dict[str, Any]) -> list[Message]:
-    if isinstance(record["prompt"], list) and isinstance(record["completion"], list):
-        prompt = [replace(m, train=m.role != "assistant") for m in _from_messages(record, "prompt")]
-        return [*prompt, *_from_messages(record, "completion")]
-    return [Message("user", _text(record, "prompt")), Message("assistant", _text(record, "completion"))]
-
-
-def _from_question(record: dict[str, Any]) -> list[Message]:
-    return [Message("user", _text(record, "question")), Message("assistant", _text(record, "answer"))]
-
-
-MARKER = re.compile(r"<\|(system|user|assistant|endoftext)\|>")
-
-
-def _from_marked_text(record: dict[str, Any]) -> list[Message]:
-    begin, *pieces = MARKER.split(_text(record, "text"))
-    if not pieces:
-        raise BadRecord('"text" has no <|user|> or <|assistant|> in it; plain text is for pretraining')
-    between = begin, *(text for marker, text in zip(pieces[::2], pieces[1::2], strict=True) if marker == "endoftext")
-    if stray := next((text.strip() for text in between if text.strip()), ""):
-        raise BadRecord(f'"text" has words outside of all turns: {stray[:40]!r}')
-    turns = zip(pieces[::2], pieces[1::2], strict=True)
-    return [Message(marker, text.strip()) for marker, text in turns if marker != "endoftext"]
-
-
-@dataclass(frozen=True)
-class RecordFormat:
-    """A format of records: the keys that identify it, and the function that reads its messages."""
-
-    name: str
-    keys: tuple[str, ...]
-    read: Callable[[dict[str, Any]], list[Message]]
-
-
-FORMATS = (
-    RecordFormat("messages", ("messages",), _from_messages),
-    RecordFormat("sharegpt", ("conversations",), _from_sharegpt),
-    RecordFormat("alpaca", ("instruction", "output"), _from_alpaca),
-    RecordFormat("completion", ("prompt", "completion"), _from_completion),
-    RecordFormat("question", ("question", "answer"), _from_question),
-    RecordFormat("text", ("text",), _from_marked_text),
-)
+    if others := problems[MAX_PROBLEMS:]:
+        lines.append(f"and {sum(problem.n for problem in others):,} more, for {len(others):,} other reasons")
+    return "\n  ".join(lines)

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from mini_chat_gpt.common.chat_keys import LISTS, PREFERENCE, PROMPTS, REPLIES, SYSTEMS
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.yaml_files import MAX_BYTES, parse_yaml
-from mini_chat_gpt.data.file_kinds import IncompleteData, TextStream, open_text
+from mini_chat_gpt.data.file_kinds import START, IncompleteData, TextStream, open_text
 from mini_chat_gpt.data.json_records import MAX_LINE, BadRecord, Record, from_lines, from_text, is_json_lines
 
 Records = Iterator[tuple[str, Record | BadRecord]]
-COLUMNS = frozenset(
-    {
-        *("messages", "conversations", "conversation", "dialogue", "chosen", "text", "system", "context"),
-        *("prompt", "completion", "question", "answer", "answers", "instruction", "input", "output", "response"),
-        *("user", "assistant", "human", "bot", "query", "reply"),
-    }
-)
+COLUMNS = frozenset({*LISTS, *PROMPTS, *REPLIES, *SYSTEMS, *PREFERENCE, "context", "text"})
 """Names of columns by which a table is distinguished from a text with commas; upper case counts as lower case."""
+_VALUES = frozenset({*LISTS, *PREFERENCE, "prompt", "completion", "answer", "answers"})
+"""Columns that have texts, or lists and objects as JSON."""
 FORMS = "JSON, JSON Lines, CSV, TSV or YAML"
 
 
@@ -56,7 +55,7 @@ def _reader(path: Path, file: TextStream, first: bytes, line: int) -> Records:
     if first.lstrip().startswith((b"{", b"[")):
         return from_lines(file, first, line) if is_json_lines(first) else from_text(file, first, line)
     text = first.decode("utf-8", "replace")
-    if (delimiter := _delimiter(text)) is not None:
+    if (delimiter := _delimiter(text) or _unknown_table(path, text, file.start)) is not None:
         return _from_table(file, first, line, delimiter)
     if re.match(r"---|%YAML|-\s+\S|\"?\w+\"?:(\s|$)|#", text) and (found := _from_yaml(path, file, first)) is not None:
         return found
@@ -81,6 +80,30 @@ def _delimiter(header: str) -> str | None:
         if {name.strip().lower() for name in names} & COLUMNS and all(len(name) < 60 for name in names):
             return delimiter
     return None
+
+
+def _unknown_table(path: Path, header: str, start: bytes) -> str | None:
+    """What separates the columns of a table whose names are not known: short names, and as many columns in each line.
+
+    The name of the file counts where there is no whole second row.
+    """
+    for delimiter in (",", "\t", ";", "|"):
+        names = header.strip().split(delimiter)
+        if len(names) < 2 or not all(_COLUMN.fullmatch(name) for name in names):
+            continue
+        if _SUFFIX.search(path.name):
+            return delimiter
+        rows: list[list[str]] = []
+        with suppress(csv.Error):  # the last one may be cut
+            rows.extend(csv.reader(io.StringIO(start.decode("utf-8", "replace")), delimiter=delimiter, strict=True))
+        rows = [row for row in rows[: -1 if len(start) >= START else None] if row]
+        if len(rows) >= 2 and {len(row) for row in rows} == {len(names)}:
+            return delimiter
+    return None
+
+
+_COLUMN = re.compile(r'\s*"?[^\W\d][\w.-]*(?: [\w.-]+){0,2}"?\s*')
+_SUFFIX = re.compile(r"\.[ct]sv\b", re.IGNORECASE)
 
 
 def _from_table(file: TextStream, first: bytes, line: int, delimiter: str) -> Records:
@@ -125,21 +148,16 @@ def _lines(file: TextStream, first: bytes) -> Iterator[str]:
 
 
 def _cell(name: str, text: str) -> Record:
-    """A list of messages is JSON in a table; everything else is text."""
-    if name in (
-        "messages",
-        "conversations",
-        "conversation",
-        "chosen",
-        "prompt",
-        "completion",
-        "tools",
-    ) and text.startswith("["):
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-    return text
+    """A list of messages or an object with answers is JSON in a table; everything else is text."""
+    if name not in _VALUES or not text.startswith(("[", "{")):
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    parts = value if isinstance(value, list) else [value]
+    is_list = all(isinstance(part, dict) for part in parts) or name in ("answer", "answers")
+    return value if parts and is_list else text
 
 
 # YAML

@@ -15,7 +15,7 @@ from mini_chat_gpt.common.text import with_places
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.data.batching import Example, epoch_order
 from mini_chat_gpt.data.chat_dataset import ChatDataset, duplicates, in_both, split
-from mini_chat_gpt.data.chat_files import Conversation, Problem, read_conversations
+from mini_chat_gpt.data.chat_files import Conversation, Problem, listed, read_conversations
 from mini_chat_gpt.data.hub_data import local_chats
 from mini_chat_gpt.data.step_loader import ExampleDataset
 from mini_chat_gpt.generation.text import Prompt
@@ -26,6 +26,8 @@ from mini_chat_gpt.training.job import Stage
 
 N_SHOWN_CHATS = 4
 """Held-out chats for which the model writes a reply at each evaluation."""
+N_REASONS = 3
+"""For which records of a file are skipped that a note shows."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def texts_for_tokenizer(config: Config, n: int = 2000) -> Iterator[str]:
     """Texts of the data, to train a tokenizer on: those of the first n chats and of the first n stories."""
     if files := config.chats.files:
         # Bad records are skipped here; they are reported when the examples are made.
-        for chat in islice(read_conversations(files, []), n):
+        for chat in islice(read_conversations(files, [], config.chats.keys), n):
             yield from (message.content for message in chat.messages)
     if not files or config.chats.stories:
         yield from islice(stories(find_instruct_file(config.sft.dataset_path, "train")), n)
@@ -190,8 +192,13 @@ def read_chats(config: Config, tokenizer: ChatTokenizer) -> ChatData:
     """Read, split and render the chats of the config. Raises UserError for files that can't be used."""
     chats, seed = config.chats, config.system.seed
     problems: list[Problem] = []
+    of_files: list[str] = []
     # All files are read at once, so that one error reports everything that is wrong with them.
-    conversations = list(read_conversations([*chats.files, *chats.valid_files], problems if chats.skip_bad else None))
+    paths = [*chats.files, *chats.valid_files]
+    conversations = list(read_conversations(paths, problems if chats.skip_bad else None, chats.keys, of_files))
+    if not conversations:
+        why = "\n  ".join([*([listed(problems)] if problems else []), *of_files])
+        raise UserError(f"No record of {', '.join(paths)} can be trained on:\n  {why}")
     trained = [c for c in conversations if c.path in chats.files]
     held_out = [c for c in conversations if c.path in chats.valid_files]
     if both := [path for path in chats.files if path in chats.valid_files]:
@@ -203,7 +210,7 @@ def read_chats(config: Config, tokenizer: ChatTokenizer) -> ChatData:
         ChatDataset(trained, tokenizer, chats, config.data, seed),
         ChatDataset(held_out, tokenizer, chats, config.data, seed) if held_out else None,
     )
-    notes = [*_skipped(problems), *_repeated(repeated), *_in_both(trained, held_out)]
+    notes = [*of_files, *_skipped(problems), *_repeated(repeated), *_in_both(trained, held_out)]
     if datasets[1] is None:
         notes.append("No chat is held out: validation uses the training chats.")
     for dataset, purpose in zip(datasets, ("to train on", "held out"), strict=True):
@@ -212,10 +219,16 @@ def read_chats(config: Config, tokenizer: ChatTokenizer) -> ChatData:
 
 
 def _skipped(problems: Sequence[Problem]) -> list[str]:
-    places: dict[str, list[str]] = {}
+    by_file: dict[str, list[Problem]] = {}
     for problem in problems:
-        places.setdefault(problem.path, []).append(f"{problem.place}: {problem.what}")
-    return [with_places(f"{path}: records skipped", places[path]) for path in places]
+        by_file.setdefault(problem.path, []).append(problem)
+    notes = []
+    for path, group in by_file.items():
+        lines = [problem.counted() for problem in group[:N_REASONS]]
+        more = [f"and {len(group) - N_REASONS:,} other reasons"] if len(group) > N_REASONS else []
+        skipped = sum(problem.n for problem in group)
+        notes.append("\n  ".join([f"{path}: records skipped: {skipped:,}", *lines, *more]))
+    return notes
 
 
 def _repeated(groups: Sequence[Sequence[Conversation]]) -> list[str]:

@@ -160,7 +160,10 @@ BAD = [
     ("Hi there\n", "it is not valid JSON: Expecting value at column 1"),
     ("[1, 2]\n", "it is a list; a conversation is an object such as"),
     ("null\n", "it is null"),
-    (turns(("robot", "Hi")), "message 1 of 1 has the role 'robot'; the roles are system, user, assistant"),
+    (
+        turns(("robot", "Hi")),
+        "message 1 has the role 'robot'; known roles are system, developer, user, human, assistant, gpt",
+    ),
     (turns(("user", "Hi"), ("assistant", " ")), "message 2 of 2 (role assistant) has no text"),
     (turns(("system", "a"), ("system", "b")), "message 2 of 2 (role system) is out of place"),
     (turns(("user", "Hi")), "it ends with a user message, which has no reply"),
@@ -181,21 +184,21 @@ BAD = [
     (lines({"instruction": "Hi", "output": "a", "system": ["Be kind."]}), '"system" is a list; it must be text'),
     (
         lines({"conversations": [{"from": ["human"], "value": "Hi"}]}),
-        "message 1 is from ['human']; known roles are human",
+        "message 1 has the role ['human']; known roles are system",
     ),
-    (lines({"conversations": [{"from": {}, "value": "Hi"}]}), "message 1 is from {}; known roles are human"),
+    (lines({"conversations": [{"from": {}, "value": "Hi"}]}), "message 1 has the role {}; known roles are system"),
     (lines({"messages": "Hi"}), '"messages" must be a list of objects'),
     (lines({"messages": []}), '"messages" is empty'),
-    (lines({"prompt": "Hi"}), 'it has "prompt" but no "completion"'),
+    (lines({"prompt": "Hi"}), 'it has "prompt" but no reply; known forms are messages, prompt + response'),
     (lines({"prompt": "Hi", "completion": ["a"]}), '"completion" is a list; it must be text'),
-    (lines({"instruction": "Hi"}), 'it has "instruction" but no "output"'),
+    (lines({"instruction": "Hi"}), 'it has "instruction" but no reply; known forms'),
     (
         lines({"a": 1, "b": 2}),
-        'it has "a", "b"; known formats are messages; conversations; instruction + output; prompt + ',
+        'its keys ("a", "b") are not those of a chat; known forms are messages, prompt + ',
     ),
     (
         lines({"conversations": [{"from": "alien", "value": "Hi"}]}),
-        "message 1 is from 'alien'; known roles are human, gpt",
+        "message 1 has the role 'alien'; known roles are system",
     ),
     (lines({"text": "Once upon a time"}), '"text" has no <|user|> or <|assistant|> in it'),
     (lines({"text": "Once <|user|>Hi<|assistant|>Hello!"}), "\"text\" has words outside of all turns: 'Once'"),
@@ -212,7 +215,7 @@ def called(call: object, **record: object) -> str:
 BAD += [
     (called({"function": {"arguments": {}}}), "a tool call of message 2 has no function with a name"),
     (called({"function": "f"}), "a tool call of message 2 has no function with a name"),
-    (called({"name": "f", "arguments": "{"}), "the arguments of a tool call of message 2 are not JSON: '{'"),
+    (called({"name": "f", "arguments": "{"}), "the arguments of a tool call of message 2 can't be read as JSON: '{'"),
     (
         called({"name": "f", "arguments": [1]}),
         "the arguments of a tool call of message 2 are a list; they must be an object",
@@ -220,7 +223,7 @@ BAD += [
     (called({"name": "f", "id": 3}), '"id" of message 2 is a number; it must be text'),
     (called("f"), '"tool_calls" of message 2 must be a list of objects'),
     (called({"name": "f"}, tools={"a": 1}), '"tools" must be a list of objects, one for each function'),
-    (called({"name": "f"}, tools="[1"), '"tools" are not JSON'),
+    (called({"name": "f"}, tools="[1"), '"tools" can\'t be read as JSON'),
     (called({"name": "f"}, functions=[1]), '"functions" must be a list of objects, one for each function'),
 ]
 
@@ -282,8 +285,8 @@ def test_all_problems_are_reported_at_once_and_counted(tmp_path):
         list(read_conversations([one, two]))
     text = str(error.value)
     assert text.startswith("31 records can't be used:\n")
-    assert f"{one}, line 20: " in text
-    assert f"and 11 more (30 in {one}, 1 in {two})" in text
+    assert f"  {one}: 30 records (the first: line 1, line 2, line 3): it has " in text
+    assert f"  {two}, line 1: it has " in text
 
 
 def test_a_missing_or_empty_file_is_an_error(tmp_path):
