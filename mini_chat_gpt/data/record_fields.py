@@ -1,4 +1,4 @@
-"""The keys of a record: read by our names or by those of `chats.keys`, with account of the keys that nobody reads."""
+"""The keys of a record: read by our names or by those of `chats.keys`, and the keys that are not used."""
 
 from __future__ import annotations
 

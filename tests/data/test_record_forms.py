@@ -1,4 +1,4 @@
-"""Forms of chat records as public data sets have them, keys of one's own, and what is said about keys that are not used."""
+"""Forms of chat records as public data sets have them, other names of keys, and the report of keys that are not used."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_a_file_that_is_one_list_of_messages_is_one_conversation(tmp_path: Path,
     assert [one.messages for one in found_both] == [(HI, HELLO)] * 2
 
 
-def test_names_of_ones_own_for_keys_and_roles(tmp_path: Path) -> None:
+def test_names_of_your_own_for_keys_and_roles(tmp_path: Path) -> None:
     (found,), notes = read(tmp_path, {"a": "Hi", "b": "Hello!", "c": 1}, keys={"prompt": "a", "response": "b"})
     assert (found.messages, notes) == ((HI, HELLO), ['not used: "c" (1 record).'])
     turns = [{"who": "Guest", "said": "Hi"}, {"who": "Host", "said": "Hello!"}]
@@ -299,7 +299,7 @@ def test_equal_problems_are_one_line_with_a_number(tmp_path: Path) -> None:
     assert f"{path}: 1,923 records (the first: line 1, line 2, line 3): its keys (" in text
 
 
-def test_tables_with_names_of_ones_own(tmp_path: Path) -> None:
+def test_tables_with_names_of_your_own(tmp_path: Path) -> None:
     out = io.StringIO()
     csv.writer(out).writerows([["user_text", "bot_text"], ["Hi", "Hello!"]])
     (found,), _ = read(tmp_path, content=out.getvalue(), keys={"prompt": "user_text", "response": "bot_text"})
@@ -358,7 +358,7 @@ def test_any_values_are_read_or_reported_and_no_key_is_passed_over(
 
 
 @given(words, words)
-def test_texts_are_read_unchanged_by_names_of_ones_own(tmp_path_factory: Any, question: str, answer: str) -> None:
+def test_texts_are_read_unchanged_by_names_of_your_own(tmp_path_factory: Any, question: str, answer: str) -> None:
     path = tmp_path_factory.mktemp("any") / "chats"
     path.write_text(json.dumps({"a.b": question, "c": {"d": answer}}))
     (found,) = read_conversations(path, keys={"prompt": "a.b", "response": "c.d"})
