@@ -249,7 +249,7 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def with_files(config: Config, files: Sequence[str], overrides: Sequence[str] = ()) -> Config:
-    """Return the config with these files instead of its own: a folder or a .txt file holds stories, any other file chats.
+    """Return the config with these files instead of its own: a folder or a .txt file without records holds stories, any other chats.
 
     The config's validation files belong to its own chat files, so they are dropped unless an override names them.
     Raises UserError.
@@ -257,7 +257,11 @@ def with_files(config: Config, files: Sequence[str], overrides: Sequence[str] = 
     for file in files:
         if not Path(file).exists() and hub_name(file, "dataset") is None:
             raise UserError(f"There is no {file}; give chat files, a folder with stories, or section.key=value.")
-    story_paths = [file for file in files if Path(file).is_dir() or file.endswith(".txt")]
+    from mini_chat_gpt.data.record_files import holds_records  # --help doesn't need it
+
+    story_paths = [
+        file for file in files if Path(file).is_dir() or (file.endswith(".txt") and not holds_records(Path(file)))
+    ]
     chats = [file for file in files if file not in story_paths]
     if len(story_paths) > 1:
         raise UserError(f"{story_paths[0]} and {story_paths[1]} both hold stories; give one of them.")

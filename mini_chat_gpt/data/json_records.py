@@ -24,10 +24,11 @@ class BadRecord(Exception):
     """What is wrong with a record, as a clause."""
 
 
-def is_json_lines(first: bytes) -> bool:
+def is_json_lines(first: bytes, start: bytes = b"") -> bool:
     """Whether the first line is a complete record. If not, the file is one JSON text: an array, or objects over several lines.
 
-    A line that is too long or invalid also counts as a record, unless it is the beginning of an array or an object.
+    A line that is too long or invalid also counts as a record, unless it is the beginning of an array or an object. `start` is the
+    beginning of the file: where another line is an object, the first one is a damaged record.
     """
     text = first.strip()
     if text.startswith(b"["):
@@ -35,7 +36,8 @@ def is_json_lines(first: bytes) -> bool:
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
-        return error.pos < len(error.doc)  # an error before the end; an object over several lines fails at the end
+        # An object over several lines fails at the end. Its inner lines don't begin with a key in the first column.
+        return error.pos < len(error.doc) or any(line.startswith(b'{"') for line in start.splitlines()[1:])
     except (ValueError, RecursionError):  # not UTF-8, a number of too many digits
         pass
     return True
@@ -158,19 +160,24 @@ def from_text(file: TextStream, first: bytes, line: int) -> Iterator[tuple[str, 
                 text.skip()
         if in_array and not text.next():
             yield f"line {text.line}", BadRecord("the file ends before the array's ]; it is incomplete")
+        elif in_array:
+            text.skip()
+            if text.next():
+                yield f"line {text.line}", BadRecord("it follows the array's ]; it and what follows can't be read")
     except _NotUTF8 as error:
         yield error.place, error.record
     except json.JSONDecodeError as error:
-        yield place, _invalid_json(error)
+        yield place, _invalid_json(error, LOST)
     except (ValueError, RecursionError) as error:
-        yield place, _refused(error)
+        yield place, _refused(error, LOST)
 
 
+LOST = "; what follows it can't be read"
 TOO_DEEP = "it is nested too deeply"
 
 
-def _refused(error: ValueError | RecursionError) -> BadRecord:
-    return BadRecord(TOO_DEEP if isinstance(error, RecursionError) else "it has a number of too many digits")
+def _refused(error: ValueError | RecursionError, lost: str = "") -> BadRecord:
+    return BadRecord((TOO_DEEP if isinstance(error, RecursionError) else "it has a number of too many digits") + lost)
 
 
 def _not_utf8(data: bytes, at: int) -> BadRecord:
@@ -178,8 +185,8 @@ def _not_utf8(data: bytes, at: int) -> BadRecord:
     return BadRecord(f"byte {column} of it (0x{data[at]:02x}) is not UTF-8; save the file as UTF-8")
 
 
-def _invalid_json(error: json.JSONDecodeError) -> BadRecord:
-    return BadRecord(f"it is not valid JSON: {error.msg} at column {error.colno}")
+def _invalid_json(error: json.JSONDecodeError, lost: str = "") -> BadRecord:
+    return BadRecord(f"it is not valid JSON: {error.msg} at column {error.colno}{lost}")
 
 
 NOT_BLANK = re.compile(r"[^ \t\r\n]")

@@ -50,11 +50,22 @@ def read_records(path: Path) -> Records:
         ) from None
 
 
+def holds_records(path: Path) -> bool:
+    """Whether a file of any name begins like records, JSON or a table, and not like a text."""
+    try:
+        with open_text(path) as file:
+            lines = (line.strip() for line in file.start.removeprefix(codecs.BOM_UTF8).splitlines())
+            first = next(filter(None, lines), b"")
+    except (OSError, UserError):  # which is reported where the file is read
+        return False
+    return first.startswith((b"{", b"[")) or _delimiter(first.decode("utf-8", "replace")) is not None
+
+
 def _reader(path: Path, file: TextStream, first: bytes, line: int) -> Records:
     """The records of a file whose first line that is not blank has been read."""
     if first.lstrip().startswith((b"{", b"[")):
-        return from_lines(file, first, line) if is_json_lines(first) else from_text(file, first, line)
-    text = first.decode("utf-8", "replace")
+        return from_lines(file, first, line) if is_json_lines(first, file.start) else from_text(file, first, line)
+    text = first.decode("utf-8", "replace").partition("\r")[0]
     if (delimiter := _delimiter(text) or _unknown_table(path, text, file.start)) is not None:
         return _from_table(file, first, line, delimiter)
     if re.match(r"---|%YAML|-\s+\S|\"?\w+\"?:(\s|$)|#", text) and (found := _from_yaml(path, file, first)) is not None:
@@ -95,14 +106,16 @@ def _unknown_table(path: Path, header: str, start: bytes) -> str | None:
             return delimiter
         rows: list[list[str]] = []
         with suppress(csv.Error):  # the last one may be cut
-            rows.extend(csv.reader(io.StringIO(start.decode("utf-8", "replace")), delimiter=delimiter, strict=True))
+            rows.extend(
+                csv.reader(io.StringIO(start.decode("utf-8", "replace"), newline=""), delimiter=delimiter, strict=True)
+            )
         rows = [row for row in rows[: -1 if len(start) >= START else None] if row]
         if len(rows) >= 2 and {len(row) for row in rows} == {len(names)}:
             return delimiter
     return None
 
 
-_COLUMN = re.compile(r'\s*"?[^\W\d][\w.-]*(?: [\w.-]+){0,2}"?\s*')
+_COLUMN = re.compile(r'"?[^\W\d][\w.-]*(?: [\w.-]+){0,2}"?')  # prose has a space after a comma
 _SUFFIX = re.compile(r"\.[ct]sv\b", re.IGNORECASE)
 
 
@@ -110,40 +123,41 @@ def _from_table(file: TextStream, first: bytes, line: int, delimiter: str) -> Re
     """The rows of a table as {column: text}. A column of lists (messages) has them as JSON."""
     csv.field_size_limit(MAX_LINE)
     rows = csv.reader(_lines(file, first), delimiter=delimiter, strict=True)
-    names = [name.strip() for name in next(rows)]
-    names = [name.lower() if name.lower() in COLUMNS else name for name in names]
-    number = 0
-    while True:
-        number, begins = number + 1, line + rows.line_num
-        place = f"record {number}, line {begins}"
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield place, BadRecord(f"it is not a row of a table: {error}; what follows it can't be read")
-            return
-        except UnicodeDecodeError as error:
-            what = f"0x{error.object[error.start]:02x} in it is not UTF-8; save the file as UTF-8; what follows it can't be read"
-            yield place, BadRecord(what)
-            return
-        if not row:
+    number, begins = 0, line
+    names: list[str] = []
+    for row in _until_error(rows):
+        place = f"record {number}, line {begins}" if number else f"line {line}"
+        if isinstance(row, BadRecord):
+            yield place, row
+        elif not number:
+            names = [name.strip() for name in row]
+            names = [name.lower() if name.lower() in COLUMNS else name for name in names]
+        elif not row:
             number -= 1
         elif len(row) != len(names):
-            yield (
-                place,
-                BadRecord(
-                    f"it has {len(row)} columns, and the first line has {len(names)}; quote texts with {delimiter!r} in them"
-                ),
-            )
+            what = f"it has {len(row)} columns, and the first line has {len(names)}; quote texts with {delimiter!r} in them"
+            yield place, BadRecord(what)
         else:
             yield place, {name: _cell(name, text) for name, text in zip(names, row, strict=True) if name}
+        number, begins = number + 1, line + rows.line_num
+
+
+def _until_error(rows: Iterator[list[str]]) -> Iterator[list[str] | BadRecord]:
+    """The rows of a table; where one can't be read, so can't those after it."""
+    try:
+        yield from rows
+    except csv.Error as error:
+        yield BadRecord(f"it is not a row of a table: {error}; what follows it can't be read")
+    except UnicodeDecodeError as error:
+        wrong = f"0x{error.object[error.start]:02x} in it is not UTF-8; save the file as UTF-8"
+        yield BadRecord(f"{wrong}; what follows it can't be read")
 
 
 def _lines(file: TextStream, first: bytes) -> Iterator[str]:
+    """The lines of a table, which may end with a carriage return alone."""
     data = first
     while data:
-        yield data.decode()
+        yield from io.StringIO(data.decode(), newline="") if b"\r" in data else [data.decode()]
         data = file.readline(MAX_LINE)
 
 

@@ -50,11 +50,11 @@ class Turns:
             messages = pair
         else:
             messages = [self._message(fields, role_key, number, name)]
-        self._add_unused(fields, name)
+        self._add_unused(fields.unused(), name)
         return messages
 
-    def _add_unused(self, fields: Fields, *where: str) -> None:
-        if names := fields.unused():
+    def _add_unused(self, names: list[str], *where: str) -> None:
+        if names:
             self.unused.update(".".join([*(one.strip('"') for one in where), name]) for name in names)
 
     def _message(self, fields: Fields, role_key: str, number: int, name: str) -> Message:
@@ -71,7 +71,7 @@ class Turns:
             raise BadRecord(f'message {number} has no "{"value" if shared else "content"}"')
         content = self._content(fields.get(content_key), number, name) if content_key else ""
         if role == CALL:
-            role, calls, content = "assistant", _spelled_calls(content, number), ""
+            role, content, calls = "assistant", "", self._parsed_calls(_spelled_calls(content, number), number, name)
         if calls or role == TOOL:  # other messages must have a text
             content = content if content.strip() else ""
         trained = _trained(fields, number)
@@ -119,7 +119,7 @@ class Turns:
         text = fields.get(key)
         if not isinstance(text, str):
             raise BadRecord(f"the text of {where} is {kind_of(text)}; it must be text")
-        self._add_unused(fields, name, "content")
+        self._add_unused(fields.unused(), name, "content")
         return text
 
     def _tool_calls(self, fields: Fields, number: int, name: str) -> tuple[dict[str, Any], ...] | None:
@@ -131,11 +131,14 @@ class Turns:
             return None
         if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
             raise BadRecord(f'"tool_calls" of message {number} must be a list of objects')
+        return self._parsed_calls(calls, number, name)
+
+    def _parsed_calls(self, calls: list[dict[str, Any]], number: int, name: str) -> tuple[dict[str, Any], ...]:
         parsed = []
         for call in calls:
-            inner = Fields(call, NO_NAMES)
-            parsed.append(_tool_call(inner, number))
-            self._add_unused(inner, name, "tool_calls")
+            one, unused = _tool_call(call, number)
+            parsed.append(one)
+            self._add_unused(unused, name, "tool_calls")
         return tuple(parsed)
 
 
@@ -168,33 +171,34 @@ def _optional_text(fields: Fields, key: str, number: int) -> str | None:
 # Tools
 
 
-def _tool_call(call: Fields, number: int) -> dict[str, Any]:
-    call.get("type")
-    function = call.get("function") if call.has("function") else call.values
-    name = function.get("name") if isinstance(function, dict) else None
+def _tool_call(call: dict[str, Any], number: int) -> tuple[dict[str, Any], list[str]]:
+    """(a call as `Message.tool_calls` describes it, keys that were not used)."""
+    fields = Fields(call, NO_NAMES)
+    fields.get("type")
+    value = fields.get("function") if "function" in call else call
+    function = fields if value is call else Fields(value if isinstance(value, dict) else {}, NO_NAMES)
+    name, what = function.get("name"), f"the arguments of a tool call of message {number}"
     if not isinstance(name, str) or not name.strip():
         raise BadRecord(f"a tool call of message {number} has no function with a name")
-    what = f"the arguments of a tool call of message {number}"
-    if function is call.values:
-        call.get("name"), call.get("arguments")
     arguments = function.get("arguments")
     if isinstance(arguments, str):  # OpenAI's files have the text of a JSON object here
         arguments = parsed_json(arguments, what)
     if arguments is not None and not isinstance(arguments, dict):
         raise BadRecord(f"{what} are {kind_of(arguments)}; they must be an object")
     check_depth(arguments, what)
-    call_id = _optional_text(call, "id", number)
+    call_id = _optional_text(fields, "id", number)
     known = {"type": "function"} if call_id is None else {"type": "function", "id": call_id}
-    return known | {"function": {"name": name, "arguments": arguments or {}}}
+    inner = [f"function.{key}" for key in function.unused()] if function is not fields else []
+    return known | {"function": {"name": name, "arguments": arguments or {}}}, [*fields.unused(), *inner]
 
 
-def _spelled_calls(text: str, number: int) -> tuple[dict[str, Any], ...]:
+def _spelled_calls(text: str, number: int) -> list[dict[str, Any]]:
     """The calls in the text of a message of the role function_call: an object with name and arguments, or a list of them."""
     value = parsed_json(text, f"the tool calls of message {number}")
     calls = value if isinstance(value, list) else [value]
     if not calls or not all(isinstance(call, dict) for call in calls):
         raise BadRecord(f"the tool calls of message {number} must be an object with a name and arguments, as JSON")
-    return tuple(_tool_call(Fields(call, NO_NAMES), number) for call in calls)
+    return calls
 
 
 def read_tools(fields: Fields) -> tuple[dict[str, Any], ...]:

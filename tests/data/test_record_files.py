@@ -24,7 +24,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.data import json_records
 from mini_chat_gpt.data.file_kinds import encoding_of
 from mini_chat_gpt.data.json_records import MAX_LINE, BadRecord
-from mini_chat_gpt.data.record_files import read_records
+from mini_chat_gpt.data.record_files import holds_records, read_records
 
 RECORDS: list[dict[str, Any]] = [
     {"instruction": "Say “hi”, please", "input": "", "output": "Hi!\nHello, 世界 😀"},
@@ -173,7 +173,7 @@ def test_a_column_of_messages_is_json(tmp_path: Path) -> None:
         (b"abc\0def" * 20, "has NUL bytes"),
         (b"Once upon a time, there was a dog.\nIt ran.\n" * 20, "is plain text: .* pretrain.dataset_path"),
         (b"# A title\n\nSome *text*, and more.\n", "is plain text"),
-        (b"name,age\nTom,3\n", "is plain text"),
+        (b"Tom came home, and then\nhe slept, he ate\n", "is plain text"),
     ],
 )
 def test_what_holds_no_records_is_one_sentence(tmp_path: Path, data: bytes, sentence: str) -> None:
@@ -238,3 +238,34 @@ def test_numbers_of_any_length_and_any_nesting_are_bad_records(tmp_path: Path) -
             assert found[0] == {"a": 1}
             assert isinstance(found[1], BadRecord)
             assert len(found) == 2
+
+
+def test_a_damaged_first_line_or_words_after_an_array_lose_nothing_silently(tmp_path: Path) -> None:
+    found = read(written(tmp_path, '{"prompt": "a"\n' + LINES))
+    assert isinstance(found[0], BadRecord)
+    assert found[1:] == RECORDS
+    found = read(written(tmp_path, ARRAY + "\n" + ARRAY))
+    assert found[:-1] == RECORDS
+    assert str(found[-1]) == "it follows the array's ]; it and what follows can't be read"
+
+
+def test_tables_with_unknown_columns_and_any_line_ends(tmp_path: Path) -> None:
+    rows = [{"asked": "a", "replied by bot": "b, c"}, {"asked": "d\ne", "replied by bot": "f"}]
+    for end in ("\n", "\r\n", "\r"):
+        text = f'asked,"replied by bot"{end}a,"b, c"{end}"d\ne",f{end}'
+        assert read(written(tmp_path, text)) == rows
+    (bad,) = read(written(tmp_path, b"prompt,resp\xffonse\na,b\n"))
+    assert "0xff in it is not UTF-8" in str(bad)
+
+
+@pytest.mark.parametrize("form", TEXTS)
+def test_files_with_records_are_told_from_texts(tmp_path: Path, form: str) -> None:
+    assert holds_records(written(tmp_path, TEXTS[form])) != form.startswith("YAML")
+    for text in (
+        "Features: Dialogue\nWords: quit, oak\nStory: Once.",
+        "Once upon a time, there was a text.",
+        "",
+        "# Title",
+    ):
+        assert not holds_records(written(tmp_path, text))
+    assert not holds_records(tmp_path)

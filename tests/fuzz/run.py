@@ -22,7 +22,17 @@ os.environ["WANDB_MODE"] = "disabled"
 
 from fuzz.oracle import VERDICTS, Verdict, campaign, flips, scratch  # noqa: E402
 
-KINDS = ("checkpoints", "configs", "run_folders", "imports", "foreign_models", "hf_tokenizers", "templates", "caches")
+KINDS = (
+    "checkpoints",
+    "configs",
+    "run_folders",
+    "imports",
+    "foreign_models",
+    "hf_tokenizers",
+    "templates",
+    "caches",
+    "chats",
+)
 
 
 def main() -> int:

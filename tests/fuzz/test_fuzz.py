@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-KINDS = ("checkpoints", "configs", "run_folders", "imports", "foreign_models", "hf_tokenizers", "templates", "caches")
+KINDS = (
+    "checkpoints",
+    "configs",
+    "run_folders",
+    "imports",
+    "foreign_models",
+    "hf_tokenizers",
+    "templates",
+    "caches",
+    "chats",
+)
 
 
 def check(*options: str) -> None:

@@ -81,10 +81,34 @@ def test_held_out_files_are_never_trained_on(chats, tmp_path):
 
 def test_bad_records_are_an_error_or_are_skipped(chats):
     chats.write_text(chats.read_text() + '\n{"prompt": "Hi"}\n')
-    with pytest.raises(UserError, match=r'line 21: it has "prompt" but no "completion"; correct it, or skip it'):
+    with pytest.raises(UserError, match=r'line 21: it has "prompt" but no reply; .*; correct it, or skip it'):
         examples_of(chats)
     found = examples_of(chats, chats={"skip_bad": True})
-    assert found.notes[0].endswith(f'{chats}: records skipped: 1\n  line 21: it has "prompt" but no "completion"')
+    assert f'{chats}: records skipped: 1\n  line 21: it has "prompt" but no reply; known forms' in found.notes[0]
+
+
+def test_what_is_not_used_is_a_note_and_a_file_without_a_usable_record_says_why(chats):
+    records = [json.dumps({"prompt": f"Hi {n}", "response": "Hello!", "score": n}) for n in range(1, 5)]
+    chats.write_text("\n".join([*records, '{"prompt": "Hi", "completion": "No.", "label": false}']))
+    notes = examples_of(chats).notes
+    assert f'{chats}: not used: "score" (4 records).' in notes
+    assert (
+        f"{chats}: not trained on, because of a label that says that the reply is bad: 1 record; the first: line 5."
+        in notes
+    )
+    chats.write_text('{"a": 1}\n{"a": 2}\n{"prompt": "Hi", "completion": "No.", "label": false}\n')
+    with pytest.raises(UserError) as error:
+        examples_of(chats, chats={"skip_bad": True})
+    lines = str(error.value).splitlines()
+    assert lines[0] == f"No record of {chats} can be trained on:"
+    assert lines[1].startswith(f'  {chats}: 2 records (line 1, line 2): its keys ("a") are not those of a chat')
+    assert "the reply is bad: 1 record" in lines[2]
+
+
+def test_other_names_of_keys_are_read_for_training(chats):
+    chats.write_text("".join(json.dumps({"asked": f"Hi {n}", "said": "Hello!"}) + "\n" for n in range(5)))
+    found = examples_of(chats, chats={"keys": {"prompt": "asked", "response": "said"}})
+    assert len(found.source) == 4
 
 
 def test_curriculum_stages_need_stories(chats, sample):
