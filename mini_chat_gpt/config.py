@@ -265,6 +265,8 @@ class ChatsSection(Section):
     """all = train on every reply; last = only on the last reply of a chat. A message with "train": false is never trained on."""
     keys: ChatKeys = Field({})
     """Names of keys in your files, if they are not the usual ones: {response: bot_text} (ours: yours; null = that key is not read)."""
+    too_long: Literal["cut", "shorten", "drop"] = "cut"
+    """What to do with a chat longer than data.seq_len: cut it into several between exchanges, shorten it at its end, or drop it."""
     skip_bad: bool = False
     """Skip unusable records and report them, instead of ending with an error (--skip-bad)."""
     stories: Number = Field(0.0, ge=0, le=0.999)

@@ -35,10 +35,15 @@ MAX_CHARACTERS = 800
 """Length of all problems that a message lists, if there are several."""
 
 
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+ADDED_LATER = {"chats": {"too_long": "shorten"}}
+"""Settings that the config.yaml of an older run lacks -> the value that means "as before", so that it goes on with the same data."""
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), of_run: bool = False) -> Config:
     """Read a YAML file (None = defaults), apply `section.key=value` overrides, and validate.
 
-    Raises UserError naming every wrong key or value, with the nearest valid key or the allowed values.
+    `of_run`: the file is the config.yaml of a run, which has every setting that its version had; see ADDED_LATER. Raises UserError
+    naming every wrong key or value, with the nearest valid key or the allowed values.
     """
     values: dict[str, Any] = {}
     lines: Mapping[Place, int] = {}
@@ -48,6 +53,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         document = read_yaml(path, "config file", hint, "sections such as `sft:` with keys under them")
         values, lines = read_as(_with_new_keys(document.value, str(path)), Config), document.lines
         _resolve_chat_files(values, path.parent)
+        for section, added in ADDED_LATER.items() if of_run else ():
+            if isinstance(fields := values.get(section), dict):
+                values[section] = added | fields
     overridden: dict[str, str] = {}  # key -> its name on the command line
     for override in overrides:
         typed, value = _parse_override(override)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ import numpy as np
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import DataSection
-from mini_chat_gpt.data.batching import Example, epoch_order, share_prefix
+from mini_chat_gpt.data.batching import EpochOrder, Example, epoch_order, share_prefix
 from mini_chat_gpt.tinystories.mixture import TaskMixture, hash64
 from mini_chat_gpt.tinystories.record_index import RecordIndex
 from mini_chat_gpt.tinystories.records import StoryRecord, find_instruct_file, parse_record, read_records, stories
@@ -62,6 +63,7 @@ class InstructDataset:
         self.index = path_or_index if isinstance(path_or_index, RecordIndex) else RecordIndex(path_or_index)
         self.tokenizer, self.data, self.seed = tokenizer, data, seed
         self._length = min(data.limit or len(self.index), len(self.index))
+        self._order = EpochOrder(self._length, seed)
         self.loss_weights = _by_kind("data.loss_weights", DEFAULT_LOSS_WEIGHTS, data.loss_weights, default=1.0)
         requested = _by_kind("data.mixture", DEFAULT_MIXTURE, data.mixture, default=0.1)
         # The mixture needs to know which kinds the records support; a sample of them is enough.
@@ -82,8 +84,7 @@ class InstructDataset:
     def __getitem__(self, index: int) -> Example:
         """Example `index`, for any index ≥ 0; those from `len(self)` on belong to later epochs."""
         # The position in a permutation of the records decides the record: every epoch has each of them once.
-        epoch, position = divmod(index, len(self))
-        number = int(epoch_order(len(self), self.seed, epoch)[position])
+        epoch, number = self._order[index]
         for attempt in range(_ATTEMPTS):
             # Every example and attempt has its own random choices, which depend on nothing else.
             salt = f"{self.seed}/{index}/{attempt}"
@@ -169,6 +170,10 @@ class InstructDataset:
 
     # Held-out data
 
+    @cached_property
+    def _fixed_order(self) -> np.ndarray:
+        return epoch_order(len(self), self.seed, _FIXED_ORDER)
+
     def validation_examples(self, n: int) -> list[Example]:
         """At most n examples, always the same, with the shares of training and weight 1."""
         wanted = {name: max(1, round(n * share)) for name, share in self.mixture.shares.items() if share > 0}
@@ -211,7 +216,7 @@ class InstructDataset:
         """
         missing = dict(wanted)
         # A random but fixed order: the tasks are the same in every evaluation and every run with this seed.
-        numbers = epoch_order(len(self), self.seed, _FIXED_ORDER)
+        numbers = self._fixed_order
         numbers = (numbers if among is None else numbers[np.isin(numbers, among)])[:max_records]
         used: set[tuple[int, str]] = set()
         chosen: list[RenderedTask] = []

@@ -57,7 +57,7 @@ def prepare(config: Config, run: RunContext) -> Prepared:
         model, tokenizer = base.model, base.tokenizer
     # Rank 0 of each machine goes first: the first use of a data file writes its index.
     with run.world.local_rank_zero_first():
-        examples = make_examples(config, tokenizer, model.config.context_length)
+        examples = make_examples(config, tokenizer, model.config.context_length, run.out)
     thinks = set_thinking(tokenizer, examples.chats is not None and examples.chats.trained.has_reasoning)
     for note in [*examples.notes, *([] if thinks is None else [thinks])]:
         run.out.print(note, markup=False, soft_wrap=True)

@@ -89,6 +89,16 @@ def test_the_error_for_a_wrong_override_names_the_valid_ones(override, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_the_settings_of_an_older_run_mean_what_they_meant(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("chats:\n  train: last\n")
+    assert load_config(path).chats.too_long == "cut"
+    assert load_config(path, of_run=True).chats.too_long == "shorten"
+    assert load_config(path, ["chats.too_long=drop"], of_run=True).chats.too_long == "drop"
+    path.write_text(to_yaml())
+    assert load_config(path, of_run=True) == Config()
+
+
 def test_an_error_names_all_problems_of_a_file(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("training:\n  batch_sise: 8\nsft:\n  max_steps: -1\n")

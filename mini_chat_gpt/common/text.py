@@ -27,7 +27,7 @@ def clean(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
 
 
-def with_places(what: str, places: Sequence[str], most: int = 3) -> str:
-    """A note about several records: a line that says what about them and how many, and below it the places of the first."""
-    more = [f"and {len(places) - most:,} more"] if len(places) > most else []
-    return "\n  ".join([f"{what}: {len(places):,}", *places[:most], *more])
+def with_places(what: str, places: Sequence[str], n: int) -> str:
+    """A note about n records: a line about them, and below it the places of the first."""
+    more = [f"and {n - len(places):,} more"] if n > len(places) else []
+    return "\n  ".join([what, *places, *more])

@@ -17,9 +17,9 @@ and each branch attends to the prefix and to itself. Losses and gradients are th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import partial
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class Example:
 
     ids: (n,) int32 token ids. loss_mask: (n,) bool, True for targets. weight: loss weight of the targets, one for all or (n,).
     prefix_branches: where in `ids` each of several conversations continues after the shared prefix.
-    origin: file and line, to show; "" where they are not known.
+    origin: file and place of the record that it is made of; "" where that is not known.
     """
 
     ids: np.ndarray
@@ -146,10 +146,32 @@ class Batch:
         return len(self.cu_seqlens) - 1
 
 
-@lru_cache(maxsize=4)
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """(n,) the order of n items in an epoch: a permutation that depends on the arguments alone."""
-    return np.random.default_rng([seed % 2**64, epoch]).permutation(n)
+    """(n,) uint32, the order of n items in an epoch: a permutation that depends on the arguments alone. See `EpochOrder`."""
+    order = np.arange(n, dtype=np.uint32 if n <= 2**32 else np.int64)
+    np.random.default_rng([seed % 2**64, epoch]).shuffle(order)  # as `permutation` does, with half its memory
+    return order
+
+
+class EpochOrder:
+    """The items of a dataset without end: an epoch has each item once, in an order of its own.
+
+    make    epoch -> (n,) its items; `epoch_order` by default. Those of one epoch are kept, because a dataset is read in order
+    """
+
+    def __init__(self, n: int, seed: int, make: Callable[[int], np.ndarray] | None = None) -> None:
+        self.n = n
+        self._make = partial(epoch_order, n, seed) if make is None else make
+        self._current: tuple[int, np.ndarray] | None = None
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        """(epoch, item) at `index`, for any index ≥ 0."""
+        epoch, position = divmod(index, self.n)
+        current = self._current  # another thread may replace it
+        if current is None or current[0] != epoch:
+            self._current = None  # frees its memory
+            self._current = current = epoch, self._make(epoch)
+        return epoch, int(current[1][position])
 
 
 def collate(examples: Sequence[Example], pad_to_multiple_of: int = PAD_TO_MULTIPLE) -> Batch:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
+
+import numpy as np
+from rich.console import Console
 
 from mini_chat_gpt.checkpoints.find import newest_checkpoint
 from mini_chat_gpt.checkpoints.load import find_source, load_named_tokenizer, load_tokenizer
@@ -60,13 +62,20 @@ def tokenizer_for(config: Config, name: str | None = None) -> tuple[ChatTokenize
 
 
 def inspect(
-    config: Config, tokenizer: ChatTokenizer, context: int, steps: int = 1, n: int = 3, notes: Sequence[str] = ()
+    config: Config,
+    tokenizer: ChatTokenizer,
+    context: int,
+    steps: int = 1,
+    n: int = 3,
+    notes: Sequence[str] = (),
+    progress: Console | None = None,
 ) -> Inspection:
     """Inspect what a run with this config trains on: the batches of its first steps, at least `n` examples, and all counts.
 
-    `notes` are further sentences for the head of the output. Raises UserError for data that a run would reject, too.
+    `notes` are further sentences for the head of the output. `progress` shows how far large files are read. Raises
+    UserError for data that a run would reject, too.
     """
-    examples = make_examples(_replies_only(config), tokenizer, context)
+    examples = make_examples(_replies_only(config), tokenizer, context, progress)
     files, chats, sft = [*map(str, examples.files)], config.chats, config.sft
     rows, estimates = count_tokens(examples, config)
     left_out = list(examples.notes)
@@ -130,15 +139,14 @@ def count_tokens(examples: SftExamples, config: Config) -> tuple[list[Row], list
     rows: list[Row] = []
     notes: list[str] = []
     if examples.chats:
-        chats = examples.chats.trained
-        pairs = zip(chats.conversations, chats.examples(), strict=True)
-        for path, of_file in groupby(pairs, key=lambda pair: pair[0].path):
-            weight = config.chats.files[path]
-            name = Path(path).name + ("" if weight == 1 else f" × {weight:g}")
-            of_source = measure(name, (example for _, example in of_file), chats.per_epoch[path])
-            rows += of_source
-            if of_source[0].repeats[0] % 1:
-                notes.append(f"{path} has weight {weight:g}: its tokens per epoch are a mean.")
+        for file in examples.chats.trained.files:
+            weight = config.chats.files[file.path]
+            name = Path(file.path).name + ("" if weight == 1 else f" × {weight:g}")
+            repeats = np.full(file.n_examples, file.n_per_epoch / max(1, file.n_examples))
+            if file.n_examples:
+                rows.append(Row(name, file.kind, examples.chats.trained.sizes(file), repeats))
+                if repeats[0] % 1:
+                    notes.append(f"{file.path} has weight {weight:g}: its tokens per epoch are a mean.")
     if dataset := examples.stories:
         per_epoch = examples.source.added if isinstance(examples.source, Mixed) else len(dataset)
         n = min(SAMPLE, len(dataset))
@@ -183,8 +191,8 @@ def run(arguments: argparse.Namespace) -> int:
     tokenizer, context, note = tokenizer_for(arguments.settings, arguments.tokenizer)
     on_screen = EXAMPLES_SHOWN if arguments.n is None else arguments.n
     n = EXAMPLES_ON_PAGE if arguments.html and arguments.n is None else on_screen
-    inspection = inspect(arguments.settings, tokenizer, context, arguments.steps, n, [note])
     out = console()
+    inspection = inspect(arguments.settings, tokenizer, context, arguments.steps, n, [note], out)
     if not out.is_terminal:
         out.width = max(out.width, 200)  # a pipe has no width to fit
     show(inspection, out, on_screen)

@@ -52,15 +52,18 @@ class RecordIndex:
         self.path = Path(path)
         open_text(self.path).close()
         stamp = _stamp(self.path)
-        table = (_load(self.path, stamp) if cache else None) or _build(self.path)
+        table = _load(self.path, stamp) if cache else None
+        if table is None:
+            table = _build(self.path)
+            if cache:
+                _save(self.path, table | {"stamp": np.array(stamp)})
+                table = _load(self.path, stamp) or table  # the arrays in the file, which take no memory
         self.offsets: np.ndarray = table["offsets"]  # (records,) int64, bytes from the beginning of the file
         self.lengths: np.ndarray = table["lengths"]  # (records,) uint32, bytes
         self.bits: np.ndarray = table["bits"]  # (records,) uint16, see BITS
         self.without_story = int(table["without_story"])
         """Number of records that are ignored because they have no story."""
         self._handle: tuple[int, int] | None = None  # (process id, file descriptor)
-        if cache and "stamp" not in table:
-            _save(self.path, table | {"stamp": np.array(stamp)})
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -153,12 +156,28 @@ def _load(path: Path, stamp: list[str]) -> dict[str, Any] | None:
                     continue
                 table = dict(arrays)
             _check(table, path.stat().st_size)
-            return table
+            # Reading them has verified their checksums. From here on they take no memory of their own.
+            return table | {name: _mapped(place, name) for name in ("offsets", "lengths", "bits")}
         except OSError:  # there is none, or it can't be read here
             continue
         except Exception as error:  # damaged bytes make numpy and zipfile raise any exception
             warnings.warn(f"{place} is damaged ({type(error).__name__}); the index is made again.", stacklevel=3)
     return None
+
+
+def _mapped(place: Path, name: str) -> np.ndarray:
+    """An array of an uncompressed .npz file, memory-mapped."""
+    with zipfile.ZipFile(place) as archive, open(place, "rb") as file:
+        entry = archive.getinfo(f"{name}.npy")
+        with archive.open(entry) as content:
+            np.lib.format.read_magic(content)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+            n_header = content.tell()
+        file.seek(
+            entry.header_offset + 26
+        )  # where the entry's own header has the lengths of its name and of an extra field
+        n_name, n_extra = np.frombuffer(file.read(4), dtype="<u2").tolist()
+    return np.memmap(place, dtype, "r", entry.header_offset + 30 + n_name + n_extra + n_header, shape)
 
 
 def _check_size(place: Path) -> None:

@@ -306,7 +306,7 @@ def run_command(arguments: argparse.Namespace, job: Callable[[Config], TrainResu
                 f"{resumed} has no {CONFIG}, so the settings of the run are not known; name a file with them: --config FILE."
             )
         once = ["training.time_limit=null", "training.reset_optimizer=false"]
-        config = load_config(resumed / CONFIG, [*once, *arguments.overrides])
+        config = load_config(resumed / CONFIG, [*once, *arguments.overrides], of_run=True)
     result = job(config)
     distributed.leave()
     flush_or_discard(sys.stdout)  # a run that has finished is a success even if its output is lost

@@ -5,17 +5,22 @@ The trainer, `inspect` and `doctor` all get their examples here. `sft_dataloader
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+from rich.console import Console
+
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.text import with_places
-from mini_chat_gpt.config import Config
-from mini_chat_gpt.data.batching import Example, epoch_order
-from mini_chat_gpt.data.chat_dataset import ChatDataset, duplicates, in_both, split
-from mini_chat_gpt.data.chat_files import Conversation, Problem, listed, read_conversations
+from mini_chat_gpt.config import ChatsSection, Config
+from mini_chat_gpt.data.batching import EpochOrder, Example
+from mini_chat_gpt.data.chat_cache import render_files
+from mini_chat_gpt.data.chat_dataset import ChatDataset
+from mini_chat_gpt.data.chat_files import read_conversations
+from mini_chat_gpt.data.chat_notes import overlap_notes, repeated_note
+from mini_chat_gpt.data.chat_split import held_out_part
 from mini_chat_gpt.data.hub_data import local_chats
 from mini_chat_gpt.data.step_loader import ExampleDataset
 from mini_chat_gpt.generation.text import Prompt
@@ -26,8 +31,6 @@ from mini_chat_gpt.training.job import Stage
 
 N_SHOWN_CHATS = 4
 """Held-out chats for which the model writes a reply at each evaluation."""
-N_REASONS = 3
-"""For which records of a file are skipped that a note shows."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,6 @@ class ChatData:
 
     trained: ChatDataset
     held_out: ChatDataset | None  # None: nothing is held out, and validation uses the training chats
-    problems: list[Problem]  # skipped records
     notes: list[str]  # what the user should know about the files; places of records stand in lines of their own
 
     @property
@@ -73,23 +75,25 @@ class Mixed:
     """Two datasets in one: an epoch has each example of the first once, and enough of the second to make `share` of all."""
 
     def __init__(self, first: ExampleDataset, second: ExampleDataset, share: float, seed: int) -> None:
-        self.first, self.second, self.seed = first, second, seed
+        self.first, self.second = first, second
         self.added = max(1, round(len(first) * share / (1 - share)))
+        self._order = EpochOrder(len(self), seed)
 
     def __len__(self) -> int:
         return len(self.first) + self.added
 
     def __getitem__(self, index: int) -> Example:
         """Example `index`, for any index ≥ 0; those from `len(self)` on belong to later epochs."""
-        epoch, position = divmod(index, len(self))
-        place, n = int(epoch_order(len(self), self.seed, epoch)[position]), len(self.first)
+        (epoch, place), n = self._order[index], len(self.first)
         return self.first[epoch * n + place] if place < n else self.second[epoch * self.added + place - n]
 
 
-def make_examples(config: Config, tokenizer: ChatTokenizer, context: int) -> SftExamples:
+def make_examples(
+    config: Config, tokenizer: ChatTokenizer, context: int, console: Console | None = None
+) -> SftExamples:
     """Make the examples of the config's `sft`, `data` and `chats` sections, no longer than the model's context.
 
-    Raises UserError for data that can't be used.
+    `console` shows the progress where it takes long. Raises UserError for data that can't be used.
     """
     data = config.data.limited_to(context)
     if tokenizer.chat_format is not None:  # its default is the setting or, without one, that of the model's template
@@ -97,7 +101,7 @@ def make_examples(config: Config, tokenizer: ChatTokenizer, context: int) -> Sft
     config = config.model_copy(update={"data": data})
     if not config.chats.files:
         return _story_examples(config, tokenizer, context)
-    chats = _chat_examples(config, tokenizer)
+    chats = _chat_examples(config, tokenizer, context, console)
     if not config.chats.stories:
         if config.data.curriculum:
             raise UserError(
@@ -176,82 +180,51 @@ def _curriculum(dataset: InstructDataset, config: Config, context: int) -> list[
 # Chat files
 
 
-def _chat_examples(config: Config, tokenizer: ChatTokenizer) -> SftExamples:
-    chats = read_chats(config, tokenizer)
+def _chat_examples(config: Config, tokenizer: ChatTokenizer, context: int, console: Console | None) -> SftExamples:
+    chats = read_chats(config, tokenizer, context, console)
     return SftExamples(
         source=chats.trained,
         validation=list(islice(chats.validated.examples(), config.data.eval_examples)),
-        shown=list(islice(_shown(chats.validated), N_SHOWN_CHATS)),
+        shown=list(_shown(chats.validated, config.chats, N_SHOWN_CHATS)),
         files=[file for path in {**config.chats.files, **config.chats.valid_files} for file in local_chats(path)],
         notes=chats.notes,
         chats=chats,
     )
 
 
-def read_chats(config: Config, tokenizer: ChatTokenizer) -> ChatData:
-    """Read, split and render the chats of the config. Raises UserError for files that can't be used."""
+def read_chats(config: Config, tokenizer: ChatTokenizer, context: int, console: Console | None = None) -> ChatData:
+    """Read, render and split the chats of the config. Raises UserError for files that can't be used."""
     chats, seed = config.chats, config.system.seed
-    problems: list[Problem] = []
-    of_files: list[str] = []
-    # All files are read at once, so that one error reports everything that is wrong with them.
-    paths = [*chats.files, *chats.valid_files]
-    conversations = list(read_conversations(paths, problems if chats.skip_bad else None, chats.keys, of_files))
-    if not conversations:
-        why = "\n  ".join([*([listed(problems)] if problems else []), *of_files])
-        raise UserError(f"No record of {', '.join(paths)} can be trained on:\n  {why}")
-    trained = [c for c in conversations if c.path in chats.files]
-    held_out = [c for c in conversations if c.path in chats.valid_files]
     if both := [path for path in chats.files if path in chats.valid_files]:
         raise UserError(f"{both[0]} is in chats.files and in chats.valid_files; hold out another file.")
-    repeated = duplicates(trained)
+    rendered = render_files(chats, config.data, tokenizer, console)
+    validates = np.isin(rendered.chats["file"], [rendered.meta.paths.index(path) for path in chats.valid_files])
+    trained, held_out = np.flatnonzero(~validates), np.flatnonzero(validates)
+    notes = [*rendered.meta.notes, repeated_note(rendered, trained)]
     if not chats.valid_files:
-        trained, held_out = split(trained, chats.valid_share, seed)
+        chosen = held_out_part(rendered.chats["content"], chats.valid_share, seed)
+        trained, held_out = np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    notes += overlap_notes(rendered, trained, held_out)
     datasets = (
-        ChatDataset(trained, tokenizer, chats, config.data, seed),
-        ChatDataset(held_out, tokenizer, chats, config.data, seed) if held_out else None,
+        ChatDataset(rendered, chats, config.data, seed, trained),
+        ChatDataset(rendered, chats, config.data, seed, held_out) if len(held_out) else None,
     )
-    notes = [*of_files, *_skipped(problems), *_repeated(repeated), *_in_both(trained, held_out)]
     if datasets[1] is None:
         notes.append("No chat is held out: validation uses the training chats.")
     for dataset, purpose in zip(datasets, ("to train on", "held out"), strict=True):
-        notes += dataset.notes(purpose) if dataset is not None else []
-    return ChatData(*datasets, problems, notes)
+        notes += dataset.notes(purpose, context) if dataset is not None else []
+    return ChatData(*datasets, [note for note in notes if note is not None])
 
 
-def _skipped(problems: Sequence[Problem]) -> list[str]:
-    by_file: dict[str, list[Problem]] = {}
-    for problem in problems:
-        by_file.setdefault(problem.path, []).append(problem)
-    notes = []
-    for path, group in by_file.items():
-        lines = [problem.counted() for problem in group[:N_REASONS]]
-        more = [f"and {len(group) - N_REASONS:,} other reasons"] if len(group) > N_REASONS else []
-        skipped = sum(problem.n for problem in group)
-        notes.append("\n  ".join([f"{path}: records skipped: {skipped:,}", *lines, *more]))
-    return notes
-
-
-def _repeated(groups: Sequence[Sequence[Conversation]]) -> list[str]:
-    places = [f"{_place(chat)}, repeats {_place(first)}" for first, *others in groups for chat in others]
-    return [with_places("Chats with the same text as another one", places)] if places else []
-
-
-def _in_both(trained: Sequence[Conversation], held_out: Sequence[Conversation]) -> list[str]:
-    whole, question = in_both(trained, held_out)
-    by_description = {
-        "Held-out chats that are also in the training data": whole,
-        "Held-out chats that begin with a question of the training data": question,
-    }
-    return [with_places(what, list(map(_place, chats))) for what, chats in by_description.items() if chats]
-
-
-def _place(chat: Conversation) -> str:
-    return f"{chat.path}, {chat.place}"
-
-
-def _shown(dataset: ChatDataset) -> Iterator[Shown]:
-    """Chats up to the reply to their first question."""
-    for conversation in dataset.conversations:
-        end = next(at for at, message in enumerate(conversation.messages) if message.role == "assistant")
-        prompt = conversation.messages[:end]
-        yield Shown(dataset.names[conversation.path], prompt, conversation.messages[end].content)
+def _shown(dataset: ChatDataset, chats: ChatsSection, n: int) -> Iterator[Shown]:
+    """The first chats up to the reply to their first question, read again from their files."""
+    chosen: dict[str, set[int]] = {}
+    for path, number in islice(dataset.used_chats(), n):
+        chosen.setdefault(path, set()).add(number)
+    names = {file.path: file.kind for file in dataset.files}
+    for path, numbers in chosen.items():
+        for number, conversation in enumerate(islice(read_conversations(path, [], chats.keys), max(numbers) + 1)):
+            if number in numbers:
+                messages = conversation.messages
+                end = next(at for at, message in enumerate(messages) if message.role == "assistant")
+                yield Shown(names[path], messages[:end], messages[end].content)

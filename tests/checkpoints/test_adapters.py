@@ -22,6 +22,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.manifest import sha256_of
 from mini_chat_gpt.config import ChatsSection, Config, DataSection, LoraSettings
 from mini_chat_gpt.data.batching import collate
+from mini_chat_gpt.data.chat_cache import render_conversations
 from mini_chat_gpt.data.chat_dataset import ChatDataset
 from mini_chat_gpt.data.chat_files import Conversation, read_conversations
 from mini_chat_gpt.lora import add_lora
@@ -76,7 +77,8 @@ def train_adapter(folder: Path, run: Path, lora: dict | None = None, **sections)
 
 
 def chat_dataset(chats: list[Conversation], tokenizer: ChatTokenizer = TOKENIZER) -> ChatDataset:
-    return ChatDataset(chats, tokenizer, ChatsSection(), DataSection(seq_len=64, system_message=None), seed=1)
+    section, data = ChatsSection(), DataSection(seq_len=64, system_message=None)
+    return ChatDataset(render_conversations(chats, tokenizer, section, data), section, data, seed=1)
 
 
 def validation_batch(folder: Path, tokenizer: ChatTokenizer):

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mini_chat_gpt.common.text import clean, well_formed
+from mini_chat_gpt.common.text import clean, well_formed, with_places
 
 
 @given(st.text(st.characters(codec=None)))
@@ -26,3 +26,8 @@ def test_clean_text_is_one_printable_line(text):
 
 def test_an_escape_sequence_loses_its_escape():
     assert clean("a\n\x1b[2J b\u00a0 c") == "a \ufffd[2J b c"
+
+
+def test_a_note_lists_the_first_places_and_how_many_more_there_are():
+    assert with_places("Two", ["a", "b"], 2) == "Two\n  a\n  b"
+    assert with_places("Many", ["a", "b"], 1234) == "Many\n  a\n  b\n  and 1,232 more"

@@ -1,8 +1,6 @@
 """Chats as training examples: replies are never cut, files are mixed by weight, held-out chats are never trained on."""
 
-import re
 from collections import Counter
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -12,18 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_tokenizer
 
-from mini_chat_gpt.chat_format import Message, render, render_spans
+from mini_chat_gpt.chat_format import Message, render
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import ChatsSection, DataSection
-from mini_chat_gpt.data.chat_dataset import (
-    ChatDataset,
-    content_key,
-    duplicates,
-    in_both,
-    names_of,
-    nearest_prompts,
-    split,
-)
+from mini_chat_gpt.data.chat_cache import render_conversations
+from mini_chat_gpt.data.chat_dataset import ChatDataset, names_of, nearest_prompts
 from mini_chat_gpt.data.chat_files import Conversation
 from mini_chat_gpt.tokenizer.chat_setup import template_format
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
@@ -37,9 +28,17 @@ def chat(*texts: str, path: str = "a.jsonl", line: int = 1, system: str | None =
     return Conversation((*([Message("system", system)] if system else []), *messages), "messages", path, f"line {line}")
 
 
-def dataset(chats, seq_len=100, seed=1, train="all", weights=None, **data) -> ChatDataset:
+def dataset(
+    chats, seq_len=100, seed=1, train="all", weights=None, too_long="cut", tokenizer=TOKENIZER, **data
+) -> ChatDataset:
     data_section = DataSection(seq_len=seq_len, **data)
-    return ChatDataset(chats, TOKENIZER, ChatsSection(files=weights or {}, train=train), data_section, seed)
+    section = ChatsSection(files=weights or {}, train=train, too_long=too_long)
+    return ChatDataset(render_conversations(chats, tokenizer, section, data_section), section, data_section, seed)
+
+
+def reasons(source: ChatDataset) -> list[str]:
+    """Why chats are not used as they are."""
+    return [why for chat in range(len(source.rendered.chats)) if (why := source.rendered.text(chat)[1])]
 
 
 def test_an_example_is_the_rendered_conversation():
@@ -50,7 +49,7 @@ def test_an_example_is_the_rendered_conversation():
     assert example.ids.tolist() == ids
     assert example.loss_mask.tolist() == trained
     assert (example.kind, example.weight) == ("a", 1.0)
-    assert not source.left_out
+    assert reasons(source) == []
 
 
 def test_training_can_be_limited_to_the_last_reply():
@@ -73,20 +72,8 @@ def test_a_system_message_begins_chats_that_have_none():
     assert {("Be kind." in text, "Be brief." in text) for text in texts} == {(True, False), (False, True)}
 
 
-def test_a_chat_that_is_too_long_loses_its_last_exchanges_or_is_dropped():
-    long = chat("Hi", "Hello!", "Bye", "Bye! " * 60)
-    source = dataset([long, chat("Hi " * 80, "Hello!"), chat("Hi", "Hello!")], 60)
-    ids, _ = render(long.messages[:2], TOKENIZER)
-    assert [example.ids.tolist() for example in source.examples()] == [ids, ids]
-    shortened, dropped = source.left_out
-    assert (shortened.what, shortened.conversation) == ("shortened", long)
-    assert "60 fit: its last 2 messages are removed" in shortened.why
-    assert dropped.what == "dropped"
-    assert "doesn't fit into 60 tokens" in dropped.why
-
-
 def test_it_is_an_error_if_no_chat_is_left():
-    with pytest.raises(UserError, match=r"No conversation of a.jsonl is left: its first trained exchange"):
+    with pytest.raises(UserError, match=r"No conversation of a.jsonl is left: it has .* its only exchange is too long"):
         dataset([chat("Hi " * 80, "Hello!")], 60)
     with pytest.raises(UserError, match="the files contain none"):
         dataset([], 60)
@@ -127,23 +114,43 @@ def test_epochs_differ_in_order_and_repeat_exactly():
     assert [two[index].ids.tolist() for index in range(20)] == orders[0]
 
 
-@given(st.lists(st.integers(0, 30), min_size=2, max_size=60), st.floats(0.01, 0.6), st.integers(0, 9))
-def test_the_split_depends_on_the_texts_only_and_its_parts_are_disjoint(numbers, share, seed):
-    chats = [chat("Hi", f"a {k}", line=line) for line, k in enumerate(numbers)]
-    train, held = split(chats, share, seed)
-    assert len(train) + len(held) == len(chats)
-    assert not {content_key(c) for c in train} & {content_key(c) for c in held}
-    again = split([*reversed(chats), *chats[:3]], share, seed)[1]
-    assert {content_key(c) for c in again} == {content_key(c) for c in held}
-    different = len(set(numbers))
-    assert len({content_key(c) for c in held}) == min(different - 1, max(1, round(share * different)))
+@given(
+    sizes=st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    weights=st.lists(st.sampled_from([0.3, 1.0, 2.5]), min_size=4, max_size=4),
+    seed=st.integers(0, 2**62),
+)
+@settings(max_examples=30, deadline=None)
+def test_the_order_is_that_of_earlier_versions(sizes, weights, seed):
+    def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+        return np.random.default_rng([seed % 2**64, epoch]).permutation(n)
+
+    chats = [chat("Hi", f"{file} {n}", path=f"{file}.jsonl") for file, size in enumerate(sizes) for n in range(size)]
+    source = dataset(chats, seed=seed, weights={f"{file}.jsonl": weight for file, weight in enumerate(weights)})
+    per_epoch = [max(1, round(size * weight)) for size, weight in zip(sizes, weights, strict=False)]
+    ends = np.cumsum(per_epoch)
+    assert len(source) == ends[-1]
+    for index in range(3 * len(source)):
+        epoch, position = divmod(index, len(source))
+        place = int(permutation(len(source), seed, epoch)[position])
+        file = int(np.searchsorted(ends, place, side="right"))
+        n_before = epoch * per_epoch[file] + place - int(ends[file] - per_epoch[file])
+        file_epoch, position = divmod(n_before, sizes[file])
+        n = permutation(sizes[file], seed + file + 1, file_epoch)[position]
+        example = source[index]
+        assert TOKENIZER.decode(example.ids[example.loss_mask][:-1].tolist()) == f"{file} {n}"
 
 
-def test_duplicates_are_found_regardless_of_case_and_spacing():
-    chats = [chat("Hi", "Hello!"), chat("Hi", "No."), chat("hi ", "  hello!", line=3), chat("Bye", "Bye!")]
-    assert [[c.place for c in group] for group in duplicates(chats)] == [["line 1", "line 3"]]
-    whole, question = in_both([chats[0], chats[3]], [chats[1], chats[2]])
-    assert (whole, question) == ([chats[2]], [chats[1]])
+def test_an_example_names_its_file_and_place():
+    source = dataset([chat("Hi", "Hello!", line=7), chat(*["a text"] * 12, line=8)], 40)
+    assert {example.origin for example in source.examples()} == {"a.jsonl, line 7", "a.jsonl, line 8"}
+    assert len(source) > 2
+
+
+def test_a_dataset_takes_few_bytes_for_each_example():
+    source = dataset([chat("Hi", "Hello!")] * 2000)
+    source[0]
+    kept = [source._order._current[1], *(file.bits for file in source.files)]
+    assert sum(array.nbytes for array in kept) <= 5 * len(source)
 
 
 def test_files_of_the_same_name_get_different_names():
@@ -159,25 +166,11 @@ def test_ids_and_loss_mask_have_the_dtypes_of_a_batch():
     assert (example.ids.dtype, example.loss_mask.dtype) == (np.int32, bool)
 
 
-def test_a_note_counts_the_chats_of_each_file_that_are_left_out_and_names_the_first():
-    source = dataset([chat("Hi " * 80, "Hello!"), chat("Hi " * 90, "Hello!"), chat("Hi", "Hello!")], 60)
-    (note,) = source.notes("of training")
-    first, *places = note.split("\n")
-    assert first.endswith("a.jsonl: chats of training that are dropped: 2")
-    assert len(places) == 2
-    assert re.fullmatch(r"  line \d+: .*doesn't fit into 60 tokens.*", places[0])
-
-
 def test_the_nearest_question_is_the_one_that_shares_most_words():
     chats = [chat("zebra unrelated words", "No."), chat("What is the capital of Japan?", "Tokyo.")]
     ((similarity, prompt, question),) = nearest_prompts(["what is the CAPITAL of France"], chats)
     assert (prompt, question) == ("what is the CAPITAL of France", "What is the capital of Japan?")
     assert similarity == pytest.approx(5 / 7)
-
-
-def test_the_conversations_of_a_dataset_are_those_of_its_examples():
-    chats = [chat("Hi", "Hello!"), chat("Hi " * 80, "Hello!"), chat("Bye", "Bye!")]
-    assert list(dataset(chats, 60).conversations) == [chats[0], chats[2]]
 
 
 # Reasoning and tools
@@ -211,7 +204,7 @@ def test_each_reply_is_trained_as_the_template_renders_it(with_tags):
         field = Message("assistant", reply, reasoning=thought)
         messages += [Message("user", question), tagged if with_tags else field]
     chats = [Conversation(tuple(messages), "messages", "a.jsonl", "line 1")]
-    source = ChatDataset(chats, tokenizer, ChatsSection(), DataSection(seq_len=200), seed=1)
+    source = dataset(chats, 200, tokenizer=tokenizer)
     assert trained_texts(source, tokenizer) == [
         "Hello!<|im_end|>",  # the template removes earlier reasoning
         "<think>\nThey leave.\n\nBye?\n</think>\n\nBye!<|im_end|>",
@@ -227,45 +220,9 @@ def test_tags_stay_text_if_the_format_has_no_reasoning():
 def test_a_reply_of_reasoning_alone_is_left_out():
     chats = [chat("Hi", "<think>Hm.</think>\n"), chat("Hi", "<think> </think>Hello!")]
     tokenizer = reasoning_tokenizer()
-    source = ChatDataset(chats, tokenizer, ChatsSection(), DataSection(seq_len=200), seed=1)
-    assert [one.why for one in source.left_out] == [
-        "Message 2 of 2 (role assistant) has no text; add text, or remove the conversation"
-    ]
+    source = dataset(chats, 200, tokenizer=tokenizer)
+    assert reasons(source) == ["Message 2 of 2 (role assistant) has no text; add text, or remove the conversation"]
     assert trained_texts(source, tokenizer) == ["Hello!<|im_end|>"]
-
-
-def test_an_exchange_with_tool_calls_is_removed_as_a_whole():
-    tokenizer = reasoning_tokenizer()
-    call = {"type": "function", "function": {"name": "add", "arguments": {"a": "<|im_end|>"}}}
-    first = [
-        Message("user", "1 + 1?"),
-        Message("assistant", "", tool_calls=(call,)),
-        Message("tool", "2"),
-        Message("assistant", "2"),
-    ]
-    tools = ({"type": "function", "function": {"name": "add"}},)
-    whole = Conversation((*first, *first), "messages", "a.jsonl", "line 1", tools)
-    n_tokens = len(render_spans(first, tokenizer, tools=tools).ids)
-    source = ChatDataset([whole], tokenizer, ChatsSection(), DataSection(seq_len=n_tokens + 5), seed=1)
-    assert ["its last 4 messages are removed" in one.why for one in source.left_out] == [True]
-    assert trained_texts(source, tokenizer) == [
-        '<tool_call>\n{"name": "add", "arguments": {"a": "<|im_end|>"}}\n</tool_call><|im_end|>',
-        "2<|im_end|>",
-    ]
-    [example] = source.examples()
-    assert int((example.ids == tokenizer.control["<|im_end|>"]).sum()) == 5
-
-
-def test_conversations_that_differ_in_reasoning_or_calls_are_not_duplicates():
-    plain, thinks = chat("Hi", "Hello!"), chat("Hi", "Hello!", line=2)
-    thinks = replace(thinks, messages=(thinks.messages[0], replace(thinks.messages[1], reasoning="Hm.")))
-    assert duplicates([plain, thinks]) == []
-    assert duplicates([thinks, replace(thinks, place="line 3")]) != []
-
-
-def test_without_a_share_nothing_is_held_out():
-    chats = [chat("Hi", f"a {k}") for k in range(5)]
-    assert split(chats, 0.0, 1) == (chats, [])
 
 
 def test_a_system_message_is_recognized_whatever_text_object_its_role_is():

@@ -143,8 +143,9 @@ def test_sections_are_printed_in_order(home):
     heads = ["Step 1", "By source and kind", "Lengths in tokens", "Left out, shortened or repeated", "Validation"]
     assert [line for line in printed.splitlines() if line in heads] == heads
     assert (
-        "long.jsonl: chats to train on that are dropped: 1\n  line 2: its first trained exchange doesn't fit" in printed
+        "long.jsonl: 33 % of the chats to train on (1 of 3) are longer than 64 tokens and are dropped; 33 %" in printed
     )
+    assert "\n  line 2: it has" in printed
     assert "No chat is held out" in printed
 
 

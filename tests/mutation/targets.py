@@ -23,6 +23,8 @@ TARGETS: dict[str, list[str]] = {
     "mini_chat_gpt/common/files.py": ["tests/common/test_files.py", "tests/common/test_leftovers.py"],
     "mini_chat_gpt/data/batching.py": ["tests/data/test_batching.py", "tests/test_sft_dataloader.py", *_STEP],
     "mini_chat_gpt/data/chat_dataset.py": ["tests/data/test_chat_dataset.py", "tests/data/test_chat_files.py"],
+    "mini_chat_gpt/data/chat_fitting.py": ["tests/data/test_chat_fitting.py"],
+    "mini_chat_gpt/data/chat_split.py": ["tests/data/test_chat_split.py"],
     "mini_chat_gpt/data/step_loader.py": ["tests/data/test_step_loader.py", "tests/training/test_trainer.py"],
     "mini_chat_gpt/data/text_dataset.py": ["tests/data/test_text_dataset.py", "tests/data/test_token_file.py"],
     "mini_chat_gpt/generation/decode.py": _REPLIES,

@@ -15,6 +15,7 @@ from mini_chat_gpt.checkpoints.load import load_checkpoint, load_tokenizer
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import ChatsSection, DataSection
+from mini_chat_gpt.data.chat_cache import render_conversations
 from mini_chat_gpt.data.chat_dataset import ChatDataset
 from mini_chat_gpt.data.chat_files import Conversation, read_conversations
 from mini_chat_gpt.generation.settings import Sampling
@@ -180,15 +181,21 @@ def dataset(tokenizer: ChatTokenizer, messages: list[Message], **data) -> ChatDa
         Conversation(tuple(messages), "messages", "a.jsonl", "line 1"),
         Conversation(tuple(HELLO), "messages", "a.jsonl", "line 2"),
     ]
-    return ChatDataset(chats, tokenizer, ChatsSection(), DataSection(seq_len=200, **data), seed=1)
+    return dataset_of(chats, tokenizer, seq_len=200, **data)
+
+
+def dataset_of(chats, tokenizer: ChatTokenizer, **data) -> ChatDataset:
+    section, data_section = ChatsSection(), DataSection(**data)
+    return ChatDataset(render_conversations(chats, tokenizer, section, data_section), section, data_section, seed=1)
 
 
 def test_chats_that_the_template_refuses_are_left_out_and_counted():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_format = template_format(tokenizer, NO_SYSTEM.replace("eos_token", "'<|endoftext|>'"))
     source = dataset(tokenizer, [Message("system", "Be kind."), *HELLO])
-    assert [one.what for one in source.left_out] == ["dropped"]
-    assert "refuses the conversation (Roles must alternate)" in source.left_out[0].why
+    (note,) = source.notes("to train on", 200)
+    assert "50 % of the chats to train on (1 of 2) can't be used and are left out" in note
+    assert "refuses the conversation (Roles must alternate)" in note
 
 
 @pytest.mark.parametrize(
@@ -207,11 +214,11 @@ def test_chats_with_reasoning_or_tool_calls_are_left_out_and_counted(tmp_path, e
         if what == "reasoning"
         else (None, ({"type": "function", "function": {"name": "f", "arguments": {}}},))
     )
-    source = ChatDataset(conversations, chat_tokenizer(), ChatsSection(), DataSection(seq_len=100), seed=1)
+    source = dataset_of(conversations, chat_tokenizer(), seq_len=100)
     assert len(source) == 1
-    assert source.notes("to train on") == [
-        f"{file}: chats to train on that are dropped: 1\n  line 1: Message 2 of 2 (role assistant) has {what}, "
-        "which the chat format can't render; leave the conversation out, or use a model with a chat template for it"
+    assert source.notes("to train on", 100) == [
+        f"{file}: 50 % of the chats to train on (1 of 2) can't be used and are left out\n  line 1: Message 2 of 2 (role assistant) "
+        f"has {what}, which the chat format can't render; leave the conversation out, or use a model with a chat template for it"
     ]
 
 
