@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -113,8 +114,11 @@ def test_a_run_that_a_time_limit_ended_is_resumed_automatically(tuned):
     printed = run(tuned, "sft", *settings, "--time-limit", "0.01s", code=75)
     # A start completes one step at least; whether it begins a second one depends on what it does when the limit is noticed.
     (step,) = re.findall(r"Stopped \(time limit\) at step ([12]) of 6", printed)
-    printed = run(tuned, "sft", *settings, "sft.resume_from=auto")
+    (command,) = re.findall(r"saved\. Resume with: mini-chat-gpt (.*)", printed)
+    printed = run(tuned, *shlex.split(command), "--time-limit", "0.01s", code=75)  # with the settings of the run
     assert f"resumed from step {step}" in printed
+    printed = run(tuned, "sft", *settings, "sft.resume_from=auto")
+    assert "resumed from step" in printed
     assert (tuned / "runs" / "limited" / "result.json").exists()
 
 

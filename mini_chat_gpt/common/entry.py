@@ -47,6 +47,17 @@ def one_of_several_ranks(environment: Mapping[str, str] = os.environ) -> bool:
     return under_torchrun(environment) and int(environment.get("WORLD_SIZE", "1")) > 1
 
 
+def command_of(verb: str, processes: int | None = None) -> str:
+    """What to type for a verb, in the way in which this program was started: the command, or a script of a clone.
+
+    processes: under torchrun, with this many; None for one without it.
+    """
+    is_script = sys.argv[0].endswith(".py") and os.path.basename(sys.argv[0]) != "__main__.py"  # that of `python -m`
+    if processes is not None:
+        return f"torchrun --nproc_per_node={processes} {sys.argv[0] if is_script else f'-m mini_chat_gpt.cli {verb}'}"
+    return f"python {sys.argv[0]}" if is_script else f"mini-chat-gpt {verb}"
+
+
 @contextmanager
 def importing() -> Iterator[None]:
     """Turn off garbage collection during imports, and exclude the imported objects from later collections.

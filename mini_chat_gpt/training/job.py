@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
+from mini_chat_gpt.common.entry import command_of, under_torchrun
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import check_json
 from mini_chat_gpt.config import ScheduleFields, current_metric_name
@@ -54,6 +57,11 @@ class Job:
     """The text files that the examples are made from."""
     measure: Callable[[Model], Metrics] | None = None
     """Returns scores at each evaluation, higher is better, with names such as "eval/moral/exact"."""
+
+    def resume_command(self, folder: Path) -> str:
+        """What to type to resume the run in this folder, which has its settings, with as many processes as there are now."""
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if under_torchrun() else None
+        return f"{command_of(self.name, processes)} {shlex.quote(f'{self.name}.resume_from={folder}')}"
 
     def __post_init__(self) -> None:
         """Raise UserError for settings that don't fit: now, not at the first evaluation, which may come after hours."""

@@ -30,7 +30,7 @@ from mini_chat_gpt.checkpoints.find import is_checkpoint, move_aside, steps_of
 from mini_chat_gpt.common import distributed
 from mini_chat_gpt.common.device import pick_device, pick_precision, set_up
 from mini_chat_gpt.common.distributed import World
-from mini_chat_gpt.common.entry import under_torchrun
+from mini_chat_gpt.common.entry import command_of, under_torchrun
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text, json_text, readable_disk_errors, remove_leftovers, write_json
 from mini_chat_gpt.common.output import flush_or_discard
@@ -233,11 +233,11 @@ def parameter_summary(model: GPT) -> str:
 
 def _finish(result: TrainResult, trainer: Trainer, run: RunContext) -> None:
     """Draw the losses, write result.json if the run has finished, and print how it ended."""
-    out, folder, job = run.out, result.folder, trainer.job.name
+    out, folder = run.out, result.folder
     if result.stopped not in URGENT:  # drawing can take long
         trainer.monitor.attempt(f"Drawing {PLOT}", lambda: draw_losses(folder))
     if result.stopped:
-        saved = f"at step {result.steps:,} of {trainer.total_steps:,}, saved. Resume with: {job}.resume_from={folder}"
+        saved = f"at step {result.steps:,} of {trainer.total_steps:,}, saved. Resume with: {trainer.job.resume_command(folder)}"
         if not steps_of(folder):
             saved = "before the first step; start it again with the same command."
         out.print(f"Stopped ({result.stopped}) {saved}", markup=False, soft_wrap=True)
@@ -279,12 +279,8 @@ def require_torchrun(config: Config, argv: Sequence[str] = ()) -> None:
     settings = [f"system.{name}" for name in ("multi_gpu", "fsdp") if getattr(config.system, name)]
     if not settings or under_torchrun():
         return
-    program = Path(sys.argv[0])
-    target = (
-        str(program) if program.suffix == ".py" else f"-m mini_chat_gpt.cli {program.name.partition(' ')[2]}".strip()
-    )
     processes = torch.cuda.device_count() if torch.cuda.device_count() > 1 else 2
-    command = f"torchrun --nproc_per_node={processes} {target} {shlex.join(argv)}".strip()
+    command = f"{command_of(Path(sys.argv[0]).name.partition(' ')[2], processes)} {shlex.join(argv)}".strip()
     raise UserError(f"{settings[0]} needs several processes, which torchrun starts; type: {command}")
 
 

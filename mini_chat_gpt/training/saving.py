@@ -102,12 +102,13 @@ class Saver:
         save()
         self.wait()
         if self._failure is not None:
-            raise UserError(f"{self._failure} The run ends without its last state; then {self._how_to_resume()}.")
+            raise UserError(f"{self._failure} The run ends without its last state; then {self._how_to_resume()}")
 
     def _how_to_resume(self) -> str:
         if not steps_of(self.folder):
-            return "start it again: no step of it is saved"
-        return f"resume with {self.job.name}.resume_from={self.folder}, which continues from {steps_of(self.folder)[-1].name}"
+            return "start it again: no step of it is saved."
+        last = steps_of(self.folder)[-1].name
+        return f"this resumes it from {last}: {self.job.resume_command(self.folder)}"
 
     def restore_folder(self) -> None:
         """Make the run folder again if it has been deleted. If another run has its name by now, continue in a free one."""

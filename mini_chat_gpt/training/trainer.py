@@ -132,7 +132,9 @@ class Trainer:
         if self.stopped in URGENT:
             leave_within(GRACE, exit_code(self.stopped))
         if self.stopped == LOST_WORKER:
-            raise UserError(f"{self._lost_worker} The run is saved: {self.job.name}.resume_from={self.folder}")
+            raise UserError(
+                f"{self._lost_worker} The run is saved; resume it with: {self.job.resume_command(self.folder)}"
+            )
         last, progress = self.evaluation or Evaluation({}), self.progress
         rate = self.engine.optimizer.learning_rate
         return TrainResult(
@@ -280,8 +282,8 @@ class Trainer:
             self.saver.wait()  # the run can be resumed from this checkpoint
             raise UserError(
                 f"{summary}: {progress.nonfinite_steps_in_a_row} non-finite steps in a row, so the run ends. The examples are in "
-                f"{file.parent}; lower {self.job.name}.learning_rate or set system.mixed_precision=fp32, and resume with "
-                f"{self.job.name}.resume_from={self.folder}."
+                f"{file.parent}; lower {self.job.name}.learning_rate or set system.mixed_precision=fp32, and resume with: "
+                f"{self.job.resume_command(self.folder)}"
             )
 
     def _write_first_batch(self, examples: Sequence[Example]) -> None:

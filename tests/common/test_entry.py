@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mini_chat_gpt.common.entry import importing
+from mini_chat_gpt.common.entry import command_of, importing
 
 
 def test_garbage_collection_is_off_during_imports():
@@ -110,3 +110,19 @@ def test_a_full_memory_is_one_sentence_that_says_what_to_change(allocate):
     assert line.startswith("error: The memory of this machine is full")
     assert ("4,194,304 MiB" in line) == ("torch" in allocate)
     assert "training.batch_size" in line
+
+
+@pytest.mark.parametrize(
+    ("program", "processes", "expected"),
+    [
+        ("mini-chat-gpt sft", None, "mini-chat-gpt sft"),
+        ("mini-chat-gpt quickstart", None, "mini-chat-gpt sft"),
+        ("mini_chat_gpt/sft_train.py", None, "python mini_chat_gpt/sft_train.py"),
+        ("mini_chat_gpt/sft_train.py", 2, "torchrun --nproc_per_node=2 mini_chat_gpt/sft_train.py"),
+        ("mini-chat-gpt sft", 4, "torchrun --nproc_per_node=4 -m mini_chat_gpt.cli sft"),
+        ("/lib/python3.11/site-packages/mini_chat_gpt/__main__.py", None, "mini-chat-gpt sft"),
+    ],
+)
+def test_a_command_is_shown_in_the_way_in_which_the_program_was_started(monkeypatch, program, processes, expected):
+    monkeypatch.setattr("sys.argv", [program])
+    assert command_of("sft", processes) == expected
