@@ -335,7 +335,7 @@ def test_a_run_whose_folder_is_now_something_else_continues_in_a_free_one(tmp_pa
 
 def test_a_file_with_the_name_of_a_checkpoint_is_not_taken_for_the_saved_step(tmp_path):
     run = Run(tmp_path / "run")
-    with pytest.raises(UserError, match=r"step-0000008 exists already.*continues from step-0000006"):
+    with pytest.raises(UserError, match=r"step-0000008 exists already.*resumes it from step-0000006"):
         run.train(at(5, (run.folder / "step-0000008").touch))
 
 
