@@ -132,9 +132,7 @@ class Trainer:
         if self.stopped in URGENT:
             leave_within(GRACE, exit_code(self.stopped))
         if self.stopped == LOST_WORKER:
-            raise UserError(
-                f"{self._lost_worker} The run is saved; resume it with: {self.job.resume_command(self.folder)}"
-            )
+            raise UserError(f"{self._lost_worker} The run is saved: {self.job.resume_command(self.folder)}")
         last, progress = self.evaluation or Evaluation({}), self.progress
         rate = self.engine.optimizer.learning_rate
         return TrainResult(
