@@ -16,10 +16,10 @@ _N_FIRST = 3
 """Places that a note lists."""
 _N_REASONS = 3
 """Reasons that the note about the skipped records of a file lists."""
-_ENOUGH = 0.01
+_ENOUGH = 0.05
 """Share of chats that may stay too long for a context that is recommended."""
-_WORDS_OF_SPACES = 10.0
-"""Tokens per word above which a text does not have spaces between its words."""
+_TOKENS_PER_WORD = 1.8, 10.0
+"""Range in which another tokenizer is recommended. Above it a text does not have spaces between its words."""
 
 
 def percent(part: float, whole: float) -> str:
@@ -65,10 +65,10 @@ def _remedy(lengths: np.ndarray, long: np.ndarray, seq_len: int, context: int) -
     size = min(wanted, context) if context > seq_len else wanted
     rest = int((lengths > size).sum())
     fits = f" ({percent(rest, len(lengths))} are longer than that)" if rest else ""
-    remedy = f"data.seq_len={size}{fits}" if context > seq_len else f"a model with a context of {size:,}{fits}"
+    remedy = f"data.seq_len={size}{'' if context > seq_len else ' and a model with that context'}{fits}"
     n_words = int(long["n_words"].sum(dtype=np.int64))
     per_word = float(long["n_tokens"].sum(dtype=np.int64)) / max(1, n_words)
-    if per_word < _WORDS_OF_SPACES:
+    if _TOKENS_PER_WORD[0] <= per_word <= _TOKENS_PER_WORD[1]:
         remedy += f", or another tokenizer: this one takes {per_word:.1f} tokens per word"
     return remedy
 

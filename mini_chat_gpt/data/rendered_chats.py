@@ -121,7 +121,8 @@ class RenderedChats:
     def lengths(self, numbers: np.ndarray) -> np.ndarray:
         """(n,) number of tokens of examples."""
         ends = self.examples["end"]
-        return (ends[numbers] - np.where(numbers > 0, ends[numbers - 1], 0)).astype(np.uint32)
+        begins = np.where(numbers > 0, ends[np.maximum(numbers, 1) - 1], 0)  # numbers may be unsigned
+        return (ends[numbers] - begins).astype(np.uint32)
 
     def path(self, chat: int) -> str:
         """The file of a chat, as the config names it."""

@@ -146,6 +146,13 @@ def test_an_example_names_its_file_and_place():
     assert len(source) > 2
 
 
+def test_the_sizes_of_a_files_examples_are_known_without_reading_them():
+    chats = [chat("Hi", "Hello! " * n, path=f"{n % 2}.jsonl") for n in range(1, 6)]
+    source = dataset(chats)
+    of_files = [row for file in source.files for row in source.sizes(file).tolist()]
+    assert of_files == [[len(one.ids), one.n_trained, one.n_trained] for one in source.examples()]
+
+
 def test_a_dataset_takes_few_bytes_for_each_example():
     source = dataset([chat("Hi", "Hello!")] * 2000)
     source[0]

@@ -54,7 +54,7 @@ def test_the_remedy_is_a_context_in_which_nearly_all_fit_and_that_the_model_has(
     assert "Remedy: data.seq_len=256 (1.0 % are longer than that), or" in notes([3] * 50 + [100] * 49 + [150])[0]
     assert "Remedy: data.seq_len=128 (" in notes([3] * 50 + [200] * 50, context=128)[0]
     assert "are longer than that)" in notes([3] * 50 + [200] * 50, context=128)[0]
-    assert "Remedy: a model with a context of " in notes([3] * 50 + [100] * 50, context=64)[0]
+    assert "Remedy: data.seq_len=256 and a model with that context, or" in notes([3] * 50 + [100] * 50, context=64)[0]
 
 
 def test_percentages_are_short_and_never_nothing():
