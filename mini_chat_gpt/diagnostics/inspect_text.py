@@ -43,7 +43,7 @@ def _blocks(bar: Bar) -> str:
 def _show_example(shown: ShownExample, out: Console, has_color: bool) -> None:
     title, text = visible(shown.title), marked(shown.pieces, has_color)
     if out.is_terminal:
-        out.rule(Text(title), style="dim")
+        out.print(Text(f"\n── {title}", style="dim"))
         out.print(text)
     else:  # `print` keeps every character; rich would expand tabs
         print(f"\n---- {title}\n{text.plain}", file=out.file)
