@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import atomic_write_text, existing_folder
+from mini_chat_gpt.common.files import atomic_write_text
 from mini_chat_gpt.common.hub_errors import NoConnection, cache_of, readable_hub_errors, why_unreachable
 from mini_chat_gpt.common.hub_names import COMMIT, HubName
 from mini_chat_gpt.common.manifest import sha256_of
 from mini_chat_gpt.common.terminal import format_size
+from mini_chat_gpt.common.writable import require_space
 
 MAIN = "main"
 """The branch that a name without a revision stands for."""
@@ -188,12 +188,7 @@ def _announce(name: HubName, commit: str, sizes: Mapping[str, int | None]) -> No
     """Say what will be fetched and where to. Raises UserError if the disk has too little space."""
     cache = cache_of(name).parent
     total = None if None in sizes.values() else sum(size or 0 for size in sizes.values())
-    free = shutil.disk_usage(existing_folder(cache)).free
-    if free < (total or 0):
-        raise UserError(
-            f"{name} needs {format_size(total)}, but the disk of {cache} has {format_size(free)} left; free some space, or set HF_HOME "
-            "to a folder on another disk."
-        )
+    free = require_space(cache, total or 0, name, "set HF_HOME to a folder on another disk")
     files = f"{len(sizes)} files" if len(sizes) > 1 else next(iter(sizes))
     _say(f"{name}, commit {commit[:12]}: {files}, {format_size(total)}, to {cache} with {format_size(free)} free")
 

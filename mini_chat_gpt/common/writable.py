@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mini_chat_gpt.common.errors import UserError, short
-from mini_chat_gpt.common.files import readable_disk_errors
+from mini_chat_gpt.common.files import existing_folder, readable_disk_errors
+from mini_chat_gpt.common.terminal import format_size
 
 
 @contextmanager
@@ -57,3 +59,16 @@ def _write_into(folder: Path) -> None:
         for parent in missing:
             with suppress(OSError):
                 parent.rmdir()
+
+
+def require_space(
+    folder: Path, needed: int, what: object = "This", remedy: str = "choose another folder with --folder"
+) -> int:
+    """Return the free bytes on the disk of `folder`, which need not exist. Raises UserError if they are fewer than `needed`."""
+    free = shutil.disk_usage(existing_folder(folder)).free
+    if free < needed:
+        raise UserError(
+            f"{what} needs {format_size(needed)}, but the disk of {folder} has {format_size(free)} left; free some space, or "
+            f"{remedy}."
+        )
+    return free

@@ -20,10 +20,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import existing_folder, readable_disk_errors, temporary_name, write_json
+from mini_chat_gpt.common.files import readable_disk_errors, temporary_name, write_json
 from mini_chat_gpt.common.json_files import JSONRecord, read_json
 from mini_chat_gpt.common.manifest import sha256_of
-from mini_chat_gpt.common.terminal import format_size
 from mini_chat_gpt.tinystories.records import FILE_NAMES
 
 SPLITS = ("train", "valid")
@@ -129,17 +128,6 @@ def read_source(folder: Path) -> dict[str, Any]:
         if file.stat().st_size != source.files[file.name].bytes:
             return {"source": "unknown", "why": f"{SOURCE_FILE} says {kind}, but {file.name} has a different size"}
     return source.model_dump(exclude_unset=True)
-
-
-def require_space(folder: Path, needed: int) -> int:
-    """Return the free bytes on the disk of `folder`, which need not exist. Raises UserError if they are fewer than `needed`."""
-    free = shutil.disk_usage(existing_folder(folder)).free
-    if free < needed:
-        raise UserError(
-            f"{folder} needs {format_size(needed)}, but its disk has {format_size(free)} left; free some space or choose "
-            "another folder with --folder."
-        )
-    return free
 
 
 def make_folder(folder: Path) -> None:

@@ -14,7 +14,9 @@ from rich.console import Console
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.terminal import format_size, print_line, with_progress
-from mini_chat_gpt.prepare.data_folder import SPLITS, drafts, require_space, standard_name, write_source
+from mini_chat_gpt.common.writable import require_space
+from mini_chat_gpt.data.record_files import holds_records
+from mini_chat_gpt.prepare.data_folder import SPLITS, drafts, standard_name, write_source
 from mini_chat_gpt.prepare.label_stories import label_stories
 from mini_chat_gpt.tinystories.mixture import hash64
 from mini_chat_gpt.tinystories.record_index import RecordIndex
@@ -63,14 +65,22 @@ def _find_files(paths: Sequence[Path], label: bool) -> dict[str, Path]:
             raise UserError(f"{paths[0]} is given for both train and valid; give it once, and it is split in two.")
         return dict(zip(SPLITS, paths, strict=True))
     # In a folder with records and plain stories, --source means the records.
-    names = TEXT_FILE_NAMES if label else (*FILE_NAMES, *TEXT_FILE_NAMES)
+    names = TEXT_FILE_NAMES if label else tuple(dict.fromkeys((*FILE_NAMES, *TEXT_FILE_NAMES)))
     texts = {split: find_text(paths[0], split, names) for split in SPLITS}
     return {split: file for split, file in texts.items() if file is not None}
 
 
 def _open(file: Path, label: bool) -> RecordIndex:
     """Raises UserError unless the whole file can be read as records, or as plain stories if they are to be labeled."""
-    index = RecordIndex(file, cache=False)
+    try:
+        index = RecordIndex(file, cache=False)
+    except UserError:
+        if file.is_file() and holds_records(file):
+            raise UserError(
+                f"{file} has chats, not stories, and chats need no preparation: `mini-chat-gpt inspect {file}` shows them, "
+                f"chats.files={file} trains on them."
+            ) from None
+        raise
     if label and any(index.has(name)[0] for name in FIELDS):
         raise UserError(f"{file} has records, whose fields --label would discard; use --source instead.")
     return index

@@ -19,6 +19,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import remove_leftovers
 from mini_chat_gpt.common.hub_errors import NoConnection
 from mini_chat_gpt.common.terminal import print_line
+from mini_chat_gpt.common.writable import require_space
 from mini_chat_gpt.prepare.data_folder import (
     SOURCE_DESCRIPTIONS,
     SPLITS,
@@ -27,7 +28,6 @@ from mini_chat_gpt.prepare.data_folder import (
     is_untouched_sample,
     present_files,
     read_source,
-    require_space,
     write_source,
 )
 from mini_chat_gpt.prepare.data_report import report_folder, show_report

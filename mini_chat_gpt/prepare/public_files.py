@@ -15,13 +15,13 @@ from mini_chat_gpt.common.files import readable_disk_errors
 from mini_chat_gpt.common.hub_names import HubName
 from mini_chat_gpt.common.signals import StoppedBySignal
 from mini_chat_gpt.common.terminal import format_size, print_line
+from mini_chat_gpt.common.writable import require_space
 from mini_chat_gpt.prepare.data_folder import (
     SPLITS,
     make_folder,
     present_files,
     read_source,
     remove_sample,
-    require_space,
     standard_name,
     write_source,
 )

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.prepare.data_folder import drafts, present_files, read_source, require_space, write_source
+from mini_chat_gpt.common.writable import require_space
+from mini_chat_gpt.prepare.data_folder import drafts, present_files, read_source, write_source
 
 TRAIN, VALID, HUB_TRAIN = (
     "TinyStoriesInstruct-train.txt",
@@ -93,5 +94,5 @@ def test_a_source_that_lists_files_elsewhere_is_refused_because_the_sample_is_de
 
 def test_free_space_is_that_of_the_disk_where_the_folder_will_be(tmp_path: Path) -> None:
     assert require_space(tmp_path / "not" / "yet", 1) > 0
-    with pytest.raises(UserError, match=r"needs .* TB, but its disk has"):
+    with pytest.raises(UserError, match=r"needs .* TB, but the disk of .*yet has"):
         require_space(tmp_path / "not" / "yet", 10**15)

@@ -148,6 +148,13 @@ def test_a_file_that_is_not_a_story_file_is_rejected_before_anything_is_written(
     assert not folder.exists()
 
 
+def test_chats_need_no_preparation(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text('{"question": "Hi?", "answer": "Yes."}\n')
+    with pytest.raises(UserError, match=r"chats need no preparation: `mini-chat-gpt inspect .*chats\.jsonl`"):
+        take(folder, tmp_path / "chats.jsonl")
+    assert not folder.exists()
+
+
 def test_the_second_of_two_files_is_checked_before_the_first_is_copied(own: Path, tmp_path: Path, folder: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\0\0")
     with pytest.raises(UserError, match=r"bad\.txt"):
