@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from mini_chat_gpt.config import DataSection
-from mini_chat_gpt.data.batching import Example, epoch_order
+from mini_chat_gpt.data.batching import EpochOrder, Example
 from mini_chat_gpt.data.token_file import TokenFile, tokenize_file
 
 __all__ = ["TextDataset", "TokenFile", "sample_texts", "split_document", "split_documents", "tokenize_file"]
@@ -35,7 +35,7 @@ class TextDataset:
 
         part: (begin, end), use only these tokens of each document. The separators count as its first and last token.
         """
-        self.file, self.seq_len, self.seed = file, data.seq_len, seed
+        self.file, self.seq_len = file, data.seq_len
         self.documents = np.arange(len(file)) if documents is None else documents
         lengths = np.diff(file.offsets)[self.documents] + 1  # with the closing separator
         self._begin, end = part or (0, None)
@@ -46,13 +46,14 @@ class TextDataset:
             [[0], np.cumsum(n_pieces)]
         )  # (documents + 1,) number of each one's first piece
 
+        self._order = EpochOrder(int(self._first_piece[-1]), seed)
+
     def __len__(self) -> int:
-        return int(self._first_piece[-1])
+        return self._order.n
 
     def __getitem__(self, index: int) -> Example:
         """Example `index`, for any index ≥ 0; those from `len(self)` on belong to later epochs."""
-        epoch, position = divmod(index, len(self))
-        return self.read(int(epoch_order(len(self), self.seed, epoch)[position]))
+        return self.read(self._order[index][1])
 
     def read(self, number: int) -> Example:
         """Piece `number`, in the order of the file."""

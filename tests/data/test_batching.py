@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_model
 
-from mini_chat_gpt.data.batching import Example, blank_batch, collate, epoch_order, micro_batches, share_prefix
+from mini_chat_gpt.data.batching import (
+    EpochOrder,
+    Example,
+    blank_batch,
+    collate,
+    epoch_order,
+    micro_batches,
+    share_prefix,
+)
 
 
 @st.composite
@@ -161,3 +169,18 @@ def test_the_order_of_an_epoch_depends_on_the_seed_and_the_epoch():
     orders = [epoch_order(50, seed, epoch) for seed in (0, 1, 2**62) for epoch in (0, 1)]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert len({tuple(order) for order in orders}) == len(orders)
+
+
+def test_the_order_of_an_epoch_is_made_once_and_takes_four_bytes_for_each_item():
+    made = []
+
+    def make(epoch: int) -> np.ndarray:
+        made.append(epoch)
+        return epoch_order(100, 7, epoch)
+
+    order = EpochOrder(100, 7, make)
+    items = [order[index] for index in range(250)]
+    assert made == [0, 1, 2]
+    assert items == [(index // 100, int(epoch_order(100, 7, index // 100)[index % 100])) for index in range(250)]
+    assert epoch_order(100, 7, 0).itemsize == 4
+    assert epoch_order(100, 7, 3).tolist() == np.random.default_rng([7, 3]).permutation(100).tolist()
