@@ -6,6 +6,7 @@ Light: `--help` and a mistake must not wait for PyTorch. `cli_verbs.py` has the 
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mini_chat_gpt.common.errors import UserError, nearest, short
 from mini_chat_gpt.common.hub_names import hub_name
-from mini_chat_gpt.common.user_paths import path_text, user_path
+from mini_chat_gpt.common.user_paths import path_text, split_paths, user_path
 
 if TYPE_CHECKING:
     from mini_chat_gpt.config import Config, DataSection
@@ -245,24 +246,37 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
     A word with a dotted key before "=" is an override, unless a file of that name exists.
     """
     overrides = [word for word in words if re.match(r"[A-Za-z_]\w*(\.\w+)+\s*=", word) and not os.path.exists(word)]
-    return overrides, [path_text(word) for word in words if word not in overrides]
+    files = [file for word in words if word not in overrides for file in split_paths(word)]
+    return overrides, [path_text(file) for file in files]
+
+
+def data_kinds(files: Sequence[str]) -> dict[str, str]:
+    """Path -> "chats", "stories" or "text", for paths of the command line. Raises UserError for one without data."""
+    from mini_chat_gpt.tinystories.documents import kind_of_data  # not needed to parse other command lines
+
+    for file in files:
+        if not Path(file).exists() and not glob.has_magic(file) and hub_name(file, "dataset") is None:
+            raise UserError(f"There is no {file}; give chat files, text, a folder with stories, or section.key=value.")
+    return {file: kind_of_data(file) for file in files}
 
 
 def with_files(config: Config, files: Sequence[str], overrides: Sequence[str] = ()) -> Config:
-    """Return the config with these files instead of its own: a folder or a .txt file without records holds stories, any other chats.
+    """Return the config with these files instead of its own: chats, stories, or text to pretrain on.
 
     The config's validation files belong to its own chat files, so they are dropped unless an override names them.
     Raises UserError.
     """
-    for file in files:
-        if not Path(file).exists() and hub_name(file, "dataset") is None:
-            raise UserError(f"There is no {file}; give chat files, a folder with stories, or section.key=value.")
-    from mini_chat_gpt.data.record_files import holds_records  # --help doesn't need it
-
-    story_paths = [
-        file for file in files if Path(file).is_dir() or (file.endswith(".txt") and not holds_records(Path(file)))
-    ]
-    chats = [file for file in files if file not in story_paths]
+    kinds = data_kinds(files)
+    story_paths, chats, texts = (
+        [file for file, kind in kinds.items() if kind == wanted] for wanted in ("stories", "chats", "text")
+    )
+    if texts and len(texts) < len(kinds):
+        raise UserError(
+            f"{texts[0]} is text to pretrain on, and {(chats + story_paths)[0]} isn't; inspect one of them."
+        )
+    if texts:
+        changed = config.pretrain.model_copy(update={"dataset_path": ",".join(texts)})
+        return config.model_copy(update={"pretrain": changed})
     if len(story_paths) > 1:
         raise UserError(f"{story_paths[0]} and {story_paths[1]} both hold stories; give one of them.")
     if story_paths and chats and not config.chats.stories:

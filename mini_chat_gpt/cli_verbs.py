@@ -24,6 +24,7 @@ from mini_chat_gpt.cli_options import (
     add_settings,
     add_weights_option,
     check_range,
+    data_kinds,
     find_recipe,
     load_settings,
     number,
@@ -108,7 +109,7 @@ def inspect_options(parser: Parser) -> None:
         "words",
         nargs="*",
         metavar="FILE | section.key=value",
-        help="chat files, or a folder or .txt file with stories (default: those of the settings); settings",
+        help="chats, stories or text to pretrain on: files, folders or patterns (default: those of the settings); settings",
     )
     parser.add_argument(
         "--config",
@@ -139,6 +140,7 @@ def check_inspect(arguments: Arguments) -> None:
     if arguments.skip_bad:
         arguments.overrides.append("chats.skip_bad=true")
     load_settings(arguments)
+    arguments.texts = "text" in data_kinds(arguments.files).values()
     arguments.settings = with_files(arguments.settings, arguments.files, arguments.overrides)
 
 

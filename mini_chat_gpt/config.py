@@ -139,7 +139,11 @@ class PretrainSection(ScheduleFields):
     """Pretraining a base model on plain text."""
 
     dataset_path: PathText = "./TinyStories"
-    """Plain stories, or TinyStories-Instruct files (only their stories are used): a folder, a file, or hub:org/name."""
+    """Text files, records with a "text" (JSON, CSV, Parquet), or stories: a file, folder, pattern, hub:org/name, or several: a.txt,b."""
+    documents: Literal["auto", "blank_lines", "lines", "files"] = "auto"
+    """Where a text is divided: auto = at the separator, and a file without one is a document; blank_lines, lines, or files = never."""
+    separator: str = Field("<|endoftext|>", min_length=1, max_length=100)
+    """Text between documents, for documents=auto."""
     tokenizer: PathText = "train"
     """"train" trains a byte-level BPE on the data; or an encoding (gpt2), a .tiktoken file, or a model (folder, run, hub:org/name)."""
     tokenizer_vocab_size: Whole = Field(4096, ge=260, le=2**20)
@@ -256,11 +260,11 @@ class ChatsSection(Section):
     """Your own chats to fine-tune on, instead of TinyStories-Instruct tasks or mixed with them."""
 
     files: FileWeights = Field({})
-    """JSON, JSON Lines, CSV, TSV or YAML files, also compressed, or hub:org/name: one, a list, or {file: weight} (2 = twice per epoch)."""
+    """Chats (JSON, CSV, YAML, Parquet, Arrow): files, folders, patterns (data/*.jsonl), hub:org/name: one, a list, or {path: weight}."""
     valid_files: FileWeights = Field({})
-    """Held-out chats for validation (none = hold out a part of `files`)."""
+    """Held-out chats for validation (none = the validation split in a folder of `files`, or else a part of `files`)."""
     valid_share: Number = Field(0.1, ge=0, lt=1)
-    """Fraction of `files` that is held out, the same for the same seed (0 = validate on the training chats)."""
+    """Fraction of `files` without a validation split that is held out, the same for the same seed (0 = validate on the training chats)."""
     train: Literal["all", "last"] = "all"
     """all = train on every reply; last = only on the last reply of a chat. A message with "train": false is never trained on."""
     keys: ChatKeys = Field({})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import glob
 import inspect
 import os
 import sys
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 from mini_chat_gpt.common.errors import UserError, nearest, short
 from mini_chat_gpt.common.json_files import describe_problem, problem_words, shown
 from mini_chat_gpt.common.typed_values import NULLS, alternatives, child_type, read_as, takes_text
-from mini_chat_gpt.common.user_paths import user_path
+from mini_chat_gpt.common.user_paths import split_paths, user_path
 from mini_chat_gpt.common.yaml_files import Place, Plain, parse_yaml, read_yaml
 from mini_chat_gpt.config import Config, Section, current_metric_name
 
@@ -76,7 +77,10 @@ def _resolve_chat_files(values: dict[str, Any], folder: Path) -> None:
         return
 
     def resolve(name: Any) -> Any:
-        return str(folder / name) if isinstance(name, str) and os.path.isfile(folder / name) else name
+        if not isinstance(name, str) or not name or "\0" in name:
+            return name
+        path = str(folder / name)
+        return path if os.path.lexists(path) or (glob.has_magic(name) and glob.glob(path)) else name
 
     for key in ("files", "valid_files"):
         names = chats.get(key)
@@ -85,7 +89,7 @@ def _resolve_chat_files(values: dict[str, Any], folder: Path) -> None:
         elif isinstance(names, list):
             chats[key] = [resolve(name) for name in names]
         elif names is not None:
-            chats[key] = resolve(names)
+            chats[key] = [resolve(name) for name in split_paths(names)] if isinstance(names, str) else names
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 
@@ -17,19 +15,13 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.resources import total_memory
 from mini_chat_gpt.common.terminal import format_size
 from mini_chat_gpt.config import Config
-from mini_chat_gpt.data.text_dataset import (
-    TextDataset,
-    sample_texts,
-    split_document,
-    split_documents,
-    tokenize_file,
-)
+from mini_chat_gpt.data.text_dataset import sample_texts
 from mini_chat_gpt.generation.decode import Model
 from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.tinystories.records import find_text, stories
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.job import Callback, Job, Prepared, TrainResult
+from mini_chat_gpt.training.pretrain_data import Texts, find_texts, make_datasets
 from mini_chat_gpt.training.run import RunContext, begin, execute, run_command
 from mini_chat_gpt.training.sample_prompts import can_reply, check_prompts
 
@@ -50,17 +42,20 @@ def pretrain(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
 def prepare(config: Config, run: RunContext) -> Prepared:
     """Make the tokenizer, the model and the examples."""
     section = config.pretrain
-    text = find_text(section.dataset_path, "train")
-    assert text is not None  # find_text raises an error if there is no training file
+    texts = find_texts(section)
+    for note in texts.notes:
+        run.out.print(note, markup=False, soft_wrap=True)
     if run.checkpoint is not None:
         model, tokenizer = load_pair(run.checkpoint)
     else:
         # One rank trains the tokenizer and sends it to the others.
-        tokenizer = run.world.broadcast(lambda: make_tokenizer(config, text, run.out))
+        tokenizer = run.world.broadcast(lambda: make_tokenizer(config, texts.train, run.out))
         model = new_model(config, tokenizer.vocab_size, run.device)
     # Rank 0 of each machine goes first: the first use of a text file writes its tokens to disk.
     with run.world.local_rank_zero_first():
-        train, held_out = make_datasets(config, text, tokenizer, model.config.context_length, run.out)
+        data = config.data.limited_to(model.config.context_length)
+        train, held_out, sentence = make_datasets(texts, data, tokenizer, config.system.seed, run.out)
+    run.out.print(sentence, markup=False, soft_wrap=True)
     context = model.config.context_length
     check_prompts(section.prompts, tokenizer, context, "pretrain.prompts")
     prompts = [*section.prompts, *(prompt for prompt in [DEFAULT_PROMPT] if can_reply(prompt, tokenizer, context))]
@@ -70,9 +65,8 @@ def prepare(config: Config, run: RunContext) -> Prepared:
         return "\n".join(f"  {prompt}{text}" for prompt, text in zip(prompts, texts, strict=True))
 
     validation = held_out.first(config.data.eval_examples)
-    files = [path for path in (text, find_text(section.dataset_path, "valid")) if path]
     return Prepared(
-        Job("pretrain", section, train, validation, show if prompts else None, files=files), model, tokenizer
+        Job("pretrain", section, train, validation, show if prompts else None, files=texts.files), model, tokenizer
     )
 
 
@@ -90,38 +84,17 @@ def new_model(config: Config, vocab_size: int, device: torch.device) -> GPT:
     return GPT(shape)
 
 
-def make_tokenizer(config: Config, text: Path, out: Console) -> ChatTokenizer:
-    """Load the configured tokenizer, or train one on (at most 50 MB of) the text."""
+def make_tokenizer(config: Config, texts: Texts, out: Console) -> ChatTokenizer:
+    """Load the configured tokenizer, or train one on (at most 50 MB of) the texts."""
     section = config.pretrain
     if section.tokenizer != "train":
         tokenizer = load_named_tokenizer(section.tokenizer)
     else:
-        out.print(f"Training a tokenizer of {section.tokenizer_vocab_size:,} entries on {text} …", markup=False)
-        tokenizer = ChatTokenizer.train(sample_texts(stories(text)), section.tokenizer_vocab_size)
+        out.print(f"Training a tokenizer of {section.tokenizer_vocab_size:,} entries on {texts.name} …", markup=False)
+        tokenizer = ChatTokenizer.train(sample_texts(texts), section.tokenizer_vocab_size)
     # The control tokens get their ids now, so that fine-tuning does not have to grow the embedding table.
     tokenizer.add_control_tokens()
     return tokenizer
-
-
-def make_datasets(
-    config: Config, text: Path, tokenizer: ChatTokenizer, context: int, out: Console
-) -> tuple[TextDataset, TextDataset]:
-    """Training and held-out documents. Without a validation file every hundredth document is held out.
-
-    Of a single document, such as a book, the last tenth is held out.
-    """
-    data, seed = config.data.limited_to(context), config.system.seed
-    file = tokenize_file(text, stories(text), tokenizer, out)
-    n_documents = min(len(file), data.limit or len(file))
-    if valid_text := find_text(config.pretrain.dataset_path, "valid"):
-        valid_file = tokenize_file(valid_text, stories(valid_text), tokenizer, out)
-        return TextDataset(file, data, seed, np.arange(n_documents)), TextDataset(valid_file, data, seed)
-    if n_documents == 1:
-        parts = split_document(file, data, seed)
-        out.print(f"{text}: one document, whose last tenth is held out for validation", markup=False, soft_wrap=True)
-        return parts
-    train, held_out = split_documents(n_documents)
-    return TextDataset(file, data, seed, train), TextDataset(file, data, seed, held_out)
 
 
 def run(arguments: argparse.Namespace) -> int:

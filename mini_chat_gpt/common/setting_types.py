@@ -15,7 +15,7 @@ from pydantic_core import PydanticKnownError
 
 from mini_chat_gpt.common.chat_keys import KNOWN, USUAL
 from mini_chat_gpt.common.errors import UserError, nearest, short
-from mini_chat_gpt.common.user_paths import path_text
+from mini_chat_gpt.common.user_paths import path_text, split_paths
 
 # Numbers
 
@@ -121,16 +121,16 @@ LayerNames = Annotated[tuple[str, ...], BeforeValidator(one_as_list), AfterValid
 
 
 def _file_weights(files: Any) -> Any:
-    """One path or a list of paths as {path: 1}; none as {}."""
+    """One path, several with commas between them, or a list as {path: 1}; none as {}."""
     if files is None:
         return {}
     if isinstance(files, str):
-        files = [files]
+        files = split_paths(files)
     return dict.fromkeys(files, 1.0) if isinstance(files, list) and all(isinstance(p, str) for p in files) else files
 
 
 FileWeights = Annotated[dict[PathText, Annotated[Number, Field(ge=0.001, le=1000)]], BeforeValidator(_file_weights)]
-"""Chat files with their weights: {path: weight}, a list of paths or one path."""
+"""Chat files with their weights: {path: weight}, a list of paths, or one or several in a text."""
 
 
 def _check_chat_keys(names: dict[str, str | None]) -> dict[str, str | None]:

@@ -36,6 +36,14 @@ def path_text(text: str) -> str:
     )
 
 
+def split_paths(text: str) -> list[str]:
+    """The paths of a text with commas between them; one path, if something has the whole text as its name."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) == 1 or not any(parts) or os.path.lexists(os.path.expanduser(text)):
+        return [text]
+    return [part for part in parts if part]
+
+
 def user_path(text: str) -> Path:
     """`path_text` as a Path, for argparse."""
     return Path(path_text(text))

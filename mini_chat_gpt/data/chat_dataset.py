@@ -18,6 +18,7 @@ from mini_chat_gpt.config import ChatsSection, DataSection
 from mini_chat_gpt.data.batching import EpochOrder, Example, epoch_order
 from mini_chat_gpt.data.chat_files import Conversation
 from mini_chat_gpt.data.chat_notes import dropped_note, too_long_note
+from mini_chat_gpt.data.data_files import CHATS, PACKINGS
 from mini_chat_gpt.data.rendered_chats import RenderedChats
 
 
@@ -147,10 +148,17 @@ class ChatDataset:
 
 
 def names_of(paths: Sequence[str]) -> dict[str, str]:
-    """Path -> a short name to show: the file's name without its suffix, with the folder's name if two files have the same one."""
-    stems = {path: re.sub(r"(\.jsonl?|\.gz)+$", "", Path(path).name) for path in paths}
+    """Path -> a short name to show: the file's name without its suffix, with the folder's name if two files have the same one.
+
+    Of a pattern, such as data/*.jsonl, both as well.
+    """
+    endings = "|".join(map(re.escape, (*CHATS, *PACKINGS)))
+    stems = {path: re.sub(rf"({endings})+$", "", Path(path).name) for path in paths}
     counts = Counter(stems.values())
-    return {path: stem if counts[stem] == 1 else f"{Path(path).parent.name}/{stem}" for path, stem in stems.items()}
+    return {
+        path: stem if counts[stem] == 1 and "*" not in stem else f"{Path(path).parent.name}/{stem}"
+        for path, stem in stems.items()
+    }
 
 
 def nearest_prompts(prompts: Sequence[str], conversations: Sequence[Conversation]) -> Iterator[tuple[float, str, str]]:

@@ -17,7 +17,7 @@ from typing import Any
 from mini_chat_gpt.chat_format import Message
 from mini_chat_gpt.common.chat_keys import CONTENTS, LISTS, ROLES
 from mini_chat_gpt.common.errors import UserError, nearest
-from mini_chat_gpt.data.hub_data import local_chats
+from mini_chat_gpt.data.hub_data import chat_files
 from mini_chat_gpt.data.json_records import BadRecord
 from mini_chat_gpt.data.record_fields import KeyNames, quoted
 from mini_chat_gpt.data.record_files import Records, read_records
@@ -41,6 +41,7 @@ class Conversation:
     rejected: tuple[Message, ...] | None = (
         None  # of preference data: the whole conversation with the other reply; never trained on
     )
+    held_out: bool = False  # its file is one of the split for validation, by its name; see `data_files`
 
 
 @dataclass
@@ -88,13 +89,17 @@ def read_conversations(
 
 
 def _of_file(
-    path: str, records: Records, names: KeyNames, problems: list[Problem], notes: list[str] | None
+    path: str,
+    records: Iterator[tuple[str, Any, bool]],
+    names: KeyNames,
+    problems: list[Problem],
+    notes: list[str] | None,
 ) -> Iterator[Conversation]:
     groups: dict[str, Problem] = {}
     unused: Counter[str] = Counter()
     bad = _Places()
     empty = True
-    for place, record in records:
+    for place, record, held_out in records:
         empty = False
         try:
             chat = read_record(record, names)
@@ -108,7 +113,7 @@ def _of_file(
             bad.add(place)
             continue
         rejected = None if chat.rejected is None else tuple(chat.rejected)
-        yield Conversation(tuple(chat.messages), chat.form, path, place, chat.tools, rejected)
+        yield Conversation(tuple(chat.messages), chat.form, path, place, chat.tools, rejected, held_out)
     if empty:
         raise UserError(f"{path} contains no conversation; it is empty.")
     if notes is not None:
@@ -147,14 +152,16 @@ def _quoted(name: str) -> str:
 # Records
 
 
-def _records(path: str | Path) -> Records:
-    """The records of a file, or of a data set of the hub. A file that is one list of messages is one record."""
-    for file in local_chats(path):
+def _records(path: str | Path) -> Iterator[tuple[str, Any, bool]]:
+    """(place, record, whether it is held out) of the files of a path. A file that is one list of messages is one record."""
+    files = chat_files(path)
+    for file in files.all:
         records = read_records(file)
         if (first := next(records, None)) is None:
             continue
         whole = chain([first], records)
-        yield from _joined(whole) if first[0].startswith("record 1") and is_message(first[1]) else whole
+        joined = _joined(whole) if first[0].startswith("record 1") and is_message(first[1]) else whole
+        yield from ((files.place(file, place), record, file in files.held_out) for place, record in joined)
 
 
 def is_message(record: Any) -> bool:

@@ -25,10 +25,11 @@ START = 4096
 """Bytes that are looked at."""
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "Zstandard"}
 OTHERS = {
-    b"PAR1": 'a Parquet file; convert it to JSON Lines: python -c "import pandas, sys; pandas.read_parquet(sys.argv[1])'
-    ".to_json(sys.argv[2], orient='records', lines=True)\" FILE NEW.jsonl",
-    b"ARROW1": "an Arrow file; convert it to JSON Lines with the library that wrote it (`datasets`: .to_json)",
-    b"\xff\xff\xff\xff": "an Arrow stream; convert it to JSON Lines with the library that wrote it (`datasets`: .to_json)",
+    b"PAR1": "a Parquet file; unpack it, and give the file itself",
+    b"ARROW1": "an Arrow file; unpack it, and give the file itself",
+    b"\xff\xff\xff\xff": "an Arrow file; unpack it, and give the file itself",
+    b"PARE": "an encrypted Parquet file; decrypt it",
+    b"FEA1": "a Feather file of the old version 1; convert it to Parquet",
     b"SQLite format 3\x00": "an SQLite database; export the table as CSV or JSON",
     b"%PDF": "a PDF; convert it to text first (for example with pdftotext)",
     b"{\\rtf": "a Rich Text document; save it as plain text",
@@ -113,9 +114,11 @@ def open_text(path: Path) -> Iterator[TextStream]:
             with TextStream(content, path, kind, None)._readable():
                 start = content.read(START)
             if start[257:262] == b"ustar":
-                raise UserError(f"{path} is a tar archive, compressed with {kind}; unpack it and give its files.")
+                raise UserError(
+                    f"{path} is a tar archive, compressed with {kind}; unpack it into a folder and give the folder."
+                )
         elif start[257:262] == b"ustar":
-            raise UserError(f"{path} is a tar archive; unpack it and give its files.")
+            raise UserError(f"{path} is a tar archive; unpack it into a folder and give the folder.")
         _refuse_other(path, start)
     encoding = encoding_of(start)
     own = None if encoding.startswith("utf-8") else encoding  # a byte order mark of UTF-8 stays
@@ -172,7 +175,9 @@ def _open_zip(path: Path) -> Iterator[IO[bytes]]:
             names = [name for name in names if not name.startswith("__MACOSX/")]
             if len(names) != 1:
                 shown = ", ".join([*names[:3], *(["…"] if len(names) > 3 else [])]) or "nothing"
-                raise UserError(f"{path} is a zip with {len(names)} files ({shown}); unpack it and give the files.")
+                raise UserError(
+                    f"{path} is a zip with {len(names)} files ({shown}); unpack it into a folder and give the folder."
+                )
             try:
                 content = archive.open(names[0])
             except (RuntimeError, NotImplementedError) as error:  # a password, or an unusual compression

@@ -6,22 +6,49 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.hub_names import HubName, hub_name, require_file, some_of
+from mini_chat_gpt.data.data_files import (
+    CHATS,
+    RECORDS,
+    TEXTS,
+    DataFiles,
+    has_ending,
+    kind_of_most_use,
+    local_files,
+    not_data,
+    splits,
+)
 
-_CHATS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-_NO_CHATS = frozenset({"dataset_infos.json", "dataset_info.json", "state.json", "package.json"})
+if TYPE_CHECKING:
+    from mini_chat_gpt.common.hub import Fetched
 
 
-def local_chats(path: Path | str) -> list[Path]:
-    """The local copies of the chat files that a path names on the hub; the path itself if it names none. Raises UserError."""
+def chat_files(path: Path | str) -> DataFiles:
+    """The files of a path in `chats.files`: see `local_files`; of a data set of the hub, their local copies. Raises UserError."""
     if (name := hub_name(path, "dataset")) is None:
-        return [Path(path)]
+        return local_files(str(path))
     from mini_chat_gpt.common.hub import fetch  # not needed to parse a command line
 
-    found = fetch(name, _Chats(name))
-    return [found.folder / file for file in sorted(found.files)]
+    return _files(fetch(name, _Data(name)))
+
+
+def text_files(name: HubName, names: tuple[str, ...]) -> DataFiles:
+    """The local copies of the texts of a data set: stories, if it has any under one of the `names`; else text or records."""
+    from mini_chat_gpt.common.hub import fetch
+
+    return _files(fetch(name, _Texts(name, names)))
+
+
+def _files(found: Fetched) -> DataFiles:
+    if len(found.files) == 1:
+        return DataFiles((found.folder / found.files[0],))
+    train, held_out, _ = splits(sorted(found.files))
+    return DataFiles(
+        tuple(found.folder / file for file in train), tuple(found.folder / file for file in held_out), (), found.folder
+    )
 
 
 def local_stories(path: Path | str, names: tuple[str, ...]) -> Path:
@@ -38,26 +65,43 @@ def local_stories(path: Path | str, names: tuple[str, ...]) -> Path:
 
 
 @dataclass(frozen=True)
-class _Chats:
-    """Chooses the file that the user named, else the only one, else that of the training split, which may be in parts."""
+class _Data:
+    """Chooses the file that the user named, else the only one, else those of the training and validation splits.
+
+    A split may be in parts.
+    """
 
     name: HubName
+    kinds: tuple[tuple[str, ...], ...] = (CHATS,)
 
     def __call__(self, names: Sequence[str]) -> Sequence[str]:
         if self.name.file is not None:
             return [require_file(self.name, names)]
-        found = [
-            one for one in names if one.lower().endswith(_CHATS) and Path(one).name not in _NO_CHATS and one[0] != "."
-        ]
-        if len(found) > 1:
-            found = [one for one in found if "train" in one.lower()] or found
+        names = [one for one in names if not not_data(one) and one[0] != "."]
+        endings = kind_of_most_use(names, self.kinds)
+        found = [one for one in names if has_ending(one, endings)]
         if not found:
-            raise UserError(f"{self.name} has no JSON or JSON Lines file; it has {some_of(names)}.")
-        if len({re.sub(r"\d+", "", one) for one in found}) > 1:
+            raise UserError(f"{self.name} has no data ({', '.join(endings)}); it has {some_of(names)}.")
+        train, held_out, _ = splits(found)
+        if len({re.sub(r"\d+", "", one) for one in train}) > 1:
             raise UserError(
-                f"{self.name} has several files; name one, such as hub:{self.name.repo}/{found[0]} ({some_of(found)})."
+                f"{self.name} has several files; name one, such as hub:{self.name.repo}/{train[0]} ({some_of(train)})."
             )
-        return found
+        return [*train, *held_out]
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Chooses stories like `_Stories`, else texts or records like `_Data`."""
+
+    name: HubName
+    names: tuple[str, ...]
+
+    def __call__(self, names: Sequence[str]) -> Sequence[str]:
+        stories = {one.format(split="train") for one in self.names}
+        if stories & {*names} or self.name.file is not None:
+            return _Stories(self.name, self.names)(names)
+        return _Data(self.name, (TEXTS, RECORDS))(names)
 
 
 @dataclass(frozen=True)

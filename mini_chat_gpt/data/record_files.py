@@ -1,4 +1,6 @@
-"""Read the records of a file in any of the usual forms: JSON, JSON Lines, CSV, TSV, YAML; `file_kinds` says how it is packed.
+"""Read the records of a file in any of the usual forms: JSON, JSON Lines, CSV, TSV, YAML, Parquet, Arrow.
+
+`file_kinds` says how a file is packed.
 
 The form is detected from the content, not from the name. A record that can't be used does not end the file: it is returned as a
 `BadRecord`, so that a caller can report everything that is wrong.
@@ -14,10 +16,12 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from mini_chat_gpt.common.chat_keys import LISTS, PREFERENCE, PROMPTS, REPLIES, SYSTEMS
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.yaml_files import MAX_BYTES, parse_yaml
+from mini_chat_gpt.data.arrow_files import kind_of, read_rows
 from mini_chat_gpt.data.file_kinds import START, IncompleteData, TextStream, open_text
 from mini_chat_gpt.data.json_records import MAX_LINE, BadRecord, Record, from_lines, from_text, is_json_lines
 
@@ -26,7 +30,7 @@ COLUMNS = frozenset({*LISTS, *PROMPTS, *REPLIES, *SYSTEMS, *PREFERENCE, "context
 """Names of columns by which a table is distinguished from a text with commas; upper case counts as lower case."""
 _VALUES = frozenset({*LISTS, *PREFERENCE, "prompt", "completion", "answer", "answers"})
 """Columns that have texts, or lists and objects as JSON."""
-FORMS = "JSON, JSON Lines, CSV, TSV or YAML"
+FORMS = "JSON, JSON Lines, CSV, TSV, YAML, Parquet or Arrow"
 
 
 def read_records(path: Path) -> Records:
@@ -36,6 +40,10 @@ def read_records(path: Path) -> Records:
     """
     place = "line 1"
     try:
+        if (kind := kind_of(path)) is not None:
+            for place, record in read_rows(path, kind):
+                yield place, record if isinstance(record, BadRecord) else _named(record)
+            return
         with open_text(path) as file:
             line, first = 1, file.readline(MAX_LINE + 1).removeprefix(codecs.BOM_UTF8)
             while first and not first.strip():
@@ -58,7 +66,10 @@ def holds_records(path: Path) -> bool:
             first = next(filter(None, lines), b"")
     except (OSError, UserError):  # which is reported where the file is read
         return False
-    return first.startswith((b"{", b"[")) or _delimiter(first.decode("utf-8", "replace")) is not None
+    return bool(_JSON.match(first)) or _delimiter(first.decode("utf-8", "replace")) is not None
+
+
+_JSON = re.compile(rb'(\[\s*(\{\s*)?|\{\s*)("|$)')  # a novel can begin with [Illustration]
 
 
 def _reader(path: Path, file: TextStream, first: bytes, line: int) -> Records:
@@ -131,14 +142,16 @@ def _from_table(file: TextStream, first: bytes, line: int, delimiter: str) -> Re
             yield place, row
         elif not number:
             names = [name.strip() for name in row]
-            names = [name.lower() if name.lower() in COLUMNS else name for name in names]
+            if repeated := {name for name in names if name and names.count(name) > 1}:
+                yield place, BadRecord(f"several columns are named {min(repeated)!r}; rename or remove one")
+                return
         elif not row:
             number -= 1
         elif len(row) != len(names):
             what = f"it has {len(row)} columns, and the first line has {len(names)}; quote texts with {delimiter!r} in them"
             yield place, BadRecord(what)
         else:
-            yield place, {name: _cell(name, text) for name, text in zip(names, row, strict=True) if name}
+            yield place, _named(dict(zip(names, row, strict=True)))
         number, begins = number + 1, line + rows.line_num
 
 
@@ -161,9 +174,19 @@ def _lines(file: TextStream, first: bytes) -> Iterator[str]:
         data = file.readline(MAX_LINE)
 
 
-def _cell(name: str, text: str) -> Record:
-    """A list of messages or an object with answers is JSON in a table; everything else is text."""
-    if name not in _VALUES or not text.startswith(("[", "{")):
+def _named(row: dict[str, Any]) -> Record:
+    """A row with its known columns in lower case, and without a column that has no name, as an index has none."""
+    lower = {name: name.lower() for name in row if name.lower() in COLUMNS and name.lower() not in row}
+    return {lower.get(name, name): _cell(lower.get(name, name), value) for name, value in row.items() if name}
+
+
+def _cell(name: str, text: Any) -> Any:
+    """A list of messages or an object with answers may be JSON in a table; everything else is as it is."""
+    if name in LISTS and isinstance(text, dict):  # a list for each key, as `datasets` stores some lists of objects
+        lists = [*text.values()]
+        if all(isinstance(one, list) for one in lists) and len(set(map(len, lists))) == 1:
+            return [dict(zip(text, items, strict=True)) for items in zip(*lists, strict=True)]
+    if name not in _VALUES or not isinstance(text, str) or not text.startswith(("[", "{")):
         return text
     try:
         value = json.loads(text)

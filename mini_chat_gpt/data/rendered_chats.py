@@ -36,6 +36,7 @@ CHAT = np.dtype(
         ("file", "<u4"),  # number of its file in `Meta.paths`
         ("what", "u1"),  # index in WHAT
         ("has_reasoning", "u1"),
+        ("held_out", "u1"),  # its file is one of a validation split
         ("content", KEY),
         ("question", KEY),
         ("n_tokens", "<u4"),  # of the whole chat; 0 if it can't be rendered
@@ -180,7 +181,7 @@ class ChatWriter:
         texts = [message.content for message in conversation.messages]
         chat = (
             self._paths.setdefault(conversation.path, len(self._paths)),
-            *(WHAT.index(fitted.what), fitted.has_reasoning),
+            *(WHAT.index(fitted.what), fitted.has_reasoning, conversation.held_out),
             *(content_key(conversation), prompt_key(conversation), fitted.n_tokens),
             sum(len(text.split()) for text in texts) if fitted.why else 0,
             *(fitted.n_replies, fitted.n_lost, len(fitted.pieces), self.n_text),

@@ -14,10 +14,10 @@ from mini_chat_gpt.config import DataSection
 from mini_chat_gpt.data.batching import EpochOrder, Example
 from mini_chat_gpt.data.token_file import TokenFile, tokenize_file
 
-__all__ = ["TextDataset", "TokenFile", "sample_texts", "split_document", "split_documents", "tokenize_file"]
+__all__ = ["TextDataset", "TokenFile", "sample_texts", "split_documents", "split_ends", "tokenize_file"]
 
 HELD_OUT_PART = 10
-"""A single document is held out from this fraction on: the last 1/10 of its tokens."""
+"""Of few documents the last 1/10 of the tokens of each is held out."""
 
 
 class TextDataset:
@@ -29,19 +29,20 @@ class TextDataset:
         data: DataSection,
         seed: int,
         documents: np.ndarray | None = None,
-        part: tuple[int, int] | None = None,
+        part: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         """Use the documents with these numbers (default: all), in pieces of at most `data.seq_len` tokens.
 
-        part: (begin, end), use only these tokens of each document. The separators count as its first and last token.
+        part: (begins, ends), use only the tokens from a begin to an end of each document. The separators count as its first
+        and last token.
         """
         self.file, self.seq_len = file, data.seq_len
         self.documents = np.arange(len(file)) if documents is None else documents
         lengths = np.diff(file.offsets)[self.documents] + 1  # with the closing separator
-        self._begin, end = part or (0, None)
-        self._ends = lengths if end is None else np.minimum(lengths, end)
+        # Without a part the begins are a view of a single 0, which takes no memory.
+        self._begins, self._ends = part or (np.broadcast_to(np.int64(0), len(lengths)), lengths)
         # A piece of n ids predicts n − 1, and the last id of one piece is the first of the next.
-        n_pieces = np.maximum(1, -(-(self._ends - self._begin - 1) // (self.seq_len - 1)))
+        n_pieces = np.maximum(1, -(-(self._ends - self._begins - 1) // (self.seq_len - 1)))
         self._first_piece = np.concatenate(
             [[0], np.cumsum(n_pieces)]
         )  # (documents + 1,) number of each one's first piece
@@ -58,7 +59,7 @@ class TextDataset:
     def read(self, number: int) -> Example:
         """Piece `number`, in the order of the file."""
         row = int(np.searchsorted(self._first_piece, number, "right")) - 1
-        begin = self._begin + (number - int(self._first_piece[row])) * (self.seq_len - 1)
+        begin = int(self._begins[row]) + (number - int(self._first_piece[row])) * (self.seq_len - 1)
         end = min(begin + self.seq_len, int(self._ends[row]))
         document = self.file[int(self.documents[row])]
         ids = document[begin:end].astype(np.int32)  # slice first: a document can have 100 million tokens
@@ -80,15 +81,17 @@ def split_documents(n: int) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def split_document(file: TokenFile, data: DataSection, seed: int) -> tuple[TextDataset, TextDataset]:
-    """(training, validation) parts of the first document: its last tenth is held out, at least one token.
+def split_ends(file: TokenFile, data: DataSection, seed: int, documents: np.ndarray) -> tuple[TextDataset, TextDataset]:
+    """(training, validation) parts of each of the documents: the last tenth of it is held out, at least one token.
 
     No token is a target in both parts. The last token of the first part is the first of the second.
     """
-    length = int(file.offsets[1] - file.offsets[0]) + 1  # with the closing separator, so at least 3
-    n_held_out = max(1, length // HELD_OUT_PART)
-    first, cut = np.array([0]), length - n_held_out
-    return TextDataset(file, data, seed, first, (0, cut)), TextDataset(file, data, seed, first, (cut - 1, length))
+    lengths = np.diff(file.offsets)[documents] + 1  # with the closing separator, so at least 3
+    cuts = lengths - np.maximum(1, lengths // HELD_OUT_PART)
+    return (
+        TextDataset(file, data, seed, documents, (np.zeros_like(cuts), cuts)),
+        TextDataset(file, data, seed, documents, (cuts - 1, lengths)),
+    )
 
 
 def sample_texts(texts: Iterable[str], megabytes: float = 50.0) -> Iterator[str]:

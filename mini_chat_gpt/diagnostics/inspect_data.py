@@ -1,4 +1,4 @@
-"""`mini-chat-gpt inspect`: show what a fine-tuning run will train on.
+"""`mini-chat-gpt inspect`: show what a run will train on: fine-tuning, or pretraining if the data are text.
 
 Shows the batches of the first steps exactly as the trainer gets them, with the trained tokens marked. Counts tokens by
 source and kind, and reports how long the examples are, which records are left out and why, and what the run validates on.
@@ -17,19 +17,24 @@ from rich.console import Console
 from mini_chat_gpt.checkpoints.find import newest_checkpoint
 from mini_chat_gpt.checkpoints.load import find_source, load_named_tokenizer, load_tokenizer
 from mini_chat_gpt.cli_verbs import EXAMPLES_ON_PAGE, EXAMPLES_SHOWN
+from mini_chat_gpt.common.errors import short
 from mini_chat_gpt.common.files import atomic_write_text
 from mini_chat_gpt.common.terminal import console, print_line
 from mini_chat_gpt.common.writable import require_writable_file
-from mini_chat_gpt.config import Config
+from mini_chat_gpt.config import Config, ScheduleFields
 from mini_chat_gpt.data.batch_dump import headline, size_of, token_pieces
 from mini_chat_gpt.data.batching import group_by_length
+from mini_chat_gpt.data.data_files import first_names
 from mini_chat_gpt.data.step_loader import StepLoader
+from mini_chat_gpt.data.text_dataset import TextDataset
 from mini_chat_gpt.data.token_counts import Row, measure, total_of
 from mini_chat_gpt.diagnostics.inspect_page import page
 from mini_chat_gpt.diagnostics.inspect_text import show
 from mini_chat_gpt.diagnostics.inspection import Inspection, Section, ShownExample, cells, histogram, table
+from mini_chat_gpt.pretrain import make_tokenizer
 from mini_chat_gpt.tokenizer.chat_setup import set_chat_format
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.training.pretrain_data import find_texts, make_datasets
 from mini_chat_gpt.training.sft_data import Mixed, SftExamples, make_examples, texts_for_tokenizer
 
 SAMPLE = 1000
@@ -61,6 +66,41 @@ def tokenizer_for(config: Config, name: str | None = None) -> tuple[ChatTokenize
     return tokenizer, context, note
 
 
+def text_tokenizer(config: Config, name: str | None) -> tuple[ChatTokenizer, int, str]:
+    """As `tokenizer_for`, for pretraining."""
+    if name is not None:
+        tokenizer, what = load_named_tokenizer(name), f"Tokenizer: {Path(name).name} (--tokenizer)"
+    else:
+        tokenizer = make_tokenizer(config, find_texts(config.pretrain).train, console())
+        what = "Tokenizer: that of pretrain.tokenizer"
+    context = config.model.gpt_config(tokenizer.vocab_size).context_length
+    return tokenizer, context, f"{what}; the context is that of the model section."
+
+
+def text_examples(
+    config: Config, tokenizer: ChatTokenizer, context: int, progress: Console | None
+) -> tuple[SftExamples, list[str]]:
+    """The pieces of documents of a pretraining run, and sentences about them."""
+    texts = find_texts(config.pretrain)
+    data, seed = config.data.limited_to(context), config.system.seed
+    train, held_out, sentence = make_datasets(texts, data, tokenizer, seed, progress)
+    beginning = tokenizer.decode(held_out.read(0).ids.tolist()[1:])[:180]
+    validation = held_out.first(data.eval_examples)
+    sentences = [
+        sentence,
+        f"The held-out text, {len(held_out):,} pieces, begins with: {short(beginning, 200)}",
+        *texts.notes,
+    ]
+    return SftExamples(source=train, validation=validation, shown=[], files=texts.files), sentences
+
+
+def chat_examples(
+    config: Config, tokenizer: ChatTokenizer, context: int, progress: Console | None
+) -> tuple[SftExamples, list[str]]:
+    """The examples of a fine-tuning run, and sentences about settings."""
+    return make_examples(_replies_only(config), tokenizer, context, progress), [*_remarks(config)]
+
+
 def inspect(
     config: Config,
     tokenizer: ChatTokenizer,
@@ -69,13 +109,14 @@ def inspect(
     n: int = 3,
     notes: Sequence[str] = (),
     progress: Console | None = None,
+    texts: bool = False,
 ) -> Inspection:
     """Inspect what a run with this config trains on: the batches of its first steps, at least `n` examples, and all counts.
 
-    `notes` are further sentences for the head of the output. `progress` shows how far large files are read. Raises
-    UserError for data that a run would reject, too.
+    `notes` are further sentences for the head of the output. `progress` shows how far large files are read. `texts` is for
+    pretraining. Raises UserError for data that a run would reject, too.
     """
-    examples = make_examples(_replies_only(config), tokenizer, context, progress)
+    examples, remarks = (text_examples if texts else chat_examples)(config, tokenizer, context, progress)
     files, chats, sft = [*map(str, examples.files)], config.chats, config.sft
     rows, estimates = count_tokens(examples, config)
     left_out = list(examples.notes)
@@ -88,7 +129,7 @@ def inspect(
     kinds = ", ".join(f"{kind} {number:,}" for kind, number in validation.items())
     in_epoch, _, tokens, trained, percentage, _ = cells(total, total.examples)
     return Inspection(
-        about=[f"Data: {', '.join(files)}", *notes, *_remarks(config)],
+        about=[f"Data: {first_names(files)}", *notes, *remarks],
         facts=[
             (in_epoch, "examples an epoch"),
             (tokens, "tokens"),
@@ -98,7 +139,7 @@ def inspect(
             (f"{validation.total():,}", "examples for validation"),
         ],
         sections=[
-            *first_steps(config, examples, tokenizer, steps, n),
+            *first_steps(config, config.pretrain if texts else config.sft, examples, tokenizer, steps, n),
             Section("By source and kind", table=table(rows), notes=estimates),
             Section(
                 "Lengths in tokens",
@@ -154,6 +195,12 @@ def count_tokens(examples: SftExamples, config: Config) -> tuple[list[Row], list
         rows += measure(dataset.index.path.name, map(dataset.__getitem__, range(n)), per_epoch, exact)
         if not exact:
             notes.append(f"{dataset.index.path}: estimated from a sample of {n:,} of its {len(dataset):,} records.")
+    if isinstance(texts := examples.source, TextDataset):
+        sample = texts.first(SAMPLE)
+        name = Path(examples.files[0]).name if len(examples.files) == 1 else f"{len(examples.files):,} files"
+        rows += measure(name, sample, len(texts), len(sample) == len(texts))
+        if len(sample) < len(texts):
+            notes.append(f"Estimated from a sample of {len(sample):,} of {len(texts):,} pieces.")
     for number, stage in enumerate(examples.stages, 1):
         n = min(SAMPLE // 4, len(stage.source))
         rows += measure(f"stage {number}", map(stage.source.__getitem__, range(n)))
@@ -161,10 +208,12 @@ def count_tokens(examples: SftExamples, config: Config) -> tuple[list[Row], list
     return rows, notes
 
 
-def first_steps(config: Config, examples: SftExamples, tokenizer: ChatTokenizer, steps: int, n: int) -> list[Section]:
+def first_steps(
+    config: Config, phase: ScheduleFields, examples: SftExamples, tokenizer: ChatTokenizer, steps: int, n: int
+) -> list[Section]:
     """The micro-batches of the first steps, and n examples. Reads more steps where these have fewer than n examples."""
     source = examples.source
-    batch_size, per_step, tokens_per_step = config.step_size(config.sft)
+    batch_size, per_step, tokens_per_step = config.step_size(phase)
     if examples.stages:
         source, tokens_per_step = examples.stages[0].source, examples.stages[0].tokens_per_step or tokens_per_step
     sections: list[Section] = []
@@ -188,11 +237,12 @@ def run(arguments: argparse.Namespace) -> int:
     """`mini-chat-gpt inspect` with a parsed command line."""
     if arguments.html:
         require_writable_file(Path(arguments.html))
-    tokenizer, context, note = tokenizer_for(arguments.settings, arguments.tokenizer)
+    tokenizer_of = text_tokenizer if arguments.texts else tokenizer_for
+    tokenizer, context, note = tokenizer_of(arguments.settings, arguments.tokenizer)
     on_screen = EXAMPLES_SHOWN if arguments.n is None else arguments.n
     n = EXAMPLES_ON_PAGE if arguments.html and arguments.n is None else on_screen
     out = console()
-    inspection = inspect(arguments.settings, tokenizer, context, arguments.steps, n, [note], out)
+    inspection = inspect(arguments.settings, tokenizer, context, arguments.steps, n, [note], out, arguments.texts)
     if not out.is_terminal:
         out.width = max(out.width, 200)  # a pipe has no width to fit
     show(inspection, out, on_screen)

@@ -22,7 +22,7 @@ from mini_chat_gpt.evaluation.capabilities import Evaluation
 from mini_chat_gpt.evaluation.confidence import bootstrap, paired
 from mini_chat_gpt.evaluation.held_out import data_folders, recorded_data
 from mini_chat_gpt.evaluation.ngram_overlap import Overlap, cut_to_same_length, ngram_overlap
-from mini_chat_gpt.sft_dataloader import stories
+from mini_chat_gpt.tinystories.documents import read_documents
 from mini_chat_gpt.training.provenance import find_data_file
 
 STORY_KIND = "words"  # the kind of task whose replies are stories
@@ -108,7 +108,7 @@ def _search(
 def _first_stories(files: Sequence[Path], max_bytes: int) -> Iterator[str]:
     for file in files:
         size = 0
-        for text in stories(file):
+        for text in read_documents(file):
             yield text
             size += len(text.encode())
             if size >= max_bytes:

@@ -203,11 +203,11 @@ def portable_command(words: Sequence[str]) -> str:
     shown = [PurePath(rest.pop(0) if is_script else program).name]
     for word in rest:
         key, equals, value = word.partition("=")
-        if equals and os.path.isabs(value):
+        if equals and os.path.isabs(value) and "," not in value:
             shown.append(f"{key}={_portable(value)}")
         elif os.path.isabs(word):
             shown.append(_portable(word))
-        else:  # a path within a list or a mapping
+        else:  # a path within a list, with commas or in brackets, or a mapping
             shown.append(re.sub(r"(?<![\w.:/~…-])/[^\s,\]}'\"]+", lambda match: _portable(match[0]), word))
     return shlex.join(shown)
 

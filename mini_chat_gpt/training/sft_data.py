@@ -21,7 +21,8 @@ from mini_chat_gpt.data.chat_dataset import ChatDataset
 from mini_chat_gpt.data.chat_files import read_conversations
 from mini_chat_gpt.data.chat_notes import overlap_notes, repeated_note
 from mini_chat_gpt.data.chat_split import held_out_part
-from mini_chat_gpt.data.hub_data import local_chats
+from mini_chat_gpt.data.hub_data import chat_files
+from mini_chat_gpt.data.rendered_chats import RenderedChats
 from mini_chat_gpt.data.step_loader import ExampleDataset
 from mini_chat_gpt.generation.text import Prompt
 from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, find_instruct_file, stories
@@ -186,7 +187,7 @@ def _chat_examples(config: Config, tokenizer: ChatTokenizer, context: int, conso
         source=chats.trained,
         validation=list(islice(chats.validated.examples(), config.data.eval_examples)),
         shown=list(_shown(chats.validated, config.chats, N_SHOWN_CHATS)),
-        files=[file for path in {**config.chats.files, **config.chats.valid_files} for file in local_chats(path)],
+        files=[file for path in {**config.chats.files, **config.chats.valid_files} for file in chat_files(path).all],
         notes=chats.notes,
         chats=chats,
     )
@@ -198,12 +199,15 @@ def read_chats(config: Config, tokenizer: ChatTokenizer, context: int, console: 
     if both := [path for path in chats.files if path in chats.valid_files]:
         raise UserError(f"{both[0]} is in chats.files and in chats.valid_files; hold out another file.")
     rendered = render_files(chats, config.data, tokenizer, console)
-    validates = np.isin(rendered.chats["file"], [rendered.meta.paths.index(path) for path in chats.valid_files])
-    trained, held_out = np.flatnonzero(~validates), np.flatnonzero(validates)
-    notes = [*rendered.meta.notes, repeated_note(rendered, trained)]
+    notes = [*_folder_notes(chats), *rendered.meta.notes]
+    trained, held_out = _explicit_parts(rendered, chats)
+    notes.append(repeated_note(rendered, trained))
     if not chats.valid_files:
-        chosen = held_out_part(rendered.chats["content"], chats.valid_share, seed)
-        trained, held_out = np.flatnonzero(~chosen), np.flatnonzero(chosen)
+        # A part is held out of the sources that have no validation split of their own.
+        file = rendered.chats["file"][trained]
+        unsplit = trained[~np.isin(file, np.unique(rendered.chats["file"][held_out]))]
+        chosen = unsplit[held_out_part(rendered.chats["content"][unsplit], chats.valid_share, seed)]
+        trained, held_out = np.setdiff1d(trained, chosen), np.union1d(held_out, chosen)
     notes += overlap_notes(rendered, trained, held_out)
     datasets = (
         ChatDataset(rendered, chats, config.data, seed, trained),
@@ -214,6 +218,25 @@ def read_chats(config: Config, tokenizer: ChatTokenizer, context: int, console: 
     for dataset, purpose in zip(datasets, ("to train on", "held out"), strict=True):
         notes += dataset.notes(purpose, context) if dataset is not None else []
     return ChatData(*datasets, [note for note in notes if note is not None])
+
+
+def _explicit_parts(rendered: RenderedChats, chats: ChatsSection) -> tuple[np.ndarray, np.ndarray]:
+    """(numbers of chats to train on, numbers of those held out), as far as the config or names of files say it.
+
+    A folder or data set can have a validation split of its own; `chats.valid_files` replaces it.
+    """
+    file, in_split = rendered.chats["file"], rendered.chats["held_out"].astype(bool)
+    if not chats.valid_files:
+        return np.flatnonzero(~in_split), np.flatnonzero(in_split)
+    validates = np.isin(file, [rendered.meta.paths.index(path) for path in chats.valid_files])
+    has_split = np.isin(file, np.unique(file[in_split]))
+    return np.flatnonzero(~validates & ~in_split), np.flatnonzero(validates & (in_split | ~has_split))
+
+
+def _folder_notes(chats: ChatsSection) -> list[str]:
+    """What to know about the files of folders, patterns and data sets, one sentence each."""
+    notes = [chat_files(path).note(path, splits=not chats.valid_files) for path in chats.files]
+    return [note for note in notes if note]
 
 
 def _shown(dataset: ChatDataset, chats: ChatsSection, n: int) -> Iterator[Shown]:

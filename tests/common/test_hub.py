@@ -26,7 +26,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.hub_errors import cache_of
 from mini_chat_gpt.common.hub_names import HubName, hub_name, repository_of
 from mini_chat_gpt.data.chat_files import read_conversations
-from mini_chat_gpt.data.hub_data import local_chats
+from mini_chat_gpt.data.hub_data import chat_files
 from mini_chat_gpt.tinystories.records import find_instruct_file, find_text
 
 MODEL = "org/small"
@@ -366,24 +366,35 @@ def test_the_only_chat_file_of_a_data_set_is_used(server: HubServer) -> None:
 def test_the_training_split_is_used_with_all_its_parts(server: HubServer) -> None:
     parts = {f"data/train-0000{n}-of-00002.jsonl": chats(n + 1) for n in range(2)}
     server.add("org/chats", {**parts, "data/test-00000-of-00001.jsonl": chats(9)}, "datasets")
-    assert len(list(read_conversations("hub:org/chats"))) == 3
+    found = list(read_conversations("hub:org/chats"))
+    assert [one.held_out for one in found] == [False] * 3 + [True] * 9
+    assert found[2].place == "data/train-00001-of-00002.jsonl, line 2"
 
 
 def test_one_file_of_a_data_set_can_be_named(server: HubServer) -> None:
     server.add("org/chats", {"a.jsonl": chats(1), "b.jsonl": chats(2), "c/d.json": b"[]"}, "datasets")
     with pytest.raises(UserError, match=r"hub:org/chats has several files; name one, such as hub:org/chats/a.jsonl"):
-        local_chats("org/chats")
+        chat_files("org/chats")
     assert len(list(read_conversations("hub:org/chats/b.jsonl"))) == 2
     with pytest.raises(UserError, match=r"hub:org/chats/e.jsonl does not exist"):
-        local_chats("hub:org/chats/e.jsonl")
+        chat_files("hub:org/chats/e.jsonl")
+
+
+def test_a_data_set_in_parquet(server: HubServer, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [json.loads(line) for line in chats(2).splitlines()]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x")
+    server.add("org/chats", {"data/train-00000-of-00001.parquet": (tmp_path / "x").read_bytes()}, "datasets")
+    assert [one.place for one in read_conversations("org/chats")] == ["record 1", "record 2"]
 
 
 def test_a_data_set_in_another_format_is_one_sentence(server: HubServer) -> None:
-    server.add("org/chats", {"data/train.parquet": b"x"}, "datasets")
-    with pytest.raises(UserError, match=r"hub:org/chats has no JSON or JSON Lines file; it has data/train.parquet"):
-        local_chats("org/chats")
+    server.add("org/chats", {"data/train.bin": b"x"}, "datasets")
+    with pytest.raises(UserError, match=r"hub:org/chats has no data \(.json.*\); it has data/train.bin"):
+        chat_files("org/chats")
     with pytest.raises(UserError, match=r"the hub has no data set org/none"):
-        local_chats("org/none")
+        chat_files("org/none")
 
 
 def test_stories_are_found_under_their_known_names(server: HubServer) -> None:

@@ -162,8 +162,7 @@ def test_a_column_of_messages_is_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (b"PAR1" + bytes(50), "is a Parquet file; convert it to JSON Lines"),
-        (b"ARROW1\0\0" + bytes(50), "is an Arrow file; convert it"),
+        (b"PARE" + bytes(50), "is an encrypted Parquet file"),
         (b"%PDF-1.7 x", "is a PDF; convert it to text first"),
         (b"\x80\x04\x95" + bytes(50), "is a pickle, which is never opened"),
         (b"<!DOCTYPE html><p>Log in", "is a web page .* download the file itself"),
@@ -180,6 +179,16 @@ def test_what_holds_no_records_is_one_sentence(tmp_path: Path, data: bytes, sent
     for packed in (data, gzip.compress(data)):
         with pytest.raises(UserError, match=sentence):
             read(written(tmp_path, packed))
+
+
+def test_a_packed_parquet_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a Parquet file; unpack it, and give the file itself"):
+        read(written(tmp_path, gzip.compress(b"PAR1" + bytes(50))))
+
+
+def test_columns_with_the_same_name_are_one_sentence(tmp_path: Path) -> None:
+    (bad,) = read(written(tmp_path, "question,answer,answer\na,b,c\n"))
+    assert str(bad) == "several columns are named 'answer'; rename or remove one"
 
 
 def test_archives_of_several_files_are_one_sentence(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Plain text for pretraining: every token of every document is a target exactly once per epoch, documents are separate."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,8 +14,8 @@ from mini_chat_gpt.data.text_dataset import (
     TextDataset,
     TokenFile,
     sample_texts,
-    split_document,
     split_documents,
+    split_ends,
     tokenize_file,
 )
 from mini_chat_gpt.tinystories.records import stories
@@ -128,7 +130,7 @@ class OneDocument:
 
 def test_an_example_of_a_long_document_reads_its_own_tokens_only():
     file, data = OneDocument(1_000_000), DataSection(seq_len=64)
-    for dataset in (TextDataset(file, data, seed=0), *split_document(file, data, seed=0)):
+    for dataset in (TextDataset(file, data, seed=0), *split_ends(file, data, 0, np.array([0]))):
         file.document.n_read = 0
         read = [dataset[3], dataset.read(len(dataset) - 1), *dataset.first(5)]
         assert file.document.n_read <= 64 * len(read) + 2  # the separator is read once more at the end
@@ -144,7 +146,7 @@ def test_the_number_of_pieces_takes_no_memory():
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 700), st.integers(16, 40))
 def test_each_token_of_a_single_document_is_predicted_in_training_or_in_validation(length, context):
-    parts = split_document(OneDocument(length), DataSection().limited_to(context), seed=0)
+    parts = split_ends(OneDocument(length), DataSection().limited_to(context), 0, np.array([0]))
     targets = []
     for dataset in parts:
         own = []
@@ -156,6 +158,27 @@ def test_each_token_of_a_single_document_is_predicted_in_training_or_in_validati
     training, held_out = targets
     assert training + held_out == [*range(1, length), 0]
     assert len(held_out) == max(1, (length + 1) // 10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(2, 90), min_size=2, max_size=9), st.integers(16, 40))
+def test_the_ends_of_several_documents_are_held_out(lengths, context):
+    documents = [np.array([0, *(n * 100 + np.arange(1, length))], np.int32) for n, length in enumerate(lengths)]
+
+    class Memory:
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+
+        def __getitem__(self, index):
+            return documents[index]
+
+    chosen = np.arange(1, len(lengths))
+    parts = split_ends(Memory(), DataSection().limited_to(context), 0, chosen)
+    training, held_out = ([part.read(n).ids.tolist()[1:] for n in range(len(part))] for part in parts)
+    targets = [[*chain(*part)] for part in (training, held_out)]
+    wanted = [[*documents[n].tolist()[1:], 0] for n in chosen]
+    ends = [max(1, (lengths[n] + 1) // 10) for n in chosen]
+    assert targets[0] == [*chain(*(ids[:-n] for ids, n in zip(wanted, ends, strict=True)))]
+    assert targets[1] == [*chain(*(ids[-n:] for ids, n in zip(wanted, ends, strict=True)))]
 
 
 def test_a_tokenizer_is_trained_on_the_beginning_of_a_text_that_is_larger_than_the_limit():

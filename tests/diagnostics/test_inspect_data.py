@@ -17,7 +17,7 @@ from tiny import TEXTS, tiny_config, tiny_model, tiny_tokenizer
 from mini_chat_gpt.chat_format import Message, render
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.cli import dispatch
-from mini_chat_gpt.cli_options import split_arguments, with_files
+from mini_chat_gpt.cli_options import data_kinds, split_arguments, with_files
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.data.batch_dump import read_examples
 from mini_chat_gpt.data.token_counts import Row, total_of
@@ -223,6 +223,56 @@ def test_without_a_base_model_a_tokenizer_is_trained_on_the_texts(tmp_path, chat
     assert printed.count("[[Cat ") == 1
 
 
+# ---- text to pretrain on
+
+
+def test_text_is_shown_as_pretraining_reads_it(home):
+    (home / "pages").mkdir()
+    for n in range(3):
+        (home / "pages" / f"{n}.md").write_text(f"# Page {n}\n\n{TEXTS[0]}\n")
+    (home / "pages" / "picture.png").touch()
+    printed = run(home, "inspect", "pages", "pretrain.tokenizer_vocab_size=300", "data.seq_len=32", "--n", "2")
+    assert "pages: 3 documents (one for each file); the last tenth of each is held out for validation" in printed
+    assert "pages: trained on: 0.md, 1.md, 2.md; not used: picture.png." in printed
+    assert "The held-out text, 3 pieces, begins with: " in printed
+    assert printed.count("---- text: ") == 2
+    assert re.search(r"\n3 files\W+text +\d+ +100.0% ", printed)
+    assert re.search(r"\n3 examples: text 3", printed)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("x.txt", "A novel.", "text"),
+        ("x.txt", "One<|endoftext|>Two", "text"),
+        ("x.txt", "Words: a\nStory:\nOne.<|endoftext|>", "stories"),
+        ("x-train.txt", "One<|endoftext|>Two", "stories"),  # its pair is there
+        ("x.txt", '{"messages": []}', "chats"),
+        ("x.md", "[Illustration] {", "text"),
+        ("x.jsonl.gz", "", "chats"),
+        ("x", "A novel.", "chats"),  # whose reader says that it is text
+        ("d/x.md", "A page.", "text"),
+        ("d/x.csv", "question,answer", "chats"),
+        ("d/TinyStoriesInstruct-train.txt", "Story: x", "stories"),
+    ],
+)
+def test_the_kind_of_data_is_that_of_the_content(tmp_path, monkeypatch, name, content, kind):
+    monkeypatch.chdir(tmp_path)
+    Path("d").mkdir()
+    Path(name).write_text(content)
+    Path("x-valid.txt").write_text("Three")
+    path = "d" if name.startswith("d/") else name
+    assert data_kinds([path]) == {path: kind}
+
+
+def test_text_and_chats_are_not_inspected_together(tmp_path, chats):
+    (tmp_path / "novel.txt").write_text("A novel.")
+    with pytest.raises(
+        UserError, match=r"novel.txt is text to pretrain on, and .*cats.jsonl isn't; inspect one of them"
+    ):
+        with_files(tiny_config(), [chats, str(tmp_path / "novel.txt")])
+
+
 # ---- arguments
 
 
@@ -237,7 +287,7 @@ def test_settings_are_distinguished_from_files(tmp_path, monkeypatch):
 
 def test_files_named_replace_those_of_the_config(tmp_path, chats):
     stories = tmp_path / "x-train.txt"
-    stories.touch()
+    stories.write_text("Words: a\nStory:\nOne.\n<|endoftext|>\n")
     config = tiny_config(chats={"files": {chats: 2, "other.jsonl": 1}, "valid_files": ["held.jsonl"], "stories": 0.2})
     assert with_files(config, []) == config
     named = with_files(config, [chats])

@@ -32,6 +32,7 @@ KINDS = (
     "templates",
     "caches",
     "chats",
+    "data_files",
 )
 
 

@@ -20,6 +20,7 @@ KINDS = (
     "templates",
     "caches",
     "chats",
+    "data_files",
 )
 
 
