@@ -95,11 +95,11 @@ def tokenize_file(
     """The token file of `path`, whose documents are `texts`. It is made on first use and stored next to the text file.
 
     variant   what else the documents depend on, such as further files
-    title     what messages say instead of the name of the file
+    title     what messages say instead of the path
 
     `texts` is only read if there is no intact token file for this state of the text file and this tokenizer.
     """
-    stat, title = path.stat(), title or path.name
+    stat, source = path.stat(), Path(title or path)
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{tokenizer.fingerprint()}{variant}"
     name = f".tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     cached = CachedFolder(
@@ -107,14 +107,14 @@ def tokenize_file(
         (IDS, OFFSETS, META),
         read=TokenFile,
         check=lambda file: _problem(file, tokenizer.vocab_size),
-        content=f"The tokens of {title} are",
+        content=f"The tokens of {source.name} are",
         console=console,
     )
-    return cached.find() or cached.make(lambda folder: _write_tokens(folder, texts, tokenizer, title, console))
+    return cached.find() or cached.make(lambda folder: _write_tokens(folder, texts, tokenizer, source, console))
 
 
 def _write_tokens(
-    folder: Path, texts: Iterable[str], tokenizer: ChatTokenizer, title: str, console: Console | None
+    folder: Path, texts: Iterable[str], tokenizer: ChatTokenizer, source: Path, console: Console | None
 ) -> None:
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     offsets, n_tokens, n_characters = [0], 0, 0
@@ -126,15 +126,15 @@ def _write_tokens(
                     file.write(np.array(part, dtype=dtype).tobytes())
                     n_tokens += len(part)
             except UserError as error:
-                raise UserError(f"{title}, document {number}: {error}") from None
+                raise UserError(f"{source}, document {number}: {error}") from None
             offsets.append(n_tokens)
             n_characters += len(text)
             if console is not None and time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
                 reported = time.monotonic()
                 rate = n_characters / (reported - started) / 1e6
                 progress = f"{number:,} documents, {rate:.1f} MB/s"
-                console.print(f"Tokenizing {title}: {progress}", markup=False)
+                console.print(f"Tokenizing {source.name}: {progress}", markup=False)
     if len(offsets) == 1:
-        raise UserError(f"{title} contains no text to pretrain on; name another file.")
+        raise UserError(f"{source} contains no text to pretrain on; name another file.")
     np.save(folder / OFFSETS, np.array(offsets, dtype=np.int64))
-    write_json(folder / META, {"dtype": np.dtype(dtype).name, "source": title})
+    write_json(folder / META, {"dtype": np.dtype(dtype).name, "source": source.name})

@@ -301,11 +301,12 @@ def test_a_missing_or_empty_file_is_an_error(tmp_path):
 texts = st.text(min_size=1).filter(str.strip)
 
 
-@pytest.mark.parametrize("name", ["pipe", "/dev/zero", "."])
-def test_a_pipe_a_device_or_a_folder_is_an_error_instead_of_endless_records(tmp_path, name):
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero"])
+def test_a_pipe_or_a_device_is_an_error_instead_of_endless_records(tmp_path, name):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(
-        UserError, match=r"can't be read .*; give the path of a file in JSON, JSON Lines, CSV, TSV or YAML"
+        UserError,
+        match=r"can't be read .*; give the path of a file in JSON, JSON Lines, CSV, TSV, YAML, Parquet or Arrow",
     ):
         next(read_conversations(tmp_path / name))
 

@@ -120,6 +120,10 @@ def home(tmp_path_factory) -> Path:
     save_checkpoint(folder / "runs" / "base", tiny_model(TOKENIZER.vocab_size), TOKENIZER, {"job": "pretrain"})
     write_chats(folder / "cats.jsonl", *map(pair, range(30)))
     write_chats(folder / "long.jsonl", ("Hi?", "Hello!"), ("Hi " * 80, "No."), ("Bye?", "Bye!"))
+    for name in ("tales", "fables"):
+        (folder / name).mkdir()
+        (folder / name / "TinyStoriesInstruct-train.txt").write_text("Story:\nOne.<|endoftext|>")
+    (folder / "void").mkdir()
     (folder / "bad.jsonl").write_text('{"question": "Hi?", "answer": "Yes."}\n{"question": 1}\nno\n' * 2)
     return folder
 
@@ -189,11 +193,11 @@ def test_bad_records_are_listed_or_skipped_and_counted(home):
         (["cats.jsonl", "--n", "-1"], "--n is -1; it must be 0 or more."),
         (["cats.jsonl", "--steps", "0"], "--steps is 0; it must be 1 or more."),
         (
-            ["cats.jsonl", "runs"],
-            "runs needs a share of the examples in addition to the chats; for example chats.stories=0.3.",
+            ["cats.jsonl", "tales"],
+            "tales needs a share of the examples in addition to the chats; for example chats.stories=0.3.",
         ),
-        (["runs", "."], "runs and . both hold stories; give one of them."),
-        (["runs"], "runs contains no TinyStoriesInstruct-train.txt"),
+        (["tales", "fables"], "tales and fables both hold stories; give one of them."),
+        (["void"], "void has no files of chats or text"),
         (["cats.jsonl", "sft.pretrained_checkpoint=nothing"], "no checkpoint at nothing"),
         (["cats.jsonl", "--tokenizer", "bad.jsonl"], "bad.jsonl is not a tokenizer"),
         (["cats.jsonl", "--html", "runs"], "runs is a folder"),
