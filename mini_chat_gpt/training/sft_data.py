@@ -199,7 +199,7 @@ def read_chats(config: Config, tokenizer: ChatTokenizer, context: int, console: 
     if both := [path for path in chats.files if path in chats.valid_files]:
         raise UserError(f"{both[0]} is in chats.files and in chats.valid_files; hold out another file.")
     rendered = render_files(chats, config.data, tokenizer, console)
-    notes = [*_folder_notes(chats), *rendered.meta.notes]
+    notes: list[str | None] = [*_folder_notes(chats), *rendered.meta.notes]
     trained, held_out = _explicit_parts(rendered, chats)
     notes.append(repeated_note(rendered, trained))
     if not chats.valid_files:
