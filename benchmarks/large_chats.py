@@ -1,7 +1,7 @@
 """Write a file of many chats, and measure a run's first and later starts with it: `python benchmarks/large_chats.py --n 1000000 FOLDER`.
 
     --make     write FOLDER/chats.jsonl (1 GB for a million chats) and a tokenizer
-    --start    read it as a run does, and print time and peak memory; under torchrun, of each process
+    --measure  read it as a run does, and print time and peak memory; under torchrun, of each process
 
 Without either, it does both: the first start and two later ones, each in a process of its own.
 """
@@ -105,10 +105,10 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1_000_000)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--make", action="store_true")
-    parser.add_argument("--start", action="store_true")
+    parser.add_argument("--measure", action="store_true")
     arguments = parser.parse_args()
     path = arguments.folder / "chats.jsonl"
-    if arguments.start:
+    if arguments.measure:
         start(arguments.folder, arguments.seq_len)
         return
     if arguments.make or not path.exists():
@@ -123,7 +123,7 @@ def main() -> None:
         print(f"{path}: {arguments.n:,} chats, {path.stat().st_size / 1e9:.2f} GB", flush=True)
     if arguments.make:
         return
-    command = [sys.executable, __file__, str(arguments.folder), "--start", f"--seq-len={arguments.seq_len}"]
+    command = [sys.executable, __file__, str(arguments.folder), "--measure", f"--seq-len={arguments.seq_len}"]
     for _ in range(3):
         subprocess.run(command, check=True, env={**os.environ})
 

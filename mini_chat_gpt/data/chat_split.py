@@ -42,9 +42,9 @@ def held_out_part(keys: np.ndarray, share: float, seed: int) -> np.ndarray:
     n = min(n_distinct - 1, max(1, round(share * n_distinct))) if share > 0 and n_distinct else 0
     if n <= 0:
         return np.zeros(len(keys), dtype=bool)
-    drawn = bytearray()
-    for at in first.tolist():
-        drawn += _digest(f"{seed}/{bytes(keys[at]).ljust(KEY.itemsize, bytes(1)).hex()}")
+    digests, size, drawn = keys.tobytes(), KEY.itemsize, bytearray()
+    for begin in (first * size).tolist():
+        drawn += _digest(f"{seed}/{digests[begin : begin + size].hex()}")
     chosen = np.zeros(n_distinct, dtype=bool)
     chosen[_sorted(np.frombuffer(drawn, KEY))[:n]] = True
     return chosen[groups]

@@ -141,7 +141,8 @@ def _mapped(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
     size = path.stat().st_size
     if size % dtype.itemsize:
         raise ValueError("incomplete")
-    return np.memmap(path, dtype, mode="r") if size else np.zeros(0, dtype)  # an empty file can't be mapped
+    # As a plain array, because items of a memmap are slow. An empty file can't be mapped.
+    return np.memmap(path, dtype, mode="r").view(np.ndarray) if size else np.zeros(0, dtype)
 
 
 class ChatWriter:
