@@ -31,22 +31,24 @@ class TextDataset:
         documents: np.ndarray | None = None,
         part: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
-        """Use the documents with these numbers (default: all), in pieces of at most `data.seq_len` tokens.
+        """Use the documents with these numbers, in ascending order (default: all), in pieces of at most `data.seq_len` tokens.
 
         part: (begins, ends), use only the tokens from a begin to an end of each document. The separators count as its first
         and last token.
         """
-        self.file, self.seq_len = file, data.seq_len
-        self.documents = np.arange(len(file)) if documents is None else documents
-        lengths = np.diff(file.offsets)[self.documents] + 1  # with the closing separator
-        # Without a part the begins are a view of a single 0, which takes no memory.
-        self._begins, self._ends = part or (np.broadcast_to(np.int64(0), len(lengths)), lengths)
+        self.file, self.seq_len, self._part = file, data.seq_len, part
+        lengths = np.diff(file.offsets) + 1  # with the closing separator
+        begins, ends = part or (0, lengths if documents is None else lengths[documents])
         # A piece of n ids predicts n − 1, and the last id of one piece is the first of the next.
-        n_pieces = np.maximum(1, -(-(self._ends - self._begins - 1) // (self.seq_len - 1)))
-        self._first_piece = np.concatenate(
-            [[0], np.cumsum(n_pieces)]
-        )  # (documents + 1,) number of each one's first piece
-
+        n_pieces = np.maximum(1, -(-(ends - begins - 1) // (self.seq_len - 1)))
+        self._documents = None if documents is None else documents.astype(np.uint32)
+        if documents is not None and part is None and 2 * len(documents) > len(lengths):
+            # Of most documents no list of numbers is kept: the others have no pieces.
+            n_pieces = _scattered(n_pieces, documents, len(lengths))
+            self._documents = None
+        first_piece = np.concatenate([[0], np.cumsum(n_pieces)])
+        self._first_piece = first_piece.astype(np.uint32) if first_piece[-1] < 2**32 else first_piece
+        """(documents + 1,) number of each one's first piece"""
         self._order = EpochOrder(int(self._first_piece[-1]), seed)
 
     def __len__(self) -> int:
@@ -58,10 +60,12 @@ class TextDataset:
 
     def read(self, number: int) -> Example:
         """Piece `number`, in the order of the file."""
-        row = int(np.searchsorted(self._first_piece, number, "right")) - 1
-        begin = int(self._begins[row]) + (number - int(self._first_piece[row])) * (self.seq_len - 1)
-        end = min(begin + self.seq_len, int(self._ends[row]))
-        document = self.file[int(self.documents[row])]
+        # A number of another type would be compared with a copy of the array.
+        row = int(np.searchsorted(self._first_piece, self._first_piece.dtype.type(number), "right")) - 1
+        document = self.file[row if self._documents is None else int(self._documents[row])]
+        begin, end = (0, len(document) + 1) if self._part is None else (int(edges[row]) for edges in self._part)
+        begin += (number - int(self._first_piece[row])) * (self.seq_len - 1)
+        end = min(begin + self.seq_len, end)
         ids = document[begin:end].astype(np.int32)  # slice first: a document can have 100 million tokens
         if end > len(document):
             ids = np.append(ids, np.int32(document[0]))  # the separator that begins a document also ends it
@@ -73,6 +77,13 @@ class TextDataset:
         """A fixed selection of at most `count` pieces, spread evenly over the file."""
         numbers = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
         return [self.read(number) for number in numbers.tolist()]
+
+
+def _scattered(values: np.ndarray, places: np.ndarray, n: int) -> np.ndarray:
+    """(n,) the values at their places, 0 elsewhere."""
+    scattered = np.zeros(n, dtype=values.dtype)
+    scattered[places] = values
+    return scattered
 
 
 def split_documents(n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -92,6 +92,27 @@ def test_the_held_out_documents_are_never_trained_on():
     assert len(split_documents(2)[1]) == 1
 
 
+@pytest.mark.parametrize("chosen", [[0, 1, 2, 4, 6, 7, 9], [3], [0, 9], [*range(1, 10)], [*range(9)]])
+def test_the_pieces_of_some_documents_are_those_that_the_documents_have_alone(text_file, chosen):
+    file, data = tokens(text_file), DataSection(seq_len=16)
+    documents = np.array(chosen)
+    some = TextDataset(file, data, 0, documents)
+    alone = [TextDataset(file, data, 0, documents[at : at + 1]) for at in range(len(chosen))]
+    expected = [one.read(number).ids.tolist() for one in alone for number in range(len(one))]
+    assert [some.read(number).ids.tolist() for number in range(len(some))] == expected
+
+
+def test_a_dataset_takes_eight_bytes_for_each_piece_and_document(text_file):
+    file = tokens(text_file)
+    for dataset in (
+        TextDataset(file, DataSection(), 0),
+        TextDataset(file, DataSection(), 0, split_documents(len(file))[0]),
+    ):
+        dataset[0]
+        arrays = [value for value in vars(dataset).values() if isinstance(value, np.ndarray)]
+        assert [array.itemsize for array in [*arrays, dataset._order._current[1]]] == [4, 4]
+
+
 def test_a_file_without_a_story_leaves_nothing_behind(tmp_path):
     path = tmp_path / "stories-train.txt"
     path.write_text("\n<|endoftext|>\n  \n<|endoftext|>\n")
