@@ -79,6 +79,26 @@ def test_held_out_files_are_never_trained_on(chats, tmp_path):
         examples_of(chats, chats={"valid_files": str(chats)})
 
 
+def test_the_validation_split_of_a_folder_is_held_out(chats, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, n in (("train.jsonl", 8), ("valid.jsonl", 3), ("test.jsonl", 5)):
+        records = [{"prompt": f"{name} {number}", "completion": "Yes."} for number in range(n)]
+        (folder / name).write_text("\n".join(map(json.dumps, records)))
+    note = f"{folder}: trained on: train.jsonl; held out: valid.jsonl; not used: test.jsonl."
+    alone = examples_of(folder)
+    assert (len(alone.source), len(alone.validation), alone.notes) == (8, 3, [note])
+    # A part of the other file is held out as well.
+    both = examples_of(f"{folder},{chats}", chats={"valid_share": 0.2, "files": f"{folder},{chats}"})
+    assert (len(both.source), Counter(example.kind for example in both.validation)) == (24, {"data": 3, "chats": 4})
+    # Files for validation replace the split; of a folder among them it is the split that validates.
+    replaced = examples_of(folder, chats={"files": str(folder), "valid_files": str(chats)})
+    assert (len(replaced.source), len(replaced.validation)) == (8, 20)
+    assert replaced.notes == [f"{folder}: trained on: train.jsonl; not used: valid.jsonl, test.jsonl."]
+    validating = examples_of(chats, chats={"files": str(chats), "valid_files": str(folder)})
+    assert (len(validating.source), len(validating.validation)) == (20, 3)
+
+
 def test_bad_records_are_an_error_or_are_skipped(chats):
     chats.write_text(chats.read_text() + '\n{"prompt": "Hi"}\n')
     with pytest.raises(UserError, match=r'line 21: it has "prompt" but no reply; .*; correct it, or skip it'):
