@@ -18,7 +18,8 @@ import numpy as np
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import DataSection
-from mini_chat_gpt.data.batching import EpochOrder, Example, epoch_order, share_prefix
+from mini_chat_gpt.data.batching import Example, share_prefix
+from mini_chat_gpt.data.epoch_order import EpochOrder, epoch_order
 from mini_chat_gpt.tinystories.mixture import TaskMixture, hash64
 from mini_chat_gpt.tinystories.record_index import RecordIndex
 from mini_chat_gpt.tinystories.records import StoryRecord, find_instruct_file, parse_record, read_records, stories
@@ -155,18 +156,6 @@ class InstructDataset:
         if rendered is None:
             self.stats[f"too long: {task.kind}"] += 1
         return rendered
-
-    def notes(self) -> list[str]:
-        """Sentences about records without a story, and about what happened to the examples made so far."""
-        made, fit, notes = f"{self.stats['examples']:,}", f"{self.data.seq_len:,} tokens", self.index.notes()
-        if n := self.stats["shortened"]:
-            notes.append(f"{n:,} of {made} examples whose story lost text from its middle, to fit into {fit}.")
-        if n := self.stats["substituted"]:
-            notes.append(f"{n:,} of {made} examples made from another record, because their own record gives no task.")
-        if too_long := [(n, kind) for kind in TASK_KINDS if (n := self.stats[f"too long: {kind}"])]:
-            kinds = ", ".join(f"{kind} {n:,}" for n, kind in sorted(too_long, reverse=True))
-            notes.append(f"Tasks that don't fit into {fit}, among {made} examples: {kinds}.")
-        return notes
 
     # Held-out data
 

@@ -431,7 +431,7 @@ def test_a_question_before_the_story_has_no_branches(path, tokenizer):
 def test_branches_are_counted(path, tokenizer):
     source = dataset(path, tokenizer, prefix_branches=4)
     made = [source[index] for index in range(60)]
-    assert source.stats["conversations"] == sum(example.n_conversations for example in made) > 60
+    assert source.stats["conversations"] == sum(max(1, len(example.prefix_branches)) for example in made) > 60
 
 
 def test_tasks_that_are_too_long_are_counted_once_each(path, tokenizer, monkeypatch):

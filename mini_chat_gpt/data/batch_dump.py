@@ -62,7 +62,8 @@ def size_of(examples: Sequence[Example]) -> str:
 def headline(example: Example) -> str:
     """One line about an example: "words: 143 tokens, 98 trained, weight 0.3". Different weights are averaged over the targets."""
     weight = example.weights[1:][example.loss_mask[1:]]
-    several = f", {example.n_conversations} conversations with a shared prefix" if example.prefix_branches else ""
+    n_branches = len(example.prefix_branches)
+    several = f", {n_branches} conversations with a shared prefix" if n_branches else ""
     return (
         f"{_one_line(example.kind)}: {len(example.ids):,} tokens, {example.n_trained:,} trained, "
         f"weight {np.mean(weight) if len(weight) else 0:.3g}{several}"

@@ -17,9 +17,8 @@ and each branch attends to the prefix and to itself. Losses and gradients are th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -53,10 +52,6 @@ class Example:
     def n_trained(self) -> int:
         """Number of targets. The first token is never one, because no token precedes it."""
         return int(self.loss_mask[1:].sum())
-
-    @property
-    def n_conversations(self) -> int:
-        return max(1, len(self.prefix_branches))
 
     @property
     def weights(self) -> np.ndarray:
@@ -146,34 +141,6 @@ class Batch:
         return len(self.cu_seqlens) - 1
 
 
-def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """(n,) uint32, the order of n items in an epoch: a permutation that depends on the arguments alone. See `EpochOrder`."""
-    order = np.arange(n, dtype=np.uint32 if n <= 2**32 else np.int64)
-    np.random.default_rng([seed % 2**64, epoch]).shuffle(order)  # as `permutation` does, with half its memory
-    return order
-
-
-class EpochOrder:
-    """The items of a dataset without end: an epoch has each item once, in an order of its own.
-
-    make    epoch -> (n,) its items; `epoch_order` by default. Those of one epoch are kept, because a dataset is read in order
-    """
-
-    def __init__(self, n: int, seed: int, make: Callable[[int], np.ndarray] | None = None) -> None:
-        self.n = n
-        self._make = partial(epoch_order, n, seed) if make is None else make
-        self._current: tuple[int, np.ndarray] | None = None
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        """(epoch, item) at `index`, for any index ≥ 0."""
-        epoch, position = divmod(index, self.n)
-        current = self._current  # another thread may replace it
-        if current is None or current[0] != epoch:
-            self._current = None  # frees its memory
-            self._current = current = epoch, self._make(epoch)
-        return epoch, int(current[1][position])
-
-
 def collate(examples: Sequence[Example], pad_to_multiple_of: int = PAD_TO_MULTIPLE) -> Batch:
     """Concatenate examples into a batch, with tokens and targets padded to a multiple.
 
@@ -231,9 +198,7 @@ def _tensor(parts: Sequence[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
 
-def group_by_length(
-    examples: Sequence[Example], batch_size: int, batch_tokens: int | None = None
-) -> list[list[Example]]:
+def group_examples(step: Sequence[Example], batch_size: int, batch_tokens: int | None = None) -> list[list[Example]]:
     """The examples of a step in groups of at most `batch_size`, of similar lengths so that attention wastes little.
 
     With `batch_tokens` a group has at most that many tokens too; a longer example is a group of its own. The order within a
@@ -242,7 +207,7 @@ def group_by_length(
     groups: list[list[Example]] = []
     tokens = 0
     # Sorted, so that neighbors have similar lengths: attention pads groups of them.
-    for example in sorted(examples, key=lambda example: len(example.ids), reverse=True):
+    for example in sorted(step, key=lambda example: len(example.ids), reverse=True):
         tokens += len(example.ids)
         full = not groups or len(groups[-1]) == batch_size or (batch_tokens is not None and tokens > batch_tokens)
         if full:
@@ -253,8 +218,8 @@ def group_by_length(
 
 
 def micro_batches(examples: Sequence[Example], batch_size: int, batch_tokens: int | None = None) -> list[Batch]:
-    """The batches of a step; see `group_by_length`."""
-    return [collate(group) for group in group_by_length(examples, batch_size, batch_tokens)]
+    """The batches of a step; see `group_examples`."""
+    return [collate(group) for group in group_examples(examples, batch_size, batch_tokens)]
 
 
 def blank_batch() -> Batch:

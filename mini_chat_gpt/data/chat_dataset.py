@@ -15,10 +15,11 @@ import numpy as np
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import ChatsSection, DataSection
-from mini_chat_gpt.data.batching import EpochOrder, Example, epoch_order
+from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.data.chat_files import Conversation
 from mini_chat_gpt.data.chat_notes import dropped_note, too_long_note
 from mini_chat_gpt.data.data_files import CHATS, PACKINGS
+from mini_chat_gpt.data.epoch_order import EpochOrder, epoch_order
 from mini_chat_gpt.data.rendered_chats import RenderedChats
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from mini_chat_gpt.config import DataSection
-from mini_chat_gpt.data.batching import EpochOrder, Example
+from mini_chat_gpt.data.batching import Example
+from mini_chat_gpt.data.epoch_order import EpochOrder
 from mini_chat_gpt.data.token_file import TokenFile, tokenize_file
 
 __all__ = ["TextDataset", "TokenFile", "sample_texts", "split_documents", "split_ends", "tokenize_file"]

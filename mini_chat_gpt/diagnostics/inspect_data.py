@@ -14,16 +14,14 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from mini_chat_gpt.checkpoints.find import newest_checkpoint
-from mini_chat_gpt.checkpoints.load import find_source, load_named_tokenizer, load_tokenizer
+from mini_chat_gpt.checkpoints.load import load_named_tokenizer
 from mini_chat_gpt.cli_verbs import EXAMPLES_ON_PAGE, EXAMPLES_SHOWN
-from mini_chat_gpt.common.errors import short
 from mini_chat_gpt.common.files import atomic_write_text
 from mini_chat_gpt.common.terminal import console, print_line
 from mini_chat_gpt.common.writable import require_writable_file
 from mini_chat_gpt.config import Config, ScheduleFields
 from mini_chat_gpt.data.batch_dump import headline, size_of, token_pieces
-from mini_chat_gpt.data.batching import group_by_length
+from mini_chat_gpt.data.batching import group_examples
 from mini_chat_gpt.data.data_files import first_names
 from mini_chat_gpt.data.step_loader import StepLoader
 from mini_chat_gpt.data.text_dataset import TextDataset
@@ -32,38 +30,14 @@ from mini_chat_gpt.diagnostics.inspect_page import page
 from mini_chat_gpt.diagnostics.inspect_text import show
 from mini_chat_gpt.diagnostics.inspection import Inspection, Section, ShownExample, cells, histogram, table
 from mini_chat_gpt.pretrain import make_tokenizer
-from mini_chat_gpt.tokenizer.chat_setup import set_chat_format
+from mini_chat_gpt.tinystories.notes import example_notes
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.pretrain_data import find_texts, make_datasets
-from mini_chat_gpt.training.sft_data import Mixed, SftExamples, make_examples, texts_for_tokenizer
+from mini_chat_gpt.training.pretrain_data import find_texts, text_examples
+from mini_chat_gpt.training.run_tokenizer import tokenizer_for
+from mini_chat_gpt.training.sft_data import Mixed, SftExamples, make_examples
 
 SAMPLE = 1000
 """Examples to measure of a source that makes new tasks in each epoch."""
-
-
-def tokenizer_for(config: Config, name: str | None = None) -> tuple[ChatTokenizer, int, str]:
-    """Return (tokenizer, context length, a sentence about both).
-
-    `name` selects a tokenizer. Otherwise those of the base model that the run would use are taken. Without a base model a tokenizer
-    is trained on the data.
-    """
-    base = None if name else config.sft.pretrained_checkpoint or newest_checkpoint(base=True)
-    context = config.data.seq_len
-    if name is not None:
-        tokenizer = load_named_tokenizer(name)
-        note = f"Tokenizer: {Path(name).name} (--tokenizer); the context is data.seq_len."
-    elif base is not None:
-        tokenizer, shape = load_tokenizer(find_source(Path(base), weights=False))
-        context = shape.context_length
-        note = f"Tokenizer and context: those of {base}."
-    else:
-        tokenizer = ChatTokenizer.train(texts_for_tokenizer(config), config.pretrain.tokenizer_vocab_size)
-        note = (
-            f"There is no base model under runs/: a tokenizer with {tokenizer.vocab_size:,} entries was trained on these "
-            "texts. The counts of a run with another tokenizer differ; choose one with --tokenizer."
-        )
-    set_chat_format(tokenizer, config.sft.chat_format, config.data.system_message)  # as fine-tuning does
-    return tokenizer, context, note
 
 
 def text_tokenizer(config: Config, name: str | None) -> tuple[ChatTokenizer, int, str]:
@@ -75,30 +49,6 @@ def text_tokenizer(config: Config, name: str | None) -> tuple[ChatTokenizer, int
         what = "Tokenizer: that of pretrain.tokenizer"
     context = config.model.gpt_config(tokenizer.vocab_size).context_length
     return tokenizer, context, f"{what}; the context is that of the model section."
-
-
-def text_examples(
-    config: Config, tokenizer: ChatTokenizer, context: int, progress: Console | None
-) -> tuple[SftExamples, list[str]]:
-    """The pieces of documents of a pretraining run, and sentences about them."""
-    texts = find_texts(config.pretrain)
-    data, seed = config.data.limited_to(context), config.system.seed
-    train, held_out, sentence = make_datasets(texts, data, tokenizer, seed, progress)
-    beginning = tokenizer.decode(held_out.read(0).ids.tolist()[1:])[:180]
-    validation = held_out.first(data.eval_examples)
-    sentences = [
-        sentence,
-        f"The held-out text, {len(held_out):,} pieces, begins with: {short(beginning, 200)}",
-        *texts.notes,
-    ]
-    return SftExamples(source=train, validation=validation, shown=[], files=texts.files), sentences
-
-
-def chat_examples(
-    config: Config, tokenizer: ChatTokenizer, context: int, progress: Console | None
-) -> tuple[SftExamples, list[str]]:
-    """The examples of a fine-tuning run, and sentences about settings."""
-    return make_examples(_replies_only(config), tokenizer, context, progress), [*_remarks(config)]
 
 
 def inspect(
@@ -116,12 +66,16 @@ def inspect(
     `notes` are further sentences for the head of the output. `progress` shows how far large files are read. `texts` is for
     pretraining. Raises UserError for data that a run would reject, too.
     """
-    examples, remarks = (text_examples if texts else chat_examples)(config, tokenizer, context, progress)
+    if texts:
+        examples, remarks = text_examples(config, tokenizer, context, progress)
+    else:
+        examples, remarks = make_examples(_replies_only(config), tokenizer, context, progress), [*_remarks(config)]
     files, chats, sft = [*map(str, examples.files)], config.chats, config.sft
     rows, estimates = count_tokens(examples, config)
     left_out = list(examples.notes)
     if stories := examples.stories:
-        left_out += [f"{stories.index.path}: {note}" for note in stories.notes()]
+        story_notes = [*stories.index.notes(), *example_notes(stories.stats, stories.data.seq_len)]
+        left_out += [f"{stories.index.path}: {note}" for note in story_notes]
     total, limit = total_of(rows), min(config.data.seq_len, context)
     marks = {"median": total.quantile(0.5), "longest": total.quantile(1.0)}
     limit_name = "context" if context <= config.data.seq_len else "data.seq_len"
@@ -223,7 +177,7 @@ def first_steps(
             step = Section(f"Step {len(sections) + 1}")
             sections.append(step)
             of_step, _ = reader.step(per_step, tokens_per_step)
-            for group in group_by_length(of_step, batch_size, config.training.batch_tokens):
+            for group in group_examples(of_step, batch_size, config.training.batch_tokens):
                 name = f"micro-batch {len(step.notes) + 1}"
                 step.notes.append(f"{name}: {size_of(group)}")
                 for example in group:

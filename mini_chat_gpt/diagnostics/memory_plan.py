@@ -23,7 +23,7 @@ import torch
 
 from mini_chat_gpt.common.json_files import DamagedJSON, parse_json
 from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields
-from mini_chat_gpt.data.batching import Batch, Example, collate, group_by_length
+from mini_chat_gpt.data.batching import Batch, Example, collate, group_examples
 from mini_chat_gpt.diagnostics.memory_dry_run import PARTS, encode_example
 from mini_chat_gpt.lora import Adapter
 from mini_chat_gpt.ops.packed_layout import Packed
@@ -205,7 +205,7 @@ class _Micro:
 
 def _split_step(step: Sequence[Example], batch_size: int, batch_tokens: int | None) -> list[_Micro]:
     """Split a step into its micro-batches."""
-    return [_Micro(collate(group), group) for group in group_by_length(step, batch_size, batch_tokens)]
+    return [_Micro(collate(group), group) for group in group_examples(step, batch_size, batch_tokens)]
 
 
 def _choose_steps(steps: Sequence[list[_Micro]], max_groups: float) -> list[list[_Micro]]:

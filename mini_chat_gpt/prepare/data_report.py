@@ -31,6 +31,7 @@ from mini_chat_gpt.prepare.data_folder import (
 from mini_chat_gpt.prepare.public_files import size_of, unfinished
 from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, generate_tasks
 from mini_chat_gpt.tinystories.mixture import hash64
+from mini_chat_gpt.tinystories.notes import example_notes
 from mini_chat_gpt.tinystories.records import FEATURES, FIELDS
 from mini_chat_gpt.tinystories.tasks import TASK_KINDS, categories
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
@@ -144,7 +145,7 @@ def _examples(
         "shortened": source.stats["shortened"],
         "taken_from_another_record": source.stats["substituted"],
         "too_long": {kind: n for kind in TASK_KINDS if (n := source.stats[f"too long: {kind}"])},
-        "notes": source.notes(),
+        "notes": [*index.notes(), *example_notes(source.stats, seq_len)],
     }
 
 

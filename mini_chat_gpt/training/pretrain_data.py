@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.common.hub_names import hub_name
 from mini_chat_gpt.common.user_paths import path_text, split_paths
-from mini_chat_gpt.config import DataSection, PretrainSection
+from mini_chat_gpt.config import Config, DataSection, PretrainSection
 from mini_chat_gpt.data.data_files import RECORDS, TEXTS, DataFiles, local_files
 from mini_chat_gpt.data.hub_data import text_files
 from mini_chat_gpt.data.text_dataset import TextDataset, TokenFile, split_documents, split_ends, tokenize_file
 from mini_chat_gpt.tinystories.documents import has_records, read_documents
 from mini_chat_gpt.tinystories.records import SEPARATOR, TEXT_FILE_NAMES, find_text, no_story
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.training.sft_data import SftExamples
 
 FEW = 10
 """Of fewer documents than these, the end of each is held out instead of whole documents."""
@@ -138,3 +139,20 @@ def make_datasets(
     train, held_out = split_documents(n)
     sentence = f"{about}; {len(held_out):,} of them {'is' if len(held_out) == 1 else 'are'} held out for validation"
     return TextDataset(file, data, seed, train), TextDataset(file, data, seed, held_out), sentence
+
+
+def text_examples(
+    config: Config, tokenizer: ChatTokenizer, context: int, progress: Console | None
+) -> tuple[SftExamples, list[str]]:
+    """The pieces of documents of a pretraining run, and sentences about them."""
+    texts = find_texts(config.pretrain)
+    data, seed = config.data.limited_to(context), config.system.seed
+    train, held_out, sentence = make_datasets(texts, data, tokenizer, seed, progress)
+    beginning = tokenizer.decode(held_out.read(0).ids.tolist()[1:])[:180]
+    validation = held_out.first(data.eval_examples)
+    sentences = [
+        sentence,
+        f"The held-out text, {len(held_out):,} pieces, begins with: {short(beginning, 200)}",
+        *texts.notes,
+    ]
+    return SftExamples(source=train, validation=validation, shown=[], files=texts.files), sentences

@@ -15,12 +15,13 @@ from rich.console import Console
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import ChatsSection, Config
-from mini_chat_gpt.data.batching import EpochOrder, Example
+from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.data.chat_cache import render_files
 from mini_chat_gpt.data.chat_dataset import ChatDataset
 from mini_chat_gpt.data.chat_files import read_conversations
 from mini_chat_gpt.data.chat_notes import overlap_notes, repeated_note
 from mini_chat_gpt.data.chat_split import held_out_part
+from mini_chat_gpt.data.epoch_order import EpochOrder
 from mini_chat_gpt.data.hub_data import chat_files
 from mini_chat_gpt.data.rendered_chats import RenderedChats
 from mini_chat_gpt.data.step_loader import ExampleDataset

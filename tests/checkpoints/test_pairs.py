@@ -17,11 +17,11 @@ from mini_chat_gpt.checkpoints.save import save_checkpoint, take_snapshot
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.manifest import write_manifest
 from mini_chat_gpt.config import LoraSettings
-from mini_chat_gpt.diagnostics.inspect_data import tokenizer_for
 from mini_chat_gpt.lora import add_lora
 from mini_chat_gpt.pretrain import pretrain
 from mini_chat_gpt.sft_train import add_chat_tokens, train
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
+from mini_chat_gpt.training.run_tokenizer import tokenizer_for
 
 PACKAGE = Path(__file__).parents[2] / "mini_chat_gpt"
 TOKENIZER = tiny_tokenizer()

@@ -22,11 +22,12 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.data.batch_dump import read_examples
 from mini_chat_gpt.data.token_counts import Row, total_of
 from mini_chat_gpt.diagnostics import inspect_data
-from mini_chat_gpt.diagnostics.inspect_data import count_tokens, inspect, tokenizer_for
+from mini_chat_gpt.diagnostics.inspect_data import count_tokens, inspect
 from mini_chat_gpt.diagnostics.inspect_page import page
 from mini_chat_gpt.diagnostics.inspect_text import marked
 from mini_chat_gpt.diagnostics.inspection import Section, histogram
 from mini_chat_gpt.sft_train import train
+from mini_chat_gpt.training.run_tokenizer import tokenizer_for
 from mini_chat_gpt.training.sft_data import make_examples
 
 TOKENIZER = tiny_tokenizer()
