@@ -81,17 +81,9 @@ def inspect(
     limit_name = "context" if context <= config.data.seq_len else "data.seq_len"
     validation = Counter(example.kind for example in examples.validation)
     kinds = ", ".join(f"{kind} {number:,}" for kind, number in validation.items())
-    in_epoch, _, tokens, trained, percentage, _ = cells(total, total.examples)
     return Inspection(
         about=[f"Data: {first_names(files)}", *notes, *remarks],
-        facts=[
-            (in_epoch, "examples an epoch"),
-            (tokens, "tokens"),
-            (f"{trained} ({percentage})", "trained tokens"),
-            (f"{marks['median']:,}", "tokens in the median example"),
-            (f"{marks['longest']:,}", f"in the longest; {limit:,} fit ({limit_name})"),
-            (f"{validation.total():,}", "examples for validation"),
-        ],
+        facts=_facts(total, f"{limit:,} fit ({limit_name})", validation.total()),
         sections=[
             *first_steps(config, config.pretrain if texts else config.sft, examples, tokenizer, steps, n),
             Section("By source and kind", table=table(rows), notes=estimates),
@@ -105,6 +97,19 @@ def inspect(
         ],
         paths=[*files, *chats.files, *chats.valid_files, sft.dataset_path, str(sft.pretrained_checkpoint)],
     )
+
+
+def _facts(total: Row, fit: str, n_validation: int) -> list[tuple[str, str]]:
+    """The most important numbers, and what they are."""
+    examples, _, tokens, trained, percentage, _ = cells(total, total.examples)
+    return [
+        (examples, "examples an epoch"),
+        (tokens, "tokens"),
+        (f"{trained} ({percentage})", "trained tokens"),
+        (f"{total.quantile(0.5):,}", "tokens in the median example"),
+        (f"{total.quantile(1.0):,}", f"in the longest; {fit}"),
+        (f"{n_validation:,}", "examples for validation"),
+    ]
 
 
 def _replies_only(config: Config) -> Config:
