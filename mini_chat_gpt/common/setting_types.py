@@ -15,6 +15,7 @@ from pydantic_core import PydanticKnownError
 
 from mini_chat_gpt.common.chat_keys import KNOWN, USUAL
 from mini_chat_gpt.common.errors import UserError, nearest, short
+from mini_chat_gpt.common.typed_values import NULLS
 from mini_chat_gpt.common.user_paths import path_text, split_paths
 
 # Numbers
@@ -133,6 +134,17 @@ FileWeights = Annotated[dict[PathText, Annotated[Number, Field(ge=0.001, le=1000
 """Chat files with their weights: {path: weight}, a list of paths, or one or several in a text."""
 
 
+def _with_blanks(names: Any) -> Any:
+    """{a:b} without a blank, which YAML reads as a key "a:b", as {a: b}."""
+    if not isinstance(names, dict):
+        return names
+    pairs: dict[Any, Any] = {}
+    for name, value in names.items():
+        ours, colon, theirs = name.partition(":") if isinstance(name, str) and value is None else (name, "", None)
+        pairs[ours] = (None if theirs in NULLS else theirs) if colon else value
+    return pairs
+
+
 def _check_chat_keys(names: dict[str, str | None]) -> dict[str, str | None]:
     for ours, theirs in names.items():
         if ours not in KNOWN:
@@ -144,5 +156,5 @@ def _check_chat_keys(names: dict[str, str | None]) -> dict[str, str | None]:
     return names
 
 
-ChatKeys = Annotated[dict[str, str | None], AfterValidator(_check_chat_keys)]
+ChatKeys = Annotated[dict[str, str | None], BeforeValidator(_with_blanks), AfterValidator(_check_chat_keys)]
 """Names of keys of chat records: {our name: the file's name}."""

@@ -60,10 +60,15 @@ class Fields:
 
     def peek(self, ours: str) -> Any:
         """The value of a key; None if it is absent. It stays unused."""
+        if not self.keys.names:  # the usual case, for a million records
+            return self.values.get(ours)
         return None if (path := self._path(ours)) is None else self._at(path)
 
     def get(self, ours: str) -> Any:
         """The value of a key, which now counts as used; None if it is absent."""
+        if not self.keys.names:
+            self._used.add(ours)
+            return self.values.get(ours)
         if (path := self._path(ours)) is None:
             return None
         self._used.add(path[0] if len(path) == 1 else path)
@@ -73,8 +78,14 @@ class Fields:
 
     def first(self, names: Sequence[str]) -> str:
         """The first of these keys that has something in it, otherwise the first that is not null; "" if there is none."""
-        present = [name for name in self.keys.ordered(names) if self.peek(name) is not None]
-        return next((name for name in present if not is_blank(self.peek(name))), present[0] if present else "")
+        blank = ""
+        renamed = bool(self.keys.names)
+        for name in self.keys.ordered(names) if renamed else names:
+            if (value := self.peek(name) if renamed else self.values.get(name)) is not None:
+                if not is_blank(value):
+                    return name
+                blank = blank or name
+        return blank
 
     def text(self, ours: str) -> str | None:
         """The value of a key that must be text; None if it is absent."""
@@ -85,7 +96,7 @@ class Fields:
 
     def unused(self) -> list[str]:
         """Names of the keys with something in them that were not used; with dots within an object that was used in part."""
-        if len(self._used) >= len(self.values) and self._used.issuperset(self.values):
+        if self.values.keys() <= self._used:
             return []
         inner: dict[Any, set[Any]] = {}
         for path in self._used:
@@ -132,7 +143,11 @@ class Fields:
 
 def is_blank(value: Any) -> bool:
     """Whether a value is a text or a list without anything in it."""
-    return not value.strip() if isinstance(value, str) else isinstance(value, list | dict | tuple) and not value
+    return (
+        (not value or value.isspace())
+        if isinstance(value, str)
+        else isinstance(value, list | dict | tuple) and not value
+    )
 
 
 _KINDS = {

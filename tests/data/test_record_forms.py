@@ -244,6 +244,7 @@ def test_a_misspelled_key_of_ours_is_one_sentence() -> None:
     with pytest.raises(UserError, match=r"chats\.keys: 'respons' is not one of our keys; did you mean 'response'\?"):
         load_config(None, ["chats.keys={respons: bot_text}"])
     assert load_config(None, ["chats.keys.response=bot_text"]).chats.keys == {"response": "bot_text"}
+    assert load_config(None, ["chats.keys={prompt:a,label:null}"]).chats.keys == {"prompt": "a", "label": None}
     assert load_config(None, ["chats.keys={label: null}"]).chats.keys == {"label": None}
 
 
