@@ -176,7 +176,7 @@ MEANT = {
     "view": "inspect", "check": "doctor", "settings": "config", "init": "quickstart", "start": "quickstart", "demo": "quickstart",
     "tune": "sft", "lora": "sft",
 }  # fmt: skip
-"""What a word that is no verb most probably stands for."""
+"""What another word most probably stands for."""
 
 
 def usage() -> str:

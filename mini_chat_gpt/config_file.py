@@ -37,7 +37,7 @@ MAX_CHARACTERS = 800
 
 
 ADDED_LATER = {"chats": {"too_long": "shorten"}}
-"""Settings that the config.yaml of an older run lacks -> the value that means "as before", so that it goes on with the same data."""
+"""Settings that the config.yaml of an older run lacks -> the value that means "as before", so that it continues with the same data."""
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), of_run: bool = False) -> Config:

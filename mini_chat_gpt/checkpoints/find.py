@@ -104,7 +104,7 @@ class _TokenizerMeta(JSONRecord):
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether this is one of our folders, also if its metadata are lost: what is left of it is no model of another project."""
+    """Whether this is one of our folders, also if its metadata are lost: the rest of it is not a model of another project."""
     if os.path.isfile(folder / META):  # unlike Path.is_file, it never raises
         return True
     with suppress(Damage, OSError):

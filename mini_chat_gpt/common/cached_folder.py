@@ -1,4 +1,4 @@
-"""Folders that can be made again, such as the tokens of a text: made on first use, verified before use, made anew if damaged.
+"""Folders that can be made again, such as the tokens of a text: made on first use, verified before use, made again if damaged.
 
 A folder has a manifest with the size and the hash of each file. Its gigabytes are hashed only if a file has changed since they were
 compared: verified.json has the sizes, times and inodes of that moment. A folder is written under a temporary name and renamed, so

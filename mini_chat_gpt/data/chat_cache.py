@@ -1,4 +1,4 @@
-"""Read chat files and render their chats: few chats in memory at each start, many once into a cache beside the first file.
+"""Read chat files and render their chats: few chats in memory at each start, many once into a cache next to the first file.
 
 Rendering 16 MB of text takes seconds, and no file is written for it. What is larger continues in a folder `.chats-…`, whose name depends on
 everything that the result depends on: the files, the tokenizer and its chat format, the settings, and this code. Later starts, and

@@ -1,7 +1,7 @@
 """Fit a chat into the context. One that is too long is cut at the boundaries of its exchanges, shortened, or dropped (`chats.too_long`).
 
 An exchange is a user's message with everything up to the next one: the reply, or calls of tools, their results and the reply. It is
-never cut. A piece of a chat is its system message, its tools, and as many consecutive exchanges as fit; the next piece goes on with the
+never cut. A piece of a chat is its system message, its tools, and as many consecutive exchanges as fit; the next piece continues with the
 exchange after them and has no earlier turns.
 
     chat    system  q1 a1  q2 a2  q3 a3             pieces    system  q1 a1  q2 a2      system  q3 a3
@@ -32,7 +32,7 @@ _SLACK = 16
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """What becomes of a chat."""
 
     pieces: list[Rendered]
@@ -53,16 +53,16 @@ class Fitted:
         return self.n_replies - sum(len(piece.reply_spans) for piece in self.pieces)
 
 
-def fit(conversation: Conversation, tokenizer: ChatTokenizer, chats: ChatsSection, data: DataSection) -> Fitted:
+def fit(conversation: Conversation, tokenizer: ChatTokenizer, chats: ChatsSection, data: DataSection) -> FitResult:
     """Render a chat in pieces of at most `data.seq_len` tokens, beginning with `data.system_message` if it has no system message."""
     exchanges = _Exchanges(conversation, tokenizer, data.system_message, only_last=chats.train == "last")
     fitter = _Fitter(exchanges, data.seq_len)
     try:
         pieces, why = fitter.fit(chats.too_long)
     except UserError as error:  # what the format can't render, or roles that the template of a model refuses
-        return Fitted([], 0, exchanges.n_replies, "dropped", str(error).rstrip("."), exchanges.has_reasoning)
+        return FitResult([], 0, exchanges.n_replies, "dropped", str(error).rstrip("."), exchanges.has_reasoning)
     what = {"cut": "cut", "shorten": "shortened", "drop": "dropped"}[chats.too_long] if pieces else "dropped"
-    return Fitted(
+    return FitResult(
         pieces, fitter.n_tokens, exchanges.n_replies, what if why else "", why, exchanges.has_reasoning and bool(pieces)
     )
 

@@ -1,4 +1,4 @@
-"""The order in which a dataset without end uses its items: each epoch has all of them once, shuffled anew."""
+"""The order in which a dataset without end uses its items: each epoch has all of them once, shuffled again."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from mini_chat_gpt.common.files import write_json
 from mini_chat_gpt.common.json_files import JSONRecord, read_json
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.data.chat_files import Conversation
-from mini_chat_gpt.data.chat_fitting import Fitted
+from mini_chat_gpt.data.chat_fitting import FitResult
 from mini_chat_gpt.data.chat_split import KEY, content_key, prompt_key
 
 EXAMPLE = np.dtype([("end", "<u8"), ("n_trained", "<u4"), ("chat", "<u4")])
@@ -152,7 +152,7 @@ class ChatWriter:
     paths   the files as the config names them
     """
 
-    def __init__(self, fit: Callable[[Conversation], Fitted], vocab_size: int, paths: Sequence[str]) -> None:
+    def __init__(self, fit: Callable[[Conversation], FitResult], vocab_size: int, paths: Sequence[str]) -> None:
         self._fit, self._paths = fit, {path: number for number, path in enumerate(paths)}
         self._dtype: Literal["uint16", "uint32"] = "uint16" if vocab_size <= 2**16 else "uint32"
         self._files: dict[str, IO[bytes]] = {name: BytesIO() for name in (IDS, *COLUMNS)}
@@ -196,7 +196,7 @@ class ChatWriter:
         return sum(file.tell() for file in self._files.values())
 
     def move_to(self, folder: Path) -> None:
-        """Go on in the files of a folder."""
+        """Continue in the files of a folder."""
         for name, file in self._files.items():
             assert isinstance(file, BytesIO)
             self._files[name] = open(folder / name, "wb")

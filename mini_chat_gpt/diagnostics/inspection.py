@@ -90,7 +90,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def histogram(row: Row, marks: Mapping[str, int]) -> list[list[str | Bar]]:
-    """A bar for each range of lengths, with the `marks` that lie in it. The numbers of examples add up to those of an epoch."""
+    """A bar for each range of lengths, with the `marks` within it. The numbers of examples add up to those of an epoch."""
     lengths = row.lengths
     shortest, longest = int(lengths.min()), int(lengths.max())
     widths = (digit * 10**power for power in range(9) for digit in (1, 2, 5))

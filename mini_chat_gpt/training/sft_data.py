@@ -50,7 +50,7 @@ class ChatData:
 
     trained: ChatDataset
     held_out: ChatDataset | None  # None: nothing is held out, and validation uses the training chats
-    notes: list[str]  # what the user should know about the files; places of records stand in lines of their own
+    notes: list[str]  # what the user should know about the files; places of records have lines of their own
 
     @property
     def validated(self) -> ChatDataset:

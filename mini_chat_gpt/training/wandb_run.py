@@ -1,6 +1,6 @@
 """wandb: whether a run goes online, and a run of wandb that never ends the training.
 
-Nothing is sent anywhere unless it is asked for, and everything that is set about wandb is known and allows it.
+Nothing is sent anywhere unless that is requested, and everything that is set about wandb is known and allows it.
 """
 
 from __future__ import annotations

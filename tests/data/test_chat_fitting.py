@@ -16,7 +16,7 @@ from mini_chat_gpt.chat_format import Message, Rendered, render_spans
 from mini_chat_gpt.config import ChatsSection, DataSection
 from mini_chat_gpt.data import chat_fitting
 from mini_chat_gpt.data.chat_files import Conversation
-from mini_chat_gpt.data.chat_fitting import Fitted, fit, with_reasoning
+from mini_chat_gpt.data.chat_fitting import FitResult, fit, with_reasoning
 from mini_chat_gpt.tokenizer.chat_setup import template_format
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
@@ -40,13 +40,13 @@ def chat(*texts: str, system: str | None = None) -> Conversation:
     return Conversation((*head, *messages), "messages", "a.jsonl", "line 1")
 
 
-def fitted(conversation, seq_len=100, tokenizer=TOKENIZER, system_message=None, **chats) -> Fitted:
+def fitted(conversation, seq_len=100, tokenizer=TOKENIZER, system_message=None, **chats) -> FitResult:
     return fit(
         conversation, tokenizer, ChatsSection(**chats), DataSection(seq_len=seq_len, system_message=system_message)
     )
 
 
-def replies(result: Fitted, tokenizer: ChatTokenizer = TOKENIZER) -> list[str]:
+def replies(result: FitResult, tokenizer: ChatTokenizer = TOKENIZER) -> list[str]:
     """The trained texts of all pieces, without the tokens that end them."""
     spans = [(piece.ids, a, b - 1) for piece in result.pieces for a, b in piece.reply_spans]
     return [tokenizer.decode(ids[a:b], control=True) for ids, a, b in spans]
