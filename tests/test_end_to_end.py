@@ -122,6 +122,7 @@ def test_a_run_that_a_time_limit_ended_is_resumed_automatically(tuned):
     assert (tuned / "runs" / "limited" / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_a_time_budget_sets_the_number_of_steps(tuned):
     settings = [*BRIEF, "wandb.enabled=false", "sft.save_dir=runs/budgeted", "--time-budget", "15s"]
     (steps,) = re.findall(r"([\d,]+) steps fit", run(tuned, "sft", *settings))

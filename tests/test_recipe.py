@@ -52,6 +52,7 @@ def clone(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_second_recipe_needs_no_code(clone):
     printed = run(clone, "recipe", "parrot")
     assert "With every reply: runs/parrot/before_after.md" in printed

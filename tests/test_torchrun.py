@@ -114,6 +114,7 @@ def test_after_the_loss_of_a_process_torchrun_restarts_from_the_last_checkpoint(
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
+@pytest.mark.slow
 def test_the_remaining_process_reports_the_loss_of_the_other(clone):
     command = program(*TORCHRUN, "--nproc_per_node=2", "--standalone", "mini_chat_gpt/pretrain.py", *SETTINGS)
     agent = subprocess.Popen(

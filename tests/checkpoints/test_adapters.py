@@ -367,6 +367,7 @@ def test_invalid_data_leave_no_run_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_adapter_as_one(folder, tmp_path):
     clone = make_clone(tmp_path)
     base_of("lacks the tokens", clone / "base")

@@ -177,7 +177,7 @@ def test_a_damaged_record_is_reported(tmp_path):
 
 
 def test_progress_is_shown(file, monkeypatch):
-    monkeypatch.setattr(module, "stories", lambda path: iter(["word " * 200_000] * 3))
+    monkeypatch.setattr(module, "read_documents", lambda path: iter(["word " * 200_000] * 3))
     monkeypatch.setattr(
         module.StepProgress, "update", lambda self, done, status="", fraction=None: steps.append((done, status))
     )

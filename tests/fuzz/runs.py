@@ -16,8 +16,10 @@ from mini_chat_gpt.cli import dispatch
 from mini_chat_gpt.common.manifest import write_manifest
 from mini_chat_gpt.prepare.sample_stories import write_sample
 
-SETTINGS = """
+SHAPE = """
     model.preset=null model.n_layer=2 model.n_embd=16 model.n_head=2 model.n_kv_head=1 model.context_length=256
+""".split()  # noqa: SIM905
+SETTINGS = """
     data.seq_len=256 data.num_workers=0 data.eval_examples=2 data.turns=1 system.device=cpu system.threads=1
     system.compile=false system.mixed_precision=false wandb.enabled=false training.batch_size=1
     training.keep_checkpoints=3 pretrain.dataset_path=data sft.dataset_path=data pretrain.tokenizer_vocab_size=300
@@ -37,7 +39,7 @@ def make_runs(folder: Path) -> Path:
         os.chdir(draft)
         write_sample(Path("data"), n_train=8, n_valid=4)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            dispatch(["pretrain", *SETTINGS])
+            dispatch(["pretrain", *SHAPE, *SETTINGS])
             dispatch(["sft", *SETTINGS, *SFT])
             dispatch(["sft", *SETTINGS, *LORA])
 
