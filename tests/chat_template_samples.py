@@ -337,3 +337,17 @@ def small_tokenizer(plain_roles: bool = False, strips: tuple[tuple[str, bool, bo
     control = {token["content"]: token["id"] for token in parts["added_tokens"]}
     content = Tokenizer.from_str(json.dumps(parts | {"added_tokens": []}))
     return SmallTokenizer(content, full, control)
+
+
+@lru_cache
+def reasoning_tokenizer() -> Any:
+    """A ChatTokenizer with a template that prints tool calls, and the reasoning of the last exchange only."""
+    from tiny import tiny_tokenizer  # here: others need no PyTorch
+
+    from mini_chat_gpt.tokenizer.chat_setup import template_format
+
+    tokenizer = tiny_tokenizer()
+    names = ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>")
+    tokenizer.add_control_tokens((*names, "<tool_response>", "</tool_response>"))
+    tokenizer.chat_format = template_format(tokenizer, QWEN3)
+    return tokenizer

@@ -1,11 +1,10 @@
 """Chats as training examples: replies are never cut, files are mixed by weight, held-out chats are never trained on."""
 
 from collections import Counter
-from functools import lru_cache
 
 import numpy as np
 import pytest
-from chat_template_samples import QWEN3
+from chat_template_samples import reasoning_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_tokenizer
@@ -16,7 +15,6 @@ from mini_chat_gpt.config import ChatsSection, DataSection
 from mini_chat_gpt.data.chat_cache import render_conversations
 from mini_chat_gpt.data.chat_dataset import ChatDataset, names_of, nearest_prompts
 from mini_chat_gpt.data.chat_files import Conversation
-from mini_chat_gpt.tokenizer.chat_setup import template_format
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -181,16 +179,6 @@ def test_the_nearest_question_is_the_one_that_shares_most_words():
 
 
 # Reasoning and tools
-
-
-@lru_cache
-def reasoning_tokenizer() -> ChatTokenizer:
-    """A tokenizer with a template that prints reasoning and tool calls."""
-    tokenizer = tiny_tokenizer()
-    names = ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>")
-    tokenizer.add_control_tokens((*names, "<tool_response>", "</tool_response>"))
-    tokenizer.chat_format = template_format(tokenizer, QWEN3)
-    return tokenizer
 
 
 def trained_texts(source: ChatDataset, tokenizer: ChatTokenizer) -> list[str]:

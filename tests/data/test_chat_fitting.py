@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from functools import lru_cache
 
 import pytest
-from chat_template_samples import QWEN3
+from chat_template_samples import reasoning_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_tokenizer
@@ -17,20 +16,9 @@ from mini_chat_gpt.config import ChatsSection, DataSection
 from mini_chat_gpt.data import chat_fitting
 from mini_chat_gpt.data.chat_files import Conversation
 from mini_chat_gpt.data.chat_fitting import FitResult, fit, with_reasoning
-from mini_chat_gpt.tokenizer.chat_setup import template_format
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 TOKENIZER = tiny_tokenizer()
-
-
-@lru_cache
-def reasoning_tokenizer() -> ChatTokenizer:
-    """A tokenizer with a template that prints tool calls, and the reasoning of the last exchange only."""
-    tokenizer = tiny_tokenizer()
-    names = ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>")
-    tokenizer.add_control_tokens((*names, "<tool_response>", "</tool_response>"))
-    tokenizer.chat_format = template_format(tokenizer, QWEN3)
-    return tokenizer
 
 
 def chat(*texts: str, system: str | None = None) -> Conversation:

@@ -20,20 +20,8 @@ sys.path[:0] = [str(Path(__file__).parents[level]) for level in (1, 2)]  # tests
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "disabled"
 
+from fuzz.kinds import KINDS  # noqa: E402
 from fuzz.oracle import VERDICTS, Verdict, campaign, flips, scratch  # noqa: E402
-
-KINDS = (
-    "checkpoints",
-    "configs",
-    "run_folders",
-    "imports",
-    "foreign_models",
-    "hf_tokenizers",
-    "templates",
-    "caches",
-    "chats",
-    "data_files",
-)
 
 
 def main() -> int:

@@ -9,19 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-KINDS = (
-    "checkpoints",
-    "configs",
-    "run_folders",
-    "imports",
-    "foreign_models",
-    "hf_tokenizers",
-    "templates",
-    "caches",
-    "chats",
-    "data_files",
-)
+from fuzz.kinds import KINDS
 
 
 def check(*options: str) -> None:
