@@ -9,7 +9,7 @@ import argparse
 import glob
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -260,13 +260,12 @@ def data_kinds(files: Sequence[str]) -> dict[str, str]:
     return {file: kind_of_data(file) for file in files}
 
 
-def with_files(config: Config, files: Sequence[str], overrides: Sequence[str] = ()) -> Config:
-    """Return the config with these files instead of its own: chats, stories, or text to pretrain on.
+def with_files(config: Config, kinds: Mapping[str, str], overrides: Sequence[str] = ()) -> Config:
+    """Return the config with these files, and their kinds (`data_kinds`), instead of its own.
 
     The config's validation files belong to its own chat files, so they are dropped unless an override names them.
     Raises UserError.
     """
-    kinds = data_kinds(files)
     story_paths, chats, texts = (
         [file for file, kind in kinds.items() if kind == wanted] for wanted in ("stories", "chats", "text")
     )
@@ -285,7 +284,7 @@ def with_files(config: Config, files: Sequence[str], overrides: Sequence[str] = 
         )
     if story_paths:
         config = config.model_copy(update={"sft": config.sft.model_copy(update={"dataset_path": story_paths[0]})})
-    if files:
+    if kinds:
         overridden = any(override.startswith("chats.valid_files") for override in overrides)
         valid_files = config.chats.valid_files if overridden and chats else {}
         weights = {file: config.chats.files.get(file, 1.0) for file in chats}

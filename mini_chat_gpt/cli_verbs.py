@@ -140,8 +140,9 @@ def check_inspect(arguments: Arguments) -> None:
     if arguments.skip_bad:
         arguments.overrides.append("chats.skip_bad=true")
     load_settings(arguments)
-    arguments.texts = "text" in data_kinds(arguments.files).values()
-    arguments.settings = with_files(arguments.settings, arguments.files, arguments.overrides)
+    kinds = data_kinds(arguments.files)
+    arguments.texts = "text" in kinds.values()
+    arguments.settings = with_files(arguments.settings, kinds, arguments.overrides)
 
 
 # Training
@@ -173,29 +174,25 @@ def load_training(arguments: Arguments) -> None:
     if getattr(arguments, "skip_bad", False):
         arguments.overrides.append("chats.skip_bad=true")
     load_settings(arguments)
-    _refuse_shape(arguments)
-    _warn_of_unused(arguments, arguments.unused)
+    _check_unused(arguments, arguments.unused)
 
 
-def _refuse_shape(arguments: Arguments) -> None:
-    """Raise UserError for a shape of the model on the command line of a fine-tuning: whoever gives one expects another model."""
-    if "model" not in getattr(arguments, "unused", UNUSED_BY_SFT):
-        return
-    for override in arguments.overrides:
-        if override.partition("=")[0].strip().partition(".")[0] == "model":
-            raise UserError(
-                f"{short(override)[1:-1]}: fine-tuning keeps the shape of its base model, which sft.pretrained_checkpoint names; "
-                "a new shape is for `mini-chat-gpt pretrain`."
-            )
+def _check_unused(arguments: Arguments, sections: tuple[str, ...]) -> None:
+    """Name the settings of the command line that have no effect. A file has the settings of all verbs, so it isn't checked.
 
-
-def _warn_of_unused(arguments: Arguments, sections: tuple[str, ...]) -> None:
-    """Name the settings of the command line that have no effect. A file has the settings of all verbs, so it isn't checked."""
-    keys = [key.strip() for key, _, _ in (override.partition("=") for override in arguments.overrides)]
+    Raises UserError for a shape of the model where the base model has one: whoever gives it expects another model.
+    """
+    keys = [override.partition("=")[0].strip() for override in arguments.overrides]
     unused = list(dict.fromkeys(key for key in keys if key.partition(".")[0] in sections))
+    named = {key.partition(".")[0] for key in unused}
+    if "model" in named:
+        override = next(one for one in arguments.overrides if one.strip().startswith("model"))
+        raise UserError(
+            f"{short(override)[1:-1]}: fine-tuning keeps the shape of its base model, which sft.pretrained_checkpoint names; "
+            "a new shape is for `mini-chat-gpt pretrain`."
+        )
     if unused and os.environ.get("RANK", "0") == "0":  # once under torchrun
-        sections_named = {key.partition(".")[0] for key in unused}
-        reason = next((f" ({why})" for section, why in WHY_UNUSED.items() if section in sections_named), "")
+        reason = next((f" ({why})" for section, why in WHY_UNUSED.items() if section in named), "")
         warnings.warn(
             f"{short(', '.join(unused), 200)[1:-1]} {'have' if len(unused) > 1 else 'has'} no effect here{reason}.",
             stacklevel=1,
@@ -228,8 +225,7 @@ def load_recipe(arguments: Arguments) -> None:
     arguments.folder = find_recipe(arguments.recipe)
     arguments.config = arguments.folder / RECIPE_CONFIG
     load_settings(arguments)
-    _refuse_shape(arguments)
-    _warn_of_unused(arguments, UNUSED_BY_SFT)
+    _check_unused(arguments, UNUSED_BY_SFT)
 
 
 # Using a model

@@ -28,6 +28,7 @@ from mini_chat_gpt.config import ChatsSection, DataSection
 from mini_chat_gpt.data.chat_files import Conversation, Problem, listed, read_conversations, report
 from mini_chat_gpt.data.chat_fitting import fit
 from mini_chat_gpt.data.chat_notes import skipped_notes
+from mini_chat_gpt.data.data_files import PACKINGS
 from mini_chat_gpt.data.hub_data import chat_files
 from mini_chat_gpt.data.rendered_chats import FILES, IDS, MAX_META, META, ChatWriter, Meta, RenderedChats, Source
 from mini_chat_gpt.data.token_file import largest_id
@@ -112,9 +113,7 @@ class _Progress:
     def __init__(self, files: Sequence[Path], console: Console | None) -> None:
         self.console, self.name = console, files[0].name if len(files) == 1 else f"{len(files)} files"
         # The size of the text in a packed file is not known before its end.
-        packed = any(
-            file.suffix.lower() in (".gz", ".bz2", ".xz", ".zip", ".zst", ".parquet", ".arrow") for file in files
-        )
+        packed = any(file.suffix.lower() in (*PACKINGS, ".parquet", ".arrow") for file in files)
         self.total = None if packed else sum(file.stat().st_size for file in files if file.is_file())
         self.started = self.reported = time.monotonic()
         self.n_chats = self.n_bytes = 0

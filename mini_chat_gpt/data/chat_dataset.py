@@ -30,9 +30,8 @@ class ChatFile:
     path: str
     kind: str  # a short name
     rendered: RenderedChats
-    bits: (
-        np.ndarray
-    )  # a bit for each rendered chat: whether it is in this part. An array of numbers would take 32 times the memory
+    bits: np.ndarray
+    """A bit for each rendered chat: whether it is in this part. An array of numbers would take 32 times the memory."""
     n_examples: int
     n_per_epoch: int
 

@@ -38,9 +38,8 @@ class Conversation:
     path: str
     place: str  # where it begins, such as "line 3" or "record 3"
     tools: tuple[dict[str, Any], ...] = ()  # the functions that the assistant can call
-    rejected: tuple[Message, ...] | None = (
-        None  # of preference data: the whole conversation with the other reply; never trained on
-    )
+    rejected: tuple[Message, ...] | None = None
+    """Of preference data: the whole conversation with the other reply, which is never trained on."""
     held_out: bool = False  # its file is one of the split for validation, by its name; see `data_files`
 
 

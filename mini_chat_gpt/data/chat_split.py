@@ -20,9 +20,8 @@ def content_key(conversation: Conversation) -> bytes:
     """Equal for conversations with the same text, ignoring case and white space."""
     texts: list[object] = [[m.role, _normalized(m.content)] for m in conversation.messages]
     extras = [[m.reasoning, m.tool_calls] for m in conversation.messages if m.reasoning or m.tool_calls]
-    if (
-        extras or conversation.tools
-    ):  # without these the key is that of earlier versions, which decides what is held out
+    # Without these the key is that of earlier versions, which decides what is held out.
+    if extras or conversation.tools:
         texts += [extras, conversation.tools]
     return _digest(json.dumps(texts))
 

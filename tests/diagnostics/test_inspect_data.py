@@ -275,7 +275,7 @@ def test_text_and_chats_are_not_inspected_together(tmp_path, chats):
     with pytest.raises(
         UserError, match=r"novel.txt is text to pretrain on, and .*cats.jsonl isn't; inspect one of them"
     ):
-        with_files(tiny_config(), [chats, str(tmp_path / "novel.txt")])
+        with_files(tiny_config(), data_kinds([chats, str(tmp_path / "novel.txt")]))
 
 
 # ---- arguments
@@ -294,13 +294,15 @@ def test_files_named_replace_those_of_the_config(tmp_path, chats):
     stories = tmp_path / "x-train.txt"
     stories.write_text("Words: a\nStory:\nOne.\n<|endoftext|>\n")
     config = tiny_config(chats={"files": {chats: 2, "other.jsonl": 1}, "valid_files": ["held.jsonl"], "stories": 0.2})
-    assert with_files(config, []) == config
-    named = with_files(config, [chats])
+    assert with_files(config, {}) == config
+    named = with_files(config, data_kinds([chats]))
     assert (named.chats.files, named.chats.valid_files) == ({chats: 2.0}, {})
-    assert with_files(config, [chats], ["chats.valid_files=held.jsonl"]).chats.valid_files == {"held.jsonl": 1.0}
-    both = with_files(config, [chats, str(stories)])
+    assert with_files(config, data_kinds([chats]), ["chats.valid_files=held.jsonl"]).chats.valid_files == {
+        "held.jsonl": 1.0
+    }
+    both = with_files(config, data_kinds([chats, str(stories)]))
     assert (both.chats.files, both.sft.dataset_path, both.chats.stories) == ({chats: 2.0}, str(stories), 0.2)
-    only = with_files(config, [str(stories)])
+    only = with_files(config, data_kinds([str(stories)]))
     assert (only.chats.files, only.sft.dataset_path) == ({}, str(stories))
 
 
