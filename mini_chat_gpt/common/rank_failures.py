@@ -150,6 +150,8 @@ class FailureWatch:
                     _print(failure.message)
                 self._store.set(PRINTED, "1")
             if failure.rank != self.rank:
+                if self.rank != 0:
+                    mute()
                 self._store.add(NOTICED, 1)
 
 
@@ -220,6 +222,17 @@ def lost_connection(error: BaseException, rank: int, size: int) -> str:
 def _print(message: str) -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError):  # the terminal is gone
         print(message, file=sys.stderr, flush=True)
+
+
+def mute() -> None:
+    """Discard what this process prints on standard error from now on.
+
+    As soon as this rank has confirmed the failure rank 0 may end, and PyTorch's threads here would print that they lost it.
+    """
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
 
 
 def end_process(code: int) -> None:

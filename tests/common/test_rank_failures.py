@@ -1,5 +1,7 @@
 """Ranks share one message about a failure; two of them in one process here, connected by a real store."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -18,6 +20,7 @@ def ended(monkeypatch) -> list[int]:
     """The exit codes of the ranks that were ended because they did not end by themselves."""
     codes: list[int] = []
     monkeypatch.setattr(rank_failures, "end_process", codes.append)
+    monkeypatch.setattr(rank_failures, "mute", lambda: None)  # both ranks share the standard error of this process
     return codes
 
 
@@ -43,6 +46,18 @@ def test_the_message_of_another_rank_is_printed_once_by_rank_0(ranks, capsys):
     assert capsys.readouterr().err == f"{MISTAKE}\n"
     assert ranks[0].report(Failure(0, 2, "error: Process 0 of 2 has lost the connection to another one")) == failure
     assert capsys.readouterr().err == ""
+
+
+def test_a_rank_is_muted_before_rank_0_may_end(ranks, monkeypatch):
+    confirmed: list[int] = []
+    monkeypatch.setattr(rank_failures, "mute", lambda: confirmed.append(ranks[0]._store.add(rank_failures.NOTICED, 0)))
+    ranks[0].report(Failure(0, 2, MISTAKE))
+    assert confirmed == [0]
+
+
+def test_a_muted_process_prints_nothing_on_standard_error():
+    code = "import os; from mini_chat_gpt.common.rank_failures import mute; os.write(2, b'a'); mute(); os.write(2, b'b')"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stderr == b"a"
 
 
 def test_the_same_mistake_on_all_ranks_is_printed_once(ranks, capsys):
