@@ -242,6 +242,8 @@ class DataSection(Section):
     """Maximum questions about one story in a training conversation. More questions spread the cost of encoding the story."""
     prefix_branches: Whole = Field(1, ge=1, le=1000)
     """Maximum separate conversations about one story that share its encoding, if the story comes before the question."""
+    conversations: float = Field(0.0, ge=0, lt=1)
+    """Share of examples that are whole conversations about stories: greetings, who are you, a story alone, then questions about it."""
     curriculum: list[CurriculumStage] = Field([])
     """Easier stages before the main one, e.g. [{share: 0.2, seq_len: 96, mixture: {quote: 4}}]; share = fraction of the steps."""
     limit: Count | None = None

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
 from mini_chat_gpt.assets import load
+from mini_chat_gpt.common.wordings import CHOICE, SLOT, pick
 from mini_chat_gpt.tinystories.records import FEATURES
 
-T = TypeVar("T")
 Entry = Mapping[str, Any]
 
 MIN_WORDS, MAX_WORDS = 60, 200
@@ -33,8 +33,6 @@ PRONOUNS = {
 # Slots that must be in the story if they are in its summary.
 FACTS = {"hero", "pal", "elder", "stranger", "thing", "adj", "place", "sad", "glad", "scared", "angry"}
 VOWEL_SOUND = re.compile(r"(?!uni|use|one|eu)[aeiou]|hour|honest", re.IGNORECASE)
-_CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
-_SLOT = re.compile(r"<(\w+)>")
 _ARTICLE = re.compile(r"\b([Aa])n? (?=(\w+))")
 _SPEECH = re.compile(r'"[^"]*"')
 _REASON = re.compile(r"because ([^.!?\"]+)")
@@ -79,11 +77,6 @@ class StorySpec:
 def is_held_out(name: str, thing: str) -> bool:
     """Whether this pair of a main character's name and a main thing occurs in the valid split only."""
     return zlib.crc32(f"{name}/{thing}".encode()) % HELD_OUT_ONE_IN == 0
-
-
-def pick(rng: Random, items: Sequence[T]) -> T:
-    """Choose one item. Unlike with `Random.choice`, the result is the same in every version of Python."""
-    return items[int(rng.random() * len(items))]
 
 
 class StoryGenerator:
@@ -252,7 +245,7 @@ class StoryDraft:
         if text is None:
             raise RuntimeError("a plot has no summary or moral for one of its endings")
         while "<" in text or "|" in text:  # values of slots may contain slots
-            text = _SLOT.sub(self._value, _CHOICE.sub(lambda match: pick(self.rng, match[1].split("|")), text))
+            text = SLOT.sub(self._value, CHOICE.sub(lambda match: pick(self.rng, match[1].split("|")), text))
         text = _ARTICLE.sub(lambda match: match[1] + ("n " if VOWEL_SOUND.match(match[2]) else " "), text)
         return re.sub(r" +(?= |[,.!?]|$)", "", text).replace("“", '"').replace("”", '"')
 

@@ -30,7 +30,8 @@ from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text, read_file
 from mini_chat_gpt.common.json_files import JSONRecord, parse_json
-from mini_chat_gpt.prepare.sample_plots import Story, StoryGenerator, StorySpec, pick
+from mini_chat_gpt.common.wordings import pick
+from mini_chat_gpt.prepare.sample_plots import Story, StoryGenerator, StorySpec
 from mini_chat_gpt.tinystories.records import FILE_NAMES, SEPARATOR
 from mini_chat_gpt.tinystories.records import stories as stories_of
 

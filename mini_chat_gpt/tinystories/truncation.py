@@ -124,7 +124,7 @@ def add_turns(
     if first.shortened or n_turns == 1:
         return first
     later: list[Task] = []
-    conversation = _Conversation(first, tokenizer)
+    conversation = GrowingConversation(first, tokenizer)
     # `summary` and `what_happened` have the same target: the second question would only train to repeat the first reply.
     answers = {first.task.target}
     for task in questions:
@@ -138,8 +138,8 @@ def add_turns(
     return replace(first, ids=conversation.ids, replies=conversation.replies, later=tuple(later))
 
 
-class _Conversation:
-    """A rendered task to which turns are appended."""
+class GrowingConversation:
+    """A rendered task to which turns are appended: `ids` and `replies` are those of all turns so far."""
 
     def __init__(self, first: RenderedTask, tokenizer: ChatTokenizer) -> None:
         self.ids, self.replies = first.ids, first.replies

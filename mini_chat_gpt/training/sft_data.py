@@ -27,6 +27,7 @@ from mini_chat_gpt.data.rendered_chats import RenderedChats
 from mini_chat_gpt.data.step_loader import ExampleDataset
 from mini_chat_gpt.generation.text import Prompt
 from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, find_instruct_file, stories
+from mini_chat_gpt.tinystories.conversation_dataset import ConversationDataset
 from mini_chat_gpt.tinystories.tasks import Task
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.job import Stage
@@ -142,15 +143,29 @@ def _story_examples(config: Config, tokenizer: ChatTokenizer, context: int) -> S
     train, held_out = _instruct_datasets(config, tokenizer)
     n = config.sft.eval_tasks
     tasks = [held_out.eval_tasks(kind, max(1, n)) for kind in held_out.mixture.kinds]
+    source, validation = _with_conversations(train, held_out, config)
     return SftExamples(
-        source=train,
-        validation=held_out.validation_examples(config.data.eval_examples),
+        source=source,
+        validation=validation,
         shown=[Shown(task.kind, task.prompt, task.target) for of_kind in tasks for task in of_kind[:1]],
         files=[train.index.path, held_out.index.path],
         stages=_curriculum(train, config, context),
         stories=train,
         eval_tasks=[task for of_kind in tasks for task in of_kind[:n]],
     )
+
+
+def _with_conversations(
+    train: InstructDataset, held_out: InstructDataset, config: Config
+) -> tuple[ExampleDataset, list[Example]]:
+    """Training and validation examples, of which data.conversations are whole conversations."""
+    share, n = config.data.conversations, config.data.eval_examples
+    if not share:
+        return train, held_out.validation_examples(n)
+    conversations = [ConversationDataset.like(dataset) for dataset in (train, held_out)]
+    n_talks = max(1, round(n * share))
+    validation = held_out.validation_examples(max(1, n - n_talks)) + conversations[1].validation_examples(n_talks)
+    return Mixed(train, conversations[0], share, config.system.seed), validation
 
 
 def _instruct_datasets(config: Config, tokenizer: ChatTokenizer) -> tuple[InstructDataset, InstructDataset]:

@@ -56,7 +56,9 @@ def test_a_rank_is_muted_before_rank_0_may_end(ranks, monkeypatch):
 
 
 def test_a_muted_process_prints_nothing_on_standard_error():
-    code = "import os; from mini_chat_gpt.common.rank_failures import mute; os.write(2, b'a'); mute(); os.write(2, b'b')"
+    code = (
+        "import os; from mini_chat_gpt.common.rank_failures import mute; os.write(2, b'a'); mute(); os.write(2, b'b')"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stderr == b"a"
 
 

@@ -49,6 +49,20 @@ def test_an_epoch_of_a_mixture_has_each_example_of_the_first_once_and_a_share_of
     assert names != sorted(names)
 
 
+def test_a_share_of_the_examples_are_conversations(sample):
+    plain = examples_of(sample=sample, data={"seq_len": 512, "eval_examples": 20})
+    found = examples_of(sample=sample, data={"seq_len": 512, "eval_examples": 20, "conversations": 0.5})
+    assert Counter(example.kind == "conversation" for example in found.validation) == {True: 10, False: 10}
+    assert {example.kind for example in plain.validation} & {"conversation"} == set()
+    n = len(plain.source)
+    assert len(found.source) == 2 * n
+    drawn = [found.source[index] for index in range(2 * n)]
+    others = [example for example in drawn if example.kind != "conversation"]
+    assert len(others) == n
+    # The other examples are those of a run without conversations.
+    assert {example.ids.tobytes() for example in others} == {plain.source[i].ids.tobytes() for i in range(n)}
+
+
 def test_chats_alone_need_no_stories(chats):
     found = examples_of(chats, chats={"valid_share": 0.2})
     assert (len(found.source), len(found.validation)) == (16, 4)
