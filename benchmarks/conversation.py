@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from conversation_rules import KINDS, Reply, Step, problem_of
+from conversation_rules import KINDS, Reply, Step, Turn, problem_of
 from conversation_script import GROUPS, Facts, held_out, scripts
 from conversation_text import ASSETS, settings
 
@@ -89,7 +89,7 @@ def say(session: ChatSession, message: str) -> Reply:
 def converse(model: Model, tokenizer: ChatTokenizer, story: Facts, steps: Sequence[Step]) -> Conversation:
     """Have one conversation and judge it."""
     session = ChatSession(model, tokenizer, GREEDY)
-    earlier: list[tuple[Step, Reply]] = []
+    earlier: list[Turn] = []
     turns: list[Judged] = []
     pasted: dict[str, int] = {}  # number of the turn with a story
     for step in steps:
@@ -98,10 +98,9 @@ def converse(model: Model, tokenizer: ChatTokenizer, story: Facts, steps: Sequen
         in_context = source not in pasted or pasted[source] >= session.n_dropped
         if step.kind in ("pasted_story", "second_story"):
             pasted[step.kind] = len(session.turns) - 1
-        turns.append(
-            Judged(step.kind, step.message, reply.text, problem_of(step, reply, earlier), step.answer, in_context)
-        )
-        earlier.append((step, reply))
+        problem = problem_of(step, reply, earlier)
+        turns.append(Judged(step.kind, step.message, reply.text, problem, step.answer, in_context))
+        earlier.append((step, reply, problem))
     usage = session.usage()
     return Conversation(story.group, story.plot, turns, usage.system + sum(usage.turns))
 

@@ -1,12 +1,12 @@
 """Whether a reply in the scripted conversation is right or sensible, by rule. The patterns are in conversation.yaml.
 
-Every reply must end by itself, must have no loop (a letter five times, a word four times, or three words three times in a row or
-spread over it), and at most a fifth of its words may be unknown: neither in the sample's texts, nor in the list of an assistant's
-words, nor in the conversation. Then, by kind of turn:
+Every reply must end by itself, must have no loop (a letter five times in a row, a word four times in a row, in up to 80 words three
+words three times), and at most a fifth of its words may be unknown: neither in the sample, the package's word lists and the
+list of an assistant's words, nor in the conversation. Reasons and morals may have no unknown word. Then, by kind of turn:
 
     greeting               at most 40 words that greet or offer help
     identity               at most 60 words in the first person that name a program (model, assistant, ...), and no human
-    abilities              at most 80 words that name two or more of its abilities, as something it can do
+    abilities              at most 80 words that name two or more of its abilities, as something it can do, and don't refuse
     off_topic, knowledge   a true answer, where the message has one; otherwise at most 60 words that decline or say what it can do,
                            without a sentence that states something else, and without a number that is not in the message
     pasted_story           at most 40 words that invite to ask, without telling the story or answering an unasked question
@@ -15,18 +15,20 @@ words, nor in the conversation. Then, by kind of turn:
     main_character, first_story, second_story
                            at most 40 words: the character is the first one named, and is not joined to another one ("Tom and Sue")
     dialogue, ending       at most 40 words: begins with the right one of "yes" and "no", or states the right answer
-    why                    at most 40 words: of the reason (what follows "because"), ROUGE-L at least 0.5 or ROUGE-1 at least 0.6
+    why                    at most 40 words: ROUGE-L or ROUGE-1 of the reason (what follows "because") at least 0.7
     follow_up              "Are you sure?": affirms, doubts, or repeats the reason; "And what happened?": at most 80 words, at least
-                           half of its 4-grams in the story, or ROUGE-L with the summary at least 0.3
-    summary                at most 60 words: names the main character; ROUGE-L at least 0.3
-    moral                  at most 40 words: ROUGE-L at least 0.5 (also without "The moral is that")
+                           half of its 4-grams in the story, or ROUGE-L with the summary at least 0.4
+    summary                at most 60 words: names the main character; ROUGE-L at least 0.4
+    moral                  at most 40 words: ROUGE-L at least 0.6 (also without "The moral is that")
     this_story             as dialogue, ending or why
     write_story            30 to 300 words, two of the three words or more, at least three sentences, repetition at most 0.2, no
                            sentence three times, less than half of its 4-grams in the pasted story
 
-The reply to a greeting, a question about the model, a pasted story, thanks or a goodbye must not be, word for word, an earlier reply
-to a different kind of message, so that one general sentence does not suffice. (Identity, abilities and requests that it can't serve may
-share a reply; so may thanks and compliments.)
+Summaries of two plots have a ROUGE-L of at most 0.33 (99 % of pairs with the same name), two morals 0.47, two reasons 0.44.
+
+The reply to a greeting, a question about the model, a pasted story, thanks or a goodbye must not be, word for word, an earlier
+right reply to a different kind of message, so that one general sentence does not suffice. (Identity, abilities and
+requests that it can't serve may share a reply; so may thanks and compliments.)
 """
 
 from __future__ import annotations
@@ -90,8 +92,9 @@ SHARED = (
     frozenset({"goodbye"}),
 )
 """Kinds whose replies are compared with earlier replies to other kinds; those of one set may be equal."""
-REASON, SUMMARY, MORAL, UNASKED = 0.5, 0.3, 0.5, 0.4  # least ROUGE-L
-REASON_IN_ANY_ORDER = 0.6  # least ROUGE-1
+EXACT = frozenset({"why", "moral"})
+"""Kinds without unknown words: their answers are in the story."""
+REASON, SUMMARY, MORAL, UNASKED = 0.7, 0.4, 0.6, 0.4  # least ROUGE-L
 REPETITION, COPIED = 0.2, 0.5  # most
 MIN_STORY_WORDS, MIN_STORY_SENTENCES, MIN_WORDS_USED = 30, 3, 2
 
@@ -120,7 +123,11 @@ class Reply:
     ended: bool = True
 
 
-def problem_of(step: Step, reply: Reply, earlier: Sequence[tuple[Step, Reply]] = ()) -> str | None:
+Turn = tuple[Step, Reply, str | None]
+"""A message, its reply, and why the reply is neither right nor sensible."""
+
+
+def problem_of(step: Step, reply: Reply, earlier: Sequence[Turn] = ()) -> str | None:
     """Why the reply is neither right nor sensible, or None if it is. `earlier` is the conversation before the step."""
     text = reply.text.replace("’", "'").strip()
     if not text:
@@ -131,22 +138,23 @@ def problem_of(step: Step, reply: Reply, earlier: Sequence[tuple[Step, Reply]] =
         return too_long(text, TRUE_ANSWER_LENGTH) or loop_in(text)
     problem = too_long(text, LENGTHS.get(step.kind, OTHER_LENGTH)) or loop_in(text)
     if problem is None:
-        problem = unknown_words_in(text, [step.message, *(each.message for each, _ in earlier)])
+        messages = [step.message, *(each.message for each, _, _ in earlier)]
+        problem = unknown_words_in(text, messages, *([0] if step.kind in EXACT or step.about == "why" else []))
     if problem is None:
         problem = _RULES[step.kind](step, text)
     if problem is not None and step.kind == "follow_up" and step.about == "sure" and earlier:
-        before, its_reply = earlier[-1]
-        if overlap(its_reply.text, text) >= REASON and problem_of(before, its_reply, earlier[:-1]) is None:
+        _, before, its_problem = earlier[-1]
+        if its_problem is None and overlap(before.text, text) >= REASON:
             return None  # the right answer again
     return problem or _repeated(step, text, earlier)
 
 
-def _repeated(step: Step, text: str, earlier: Sequence[tuple[Step, Reply]]) -> str | None:
+def _repeated(step: Step, text: str, earlier: Sequence[Turn]) -> str | None:
     own = next((kinds for kinds in SHARED if step.kind in kinds), None)
     if own is None:
         return None
-    for other, reply in earlier:
-        if other.kind not in own and plain_words(reply.text) == plain_words(text):
+    for other, reply, problem in earlier:
+        if problem is None and other.kind not in own and plain_words(reply.text) == plain_words(text):
             return f"the same as for {other.kind}"
     return None
 
@@ -187,6 +195,8 @@ def _without_refusals(text: str) -> str:
 def _abilities(step: Step, text: str) -> str | None:
     if has("narrates", text):
         return "tells a story"
+    if has("refuses", text):
+        return "refuses"
     positive = _without_refusals(text)
     if not has("can", positive):
         return "names nothing that it can do"
@@ -265,13 +275,15 @@ def reason_in(text: str) -> str:
 
 def _why(step: Step, text: str) -> str | None:
     said, reason = plain_words(reason_in(text)), plain_words(reason_in(step.answer))
-    shared = max(overlap(" ".join(reason), " ".join(said)), overlap(step.answer, text))
+    shared = overlap(" ".join(reason), " ".join(said))
     in_any_order = 2 * sum((Counter(said) & Counter(reason)).values()) / (len(said) + len(reason))
-    return None if shared >= REASON or in_any_order >= REASON_IN_ANY_ORDER else f"ROUGE-L {shared:.2f}"
+    return None if shared >= REASON or in_any_order >= REASON else f"ROUGE-L {shared:.2f}"
 
 
 def _follow_up(step: Step, text: str) -> str | None:
     if step.about == "sure":
+        if has("refuses", text):
+            return "refuses"
         if has("doubts", text):
             return None
         denies = yes_or_no(text) == "no"

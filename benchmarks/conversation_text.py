@@ -17,6 +17,7 @@ from mini_chat_gpt.evaluation.text_metrics import plain_words, rouge_l
 from mini_chat_gpt.tinystories.main_character import find_word, is_opener
 
 ASSETS = Path(assets.__file__ or "").parent
+WORD_FILES = ("sample_plots", "sample_words", "story_words", "story_verbs", "word_forms", "character_words")
 UNKNOWN_WORDS = 0.2  # most, as a share
 LONG_TEXT = 80  # words; longer texts may repeat three words
 ENDINGS = ("'s", "s", "es", "ed", "d", "ing", "ly", "er", "n't", "'ll", "'re", "'ve", "'m", "'d")
@@ -41,9 +42,8 @@ def has(name: str, text: str) -> bool:
 
 @cache
 def known_words() -> frozenset[str]:
-    """Words of the sample's texts and word lists, of the messages, and of an assistant."""
-    folder = Path(__file__).parent
-    files = [ASSETS / "sample_plots.yaml", ASSETS / "sample_words.yaml", folder / "short_stories.yaml"]
+    """Words of the sample's texts, of the package's word lists, of the messages, and of an assistant."""
+    files = [*(ASSETS / f"{name}.yaml" for name in WORD_FILES), Path(__file__).with_name("short_stories.yaml")]
     texts = [path.read_text(encoding="utf-8") for path in files]
     texts += [yaml.safe_dump(settings()["messages"], width=10_000), settings()["assistant_words"]]
     return frozenset(word for text in texts for word in plain_words(text))
@@ -82,12 +82,12 @@ def loop_in(text: str) -> str | None:
     return None
 
 
-def unknown_words_in(text: str, messages: Iterable[str]) -> str | None:
-    """The words that are neither known nor in the messages, if they are more than `UNKNOWN_WORDS`, or more than one in four words."""
+def unknown_words_in(text: str, messages: Iterable[str], share: float = UNKNOWN_WORDS) -> str | None:
+    """The words that are neither known nor in the messages, if they are more than this share (in up to four words, more than one)."""
     words = plain_words(text)
     of_chat = {word for message in messages for word in plain_words(message)}
     unknown = [word for word in words if not is_known(word, known_words()) and not is_known(word, of_chat)]
-    if not words or len(unknown) > max(UNKNOWN_WORDS * len(words), len(words) <= 4):
+    if not words or len(unknown) > max(share * len(words), share > 0 and len(words) <= 4):
         return f"unknown words: {', '.join(unknown)}"
     return None
 

@@ -44,7 +44,7 @@ def step_of(rules, name: str):
 
 def verdicts(rules, name: str, replies: list[str]) -> dict[str, str | None]:
     """Reply -> its problem, after a conversation in which the story was pasted."""
-    pasted = step_of(rules, "pasted_story"), rules.Reply("Ask me!")
+    pasted = step_of(rules, "pasted_story"), rules.Reply("Ask me!"), None
     step = step_of(rules, name)
     return {reply: rules.problem_of(step, rules.Reply(reply), [pasted]) for reply in replies}
 
@@ -72,8 +72,9 @@ def conversation(rules, reply_to) -> int:
     for kind in rules.KINDS:
         step = step_of(rules, kind)
         reply = rules.Reply(reply_to(kind))
-        right += rules.problem_of(step, reply, earlier) is None
-        earlier.append((step, reply))
+        problem = rules.problem_of(step, reply, earlier)
+        right += problem is None
+        earlier.append((step, reply, problem))
     return right
 
 
@@ -115,10 +116,16 @@ def test_the_right_answer_again_is_a_good_reply_to_are_you_sure(modules):
     rules = modules["rules"]
     why = step_of(rules, "why")
     again = rules.Reply("Because somebody had taken the tasty plum.")
-    before = [(why, again)]
-    assert rules.problem_of(step_of(rules, "follow_up"), again, before) is None
-    wrong = rules.Reply("Because it was raining.")
-    assert rules.problem_of(step_of(rules, "follow_up"), wrong, [(why, wrong)]) is not None
+    assert rules.problem_of(step_of(rules, "follow_up"), again, [(why, again, None)]) is None
+    assert rules.problem_of(step_of(rules, "follow_up"), again, [(why, again, "wrong")]) is not None
+
+
+def test_only_the_repetition_of_a_right_reply_counts(modules):
+    rules = modules["rules"]
+    decline = rules.Reply("I can't help with that. I only know stories.")
+    before = step_of(rules, "thanks"), decline
+    assert rules.problem_of(step_of(rules, "knowledge"), decline, [(*before, "no sign of welcomes")]) is None
+    assert rules.problem_of(step_of(rules, "knowledge"), decline, [(*before, None)]) == "the same as for thanks"
 
 
 # The script
