@@ -8,7 +8,7 @@ from typing import Any
 
 from mini_chat_gpt.common.text import clean
 from mini_chat_gpt.evaluation.memorization import describe
-from mini_chat_gpt.reports.html_sections import format_p
+from mini_chat_gpt.reports.values import format_p
 
 FILE_NAME = "before_after.md"
 

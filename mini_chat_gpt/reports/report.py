@@ -222,6 +222,7 @@ def _side_by_side(subjects: Sequence[Subject]) -> Iterator[dict[str, Any]]:
             "kind": task.kind,
             "group": group,
             "prompt": task.prompt,
+            "story": list(task.story_span) if task.story_span else None,
             "target": task.target,
             "required": list(task.required),
             "replies": {s.name: _reply(item) for s, item in zip(subjects, items, strict=True)},

@@ -1,0 +1,144 @@
+"""The first screen of report.html: a question with the replies of the models, a sentence of what changed, and a few numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mini_chat_gpt.evaluation.refusals import REFUSALS
+from mini_chat_gpt.evaluation.text_metrics import RIGHT_OR_WRONG
+from mini_chat_gpt.reports.values import HIGHER, LOWER, SPACE, Row, beats_baseline, number, verdict
+
+_SHORT = 220  # characters of a question, an expected answer or a reply that fits the first screen
+_TELLING = 3  # words of an expected answer that says more than yes or no
+
+
+def names_of(report: Row) -> list[str]:
+    return [model["name"] for model in report["models"]]
+
+
+def spotlight(report: Row) -> Row | None:
+    """The example of the first screen; None without any.
+
+    Of those with short texts, it is one in which the last model gains most on the first, if possible one whose expected answer
+    has several words, and then the shortest. It is an illustration; the sentence below it has the numbers of all tasks.
+    """
+    names = names_of(report)
+
+    def rank(each: Row) -> tuple[bool, float, bool, int]:
+        replies = ["".join(text for text, _ in reply["parts"]) for reply in each["replies"].values() if reply]
+        lengths = [*map(len, [each["prompt"], each["target"], *replies])]
+        scores = [(each["replies"].get(name) or {}).get("score") or 0.0 for name in names]
+        gain = scores[-1] - (scores[0] if len(names) > 1 else 0.0)
+        is_short = max(lengths) <= _SHORT
+        return is_short, is_short and gain, len(each["target"].split()) >= _TELLING, -sum(lengths)
+
+    return max(_examples(report), key=rank, default=None)
+
+
+def _examples(report: Row) -> Iterator[Row]:
+    """The held-out tasks; without any, the user's prompts. The "prompt" of each is without its "story"."""
+    for each in report.get("side_by_side") or []:
+        start, end = each.get("story") or (0, 0)
+        prompt = each["prompt"]
+        yield each | {"story": prompt[start:end], "prompt": f"{prompt[:start]} {prompt[end:]}".strip()}
+    own = [] if report.get("side_by_side") else (report.get("own") or {}).get("prompts") or []
+    for each in own:
+        replies = {
+            name: reply | {"parts": [(reply["text"], "")], "score": sum(met for _, met in reply.get("checks") or [])}
+            for name, reply in each["replies"].items()
+        }
+        yield {"kind": each["shows"], "prompt": each["prompt"], "target": "", "replies": replies}
+
+
+def sentence(report: Row) -> str:
+    """What changed; "" if nothing was counted."""
+    names, kinds = names_of(report), report.get("kinds") or []
+    questions = [kind for kind in kinds if kind["measure"] in RIGHT_OR_WRONG and kind["kind"] != REFUSALS]
+    if shown := _means(questions, names):
+        about, verb, end = "Questions about stories it has not seen", "answers", " correctly"
+    elif shown := _means(kinds[:1], names):
+        about, verb, end = f"Held-out tasks of the kind “{kinds[0]['kind']}”", "reaches", f" ({kinds[0]['label']})"
+    elif shown := [f"{k} of {n}" for k, n in _checks_met(report)]:
+        about, verb, end = "Checks of your prompts", "meets", ""
+    else:
+        return ""
+    others = (f", {name} {value}" for name, value in zip(names[1:], shown[1:], strict=True))
+    return f"{about}: {names[0]} {verb} {shown[0]}{end}{''.join(others)}."
+
+
+def counts(report: Row) -> str:
+    """How much the sentence is based on, and how many differences are significant."""
+    n = sum(n for kind in report.get("kinds") or [] for n in kind["n"].values())
+    facts = [f"{n:,} held-out task{'s' if n != 1 else ''}."] if n else []
+    by_pair: dict[tuple[str, str], list[str]] = {}
+    for row in report.get("paired") or []:
+        by_pair.setdefault((row["before"], row["after"]), []).append(verdict(row))
+    for (before, after), verdicts in by_pair.items():
+        higher, lower = verdicts.count(HIGHER), verdicts.count(LOWER)
+        facts.append(
+            f"Of {len(verdicts)} comparisons, {after} is significantly higher than {before} in {higher}, lower in {lower}; "
+            f"{len(verdicts) - higher - lower} not significant."
+        )
+    return " ".join(facts)
+
+
+def tiles(report: Row) -> list[tuple[str, str]]:
+    """(value, description), each of something else; the most important ones come first."""
+    return [*_tiles(report, names_of(report))]
+
+
+def _tiles(report: Row, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    kinds, last, models = report.get("kinds") or [], names[-1], ", first model to last" if len(names) > 1 else ""
+    if kinds and (met := _checks_met(report)):
+        yield f"{_change([str(k) for k, _ in met])} of {met[-1][1]}", f"checks of your prompts met{models}"
+    if used := _means([kind for kind in kinds if kind["kind"] == "words"], names):
+        yield _change(used), f"of the words that a prompt asks for are used{models}"
+    if right := _means([kind for kind in kinds if kind["kind"] == REFUSALS], names):
+        yield _change(right), f"of requests rightly refused or answered{models}"
+    beats = [beats_baseline(kind, group, last) for kind in kinds for group in kind["values"]]
+    if n := sum(better is not None for better in beats):
+        yield f"{beats.count(True)} of {n}", f"kinds and groups in which {last} is better than the best simple rule"
+    if stops := _means(kinds, names, "stops"):
+        yield _change(stops), f"replies that the model ended by itself{models}"
+    bits = report.get("bits_per_byte") or {}
+    if known := [number(bits[name]["bits_per_byte"]) for name in names if name in bits]:
+        yield _change(known), f"bits per byte of held-out stories{models}; a rise means forgetting"
+    memorized = report.get("memorization") or {"models": {}}
+    one = memorized["models"].get(last)
+    if one and one["generated"]["value"] is not None:
+        yield (
+            _percent(one["generated"]["value"]),
+            f"of {memorized['n']}-grams of {last}'s stories are in its training stories",
+        )
+    if val := ((report.get("losses") or {}).get(last) or {}).get("val"):
+        yield number(val[-1][1]), f"last validation loss of {last}"
+
+
+def _means(kinds: Sequence[Row], names: Sequence[str], part: str = "value") -> list[str]:
+    """For each model, the mean over the tasks of these kinds in percent; [] if a model has none."""
+    means = []
+    for name in names:
+        known = [
+            (kind["n"].get(group, 1), by_name[name][part])
+            for kind in kinds
+            for group, by_name in kind["values"].items()
+            if (by_name.get(name) or {}).get(part) is not None
+        ]
+        means += [_percent(sum(n * value for n, value in known) / sum(n for n, _ in known))] if known else []
+    return means if len(means) == len(names) else []
+
+
+def _checks_met(report: Row) -> list[tuple[int, int]]:
+    """For each model, (met, all) of the checks of the user's prompts; [] if a model has none."""
+    prompts = (report.get("own") or {}).get("prompts") or []
+    replies = ([each["replies"].get(name) or {} for each in prompts] for name in names_of(report))
+    by_name = [[met for reply in of_model for _, met in reply.get("checks") or []] for of_model in replies]
+    return [(sum(met), len(met)) for met in by_name] if all(by_name) else []
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}{SPACE}%"
+
+
+def _change(values: Sequence[str]) -> str:
+    return " → ".join([values[0], *values[1:][-1:]])
