@@ -32,6 +32,7 @@ MAX_NUMBER = 10**9
 """The greatest value of options that count things."""
 CHAT_COMMANDS = {
     "help": ("", "list the commands"),
+    "examples": ("[N]", "prompts to try; N: send this one"),
     "reset": ("", "start a new conversation"),
     "retry": ("", "generate another reply to the last message"),
     "undo": ("", "remove the last message and its reply"),

@@ -9,12 +9,14 @@ import torch
 from rich.console import Console
 
 from mini_chat_gpt.checkpoints.load import load_named_tokenizer, load_pair
+from mini_chat_gpt.checkpoints.purpose import N_PROMPTS, Purpose, prompts_to_try
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.resources import total_memory
 from mini_chat_gpt.common.terminal import format_size
 from mini_chat_gpt.config import Config
+from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.data.text_dataset import sample_texts
 from mini_chat_gpt.generation.decode import Model
 from mini_chat_gpt.generation.text import generate
@@ -65,9 +67,16 @@ def prepare(config: Config, run: RunContext) -> Prepared:
         return "\n".join(f"  {prompt}{text}" for prompt, text in zip(prompts, texts, strict=True))
 
     validation = held_out.first(config.data.eval_examples)
-    return Prepared(
-        Job("pretrain", section, train, validation, show if prompts else None, files=texts.files), model, tokenizer
-    )
+    purpose = Purpose(prompts=beginnings(held_out.first(4 * N_PROMPTS), tokenizer))
+    shown = show if prompts else None
+    job = Job("pretrain", section, train, validation, shown, files=texts.files, purpose=purpose)
+    return Prepared(job, model, tokenizer)
+
+
+def beginnings(examples: Sequence[Example], tokenizer: ChatTokenizer) -> list[str]:
+    """The first words of held-out texts, for the chat's first screen."""
+    texts = [tokenizer.decode(example.ids[1:24].tolist()) for example in examples]
+    return prompts_to_try(" ".join(text.split()[:5])[:60] for text in texts)
 
 
 def new_model(config: Config, vocab_size: int, device: torch.device) -> GPT:

@@ -107,10 +107,10 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = "" if arguments.interactive else read_prompt(arguments)
     if not arguments.interactive and not prompt.strip():
         raise UserError("The prompt is empty; write what the model is to reply to.")
-    model, tokenizer = open_model(arguments.checkpoint, arguments.device, arguments.weights)
+    model, tokenizer, purpose = open_model(arguments.checkpoint, arguments.device, arguments.weights)
     sampling, system, thinking = arguments.sampling, system_of(arguments), thinking_of(arguments)
     if arguments.interactive:
-        return chat(model, tokenizer, sampling, system, thinking)
+        return chat(model, tokenizer, sampling, system, thinking, purpose)
     started = time.monotonic()
     reply = show(stream(model, tokenizer, prompt, system=system, thinking=thinking, **asdict(sampling)))
     seconds = max(time.monotonic() - started, 1e-9)

@@ -78,6 +78,7 @@ def prepare(config: Config, run: RunContext) -> Prepared:
         stages=examples.stages,
         files=examples.files,
         measure=eval_metrics(tasks, config.sft.best_metric, tokenizer),
+        purpose=examples.purpose,
     )
     return Prepared(job, model, tokenizer)
 

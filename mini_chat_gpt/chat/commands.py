@@ -84,6 +84,19 @@ def _help(session: ChatSession, _: str) -> Outcome:
     return Outcome(rows, note="A message that begins with a slash is typed with two.", keys=True)
 
 
+def _examples(session: ChatSession, text: str) -> Outcome:
+    prompts = session.examples
+    if not prompts:
+        raise UserError("The model's checkpoint doesn't say what it was trained to do, so there are no examples.")
+    if not text:
+        rows = [(f"{number}", prompt) for number, prompt in enumerate(prompts, start=1)]
+        return Outcome(rows, note="/examples 1 sends the first one.")
+    if text not in (numbers := [f"{number}" for number in range(1, len(prompts) + 1)]):
+        raise UserError(f"/examples takes a number from 1 to {numbers[-1]}, not {short(text)!r}.")
+    prompt = prompts[int(text) - 1]
+    return Outcome(note=f"{prompt}\n", reply=partial(session.send, prompt))
+
+
 def _reset(session: ChatSession, _: str) -> Outcome:
     session.reset()
     return Outcome(note="A new conversation; the system message and the settings stay.")
@@ -229,6 +242,7 @@ def _quit(session: ChatSession, _: str) -> Outcome:
 
 _RUN: dict[str, Callable[[ChatSession, str], Outcome]] = {
     "help": _help,
+    "examples": _examples,
     "reset": _reset,
     "retry": _retry,
     "undo": _undo,

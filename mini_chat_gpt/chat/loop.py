@@ -11,9 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from mini_chat_gpt.chat.commands import COMMANDS, as_message, is_command, run_command, short
+from mini_chat_gpt.chat.first_screen import introduce
 from mini_chat_gpt.chat.model_options import open_model, system_of, thinking_of
 from mini_chat_gpt.chat.session import ChatSession, Turn
 from mini_chat_gpt.chat.terminal import Front, Plain, Terminal, is_capable_terminal
+from mini_chat_gpt.checkpoints.purpose import Purpose
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with, replace_unencodable
 from mini_chat_gpt.common.errors import UserError
@@ -24,6 +26,8 @@ from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import USE_FORMAT_DEFAULT, System
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
+SHOWN = 70
+"""Characters of a prompt on the first screen."""
 HOW_IT_ENDED = {
     "stop": "",
     "length": "; cut off, /max allows more",
@@ -38,12 +42,13 @@ def chat(
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
     system: System = USE_FORMAT_DEFAULT,
     thinking: bool | None = None,
+    purpose: Purpose | None = None,
 ) -> int:
     """Chat on standard input and output until the user leaves; returns the exit code.
 
     `system` is the system message: the chat format's default, a text, or None for none. `thinking` says whether the model
-    thinks before it replies; None is the chat format's default. Raises UserError as `ChatSession` does. If standard input is
-    not a terminal, it also raises it for the first mistake in a message or command.
+    thinks before it replies; None is the chat format's default. `purpose` is what the model was trained to do. Raises UserError
+    as `ChatSession` does. If standard input is not a terminal, it also raises it for the first mistake in a message or command.
     """
     replace_unencodable()
     session = ChatSession(model, tokenizer, sampling, system)
@@ -52,7 +57,7 @@ def chat(
     commands = {f"/{name}": command.what for name, command in COMMANDS.items()}
     front: Front = Terminal(commands, hint) if is_capable_terminal() else Plain()
     try:
-        Chat(session, front).run()
+        Chat(session, front, purpose).run()
     except BaseException:  # a closed terminal, a signal, a lost output
         if front.interactive:
             keep_unsaved(session)
@@ -77,16 +82,19 @@ def keep_unsaved(session: ChatSession) -> None:
 class Chat:
     """The loop: read a line, run it, and show the result."""
 
-    def __init__(self, session: ChatSession, front: Front) -> None:
+    def __init__(self, session: ChatSession, front: Front, purpose: Purpose | None = None) -> None:
         self.session, self.front = session, front
+        self.introduction = introduce(purpose, session.is_base)
+        session.examples = self.introduction.prompts
 
     def run(self) -> None:
         """Run until the user leaves or the input ends."""
-        if self.session.is_base:
-            self.front.note(
-                "Type the beginning of a text. The model continues each text separately and remembers nothing."
-            )
+        if self.session.is_base or (self.front.interactive and self.introduction.line):
+            self.front.note(self.introduction.line)
         if self.front.interactive:
+            if prompts := self.introduction.prompts:
+                self.front.note("Try, for example (/examples shows them in full, /examples 1 sends the first):")
+                self.front.table([(f"{number}", short(text, SHOWN)) for number, text in enumerate(prompts, start=1)])
             self.front.note(f"{self.front.keys} /help lists the commands.")
             if (kept := unsaved_chats()).is_file() and not self.session.is_base:
                 self.front.note(
@@ -189,8 +197,8 @@ def summary(turn: Turn) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """`mini-chat-gpt chat` with a parsed command line."""
-    model, tokenizer = open_model(arguments.checkpoint, arguments.device, arguments.weights)
-    return chat(model, tokenizer, arguments.sampling, system_of(arguments), thinking_of(arguments))
+    model, tokenizer, purpose = open_model(arguments.checkpoint, arguments.device, arguments.weights)
+    return chat(model, tokenizer, arguments.sampling, system_of(arguments), thinking_of(arguments), purpose)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from mini_chat_gpt.checkpoints.find import newest_checkpoint
-from mini_chat_gpt.checkpoints.load import load_checkpoint
+from mini_chat_gpt.checkpoints.load import find_source, load_checkpoint
+from mini_chat_gpt.checkpoints.purpose import Purpose, read_purpose
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.resources import free_memory
 from mini_chat_gpt.common.terminal import format_size
@@ -46,13 +48,22 @@ def find_model(path: str | None) -> Path:
     return model_path
 
 
-def open_model(path: str | None, device: str, weights: WeightsOption) -> tuple[Model, ChatTokenizer]:
+class OpenModel(NamedTuple):
+    """A model that can reply, and what it was trained to do (`read_purpose`)."""
+
+    model: Model
+    tokenizer: ChatTokenizer
+    purpose: Purpose | None
+
+
+def open_model(path: str | None, device: str, weights: WeightsOption) -> OpenModel:
     """Load the model that `find_model` finds, with its weights in the chosen number format, and cut its context if memory is short.
 
     Prints path, size and device on standard error. Raises UserError, also as `cut_context` does.
     """
     model_path = find_model(path)
-    model, tokenizer = load_checkpoint(model_path, device)
+    source = find_source(model_path)
+    model, tokenizer = load_checkpoint(source, device)
     kind = "" if tokenizer.chat_format is not None else ", a base model without a chat format: it continues the prompt"
     if weights == "auto" and model.device.type == "cpu":
         inference_model: Model = model  # how its weights are best packed depends on the number of replies
@@ -62,7 +73,7 @@ def open_model(path: str | None, device: str, weights: WeightsOption) -> tuple[M
     print(f"{model_path}: {model.n_parameters() / 1e6:.2f} M parameters on {model.device}{half}{kind}", file=sys.stderr)
     if (note := cut_context(inference_model, free_memory(model.device))) is not None:
         print(note, file=sys.stderr)
-    return inference_model, tokenizer
+    return OpenModel(inference_model, tokenizer, read_purpose(source))
 
 
 def cut_context(model: Model, free: int | None) -> str | None:

@@ -88,6 +88,7 @@ class ChatSession:
     system       the system message, None for none; `set_system` changes it
     thinking     whether the model thinks before it replies, None for the default of its chat format; `set_thinking` changes it
     files        files that this conversation was saved to or loaded from
+    examples     prompts that the user may try
 
     Raises UserError for a system message with a base model, or one that leaves no room in the context.
     """
@@ -104,6 +105,7 @@ class ChatSession:
         self.n_dropped = 0
         self.last_turn: Turn | None = None
         self.files: set[Path] = set()
+        self.examples: Sequence[str] = ()
         self._saved: list[Message] = []
         self.system: str | None = None
         self.thinking: bool | None = None

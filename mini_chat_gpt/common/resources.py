@@ -105,36 +105,31 @@ def _max_resident_set() -> int:
 
 
 class CPUContention:
-    """Detects other programs that use the same cores; `check` warns once.
+    """Detects other programs that use the same cores.
 
     Threads that work on the same product spin while they wait for each other. If one of them does not get its core, the
     others wait as well: on two cores with one other busy process, two threads are three times slower than one.
     """
 
-    INTERVAL = 20.0  # seconds over which CPU time is measured
+    INTERVAL = 10.0  # seconds over which CPU time is measured
     MIN_FRACTION = (
         0.8  # of the threads' time. On idle cores a run gets at least 0.95, next to another process about 0.6
     )
 
     def __init__(self, threads: int) -> None:
-        self.threads, self.warned = threads, False
+        self.threads = threads
         self.wall_time, self.cpu_time = time.monotonic(), time.process_time()
 
-    def check(self) -> str | None:
-        """A warning for the user, or None."""
+    def check(self) -> float | None:
+        """The fraction of their time that the threads get, if other programs take the rest; None if not, or too early to tell."""
         seconds = time.monotonic() - self.wall_time
-        if self.warned or self.threads < 2 or seconds < self.INTERVAL:
+        if self.threads < 2 or seconds < self.INTERVAL:
             return None
         fraction = (time.process_time() - self.cpu_time) / (seconds * self.threads)
         self.wall_time, self.cpu_time = time.monotonic(), time.process_time()
-        # Without the load test, a run that waits for its disk would be warned as well.
-        if fraction >= self.MIN_FRACTION or _load_average() <= (os.cpu_count() or 1):
-            return None
-        self.warned = True
-        return (
-            f"Other programs use the same cores: {self.threads} threads get {fraction:.0%} of their time. They wait for each other "
-            "and lose much more than that. If this continues, interrupt the run (Ctrl-C) and resume it with system.threads=1."
-        )
+        # Without the load test, a run that waits for its disk would count as well.
+        contended = fraction < self.MIN_FRACTION and _load_average() > (os.cpu_count() or 1)
+        return fraction if contended else None
 
 
 def _load_average() -> float:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
+from mini_chat_gpt.checkpoints.purpose import Purpose
 from mini_chat_gpt.common.entry import command_of, under_torchrun
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import check_json
@@ -57,6 +58,8 @@ class Job:
     """The text files that the examples are made from."""
     measure: Callable[[Model], Metrics] | None = None
     """Returns scores at each evaluation, higher is better, with names such as "eval/moral/exact"."""
+    purpose: Purpose = field(default_factory=Purpose)
+    """What checkpoints say that the model was trained to do."""
 
     def resume_command(self, folder: Path) -> str:
         """What to type to resume the run in this folder, which has its settings, with as many processes as there are now."""

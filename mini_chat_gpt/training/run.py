@@ -138,6 +138,7 @@ def _execute(
         compiling = choose_compiling(config.system.compile, run.device, steps_left, engine.model.config)
         if compiling.on:
             compile_model(engine.model)
+            trainer.threads.fixed = True  # code is compiled for the number of threads
         if run.checkpoint is None and config.training.time_budget:
             _fit_time_budget(trainer, seconds_in(config.training.time_budget), run)
         _print_summary(trainer, [precision.reason, compiling.reason, _world_summary(engine)], out)

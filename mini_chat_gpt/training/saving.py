@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from mini_chat_gpt.checkpoints.find import ADAPTER_BASE, is_checkpoint, steps_of
+from mini_chat_gpt.checkpoints.purpose import KEY as PURPOSE
 from mini_chat_gpt.checkpoints.save import CheckpointWriter
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError
@@ -69,6 +70,7 @@ class Saver:
             "val_loss": evaluation.losses.get("val_loss") if evaluation else None,
             "score": score if math.isfinite(score) else None,
             "best_metric": best_metric,
+            PURPOSE: self.job.purpose.model_dump(),
         }
         # Training continues while a thread writes the copy.
         snapshot = self.engine.snapshot(self.tokenizer, info, asdict(progress))

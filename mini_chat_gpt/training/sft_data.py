@@ -5,15 +5,18 @@ The trainer, `inspect` and `doctor` all get their examples here. `sft_dataloader
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from rich.console import Console
 
+from mini_chat_gpt.checkpoints.purpose import MAX_NAMES, N_PROMPTS, Purpose, prompts_to_try
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.hub_names import hub_name
 from mini_chat_gpt.config import ChatsSection, Config
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.data.chat_cache import render_files
@@ -34,6 +37,8 @@ from mini_chat_gpt.training.job import Stage
 
 N_SHOWN_CHATS = 4
 """Held-out chats for which the model writes a reply at each evaluation."""
+N_TRIED = 8
+"""Held-out tasks of a kind among which one is chosen for the chat's first screen."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class SftExamples:
     eval_tasks: list[Task] = field(default_factory=list)
     """Held-out tasks that are scored at each evaluation."""
     chats: ChatData | None = None
+    purpose: Purpose = field(default_factory=Purpose)
 
 
 class Mixed:
@@ -123,6 +129,11 @@ def make_examples(
         stories=stories.stories,
         eval_tasks=stories.eval_tasks,
         chats=chats.chats,
+        purpose=Purpose(
+            tasks=stories.purpose.tasks,
+            chats=chats.purpose.chats,
+            prompts=prompts_to_try([*chats.purpose.prompts[: N_PROMPTS - 1], *stories.purpose.prompts]),
+        ),
     )
 
 
@@ -152,6 +163,7 @@ def _story_examples(config: Config, tokenizer: ChatTokenizer, context: int) -> S
         stages=_curriculum(train, config, context),
         stories=train,
         eval_tasks=[task for of_kind in tasks for task in of_kind[:n]],
+        purpose=_purpose_of_stories(held_out),
     )
 
 
@@ -166,6 +178,22 @@ def _with_conversations(
     n_talks = max(1, round(n * share))
     validation = held_out.validation_examples(max(1, n - n_talks)) + conversations[1].validation_examples(n_talks)
     return Mixed(train, conversations[0], share, config.system.seed), validation
+
+
+def _purpose_of_stories(held_out: InstructDataset) -> Purpose:
+    """The kinds of tasks, and a prompt of each of the most frequent ones, with different stories, short ones if possible."""
+    shares: dict[str, float] = defaultdict(float)
+    for category, share in held_out.mixture.shares.items():
+        shares[category.split("/")[0]] += share
+    frequent = sorted(held_out.mixture.kinds, key=lambda kind: -shares[kind])
+    chosen: dict[str, str] = {}  # story -> prompt
+    for kind in frequent[:N_PROMPTS]:
+        # The question first, because only the beginning of a prompt is on the screen.
+        tasks = sorted(held_out.eval_tasks(kind, N_TRIED), key=lambda task: (not task.question_first, len(task.prompt)))
+        stories = [task.prompt[slice(*task.story_span)] if task.story_span else task.prompt for task in tasks]
+        if new := [number for number, story in enumerate(stories) if story not in chosen]:
+            chosen[stories[new[0]]] = tasks[new[0]].prompt
+    return Purpose(tasks=held_out.mixture.kinds[:MAX_NAMES], prompts=prompts_to_try(chosen.values()))
 
 
 def _instruct_datasets(config: Config, tokenizer: ChatTokenizer) -> tuple[InstructDataset, InstructDataset]:
@@ -199,13 +227,25 @@ def _curriculum(dataset: InstructDataset, config: Config, context: int) -> list[
 
 def _chat_examples(config: Config, tokenizer: ChatTokenizer, context: int, console: Console | None) -> SftExamples:
     chats = read_chats(config, tokenizer, context, console)
+    shown = list(_shown(chats.validated, config.chats, N_SHOWN_CHATS))
     return SftExamples(
         source=chats.trained,
         validation=list(islice(chats.validated.examples(), config.data.eval_examples)),
-        shown=list(_shown(chats.validated, config.chats, N_SHOWN_CHATS)),
+        shown=shown,
         files=[file for path in {**config.chats.files, **config.chats.valid_files} for file in chat_files(path).all],
         notes=chats.notes,
         chats=chats,
+        purpose=_purpose_of_chats(config, shown),
+    )
+
+
+def _purpose_of_chats(config: Config, shown: Sequence[Shown]) -> Purpose:
+    """The names of the chat files, and the first message of a few held-out chats: the user's own prompts come before them."""
+    conversations = [one.prompt for one in shown if not isinstance(one.prompt, str)]
+    first = [next((m.content for m in messages if m.role == "user"), "") for messages in conversations]
+    names = [path if hub_name(path, "dataset") else PurePath(path).name for path in config.chats.files]
+    return Purpose(
+        chats=[name[:200] for name in names[:MAX_NAMES]], prompts=prompts_to_try([*config.sft.prompts, *first])
     )
 
 

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-
-import torch
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.training.job import Stage
-from mini_chat_gpt.training.train_step import LossScale, TrainStep
+from mini_chat_gpt.training.step_state import StepState
 from mini_chat_gpt.training.trainer import Trainer
 
 WARM_UP = 2  # steps that are not timed: they compile kernels and allocate memory
@@ -47,9 +43,12 @@ def time_run(trainer: Trainer, seconds: float) -> TimePlan:
     """Time steps of every stage and an evaluation, in about `seconds`. Call it only before the first step."""
     started = time.monotonic()
     stages = trainer.job.all_stages()
-    with _restored(trainer.engine):
+    before = StepState.copy(trainer.engine)
+    try:
         step = sum(stage.share * _step_seconds(trainer, stage, seconds / (len(stages) + 1)) for stage in stages)
         evaluation = _evaluation_seconds(trainer)
+    finally:
+        before.restore(trainer.engine)
     return trainer.world.broadcast(lambda: TimePlan(step, evaluation, time.monotonic() - started))
 
 
@@ -83,21 +82,3 @@ def _evaluation_seconds(trainer: Trainer) -> float:
     evaluated = time.monotonic()
     trainer.validation.samples()
     return (evaluated - started) * len(validation) / len(part) + time.monotonic() - evaluated
-
-
-@contextmanager
-def _restored(engine: TrainStep) -> Iterator[None]:
-    """Restore the state of an engine that has not made a step yet."""
-    parameters = list(engine.model.parameters())
-    initial = [parameter.detach().clone() for parameter in parameters]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, weight in zip(parameters, initial, strict=True):
-                parameter.copy_(weight)
-        engine.optimizer.reset()
-        if engine.average is not None:
-            engine.average.load(dict(zip(engine.average.parameters, initial, strict=True)), steps=0)
-        if engine.loss_scale is not None:
-            engine.loss_scale = LossScale()

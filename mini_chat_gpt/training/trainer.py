@@ -13,10 +13,10 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
-from mini_chat_gpt.common.device import cpu_threads, gc_frozen
+from mini_chat_gpt.common.device import gc_frozen
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import append_text, atomic_write_text
-from mini_chat_gpt.common.resources import CPUContention, memory_in_use
+from mini_chat_gpt.common.resources import memory_in_use
 from mini_chat_gpt.common.signals import GRACE, leave_within
 from mini_chat_gpt.common.terminal import StepProgress
 from mini_chat_gpt.common.text import well_formed
@@ -43,6 +43,7 @@ from mini_chat_gpt.training.optim import lr_fraction, warmup_length
 from mini_chat_gpt.training.saved_state import Resumed
 from mini_chat_gpt.training.saving import Saver
 from mini_chat_gpt.training.stop import LOST_WORKER, REASONS, URGENT, Abandoned, StopRequest, exit_code
+from mini_chat_gpt.training.threads import ThreadTuner
 from mini_chat_gpt.training.train_step import StepReport, TrainStep
 from mini_chat_gpt.training.validation import Validation
 
@@ -73,6 +74,7 @@ class Trainer:
         self._evaluation_seconds = 0.0  # what the last one took
         self._lost_worker = ""
         self.saver = Saver(folder, config.training.keep_checkpoints, job, engine, tokenizer, monitor)
+        self.threads = ThreadTuner(engine, monitor.message, self.saver.wait, fixed=config.system.threads is not None)
         limit = config.training.time_limit
         deadline = (start_time or time.monotonic()) + seconds_in(limit) if limit else None
         self.stop = StopRequest(monitor.message, deadline)
@@ -148,7 +150,6 @@ class Trainer:
 
     def _train(self, bar: StepProgress, loaders: ExitStack) -> None:
         progress, loader, stage = self.progress, None, None
-        contention = CPUContention(cpu_threads(self.model.device))
         if progress.evaluation_due:
             self._evaluate_and_save()
         while progress.step < self.total_steps and not self.stopped and not self._out_of_patience():
@@ -168,8 +169,6 @@ class Trainer:
                 if progress.window.weight or report.outcome == "non-finite":
                     progress.train_loss = progress.window.loss if math.isfinite(progress.window.loss) else None
                 bar.update(progress.step, self._log_window(report).items())
-                if slow := contention.check():
-                    self.monitor.message(slow)
             self._evaluate_and_save()
         if self.evaluation is None and self.job.validation and not self.stopped:
             self.evaluation = self.validation.run()  # the run was resumed after its last evaluation
@@ -198,9 +197,8 @@ class Trainer:
                 abandonable.close()
             # Not what the optimizer has: a step that overflows or is not finite doesn't set it.
             self._learning_rate = self.engine.optimizer.learning_rate * self.lr_fraction
-            report = self.engine.train_step(
-                examples, self.lr_fraction, stage.weight_decay, progress.step, self.stop.number
-            )
+            arguments = (examples, self.lr_fraction, stage.weight_decay, progress.step, self.stop.number)
+            report = self.threads.step(partial(self.engine.train_step, *arguments))
         self._advanced = True
         return report, examples, count
 

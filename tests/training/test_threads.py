@@ -1,0 +1,182 @@
+"""The number of threads follows what other programs leave, and never changes a result. All times are injected."""
+
+import os
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import CountingDataset, tiny_config, tiny_model
+
+from mini_chat_gpt.common import resources
+from mini_chat_gpt.common.device import pick_precision
+from mini_chat_gpt.training import threads as module
+from mini_chat_gpt.training.step_state import StepState, digest
+from mini_chat_gpt.training.threads import FIRST_WAIT, LONGEST_WAIT, MAX_SHARE, ThreadTuner
+from mini_chat_gpt.training.train_step import TrainStep
+
+
+class Machine:
+    """A machine with two cores whose clocks the test sets: a step of a token takes `seconds[threads]`."""
+
+    def __init__(self):
+        self.now = self.used = 0.0
+        self.load, self.threads = 1.0, 2
+        self.seconds = {1: 1.0, 2: 0.6}
+
+    def be_busy(self):
+        self.load, self.seconds = 3.0, {1: 1.0, 2: 4.0}
+
+    def be_idle(self):
+        self.load, self.seconds = 1.0, {1: 1.0, 2: 0.6}
+
+    def spend(self, tokens):
+        seconds = self.seconds[self.threads] * tokens
+        self.now += seconds
+        self.used += seconds * self.threads * (0.6 if self.load > 2 else 1.0)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    machine = Machine()
+    monkeypatch.setattr(time, "monotonic", lambda: machine.now)
+    monkeypatch.setattr(time, "process_time", lambda: machine.used)
+    monkeypatch.setattr(resources, "_load_average", lambda: machine.load)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(module, "cpu_threads", lambda device: machine.threads)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: setattr(machine, "threads", n))
+    return machine
+
+
+class Run:
+    """Steps of a real engine whose duration is that of the machine."""
+
+    def __init__(self, machine, fixed=False, noise=False, **sections):
+        training = {"batch_size": 4, "ema": 0.9} | sections.pop("training", {})
+        config = tiny_config(training=training, **sections)
+        cpu = torch.device("cpu")
+        precision = pick_precision(config.system.mixed_precision, cpu)
+        self.engine = TrainStep(tiny_model(64), config, config.sft, precision)
+        self.machine, self.noise, self.source = machine, noise, CountingDataset()
+        self.said, self.pauses, self.n, self.calls = [], 0, 0, []
+        self.tuner = ThreadTuner(self.engine, self.said.append, self.pause, fixed)
+
+    def pause(self):
+        self.pauses += 1
+
+    def train(self):
+        """A step of one token in the machine's time. With `noise`, its result depends on the number of threads."""
+        self.calls.append(self.machine.threads)
+        examples = [self.source[4 * self.n + i] for i in range(4)]
+        rate = 0.5 if self.noise and self.machine.threads == 1 else 0.4
+        report = self.engine.train_step(examples, rate, None, self.n)
+        self.machine.spend(1)
+        return replace(report, tokens=1)
+
+    def steps(self, n):
+        for _ in range(n):
+            self.tuner.step(self.train)
+            self.n += 1
+        return self.machine.threads
+
+
+def test_a_free_machine_changes_nothing(machine):
+    run = Run(machine)
+    assert run.steps(60) == 2
+    assert run.said == []
+    assert run.calls == [2] * 60
+
+
+def test_the_number_of_threads_follows_the_machine_both_ways_with_a_line_for_each_change(machine):
+    run = Run(machine)
+    run.steps(5)
+    machine.be_busy()
+    assert run.steps(20) == 1
+    assert run.said[0].startswith("Other programs use the same cores: 2 threads get 7")
+    assert "continues with 1 thread, now 4.0 times as fast, with the same results" in run.said[0]
+    assert run.pauses == 1
+    run.steps(60)
+    assert len(run.said) == 1
+    machine.be_idle()
+    assert run.steps(400) == 2
+    assert "More of the cores are free again. The run continues with 2 threads, now 1.7 times as fast" in run.said[1]
+    assert len(run.said) == 2
+
+
+def test_every_step_has_the_result_that_it_would_have_without_trials(machine):
+    run = Run(machine)
+    machine.be_busy()
+    run.steps(20)
+    machine.be_idle()
+    run.steps(200)
+    assert len(run.said) == 2
+    plain = Run(Machine(), fixed=True)
+    for _ in range(220):
+        plain.train()
+        plain.n += 1
+    assert digest(run.engine) == digest(plain.engine)
+
+
+def test_a_number_with_other_results_is_never_used_and_the_state_is_that_of_the_first(machine):
+    run = Run(machine, noise=True)
+    machine.be_busy()
+    assert run.steps(60) == 2
+    assert len(run.said) == 1
+    assert "differs from one with 2 threads in the last bits, so the run keeps its number" in run.said[0]
+    assert "resume it with system.threads=1" in run.said[0]
+    assert run.calls.count(1) == 1
+    plain = Run(Machine(), fixed=True)
+    for _ in range(60):
+        plain.train()
+        plain.n += 1
+    assert digest(run.engine) == digest(plain.engine)
+
+
+def test_a_number_that_the_user_has_set_is_kept_with_advice_once(machine):
+    run = Run(machine, fixed=True)
+    machine.be_busy()
+    assert run.steps(60) == 2
+    assert run.calls == [2] * 60
+    assert len(run.said) == 1
+    assert "resume it with system.threads=1" in run.said[0]
+
+
+def test_ranks_keep_their_number(machine, monkeypatch):
+    run = Run(machine)
+    monkeypatch.setattr(run.engine, "world", replace(run.engine.world, size=2))
+    assert ThreadTuner(run.engine, print, print, fixed=False).fixed
+
+
+def test_trials_that_gain_nothing_become_rare(machine):
+    run = Run(machine)
+    machine.load, machine.seconds = 3.0, {1: 4.0, 2: 4.0}
+    assert run.steps(1000) == 2
+    trials = run.pauses
+    assert run.said == []
+    longest = max(LONGEST_WAIT, 4 * 5 / MAX_SHARE)
+    assert 2 <= trials <= 2 + machine.now / FIRST_WAIT
+    assert machine.now / trials > longest / 2
+
+
+@pytest.mark.parametrize("sections", [{}, {"training": {"optimizer": "muon"}}, {"system": {"mixed_precision": "fp16"}}])
+def test_a_state_is_restored_bit_for_bit_as_often_as_needed(machine, sections):
+    run = Run(machine, **sections)
+    run.train()
+    before, state = digest(run.engine), StepState.copy(run.engine)
+    for _ in range(2):
+        run.train()
+        assert digest(run.engine) != before
+        state.restore(run.engine)
+        assert digest(run.engine) == before
+
+
+def test_a_digest_sees_every_part_of_the_state(machine):
+    run = Run(machine)
+    run.train()
+    parts = [next(run.engine.model.parameters()), *run.engine.optimizer.state_tensors().values()]
+    parts += run.engine.average.averages.values()
+    for tensor in parts:
+        before = digest(run.engine)
+        with torch.no_grad():
+            tensor.view(-1)[-1].add_(1)
+        assert digest(run.engine) != before
