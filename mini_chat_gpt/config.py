@@ -321,7 +321,7 @@ class SystemSection(Section):
     seed: Seed = 1337
     """Seed of the weights, the data order, the prompt templates and sampling."""
     threads: Whole | None = Field(None, ge=1, le=1024)
-    """CPU threads (null = PyTorch's default)."""
+    """CPU threads, also while others use the cores (null = PyTorch's default, fewer while fewer are faster with the same results)."""
 
 
 def _wandb_mode(mode: Any) -> Any:

@@ -55,7 +55,7 @@ def digest(engine: TrainStep) -> str:
     if engine.average is not None:
         tensors += engine.average.averages.values()
     for tensor in tensors:
-        hashed.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
+        hashed.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
     return f"{hashed.hexdigest()} {engine.loss_scale}"
 
 
