@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mini_chat_gpt.chat.commands import COMMANDS, as_message, is_command, run_command, short
-from mini_chat_gpt.chat.first_screen import introduce
+from mini_chat_gpt.chat.introduction import introduce
 from mini_chat_gpt.chat.model_options import open_model, system_of, thinking_of
 from mini_chat_gpt.chat.session import ChatSession, Turn
 from mini_chat_gpt.chat.terminal import Front, Plain, Terminal, is_capable_terminal

@@ -30,6 +30,7 @@ from mini_chat_gpt.data.rendered_chats import RenderedChats
 from mini_chat_gpt.data.step_loader import ExampleDataset
 from mini_chat_gpt.generation.text import Prompt
 from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, find_instruct_file, stories
+from mini_chat_gpt.tinystories.conversation_dataset import KIND as CONVERSATION
 from mini_chat_gpt.tinystories.conversation_dataset import ConversationDataset
 from mini_chat_gpt.tinystories.tasks import Task
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
@@ -163,7 +164,7 @@ def _story_examples(config: Config, tokenizer: ChatTokenizer, context: int) -> S
         stages=_curriculum(train, config, context),
         stories=train,
         eval_tasks=[task for of_kind in tasks for task in of_kind[:n]],
-        purpose=_purpose_of_stories(held_out),
+        purpose=_purpose_of_stories(held_out, config),
     )
 
 
@@ -180,7 +181,7 @@ def _with_conversations(
     return Mixed(train, conversations[0], share, config.system.seed), validation
 
 
-def _purpose_of_stories(held_out: InstructDataset) -> Purpose:
+def _purpose_of_stories(held_out: InstructDataset, config: Config) -> Purpose:
     """The kinds of tasks, and a prompt of each of the most frequent ones, with different stories, short ones if possible."""
     shares: dict[str, float] = defaultdict(float)
     for category, share in held_out.mixture.shares.items():
@@ -193,7 +194,8 @@ def _purpose_of_stories(held_out: InstructDataset) -> Purpose:
         stories = [task.prompt[slice(*task.story_span)] if task.story_span else task.prompt for task in tasks]
         if new := [number for number, story in enumerate(stories) if story not in chosen]:
             chosen[stories[new[0]]] = tasks[new[0]].prompt
-    return Purpose(tasks=held_out.mixture.kinds[:MAX_NAMES], prompts=prompts_to_try(chosen.values()))
+    tasks = [*held_out.mixture.kinds, *([CONVERSATION] if config.data.conversations else [])]
+    return Purpose(tasks=tasks[:MAX_NAMES], prompts=prompts_to_try(chosen.values()))
 
 
 def _instruct_datasets(config: Config, tokenizer: ChatTokenizer) -> tuple[InstructDataset, InstructDataset]:

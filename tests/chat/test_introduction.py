@@ -7,7 +7,7 @@ import pytest
 from tiny import chat_tokenizer, tiny_config, tiny_model, tiny_tokenizer
 
 from mini_chat_gpt.chat.commands import run_command
-from mini_chat_gpt.chat.first_screen import introduce
+from mini_chat_gpt.chat.introduction import introduce
 from mini_chat_gpt.chat.loop import Chat
 from mini_chat_gpt.chat.session import ChatSession
 from mini_chat_gpt.chat.terminal import Plain
@@ -85,6 +85,12 @@ def test_every_kind_of_task_has_words_in_the_introduction():
 )
 def test_the_introduction_names_what_was_trained(purpose, line):
     assert introduce(purpose, is_base=False).line == line
+
+
+def test_a_model_that_converses_is_asked_what_it_can_do():
+    introduction = introduce(Purpose(tasks=["words", "conversation"], prompts=["a", "b", "c"]), is_base=False)
+    assert "and hold a short conversation about stories" in introduction.line
+    assert introduction.prompts == ["What can you do?", "a", "b"]
 
 
 def test_what_is_unknown_is_not_invented():

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mini_chat_gpt.assets import load
-from mini_chat_gpt.checkpoints.purpose import Purpose
+from mini_chat_gpt.checkpoints.purpose import N_PROMPTS, Purpose
+from mini_chat_gpt.tinystories.conversation_dataset import KIND as CONVERSATION
 
 MAX_FILES = 3
 """Names of chat files that the line lists."""
@@ -22,7 +23,7 @@ class Introduction:
 
 def introduce(purpose: Purpose | None, is_base: bool) -> Introduction:
     """The introduction of a model with this purpose. `is_base`: it has no chat format."""
-    texts = load("first_screen.yaml")
+    texts = load("introduction.yaml")
     if is_base:
         return Introduction(
             "This is a base model: it only continues text. Type the beginning of one; the model continues each text separately "
@@ -43,8 +44,11 @@ def introduce(purpose: Purpose | None, is_base: bool) -> Introduction:
     topics = [texts["topics"].get(kind, kind.replace("_", " ")) for kind in kinds]
     if named := dict.fromkeys(filter(None, topics)):
         abilities.append(f"answer questions about a story ({', '.join(named)})")
+    prompts = purpose.prompts
+    if CONVERSATION in purpose.tasks:
+        prompts = [texts["conversation_prompt"], *prompts][:N_PROMPTS]
     abilities += [texts["tasks"][kind] for kind in purpose.tasks if kind in texts["tasks"]]
-    return Introduction(f"This model was trained to {_joined(abilities or kinds)}.", purpose.prompts)
+    return Introduction(f"This model was trained to {_joined(abilities or kinds)}.", prompts)
 
 
 def _listed(names: Sequence[str]) -> str:
