@@ -194,8 +194,8 @@ def _purpose_of_stories(held_out: InstructDataset, config: Config) -> Purpose:
         stories = [task.prompt[slice(*task.story_span)] if task.story_span else task.prompt for task in tasks]
         if new := [number for number, story in enumerate(stories) if story not in chosen]:
             chosen[stories[new[0]]] = tasks[new[0]].prompt
-    tasks = [*held_out.mixture.kinds, *([CONVERSATION] if config.data.conversations else [])]
-    return Purpose(tasks=tasks[:MAX_NAMES], prompts=prompts_to_try(chosen.values()))
+    kinds = [*held_out.mixture.kinds, *([CONVERSATION] if config.data.conversations else [])]
+    return Purpose(tasks=kinds[:MAX_NAMES], prompts=prompts_to_try(chosen.values()))
 
 
 def _instruct_datasets(config: Config, tokenizer: ChatTokenizer) -> tuple[InstructDataset, InstructDataset]:
