@@ -11,6 +11,8 @@ own, a question of knowledge, a compliment and a goodbye. conversation_script.py
 the wordings, and conversation_rules.py says which replies are right or sensible. Half of the stories are of plots that the train split
 of the sample has, half are not.
 
+A reply that fills the context is generated again with fewer older turns, as with /retry.
+
 Printed: the share of right or sensible turns by kind with Wilson's 95 % intervals, the mean and the minimum of a conversation, and in
 how many conversations the story was no longer in the context when it was asked about (the session drops the oldest turns).
 Goals: a mean of 18 of 20, at least 14 in every conversation, and at least 80 % for every kind.
@@ -60,6 +62,7 @@ class Judged:
     problem: str | None  # None if the reply is right or sensible
     expected: str
     in_context: bool  # whether the story that the message is about is
+    again: bool  # whether the first reply filled the context, and this is a second one
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,20 @@ class Conversation:
         return sum(turn.problem is None for turn in self.turns)
 
 
-def say(session: ChatSession, message: str) -> Reply:
-    """Send a message. A message that is too long for the context has no reply."""
+def say(session: ChatSession, message: str) -> tuple[Reply, bool]:
+    """Send a message; returns the reply and whether it had to be generated again.
+
+    As `/retry` in a chat, a reply that filled the context is generated again with fewer older turns. A message that is too long for
+    the context has no reply.
+    """
     try:
         text = "".join(session.send(message))
+        again = session.last_turn is not None and session.last_turn.finish_reason == "context"
+        if again:
+            text = "".join(session.retry())
     except UserError:
-        return Reply("", ended=False)
-    return Reply(text, session.last_turn is not None and session.last_turn.finish_reason == "stop")
+        return Reply("", ended=False), False
+    return Reply(text, session.last_turn is not None and session.last_turn.finish_reason == "stop"), again
 
 
 def converse(model: Model, tokenizer: ChatTokenizer, story: Facts, steps: Sequence[Step]) -> Conversation:
@@ -93,13 +103,13 @@ def converse(model: Model, tokenizer: ChatTokenizer, story: Facts, steps: Sequen
     turns: list[Judged] = []
     pasted: dict[str, int] = {}  # number of the turn with a story
     for step in steps:
-        reply = say(session, step.message)
+        reply, again = say(session, step.message)
         source = "second_story" if step.kind in ABOUT_SECOND else "pasted_story" if step.kind in ABOUT_FIRST else ""
         in_context = source not in pasted or pasted[source] >= session.n_dropped
         if step.kind in ("pasted_story", "second_story"):
             pasted[step.kind] = len(session.turns) - 1
         problem = problem_of(step, reply, earlier)
-        turns.append(Judged(step.kind, step.message, reply.text, problem, step.answer, in_context))
+        turns.append(Judged(step.kind, step.message, reply.text, problem, step.answer, in_context, again))
         earlier.append((step, reply, problem))
     usage = session.usage()
     return Conversation(story.group, story.plot, turns, usage.system + sum(usage.turns))
@@ -143,6 +153,10 @@ def _remarks(conversations: Sequence[Conversation], low_kinds: Sequence[str], sc
     if dropped:
         kinds = ", ".join(f"{kind} {n}" for kind, n in dropped.items())
         yield f"The story was no longer in the context in {sum(dropped.values())} turns: {kinds}."
+    again = Counter(turn.kind for one in conversations for turn in one.turns if turn.again)
+    if again:
+        kinds = ", ".join(f"{kind} {n}" for kind, n in again.items())
+        yield f"{sum(again.values())} replies filled the context and were generated again, as with /retry: {kinds}."
     sizes = [one.tokens for one in conversations]
     yield f"A whole conversation has {fmean(sizes):.0f} tokens on average and at most {max(sizes)}."
     yield (
@@ -180,7 +194,7 @@ def shown(conversation: Conversation) -> str:
 def first_things(model: Model, tokenizer: ChatTokenizer) -> str:
     """The reply to each first thing, in a conversation of its own."""
     pairs = [(text, say(ChatSession(model, tokenizer, GREEDY), text)) for text in settings()["first_things"]]
-    return "\n".join(f"> {text}\n{reply.text.strip()}{'' if reply.ended else ' ...'}\n" for text, reply in pairs)
+    return "\n".join(f"> {text}\n{reply.text.strip()}{'' if reply.ended else ' ...'}\n" for text, (reply, _) in pairs)
 
 
 def coinciding() -> list[str]:

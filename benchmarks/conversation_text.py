@@ -19,7 +19,7 @@ from mini_chat_gpt.tinystories.main_character import find_word, is_opener
 ASSETS = Path(assets.__file__ or "").parent
 WORD_FILES = ("sample_plots", "sample_words", "story_words", "story_verbs", "word_forms", "character_words")
 UNKNOWN_WORDS = 0.2  # most, as a share
-LONG_TEXT = 80  # words; longer texts may repeat three words
+LONG_TEXT = 80  # words
 ENDINGS = ("'s", "s", "es", "ed", "d", "ing", "ly", "er", "n't", "'ll", "'re", "'ve", "'m", "'d")
 
 
@@ -69,14 +69,17 @@ def too_long(text: str, most: int) -> str | None:
     return f"{n} words" if n > most else None
 
 
-def loop_in(text: str) -> str | None:
-    """ "loop" if a letter occurs five times in a row, a word four times in a row, or three words three times in a short text."""
+def loop_in(text: str, is_story: bool = False) -> str | None:
+    """ "loop" if a letter occurs five times in a row, a word four times in a row, or three words three times in up to 80 words.
+
+    A story may repeat three words: "the big tree".
+    """
     words = plain_words(text)
     if re.search(r"([^\W\d_])\1{4}", text.lower()) or any(
         len(set(words[i : i + 4])) == 1 for i in range(len(words) - 3)
     ):
         return "loop"
-    if len(words) <= LONG_TEXT and words:
+    if len(words) <= LONG_TEXT and not is_story:
         triples = Counter(zip(words, words[1:], words[2:], strict=False))
         return "loop" if max(triples.values(), default=0) >= 3 else None
     return None

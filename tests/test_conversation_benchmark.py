@@ -1,6 +1,7 @@
 """The rules of benchmarks/conversation.py accept honest replies of many forms, and reject babble, stories and one reply for all turns."""
 
 import importlib
+import json
 import random
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny import lively_model
+
+from mini_chat_gpt.assets import load
+from mini_chat_gpt.chat_format import ChatFormat
+from mini_chat_gpt.checkpoints.save import save_checkpoint
+from mini_chat_gpt.generation.sampling import Sampling
+from mini_chat_gpt.prepare.sample_stories import write_sample
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 REPLIES = yaml.safe_load(Path(__file__).with_name("conversation_replies.yaml").read_text(encoding="utf-8"))
@@ -16,7 +25,7 @@ REPLIES = yaml.safe_load(Path(__file__).with_name("conversation_replies.yaml").r
 @pytest.fixture(scope="module")
 def modules() -> Iterator[dict]:
     """The benchmark's modules, which import each other by name."""
-    names = ("conversation_text", "conversation_rules", "conversation_script")
+    names = ("conversation_text", "conversation_rules", "conversation_script", "told_stories", "conversation")
     sys.path.insert(0, str(BENCHMARKS))
     yield {name.removeprefix("conversation_"): importlib.import_module(name) for name in names}
     sys.path.remove(str(BENCHMARKS))
@@ -132,12 +141,16 @@ def test_only_the_repetition_of_a_right_reply_counts(modules):
 
 
 @pytest.fixture(scope="module")
-def stories(modules, tmp_path_factory) -> list:
-    from mini_chat_gpt.prepare.sample_stories import write_sample
-
+def held_out_folder(tmp_path_factory) -> Path:
+    """A folder with a valid split that has enough stories of each kind."""
     folder = tmp_path_factory.mktemp("sample")
     write_sample(folder, n_train=0, n_valid=1000)
-    return modules["script"].held_out(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stories(modules, held_out_folder) -> list:
+    return modules["script"].held_out(held_out_folder)
 
 
 def test_conversations_are_balanced_and_complete(modules, stories):
@@ -169,8 +182,6 @@ def test_wordings_are_all_used_before_one_is_used_again(modules):
 
 
 def test_short_stories_have_their_facts_and_names_of_their_own(modules):
-    from mini_chat_gpt.assets import load
-
     script, rng = modules["script"], random.Random(1)
     words = load("sample_words.yaml")
     names = {name for part in ("names", "names_only_in_valid") for of in words[part].values() for name in of}
@@ -198,3 +209,106 @@ def test_messages_are_filled_in(modules, message, expected):
     script = modules["script"]
     story = script.Facts("", "Pedro", "yes", "yes", "Why was Pedro sad?", "Because it rained.", "Pedro was sad")
     assert script.fill(message, story, ("jump", "tree", "happy")) == expected
+
+
+# The commands
+
+
+@pytest.fixture(scope="module")
+def model(stories, tmp_path_factory) -> Path:
+    """A checkpoint with random weights."""
+    tokenizer = ChatTokenizer.train([story.text for story in stories[:50]], 400)
+    tokenizer.add_control_tokens()
+    tokenizer.chat_format = ChatFormat()
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    save_checkpoint(folder, lively_model(tokenizer.vocab_size, context_length=512), tokenizer)
+    return folder
+
+
+def test_a_model_with_random_weights_scores_almost_nothing(
+    modules, model, held_out_folder, monkeypatch, tmp_path, capsys
+):
+    command = modules["conversation"]
+    monkeypatch.setattr(command, "GREEDY", Sampling(max_new_tokens=20, temperature=0))
+    options = ["--checkpoint", str(model), "--data", str(held_out_folder), "--n", "2", "--show", "1"]
+    assert command.main([*options, "--json", str(tmp_path / "out.json")]) == 0
+    out = capsys.readouterr().out
+    assert "1 greeting" in out
+    assert "20 goodbye" in out
+    assert "Goals: mean" in out
+    conversations = json.loads((tmp_path / "out.json").read_text())
+    assert [one["group"] for one in conversations] == ["seen", "new"]
+    assert sum(one["score"] for one in conversations) <= 2
+
+
+def test_the_right_replies_make_a_perfect_table(modules, model, stories, monkeypatch):
+    command, rules = modules["conversation"], modules["rules"]
+    [(story, steps), _] = modules["script"].scripts(stories, 1, seed=1)
+    monkeypatch.setattr(command, "say", lambda session, message: (rules.Reply(replies[message]), False))
+    replies = {step.message: _right_reply(step) for step in steps}
+    conversation = command.converse(*command.load_checkpoint(model, "cpu"), story, steps)
+    assert [(turn.kind, turn.problem) for turn in conversation.turns if turn.problem] == []
+    assert "mean of 20" in command.table([conversation])
+
+
+def _right_reply(step) -> str:
+    if step.kind in ("dialogue", "ending") or step.about in ("dialogue", "ending"):
+        return {"yes": "No.", "no": "Yes."}[step.answer] if step.opposite else f"{step.answer}."
+    if step.kind == "write_story":
+        return f"Once there was a cat. {' '.join(step.words)}. " + " ".join(
+            f"It was day {n} and all was well." for n in range(6)
+        )
+    if step.kind == "follow_up":
+        return "Yes, I am sure." if step.about == "sure" else step.answer
+    social = (
+        "greeting",
+        "identity",
+        "abilities",
+        "off_topic",
+        "knowledge",
+        "pasted_story",
+        "thanks",
+        "compliment",
+        "goodbye",
+    )
+    return REPLIES["kinds"][step.kind]["good"][0] if step.kind in social else step.answer
+
+
+def test_told_stories_are_measured_beside_the_sample(modules, model, held_out_folder, monkeypatch, capsys):
+    command = modules["told_stories"]
+    monkeypatch.setattr(command, "GREEDY", Sampling(max_new_tokens=20, temperature=0))
+    options = ["--checkpoint", str(model), "--data", str(held_out_folder), "--n", "3", "--judge", str(model)]
+    assert command.main([*options, "--show", "1"]) == 0
+    out = capsys.readouterr().out
+    for row in ("words used", "repeated 4-grams", "names introduced", "ratio to the sample"):
+        assert row in out
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("Once there was a boy named Tim. He was glad. He ran.", {"Tim": True}),
+        ("There was a boy. He ran. He saw a girl. Her name was Lily.", {"Lily": True}),
+        ("There was a boy. He ran. Then Lily came. She was cold.", {"Lily": False}),
+        ("There was a boy. He ran. His friend Ben came. Ben ran, too.", {"Ben": True}),
+        ("There was a boy. He ran. He met his friends Ben and Sue.", {"Ben": True, "Sue": True}),
+        ("There was a boy. He ran. Sue, his best friend, ran too.", {"Sue": True}),
+        ("There was a boy. He ran. A little mouse called Pip came.", {"Pip": True}),
+        ("There was a boy. He ran. Tim's cousin Ann came with Tim.", {"Tim": False, "Ann": True}),
+        ("There was a boy. He ran. Mom said that Monday was cold. Bravo!", {}),
+        ("There was a boy. He ran. Tifa went to the blorp.", {"Tifa": False}),
+        ("There was a boy. He ran. The Red ball was red.", {}),
+    ],
+)
+def test_names_are_found_and_their_introduction(modules, text, names):
+    assert {name.name: bool(name.introduced) for name in modules["told_stories"].names_in(text)} == names
+
+
+def test_almost_all_names_of_the_sample_are_introduced(modules, stories):
+    texts = [story.text for story in stories[:200]]
+    command = modules["told_stories"]
+    assert command.share_introduced(texts) > 0.98
+    heroes = [story.name in {name.name for name in command.names_in(story.text)} for story in stories[:200]]
+    assert all(heroes)
+    strangers = [text.replace("His friend ", "").replace("Her friend ", "").replace(" friend ", " ") for text in texts]
+    assert command.share_introduced(strangers) < command.share_introduced(texts)
