@@ -1,8 +1,9 @@
 """Whether a reply in the scripted conversation is right or sensible, by rule. The patterns are in conversation.yaml.
 
 Every reply must end by itself, must have no loop (a letter five times in a row, a word four times in a row, in up to 80 words three
-words three times, except in stories), and at most a fifth of its words may be unknown: neither in the sample, the package's word lists and the
-list of an assistant's words, nor in the conversation. Reasons and morals may have no unknown word. Then, by kind of turn:
+words three times, except in stories), and at most a fifth of its words may be unknown: neither in the sample, the package's word
+lists and the list of an assistant's words, nor in the conversation. Reasons and morals may have no unknown word. Then, by kind of
+turn:
 
     greeting               at most 40 words that greet or offer help
     identity               at most 60 words in the first person that name a program (model, assistant, ...), and no human
