@@ -44,7 +44,7 @@ def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
 def rouge(target: str, reply: str) -> Scores:
     """F-measures of ROUGE-L, ROUGE-1 and ROUGE-2 (Lin 2004, "ROUGE: a package for automatic evaluation of summaries").
 
-    Computed with Google's rouge_score package, without stemming.
+    Computed with Google's rouge_score package, without stemming. Words are runs of letters and digits of any alphabet.
     """
     scores = _scorer("rougeL", "rouge1", "rouge2").score(target, reply)
     return {
@@ -63,7 +63,13 @@ def rouge_l(target: str, reply: str) -> float:
 def _scorer(*names: str) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(list(names))
+    class Words:
+        """As the package's own tokenizer, which knows ASCII only: every other word would be lost."""
+
+        def tokenize(self, text: str) -> list[str]:
+            return re.findall(r"[^\W_]+", text.lower())
+
+    return RougeScorer(list(names), tokenizer=Words())
 
 
 def length_ratio(target: str, reply: str) -> float:
