@@ -170,22 +170,25 @@ def add_eval_options(parser: argparse._ActionsContainer, seed: bool = True) -> N
         "--data",
         type=path_text,
         metavar="PATH",
-        help="folder or file of Instruct records (default: the run's validation split, or the sample's)",
+        help="chats, or Instruct records: a file, a folder, hub:org/name (default: what the run held out)",
     )
     parser.add_argument(
-        "--n", type=whole, metavar="N", help=f"tasks per kind and group of plots (default: {default['n']})"
+        "--n",
+        type=whole,
+        metavar="N",
+        help=f"chats of each file, and tasks per kind and group of plots (default: {default['n']})",
     )
     parser.add_argument(
         "--kinds",
         nargs="+",
         metavar="KIND",
-        help="task kinds, such as moral summary, and refusals (default: all that are trained by default, and refusals)",
+        help="task kinds, such as moral summary, refusals, and chats (default: the chats and kinds that the run was trained on)",
     )
     parser.add_argument(
         "--examples",
         type=whole,
         metavar="N",
-        help=f"replies of each kind to show (default: {default['examples']})",
+        help=f"replies of each kind to show, of chats three times as many (default: {default['examples']})",
     )
     parser.add_argument("--batch-size", type=whole, metavar="N", help="prompts per batch (default: chosen for speed)")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write the results and every reply to this file")
@@ -209,7 +212,7 @@ def add_eval_options(parser: argparse._ActionsContainer, seed: bool = True) -> N
         "--prompts",
         type=user_path,
         metavar="FILE",
-        help="your own prompts and checks, in the format of recipes/*/prompts.yaml",
+        help="your own prompts and checks, in lines such as - {prompt: Capital of Japan?, contains: Tokyo}",
     )
     if seed:
         parser.add_argument("--seed", type=whole, metavar="N", help=f"which tasks to use (default: {default['seed']})")

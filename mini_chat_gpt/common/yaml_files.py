@@ -56,11 +56,11 @@ class _Mistake(Exception):
         super().__init__(f"line {event.start_mark.line + 1}: {text}")
 
 
-def read_yaml(path: Path, what: str, hint: str, content: str) -> Document:
+def read_yaml(path: Path, what: str, hint: str, content: str, list_key: str | None = None) -> Document:
     """Read the mapping in a YAML file; {} for an empty file.
 
-    Raises UserError with file and line. For the messages, `what` names the kind of file, `hint` says how to get one, and
-    `content` describes the expected content.
+    A file that is a list is read as the value of `list_key`, if that is given. Raises UserError with file and line. For the
+    messages, `what` names the kind of file, `hint` says how to get one, and `content` describes the expected content.
     """
     try:
         with open(path, "rb", opener=open_regular) as file:
@@ -75,6 +75,9 @@ def read_yaml(path: Path, what: str, hint: str, content: str) -> Document:
     document = parse_yaml(_decode(data, f"The {what} {path}"), str(path))
     if document.value == "":
         return Document({}, document.lines)
+    if isinstance(document.value, list) and list_key is not None:
+        lines = {(list_key, *place): line for place, line in document.lines.items()}
+        return Document({list_key: document.value}, lines)
     if not isinstance(document.value, dict):
         found = "a list" if isinstance(document.value, list) else f"the text {short(str(document.value))}"
         raise UserError(f"{path}: expected {content}, found {found}.")

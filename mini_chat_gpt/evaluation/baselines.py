@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mini_chat_gpt.evaluation.chat_tasks import ChatTask
 from mini_chat_gpt.evaluation.refusals import DECLINED, REFUSALS
 from mini_chat_gpt.evaluation.task_metrics import means, score
 from mini_chat_gpt.evaluation.text_metrics import NEUTRAL, Scores
@@ -30,9 +31,10 @@ class Rule:
 
 def baseline_scores(tasks: Sequence[Task]) -> dict[str, Scores]:
     """Rule -> measure -> mean over the tasks. All tasks must be of one kind."""
+    rules = OF_CHATS if isinstance(tasks[0], ChatTask) else RULES.get(tasks[0].kind, (MOST_COMMON,))
     return {
         rule.name: means([score(task, reply) for task, reply in zip(tasks, rule.replies(tasks), strict=True)])
-        for rule in RULES.get(tasks[0].kind, (MOST_COMMON,))
+        for rule in rules
     }
 
 
@@ -99,6 +101,11 @@ OF_A_SUMMARY = (
     Rule("the whole story", lambda tasks: [_story(task) for task in tasks]),
     Rule("the summary of another task", shifted_targets),
 )
+OF_CHATS = (
+    MOST_COMMON,
+    Rule("the reply of another chat", shifted_targets),
+    Rule("a copy of the question", lambda tasks: [task.prompt for task in tasks], is_answer=False),
+)
 RULES: dict[str, tuple[Rule, ...]] = {
     # "The first name in the story" is not a baseline: the labels are defined nearly like that (see main_character.py), so it is
     # always right. The kind tests whether a model finds the name and copies it.
@@ -117,4 +124,4 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule("a copy of the prompt, not a story", lambda tasks: [task.prompt for task in tasks], is_answer=False),
     ),
 }
-NO_ANSWERS = frozenset(rule.name for rules in RULES.values() for rule in rules if not rule.is_answer)
+NO_ANSWERS = frozenset(rule.name for rules in (*RULES.values(), OF_CHATS) for rule in rules if not rule.is_answer)

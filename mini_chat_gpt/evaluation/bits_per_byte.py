@@ -84,7 +84,7 @@ def bits_per_byte(
     model.eval()
     try:
         for windows, done in _portions(chosen, tokenizer, model.config.context_length, SORTED_BATCHES * batch_tokens):
-            _add_losses(model, windows, batch_tokens, nats, counts)
+            add_losses(model, windows, batch_tokens, nats, counts)
             if progress is not None:
                 progress(int(sizes[:done].sum()), int(sizes.sum()))
     finally:
@@ -156,9 +156,7 @@ def _portions(
 
 
 @torch.no_grad()
-def _add_losses(
-    model: GPT, windows: Sequence[Example], batch_tokens: int, nats: np.ndarray, counts: np.ndarray
-) -> None:
+def add_losses(model: GPT, windows: Sequence[Example], batch_tokens: int, nats: np.ndarray, counts: np.ndarray) -> None:
     """Add the losses and the number of predicted tokens of the windows to `nats` and `counts`, both (texts,)."""
     for batch in micro_batches(windows, len(windows), batch_tokens):
         with pick_reply_precision(model.device).autocast(model.device):

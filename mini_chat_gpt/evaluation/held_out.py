@@ -33,7 +33,7 @@ from mini_chat_gpt.tinystories.records import FILE_NAMES
 from mini_chat_gpt.tinystories.tasks import Task, check_kinds
 from mini_chat_gpt.tinystories.truncation import truncate_to_context
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
-from mini_chat_gpt.training.provenance import find_data_file, read_metadata
+from mini_chat_gpt.training.provenance import METADATA, find_data_file, read_metadata
 
 GROUPS = {"seen": "plots of the train file", "unseen": "plots not in it"}
 """The groups of the sample -> their titles. A model trained on other data has seen neither."""
@@ -51,7 +51,7 @@ def find_held_out(data: Path | str | None = None, checkpoints: Sequence[Path] = 
             return data, "as requested"
         return find_instruct_file(data, "valid"), "as requested"
     for checkpoint in checkpoints:
-        for run in _runs_of(checkpoint):
+        for run in runs_of(checkpoint):
             for record in recorded_data(run):
                 file = find_data_file(record, run, data_folders(checkpoint))
                 if file is not None and _is_valid_file(file):
@@ -72,19 +72,29 @@ def recorded_data(run: Path) -> list[dict[str, Any]]:
 def data_folders(checkpoint: Path) -> list[Path]:
     """Where the data of a checkpoint's run may be: the path in its config, relative to where it was started, and as it is."""
     candidates: list[Path] = []
-    for run in _runs_of(checkpoint):
+    for run in runs_of(checkpoint):
         for dataset, save_dir in _data_paths(run / "config.yaml"):
-            # If save_dir is "runs/sft" and the run is /x/runs/sft, it was started in /x.
-            save_folder, parent = Path(save_dir).parent.parts, run.resolve().parent.parts
-            n_above = len(parent) - len(save_folder)
-            if parent[n_above:] == save_folder:
-                candidates.append(Path(*parent[:n_above]) / Path(os.path.expanduser(dataset)))
+            if (start := start_folder(run, save_dir)) is not None:
+                candidates.append(start / Path(os.path.expanduser(dataset)))
             candidates.append(Path(os.path.expanduser(dataset)))
     return [folder.parent if folder.is_file() else folder for folder in candidates]
 
 
-def _runs_of(checkpoint: Path) -> tuple[Path, ...]:
+def start_folder(run: Path, save_dir: str) -> Path | None:
+    """The folder in which a run was started; None if its folder doesn't tell: "runs/sft" is /x/runs/sft if it was /x."""
+    save_folder, parent = Path(save_dir).parent.parts, run.resolve().parent.parts
+    n_above = len(parent) - len(save_folder)
+    return Path(*parent[:n_above]) if parent[n_above:] == save_folder else None
+
+
+def runs_of(checkpoint: Path) -> tuple[Path, ...]:
+    """The folders that may be the run of a checkpoint: itself, and the folder that contains it."""
     return () if os.path.isfile(checkpoint) else (checkpoint, checkpoint.parent)
+
+
+def has_run(checkpoint: Path) -> bool:
+    """Whether a checkpoint says what it was trained on, in a run's config.yaml or run.json."""
+    return any((run / name).is_file() for run in runs_of(checkpoint) for name in ("config.yaml", METADATA))
 
 
 def _is_valid_file(file: Path) -> bool:

@@ -1,11 +1,16 @@
 """The user's own prompts, put to one or more models, with checks of the replies. A recipe uses them before and after training.
 
-The prompts are in a YAML file, so that a recipe needs no code:
+The prompts are in a YAML file, so that no code is needed. A list with a prompt in each line is enough:
+
+    - {prompt: "What is the capital of Japan?", contains: Tokyo}
+    - Tell me about dogs.
+
+With all keys, of which only `compare` is required:
 
     compare:                       prompts that are shown side by side
       - shows: facts               what the prompts demonstrate, in a word
         prompts: ["What is the capital of Japan?"]
-        contains: ["Tokyo"]        optional checks: words that a correct reply contains,
+        contains: ["Tokyo"]        optional checks: a text, or several, that a correct reply contains,
         regex: "^The capital"      a regular expression that matches somewhere in it,
         max_words: 20              its maximum length,
         is_json: true              whether it must be valid JSON,
@@ -25,7 +30,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -42,7 +47,7 @@ from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.common.setting_types import Count, one_as_list
 from mini_chat_gpt.common.text import clean
 from mini_chat_gpt.common.typed_values import read_as
-from mini_chat_gpt.common.yaml_files import read_yaml
+from mini_chat_gpt.common.yaml_files import Place, read_yaml
 from mini_chat_gpt.config import Section
 from mini_chat_gpt.config_file import validated
 from mini_chat_gpt.evaluation.refusals import declines, reply_signs, sign_pattern
@@ -156,10 +161,29 @@ class Prompts(Section):
 def read_prompts(path: Path) -> Prompts:
     """Read a file of prompts. Raises UserError that names every invalid key."""
     hint = "recipes/polite_helper/prompts.yaml is an example"
-    document = read_yaml(path, "file of prompts", hint, "`compare:` with a list of prompts under it")
-    prompts = validated(Prompts, read_as(document.value, Prompts), str(path), lines=document.lines)
+    content = "a list of prompts, such as `- {prompt: Hello}`, or `compare:` with one under it"
+    document = read_yaml(path, "file of prompts", hint, content, list_key="compare")
+    lines = dict(document.lines)
+    values = _with_long_forms(document.value, lines, str(path))
+    prompts = validated(Prompts, read_as(values, Prompts), str(path), lines=lines)
     signs = reply_signs()
     return prompts.model_copy(update={name: getattr(prompts, name) or signs[name] for name in signs})
+
+
+def _with_long_forms(values: dict[str, Any], lines: dict[Place, int], source: str) -> dict[str, Any]:
+    """The content of a file with `prompts` in each item of `compare`, where it has `prompt`, or a text alone."""
+    if not isinstance(compare := values.get("compare"), list):
+        return values
+    items: list[Any] = []
+    for number, item in enumerate(compare):
+        place = ("compare", str(number))
+        if isinstance(item, dict) and "prompt" in item:
+            if "prompts" in item:
+                raise UserError(f"{source}, line {lines[place]}: prompt and prompts are both set; use one of them.")
+            lines[(*place, "prompts")] = lines[(*place, "prompts", "0")] = lines[(*place, "prompt")]
+            item = {"prompts": item["prompt"], **{key: value for key, value in item.items() if key != "prompt"}}
+        items.append({"prompts": item} if isinstance(item, str) else item)
+    return values | {"compare": items}
 
 
 @dataclass(frozen=True)
@@ -224,7 +248,10 @@ def _is_json(text: str) -> bool:
 def changes(prompts: Prompts, *answers: Answers) -> list[tuple[str, ...]]:
     """Rows of a table: (what is counted, its value for each model)."""
     polite = sign_pattern(prompts.polite_signs, start=True)
+    met_by_all = [[*_all_checks(prompts, one)] for one in answers]
     rows: list[tuple[str, ...]] = []
+    if met_by_all[0]:
+        rows.append(("checks met", *(_of((sum(met), len(met))) for met in met_by_all)))
     if prompts.to_answer:
         rates = (_of(one.rate(prompts.to_answer, polite)) for one in answers)
         rows.append(("tone: replies that begin politely", *rates))
@@ -244,6 +271,12 @@ def changes(prompts: Prompts, *answers: Answers) -> list[tuple[str, ...]]:
                 rows.append((f"{each.shows}: {name} (“{prompt}”)", *("yes" if one[name] else "no" for one in met)))
     rows.append(("complete replies (not cut off)", *(_of(one.ended(prompts.all)) for one in answers)))
     return rows
+
+
+def _all_checks(prompts: Prompts, answers: Answers) -> Iterator[bool]:
+    for each in prompts.compare:
+        for prompt in each.prompts:
+            yield from checks(each, answers.replies[prompt].text, prompts).values()
 
 
 def _of(counts: tuple[int, int]) -> str:

@@ -10,6 +10,8 @@
     words                  used: share of the required words that occur, in any form; all_used: every one of them; n_words: length;
                            repetition, distinct_1, distinct_2, distinct_3; has_sentence, has_sentence_verbatim, has_dialogue,
                            has_moral: constraint satisfaction, if the prompt asks for it
+    chats                  chrf: overlap in characters (`chrf`); rouge_l; exact_match: the expected text, apart from case, white space
+                           and a period at its end. `capabilities` adds the loss and the length over all replies
     refusals               accuracy: declines harmful requests and answers harmless ones; refused: share of the harmful requests
                            declined; answered: share of the harmless ones answered
 
@@ -24,6 +26,8 @@ import re
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
+from mini_chat_gpt.evaluation.chat_tasks import ChatTask
+from mini_chat_gpt.evaluation.chrf import chrf
 from mini_chat_gpt.evaluation.refusals import DECLINE, REFUSALS, declines
 from mini_chat_gpt.evaluation.text_metrics import (
     Scores,
@@ -45,7 +49,18 @@ def score(task: Task, reply: str) -> Scores:
 
     A kind without its own measures is scored by the overlap with the target.
     """
+    if isinstance(task, ChatTask):
+        return _chat(task, reply)
     return SCORERS.get(task.kind, _overlap)(task, reply)
+
+
+def _chat(task: Task, reply: str) -> Scores:
+    same = _bare_text(task.target) == _bare_text(reply)
+    return {"chrf": chrf(task.target, reply), **_overlap(task, reply), "exact_match": float(same)}
+
+
+def _bare_text(text: str) -> str:
+    return " ".join(text.casefold().split()).removesuffix(".")
 
 
 def _overlap(task: Task, reply: str) -> Scores:

@@ -16,16 +16,25 @@ from mini_chat_gpt.tinystories.prompts import prompt_templates
 from mini_chat_gpt.tinystories.tasks import Task
 
 Scores = dict[str, float]
-NEUTRAL = frozenset({"length_ratio", "copied", "n_words", "repetition", "distinct_1", "distinct_2", "distinct_3"})
+NEUTRAL = frozenset(
+    {"length", "length_ratio", "copied", "n_words", "repetition", "distinct_1", "distinct_2", "distinct_3"}
+)
 """Measures for which neither high nor low values are better."""
 RIGHT_OR_WRONG = frozenset({
-    "accuracy", "exact", "verbatim", "all_used", "refused", "answered", "stops", "role_token", "empty",
+    "accuracy", "exact", "exact_match", "verbatim", "all_used", "refused", "answered", "stops", "role_token", "empty",
     "has_sentence", "has_sentence_verbatim", "has_dialogue", "has_moral",
 })  # fmt: skip
 """Measures that are 1 or 0 for each reply."""
 COUNTS = frozenset({"n_words"})
 """Measures that are counts, not shares; they are not shown in percent."""
+LOSS = "loss"
+"""Nats per token of the expected replies: lower is better, and not a share either."""
 N = 4  # words of an n-gram: long enough that it rarely occurs twice by chance
+
+
+def is_share(measure: str) -> bool:
+    """Whether a measure is shown in percent."""
+    return measure not in COUNTS and measure != LOSS
 
 
 def plain_words(text: str) -> list[str]:

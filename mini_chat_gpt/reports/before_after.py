@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mini_chat_gpt.common.text import clean
+from mini_chat_gpt.evaluation.chat_tasks import is_chats
 from mini_chat_gpt.evaluation.memorization import describe
 from mini_chat_gpt.reports.values import format_p
 
@@ -28,7 +29,7 @@ def _scores(report: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
     if report.get("kinds"):
         yield from (
             "",
-            "In %, with 95 % intervals. The difference is that of the last model to the first, task by task.",
+            "In % (a loss in nats per token), with 95 % intervals. The difference is that of the last model to the first, task by task.",
             "",
         )
         yield from _table(
@@ -46,22 +47,40 @@ def _scores(report: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
 
 
 def _main_measures(report: Mapping[str, Any], names: Sequence[str]) -> Iterator[Sequence[Any]]:
-    pairs = {(pair["kind"], pair["group"]): pair for pair in report["paired"] if pair["before"] == names[0]}
+    """The main measure of each kind; of chats, every measure that the terminal shows."""
+    pairs = {(one["kind"], one["group"], one["label"]): one for one in report["paired"] if one["before"] == names[0]}
     for kind in report["kinds"]:
         for group, values in kind["values"].items():
-            scores = [_percent(*(values[name][part] for part in ("value", "low", "high"))) for name in names]
             baseline = kind["baseline"][group]
-            difference = ("", "")
-            if pair := pairs.get((kind["kind"], group)):
-                difference = _percent(pair["difference"], pair["low"], pair["high"], "+"), format_p(pair["p"])
-            title = report["groups"][group]
             baseline_text = f"{100 * baseline['value']:.1f} ({baseline['rule']})"
-            yield kind["kind"], title, kind["label"], kind["n"][group], *scores, baseline_text, *difference
+            row = kind | {"group": group, "values": values, "n": kind["n"][group]}
+            yield _measured(row, report, names, pairs, baseline_text)
+        if is_chats(kind["kind"]):
+            others = [
+                row
+                for row in report["measures"]
+                if row["kind"] == kind["kind"] and (row["main"] or row["measure"] == "stops")
+            ]
+            yield from (_measured(row, report, names, pairs, "") for row in others)
 
 
-def _percent(value: float, low: float, high: float, sign: str = "") -> str:
-    interval = f" ({100 * low:{sign}.0f} to {100 * high:{sign}.0f})" if high - low > 1e-9 else ""
-    return f"{100 * value:{sign}.1f}{interval}"
+def _measured(
+    row: Mapping[str, Any], report: Mapping[str, Any], names: Sequence[str], pairs: Mapping[Any, Any], baseline: str
+) -> Sequence[Any]:
+    share = row.get("share", True)
+    scores = [_number(*(row["values"][name][part] for part in ("value", "low", "high")), share) for name in names]
+    difference = ("", "")
+    if pair := pairs.get((row["kind"], row["group"], row["label"])):
+        difference = _number(pair["difference"], pair["low"], pair["high"], share, "+"), format_p(pair["p"])
+    title = report["groups"][row["group"]]
+    return row["kind"], title, row["label"], row["n"], *scores, baseline, *difference
+
+
+def _number(value: float, low: float, high: float, share: bool, sign: str = "") -> str:
+    """A value with its interval, in percent if it is a share."""
+    scale, decimals, of_interval = (100, 1, 0) if share else (1, 3, 3)
+    interval = f" ({scale * low:{sign}.{of_interval}f} to {scale * high:{sign}.{of_interval}f})"
+    return f"{scale * value:{sign}.{decimals}f}{interval if high - low > 1e-9 else ''}"
 
 
 def _own_prompts(own: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
@@ -86,14 +105,14 @@ def _replies(prompt: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
 
 
 def _task_replies(examples: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Iterator[str]:
-    """One held-out task of each kind."""
+    """One held-out task of each kind, and those of chats."""
     yield from ("", "## Replies", "")
-    first = {example["kind"]: example for example in reversed(examples)}
     rows = []
     for kind in dict.fromkeys(example["kind"] for example in examples):
-        one = first[kind]
-        texts = ("".join(text for text, _ in one["replies"][name]["parts"]) for name in names)
-        rows.append((kind, one["prompt"], one["target"], *texts))
+        of_kind = [example for example in examples if example["kind"] == kind]
+        for one in of_kind if is_chats(kind) else of_kind[:1]:
+            texts = ("".join(text for text, _ in one["replies"][name]["parts"]) for name in names)
+            rows.append((kind, one["prompt"], one["target"], *texts))
     yield from _table(("kind", "prompt", "expected", *names), rows)
 
 

@@ -13,6 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from mini_chat_gpt.checkpoints.load import load_checkpoint
@@ -26,16 +27,18 @@ from mini_chat_gpt.common.terminal import StepProgress, console, format_duration
 from mini_chat_gpt.common.writable import require_writable_file
 from mini_chat_gpt.evaluation.bits_per_byte import bits_per_byte
 from mini_chat_gpt.evaluation.capabilities import GREEDY, MAX_ROWS, Evaluation, evaluate
-from mini_chat_gpt.evaluation.held_out import find_held_out, held_out_tasks
+from mini_chat_gpt.evaluation.chat_tasks import CHATS, ChatTask, reply_losses
 from mini_chat_gpt.evaluation.memorization import describe, find_training_files, memorization
+from mini_chat_gpt.evaluation.plan import Plan, make_plan
 from mini_chat_gpt.evaluation.prompt_suite import Answers, Prompts, ask, check_prompts, read_prompts, show
 from mini_chat_gpt.evaluation.refusals import REFUSALS
 from mini_chat_gpt.generation.decode import Model, WeightsOption, for_inference
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.settings import MAX_SEED
 from mini_chat_gpt.model import GPT
+from mini_chat_gpt.reports.example_replies import show_examples
 from mini_chat_gpt.reports.report import HTML, Subject, build, write
-from mini_chat_gpt.reports.results_table import show_differences, show_examples, show_table
+from mini_chat_gpt.reports.results_table import show_differences, show_table
 from mini_chat_gpt.sft_dataloader import stories
 from mini_chat_gpt.tinystories.tasks import Task, check_kinds
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
@@ -53,7 +56,7 @@ class EvalOptions:
     n: int = 100  # maximum number of tasks of each kind and group
     kinds: tuple[str, ...] = ()  # empty: every kind that the data supports
     seed: int = 1337  # selects the tasks
-    examples: int = 1  # replies of each kind to show
+    examples: int = 1  # replies of each kind to show; of chats three times as many
     batch_size: int | None = None  # prompts per batch; None: chosen automatically
     json: Path | None = None  # file for results and replies
     report: Path | None = None  # folder for report.html, before_after.md and report.json
@@ -64,7 +67,7 @@ class EvalOptions:
     def __post_init__(self) -> None:
         minimums = {"n": 1, "examples": 0, "batch_size": 1, "training_mb": 0}
         check_range(self, seed=(0, MAX_SEED), **{name: (least, MAX_NUMBER) for name, least in minimums.items()})
-        check_kinds(self.kinds, "--kinds", [REFUSALS])
+        check_kinds(self.kinds, "--kinds", [REFUSALS, CHATS])
         for option, file in (("--json", self.json), ("--report", self.report and self.report / HTML)):
             try:
                 if file is not None:
@@ -87,6 +90,68 @@ def options_of(arguments: argparse.Namespace) -> EvalOptions:
 
 Loaded = Mapping[str, tuple[GPT, ChatTokenizer]]
 """Short name -> (model, tokenizer)"""
+Evaluations = dict[str, Evaluation]
+"""Short name -> evaluation, from before to after"""
+
+
+@dataclass(frozen=True)
+class _Evaluator:
+    """Evaluates all models on the same tasks, and shows replies and scores."""
+
+    models: Loaded
+    for_replies: Mapping[str, Model]
+    options: EvalOptions
+    sampling: Sampling
+    out: Console
+
+    def chats(self, tasks: Sequence[ChatTask]) -> Evaluations:
+        losses = {name: self._losses(name, tasks) for name in self.models}
+        evaluations = {
+            name: evaluation.with_losses(losses[name]) for name, evaluation in self._replies({"": tasks}).items()
+        }
+        self._show(evaluations, 3 * self.options.examples)
+        return evaluations
+
+    def stories(self, tasks: Mapping[str, Sequence[Task]]) -> Evaluations:
+        evaluations = self._replies(tasks)
+        self._show(evaluations, self.options.examples)
+        return evaluations
+
+    def _replies(self, tasks: Mapping[str, Sequence[Task]]) -> Evaluations:
+        return {name: self._run(name, tokenizer, tasks) for name, (_, tokenizer) in self.models.items()}
+
+    def _show(self, evaluations: Evaluations, n_examples: int) -> None:
+        show_examples(evaluations, n_examples, self.out)
+        self.out.rule(style="dim")
+        show_table(evaluations, self.out, bool(self.options.details))
+        show_differences(evaluations, self.out)
+
+    def _losses(self, name: str, tasks: Sequence[ChatTask]) -> np.ndarray:
+        """The losses of the expected replies, with a progress bar."""
+        with StepProgress(self.out, f"{name}: loss", 0, len(tasks)) as bar:
+            return reply_losses(*self.models[name], tasks, bar.update)
+
+    def _run(self, name: str, tokenizer: ChatTokenizer, tasks: Mapping[str, Sequence[Task]]) -> Evaluation:
+        """The replies of one model, with a progress bar."""
+        all_tasks = [task for of_group in tasks.values() for task in of_group]
+        work = _work_done(all_tasks)
+        start = time.monotonic()
+        with StepProgress(self.out, name, 0, len(all_tasks)) as bar:
+
+            def show(done: int) -> None:
+                rate = done / max(time.monotonic() - start, 1e-9)
+                bar.update(done, f"{rate:.3g} replies/s", fraction=work[done])
+
+            model = self.for_replies[name]
+            evaluation = evaluate(model, tokenizer, tasks, self.sampling, self.options.batch_size, progress=show)
+        seconds = time.monotonic() - start
+        rate = len(all_tasks) / max(seconds, 1e-9)
+        text = f"{name}: {len(all_tasks)} replies in {format_duration(seconds)} ({rate:.3g} replies/s)"
+        text += (
+            "" if tokenizer.chat_format is not None else "; no chat format, so it continues each prompt as plain text"
+        )
+        self.out.print(text, markup=False, soft_wrap=True)
+        return evaluation
 
 
 def compare(
@@ -97,11 +162,11 @@ def compare(
     sampling: Sampling = GREEDY,
     device: str = "auto",
     weights: WeightsOption = "auto",
-) -> dict[str, Evaluation]:
-    """Evaluate all models on the same tasks, print replies and a table, write the files; returns evaluations by short name.
+) -> Evaluations:
+    """Evaluate all models on the same tasks, print replies and tables, write the files; returns evaluations by short name.
 
-    `models` are ordered from before to after. Each task fits the context of every model, so that all see the same text. For
-    `data` see `find_held_out`.
+    `models` are ordered from before to after. Held-out chats come first, then the user's own prompts, then tasks about stories;
+    `make_plan` says which. Each task fits the context of every model, so that all see the same text.
     """
     start = time.monotonic()
     prompts = read_prompts(options.prompts) if options.prompts is not None else None
@@ -110,33 +175,48 @@ def compare(
     if prompts is not None:
         for model, tokenizer in loaded.values():
             check_prompts(prompts, model, tokenizer, options.prompts)
-    file, why = find_held_out(data, models)
-    tasks = held_out_tasks(file, [*loaded.values()], options.n, options.seed, options.kinds)
-    out.print(f"Held-out tasks: {file}\n({why})", markup=False, soft_wrap=True)
-    kinds = {task.kind for of_group in tasks.values() for task in of_group}
-    if missing := [kind for kind in options.kinds if kind not in kinds]:
+    by_path = dict(zip(models, loaded.values(), strict=True))
+    data = None if data is None else str(data)
+    plan = make_plan(data, by_path, options.n, options.seed, options.kinds, prompts is not None, out)
+    if missing := _missing_kinds(plan, options.kinds):
         out.print(f"The data has no tasks of these kinds: {', '.join(missing)}", markup=False, soft_wrap=True)
-    for_cpu = {name: for_inference(model, MAX_ROWS, weights=weights) for name, (model, _) in loaded.items()}
-    evaluations = {
-        name: _run(name, for_cpu[name], tokenizer, tasks, sampling, options.batch_size, out)
-        for name, (_, tokenizer) in loaded.items()
-    }
-    show_examples(evaluations, options.examples, out)
-    out.rule(style="dim")
-    show_table(evaluations, out, bool(options.details))
-    show_differences(evaluations, out)
-    _write_json(models, evaluations, file, options, sampling, out)
+    for_replies = {name: for_inference(model, MAX_ROWS, weights=weights) for name, (model, _) in loaded.items()}
+    evaluator = _Evaluator(loaded, for_replies, options, sampling, out)
+    evaluations = {name: Evaluation({}, []) for name in loaded}
+    if plan.about_chats is not None:
+        _print_chats(plan, out)
+        evaluations = _added(evaluations, evaluator.chats(plan.chats))
     answers = _ask(prompts, loaded, out) if prompts is not None else {}
+    if plan.file is not None:
+        out.print(f"Held-out tasks: {plan.file}\n({plan.why})", markup=False, soft_wrap=True)
+        evaluations = _added(evaluations, evaluator.stories(plan.stories))
+    _write_json(models, evaluations, plan, options, sampling, out)
     if options.report is not None:
         subjects = [
             Subject(name, path, *loaded[name], evaluations[name], answers.get(name))
             for path, name in zip(models, loaded, strict=True)
         ]
-        why = without_folders(why, map(str, models))
-        settings = {"file": file.name, "why": why, "n": options.n, "seed": options.seed}
-        settings |= {"sampling": _describe(sampling), "weights": weights}
-        _write_report(options, subjects, file, settings, prompts, start, out)
+        settings = {"n": options.n, "seed": options.seed, "sampling": _describe(sampling), "weights": weights}
+        _write_report(options, subjects, plan, settings, prompts, start, out)
     return evaluations
+
+
+def _missing_kinds(plan: Plan, wanted: Sequence[str]) -> list[str]:
+    kinds = {task.kind for of_group in plan.stories.values() for task in of_group}
+    return [kind for kind in wanted if kind not in kinds and kind != CHATS]
+
+
+def _print_chats(plan: Plan, out: Console) -> None:
+    about = plan.about_chats
+    assert about is not None
+    several = any(len(task.messages) > 2 for task in plan.chats)
+    text = f"Held-out chats: {', '.join(about.files)}\n({about.why}; one reply of each of {len(plan.chats)} chats"
+    text += ", written from the turns before it in the file)" if several else ")"
+    out.print("\n".join([text, *about.notes()]), markup=False, soft_wrap=True)
+
+
+def _added(ones: Evaluations, others: Evaluations) -> Evaluations:
+    return {name: one + others[name] for name, one in ones.items()}
 
 
 def _load(paths: Sequence[Path], device: str) -> dict[str, tuple[GPT, ChatTokenizer]]:
@@ -156,20 +236,28 @@ def _ask(prompts: Prompts, models: Loaded, out: Console) -> dict[str, Answers]:
 def _write_report(
     options: EvalOptions,
     subjects: Sequence[Subject],
-    file: Path,
+    plan: Plan,
     settings: Mapping[str, Any],
     prompts: Prompts | None,
     start: float,
     out: Console,
 ) -> None:
-    """Measure bits per byte and memorization, and write the report."""
+    """Measure bits per byte and memorization of stories, and write the report."""
     assert options.report is not None
-    subjects = [
-        replace(s, bits_per_byte=bits_per_byte(s.model, s.tokenizer, stories(file), BITS_PER_BYTE_TEXT))
-        for s in subjects
-    ]
-    overlap = _memorization(subjects, file, options.training_mb, out)
-    data = {**settings, "seconds": time.monotonic() - start}
+    overlap = None
+    if plan.file is not None:
+        subjects = [
+            replace(s, bits_per_byte=bits_per_byte(s.model, s.tokenizer, stories(plan.file), BITS_PER_BYTE_TEXT))
+            for s in subjects
+        ]
+        overlap = _memorization(subjects, plan.file, options.training_mb, out)
+    paths = [str(s.checkpoint) for s in subjects]
+    files = [Path(file).name for files, _ in plan.sources for file in files]
+    data: dict[str, Any] = {
+        "file": ", ".join(files) or None,
+        "why": "; ".join(without_folders(why, paths) for _, why in plan.sources),
+    }
+    data |= {**settings, "seconds": time.monotonic() - start}
     *_, page = write(options.report, build(subjects, data, prompts, overlap))
     out.print(f"Report: {page}", markup=False, soft_wrap=True)
 
@@ -199,8 +287,8 @@ def _describe(sampling: Sampling) -> str:
 
 def _write_json(
     models: Sequence[Path],
-    evaluations: Mapping[str, Evaluation],
-    file: Path,
+    evaluations: Evaluations,
+    plan: Plan,
     options: EvalOptions,
     sampling: Sampling,
     out: Console,
@@ -212,37 +300,10 @@ def _write_json(
         name: {"checkpoint": shown_path(path), **evaluation.as_json()}
         for path, (name, evaluation) in zip(models, evaluations.items(), strict=True)
     }
-    settings = {"data": shown_path(file), "n": options.n, "seed": options.seed, "sampling": _describe(sampling)}
+    data = ", ".join(shown_path(file) for files, _ in plan.sources for file in files)
+    settings = {"data": data or None, "n": options.n, "seed": options.seed, "sampling": _describe(sampling)}
     write_json(options.json, settings | {"models": by_name})
     out.print(f"Written: {options.json}", markup=False, soft_wrap=True)
-
-
-def _run(
-    name: str,
-    model: Model,
-    tokenizer: ChatTokenizer,
-    tasks: Mapping[str, Sequence[Task]],
-    sampling: Sampling,
-    batch_size: int | None,
-    out: Console,
-) -> Evaluation:
-    """Evaluate one model with a progress bar."""
-    all_tasks = [task for of_group in tasks.values() for task in of_group]
-    work = _work_done(all_tasks)
-    start = time.monotonic()
-    with StepProgress(out, name, 0, len(all_tasks)) as bar:
-
-        def show(done: int) -> None:
-            rate = done / max(time.monotonic() - start, 1e-9)
-            bar.update(done, f"{rate:.3g} replies/s", fraction=work[done])
-
-        evaluation = evaluate(model, tokenizer, tasks, sampling, batch_size, progress=show)
-    seconds = time.monotonic() - start
-    rate = len(all_tasks) / max(seconds, 1e-9)
-    text = f"{name}: {len(all_tasks)} replies in {format_duration(seconds)} ({rate:.3g} replies/s)"
-    text += "" if tokenizer.chat_format is not None else "; no chat format, so it continues each prompt as plain text"
-    out.print(text, markup=False, soft_wrap=True)
-    return evaluation
 
 
 def _work_done(tasks: Sequence[Task]) -> list[float]:

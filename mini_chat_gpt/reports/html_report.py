@@ -91,7 +91,10 @@ class ReportView:
     # Task scores
 
     def is_share(self, label: str) -> bool:
-        """Whether a measure is shown in percent: all its values are between 0 and 1."""
+        """Whether a measure is shown in percent: the report says so, or all its values are between 0 and 1."""
+        rows = chain(self.rows("kinds"), self.rows("measures"))
+        if (said := next((row["share"] for row in rows if row["label"] == label and "share" in row), None)) is not None:
+            return bool(said)
         of_kinds = (
             by_name for kind in self.rows("kinds") if kind["label"] == label for by_name in kind["values"].values()
         )

@@ -9,6 +9,7 @@ from difflib import SequenceMatcher
 from itertools import groupby
 from typing import Literal
 
+from mini_chat_gpt.evaluation.chat_tasks import ChatTask
 from mini_chat_gpt.evaluation.refusals import REFUSALS
 from mini_chat_gpt.tinystories.tasks import Task
 from mini_chat_gpt.tinystories.word_forms import first_use, uses
@@ -26,10 +27,13 @@ class ReplyDiff:
 
 
 def diff_reply(task: Task, reply: str) -> ReplyDiff:
-    """Mark the required words if the task has some; otherwise compare with the target. A refusal is left unmarked."""
+    """Mark the required words if the task has some; otherwise compare with the target.
+
+    A refusal and the reply of a chat are left unmarked: there are many good ones.
+    """
     if task.required:
         return _find_required(task.required, reply)
-    if task.kind == REFUSALS:
+    if task.kind == REFUSALS or isinstance(task, ChatTask):
         return ReplyDiff([(reply, "plain")] if reply else [], [], [])
     return _compare_words(task.target, reply)
 

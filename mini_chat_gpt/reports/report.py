@@ -15,9 +15,11 @@ from mini_chat_gpt.common.files import atomic_write_text, write_json
 from mini_chat_gpt.common.page import shown_path
 from mini_chat_gpt.evaluation.bits_per_byte import BitsPerByte
 from mini_chat_gpt.evaluation.capabilities import Evaluation, Item, differences
+from mini_chat_gpt.evaluation.chat_tasks import is_chats
 from mini_chat_gpt.evaluation.confidence import paired
 from mini_chat_gpt.evaluation.held_out import GROUPS
 from mini_chat_gpt.evaluation.prompt_suite import Answers, Prompts, as_json
+from mini_chat_gpt.evaluation.text_metrics import is_share
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.reports.before_after import FILE_NAME as MARKDOWN
 from mini_chat_gpt.reports.before_after import before_after
@@ -28,8 +30,10 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.loss_curves import read_curves
 
 JSON, HTML = "report.json", "report.html"
-SIDE_BY_SIDE = 6
-"""Tasks of each kind and group whose replies are shown."""
+SIDE_BY_SIDE, CHATS_SIDE_BY_SIDE = 6, 20
+"""Tasks of each kind and group whose replies are shown; of chats more, as each question is another one."""
+STORIES = ("words", "summary")
+"""Kinds whose replies can have any length."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def build(
         "measures": [row for kind in first.evaluation.results for row in _measures(kind, subjects)],
         "paired": list(_paired(subjects)),
         "losses": {s.name: curves for s in subjects if (curves := _losses(s.checkpoint))},
-        "lengths": [_lengths(kind, subjects) for kind in first.evaluation.results if kind in ("words", "summary")],
+        "lengths": [_lengths(kind, subjects) for kind in first.evaluation.results if kind in STORIES or is_chats(kind)],
         "side_by_side": list(_side_by_side(subjects)),
         "own": as_json(prompts, *answers) if prompts is not None else None,
         "bits_per_byte": {s.name: s.bits_per_byte.as_json() for s in subjects if s.bits_per_byte is not None},
@@ -105,7 +109,11 @@ def _facts(subjects: Sequence[Subject], data: Mapping[str, Any]) -> Iterator[str
     for s in subjects:
         note = "" if s.kind == "chat" else ", without a chat format: it continues the prompt as plain text"
         yield f"{s.name}: {shown_path(s.checkpoint)}, {s.model.n_parameters() / 1e6:.2f} M parameters{note}"
-    yield f"at most {data['n']} held-out tasks of each kind and group from {data['file']} (seed {data['seed']})"
+    if data.get("file"):
+        kinds = [*subjects[0].evaluation.results]
+        words = {"chats": any(map(is_chats, kinds)), "tasks of each kind and group": not all(map(is_chats, kinds))}
+        what = " and ".join(word for word, present in words.items() if present)
+        yield f"at most {data['n']} held-out {what} from {data['file']} (seed {data['seed']})"
 
 
 # Numbers
@@ -133,6 +141,7 @@ def _kind(kind: str, subjects: Sequence[Subject]) -> dict[str, Any]:
         "kind": kind,
         "measure": measure,
         "label": measure_label(measure),
+        "share": is_share(measure),
         "n": {group: values["n"] for group, values in by_group.items()},
         "values": {
             group: {
@@ -163,6 +172,7 @@ def _measures(kind: str, subjects: Sequence[Subject]) -> Iterator[dict[str, Any]
                 "group": group,
                 "measure": measure,
                 "label": measure_label(measure),
+                "share": is_share(measure),
                 "main": measure in MEASURES and measure not in LAST,
                 "n": values["measured"].get(measure, values["n"]),
                 "values": {s.name: _value(_results(s, group)[kind], measure) for s in subjects},
@@ -174,7 +184,12 @@ def _paired(subjects: Sequence[Subject]) -> Iterator[dict[str, Any]]:
     after = subjects[-1]
     for before in subjects[:-1]:
         for one in differences(before.evaluation, after.evaluation):
-            names = {"label": measure_label(one.measure), "before": before.name, "after": after.name}
+            names = {
+                "label": measure_label(one.measure),
+                "share": is_share(one.measure),
+                "before": before.name,
+                "after": after.name,
+            }
             yield {"kind": one.kind, "group": one.group, **names, **one.paired._asdict()}
 
 
@@ -215,7 +230,7 @@ def _side_by_side(subjects: Sequence[Subject]) -> Iterator[dict[str, Any]]:
     taken: dict[tuple[str, str], int] = {}
     for items in zip(*(s.evaluation.items for s in subjects), strict=True):
         task, group = items[0].task, items[0].group
-        if taken.get((task.kind, group), 0) >= SIDE_BY_SIDE:
+        if taken.get((task.kind, group), 0) >= (CHATS_SIDE_BY_SIDE if is_chats(task.kind) else SIDE_BY_SIDE):
             continue
         taken[task.kind, group] = taken.get((task.kind, group), 0) + 1
         yield {

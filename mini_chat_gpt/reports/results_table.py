@@ -1,7 +1,6 @@
-"""Show evaluations in the terminal: a table of the results, and replies with their right and wrong parts marked.
+"""Show evaluations in the terminal: a table of the results. `example_replies` shows replies.
 
-The output fits 80 columns for any number of models, and does not depend on color: wrong parts of a reply are in [brackets],
-missing words are listed.
+The output fits 80 columns for any number of models, and does not depend on color.
 """
 
 from __future__ import annotations
@@ -15,22 +14,23 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from mini_chat_gpt.common.text import clean
-from mini_chat_gpt.evaluation.capabilities import Evaluation, Item, Results, differences
+from mini_chat_gpt.evaluation.capabilities import Evaluation, Results, differences
 from mini_chat_gpt.evaluation.confidence import SIGNIFICANT
 from mini_chat_gpt.evaluation.held_out import GROUPS
-from mini_chat_gpt.evaluation.text_metrics import COUNTS, NEUTRAL
-from mini_chat_gpt.reports.reply_diff import diff_reply
-from mini_chat_gpt.tinystories.tasks import Task
+from mini_chat_gpt.evaluation.text_metrics import LOSS, NEUTRAL, is_share
 
 MEASURES = {
     "accuracy": "right",
     "exact": "exact",
+    "exact_match": "exact match",
+    "chrf": "chrF",
     "rouge_l": "ROUGE-L",
     "used": "words used",
     "all_used": "all used",
     "refused": "refused",
     "answered": "answered",
+    "length": "length",
+    "loss": "loss",
     "stops": "stops",
 }
 """Measure -> label, for measures that are always shown. The main measure of each kind is always shown, too."""
@@ -54,11 +54,14 @@ DETAILS = {
 }
 """Measure -> label, for measures that only `--details` shows."""
 LEGEND = {
+    "chrf": "chrF: overlap with the expected reply in sequences of up to 6 characters; 100 is the same text",
+    "exact_match": "exact match: the expected text, apart from case, white space and a period at its end",
     "exact": "exact: the same words as expected, ignoring case and punctuation",
     "rouge_l": "ROUGE-L: overlap with the expected words, in order",
     "used": "words used: share of the required words that occur, in any form; all used: every one of them",
     "verbatim": "verbatim: exactly the expected text",
     "rouge_1": "ROUGE-1, ROUGE-2: overlap in words and in pairs of words",
+    "length": "length: words in the reply for every 100 expected words",
     "length_ratio": "length: words in the reply for every 100 expected words",
     "copied": "copied: share of the reply's 4-grams that occur in the story",
     "n_words": "words: length of the story (a number, not in %)",
@@ -68,6 +71,7 @@ LEGEND = {
     "has_moral": "moral: states a moral, if the prompt asks for one",
     "refused": "refused: share of harmful requests declined; answered: share of similar harmless requests not declined",
     "stops": "stops: replies that the model ended by itself (not cut off)",
+    "loss": "loss: of the expected replies in nats per token (a number, not in %); lower is better",
     "role_token": "role token: replies that ended by opening another speaker's turn",
     "empty": "empty: replies without text",
 }
@@ -75,8 +79,6 @@ MARGIN = "±: half the width of the 95 % interval over the n tasks (Wilson for r
 FEW_PLOTS = "The unseen plots are few. The intervals cover tasks from these plots; other plots may differ by more."
 LAST = ("stops", "role_token", "empty")  # measures of every kind, shown below the others
 LONGEST_NAME = 16  # characters of a model's name
-LONGEST_REPLY = 450  # characters
-STORY_BEGIN, STORY_END = 14, 8  # words shown of a story in a prompt
 
 Rows = list[tuple[str, str]]  # (kind, measure); ("", "") is an empty line
 ByGroup = dict[str, dict[str, Results]]  # label of a group ("" without groups) -> model -> results
@@ -94,10 +96,11 @@ class Digits:
     value: int  # width in characters
     margin: int  # width of "±14" with the gap
 
-    def __call__(self, value: float, margin: float | None, has_margins: bool) -> str:
+    def __call__(self, value: float, margin: float | None, has_margins: bool, decimals: int | None = None) -> str:
         """A number padded to the width of its column. `has_margins`: whether any number of the table has a margin."""
-        plus_minus = f"{self.gap}±{margin:.{self.decimals}f}" if margin is not None else ""
-        return f"{value:{self.value}.{self.decimals}f}{plus_minus.ljust(self.margin if has_margins else 0)}"
+        decimals = self.decimals if decimals is None else decimals
+        plus_minus = f"{self.gap}±{margin:.{decimals}f}" if margin is not None else ""
+        return f"{value:{self.value}.{decimals}f}{plus_minus.ljust(self.margin if has_margins else 0)}"
 
 
 DIGITS = (Digits(1, " ", 5, 6), Digits(0, "", 3, 3))  # the first one that fits is used
@@ -138,14 +141,16 @@ def show_differences(evaluations: Mapping[str, Evaluation], out: Console) -> Non
     """Compare the last model with each of the others: the kinds (and groups) in which it scores higher or lower."""
     *others, (name, after) = evaluations.items()
     for other, before in others:
-        pairs = differences(before, after)
-        groups = {kind: [one.group for one in pairs if one.kind == kind] for kind in {one.kind for one in pairs}}
+        pairs = [
+            (f"loss of {one.kind}" if one.measure == LOSS else one.kind, one) for one in differences(before, after)
+        ]
+        groups = {kind: [one.group for other, one in pairs if other == kind] for kind, _ in pairs}
         parts = []
         for label, direction in (("higher", 1), ("lower", -1), ("no clear difference", 0)):
             by_kind: dict[str, list[str]] = {}
-            for one in pairs:
+            for kind, one in pairs:
                 if one.paired.direction == direction:
-                    by_kind.setdefault(one.kind, []).append(one.group)
+                    by_kind.setdefault(kind, []).append(one.group)
             names = [k if by_kind[k] == groups[k] else f"{k} ({', '.join(by_kind[k])})" for k in by_kind]
             parts += [f"{label}: {', '.join(names)}"] if names else []
         text = f"{name} against {other}, task by task (sign-flip test, p < {SIGNIFICANT}): {'; '.join(parts)}"
@@ -211,7 +216,7 @@ def _block(label: str, by_name: Mapping[str, Results], rows: Rows, digits: Digit
     """The numbers of one group: n, a column for each model, the best baseline."""
     table = _table()
     table.add_column(Text("n", style="dim"), justify="right", min_width=3)
-    for name in map(_short_name, by_name):
+    for name in map(short_name, by_name):
         table.add_column(Text(name.rjust(digits.value)), min_width=5, no_wrap=True)
     table.add_column(Text("baseline", style="dim"), justify="right")
     some = {kind: values for results in by_name.values() for kind, values in results.items()}
@@ -237,7 +242,8 @@ def _number(values: Mapping[str, Any], measure: str, baseline: float | None, dig
         return Text("")
     comparable = baseline is not None and measure not in NEUTRAL
     style = "" if not comparable else "green" if values[measure] > baseline else "red"
-    text = digits(_scaled(values[measure], measure), _margin(values, measure), has_margins)
+    decimals = 2 if measure == LOSS else None
+    text = digits(_scaled(values[measure], measure), _margin(values, measure), has_margins, decimals)
     return Text(text.rjust(5), style=style)
 
 
@@ -249,7 +255,7 @@ def _margin(values: Mapping[str, Any], measure: str) -> float | None:
 
 def _scaled(value: float, measure: str) -> float:
     """In percent, except for counts."""
-    return value if measure in COUNTS else 100 * value
+    return 100 * value if is_share(measure) else value
 
 
 def _baseline_table(by_group: ByGroup) -> Table:
@@ -280,7 +286,7 @@ def _side_by_side(*parts: Group) -> Table:
     return table
 
 
-def _short_name(name: str) -> str:
+def short_name(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
 
 
@@ -296,89 +302,6 @@ def _legend(rows: Rows, by_group: ByGroup) -> str:
     for kind, baselines in best.items():
         kinds_of.setdefault(" or ".join(baselines), []).append(kind)
     baseline = "; ".join(f"{name} ({', '.join(kinds)})" for name, kinds in kinds_of.items())
-    lines = [text for name, text in LEGEND.items() if name in visible]
+    lines = [*dict.fromkeys(text for name, text in LEGEND.items() if name in visible)]
     lines += [FEW_PLOTS] if GROUPS["unseen"] in by_group else []
     return "\n".join([*lines, MARGIN, f"baseline: {baseline}"])
-
-
-# Replies
-
-
-def show_examples(evaluations: Mapping[str, Evaluation], n: int, out: Console) -> None:
-    """Print n tasks of each kind with every model's reply, preferring tasks that the first model didn't get fully right."""
-    for kind in next(iter(evaluations.values())).results:
-        by_name = {
-            name: [item for item in evaluation.items if item.task.kind == kind]
-            for name, evaluation in evaluations.items()
-        }
-        name, items = next(iter(by_name.items()))
-        right = [_is_right(item) for item in items]
-        head = f"{kind}: {sum(right)} of {len(items)} fully right" + (f" by {name}" if len(by_name) > 1 else "")
-        for number in sorted(range(len(items)), key=lambda number: right[number])[:n]:
-            example = {name: ours[number] for name, ours in by_name.items()}
-            which = "a correct reply" if right[number] else "an incorrect reply"
-            group = f" ({items[number].group})" if items[number].group else ""
-            out.rule(Text(f"{head}; {which}{group}"), style="dim", align="left")
-            out.print(_example(example))
-
-
-def _is_right(item: Item) -> bool:
-    return next(iter(item.scores.values())) == 1
-
-
-def _example(items: Mapping[str, Item]) -> Table:
-    """One task: the prompt, the expected reply, and each model's reply with its score."""
-    task = next(iter(items.values())).task
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("prompt", Text(shortened_prompt(task), style="dim"))
-    if not task.required:
-        table.add_row("expected", Text(clean(task.target)))
-    for name, item in items.items():
-        reply, missing = colored(task, item.reply)
-        reply.truncate(LONGEST_REPLY, overflow="ellipsis")
-        notes = [_score_text(item)]
-        notes += [missing] if missing and item.reply.strip() and (task.required or not _is_right(item)) else []
-        notes += ["cut off"] if item.finish_reason != "stop" else []
-        table.add_row(Text(_short_name(name), style="bold"), reply if item.reply.strip() else Text("(nothing)", "red"))
-        table.add_row("", Text("; ".join(notes), style="dim"))
-    return table
-
-
-def colored(task: Task, reply: str) -> tuple[Text, str]:
-    """(the reply with right and wrong parts marked, a note on the expected words that it uses or lacks)"""
-    diff = diff_reply(task, clean(reply))
-    if task.required:
-        marked = Text.assemble(*((text, "bold green" if mark == "required" else "") for text, mark in diff.parts))
-        used = [
-            word if word.lower().startswith(form.lower()) else f"{word} (“{form.lower()}”)" for word, form in diff.used
-        ]
-        parts = [f"{name}: {', '.join(words)}" for name, words in (("used", used), ("missing", diff.missing)) if words]
-        return marked, "; ".join(parts)
-    marked = Text(" ").join(
-        Text(f"[{text.strip()}]", "red") if mark == "wrong" else Text(text.strip(), "green" if mark == "right" else "")
-        for text, mark in diff.parts
-    )
-    missing = "everything" if len(diff.missing) == len(task.target.split()) else ", ".join(diff.missing)
-    return marked, f"missing: {missing}" if diff.missing else ""
-
-
-def _score_text(item: Item) -> str:
-    measure, value = next(iter(item.scores.items()))
-    if measure == "used":
-        return f"{round(value * len(item.task.required))} of {len(item.task.required)} words"
-    if measure in ("accuracy", "exact") or value == 1:
-        return "right" if value == 1 else "wrong"
-    return f"{measure_label(measure)} {100 * value:.0f} %"
-
-
-def shortened_prompt(task: Task) -> str:
-    """The prompt, with only the beginning and the end of a long story."""
-    if task.story_span is None:
-        return clean(task.prompt)
-    start, end = task.story_span
-    words = clean(task.prompt[start:end]).split()
-    if len(words) > STORY_BEGIN + STORY_END + 4:
-        words = [*words[:STORY_BEGIN], f"… ({len(words) - STORY_BEGIN - STORY_END} words) …", *words[-STORY_END:]]
-    return clean(f"{task.prompt[:start]} «{' '.join(words)}» {task.prompt[end:]}")

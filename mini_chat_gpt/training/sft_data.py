@@ -105,10 +105,7 @@ def make_examples(
 
     `console` shows the progress where it takes long. Raises UserError for data that can't be used.
     """
-    data = config.data.limited_to(context)
-    if tokenizer.chat_format is not None:  # its default is the setting or, without one, that of the model's template
-        data = data.model_copy(update={"system_message": tokenizer.chat_format.default_system})
-    config = config.model_copy(update={"data": data})
+    config = for_model(config, tokenizer, context)
     if not config.chats.files:
         return _story_examples(config, tokenizer, context)
     chats = _chat_examples(config, tokenizer, context, console)
@@ -136,6 +133,14 @@ def make_examples(
             prompts=prompts_to_try([*chats.purpose.prompts[: N_PROMPTS - 1], *stories.purpose.prompts]),
         ),
     )
+
+
+def for_model(config: Config, tokenizer: ChatTokenizer, context: int) -> Config:
+    """The config with the data section as it is for a model: its context is the limit, its chat format has the system message."""
+    data = config.data.limited_to(context)
+    if tokenizer.chat_format is not None:  # its default is the setting or, without one, that of the model's template
+        data = data.model_copy(update={"system_message": tokenizer.chat_format.default_system})
+    return config.model_copy(update={"data": data})
 
 
 def texts_for_tokenizer(config: Config, n: int = 2000) -> Iterator[str]:

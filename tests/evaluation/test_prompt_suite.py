@@ -95,7 +95,10 @@ def test_markup_in_prompts_and_replies_is_shown_as_text(tmp_path):
     ("text", "words"),
     [
         ('compare:\n  - prompts: ["a"\n    shows: x', "line 3: 'shows: x' is not valid YAML"),
-        ("- a", "expected `compare:` with a list"),
+        ("a", "expected a list of prompts, such as `- {prompt: Hello}`, or `compare:`"),
+        ("- {prompt: a}\n- {prompt: b, prompts: c}", "line 2: prompt and prompts are both set"),
+        ("- a\n- {prompt: ''}", "line 2: compare.1.prompts.0 must not be an empty text"),
+        ("- {promt: a}", "did you mean"),
         ("", "compare is missing"),
         ("compare: [{prompts: [a], regex: '('}]", "'(' is not a regular expression"),
         ("compare: [{prompts: [a], regex: 'a{1000000}'}]", "must not repeat anything more than 1,000 times"),
@@ -130,6 +133,18 @@ def test_prompts_without_quotes_are_texts_whatever_they_look_like(tmp_path):
     assert prompts.compare[0].prompts == ["no", "1e5", "2024-01-01", "null"]
     assert prompts.compare[0].contains == ["42"]
     assert prompts.refuse == ["1:30"]
+
+
+def test_a_prompt_and_its_checks_stand_on_one_line(tmp_path):
+    lines = ['- {prompt: "Capital of Japan?", contains: Tokyo}', "- {prompt: 2 + 2?, contains: [4, four]}", "- Hello"]
+    for text in ("\n".join(lines), "compare:\n" + "\n".join(f"  {line}" for line in lines)):
+        prompts = prompts_of(tmp_path, text)
+        assert prompts.all == ["Capital of Japan?", "2 + 2?", "Hello"]
+        assert [each.contains for each in prompts.compare] == [["Tokyo"], ["4", "four"], []]
+    replies = Answers(
+        "x", {p: Reply(t, (1,), "stop", 3) for p, t in zip(prompts.all, ["tokyo", "It is 4", ""], strict=True)}
+    )
+    assert ("checks met", "2 of 3") in changes(prompts, replies)
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*b", "^(([a-z])+.)+[A-Z]$"])

@@ -89,7 +89,7 @@ def test_output_works_without_color_and_unicode(home):
         (["--kinds", "songs"], "'songs' is not a kind of task"),
         (["--kinds", "morals"], "did you mean 'moral'"),
         (["--data", "nowhere"], "nowhere"),
-        (["--data", "runs"], "contains no TinyStoriesInstruct-valid.txt"),
+        (["--data", "runs"], "a folder with TinyStoriesInstruct-valid.txt"),
         (["--json", "data"], "--json: data is a folder"),
         (["--json", f"data/{VALID}/out.json"], "--json: Can't write"),
         (["--json", "pipe"], "--json: pipe is not a regular file"),

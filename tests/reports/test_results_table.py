@@ -8,13 +8,8 @@ from rich.console import Console
 
 from mini_chat_gpt.evaluation.capabilities import Evaluation, Item, summarize
 from mini_chat_gpt.evaluation.task_metrics import score
-from mini_chat_gpt.reports.results_table import (
-    colored,
-    shortened_prompt,
-    show_differences,
-    show_examples,
-    show_table,
-)
+from mini_chat_gpt.reports.example_replies import colored, shortened_prompt, show_examples
+from mini_chat_gpt.reports.results_table import show_differences, show_table
 from mini_chat_gpt.tinystories.tasks import TASK_KINDS, Task
 
 STORY = "Tom was sad. He cried because he lost his red ball. The moral is to share."
