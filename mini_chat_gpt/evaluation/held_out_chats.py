@@ -76,7 +76,7 @@ def find_held_out_chats(data: str | None, models: Loaded, out: Console | None = 
     Of data that one of the models was trained on, only the part that was held out. Raises UserError for files that can't be used,
     and if those of the run are gone.
     """
-    for checkpoint, (model, tokenizer) in reversed(models.items()):
+    for checkpoint, (model, tokenizer) in reversed([*models.items()]):
         run = _ChatRun.of(checkpoint)
         if run is not None and (data is None or run.uses(data)):
             return run.held_out(tokenizer, model.config.context_length, out, data)
@@ -209,7 +209,7 @@ def _is_same(one: str, other: str) -> bool:
 def _of_files(data: str, models: Loaded) -> HeldOutChats:
     """All chats of a path, or those of its validation split if it has one."""
     split = bool(chat_files(data).held_out)
-    run = next((run for checkpoint in reversed(models) if (run := _ChatRun.of(checkpoint))), None)
+    run = next((run for checkpoint in reversed([*models]) if (run := _ChatRun.of(checkpoint))), None)
     keys = run.config.chats.keys if run is not None else {}  # a file to test on is written as the one to train on
     problems: list[Problem] = []
 

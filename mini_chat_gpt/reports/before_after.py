@@ -68,17 +68,18 @@ def _measured(
     row: Mapping[str, Any], report: Mapping[str, Any], names: Sequence[str], pairs: Mapping[Any, Any], baseline: str
 ) -> Sequence[Any]:
     share = row.get("share", True)
-    scores = [_number(*(row["values"][name][part] for part in ("value", "low", "high")), share) for name in names]
+    scores = [_number(row["values"][name], share) for name in names]
     difference = ("", "")
     if pair := pairs.get((row["kind"], row["group"], row["label"])):
-        difference = _number(pair["difference"], pair["low"], pair["high"], share, "+"), format_p(pair["p"])
+        difference = _number({**pair, "value": pair["difference"]}, share, "+"), format_p(pair["p"])
     title = report["groups"][row["group"]]
     return row["kind"], title, row["label"], row["n"], *scores, baseline, *difference
 
 
-def _number(value: float, low: float, high: float, share: bool, sign: str = "") -> str:
+def _number(estimate: Mapping[str, Any], share: bool, sign: str = "") -> str:
     """A value with its interval, in percent if it is a share."""
     scale, decimals, of_interval = (100, 1, 0) if share else (1, 3, 3)
+    value, low, high = (estimate[part] for part in ("value", "low", "high"))
     interval = f" ({scale * low:{sign}.{of_interval}f} to {scale * high:{sign}.{of_interval}f})"
     return f"{scale * value:{sign}.{decimals}f}{interval if high - low > 1e-9 else ''}"
 
