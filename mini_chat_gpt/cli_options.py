@@ -191,6 +191,13 @@ def add_eval_options(parser: argparse._ActionsContainer, seed: bool = True) -> N
         help=f"replies of each kind to show, of chats three times as many (default: {default['examples']})",
     )
     parser.add_argument("--batch-size", type=whole, metavar="N", help="prompts per batch (default: chosen for speed)")
+    _add_eval_outputs(parser)
+    if seed:
+        parser.add_argument("--seed", type=whole, metavar="N", help=f"which tasks to use (default: {default['seed']})")
+
+
+def _add_eval_outputs(parser: argparse._ActionsContainer) -> None:
+    """What the capability test shows and writes."""
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write the results and every reply to this file")
     parser.add_argument(
         "--details", action="store_true", default=None, help="show all metrics, and the score of every baseline"
@@ -214,8 +221,6 @@ def add_eval_options(parser: argparse._ActionsContainer, seed: bool = True) -> N
         metavar="FILE",
         help="your own prompts and checks, in lines such as - {prompt: Capital of Japan?, contains: Tokyo}",
     )
-    if seed:
-        parser.add_argument("--seed", type=whole, metavar="N", help=f"which tasks to use (default: {default['seed']})")
 
 
 def whole(text: str) -> int:
