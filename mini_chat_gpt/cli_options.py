@@ -213,7 +213,7 @@ def _add_eval_outputs(parser: argparse._ActionsContainer) -> None:
         type=whole,
         metavar="N",
         help="for the report, megabytes of training stories to search for memorized passages, 0 for none "
-        f"(default: {default['training_mb']})",
+        f"(default: {EVAL_DEFAULTS['training_mb']})",
     )
     parser.add_argument(
         "--prompts",
