@@ -10,17 +10,20 @@ turn:
     abilities              at most 80 words that name two or more of its abilities, as something it can do, and don't refuse
     off_topic, knowledge   a true answer, where the message has one; otherwise at most 60 words that decline or say what it can do,
                            without a sentence that states something else, and without a number that is not in the message
-    pasted_story           at most 40 words that invite to ask, without telling the story or answering an unasked question
-    thanks, compliment     at most 30 words that acknowledge it
+    pasted_story           at most 40 words that invite to ask, without telling the story, refusing or answering an unasked question
+    thanks, compliment     at most 30 words that acknowledge it (no refusal or regret here, in a greeting or in a goodbye)
     goodbye                at most 30 words that part
     main_character, first_story, second_story
                            at most 40 words: the character is the first one named, and is not joined to another one ("Tom and Sue")
     dialogue, ending       at most 40 words: begins with the right one of "yes" and "no", or states the right answer
-    why                    at most 40 words: ROUGE-L or ROUGE-1 of the reason (what follows "because") at least 0.7
+    why                    at most 40 words: ROUGE-L or ROUGE-1 of the reason (what follows "because") at least 0.7; no content word that
+                           the story does not have; not cut off inside a phrase ("the soup had too much")
     follow_up              "Are you sure?": affirms, doubts, or repeats the reason; "And what happened?": at most 80 words, at least
-                           half of its 4-grams in the story, or ROUGE-L with the summary at least 0.4
-    summary                at most 60 words: names the main character; ROUGE-L at least 0.4
-    moral                  at most 40 words: ROUGE-L at least 0.6 (also without "The moral is that")
+                           half of its 4-grams in the story, or ROUGE-L with the summary at least 0.4, and at most a fifth of its content
+                           words not in the story
+    summary                at most 60 words: names the main character; ROUGE-L at least 0.4; content words as above
+    moral                  at most 40 words: ROUGE-L at least 0.6 (also without "The moral is that"); no content word that the story does
+                           not have
     this_story             as dialogue, ending or why
     write_story            30 to 300 words, two of the three words or more, at least three sentences, repetition at most 0.2, no
                            sentence three times, less than half of its 4-grams in the pasted story
@@ -40,7 +43,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from conversation_text import characters, has, loop_in, overlap, settings, too_long, unknown_words_in
+from conversation_text import (
+    characters,
+    content_words,
+    foreign_words,
+    has,
+    is_known,
+    known_words,
+    loop_in,
+    overlap,
+    settings,
+    too_long,
+    unknown_words_in,
+)
 
 from mini_chat_gpt.evaluation.task_metrics import named_character, yes_or_no
 from mini_chat_gpt.evaluation.text_metrics import extractiveness, plain_words, text_statistics
@@ -96,7 +111,7 @@ SHARED = (
 EXACT = frozenset({"why", "moral"})
 """Kinds without unknown words: their answers are in the story."""
 REASON, SUMMARY, MORAL, UNASKED = 0.7, 0.4, 0.6, 0.4  # least ROUGE-L
-REPETITION, COPIED = 0.2, 0.5  # most
+REPETITION, COPIED, FOREIGN = 0.2, 0.5, 0.2  # most
 MIN_STORY_WORDS, MIN_STORY_SENTENCES, MIN_WORDS_USED = 30, 3, 2
 
 
@@ -164,11 +179,13 @@ def _repeated(step: Step, text: str, earlier: Sequence[Turn]) -> str | None:
 
 
 def _needs(*names: str) -> Any:
-    """A rule: the reply has one of the signs, and is not a story."""
+    """A rule: the reply has one of the signs, and is not a story, a refusal or a regret."""
 
     def rule(step: Step, text: str) -> str | None:
         if has("narrates", text):
             return "tells a story"
+        if has("refuses", text) or re.search(r"\bsorry\b", text, re.IGNORECASE):
+            return "refuses"
         return None if any(has(name, text) for name in names) else f"no sign of {' or '.join(names)}"
 
     return rule
@@ -233,6 +250,8 @@ def _pasted_story(step: Step, text: str) -> str | None:
         return "summarizes unasked"
     if yes_or_no(text) or re.match(r"\W*because\b", text, re.IGNORECASE):
         return "answers unasked"
+    if has("refuses", text):
+        return "refuses"
     return None if has("invites", text) and has("refers", text) else "does not invite to ask"
 
 
@@ -252,6 +271,10 @@ def _main_character(step: Step, text: str) -> str | None:
             rf"\b{step.answer}(?:,| and| or| &) (?:\w+ ){{0,2}}{other}\b|\b{other},? (?:and|or) {step.answer}\b", text
         ):
             return f"names {other}, too"
+    if (before := re.search(rf"\b([A-Z][a-z]+) {step.answer}\b", text)) and not is_known(
+        before[1].lower(), known_words()
+    ):
+        return f"names {before[0]}, not {step.answer}"
     if has("narrates", re.sub(r"\b(?:named|called) [A-Z]\w+|\b(?:he|she) \w+", "", text)):
         return "tells a story"
     return None
@@ -278,7 +301,20 @@ def _why(step: Step, text: str) -> str | None:
     said, reason = plain_words(reason_in(text)), plain_words(reason_in(step.answer))
     shared = overlap(" ".join(reason), " ".join(said))
     in_any_order = 2 * sum((Counter(said) & Counter(reason)).values()) / (len(said) + len(reason))
-    return None if shared >= REASON or in_any_order >= REASON else f"ROUGE-L {shared:.2f}"
+    if shared < REASON and in_any_order < REASON:
+        return f"ROUGE-L {shared:.2f}"
+    if foreign := foreign_words(" ".join(said), [step.story, step.answer]):
+        return f"not in the story: {', '.join(foreign)}"
+    following = reason[len(said) :]
+    if following and said == reason[: len(said)] and following[0] not in settings()["may_follow"]:
+        return f"cut off before: {' '.join(following)}"
+    return None
+
+
+def _not_of_story(step: Step, text: str) -> str | None:
+    """The content words that the story does not have, if they are more than a fifth."""
+    foreign, content = set(foreign_words(text, [step.story, step.answer])), set(content_words(text))
+    return f"not in the story: {', '.join(sorted(foreign))}" if len(foreign) > FOREIGN * len(content) else None
 
 
 def _follow_up(step: Step, text: str) -> str | None:
@@ -294,14 +330,16 @@ def _follow_up(step: Step, text: str) -> str | None:
     copied, shared = extractiveness(step.story, text), overlap(step.answer, text)
     if len(plain_words(text)) < 4:
         return "tells nothing"
-    return None if copied >= COPIED or shared >= SUMMARY else f"ROUGE-L {shared:.2f}, {copied:.0%} of the story"
+    if copied < COPIED and shared < SUMMARY:
+        return f"ROUGE-L {shared:.2f}, {copied:.0%} of the story"
+    return _not_of_story(step, text)
 
 
 def _summary(step: Step, text: str) -> str | None:
     if find_word(text, step.name) is None:
         return f"{step.name} is missing"
     shared = overlap(step.answer, text)
-    return None if shared >= SUMMARY else f"ROUGE-L {shared:.2f}"
+    return _not_of_story(step, text) if shared >= SUMMARY else f"ROUGE-L {shared:.2f}"
 
 
 _MORAL_STARTS = re.compile(
@@ -310,8 +348,12 @@ _MORAL_STARTS = re.compile(
 
 
 def _moral(step: Step, text: str) -> str | None:
-    shared = max(overlap(step.answer, part) for part in (text, _MORAL_STARTS.sub("", text, count=1)))
-    return None if shared >= MORAL else f"ROUGE-L {shared:.2f}"
+    moral = max((text, _MORAL_STARTS.sub("", text, count=1)), key=lambda part: overlap(step.answer, part))
+    shared = overlap(step.answer, moral)
+    if shared < MORAL:
+        return f"ROUGE-L {shared:.2f}"
+    foreign = foreign_words(moral, [step.story, step.answer])
+    return f"not in the story: {', '.join(foreign)}" if foreign else None
 
 
 def _this_story(step: Step, text: str) -> str | None:

@@ -95,6 +95,22 @@ def unknown_words_in(text: str, messages: Iterable[str], share: float = UNKNOWN_
     return None
 
 
+def foreign_words(text: str, sources: Iterable[str]) -> list[str]:
+    """The content words of a text of which no form occurs in the sources."""
+    own = {form for source in sources for word in plain_words(source) for form in _forms(word)}
+    return [word for word in content_words(text) if own.isdisjoint(_forms(word))]
+
+
+def content_words(text: str) -> list[str]:
+    """The words of a text without pronouns, auxiliary verbs and the like."""
+    return [word for word in plain_words(text) if word not in _function_words()]
+
+
+@cache
+def _function_words() -> frozenset[str]:
+    return frozenset(settings()["function_words"].split())
+
+
 def overlap(target: str, reply: str) -> float:
     """ROUGE-L of the words, ignoring the punctuation marks that join them."""
     return rouge_l(" ".join(plain_words(target)), " ".join(plain_words(reply)))
