@@ -221,6 +221,21 @@ def _add_eval_outputs(parser: argparse._ActionsContainer) -> None:
         metavar="FILE",
         help="your own prompts and checks, in lines such as - {prompt: Capital of Japan?, contains: Tokyo}",
     )
+    parser.add_argument(
+        "--review",
+        type=user_path,
+        nargs="?",
+        const=Path(),
+        metavar="FILE.html",
+        help="write a page for judging 50 replies blind with a checklist: those of all models, or of one mixed with the expected "
+        "ones (default: review.html in the report's folder)",
+    )
+    parser.add_argument(
+        "--checklist",
+        type=user_path,
+        metavar="FILE",
+        help="the points of that checklist, with lines such as - is correct (default: five points)",
+    )
 
 
 def whole(text: str) -> int:

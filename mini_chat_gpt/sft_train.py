@@ -21,6 +21,7 @@ from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.text import clean
 from mini_chat_gpt.config import Config
+from mini_chat_gpt.evaluation.after_training import reply_to_held_out_chats
 from mini_chat_gpt.evaluation.capabilities import evaluate
 from mini_chat_gpt.evaluation.task_metrics import score
 from mini_chat_gpt.generation.decode import Model
@@ -68,10 +69,11 @@ def prepare(config: Config, run: RunContext) -> Prepared:
     check_prompts(config.sft.prompts, tokenizer, context, "sft.prompts")
     shown = [one for one in examples.shown if can_reply(one.prompt, tokenizer, context)]
     tasks = [task for task in examples.eval_tasks if can_reply(task.prompt, tokenizer, context)]
+    chats, seed = examples.chats, config.system.seed
     # Everything that differs from pretraining is in the job. The trainer is the same.
     job = Job(
         "sft",
-        with_auto_steps(config.sft, of_chats=examples.chats is not None),
+        with_auto_steps(config.sft, of_chats=chats is not None),
         source=examples.source,
         validation=examples.validation,
         show=sample_replies(config.sft.prompts, shown, tokenizer),
@@ -79,6 +81,7 @@ def prepare(config: Config, run: RunContext) -> Prepared:
         files=examples.files,
         measure=eval_metrics(tasks, config.sft.best_metric, tokenizer),
         purpose=examples.purpose,
+        summary=None if chats is None else reply_to_held_out_chats(chats, config.chats, model, tokenizer, seed),
     )
     return Prepared(job, model, tokenizer)
 

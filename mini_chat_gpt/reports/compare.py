@@ -39,6 +39,7 @@ from mini_chat_gpt.model import GPT
 from mini_chat_gpt.reports.example_replies import show_examples
 from mini_chat_gpt.reports.report import HTML, Subject, build, write
 from mini_chat_gpt.reports.results_table import show_differences, show_table
+from mini_chat_gpt.reports.review import POINTS, REVIEW, JudgedReply, choose_replies, read_checklist, write_review
 from mini_chat_gpt.sft_dataloader import stories
 from mini_chat_gpt.tinystories.tasks import Task, check_kinds
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
@@ -61,6 +62,8 @@ class EvalOptions:
     json: Path | None = None  # file for results and replies
     report: Path | None = None  # folder for report.html, before_after.md and report.json
     prompts: Path | None = None  # YAML file with the user's own prompts
+    review: Path | None = None  # page on which replies are judged; Path(): review.html in the report's folder
+    checklist: Path | None = None  # YAML file with the points of that page
     training_mb: int = 50  # megabytes of training stories that a report searches for memorized text
     details: bool | None = None  # show all measures, and the score of each baseline
 
@@ -68,16 +71,28 @@ class EvalOptions:
         minimums = {"n": 1, "examples": 0, "batch_size": 1, "training_mb": 0}
         check_range(self, seed=(0, MAX_SEED), **{name: (least, MAX_NUMBER) for name, least in minimums.items()})
         check_kinds(self.kinds, "--kinds", [REFUSALS, CHATS])
-        for option, file in (("--json", self.json), ("--report", self.report and self.report / HTML)):
+        files = {"--json": self.json, "--report": self.report and self.report / HTML, "--review": self.review_file}
+        for option, file in files.items():
             try:
                 if file is not None:
                     require_writable_file(file)
             except UserError as error:
                 raise UserError(f"{option}: {error}") from None
+        if self.checklist is not None and self.review is None:
+            raise UserError("--checklist has the points of a review page; add --review.")
         if self.report is not None and self.json is not None and self.json.absolute().parent == self.report.absolute():
             raise UserError(
                 f"--json: {self.json} is in the report's folder, which has its own report.json; choose another place."
             )
+
+    @property
+    def review_file(self) -> Path | None:
+        """Where the review page is written. Raises UserError if that is not known."""
+        if self.review != Path():
+            return self.review
+        if self.report is None:
+            raise UserError("--review: name the page to write, such as --review review.html.")
+        return self.report / REVIEW
 
 
 def options_of(arguments: argparse.Namespace) -> EvalOptions:
@@ -170,6 +185,7 @@ def compare(
     """
     start = time.monotonic()
     prompts = read_prompts(options.prompts) if options.prompts is not None else None
+    points = read_checklist(options.checklist) if options.checklist is not None else POINTS
     sampling = sampling if sampling.seed is not None else replace(sampling, seed=options.seed)
     loaded = _load(models, device)
     if prompts is not None:
@@ -190,6 +206,8 @@ def compare(
     if plan.file is not None:
         out.print(f"Held-out tasks: {plan.file}\n({plan.why})", markup=False, soft_wrap=True)
         evaluations = _added(evaluations, evaluator.stories(plan.stories))
+    if options.review_file is not None:
+        _write_review(options.review_file, choose_replies(evaluations, answers, options.seed), points, out)
     _write_json(models, evaluations, plan, options, sampling, out)
     if options.report is not None:
         subjects = [
@@ -199,6 +217,12 @@ def compare(
         settings = {"n": options.n, "seed": options.seed, "sampling": _describe(sampling), "weights": weights}
         _write_report(options, subjects, plan, settings, prompts, start, out)
     return evaluations
+
+
+def _write_review(file: Path, replies: Sequence[JudgedReply], points: Sequence[str], out: Console) -> None:
+    write_review(file, replies, points)
+    text = f"Review of {len(replies)} replies: {file}\n(open it in a browser; it keeps the ticks and sums them)"
+    out.print(text, markup=False, soft_wrap=True)
 
 
 def _missing_kinds(plan: Plan, wanted: Sequence[str]) -> list[str]:

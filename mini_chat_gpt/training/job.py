@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
+from rich.console import RenderableType
 
 from mini_chat_gpt.checkpoints.purpose import Purpose
 from mini_chat_gpt.common.entry import command_of, under_torchrun
@@ -60,6 +61,9 @@ class Job:
     """Returns scores at each evaluation, higher is better, with names such as "eval/moral/exact"."""
     purpose: Purpose = field(default_factory=Purpose)
     """What checkpoints say that the model was trained to do."""
+
+    summary: Callable[[Model, TrainResult], RenderableType | None] | None = None
+    """Returns what to show when the run has finished."""
 
     def resume_command(self, folder: Path) -> str:
         """What to type to resume the run in this folder, which has its settings, with as many processes as there are now."""

@@ -67,6 +67,8 @@ from mini_chat_gpt.training.trainer import Trainer
 from mini_chat_gpt.training.wandb_run import new_run_id
 
 CONFIG = "config.yaml"
+SUMMARY = 60.0
+"""Seconds before the time limit from which on a run ends without its summary."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,18 @@ def _finish(result: TrainResult, trainer: Trainer, run: RunContext) -> None:
     if trainer.progress.nonfinite_steps:
         details += f"; {trainer.progress.nonfinite_steps} non-finite steps"
     out.print(f"Done in {format_duration(spent)}{details}: {folder}", markup=False, soft_wrap=True)
+    trainer.monitor.attempt("Replying to held-out prompts", lambda: _print_result(result, trainer, out))
+
+
+def _print_result(result: TrainResult, trainer: Trainer, out: Console) -> None:
+    """Print the job's summary, from the weights of the last step, unless the time is up or they are not on this process alone."""
+    deadline = trainer.stop.deadline
+    if trainer.job.summary is None or trainer.engine.sharded or (deadline and time.monotonic() + SUMMARY > deadline):
+        return
+    with trainer.engine.averaged():
+        shown = trainer.job.summary(trainer.validation.model(), result)
+    if shown is not None:
+        out.print(shown)
 
 
 def _require_finite(result: TrainResult, trainer: Trainer) -> None:

@@ -15,17 +15,17 @@ from pathlib import Path
 
 from mini_chat_gpt.common.device import gc_frozen
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import append_text, atomic_write_text
+from mini_chat_gpt.common.files import atomic_write_text
 from mini_chat_gpt.common.resources import memory_in_use
 from mini_chat_gpt.common.signals import GRACE, leave_within
 from mini_chat_gpt.common.terminal import StepProgress
-from mini_chat_gpt.common.text import well_formed
 from mini_chat_gpt.config import Config, seconds_in
 from mini_chat_gpt.data.batch_dump import describe
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.data.step_loader import StepLoader, count_workers
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.early_loss import early_loss_warning
+from mini_chat_gpt.training.evaluation_lines import show_evaluation
 from mini_chat_gpt.training.job import (
     SMOOTHING,
     Callback,
@@ -366,7 +366,7 @@ class Trainer:
         self.evaluated_step, self.progress.evaluation_due = self.progress.step, False
         progress, best_metric = self.progress, self.job.phase.best_metric
         self._log(evaluation.losses | evaluation.scores)
-        self._show(evaluation)
+        show_evaluation(evaluation, progress.step, self.monitor, self.folder)
         rank_key = evaluation.rank_key(best_metric)
         # A resumed run may have another best_metric; values of different metrics cannot be compared.
         previous = progress.best if progress.best_metric in (best_metric, None) else None
@@ -375,19 +375,6 @@ class Trainer:
             progress.best, progress.best_metric = rank_key, best_metric
         progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
         return is_best
-
-    def _show(self, evaluation: Evaluation) -> None:
-        """Print an evaluation and append its samples to samples.txt."""
-        step, losses = self.progress.step, evaluation.losses
-        by_kind = "  ".join(f"{name.partition('/')[2]} {loss:.3f}" for name, loss in losses.items() if "/" in name)
-        self.monitor.message(f"step {step}  validation loss {losses['val_loss']:.4f}  {by_kind}".rstrip())
-        if evaluation.scores:
-            scores = "  ".join(f"{name.removeprefix('eval/')} {score:.2f}" for name, score in evaluation.scores.items())
-            self.monitor.message(f"held-out tasks: {scores}")
-        if evaluation.samples:
-            self.monitor.message(evaluation.samples)
-            text = f"=== step {step}\n{well_formed(evaluation.samples)}\n"
-            self.monitor.attempt("Writing samples.txt", lambda: append_text(self.folder / "samples.txt", text))
 
     def save(self) -> None:
         """Save the state of this step. A checkpoint saved without its evaluation is replaced by the same state with the result."""

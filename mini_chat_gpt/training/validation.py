@@ -53,7 +53,7 @@ class Validation:
             self.stop.check_time(0)
         self.stop.raise_if_requested(self.world)
 
-    def _model(self) -> Model:
+    def model(self) -> Model:
         """The model, ready to reply in the precision of the run. On a CPU replies are always computed in float32."""
         model = self.engine.model.eval()
         return model if model.device.type == "cpu" else for_inference(model, precision=self.engine.precision)
@@ -82,7 +82,7 @@ class Validation:
             return {}
 
         def compute() -> Metrics:
-            return self.attempt("Scoring the eval tasks", lambda: measure(self._model())) or {}
+            return self.attempt("Scoring the eval tasks", lambda: measure(self.model())) or {}
 
         # A sharded model computes on all ranks together. Otherwise rank 0 computes the scores for all.
         return compute() if self.engine.sharded else self.world.broadcast(lambda: self._on_one_rank(compute, {}))
@@ -94,7 +94,7 @@ class Validation:
             return ""
 
         def generate() -> str:
-            return self.attempt("Generating samples", lambda: show(self._model())) or ""
+            return self.attempt("Generating samples", lambda: show(self.model())) or ""
 
         text = generate() if self.engine.sharded else self._on_one_rank(generate, "")
         return text if self.world.is_main else ""
