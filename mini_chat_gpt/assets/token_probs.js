@@ -26,6 +26,7 @@ function show(n) {
 }
 tokens.forEach((token, n) => {
   token.removeAttribute('title');
+  token.setAttribute('role', 'button');
   token.addEventListener('mouseenter', () => show(n));
   token.addEventListener('focus', () => show(n));
   token.addEventListener('click', () => { chosen = n; show(n); });

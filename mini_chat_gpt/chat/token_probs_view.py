@@ -25,8 +25,12 @@ from mini_chat_gpt.common.text import visible, well_formed
 from mini_chat_gpt.common.writable import require_writable_file
 from mini_chat_gpt.generation.token_probs import MOST_SURPRISING, STEP_NAMES, Candidate, Explanation, Token, percent
 
-# Black on a light background can be read on dark and on light terminals.
-_COLORS = tuple(f"color(16) on color({background})" for background in (210, 216, 229, 193, 114))
+# Black on a light background can be read on dark and on light terminals. Unlikely tokens are underlined as well, for readers who
+# see no difference between these colors.
+_COLORS = tuple(
+    f"{mark}color(16) on color({background})"
+    for mark, background in (("bold underline ", 210), ("underline ", 216), ("", 229), ("", 193), ("", 114))
+)
 _TITLE = "Why did it say that?"
 _DATA = '\n<script type="application/json" id="data">%s</script>'
 
@@ -191,7 +195,7 @@ def _tooltip_line(candidate: Candidate, greedy: bool) -> str:
 
 
 def _page_table(explanation: Explanation, places: list[int]) -> str:
-    heads = ["", "token", "model", *([] if explanation.greedy else ["sampled"]), "rank", "others"]
+    heads = ["#", "token", "model", *([] if explanation.greedy else ["sampled"]), "rank", "others"]
     lines = ["".join(f"<th>{head}</th>" for head in heads)]
     for place in places:
         token = explanation.tokens[place]
@@ -202,4 +206,4 @@ def _page_table(explanation: Explanation, places: list[int]) -> str:
         probabilities = [token.probability] if explanation.greedy else [token.probability, token.sampling_probability]
         cells += [*(escaped(percent(p)) for p in probabilities), f"{token.rank:,}", others]
         lines.append("".join(f"<td>{cell}</td>" for cell in cells))
-    return f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+    return f'<div class="wide" tabindex="0"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'

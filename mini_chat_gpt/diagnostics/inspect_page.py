@@ -10,7 +10,7 @@ from mini_chat_gpt.diagnostics.inspection import Bar, Inspection, Section, Shown
 
 _TITLE = "What a fine-tuning run trains on"
 _LEGEND = (
-    '<p class="dim">The model learns to predict the <span class="tokens"><b>trained</b></span> tokens; the others are its '
+    '<p class="dim">The model learns to predict the <span class="tokens"><b>trained</b></span> tokens, which are underlined; the others are its '
     'input only. Shades alternate from token to token; point at a token to see its id.</p>\n<div class="filter"></div>'
 )
 
@@ -35,8 +35,10 @@ def _text(text: str, inspection: Inspection) -> str:
 def _section(section: Section, inspection: Inspection) -> Iterator[str]:
     yield f"<h2>{escaped(section.title)}</h2>"
     if section.table:
-        lines = ["".join(f"<td>{_cell(cell, inspection)}</td>" for cell in row) for row in section.table]
-        yield f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+        heads, *rows = ([_cell(cell, inspection) for cell in row] for row in section.table)
+        lines = ["".join(f"<th>{head}</th>" if head else "<td></td>" for head in heads)]
+        lines += ("".join(f"<td>{cell}</td>" for cell in row) for row in rows)
+        yield f'<div class="wide" tabindex="0"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
     for note in section.notes:
         first, *details = (_text(line, inspection) for line in note.split("\n"))
         items = "".join(f"<li>{detail}</li>" for detail in details)

@@ -23,7 +23,7 @@ def show(inspection: Inspection, out: Console, n: int) -> None:
         print_line(out, line)
     has_color = out.is_terminal and out.color_system is not None and not out.no_color
     for section in inspection.sections:
-        legend = f" (trained tokens {'are green' if has_color else 'stand in [[ ]]'})" if section.examples else ""
+        legend = f" (trained tokens {'are green and underlined' if has_color else 'stand in [[ ]]'})" if section.examples else ""
         out.print(Text(f"\n{section.title}{legend}", style="bold"))
         if section.table:
             rows = [[_blocks(cell) if isinstance(cell, Bar) else cell for cell in row] for row in section.table]
@@ -50,12 +50,12 @@ def _show_example(shown: ShownExample, out: Console, has_color: bool) -> None:
 
 
 def marked(pieces: Sequence[Piece], color: bool) -> Text:
-    """An example's text with trained tokens in green, or between [[ and ]] without color."""
+    """An example's text with trained tokens in green and underlined, or between [[ and ]] without color."""
     text = Text()
     for is_target, group in groupby(pieces, key=lambda piece: piece.is_target):
         text.append("[[" if is_target and not color else "")
         for piece in group:
-            style = "bold green" if is_target else "cyan" if piece.is_control else None
+            style = "bold green underline" if is_target else "cyan" if piece.is_control else None
             text.append(visible(piece.text), style=style if color else None)
         text.append("]]" if is_target and not color else "")
     return text

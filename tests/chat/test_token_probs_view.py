@@ -40,7 +40,9 @@ def test_a_short_reply_has_all_its_tokens_in_the_table_a_long_one_the_most_surpr
 def test_the_five_steps_have_five_colors_and_without_colors_there_are_numbers():
     explanation = explanation_of([0.01, 0.1, 0.3, 0.7, 0.95])
     colored = render_text(explanation, 100, True)
-    assert len(set(re.findall(r"\x1b\[38;5;16;48;5;\d+m", colored))) == 5
+    styles = dict.fromkeys(re.findall(r"\x1b\[((?:\d+;)*)38;5;16;48;5;\d+m", colored))
+    assert [*styles] == ["1;4;", "4;", ""]  # underlined, too: not told by color alone
+    assert len(set(re.findall(r"48;5;\d+m", colored))) == 5
     plain = render_text(explanation, 100, False)
     assert "\x1b" not in plain
     assert "[t0 1.0%] [t1 10.0%] t2 t3 t4" in plain

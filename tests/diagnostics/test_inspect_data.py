@@ -373,7 +373,7 @@ def test_marks_are_those_of_render(tmp_path):
     assert plain == f"<|user|>{spelled[0]}<|assistant|>[[{spelled[1]}<|endoftext|>]]"
     green = marked(pieces, color=True)
     assert (
-        "".join(green.plain[s.start : s.end] for s in green.spans if s.style == "bold green")
+        "".join(green.plain[s.start : s.end] for s in green.spans if s.style == "bold green underline")
         == f"{spelled[1]}<|endoftext|>"
     )
 
