@@ -20,16 +20,16 @@ def report_of(*names: str, groups: tuple[str, ...] = ("seen", "unseen"), text: s
         "groups": {group: f"plots {group} {text}" if group else "" for group in groups},
         "kinds": [
             {
-                "kind": "moral", "measure": "exact", "label": "exact", "n": dict.fromkeys(groups, n),
+                "kind": "moral", "measure": "exact", "label": "exact", "share": True, "n": dict.fromkeys(groups, n),
                 "values": dict.fromkeys(groups, by_name),
                 "baseline": {group: {"value": 0.0213, "rule": f"always {text}"} for group in groups},
             }
         ],
         "measures": [
-            {"kind": "moral", "group": group, "measure": "words", "label": f"words {text}", "values": words,
+            {"kind": "moral", "group": group, "measure": "words", "label": f"words {text}", "share": False, "values": words,
              "main": group != "unseen"} for group in groups
         ] + [
-            {"kind": "moral", "group": group, "measure": "stops", "label": "stops", "main": False,
+            {"kind": "moral", "group": group, "measure": "stops", "label": "stops", "share": True, "main": False,
              "values": {name: {"value": 0.456} for name in names}} for group in groups
         ],
         "paired": [

@@ -10,7 +10,7 @@ from mini_chat_gpt.diagnostics.inspection import Bar, Inspection, Section, Shown
 
 _TITLE = "What a fine-tuning run trains on"
 _LEGEND = (
-    '<p class="dim">The model learns to predict the <span class="tokens"><b>trained</b></span> tokens, which are underlined; the others are its '
+    '<p class="dim">The model learns to predict the <span class="tokens"><b>trained</b></span> tokens, underlined here; the others are its '
     'input only. Shades alternate from token to token; point at a token to see its id.</p>\n<div class="filter"></div>'
 )
 

@@ -38,13 +38,13 @@ def spotlight(report: Row) -> Row | None:
 
 
 def _examples(report: Row) -> Iterator[Row]:
-    """The held-out tasks; without any, the user's prompts. The "prompt" of each is without its "story"."""
-    for each in report.get("side_by_side") or []:
+    """The held-out chats, otherwise the tasks, otherwise the user's prompts. The "prompt" of each is without its "story"."""
+    tasks = report.get("side_by_side") or []
+    for each in [each for each in tasks if is_chats(each["kind"])] or tasks:
         start, end = each.get("story") or (0, 0)
         prompt = each["prompt"]
         yield each | {"story": prompt[start:end], "prompt": f"{prompt[:start]} {prompt[end:]}".strip()}
-    own = [] if report.get("side_by_side") else (report.get("own") or {}).get("prompts") or []
-    for each in own:
+    for each in [] if tasks else (report.get("own") or {}).get("prompts") or []:
         replies = {
             name: reply | {"parts": [(reply["text"], "")], "score": sum(met for _, met in reply.get("checks") or [])}
             for name, reply in each["replies"].items()
@@ -80,7 +80,7 @@ def counts(report: Row) -> str:
             continue
         by_pair.setdefault((row["before"], row["after"]), []).append(verdict(row))
     for (before, after), verdicts in by_pair.items():
-        higher, lower = verdicts.count(HIGHER), verdicts.count(LOWER)
+        higher, lower = map(verdicts.count, (HIGHER, LOWER))
         facts.append(
             f"Of {len(verdicts)} comparisons, {after} is significantly higher than {before} in {higher}, lower in {lower}; "
             f"{len(verdicts) - higher - lower} not significant."

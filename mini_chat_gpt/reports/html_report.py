@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from math import isfinite
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -91,16 +90,8 @@ class ReportView:
     # Task scores
 
     def is_share(self, label: str) -> bool:
-        """Whether a measure is shown in percent: the report says so, or all its values are between 0 and 1."""
-        rows = chain(self.rows("kinds"), self.rows("measures"))
-        if (said := next((row["share"] for row in rows if row["label"] == label and "share" in row), None)) is not None:
-            return bool(said)
-        of_kinds = (
-            by_name for kind in self.rows("kinds") if kind["label"] == label for by_name in kind["values"].values()
-        )
-        of_measures = (row["values"] for row in self.rows("measures") if row["label"] == label)
-        estimates = (one for by_name in chain(of_kinds, of_measures) for one in by_name.values())
-        return all(0 <= one["value"] <= 1 for one in estimates if one and one["value"] is not None)
+        """Whether a measure is shown in percent."""
+        return any(row["share"] for row in [*self.rows("kinds"), *self.rows("measures")] if row["label"] == label)
 
     def scale(self, kind: Row) -> Scale:
         """The scale of a kind's bars in all groups."""

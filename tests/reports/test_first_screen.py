@@ -34,7 +34,7 @@ def kind(name: str, measure: str, by_group: dict[str, tuple[int, dict[str, float
         for group, (_, by_name) in by_group.items()
     }
     n = {group: n for group, (n, _) in by_group.items()}
-    return {"kind": name, "measure": measure, "label": measure, "n": n, "values": values, **more}
+    return {"kind": name, "measure": measure, "label": measure, "share": True, "n": n, "values": values, **more}
 
 
 MORAL = kind("moral", "exact", {"seen": (30, {"base": 0.0, "sft": 0.9}), "unseen": (10, {"base": 0.4, "sft": 0.5})})
@@ -51,6 +51,8 @@ def test_the_example_is_one_that_the_last_model_gains():
     assert spotlight(report | {"side_by_side": [long]})["replies"] == long["replies"]
     assert spotlight(report_of("sft", side_by_side=[wrong, kept]))["target"] == "It was dark."
     assert spotlight(report_of("sft")) is None
+    chat = example("Hi", "Hello, how are you?", "the", "Hello!", kind="chats/mine")
+    assert spotlight(report | {"side_by_side": [gained, chat]})["prompt"] == "Hi"
 
 
 def test_the_story_of_the_example_is_apart_from_the_question():

@@ -153,6 +153,7 @@ def test_values_can_be_missing_and_there_can_be_one_of_each():
 
 def test_a_measure_that_is_not_a_share_has_its_own_scale():
     report = report_of("base", "sft", groups=("",)) | {"memorization": None}
+    report["kinds"][0]["share"] = False
     for place, name in enumerate(("base", "sft")):
         report["kinds"][0]["values"][""][name] = estimate((-12.5, 37.5)[place], -20, 44)
     report["paired"][0] |= {"difference": -3.5, "low": -4, "high": -3, "p": 1e-9}
