@@ -23,7 +23,11 @@ def show(inspection: Inspection, out: Console, n: int) -> None:
         print_line(out, line)
     has_color = out.is_terminal and out.color_system is not None and not out.no_color
     for section in inspection.sections:
-        legend = f" (trained tokens {'are green and underlined' if has_color else 'stand in [[ ]]'})" if section.examples else ""
+        legend = (
+            f" (trained tokens {'are green and underlined' if has_color else 'stand in [[ ]]'})"
+            if section.examples
+            else ""
+        )
         out.print(Text(f"\n{section.title}{legend}", style="bold"))
         if section.table:
             rows = [[_blocks(cell) if isinstance(cell, Bar) else cell for cell in row] for row in section.table]
