@@ -328,8 +328,8 @@ def _follow_up(step: Step, text: str) -> str | None:
             None if has("affirms", text) and not denies and not has("narrates", text) else "neither affirms nor doubts"
         )
     copied, shared = extractiveness(step.story, text), overlap(step.answer, text)
-    if len(plain_words(text)) < 4:
-        return "tells nothing"
+    if len(plain_words(text)) < 4 or re.match(r"\W*because\b", text, re.IGNORECASE):
+        return "tells nothing that happens"
     if copied < COPIED and shared < SUMMARY:
         return f"ROUGE-L {shared:.2f}, {copied:.0%} of the story"
     return _not_of_story(step, text)
