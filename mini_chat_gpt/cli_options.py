@@ -26,6 +26,7 @@ Arguments = argparse.Namespace
 DEFAULT_CONFIG = "sft_config.yaml"
 RECIPE_CONFIG = "config.yaml"
 QUICKSTART_CONFIG = Path(__file__).parent / "assets" / "quickstart.yaml"
+QUICKSTART_BASE_CONFIG = QUICKSTART_CONFIG.with_name("quickstart_base.yaml")
 EVAL_DEFAULTS = {"n": 100, "examples": 1, "training_mb": 50, "seed": 1337}
 """Defaults of `EvalOptions` for the help texts, as its module is slow to import. A test compares them."""
 MAX_NUMBER = 10**9

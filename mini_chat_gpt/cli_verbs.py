@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import warnings
 from pathlib import Path
 
 from mini_chat_gpt.cli_options import (
     DEFAULT_CONFIG,
     MAX_NUMBER,
+    QUICKSTART_BASE_CONFIG,
     QUICKSTART_CONFIG,
     RECIPE_CONFIG,
     Arguments,
@@ -34,11 +36,13 @@ from mini_chat_gpt.cli_options import (
     with_files,
 )
 from mini_chat_gpt.common.errors import UserError, short
+from mini_chat_gpt.common.hub_names import hub_name
 from mini_chat_gpt.common.user_paths import path_text, user_path
 
 UNUSED_BY_SFT = ("pretrain", "model")
 WHY_UNUSED = {"lora": "pretraining trains all weights"}
 EXAMPLES_SHOWN, EXAMPLES_ON_PAGE = 3, 40  # by `inspect`
+ITEMS, ITEMS_OF_BASE = 40, 8  # prompts of each kind that `quickstart` scores
 
 
 # Getting and inspecting data
@@ -201,19 +205,45 @@ def _check_unused(arguments: Arguments, sections: tuple[str, ...]) -> None:
 
 def quickstart_options(parser: Parser) -> None:
     add_settings(parser, "the package's quickstart.yaml")
-    parser.set_defaults(config=QUICKSTART_CONFIG)
+    parser.add_argument(
+        "--base",
+        type=path_text,
+        metavar="MODEL",
+        help="fine-tune this chat model with an adapter, for ten minutes, instead of a model made from nothing: a Hugging Face folder, "
+        "hub:org/name, a GGUF file, or a checkpoint",
+    )
     parser.add_argument(
         "--items",
         type=whole,
-        default=40,
         metavar="N",
-        help="held-out prompts of each kind to score (default: 40)",
+        help=f"held-out prompts of each kind to score (default: {ITEMS}, with --base {ITEMS_OF_BASE})",
+    )
+    parser.add_argument(
+        "--details", action="store_true", help="print all scores, with examples, that are in the report"
     )
 
 
 def check_quickstart(arguments: Arguments) -> None:
     check_range(arguments, items=(1, MAX_NUMBER))
+    arguments.items = arguments.items or (ITEMS if arguments.base is None else ITEMS_OF_BASE)
+    if arguments.base is None:
+        arguments.config = arguments.config or QUICKSTART_CONFIG
+    else:
+        arguments.config = arguments.config or QUICKSTART_BASE_CONFIG
+        run = f"runs/quickstart-{name_of_model(arguments.base)}"
+        ours = [f"sft.pretrained_checkpoint={arguments.base}", f"sft.save_dir={run}"]
+        arguments.overrides = [*ours, *arguments.overrides]
     load_settings(arguments)
+
+
+def name_of_model(model: str) -> str:
+    """A name for a folder: the last part of a model's path or name, without a file's extension."""
+    hub = hub_name(model, "model")
+    path = Path(model if hub is None else hub.file or hub.repo)
+    name = path.stem if path.suffix.lower() in (".gguf", ".bin", ".pt") else path.name
+    if name in ("best", "last") or re.fullmatch(r"step-[0-9]+", name):
+        name = path.parent.name
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "base"
 
 
 def recipe_options(parser: Parser) -> None:

@@ -338,7 +338,7 @@ PATH_OPTIONS = {
     "inspect": ["config", "html", "tokenizer"],
     "pretrain": ["config"],
     "sft": ["config"],
-    "quickstart": ["config"],
+    "quickstart": ["config", "base"],
     "recipe": ["recipe"],
     "chat": ["checkpoint"],
     "generate": ["checkpoint", "prompt_file", "why", "data", "json", "report", "prompts"],

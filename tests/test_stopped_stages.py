@@ -28,11 +28,12 @@ def stages(monkeypatch, tmp_path):
     monkeypatch.setattr(quickstart, "pretrain", lambda _: done.append("pretrain") or result())
     monkeypatch.setattr(quickstart, "train", lambda _: done.append("sft") or result())
     monkeypatch.setattr(quickstart, "compare", lambda *_: done.append("compare"))
+    monkeypatch.setattr(quickstart, "rows_of", lambda _: [["the scores"]])
     return done
 
 
 def run_quickstart() -> int:
-    return quickstart.run(SimpleNamespace(settings=Config(), items=3))
+    return quickstart.run(SimpleNamespace(settings=Config(), items=3, base=None, details=False))
 
 
 @pytest.mark.parametrize(("reason", "code"), STOPS)

@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ from mini_chat_gpt.common.terminal import format_duration, format_size
 from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.diagnostics.machine_checks import Finding, disk_finding, machine_findings
+from mini_chat_gpt.diagnostics.made_up_data import prepare_without_data
 from mini_chat_gpt.diagnostics.memory_plan import MemoryPlan, Steps, largest_batch, plan_memory, splits
 from mini_chat_gpt.model import GPT
-from mini_chat_gpt.training.job import STORY_STEPS, Prepared
+from mini_chat_gpt.training.job import STORY_STEPS
 from mini_chat_gpt.training.monitor import Monitor
 from mini_chat_gpt.training.run import RunContext, parameter_summary
 from mini_chat_gpt.training.time_budget import TimePlan, time_run
@@ -79,8 +81,11 @@ class PreparedRun:
         return {"validation": job.validation, "imports": imports, "other": self.data_bytes, "adapter": model.adapter}
 
 
-def prepare_run(config: Config, job: str) -> PreparedRun:
-    """Make everything that the run would make, except its folder. Raises UserError if something is missing."""
+def prepare_run(config: Config, job: str, without_data: bool = False) -> PreparedRun:
+    """Make everything that the run would make, except its folder; `without_data` with made-up examples instead of its data.
+
+    Raises UserError if something is missing.
+    """
     device = pick_device(config.system.device)
     precision = pick_precision(config.system.mixed_precision, device)
     set_up(config.system.seed, config.system.threads)
@@ -88,7 +93,10 @@ def prepare_run(config: Config, job: str) -> PreparedRun:
     section = getattr(config, job)
     context = RunContext(ALONE, device, Path(section.save_dir), None, quiet, time.monotonic(), dry_run=True)
     before = memory_in_use("cpu")
-    prepared: Prepared = (pretrain if job == "pretrain" else sft_train).prepare(config, context)
+    if without_data:
+        prepared = prepare_without_data(config, job, context)
+    else:
+        prepared = (pretrain if job == "pretrain" else sft_train).prepare(config, context)
     weights = read_weights(prepared.model)
     engine = TrainStep(prepared.model, config, prepared.job.phase, precision, ALONE, device)
     engine.model.activation_checkpointing = config.training.activation_checkpointing
@@ -232,15 +240,11 @@ def check(config: Config, job: str, out: Console) -> int:
     if any(finding.level == "error" for finding in findings):
         show(findings, out)
         return 2
-    try:
-        run = prepare_run(config, job)
-    except UserError as error:
-        show([*findings, Finding("error", "data", str(error))], out)
+    run = prepare_what_is_there(config, job, findings)
+    if run is None:
+        show(findings, out)
         return 2
     model, trainer = run.trainer.model, run.trainer
-    findings.append(
-        Finding("ok", "data", f"{', '.join(map(str, trainer.job.files))}: {len(trainer.job.source):,} examples")
-    )
     findings.append(Finding("ok", "model", f"{parameter_summary(model)}, context {model.config.context_length}"))
     plan, free = run.plan(), free_memory(run.device)
     findings.append(
@@ -252,13 +256,31 @@ def check(config: Config, job: str, out: Console) -> int:
     out.print(memory_table(plan, free))
     for note in [*plan.notes, *filter(None, [gaps_advice(plan)])]:
         out.print(note, markup=False)
-    if any(finding.level == "error" for finding in findings):
+    missing = [finding.about for finding in findings if finding.level == "error"]
+    if missing not in ([], ["data"]):
         return 2
     out.print()
     out.print(time_estimate(trainer, time_run(trainer, seconds=10.0)), markup=False)
     out.print()
     compare_batch_sizes(run, plan, free, out)
-    return 0
+    return 2 if missing else 0
+
+
+def prepare_what_is_there(config: Config, job: str, findings: list[Finding]) -> PreparedRun | None:
+    """The run, with made-up examples if its data can't be used; None if its model can't either. Adds to the findings."""
+    try:
+        run = prepare_run(config, job)
+    except UserError as error:
+        findings.append(Finding("error", "data", str(error)))
+    else:
+        job_ = run.trainer.job
+        findings.append(Finding("ok", "data", f"{', '.join(map(str, job_.files))}: {len(job_.source):,} examples"))
+        return run
+    with suppress(UserError):
+        run = prepare_run(config, job, without_data=True)
+        findings.append(Finding("note", "plan", f"the following is for {run.trainer.job.source}"))
+        return run
+    return None
 
 
 def run(arguments: argparse.Namespace) -> int:

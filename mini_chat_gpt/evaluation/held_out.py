@@ -54,11 +54,17 @@ def find_held_out(data: Path | str | None = None, checkpoints: Sequence[Path] = 
         for run in runs_of(checkpoint):
             for record in recorded_data(run):
                 file = find_data_file(record, run, data_folders(checkpoint))
-                if file is not None and _is_valid_file(file):
+                if file is not None and _is_valid(file.name):
                     return file, f"the data of {checkpoint}"
+        names = [str(record.get("name") or "") for run in runs_of(checkpoint) for record in recorded_data(run)]
+        other = (
+            ", but not the file that its run used, which is missing or has changed"
+            if any(map(_is_valid, names))
+            else ""
+        )
         for folder in data_folders(checkpoint):
             try:
-                return find_instruct_file(folder, "valid"), f"the data of {checkpoint}"
+                return find_instruct_file(folder, "valid"), f"the data of {checkpoint}{other}"
             except UserError:  # moved or deleted since the run
                 continue
     return sample_valid_file(), "the generated sample, because the run's own data was not found"
@@ -97,8 +103,9 @@ def has_run(checkpoint: Path) -> bool:
     return any((run / name).is_file() for run in runs_of(checkpoint) for name in ("config.yaml", METADATA))
 
 
-def _is_valid_file(file: Path) -> bool:
-    return file.name in {name.format(split="valid") for name in FILE_NAMES}
+def _is_valid(name: str) -> bool:
+    """Whether a validation file of Instruct records has this name."""
+    return name in {name.format(split="valid") for name in FILE_NAMES}
 
 
 def _data_paths(file: Path) -> list[tuple[str, str]]:

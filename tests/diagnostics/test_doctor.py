@@ -7,7 +7,13 @@ from commands import BRIEF, SMALL, make_clone, run, write_stories
 from tiny import chat_tokenizer, tiny_config, tiny_model
 
 from mini_chat_gpt.checkpoints.save import save_checkpoint
-from mini_chat_gpt.diagnostics.doctor import gaps_advice, memory_finding, prepare_run, read_weights
+from mini_chat_gpt.diagnostics.doctor import (
+    gaps_advice,
+    memory_finding,
+    prepare_run,
+    prepare_what_is_there,
+    read_weights,
+)
 from mini_chat_gpt.diagnostics.memory_plan import MemoryPlan
 
 
@@ -31,9 +37,33 @@ def test_a_run_that_works_is_measured_and_nothing_is_written(clone):
     assert not (clone / "runs").exists()
 
 
-def test_missing_data_is_an_error(clone):
+def test_missing_data_is_an_error_and_the_rest_is_planned_with_made_up_examples(clone):
     printed = doctor(clone, "pretrain.dataset_path=nowhere", code=2)
     assert "There is no text at nowhere" in printed
+    for words in ("made-up examples of", "M parameters", "at the peak of memory", "10,000 steps of", "micro-batch"):
+        assert words in printed
+    assert not (clone / "runs").exists()
+
+
+def test_made_up_examples_have_the_length_and_the_targets_of_the_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = chat_tokenizer()
+    save_checkpoint(tmp_path / "base", tiny_model(tokenizer.vocab_size), tokenizer)
+    sft = {"pretrained_checkpoint": "base", "dataset_path": "nowhere", "max_steps": 4}
+    curriculum = [{"share": 0.5, "seq_len": 32}]
+    config = tiny_config(
+        sft=sft, data={"seq_len": 50, "num_workers": 0, "curriculum": curriculum}, lora={"enabled": True}
+    )
+    run = prepare_run(config, "sft", without_data=True)
+    assert {len(example.ids) for step in run.steps for example in step} == {32, 50}
+    assert sum(run.steps[-1][0].loss_mask) == 12
+    assert run.trainer.model.adapter is not None
+    assert run.trainer.total_steps == 4
+    findings = []
+    assert prepare_what_is_there(config, "sft", findings) is not None
+    assert [finding.level for finding in findings] == ["error", "note"]
+    assert prepare_what_is_there(tiny_config(sft=sft | {"pretrained_checkpoint": "none"}), "sft", findings) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_a_model_that_cannot_fit_is_reported_before_it_is_made(clone):

@@ -84,6 +84,18 @@ def test_the_recorded_data_of_a_moved_project_are_found_without_its_settings(clo
     assert find_held_out(None, [moved / "runs" / "sft"])[0] == moved / "data" / VALID
 
 
+def test_other_data_in_the_place_of_the_recorded_ones_are_used_but_named(clone, monkeypatch):
+    run = clone / "runs" / "sft"
+    monkeypatch.chdir(clone)
+    (run / "run.json").write_text(json.dumps({"began": {"data": [file_fingerprint(Path("data", VALID), run)]}}))
+    assert find_held_out(None, [run])[1] == f"the data of {run}"
+    with open(clone / "data" / VALID, "a") as file:
+        file.write("\n")
+    found, why = find_held_out(None, [run])
+    assert found.samefile(clone / "data" / VALID)
+    assert why == f"the data of {run}, but not the file that its run used, which is missing or has changed"
+
+
 @pytest.mark.parametrize(
     "config", ["sft: {dataset_path: [1], save_dir: 3}", "sft: 1", "sft: {dataset_path: {}}", "&a [*a]"]
 )
