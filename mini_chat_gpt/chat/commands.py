@@ -105,7 +105,7 @@ def _reset(session: ChatSession, _: str) -> Outcome:
 def _retry(session: ChatSession, _: str) -> Outcome:
     note, last = "", session.last_turn
     more_room = last is not None and last.finish_reason == "context"  # a retry makes room for a longer reply
-    if session.sampling.temperature == 0 and not more_room:
+    if session.sampling.temperature == 0 and not more_room and (last or session.turns):
         note = "The temperature is 0, so the reply is always the same; /temp 0.7 makes it vary."
     return Outcome(note=note, reply=session.retry)
 

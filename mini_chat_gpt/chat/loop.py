@@ -26,6 +26,8 @@ from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.generation.text import USE_FORMAT_DEFAULT, System
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
+LEAVES, HELP = ("exit", "quit", ":q"), ("help", "?")
+"""Messages that leave the chat, and after which the command for help is named, if a person types them."""
 SHOWN = 70
 """Characters of a prompt on the first screen."""
 HOW_IT_ENDED = {
@@ -132,8 +134,15 @@ class Chat:
         text = line.strip("\n") if self.session.is_base else line.strip()
         if not text.strip():
             return True
+        word = (
+            text.strip().lower() if self.front.interactive else ""
+        )  # what people type who don't know the commands yet
+        if word in LEAVES:
+            return False
         if not is_command(text.lstrip()):
             self.show_reply(lambda: self.session.send(as_message(text)))
+            if word in HELP:
+                self.front.note("/help lists the commands of the chat.")
             return True
         outcome = run_command(self.session, text.strip())
         if outcome.rows:

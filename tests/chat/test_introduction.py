@@ -163,3 +163,33 @@ def test_a_run_records_its_tasks_and_held_out_prompts(tmp_path, monkeypatch):
     assert any(line in held_out for prompt in purpose.prompts for line in prompt.splitlines() if len(line) > 60)
     info = json.loads((find_checkpoint(result.folder) / META).read_text())["info"]
     assert str(tmp_path) not in json.dumps(info)
+
+
+class Typed(Screen):
+    """A terminal at which these lines are typed."""
+
+    def __init__(self, *lines, interactive=True):
+        super().__init__(interactive)
+        self.lines = list(lines)
+
+    def read(self):
+        if not self.lines:
+            raise EOFError
+        return self.lines.pop(0)
+
+
+@pytest.mark.parametrize("word", ["exit", "Quit", " quit ", ":q"])
+def test_a_person_leaves_the_chat_with_the_word_alone(word):
+    front = Typed(word, "Hello")
+    Chat(session := session_with([]), front).run()
+    assert front.lines == ["Hello"]
+    assert session.last_turn is None
+    piped = Typed(word, interactive=False)
+    Chat(session := session_with([]), piped).run()
+    assert session.last_turn.message == word.strip()
+
+
+def test_who_asks_for_help_gets_a_reply_and_the_command(capsys):
+    Chat(session := session_with([]), Typed("help", "Hello")).run()
+    assert session.last_turn.message == "Hello"
+    assert capsys.readouterr().err.count("/help lists the commands of the chat.") == 1

@@ -37,6 +37,7 @@ def test_a_run_that_works_is_measured_and_nothing_is_written(clone):
     assert not (clone / "runs").exists()
 
 
+@pytest.mark.slow
 def test_missing_data_is_an_error_and_the_rest_is_planned_with_made_up_examples(clone):
     printed = doctor(clone, "pretrain.dataset_path=nowhere", code=2)
     assert "There is no text at nowhere" in printed
