@@ -318,6 +318,27 @@ def with_files(config: Config, kinds: Mapping[str, str], overrides: Sequence[str
     return config
 
 
+def take_text(arguments: Arguments) -> None:
+    """TEXT, whose words need no quotes, is the prompt. Raises UserError if there is no prompt, or a second one."""
+    others = {
+        "--prompt": arguments.prompt is not None,
+        "--prompt-file": arguments.prompt_file is not None,
+        "--interactive": arguments.interactive,
+        "--test": arguments.test,
+    }
+    other = next((name for name, is_given in others.items() if is_given), None)
+    if arguments.text and other:
+        raise UserError(
+            f"{short(' '.join(arguments.text))} is a prompt, and {other} stands beside it; give one of them."
+        )
+    if not arguments.text and not other:
+        raise UserError(
+            'What to reply to is missing: `mini-chat-gpt generate "Tell me a story."`; - reads it from standard input.'
+        )
+    if arguments.text:
+        arguments.prompt = " ".join(arguments.text)
+
+
 def recipe_places() -> list[Path]:
     """Where recipes are found by name: the working directory, the installed package, and the clone of the package."""
     package = Path(__file__).parent

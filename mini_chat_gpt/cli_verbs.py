@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import warnings
 from pathlib import Path
 
@@ -32,11 +31,12 @@ from mini_chat_gpt.cli_options import (
     number,
     sampling_of,
     split_arguments,
+    take_text,
     whole,
     with_files,
 )
 from mini_chat_gpt.common.errors import UserError, short
-from mini_chat_gpt.common.hub_names import hub_name
+from mini_chat_gpt.common.hub_names import name_of_model
 from mini_chat_gpt.common.user_paths import path_text, user_path
 
 UNUSED_BY_SFT = ("pretrain", "model")
@@ -236,16 +236,6 @@ def check_quickstart(arguments: Arguments) -> None:
     load_settings(arguments)
 
 
-def name_of_model(model: str) -> str:
-    """A name for a folder: the last part of a model's path or name, without a file's extension."""
-    hub = hub_name(model, "model")
-    path = Path(model if hub is None else hub.file or hub.repo)
-    name = path.stem if path.suffix.lower() in (".gguf", ".bin", ".pt") else path.name
-    if name in ("best", "last") or re.fullmatch(r"step-[0-9]+", name):
-        name = path.parent.name
-    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "base"
-
-
 def recipe_options(parser: Parser) -> None:
     parser.add_argument("recipe", type=path_text, help="name (polite_helper) or folder of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe's")
@@ -294,7 +284,7 @@ def generate_options(parser: Parser) -> None:
 
 
 def check_generate(arguments: Arguments) -> None:
-    _take_text(arguments)
+    take_text(arguments)
     if arguments.why is not None and (arguments.test or arguments.interactive):
         raise UserError("--why works with a prompt only; in a chat, type /why.")
     if arguments.test and arguments.system is not None:
@@ -306,27 +296,6 @@ def check_generate(arguments: Arguments) -> None:
             if getattr(arguments, name) is not None:
                 raise UserError(f"--{name.replace('_', '-')} works with --test only; add --test, or omit it.")
     arguments.sampling = sampling_of(arguments)
-
-
-def _take_text(arguments: Arguments) -> None:
-    """TEXT, whose words need no quotes, is the prompt."""
-    others = {
-        "--prompt": arguments.prompt is not None,
-        "--prompt-file": arguments.prompt_file is not None,
-        "--interactive": arguments.interactive,
-        "--test": arguments.test,
-    }
-    other = next((name for name, is_given in others.items() if is_given), None)
-    if arguments.text and other:
-        raise UserError(
-            f"{short(' '.join(arguments.text))} is a prompt, and {other} stands beside it; give one of them."
-        )
-    if not arguments.text and not other:
-        raise UserError(
-            'What to reply to is missing: `mini-chat-gpt generate "Tell me a story."`; - reads it from standard input.'
-        )
-    if arguments.text:
-        arguments.prompt = " ".join(arguments.text)
 
 
 def evaluate_options(parser: Parser) -> None:

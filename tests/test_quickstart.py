@@ -13,8 +13,8 @@ from mini_chat_gpt.checkpoints.find import can_chat, find_checkpoint
 from mini_chat_gpt.checkpoints.purpose import read_purpose
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.cli import parse
-from mini_chat_gpt.cli_verbs import name_of_model
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.hub_names import name_of_model
 from mini_chat_gpt.prepare.sample_stories import write_sample
 
 BRIEF = [

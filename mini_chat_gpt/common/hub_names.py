@@ -93,3 +93,13 @@ def repository_of(path: Path) -> tuple[str, str] | None:
             kind, _, repo = folder.parent.parent.name.partition("--")
             return (repo.replace("--", "/"), folder.name) if kind in ("models", "datasets") and repo else None
     return None
+
+
+def name_of_model(model: str) -> str:
+    """A name for a folder: the last part of a model's path or name, without a file's extension."""
+    hub = hub_name(model, "model")
+    path = Path(model if hub is None else hub.file or hub.repo)
+    name = path.stem if path.suffix.lower() in (".gguf", ".bin", ".pt") else path.name
+    if name in ("best", "last") or re.fullmatch(r"step-[0-9]+", name):
+        name = path.parent.name
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "base"
