@@ -364,9 +364,9 @@ def _report_folder(names: Sequence[str]) -> Path:
 def run(arguments: argparse.Namespace) -> int:
     """`mini-chat-gpt evaluate` with a parsed command line."""
     models = [*map(Path, arguments.against), Path(arguments.checkpoint)]
+    if arguments.report is None:
+        arguments.report = _report_folder(short_names(models))
     options = options_of(arguments)
-    if options.report is None:
-        options = replace(options, report=_report_folder(short_names(models)))
     compare(models, arguments.data, options, console(), device=arguments.device, weights=arguments.weights)
     return 0
 

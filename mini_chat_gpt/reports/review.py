@@ -137,7 +137,8 @@ def review_page(replies: Sequence[JudgedReply], points: Sequence[str] = POINTS) 
     from jinja2 import Environment
 
     origins = sorted({one.origin for one in replies})
-    about = f"They are those of {' and '.join(origins)}" if len(origins) > 1 else f"All are those of {origins[0]}"
+    shown = [f"{one}s" if one == REFERENCE else f"replies of {one}" for one in origins]
+    about = f"In random order: {' and '.join(shown)}"
     environment = Environment(autoescape=True, finalize=_printable, trim_blocks=True, lstrip_blocks=True)
     body = environment.from_string(assets.text("review.html")).render(
         items=replies,

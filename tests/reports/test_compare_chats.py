@@ -9,6 +9,7 @@ from rich.console import Console
 from tiny import chat_tokenizer, tiny_model
 
 from mini_chat_gpt.checkpoints.save import save_checkpoint
+from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config_file import parse_config, to_yaml
 from mini_chat_gpt.evaluation.text_metrics import LOSS
 from mini_chat_gpt.reports.compare import EvalOptions, compare, main
@@ -86,3 +87,16 @@ def test_the_number_of_chats_is_an_option(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     assert main(["--checkpoint", "runs/chats", "--n", "2", "--report", "two", "--device", "cpu"]) == 0
     assert "one reply of each of 2 chats" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_review_page_is_written_to_the_report_or_where_it_is_named(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    (home / "points.yaml").write_text("- mentions a mat\n")
+    command = ["--checkpoint", "runs/chats", "--n", "3", "--device", "cpu"]
+    assert main([*command, "--review"]) == 0
+    assert "Review of 6 replies: runs/reports/chats/review.html" in capsys.readouterr().out
+    assert "answers the question" in Path("runs/reports/chats/review.html").read_text()
+    assert main([*command, "--review", "mine.html", "--checklist", "points.yaml"]) == 0
+    assert "mentions a mat" in Path("mine.html").read_text()
+    with pytest.raises(UserError, match="--checklist has the points of a review page; add --review"):
+        main([*command, "--checklist", "points.yaml"])
