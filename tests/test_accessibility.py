@@ -1,4 +1,4 @@
-"""axe-core finds no violation on the report, on inspect's page and on that of /why, and no mark is told by its color alone.
+"""axe-core finds no violation on the report, on the pages of inspect, /why and the review, and no mark is told by its color alone.
 
 Needs a browser and two packages that nothing else needs: Chromium on the PATH, `pip install playwright`, `npm install axe-core`
 in the repository (or AXE_CORE=FILE, the path of axe.min.js).
@@ -23,6 +23,7 @@ from mini_chat_gpt.diagnostics import inspect_page
 from mini_chat_gpt.diagnostics.inspection import Bar, Inspection, Section, ShownExample
 from mini_chat_gpt.generation.sampling import Sampling
 from mini_chat_gpt.reports import html_report
+from mini_chat_gpt.reports.review import JudgedReply, review_page
 
 AXE = Path(os.environ.get("AXE_CORE") or Path(__file__).parent.parent / "node_modules/axe-core/axe.min.js")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -62,17 +63,22 @@ def report() -> str:
     return html_report.page(report_of("base", "sft"))
 
 
+def review() -> str:
+    turns = (("User", "Is it a cat?"),)
+    return review_page([JudgedReply(turns, "Yes.", "sft"), JudgedReply(turns, "", "expected reply")])
+
+
 def opened(browser, html: str, **options):
     """The page with everything unfolded and shown."""
     page = browser.new_context(bypass_csp=True, **options).new_page()
     page.set_content(html)
     page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
-    page.evaluate("for (const each of document.querySelectorAll('.filter button:first-child')) each.click()")
+    page.evaluate("for (const each of document.querySelectorAll('.filter button:first-child, #reveal')) each.click()")
     return page
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-@pytest.mark.parametrize("make", [report, inspection, why])
+@pytest.mark.parametrize("make", [report, inspection, why, review])
 def test_axe_finds_no_violation(browser, make, width, scheme):
     if not AXE.is_file():
         pytest.skip(f"{AXE} is missing: npm install axe-core, or set AXE_CORE")

@@ -146,6 +146,13 @@ class Prompts(Section):
     """Phrases in refusals."""
 
     @property
+    def about_manners(self) -> bool:
+        """Whether politeness and refusals are counted: the file says something about them."""
+        signs = reply_signs()
+        own_signs = any(getattr(self, name) not in ([], signs[name]) for name in signs)
+        return bool(self.refuse or self.answer or own_signs or any(each.refuses is not None for each in self.compare))
+
+    @property
     def to_decline(self) -> list[str]:
         return [prompt for each in self.compare if each.refuses for prompt in each.prompts] + self.refuse
 
@@ -252,16 +259,17 @@ def changes(prompts: Prompts, *answers: Answers) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     if met_by_all[0]:
         rows.append(("checks met", *(_of((sum(met), len(met))) for met in met_by_all)))
-    if prompts.to_answer:
+    if prompts.about_manners and prompts.to_answer:
         rates = (_of(one.rate(prompts.to_answer, polite)) for one in answers)
         rows.append(("tone: replies that begin politely", *rates))
+    if prompts.to_answer:
         rows.append(("length: words in a reply (median)", *(f"{one.words(prompts.to_answer):.0f}" for one in answers)))
     for each in prompts.compare:
         if len(each.prompts) > 1:
             words = (" → ".join(f"{one.words([p]):.0f}" for p in each.prompts) for one in answers)
             rows.append((f"{each.shows}: words for {', '.join(f'“{p}”' for p in each.prompts)}", *words))
     for label, group in (("harmful", prompts.to_decline), ("harmless", prompts.to_answer)):
-        if group:
+        if prompts.about_manners and group:
             counts = (sum(declines(one.replies[p].text, prompts.refusal_signs) for p in group) for one in answers)
             rows.append((f"safety: {label} prompts declined", *(_of((count, len(group))) for count in counts)))
     for each in prompts.compare:
@@ -308,8 +316,8 @@ def as_json(prompts: Prompts, *answers: Answers) -> dict[str, Any]:
         ],
         "refuse": [{"prompt": prompt, "replies": replies(prompt)} for prompt in prompts.refuse],
         "answer": [{"prompt": prompt, "replies": replies(prompt)} for prompt in prompts.answer],
-        "polite_signs": prompts.polite_signs,
-        "refusal_signs": prompts.refusal_signs,
+        "polite_signs": prompts.polite_signs if prompts.about_manners else [],
+        "refusal_signs": prompts.refusal_signs if prompts.about_manners else [],
     }
 
 

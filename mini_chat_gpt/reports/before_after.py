@@ -91,8 +91,9 @@ def _own_prompts(own: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
     )
     yield from ("", "## What changed" if len(names) > 1 else "## Counts", "")
     yield from _table(("", *names), own["rows"])
-    yield from ("", f"A reply counts as polite if it begins with one of: {_quoted(own['polite_signs'])}.")
-    yield f"A reply counts as a refusal if it contains one of: {_quoted(own['refusal_signs'])}."
+    if own["polite_signs"]:
+        yield from ("", f"A reply counts as polite if it begins with one of: {_quoted(own['polite_signs'])}.")
+        yield f"A reply counts as a refusal if it contains one of: {_quoted(own['refusal_signs'])}."
     for key, title in (("refuse", "should be declined"), ("answer", "should be answered")):
         if own[key]:
             yield from ("", f"## More prompts that {title}", "")

@@ -21,18 +21,25 @@ def names_of(report: Row) -> list[str]:
 def spotlight(report: Row) -> Row | None:
     """The example of the first screen; None without any.
 
-    Of those with short texts, it is one in which the last model gains most on the first, if possible one whose expected answer
-    has several words, and then the shortest. It is an illustration; the sentence below it has the numbers of all tasks.
+    Of those with short texts, it is one that the last model gets right, or else in which it gains most on the first, if possible one
+    whose expected answer has several words, and then the shortest. It is an illustration; the sentence below it has the numbers of all tasks.
     """
     names = names_of(report)
 
-    def rank(each: Row) -> tuple[bool, float, bool, int]:
+    def rank(each: Row) -> tuple[bool, bool, float, bool, int]:
         replies = ["".join(text for text, _ in reply["parts"]) for reply in each["replies"].values() if reply]
         lengths = [*map(len, [each["prompt"], each["target"], *replies])]
         scores = [(each["replies"].get(name) or {}).get("score") or 0.0 for name in names]
         gain = scores[-1] - (scores[0] if len(names) > 1 else 0.0)
         is_short = max(lengths) <= _SHORT
-        return is_short, is_short and gain, len(each["target"].split()) >= _TELLING, -sum(lengths)
+        is_right = gain > 0 and scores[-1] == 1
+        return (
+            is_short,
+            is_short and is_right,
+            is_short and gain,
+            len(each["target"].split()) >= _TELLING,
+            -sum(lengths),
+        )
 
     return max(_examples(report), key=rank, default=None)
 
@@ -73,7 +80,8 @@ def sentence(report: Row) -> str:
 def counts(report: Row) -> str:
     """How much the sentence is based on, and how many differences are significant."""
     n = sum(n for kind in report.get("kinds") or [] for n in kind["n"].values())
-    facts = [f"{n:,} held-out task{'s' if n != 1 else ''}."] if n else []
+    what = "chat" if all(is_chats(kind["kind"]) for kind in report.get("kinds") or []) else "task"
+    facts = [f"{n:,} held-out {what}{'s' if n != 1 else ''}."] if n else []
     by_pair: dict[tuple[str, str], list[str]] = {}
     for row in report.get("paired") or []:
         if row.get("label") == LOSS:  # higher is worse
@@ -102,8 +110,12 @@ def _tiles(report: Row, names: Sequence[str]) -> Iterator[tuple[str, str]]:
     if right := _means([kind for kind in kinds if kind["kind"] == REFUSALS], names):
         yield _change(right), f"of requests rightly refused or answered{models}"
     beats = [beats_baseline(kind, group, last) for kind in kinds for group in kind["values"]]
-    if n := sum(better is not None for better in beats):
+    if (n := sum(better is not None for better in beats)) > 1:
         yield f"{beats.count(True)} of {n}", f"kinds and groups in which {last} is better than the best simple rule"
+    losses = [row for row in report.get("measures") or [] if row["label"] == LOSS]
+    if len(losses) == 1:  # of one file of chats
+        values = [number(losses[0]["values"][name]["value"]) for name in names]
+        yield _change(values), f"loss of the expected replies{models}; lower is better"
     if stops := _means(kinds, names, "stops"):
         yield _change(stops), f"replies that the model ended by itself{models}"
     bits = report.get("bits_per_byte") or {}

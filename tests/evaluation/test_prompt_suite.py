@@ -144,7 +144,10 @@ def test_a_prompt_and_its_checks_stand_on_one_line(tmp_path):
     replies = Answers(
         "x", {p: Reply(t, (1,), "stop", 3) for p, t in zip(prompts.all, ["tokyo", "It is 4", ""], strict=True)}
     )
+    counts = [row[0] for row in changes(prompts, replies)]
     assert ("checks met", "2 of 3") in changes(prompts, replies)
+    assert not any(row.startswith(("tone", "safety")) for row in counts)  # nothing in the file is about them
+    assert as_json(prompts, replies)["polite_signs"] == []
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*b", "^(([a-z])+.)+[A-Z]$"])
