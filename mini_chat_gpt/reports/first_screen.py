@@ -21,8 +21,8 @@ def names_of(report: Row) -> list[str]:
 def spotlight(report: Row) -> Row | None:
     """The example of the first screen; None without any.
 
-    Of those with short texts, it is one that the last model gets right, or else in which it gains most on the first, if possible one
-    whose expected answer has several words, and then the shortest. It is an illustration; the sentence below it has the numbers of all tasks.
+    Of those with short texts, it is one that the last model gets right, or else in which it gains most on the first; if possible one
+    whose expected answer has several words, and then the shortest. The sentence below it has the numbers of all tasks.
     """
     names = names_of(report)
 
@@ -32,14 +32,8 @@ def spotlight(report: Row) -> Row | None:
         scores = [(each["replies"].get(name) or {}).get("score") or 0.0 for name in names]
         gain = scores[-1] - (scores[0] if len(names) > 1 else 0.0)
         is_short = max(lengths) <= _SHORT
-        is_right = gain > 0 and scores[-1] == 1
-        return (
-            is_short,
-            is_short and is_right,
-            is_short and gain,
-            len(each["target"].split()) >= _TELLING,
-            -sum(lengths),
-        )
+        is_right, tells = gain > 0 and scores[-1] == 1, len(each["target"].split()) >= _TELLING
+        return is_short, is_short and is_right, is_short and gain, tells, -sum(lengths)
 
     return max(_examples(report), key=rank, default=None)
 
