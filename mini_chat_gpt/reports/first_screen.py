@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from mini_chat_gpt.evaluation.chat_tasks import is_chats
 from mini_chat_gpt.evaluation.refusals import REFUSALS
 from mini_chat_gpt.evaluation.text_metrics import LOSS, RIGHT_OR_WRONG
-from mini_chat_gpt.reports.values import HIGHER, LOWER, SPACE, Row, beats_baseline, number, verdict
+from mini_chat_gpt.reports.values import HIGHER, LOWER, SAME, SPACE, Row, beats_baseline, number, verdict
 
 _SHORT = 220  # characters of a question, an expected answer or a reply that fits the first screen
-CHRF = "chrF, overlap with the expected reply in characters"
 _TELLING = 3  # words of an expected answer that says more than yes or no
 
 
@@ -58,7 +57,7 @@ def sentence(report: Row) -> str:
     names, kinds = names_of(report), report.get("kinds") or []
     questions = [kind for kind in kinds if kind["measure"] in RIGHT_OR_WRONG and kind["kind"] != REFUSALS]
     if shown := _means([kind for kind in kinds if is_chats(kind["kind"])], names):
-        about, verb, end = "Replies to held-out chats", "reaches", f" ({CHRF})"
+        about, verb, end = "Replies to held-out chats", "reaches", " of the overlap with the expected ones (chrF)"
     elif shown := _means(questions, names):
         about, verb, end = "Questions about stories it has not seen", "answers", " correctly"
     elif shown := _means(kinds[:1], names):
@@ -78,14 +77,12 @@ def counts(report: Row) -> str:
     facts = [f"{n:,} held-out {what}{'s' if n != 1 else ''}."] if n else []
     by_pair: dict[tuple[str, str], list[str]] = {}
     for row in report.get("paired") or []:
-        if row.get("label") == LOSS:  # higher is worse
-            continue
-        by_pair.setdefault((row["before"], row["after"]), []).append(verdict(row))
+        if row.get("label") != LOSS:  # of which higher is worse
+            by_pair.setdefault((row["before"], row["after"]), []).append(verdict(row))
     for (before, after), verdicts in by_pair.items():
-        higher, lower = map(verdicts.count, (HIGHER, LOWER))
+        higher, lower, same = map(verdicts.count, (HIGHER, LOWER, SAME))
         facts.append(
-            f"Of {len(verdicts)} comparisons, {after} is significantly higher than {before} in {higher}, lower in {lower}; "
-            f"{len(verdicts) - higher - lower} not significant."
+            f"{after} against {before}, by kind: significantly higher in {higher}, lower in {lower}, no clear difference in {same}."
         )
     return " ".join(facts)
 

@@ -27,10 +27,7 @@ class ReplyDiff:
 
 
 def diff_reply(task: Task, reply: str) -> ReplyDiff:
-    """Mark the required words if the task has some; otherwise compare with the target.
-
-    A refusal and the reply of a chat are left unmarked: there are many good ones.
-    """
+    """Mark the required words if the task has some; otherwise compare with the target. Refusals and replies of chats stay unmarked."""
     if task.required:
         return _find_required(task.required, reply)
     if task.kind == REFUSALS or isinstance(task, ChatTask):

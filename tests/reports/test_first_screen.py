@@ -55,6 +55,28 @@ def test_the_example_is_one_that_the_last_model_gains():
     assert spotlight(report | {"side_by_side": [gained, chat]})["prompt"] == "Hi"
 
 
+def test_the_first_screen_of_chats_has_their_scores_and_loss():
+    chats = kind("chats", "chrf", {"": (25, {"base": 0.42, "sft": 0.62})})
+    loss = {"kind": "chats", "group": "", "measure": "loss", "label": "loss", "share": False, "main": True, "n": 25}
+    values = {name: {"value": value, "low": value, "high": value} for name, value in (("base", 1.2), ("sft", 0.9))}
+    pair = {
+        "kind": "chats",
+        "group": "",
+        "before": "base",
+        "after": "sft",
+        "difference": -0.3,
+        "low": -0.4,
+        "high": -0.2,
+    }
+    pairs = [pair | {"label": "loss", "p": 0.01}, pair | {"label": "chrF", "p": 0.01, "difference": 0.2}]
+    report = report_of("base", "sft", kinds=[chats], measures=[loss | {"values": values}], paired=pairs)
+    assert sentence(report) == (
+        "Replies to held-out chats: base reaches 42\u00a0% of the overlap with the expected ones (chrF), sft 62\u00a0%."
+    )
+    assert counts(report).startswith("25 held-out chats. sft against base, by kind: significantly higher in 1,")
+    assert ("1.2 → 0.9", "loss of the expected replies, first model to last; lower is better") in tiles(report)
+
+
 def test_the_story_of_the_example_is_apart_from_the_question():
     shown = spotlight(
         report_of("sft", side_by_side=[example("Read this. A cat slept.\n\nWho?", "A cat.", "", "", story=[11, 23])])
@@ -116,5 +138,5 @@ def test_each_tile_is_about_something_else():
         "last validation loss of sft": "2.5",
     }
     assert counts(report) == (
-        "80 held-out tasks. Of 3 comparisons, sft is significantly higher than base in 1, lower in 1; 1 not significant."
+        "80 held-out tasks. sft against base, by kind: significantly higher in 1, lower in 1, no clear difference in 1."
     )
