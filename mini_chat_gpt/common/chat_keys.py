@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "contents")
 """Keys of a list of messages, the preferred first, here and below."""
 PROMPTS = ("instruction", "prompt", "question", "query", "user", "human", "input")
 REPLIES = ("output", "response", "completion", "answer", "answers", "assistant", "bot", "reply")
@@ -10,7 +10,7 @@ PAIRS = (("instruction", "output"), ("prompt", "completion"), ("question", "answ
 """A prompt and its reply that are taken together where there are several."""
 EXTRAS = ("input", "context")
 """Texts that are put under the prompt."""
-SYSTEMS = ("system", "system_prompt", "system_message")
+SYSTEMS = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 PREFERENCE = ("chosen", "rejected")
 LABELS = ("label", "kto_tag")
 TOOLS = ("tools", "functions")

@@ -198,6 +198,8 @@ class _RecordReader:
         messages = [one for one in messages if one.role != "system" or one.content.strip()]
         if (key := self.fields.first(SYSTEMS)) and not is_blank(self.fields.peek(key)):
             system = self.fields.peek(key)
+            if isinstance(system, dict):  # Gemini's {"parts": [{"text": "…"}]}
+                system = self.turns.read([{**system, "role": "system"}], self.fields.name(key))[0].content
             if not isinstance(system, str):
                 self.fields.text(key)
             if not (messages and messages[0].role == "system"):

@@ -392,6 +392,18 @@ def test_empty_system_messages_are_none_and_parts_are_joined(tmp_path, record):
     assert found.messages == (HI, HELLO)
 
 
+def test_gemini_s_records_are_read(tmp_path):
+    contents = [{"role": "user", "parts": [{"text": "Hi"}]}, {"role": "model", "parts": [{"text": "Hello!"}]}]
+    instruction = {"role": "system", "parts": [{"text": "Be "}, {"text": "short."}]}
+    path = written(tmp_path, lines({"systemInstruction": instruction, "contents": contents}, {"contents": contents}))
+    first, second = read_conversations(path)
+    assert first.messages == (Message("system", "Be short."), HI, HELLO)
+    assert second.messages == (HI, HELLO)
+    bad = written(tmp_path, lines({"systemInstruction": {"parts": [{"image": "x"}]}, "contents": contents}), "bad.jsonl")
+    with pytest.raises(UserError, match="part 1 of the content of message 1"):
+        list(read_conversations(bad))
+
+
 def test_chats_are_read_from_a_table(tmp_path):
     path = written(tmp_path, "Question,Answer,source\nHi,Hello!,web\n", "chats.csv")
     (found,) = read_conversations(path)
