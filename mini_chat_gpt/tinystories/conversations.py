@@ -18,6 +18,7 @@ from typing import Any
 from mini_chat_gpt.assets import load
 from mini_chat_gpt.common.wordings import pick, worded
 from mini_chat_gpt.tinystories.facts import first_speech, sentence_spans
+from mini_chat_gpt.tinystories.main_character import main_character
 from mini_chat_gpt.tinystories.reasons import Reason, stated_reasons
 from mini_chat_gpt.tinystories.records import StoryRecord
 from mini_chat_gpt.tinystories.tasks import Task, generate_tasks
@@ -33,8 +34,10 @@ QUESTIONS = ("main_character", "ending", "dialogue", "moral", "summary")
 """The kinds of questions about a story, without why."""
 SHORT = range(20, 61)
 """Words of a short story."""
-BALANCE = 0.3
-"""Share of the happy endings that may be asked about."""
+RENAMED = 0.35
+"""Share of the stories whose main character gets a made-up name."""
+BALANCE = {"ending/yes": 0.4, "dialogue/no": 0.5}
+"""Share of the questions with the more frequent answer that may be asked."""
 
 
 def turn_kinds() -> tuple[str, ...]:
@@ -55,8 +58,8 @@ class Shown:
     def of(cls, record: StoryRecord, rng: Random, told: bool = False) -> Shown:
         """All questions that the record's story answers beyond doubt."""
         tasks = generate_tasks(record, int(2**53 * rng.random()), QUESTIONS)
-        # Nine stories in ten end well: if all were asked about, the model would learn to say yes without reading.
-        tasks = [task for task in tasks if task.category != "ending/yes" or rng.random() < BALANCE]
+        # Nine stories in ten end well, and few short ones have dialogue: if all were asked about, the model would not read them.
+        tasks = [task for task in tasks if rng.random() < BALANCE.get(task.category, 1)]
         reasons = stated_reasons(record.story)
         return cls({task.kind: task for task in tasks}, pick(rng, reasons) if reasons else None, told, set())
 
@@ -76,21 +79,21 @@ class Conversation:
         """Choose what happens: no story, one, two, one that the assistant writes, or all of that."""
         plan = self.rng.random()
         self._begin()
-        if plan < 0.2:
-            self._chat(1 + self._below(4))
-        elif plan < 0.55:
-            self._story(0.4, 2 + self._below(5))
-        elif plan < 0.7:
-            self._story(0.5, 1 + self._below(3))
+        if plan < 0.15:
+            self._chat(1 + self._below(6))
+        elif plan < 0.35:
+            self._story(0.4, 2 + self._below(7))
+        elif plan < 0.45:
+            self._story(0.5, 1 + self._below(4))
             self._story(0.7, 2 + self._below(4))
-        elif plan < 0.82:
+        elif plan < 0.55:
             self._write()
-        else:
-            self._chat(1 + self._below(3))
-            self._story(0.1, 3 + self._below(6))
+        else:  # a model that has read only short conversations loses its way in long ones
+            self._chat(1 + self._below(4))
+            self._story(0.1, 4 + self._below(6))
             self._story(0.8, 2 + self._below(4))
             self._write()
-            self._chat(1)
+            self._chat(1 + self._below(3))
         self._end()
 
     # Turns without a story
@@ -116,54 +119,83 @@ class Conversation:
                 self._small_talk(kind)
 
     def _end(self) -> None:
-        if self._chance(0.4):
+        if self._chance(0.6):
             self._small_talk("thanks")
-        if self._chance(0.45):
+        if self._chance(0.6):
             self._small_talk("goodbye")
 
     def _small_talk(self, kind: str) -> None:
         texts = wordings()["turns"][kind]
-        self._add(kind, self._casual(self._worded(pick(self.rng, texts["user"]))), pick(self.rng, texts["assistant"]))
+        text = self._worded(pick(self.rng, texts["user"]))
+        if kind in ("identity", "abilities", "off_topic"):
+            text = self._with_lead(text, "only")
+        self._add(kind, self._casual(text), pick(self.rng, texts["assistant"]))
 
     def _ask_for_story(self) -> None:
         """The user asks about a story without having shown one."""
         texts, questions = wordings()["no_story"], wordings()["questions"]
         options = texts["user"] if self._chance(0.5) else questions[pick(self.rng, QUESTIONS)]
-        text = self._casual(self._worded(pick(self.rng, options), story="only"))
-        self._add("no_story", text, pick(self.rng, texts["assistant"]))
+        text = self._with_lead(self._worded(pick(self.rng, options), story="only"), "only")
+        self._add("no_story", self._casual(text), pick(self.rng, texts["assistant"]))
 
     # Turns with a story
 
     def _story(self, chance_of_short: float, n_questions: int) -> None:
         """A story, alone or with a question, then questions about it and sometimes about the one before."""
-        record = self.next_record()
+        record = self._record()
         if self._chance(chance_of_short):
             record = short_story(record, self.rng) or record
+        if self._chance(RENAMED):
+            record = renamed(record, self.rng)
         self.shown.append(Shown.of(record, self.rng))
-        if self._chance(0.4) and (turn := self._question(self.shown[-1], "only")):
-            # The question before or after the story, in one message.
-            parts = [turn.prompt, record.story] if self._chance(0.5) else [record.story, turn.prompt]
-            self.turns.append(replace(turn, prompt=self._gap().join(parts)))
+        if self._chance(0.5) and (turn := self._question(self.shown[-1], "only")):
+            self.turns.append(self._with_story(turn, record.story))
         else:
             self._paste(record.story)
         for _ in range(n_questions):
             self._ask(len(self.shown) - 1 - (len(self.shown) > 1 and self._chance(0.4)))
-            if self._chance(0.1):
-                self._small_talk(pick(self.rng, ["off_topic", "thanks"]))
+            if self._chance(0.25):
+                self._aside()
+
+    def _record(self) -> StoryRecord:
+        """A record; those with a moral or a bad ending, which are rare, come twice as often."""
+        record = self.next_record()
+        if not {"MoralValue", "BadEnding"} & set(record.features) and self._chance(0.5):
+            record = self.next_record()
+        return record
+
+    def _with_story(self, turn: Task, story: str) -> Task:
+        """The question and the story in one message, in the wording of `tasks` or in one of a conversation."""
+        original = self.shown[-1].tasks.get(turn.kind)
+        if original is not None and original.target == turn.target and self._chance(0.5):
+            return replace(original, prompt=original.prompt)
+        lead_in = f"{self._lead_in()}{self._gap()}" if self._chance(0.3) else ""
+        parts = [turn.prompt, f"{lead_in}{story}"] if self._chance(0.4) else [f"{lead_in}{story}", turn.prompt]
+        return replace(turn, prompt=self._gap().join(parts))
+
+    def _aside(self) -> None:
+        """A turn that is not about the story, or only doubts the last answer."""
+        kinds = ["thanks", "thanks", "off_topic", "off_topic", "identity", "abilities", "glad"]
+        if self.turns[-1].story_span is not None:  # an answer
+            kinds += ["sure"] * 3
+        self._small_talk(pick(self.rng, kinds))
+
+    def _lead_in(self) -> str:
+        later = "next_" if len(self.shown) > 1 else ""
+        return self._casual(self._worded(pick(self.rng, wordings()["pasted"][f"{later}lead_in"])))
 
     def _paste(self, story: str) -> None:
         texts, later = wordings()["pasted"], "next_" if len(self.shown) > 1 else ""
         if self._chance(0.5):
-            lead_in = self._casual(self._worded(pick(self.rng, texts[f"{later}lead_in"])))
-            story = f"{lead_in}{self._gap()}{story}"
+            story = f"{self._lead_in()}{self._gap()}{story}"
         self._add("pasted", story, pick(self.rng, texts[f"{later}assistant"]))
 
     def _write(self) -> None:
         """The assistant writes a story, and may be asked about it."""
-        record = self.next_record()
+        record = self._record()
         self.turns.append(self._writing(record))
         self.shown.append(Shown.of(record, self.rng, told=True))
-        for _ in range(self._below(3)):
+        for _ in range(self._below(4)):
             self._ask(len(self.shown) - 1)
 
     def _writing(self, record: StoryRecord) -> Task:
@@ -211,12 +243,13 @@ class Conversation:
             template = pick(self.rng, wordings()["reasons"]["question"])
             return self._why(shown, self._worded(template, story=name, question="w" + shown.reason.question[1:-1]))
         shown.asked.add(kind)
+        task = shown.tasks[kind]
         text = self._worded(pick(self.rng, texts[kind]), story=name)
         if name == "first":  # only its name tells the stories apart
             names = wordings()["names_of_story"]["first"]
             while not any(one in text for one in names):
                 text = self._worded(pick(self.rng, texts[kind]), story=name)
-        return replace(shown.tasks[kind], prompt=self._casual(text), story_span=(0, 0), evidence=None)
+        return replace(task, prompt=self._casual(self._with_lead(text, name)), story_span=(0, 0), evidence=None)
 
     @staticmethod
     def _why(shown: Shown, text: str) -> Task:
@@ -240,6 +273,15 @@ class Conversation:
         text = worded(text, self.rng, value)
         return text[:1].upper() + text[1:]
 
+    def _with_lead(self, text: str, story: str) -> str:
+        """The text with something said before or after it, sometimes."""
+        texts = wordings()
+        if self._chance(0.25):
+            text = f"{self._worded(pick(self.rng, texts['leads']), story=story)} {text[:1].lower()}{text[1:]}"
+        if self._chance(0.1):
+            text = text.rstrip(".?!") + pick(self.rng, ["", "?", "."]) + pick(self.rng, texts["tails"])
+        return text
+
     def _casual(self, text: str) -> str:
         """The text as typed in a hurry, sometimes: without capitals."""
         return text.lower() if self._chance(0.25) else text
@@ -252,6 +294,24 @@ class Conversation:
 
     def _below(self, n: int) -> int:
         return int(n * self.rng.random())
+
+
+def renamed(record: StoryRecord, rng: Random) -> StoryRecord:
+    """The record with a made-up name for its main character: answers must be copied, they can't be remembered."""
+    name = main_character(record.story)
+    if name is None:
+        return record
+    syllables = [pick(rng, _ONSETS) + pick(rng, _VOWELS) for _ in range(1 + (rng.random() < 0.75))]
+    new = "".join([*syllables, pick(rng, _ENDS if len(syllables) > 1 else _ENDS_OF_SHORT_ONES)]).capitalize()
+    pattern = re.compile(rf"\b{re.escape(name)}\b")
+    summary = pattern.sub(new, record.summary) if record.summary else None
+    return replace(record, story=pattern.sub(new, record.story), summary=summary)
+
+
+_ONSETS = (*"bdfghjklmnprstvwz" * 2, "br", "ch", "dr", "fl", "gr", "kl", "sh", "st", "tr")
+_VOWELS = (*"aeiouaeio", "ai", "ee", "ia")
+_ENDS = ("", "", "", "n", "r", "l", "s", "ck", "nda", "x", "ny")
+_ENDS_OF_SHORT_ONES = ("ck", "nda", "ny", "lo", "ra")
 
 
 def short_story(record: StoryRecord, rng: Random) -> StoryRecord | None:

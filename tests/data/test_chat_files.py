@@ -399,7 +399,9 @@ def test_gemini_s_records_are_read(tmp_path):
     first, second = read_conversations(path)
     assert first.messages == (Message("system", "Be short."), HI, HELLO)
     assert second.messages == (HI, HELLO)
-    bad = written(tmp_path, lines({"systemInstruction": {"parts": [{"image": "x"}]}, "contents": contents}), "bad.jsonl")
+    bad = written(
+        tmp_path, lines({"systemInstruction": {"parts": [{"image": "x"}]}, "contents": contents}), "bad.jsonl"
+    )
     with pytest.raises(UserError, match="part 1 of the content of message 1"):
         list(read_conversations(bad))
 

@@ -11,7 +11,8 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import DataSection
 from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, parse_record, read_records, stories
 from mini_chat_gpt.tinystories.conversation_dataset import KIND, ConversationDataset
-from mini_chat_gpt.tinystories.conversations import SHORT, Conversation, short_story, turn_kinds, wordings
+from mini_chat_gpt.tinystories.conversations import SHORT, Conversation, renamed, short_story, turn_kinds, wordings
+from mini_chat_gpt.tinystories.main_character import main_character
 from mini_chat_gpt.tinystories.tasks import TASK_KINDS
 from mini_chat_gpt.tinystories.word_forms import first_use
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
@@ -130,6 +131,26 @@ def test_a_told_story_has_its_required_words(talks):
     for task in told:
         assert all(first_use(task.target, word) for word in task.required)
         assert all(word in task.prompt.lower() for word in task.required)
+
+
+def test_a_doubt_follows_an_answer(talks):
+    pairs = [(one, next_) for turns in talks for one, next_ in pairwise(turns) if next_.kind == "sure"]
+    assert len(pairs) > 20
+    assert all(one.story_span is not None for one, _ in pairs)
+
+
+def test_a_renamed_story_has_its_new_main_character_everywhere(records):
+    rng = Random(2)
+    for record in records:
+        name, new = main_character(record.story), renamed(record, rng)
+        if name is None:
+            assert new == record
+            continue
+        new_name = main_character(new.story)
+        assert new_name not in (None, name)
+        assert name not in new.story.replace(new_name, "")
+        assert new.story.replace(new_name, name) == record.story
+        assert (new.summary or "").replace(new_name, name) == (record.summary or "")
 
 
 def test_short_stories_have_20_to_60_words_and_only_what_is_known_of_them(records):
