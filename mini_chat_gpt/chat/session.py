@@ -40,7 +40,7 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 # Fraction of the context that older turns leave free for a reply. Most replies to a pasted story are short, and they are all wrong
 # if the story has been dropped. A reply that was cut off can be generated again with fewer older turns (`retry`).
-ROOM_FOR_REPLY = 1 / 8
+ROOM_FOR_REPLY = 1 / 5
 # Beginning of the error if a base model is used like a chat model.
 NO_CHAT = "This is a base model without a chat format"
 

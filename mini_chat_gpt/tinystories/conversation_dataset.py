@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 KIND = "conversation"
 """The kind of these examples, by which their validation loss is reported."""
+SMALL_TALK_WEIGHT = 0.3
+"""Loss weight of replies without a story: they have few wordings, and what is to be learned is when to give them."""
 _ATTEMPTS = 100
 
 
@@ -39,7 +41,7 @@ class TaskDataset(Protocol):
 class ConversationDataset:
     """Whole conversations about the records of one file; a map-style dataset without end, see `ExampleDataset`.
 
-    Example i depends only on the data, the seed and i. Its turns have the loss weights of their kinds; those without a story have 1.
+    Example i depends only on the data, the seed and i. Its turns have the loss weights of their kinds.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class ConversationDataset:
         loss_weights: Mapping[str, float],
     ) -> None:  # fmt: skip
         self.index, self.n_records, self.tokenizer, self.data, self.seed = index, n_records, tokenizer, data, seed
-        self.loss_weights = dict.fromkeys(turn_kinds(), 1.0) | dict(loss_weights)
+        self.loss_weights = dict.fromkeys(turn_kinds(), SMALL_TALK_WEIGHT) | dict(loss_weights)
 
     @classmethod
     def like(cls, tasks: TaskDataset) -> ConversationDataset:

@@ -81,12 +81,12 @@ class Conversation:
         self._begin()
         if plan < 0.15:
             self._chat(1 + self._below(6))
-        elif plan < 0.35:
+        elif plan < 0.4:
             self._story(0.4, 2 + self._below(7))
-        elif plan < 0.45:
+        elif plan < 0.55:
             self._story(0.5, 1 + self._below(4))
             self._story(0.7, 2 + self._below(4))
-        elif plan < 0.55:
+        elif plan < 0.68:
             self._write()
         else:  # a model that has read only short conversations loses its way in long ones
             self._chat(1 + self._below(4))
@@ -176,7 +176,7 @@ class Conversation:
     def _aside(self) -> None:
         """A turn that is not about the story, or only doubts the last answer."""
         kinds = ["thanks", "thanks", "off_topic", "off_topic", "identity", "abilities", "glad"]
-        if self.turns[-1].story_span is not None:  # an answer
+        if self.turns[-1].kind in (*QUESTIONS, "why"):
             kinds += ["sure"] * 3
         self._small_talk(pick(self.rng, kinds))
 
@@ -201,15 +201,15 @@ class Conversation:
     def _writing(self, record: StoryRecord) -> Task:
         """A request for a story: with all words of the record, with one, or with none."""
         texts, words, rng = wordings()["questions"], record.words, self.rng
-        # In the public files the second of three words is a noun.
+        # In the public files the second of three words is a noun; and a character is introduced by its kind ("a fox named Tom").
         nouns = [word for word in words[1:2] if re.search(rf"\b(?:an?|the) (?:\w+ )?{re.escape(word)}\b", record.story)]
-        if words and self._chance(0.7):
+        nouns += [match[1] for match in [_NAMED.search(record.story)] if match]
+        if words and self._chance(0.6):
             text = self._worded(pick(rng, texts["words"]), words=_listed(words, rng))
-        elif nouns and self._chance(0.6):
+        elif nouns and self._chance(0.7):
             words = (pick(rng, nouns),)
-            text = self._worded(
-                pick(rng, texts["one_word"]), word=f"{'an' if words[0][0] in 'aeiou' else 'a'} {words[0]}"
-            )
+            article = "an" if words[0][0] in "aeiou" else "a"
+            text = self._worded(pick(rng, texts["one_word"]), word=f"{article} {words[0]}")
         else:
             words, text = (), self._worded(pick(rng, texts["any"]))
         return Task("words", self._casual(text), record.story, None, ", ".join(words) or None, required=words)
@@ -260,7 +260,8 @@ class Conversation:
     # Wording
 
     def _add(self, kind: str, prompt: str, target: str) -> None:
-        self.turns.append(Task(kind, prompt, target, story_span=None))
+        # With a span, though there is no story in it: the first word of the reply decides, as it does in an answer.
+        self.turns.append(Task(kind, prompt, target, story_span=(0, 0)))
 
     def _worded(self, text: str, story: str = "", **fields: str) -> str:
         """A wording of a template; `story` is the entry of `names_of_story` for <story>."""
@@ -334,6 +335,9 @@ def short_story(record: StoryRecord, rng: Random) -> StoryRecord | None:
     if labels and first_speech(text):
         labels.append("Dialogue")
     return StoryRecord(features=tuple(labels), story=text)
+
+
+_NAMED = re.compile(r"\b(?:[Aa]n?|the) (?:\w+ )?(\w+) named [A-Z]")
 
 
 def _listed(words: Sequence[str], rng: Random) -> str:
