@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=2 python benchmarks/busy_machine.py --out /tmp/busy --seconds 180 --on 30 --off 30 \\
         sft.pretrained_checkpoint=runs/quickstart/base sft.dataset_path=runs/quickstart/data
 
-Three runs with the same settings, one after the other: `system.threads` null, 2 and 1. Beside each, a busy loop is on for some
+Three runs with the same settings, one after the other: `system.threads` null, 2 and 1. During each, a busy loop is on for some
 seconds and off for some, from its first step on. Printed: tokens per second over the whole run, and during each phase. Only the
 ratios are meaningful, and only if nothing else runs.
 """

@@ -136,7 +136,7 @@ class ThreadTuner:
         self._contention = CPUContention(self.threads)
 
     def _warn(self, remedy: str) -> None:
-        """Say once what can be done by hand."""
+        """Say once what the user can do."""
         if not self._warned:
             self.say(f"{self._lost_time} {remedy}")
             self._warned = True
