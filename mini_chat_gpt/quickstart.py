@@ -24,6 +24,7 @@ from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with, under_torchrun
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name
+from mini_chat_gpt.common.json_files import read_json
 from mini_chat_gpt.common.output import flush_or_discard
 from mini_chat_gpt.common.signals import after_interruption
 from mini_chat_gpt.common.terminal import console, format_duration, text_table
@@ -39,10 +40,12 @@ from mini_chat_gpt.reports.results_table import measure_label
 from mini_chat_gpt.sft_train import train
 from mini_chat_gpt.training.job import TrainResult
 from mini_chat_gpt.training.run import CONFIG
-from mini_chat_gpt.training.run_folder import is_finished
+from mini_chat_gpt.training.run_folder import RESULT, is_finished
 from mini_chat_gpt.training.stop import exit_code
 
 HOW_TO_RESUME = "The same quickstart command resumes from here."
+FEW_STEPS = 200
+"""With fewer steps an adapter hardly learns the tasks: the settings are meant for about 360."""
 NOT_SHOWN = ("what_happened", REFUSALS)
 """Kinds that only --details shows: the same answers as summaries, and what was not trained."""
 
@@ -114,8 +117,19 @@ def run_stages(arguments: argparse.Namespace, config: Config, out: Console) -> i
         out.print(f"Report: {page / HTML} (--details prints it here)", markup=False, soft_wrap=True)
     out.print(f"Total time: {format_duration(time.monotonic() - started)}. Now chat with the model:", markup=False)
     out.print(f"  mini-chat-gpt chat --checkpoint {shlex.quote(str(tuned))}", markup=False, soft_wrap=True)
+    if arguments.base is not None and config.training.time_budget and (steps := steps_in(tuned)) < FEW_STEPS:
+        out.print(
+            f"Only {steps} steps fitted into {config.training.time_budget}. More give better replies: add training.time_budget=30m and "
+            f"sft.save_dir={tuned}-30m to the quickstart command.",
+            markup=False,
+        )
     flush_or_discard(sys.stdout)
     return 0
+
+
+def steps_in(run: Path) -> int:
+    """The number of steps of a finished run."""
+    return int(read_json(run / RESULT, dict[str, float | None], "train again").get("steps") or 0)
 
 
 def make_data(folder: Path, out: Console) -> None:

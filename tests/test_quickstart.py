@@ -128,6 +128,18 @@ def test_a_base_that_cannot_be_used_is_one_sentence_before_data_are_written(base
     assert not (tmp_path / "runs").exists()
 
 
+def test_few_steps_within_the_time_are_said(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quickstart, "compare", lambda *_: {})
+    monkeypatch.setattr(quickstart, "rows_of", lambda _: [["the scores"]])
+    monkeypatch.setattr(quickstart, "run_stage", lambda *_: "")
+    folder = tmp_path / "runs" / "quickstart-tiny-chat"
+    folder.mkdir(parents=True)
+    for steps, said in ((199, True), (200, False)):
+        (folder / "result.json").write_text(json.dumps({"steps": steps, "train_loss": None}))
+        quickstart.main(["--base", "tiny chat"])
+        assert ("Only 199 steps fitted into 10m." in capsys.readouterr().out) == said
+
+
 def test_a_base_without_a_chat_format_learns_ours(base, tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart, "compare", lambda *_: {})
     monkeypatch.setattr(quickstart, "rows_of", lambda _: [["the scores"]])
