@@ -56,7 +56,11 @@ def parse(verb: str, argv: Sequence[str] | None = None) -> Arguments:
     parser = make_parser(verb)
     # Options may stand between settings: sft --config FILE training.batch_size=2 --time-limit 2h
     mixed = any(action.nargs == "*" for action in parser._actions if not action.option_strings)
-    arguments = parser.parse_intermixed_args(argv) if mixed else parser.parse_args(argv)
+    arguments, unknown = (parser.parse_known_intermixed_args if mixed else parser.parse_known_args)(argv)
+    if unknown:
+        options = [name for name in parser._option_string_actions if name not in ("-h", "--help")]
+        hint = nearest(unknown[0], options) if unknown[0].startswith("-") else ""
+        raise UserError(f"{verb} takes no {unknown[0]!r}{hint}; `mini-chat-gpt {verb} --help` lists what it takes.")
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
     if (check := VERBS[verb].check) is not None:
         check(arguments)

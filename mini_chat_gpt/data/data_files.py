@@ -26,6 +26,7 @@ PACKINGS = (".gz", ".bz2", ".xz", ".zst", ".zip")
 NOT_DATA = frozenset({"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "package.json"})
 """Names of files that describe data."""
 _ABOUT = frozenset({"readme", "license", "notice", "changelog", "contributing", "requirements"})
+RUN = ("run.json", "metrics.jsonl")  # files of the folder of a run
 MAX_FILES = 100_000
 _TRAIN = re.compile(r"(?<![a-z])train(ing)?(?![a-z])")
 _VALID = re.compile(r"(?<![a-z])(valid|validation|val|dev|eval|heldout|held[-_]out)(?![a-z])")
@@ -78,6 +79,10 @@ def local_files(path: str, kinds: Sequence[Sequence[str]] = (CHATS,), what: str 
     """
     if os.path.isdir(path):
         folder = Path(path)
+        if all((folder / name).is_file() for name in RUN) or (folder / "model.safetensors").is_file():
+            raise UserError(
+                f"{path} is a run or a model, which has no {what}; name the files that it is to be trained on."
+            )
         return _choose(path, [folder / name for name in _walk(folder)], folder, kinds, what)
     if os.path.lexists(path) or not glob.has_magic(path):
         _require_target(Path(path))

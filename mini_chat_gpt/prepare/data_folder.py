@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict
+from pydantic import AfterValidator
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import readable_disk_errors, temporary_name, write_json
@@ -55,34 +55,23 @@ def standard_name(split: str) -> str:
 
 def present_files(folder: Path) -> dict[str, Path]:
     """Map each existing split to its file. If there are two spellings, it is the one that training uses."""
-    return {split: spellings[0] for split in SPLITS if (spellings := _spellings(folder, split))}
+    return {split: files[0] for split in SPLITS if (files := spellings(folder, split))}
 
 
-def unused_files(folder: Path) -> list[Path]:
-    """Files that are never read, because the same split also exists under the other spelling."""
-    return [file for split in SPLITS for file in _spellings(folder, split)[1:]]
-
-
-def _spellings(folder: Path, split: str) -> list[Path]:
+def spellings(folder: Path, split: str) -> list[Path]:
+    """The files of a split; all but the first are never read."""
     files = [folder / name.format(split=split) for name in FILE_NAMES]
     return [file for file in files if os.path.lexists(file)]  # a dangling link is the user's, too
 
 
 def write_source(folder: Path, kind: str, files: Mapping[str, Mapping[str, Any]], **more: Any) -> None:
     """Write SOURCE.json for `files` (name -> further entries such as its url) of the given kind of data."""
-    entries = {}
-    for name, details in files.items():
-        size = (folder / name).stat().st_size
-        entries[name] = {"bytes": size, **details}
-        if size <= MAX_HASHED_SIZE:
-            entries[name].setdefault("sha256", sha256_of(folder / name))
-    source = {
-        "source": kind,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "license": LICENSES[kind],
-        **more,
-        "files": entries,
-    }
+    entries = {name: {"bytes": (folder / name).stat().st_size, **details} for name, details in files.items()}
+    for name, entry in entries.items():
+        if entry["bytes"] <= MAX_HASHED_SIZE:
+            entry.setdefault("sha256", sha256_of(folder / name))
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    source = {"source": kind, "created": created, "license": LICENSES[kind], **more, "files": entries}
     write_json(folder / SOURCE_FILE, source)
 
 
@@ -92,19 +81,15 @@ def _plain_name(name: str) -> str:
     return name
 
 
-class _Extensible(JSONRecord):
-    model_config = ConfigDict(extra="allow")
-
-
-class _SourceEntry(_Extensible):
+class _SourceEntry(JSONRecord, extra="allow"):
     bytes: int  # the other fields say where the file came from
 
 
-class _SourceOptions(_Extensible):
+class _SourceOptions(JSONRecord, extra="allow"):
     splits: tuple[str, ...] = ()
 
 
-class _Source(_Extensible):
+class _Source(JSONRecord, extra="allow"):
     """The structure of SOURCE.json."""
 
     source: Literal["public", "sample", "own", "derived"]
@@ -130,12 +115,6 @@ def read_source(folder: Path) -> dict[str, Any]:
     return source.model_dump(exclude_unset=True)
 
 
-def make_folder(folder: Path) -> None:
-    """Create the folder. Raises UserError if that fails."""
-    with readable_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-
-
 @contextmanager
 def drafts(folder: Path, replace_sample: bool = False) -> Iterator[Path]:
     """Yield a temporary folder in `folder`. On success its files are moved to `folder`, on an error they are deleted.
@@ -143,9 +122,9 @@ def drafts(folder: Path, replace_sample: bool = False) -> Iterator[Path]:
     SOURCE.json is moved last and replaces an older one. Raises UserError if any other file exists already. `replace_sample`
     deletes the sample, for which the caller must have checked, before the files are moved.
     """
-    make_folder(folder)
     draft = temporary_name(folder / "draft")
     with readable_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             draft.mkdir()
             yield draft

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from mini_chat_gpt.prepare.data_folder import (
     command_for,
     present_files,
     read_source,
-    unused_files,
+    spellings,
 )
 from mini_chat_gpt.prepare.public_files import size_of, unfinished
 from mini_chat_gpt.sft_dataloader import InstructDataset, RecordIndex, generate_tasks
@@ -54,8 +54,7 @@ def report_folder(
     Without a tokenizer, tokens are counted with a temporary one trained on the stories themselves. `full` reads all records.
     Raises UserError if there is no file, or if one is not a file of stories.
     """
-    files = present_files(folder)
-    if not files:
+    if not (files := present_files(folder)):
         raise UserError(f"{folder} has no data; `{command_for(folder)}` gets some.")
     indices = {split: RecordIndex(file) for split, file in files.items()}
     label = "the given tokenizer"
@@ -63,10 +62,7 @@ def report_folder(
         index = next(iter(indices.values()))
         texts = (index[int(number)].story for number in _spread(len(index), _TEMPORARY_STORIES))
         tokenizer = ChatTokenizer.train(texts, _TEMPORARY_VOCAB_SIZE)
-        label = (
-            f"a temporary byte-level BPE of {tokenizer.vocab_size:,} entries trained on these stories; "
-            "choose the model's own with --tokenizer"
-        )
+        label = f"a temporary BPE of {tokenizer.vocab_size:,} entries trained on these stories; choose the model's own with --tokenizer"
     tokenizer.add_control_tokens()  # as in fine-tuning
     files_report, hashes = {}, {}
     for split, index in indices.items():
@@ -78,7 +74,7 @@ def report_folder(
         "seq_len": seq_len,
         "files": files_report,
         "in_both_splits": int(np.isin(hashes["valid"], hashes["train"]).sum()) if len(hashes) == 2 else None,
-        "unused_files": [str(file) for file in unused_files(folder)],
+        "unused_files": [str(file) for split in SPLITS for file in spellings(folder, split)[1:]],
     }
     return report | {"notes": list(findings(report))}
 
@@ -129,19 +125,15 @@ def _examples(
         rows = measure(index.path.name, map(source.__getitem__, numbers), per_epoch=count)
     except UserError as error:  # no example fits: a finding of the report, not an error
         return {"impossible": str(error), "notes": index.notes()}
-    total = total_of(rows)
+    total, kinds = total_of(rows), {}
+    for row in rows:
+        medians = {"tokens_median": float(np.median(row.lengths)), "trained_share": row.trained_share}
+        kinds[row.kind] = {"share": row.examples / count, **medians}
     return {
         "count": count,
         "tokens": _percentiles(total.lengths),
         "trained_share": total.trained_share,
-        "kinds": {
-            row.kind: {
-                "share": row.examples / count,
-                "tokens_median": float(np.median(row.lengths)),
-                "trained_share": row.trained_share,
-            }
-            for row in rows
-        },
+        "kinds": kinds,
         "shortened": source.stats["shortened"],
         "taken_from_another_record": source.stats["substituted"],
         "too_long": {kind: n for kind in TASK_KINDS if (n := source.stats[f"too long: {kind}"])},
@@ -176,22 +168,19 @@ def show_report(report: Mapping[str, Any], out: Console) -> None:
 
 
 def _records_table(files: Mapping[str, Any]) -> list[list[str]]:
-    entries = list(files.values())
-    rows = [
-        ["Records", *files],
-        ["size", *(format_size(entry["bytes"]) for entry in entries)],
-        ["records", *(f"{entry['records']:,}" for entry in entries)],
-        [],
-    ]
+    entries = [*files.values()]
+
+    def row(name: str, counts: Iterable[int], of: str = "records") -> list[str]:
+        return [name, *(_part(count, entry[of]) for count, entry in zip(counts, entries, strict=True))]
+
+    rows = [["Records", *files], ["size", *(format_size(entry["bytes"]) for entry in entries)]]
+    rows.append(["records", *(f"{entry['records']:,}" for entry in entries)])
     for group in ("fields", "features"):
-        for name in entries[0][group]:
-            rows.append([name, *(_part(entry[group][name], entry["records"]) for entry in entries)])
-        rows.append([])
-    rows.append(["read for the rows below", *(_part(entry["looked_at"], entry["records"]) for entry in entries)])
+        rows += [[], *(row(name, [entry[group][name] for entry in entries]) for name in entries[0][group])]
+    rows += [[], row("read for the rows below", [entry["looked_at"] for entry in entries])]
     for name in sorted({name for entry in entries for name in entry["other_features"]}):
-        rows.append([name, *(_part(entry["other_features"].get(name, 0), entry["looked_at"]) for entry in entries)])
-    rows.append(["duplicate stories", *(_part(entry["duplicates"], entry["looked_at"]) for entry in entries)])
-    return rows
+        rows.append(row(name, [entry["other_features"].get(name, 0) for entry in entries], "looked_at"))
+    return [*rows, row("duplicate stories", [entry["duplicates"] for entry in entries], "looked_at")]
 
 
 def _tasks_table(files: Mapping[str, Any]) -> list[list[str]]:
@@ -226,14 +215,21 @@ def findings(report: Mapping[str, Any]) -> Iterator[str]:
     """Sentences about what was skipped and why, what to know before training, and the commands to get what is missing."""
     files, kind, folder = report["files"], report["source"]["source"], Path(report["folder"])
     for split, entry in files.items():
-        yield from (f"{split}: {sentence}" for sentence in [*_skipped(entry), *entry["examples"]["notes"]])
+        counted = {
+            "with invalid UTF-8, read as U+FFFD": entry["not_utf8"],
+            f"of the {entry['looked_at']:,} that were read support no task": entry["without_task"],
+        }
+        yield from (f"{split}: {n:,} {'record' if n == 1 else 'records'} {what}." for what, n in counted.items() if n)
+        if "impossible" in entry["examples"]:
+            yield f"{split}: No examples can be made: {entry['examples']['impossible']}"
+        yield from (f"{split}: {note}" for note in entry["examples"]["notes"])
     if report["in_both_splits"] is not None:
         train, valid = files["train"]["looked_at"], files["valid"]["looked_at"]
         yield f"{report['in_both_splits']:,} of {valid:,} valid stories are also among the {train:,} train stories."
     if any(entry["looked_at"] < entry["records"] for entry in files.values()):
         yield "Only a sample was read, so there may be more duplicates; --full reads all records."
-    shares = {split: entry["examples"].get("trained_share") for split, entry in files.items()}
-    if fractions := [f"{share:.1%} of {split}" for split, share in shares.items() if share]:
+    trained = [(split, entry["examples"].get("trained_share")) for split, entry in files.items()]
+    if fractions := [f"{share:.1%} of {split}" for split, share in trained if share]:
         yield f"Supervised tokens (answers): {', '.join(fractions)}."
     yield f"Tokens are counted with {report['tokenizer']['label']}."
     for file in report["unused_files"]:
@@ -255,15 +251,3 @@ def findings(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"{path} is left over from a killed process; delete it if no process is writing to it."
     for path in (path for paths in unfinished(folder).values() for path in paths):
         yield f"{path} is an unfinished download ({format_size(size_of(path))})."
-
-
-def _skipped(entry: Mapping[str, Any]) -> Iterator[str]:
-    counted = {
-        "with invalid UTF-8, read as U+FFFD": entry["not_utf8"],
-        f"of the {entry['looked_at']:,} that were read support no task": entry["without_task"],
-    }
-    for words, n in counted.items():
-        if n:
-            yield f"{n:,} {'record' if n == 1 else 'records'} {words}."
-    if "impossible" in entry["examples"]:
-        yield f"No examples can be made: {entry['examples']['impossible']}"

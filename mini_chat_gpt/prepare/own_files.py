@@ -27,14 +27,9 @@ _LABELED_SIZE = 1.2  # maximum size of labeled records relative to their stories
 
 
 def import_files(
-    folder: Path,
-    paths: Sequence[Path],
-    valid_fraction: float,
-    out: Console,
-    label: bool = False,
-    replace_sample: bool = False,
+    folder: Path, paths: list[Path], valid_fraction: float, out: Console, label: bool = False, replacing: bool = False
 ) -> None:
-    """Fill `folder` from the user's files. It has no data yet, or a sample to replace.
+    """Fill `folder` from the user's files. It has no data yet, or (`replacing`) a sample.
 
     paths            a folder, a file (its valid file in the same folder is used as well), or a train and a valid file
     valid_fraction   fraction of the stories for validation, if there is no valid file
@@ -45,7 +40,7 @@ def import_files(
     indices = {split: _open(file, label) for split, file in _find_files(paths, label).items()}
     size = sum(index.path.stat().st_size for index in indices.values())
     require_space(folder, int(size * _LABELED_SIZE) if label else size)
-    with drafts(folder, replace_sample) as draft:
+    with drafts(folder, replacing) as draft:
         if len(indices) == 1:
             _split(indices["train"], draft, valid_fraction, label, out)
         else:

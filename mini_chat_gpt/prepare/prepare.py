@@ -22,7 +22,6 @@ from mini_chat_gpt.common.terminal import print_line
 from mini_chat_gpt.common.writable import require_space
 from mini_chat_gpt.prepare.data_folder import (
     SOURCE_DESCRIPTIONS,
-    SPLITS,
     command_for,
     drafts,
     is_untouched_sample,
@@ -32,7 +31,7 @@ from mini_chat_gpt.prepare.data_folder import (
 )
 from mini_chat_gpt.prepare.data_report import report_folder, show_report
 from mini_chat_gpt.prepare.own_files import import_files
-from mini_chat_gpt.prepare.public_files import download_files, unfinished
+from mini_chat_gpt.prepare.public_files import download_files, to_download, unfinished
 from mini_chat_gpt.prepare.sample_stories import write_sample
 
 SAMPLE_SIZE = 22_000_000  # bytes
@@ -55,7 +54,7 @@ def get_data(options: argparse.Namespace, out: Console) -> None:
         if not replacing:
             _refuse_to_replace(folder)
         import_files(folder, paths, options.valid_fraction, out, bool(options.label), replacing)
-    elif missing := _to_download(folder, options.split, replacing):
+    elif missing := to_download(folder, options.split, replacing):
         try:
             download_files(folder, missing, options.url, replacing, out)
         except NoConnection as error:
@@ -64,7 +63,6 @@ def get_data(options: argparse.Namespace, out: Console) -> None:
 
 def write_sample_folder(folder: Path, out: Console) -> None:
     """Write the sample into a folder that has no data yet. Raises UserError if it has."""
-    folder = Path(folder)
     _refuse_to_replace(folder)
     require_space(folder, SAMPLE_SIZE)
     with drafts(folder) as draft:
@@ -80,27 +78,6 @@ def _refuse_to_replace(folder: Path) -> None:
             f"{folder} already has {names} ({SOURCE_DESCRIPTIONS[read_source(folder)['source']]}), which are not replaced; "
             "choose another folder with --folder, or move them away."
         )
-
-
-# The public files
-
-
-def _to_download(folder: Path, split: str | None, replacing: bool) -> list[str]:
-    """The splits to download, the small one first."""
-    present = {} if replacing else present_files(folder)
-    source = read_source(folder) if present else {}
-    if split is None and present:
-        wanted = {*source.get("options", {}).get("splits", ())} if source["source"] == "public" else set()
-        requested = [name for name in SPLITS if name in wanted or name in unfinished(folder)]
-    else:
-        requested = list(SPLITS) if split in (None, "both") else [str(split)]
-    missing = [name for name in requested if name not in present]
-    if missing and present and source["source"] not in ("public", "unknown"):
-        raise UserError(
-            f"{folder} has {SOURCE_DESCRIPTIONS[source['source']]}, which can't be mixed with the public files; choose another "
-            "folder with --folder" + (", or add --replace-sample." if source["source"] == "sample" else ".")
-        )
-    return sorted(missing, reverse=True)
 
 
 def _without_network(folder: Path, splits: list[str], error: NoConnection, out: Console) -> None:

@@ -17,8 +17,8 @@ from mini_chat_gpt.common.signals import StoppedBySignal
 from mini_chat_gpt.common.terminal import format_size, print_line
 from mini_chat_gpt.common.writable import require_space
 from mini_chat_gpt.prepare.data_folder import (
+    SOURCE_DESCRIPTIONS,
     SPLITS,
-    make_folder,
     present_files,
     read_source,
     remove_sample,
@@ -57,6 +57,24 @@ def unfinished(folder: Path) -> dict[str, list[Path]]:
     return {split: paths for split, paths in left.items() if paths}
 
 
+def to_download(folder: Path, split: str | None, replacing: bool) -> list[str]:
+    """The splits that are to be downloaded into a folder, the small one first. `replacing`: it has a sample, which is deleted."""
+    present = {} if replacing else present_files(folder)
+    source = read_source(folder) if present else {}
+    if split is None and present:
+        wanted = {*source.get("options", {}).get("splits", ())} if source["source"] == "public" else set()
+        requested = [name for name in SPLITS if name in wanted or name in unfinished(folder)]
+    else:
+        requested = list(SPLITS) if split in (None, "both") else [str(split)]
+    missing = [name for name in requested if name not in present]
+    if missing and present and source["source"] not in ("public", "unknown"):
+        raise UserError(
+            f"{folder} has {SOURCE_DESCRIPTIONS[source['source']]}, which can't be mixed with the public files; choose another "
+            "folder with --folder" + (", or add --replace-sample." if source["source"] == "sample" else ".")
+        )
+    return sorted(missing, reverse=True)
+
+
 def _folder_of(split: str) -> str:
     return f".download-{split}"
 
@@ -72,7 +90,8 @@ def download_files(folder: Path, splits: list[str], url: str | None, replacing: 
     print_line(out, f"to {folder}, with {format_size(free)} free")
     if replacing:
         remove_sample(folder)
-    make_folder(folder)
+    with readable_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     entries = read_source(folder).get("files", {}) if present_files(folder) else {}
     for file in files.values():
         target = _fetch(file, folder, out)

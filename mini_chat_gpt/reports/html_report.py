@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from math import isfinite
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mini_chat_gpt import assets
-from mini_chat_gpt.common.page import document, without_folders
-from mini_chat_gpt.common.text import visible, well_formed
+from mini_chat_gpt.common.page import document, render, without_folders
 from mini_chat_gpt.evaluation.memorization import searched
 from mini_chat_gpt.evaluation.refusals import REFUSALS
 from mini_chat_gpt.reports import values
@@ -24,39 +22,16 @@ from mini_chat_gpt.reports.first_screen import counts, sentence, spotlight, tile
 from mini_chat_gpt.reports.values import Row, number
 from mini_chat_gpt.training.loss_curves import smoothed
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
 _CUT_OFF = {"length": "cut off at the length limit", "context": "cut off at the end of the context"}
 
 
 def page(report: Row) -> str:
     """The complete page."""
     view = ReportView.of(report)
+    functions = {function.__name__: function for function in (cut_off, median, scale_of, searched, smoothed)}
     first_screen = {make.__name__: make(report) for make in (spotlight, sentence, counts, tiles)}
-    body = _environment().get_template("report.html").render(view=view, **first_screen)
+    body = render("report.html", vars(values) | functions, view=view, REFUSALS=REFUSALS, **first_screen)
     return document(view.title, body, assets.text("report.css"), assets.text("report.js"))
-
-
-@cache
-def _environment() -> Environment:
-    """The templates, and the functions that they use."""
-    from jinja2 import Environment, FunctionLoader
-
-    environment = Environment(
-        loader=FunctionLoader(assets.text), autoescape=True, finalize=_printable, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["words"] = lambda kind: kind.replace("_", " ")
-    functions = (cut_off, median, scale_of, searched, smoothed)
-    environment.globals |= (
-        vars(values) | {function.__name__: function for function in functions} | {"REFUSALS": REFUSALS}
-    )
-    return environment
-
-
-def _printable(value: Any) -> Any:
-    """A text that is to be inserted, without control characters. Called before it is escaped."""
-    return visible(well_formed(value)) if type(value) is str else value
 
 
 @dataclass(frozen=True)

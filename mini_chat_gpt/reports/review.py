@@ -14,15 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
 from mini_chat_gpt import assets
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import atomic_write_text
-from mini_chat_gpt.common.page import document
-from mini_chat_gpt.common.text import visible, well_formed
+from mini_chat_gpt.common.page import document, render
 from mini_chat_gpt.common.typed_values import read_as
 from mini_chat_gpt.common.yaml_files import read_yaml
 from mini_chat_gpt.config import Section
@@ -134,13 +133,12 @@ def write_review(file: Path, replies: Sequence[JudgedReply], points: Sequence[st
 
 def review_page(replies: Sequence[JudgedReply], points: Sequence[str] = POINTS) -> str:
     """The page as HTML."""
-    from jinja2 import Environment
-
     origins = sorted({one.origin for one in replies})
     shown = [f"{one}s" if one == REFERENCE else f"replies of {one}" for one in origins]
     about = f"In random order: {' and '.join(shown)}"
-    environment = Environment(autoescape=True, finalize=_printable, trim_blocks=True, lstrip_blocks=True)
-    body = environment.from_string(assets.text("review.html")).render(
+    body = render(
+        "review.html",
+        {},
         items=replies,
         page=_page_id(replies, points),
         origins=[one.origin for one in replies],
@@ -155,8 +153,3 @@ def _page_id(replies: Sequence[JudgedReply], points: Sequence[str]) -> str:
     """The same for the same page, by which a browser finds its ticks."""
     content = json.dumps([[[one.turns, one.reply, one.origin] for one in replies], list(points)])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def _printable(value: Any) -> Any:
-    """A text that is to be inserted, without control characters. Called before it is escaped."""
-    return visible(well_formed(value)) if type(value) is str else value

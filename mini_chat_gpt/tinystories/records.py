@@ -244,8 +244,10 @@ def find_text(path: Path | str, split: str, names: tuple[str, ...] = TEXT_FILE_N
             raise UserError(f"{path} is not a text file but a pipe or a device; name a file or a folder.")
         wanted = ", ".join(name.format(split=split) for name in names)
         others = sorted(file.name for file in path.glob("*.txt") if file.is_file())
-        own = f"name one of its files, such as {path / others[0]}, or run" if others else "run"
-        raise UserError(f"{path} contains no stories (looked for {wanted}); {own} `mini-chat-gpt prepare`.")
+        own = f"name a file of stories{f', such as {path / others[0]}' if others else ''}"
+        raise UserError(
+            f"{path} contains no stories (looked for {wanted}); {own}, or get the public ones: `mini-chat-gpt prepare`, without a source."
+        )
     return None
 
 

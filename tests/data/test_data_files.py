@@ -143,3 +143,10 @@ def test_folders_and_patterns_next_to_a_config_file_are_found(tmp_path: Path) ->
     config.write_text("chats: {files: 'data, *.jsonl, hub:org/x'}\n")
     expected = {f"{tmp_path}/data": 1, f"{tmp_path}/*.jsonl": 1, "hub:org/x": 1}
     assert load_config(config, []).chats.files == expected
+
+
+def test_the_folder_of_a_run_is_not_data(tmp_path):
+    for name in ("run.json", "metrics.jsonl", "result.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="is a run or a model, which has no chats"):
+        local_files(str(tmp_path))

@@ -219,7 +219,7 @@ def test_plain_stories_are_found_by_split(tmp_path):
 
 def test_a_folder_of_other_texts_is_told_which_file_to_name(tmp_path):
     write(tmp_path, "x\n<|endoftext|>\n", "mine.txt")
-    with pytest.raises(UserError, match=r"mine\.txt, or run `mini-chat-gpt prepare`"):
+    with pytest.raises(UserError, match=r"mine\.txt, or get the public ones: `mini-chat-gpt prepare`"):
         find_text(tmp_path, "train")
 
 
