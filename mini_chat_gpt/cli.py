@@ -130,9 +130,10 @@ VERBS = {
     ),
     "evaluate": Verb(
         "reports.compare:run",
-        "score replies to held-out tasks, for one model or several side by side",
+        "score replies to held-out chats and tasks, for one model or several side by side",
         cli_verbs.evaluate_options,
-        "Score greedy replies to held-out tasks of every kind.",
+        "Score greedy replies: to the chats that a run held out, to your own prompts, and to tasks about stories if it was trained "
+        "on stories.",
     ),
     "merge": Verb(
         "checkpoints.merge:run",

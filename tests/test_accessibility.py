@@ -1,4 +1,4 @@
-"""axe-core finds no violation on the report, on the pages of inspect, /why and the review, and no mark is told by its color alone.
+"""axe-core finds no violation on the report, on the pages of inspect, /why and the review, and no mark depends on color alone.
 
 Needs a browser and two packages that nothing else needs: Chromium on the PATH, `pip install playwright`, `npm install axe-core`
 in the repository (or AXE_CORE=FILE, the path of axe.min.js).

@@ -73,7 +73,7 @@ def _replies(model: Model, tokenizer: ChatTokenizer, tasks: Sequence[ChatTask]) 
 
 
 def _shown(items: Sequence[Item], result: TrainResult, loss: float | None) -> Group:
-    """A table with a row of scores, some replies beside the expected ones, and the command for all of them."""
+    """A table with a row of scores, some replies next to the expected ones, and the command for all of them."""
     scores = summarize(items)[CHATS]
     shares = [f"{100 * scores[name]:.0f} %" for name in ("stops", "length", "exact_match", "rouge_l", "chrf")]
     heads = ["held-out chats", "stops", "length", "exact match", "ROUGE-L", "chrF", *(["loss of all"] if loss else [])]

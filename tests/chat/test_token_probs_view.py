@@ -41,7 +41,7 @@ def test_the_five_steps_have_five_colors_and_without_colors_there_are_numbers():
     explanation = explanation_of([0.01, 0.1, 0.3, 0.7, 0.95])
     colored = render_text(explanation, 100, True)
     styles = dict.fromkeys(re.findall(r"\x1b\[((?:\d+;)*)38;5;16;48;5;\d+m", colored))
-    assert [*styles] == ["1;4;", "4;", ""]  # underlined, too: not told by color alone
+    assert [*styles] == ["1;4;", "4;", ""]  # underlined, too: color is not enough
     assert len(set(re.findall(r"48;5;\d+m", colored))) == 5
     plain = render_text(explanation, 100, False)
     assert "\x1b" not in plain

@@ -184,8 +184,8 @@ def test_the_loss_is_that_of_the_expected_reply_alone():
     ids, mask = render([Message("user", "A?"), Message("assistant", "Yes.")], tokenizer)
     with torch.no_grad():
         logits = model(torch.tensor([ids])).float().log_softmax(-1)[0]
-    by_hand = -sum(logits[at - 1, ids[at]].item() for at in range(len(ids)) if mask[at])
-    assert losses[0, 0] == pytest.approx(by_hand, rel=1e-4)
+    expected = -sum(logits[at - 1, ids[at]].item() for at in range(len(ids)) if mask[at])
+    assert losses[0, 0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_base_model_reads_the_turns_as_a_text():
