@@ -1,14 +1,17 @@
 """Draw the README's pictures from a finished quickstart: `python docs/pictures.py [runs/quickstart]`.
 
 `loss.svg` is drawn from the metrics of both runs. `chat.svg` is a capture of a real terminal (tmux, 80 columns) in which the
-lines of `chat_lines` are typed into `mini-chat-gpt chat`.
+lines of `chat_lines` are typed into `mini-chat-gpt chat`. `report.png` is the first screen of the newest report of a quickstart in
+runs/reports, and `inspect.png` a page of `inspect`, both in Chromium (`pip install playwright`).
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from io import StringIO
 from pathlib import Path
@@ -86,7 +89,26 @@ def wait_until_quiet(session: str, seconds: float = 4.0) -> None:
             before, since = shown, time.monotonic()
 
 
+def capture_pages(model: Path) -> None:
+    """The newest report of a quickstart, and what `inspect` shows of the recipe's chats for this model."""
+    from playwright.sync_api import sync_playwright
+
+    report = max(Path("runs/reports").glob("quickstart*/report.html"), key=lambda file: file.stat().st_mtime)
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as running:
+        inspected = Path(folder) / "inspect.html"
+        command = ["mini-chat-gpt", "inspect", "recipes/polite_helper/dataset.jsonl", "--html", str(inspected)]
+        command += [f"sft.pretrained_checkpoint={model}", "chats.valid_share=0"]
+        subprocess.run(command, check=True, capture_output=True)
+        browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for name, file, height in (("report", report, 800), ("inspect", inspected, 1650)):
+            page = browser.new_page(viewport={"width": 1000, "height": height})
+            page.goto(file.resolve().as_uri())
+            page.screenshot(path=HERE / f"{name}.png")
+        browser.close()
+
+
 if __name__ == "__main__":
     runs = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart")
     draw_losses(runs)
     capture_chat(runs / "sft", chat_lines(runs / "data"))
+    capture_pages(runs / "sft")

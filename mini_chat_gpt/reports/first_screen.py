@@ -21,18 +21,19 @@ def spotlight(report: Row) -> Row | None:
     """The example of the first screen; None without any.
 
     Of those with short texts, it is one that the last model gets right, or else in which it gains most on the first; if possible one
-    whose expected answer has several words, and then the shortest. The sentence below it has the numbers of all tasks.
+    in which every model says something and the expected answer has several words, and then the shortest. The sentence below it
+    has the numbers of all tasks.
     """
     names = names_of(report)
 
-    def rank(each: Row) -> tuple[bool, bool, float, bool, int]:
+    def rank(each: Row) -> tuple[bool, bool, float, bool, bool, int]:
         replies = ["".join(text for text, _ in reply["parts"]) for reply in each["replies"].values() if reply]
         lengths = [*map(len, [each["prompt"], each["target"], *replies])]
         scores = [(each["replies"].get(name) or {}).get("score") or 0.0 for name in names]
         gain = scores[-1] - (scores[0] if len(names) > 1 else 0.0)
         is_short = max(lengths) <= _SHORT
         is_right, tells = gain > 0 and scores[-1] == 1, len(each["target"].split()) >= _TELLING
-        return is_short, is_short and is_right, is_short and gain, tells, -sum(lengths)
+        return is_short, is_short and is_right, is_short and gain, all(map(str.strip, replies)), tells, -sum(lengths)
 
     return max(_examples(report), key=rank, default=None)
 

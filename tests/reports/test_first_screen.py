@@ -46,7 +46,8 @@ def test_the_example_is_one_that_the_last_model_gains():
     gained = example("What is the moral?", "Always be kind.", "the the", "Always be kind.")
     yes_no = example("Is it sad?", "Yes.", "a", "Yes.")
     long = example("What is the moral?", "Always be kind.", "the " * 100, "Always be kind.")
-    report = report_of("base", "sft", side_by_side=[wrong, long, kept, yes_no, gained])
+    silent = example("Moral?", "Always be kind.", "", "Always be kind.")
+    report = report_of("base", "sft", side_by_side=[wrong, long, silent, kept, yes_no, gained])
     assert spotlight(report)["replies"] == gained["replies"]
     assert spotlight(report | {"side_by_side": [long]})["replies"] == long["replies"]
     assert spotlight(report_of("sft", side_by_side=[wrong, kept]))["target"] == "It was dark."
