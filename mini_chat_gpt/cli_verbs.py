@@ -42,7 +42,7 @@ from mini_chat_gpt.common.user_paths import path_text, user_path
 UNUSED_BY_SFT = ("pretrain", "model")
 WHY_UNUSED = {"lora": "pretraining trains all weights"}
 EXAMPLES_SHOWN, EXAMPLES_ON_PAGE = 3, 40  # by `inspect`
-ITEMS, ITEMS_OF_BASE = 40, 8  # prompts of each kind that `quickstart` scores
+ITEMS, ITEMS_OF_BASE = 40, 4  # prompts of each kind that `quickstart` scores
 
 
 # Getting and inspecting data

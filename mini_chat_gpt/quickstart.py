@@ -54,7 +54,7 @@ class ProgressOnly(Console):
     """A console that shows progress displays, and nothing else that is printed."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        if all(isinstance(each, Control) for each in objects):
+        if objects and self.is_terminal and all(isinstance(each, Control) for each in objects):
             super().print(*objects, **options)
 
     def rule(self, *_: Any, **__: Any) -> None:
@@ -110,9 +110,11 @@ def run_stages(arguments: argparse.Namespace, config: Config, out: Console) -> i
     base, tuned = base_of(arguments, config), Path(config.sft.save_dir)
     out.rule("Base and fine-tuned model on held-out prompts")
     page = free_name(Path("runs/reports") / ("quickstart" if arguments.base is None else tuned.name))
+    out.print(f"Both models reply to {arguments.items} prompts of each kind …", markup=False)
     options = EvalOptions(n=arguments.items, seed=config.system.seed, report=page)
     evaluations = compare([base, tuned], None, options, out if arguments.details else ProgressOnly())
     if not arguments.details:
+        out.print()
         out.print(text_table(rows_of(evaluations)))
         out.print(f"Report: {page / HTML} (--details prints it here)", markup=False, soft_wrap=True)
     out.print(f"Total time: {format_duration(time.monotonic() - started)}. Now chat with the model:", markup=False)
