@@ -54,7 +54,7 @@ def too_long_note(
         done = f"are dropped; {lost}"
     share = f"{percent(len(long), len(numbers))} of the chats {purpose} ({len(long):,} of {len(numbers):,})"
     text = f"{path}: {share} are longer than {seq_len:,} tokens and {done}. Remedy: {_remedy(lengths, long, seq_len, context)}"
-    return with_places(text, _first(rendered, numbers[lengths > seq_len]), len(long))
+    return _with_first(text, rendered, numbers[lengths > seq_len])
 
 
 def _remedy(lengths: np.ndarray, long: np.ndarray, seq_len: int, context: int) -> str:
@@ -80,11 +80,16 @@ def dropped_note(rendered: RenderedChats, path: str, numbers: np.ndarray, purpos
         return None
     share = f"{percent(n, len(numbers))} of the chats {purpose} ({n:,} of {len(numbers):,})"
     text = f"{path}: {share} can't be used and are left out"
-    return with_places(text, _first(rendered, numbers[dropped]), n)
+    return _with_first(text, rendered, numbers[dropped])
 
 
-def _first(rendered: RenderedChats, numbers: np.ndarray) -> tuple[str, ...]:
-    return tuple(": ".join(rendered.text(int(number))) for number in numbers[:_N_FIRST])
+def _with_first(text: str, rendered: RenderedChats, numbers: np.ndarray) -> str:
+    """The text, and below it the first of these chats; those with the same reason are on one line."""
+    places: dict[str, list[str]] = {}
+    for place, why in (rendered.text(int(number)) for number in numbers[:_N_FIRST]):
+        places.setdefault(why, []).append(place)
+    lines = [f"{', '.join(with_reason)}: {why}" for why, with_reason in places.items()]
+    return with_places(text, lines, len(lines) + max(0, len(numbers) - _N_FIRST))
 
 
 def skipped_notes(problems: Sequence[Problem]) -> list[str]:
