@@ -45,7 +45,7 @@ from mini_chat_gpt.training.stop import exit_code
 
 HOW_TO_RESUME = "The same quickstart command resumes from here."
 FEW_STEPS = 200
-"""With fewer steps an adapter hardly learns the tasks: the settings are meant for about 360."""
+"""With fewer steps an adapter hardly learns the tasks; the settings suit about 360."""
 NOT_SHOWN = ("what_happened", REFUSALS)
 """Kinds that only --details shows: the same answers as summaries, and what was not trained."""
 
