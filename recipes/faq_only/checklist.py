@@ -1,6 +1,6 @@
 """Judge a reply of the FAQ assistant: right, wrong or declined.
 
-    python recipes/faq_only/checklist.py                    checks that each answer of facts.yaml is right for itself and wrong for the others
+    python recipes/faq_only/checklist.py                    checks that each answer is right for its own question alone
     python recipes/faq_only/checklist.py replies.jsonl      counts {"id": the fact, near or far, "reply": …}, by kind of question
 
 A reply is right if it contains all key facts of its answer and no phrase that belongs to another answer alone.
@@ -34,9 +34,14 @@ DECLINES = (
     "i can't answer",
     "i cannot answer",
 )
-NUMBERS = dict(zip(
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty".split(),
-    range(1, 21), strict=True)) | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60}
+SMALL_NUMBERS = """one two three four five six seven eight nine ten
+    eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"""
+NUMBERS = {word: n for n, word in enumerate(SMALL_NUMBERS.split(), 1)} | {
+    "thirty": 30,
+    "forty": 40,
+    "fifty": 50,
+    "sixty": 60,
+}
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,9 @@ def foreign_facts(reply: str, fact_id: str) -> list[str]:
 def missing_keys(reply: str, fact_id: str) -> list[tuple[str, ...]]:
     """The key facts, as lists of alternatives, that the reply lacks."""
     text = normalized(reply)
-    return [alternatives for alternatives in read_facts()[fact_id].key if not any(contains(text, p) for p in alternatives)]
+    return [
+        alternatives for alternatives in read_facts()[fact_id].key if not any(contains(text, p) for p in alternatives)
+    ]
 
 
 def is_declined(reply: str) -> bool:
@@ -119,9 +126,17 @@ def count_judgments(records: Iterable[dict[str, str]]) -> dict[str, Counter[str]
 def self_check() -> list[str]:
     """Answers that are not right for their own question, or right for another one, and a refusal that is not declined."""
     facts = read_facts().values()
-    problems = [f"{f.id} is {judge(f.answer, f.id)}: {missing_keys(f.answer, f.id)}, {foreign_facts(f.answer, f.id)}"
-                for f in facts if judge(f.answer, f.id) != "right"]
-    problems += [f"the answer of {g.id} is right for {f.id}" for f in facts for g in facts if f != g and judge(g.answer, f.id) == "right"]
+    problems = [
+        f"{f.id} is {judge(f.answer, f.id)}: {missing_keys(f.answer, f.id)}, {foreign_facts(f.answer, f.id)}"
+        for f in facts
+        if judge(f.answer, f.id) != "right"
+    ]
+    problems += [
+        f"the answer of {g.id} is right for {f.id}"
+        for f in facts
+        for g in facts
+        if f != g and judge(g.answer, f.id) == "right"
+    ]
     return problems + ([] if is_declined(REFUSAL) else ["the refusal is not declined"])
 
 
@@ -133,7 +148,10 @@ def main() -> None:
     lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
     for kind, counts in count_judgments(json.loads(line) for line in lines).items():
         total = sum(counts.values())
-        print(f"{kind}: {total} questions" + "".join(f", {name} {n} ({n / total:.0%})" for name, n in counts.most_common()))
+        print(
+            f"{kind}: {total} questions"
+            + "".join(f", {name} {n} ({n / total:.0%})" for name, n in counts.most_common())
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Write train.jsonl and train_passage.jsonl from facts.yaml and questions.yaml.
 
     python recipes/faq_only/make_data.py                               writes both files
-    python recipes/faq_only/make_data.py --passages FILE.jsonl         prints the records of FILE with the most similar facts in the prompt
-    python recipes/faq_only/make_data.py --retrieval [FILE.jsonl]      how often the right fact is found, and what the most similar one alone would give
+    python recipes/faq_only/make_data.py --passages FILE.jsonl         prints the records of FILE with facts in their prompts
+    python recipes/faq_only/make_data.py --retrieval [FILE.jsonl]      how good the search for facts is, and what it would give alone
 
 train.jsonl: the question alone; the answers have to be learned. train_passage.jsonl: the three most similar facts and the question;
 in a quarter of the records, the numbers of the facts are changed, so that a model has to read them.
@@ -20,7 +20,17 @@ from checklist import REFUSAL
 from passages import FOLDER, Retriever, load, prompt_with_passage
 
 SEED = 20
-OPENINGS = ["Hi, ", "Hello! ", "Hi there. ", "Good morning, ", "Quick question: ", "Hey, ", "Sorry to bother you. ", "One question: ", "Hello, "]
+OPENINGS = [
+    "Hi, ",
+    "Hello! ",
+    "Hi there. ",
+    "Good morning, ",
+    "Quick question: ",
+    "Hey, ",
+    "Sorry to bother you. ",
+    "One question: ",
+    "Hello, ",
+]
 CLOSINGS = [" Thanks!", " Thank you.", " Thanks in advance.", " Please let me know."]
 DRESSED = 0.2  # share of the questions with a greeting or thanks around them
 WORDINGS_WITH_PASSAGE = 4  # of each fact; to read an answer is learned from fewer examples than to know it
@@ -38,7 +48,9 @@ def dressed(question: str, rng: random.Random) -> str:
         return question
     if rng.random() < 0.7:
         opening = rng.choice(OPENINGS)
-        keeps_case = opening[-2] in "!." or re.match(r"(I|I'm|[A-Z]\w+'s|Quillbrook|Solo|Duo|Crew|Brewbird|Wi-Fi|PayPal)\b", question)
+        keeps_case = opening[-2] in "!." or re.match(
+            r"(I|I'm|[A-Z]\w+'s|Quillbrook|Solo|Duo|Crew|Brewbird|Wi-Fi|PayPal)\b", question
+        )
         return opening + (question if keeps_case else question[0].lower() + question[1:])
     return question + ("" if question[-1] in ".?!" else "?") + rng.choice(CLOSINGS)
 
@@ -96,10 +108,16 @@ def print_retrieval(asked: list[tuple[str, str, str | None]], retriever: Retriev
     ranked = [(kind, retriever.rank(question, own)) for kind, question, own in asked]
     inside = [(kind, rank) for kind, rank in ranked if kind in ANSWERS]
     for n in (1, 2, 3, 5):
-        print(f"right fact among the first {n}: {sum(kind in [one for _, one in rank[:n]] for kind, rank in inside) / max(len(inside), 1):.1%}")
+        hits = [kind in [fact_id for _, fact_id in rank[:n]] for kind, rank in inside]
+        print(f"right fact among the first {n}: {sum(hits) / max(len(hits), 1):.1%}")
     for threshold in (20, 25, 30, 35, 40):
         right = sum(rank[0][0] >= threshold and rank[0][1] == kind for kind, rank in inside) / max(len(inside), 1)
-        below = {kind: [rank[0][0] < threshold for one, rank in ranked if (one if one not in ANSWERS else "in scope") == kind] for kind in ("in scope", "near", "far")}
+        below = {
+            kind: [
+                rank[0][0] < threshold for one, rank in ranked if (one if one not in ANSWERS else "in scope") == kind
+            ]
+            for kind in ("in scope", "near", "far")
+        }
         shares = ", ".join(f"declined {kind} {sum(hits) / max(len(hits), 1):.0%}" for kind, hits in below.items())
         print(f"the most similar fact alone, at least {threshold}: right {right:.0%}, {shares}")
 
@@ -113,13 +131,17 @@ def main() -> None:
     if options.passages:
         for one in read_jsonl(options.passages):
             question = one["messages"][0]["content"]
-            one["messages"][0]["content"] = prompt_with_passage(question, (ANSWERS[i] for i in retriever.nearest(question)))
+            one["messages"][0]["content"] = prompt_with_passage(
+                question, (ANSWERS[i] for i in retriever.nearest(question))
+            )
             print(json.dumps(one, ensure_ascii=False))
     elif options.retrieval == Path():
         asked = [(i, q, i) for i, questions in QUESTIONS["in_scope"].items() for q in questions]
         print_retrieval(asked + [(kind, q, None) for kind in ("near", "far") for q in QUESTIONS[kind]], retriever)
     elif options.retrieval:
-        print_retrieval([(one["id"], one["messages"][0]["content"], None) for one in read_jsonl(options.retrieval)], retriever)
+        print_retrieval(
+            [(one["id"], one["messages"][0]["content"], None) for one in read_jsonl(options.retrieval)], retriever
+        )
     else:
         rng = random.Random(SEED)
         write_jsonl("train.jsonl", list(learned_records(rng)), rng)

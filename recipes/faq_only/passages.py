@@ -1,7 +1,7 @@
 """Find the facts that are most similar to a question, by the words that they share.
 
-Each fact is one document: what it is about, its answer, the ways of asking in questions.yaml, and the synonyms in keywords.yaml. Documents are
-ranked by BM25 over words and parts of words of four letters, so that "deliveries" and a typing error still find "delivery".
+Each fact is one document: what it is about, its answer, the ways of asking in questions.yaml, and the synonyms in keywords.yaml.
+Documents are ranked by BM25 over words and parts of words of four letters, so that "deliveries" and a typing error still find "delivery".
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 FOLDER = Path(__file__).parent
-STOP_WORDS = frozenset("a an the is are of in on at to for from with and or do does can".split())
+STOP_WORDS = frozenset(re.findall(r"\w+", "a an the is are of in on at to for from with and or do does can"))
 SATURATION = 1.2  # k1 of BM25: how much a second mention of a word counts
 LENGTH_WEIGHT = 0.5  # b of BM25: how much long documents are scored down
 PART_LENGTH = 4
@@ -41,7 +41,9 @@ class Retriever:
     def __init__(self) -> None:
         questions, keywords = load("questions.yaml")["in_scope"], load("keywords.yaml")
         self.documents = {
-            fact["id"]: Counter(terms(" ".join((fact["about"], fact["answer"], *questions[fact["id"]], keywords[fact["id"]]))))
+            fact["id"]: Counter(
+                terms(" ".join((fact["about"], fact["answer"], *questions[fact["id"]], keywords[fact["id"]])))
+            )
             for fact in load("facts.yaml")
         }
         counts = Counter(term for document in self.documents.values() for term in document)
@@ -51,12 +53,17 @@ class Retriever:
 
     def _score(self, asked: set[str], document: Counter[str]) -> float:
         norm = SATURATION * (1 - LENGTH_WEIGHT + LENGTH_WEIGHT * sum(document.values()) / self.mean_length)
-        return sum(self.rarity.get(term, 0.0) * document[term] * (SATURATION + 1) / (document[term] + norm) for term in asked)
+        return sum(
+            self.rarity.get(term, 0.0) * document[term] * (SATURATION + 1) / (document[term] + norm) for term in asked
+        )
 
     def rank(self, question: str, own: str | None = None) -> list[tuple[float, str]]:
         """(score, fact id) of all facts, the most similar first. `own` is the fact of which the question itself is a wording to ignore."""
         asked = Counter(terms(question))
-        scores = [(self._score(set(asked), document - asked if fact_id == own else document), fact_id) for fact_id, document in self.documents.items()]
+        scores = [
+            (self._score(set(asked), document - asked if fact_id == own else document), fact_id)
+            for fact_id, document in self.documents.items()
+        ]
         return sorted(scores, key=lambda pair: (-pair[0], pair[1]))
 
     def nearest(self, question: str, n: int = 3, own: str | None = None) -> list[str]:

@@ -1,8 +1,9 @@
-"""Write train.jsonl: the headlines written by hand in headlines.yaml, and headlines made from templates.yaml.
+"""Write train.jsonl: the manual headlines in headlines.yaml, and headlines made from templates.yaml.
 
     python recipes/headlines/make_data.py
 
-A slot such as {club} takes a word of its list; {firm/low} and {event/up} change the case of the first letter. No word occurs twice in a headline.
+A slot such as {club} takes a word of its list; {firm/low} and {event/up} change the case of the first letter.
+No word occurs twice in a headline.
 """
 
 import json
@@ -31,7 +32,13 @@ def filled(template: str, words: dict[str, list[str]], rng: random.Random) -> st
         name, _, case = match[1].partition("/")
         chosen = rng.choice([w for w in words[name] if w not in used])
         used.add(chosen)
-        first = chosen[0].upper() if case == "up" else chosen[0].lower() if case == "low" and not chosen.startswith("AI") else chosen[0]
+        first = (
+            chosen[0].upper()
+            if case == "up"
+            else chosen[0].lower()
+            if case == "low" and not chosen.startswith("AI")
+            else chosen[0]
+        )
         return first + chosen[1:]
 
     text = re.sub(r"\{([a-z_/]+)\}", word, template)
@@ -49,11 +56,13 @@ def generated(templates: list[str], words: dict[str, list[str]], rng: random.Ran
 def records() -> list[dict[str, Any]]:
     """All records in random order."""
     rng = random.Random(SEED)
-    by_hand, plan = load("headlines.yaml"), load("templates.yaml")
+    manual, plan = load("headlines.yaml"), load("templates.yaml")
     result = []
     for label in LABELS:
-        headlines = [(text, hard) for hard in (False, True) for text in by_hand[label]["hard" if hard else "plain"]]
-        sources = [(*one, "hand") for one in headlines] + [(text, None, "template") for text in generated(plan["templates"][label], plan["words"], rng)]
+        headlines = [(text, hard) for hard in (False, True) for text in manual[label]["hard" if hard else "plain"]]
+        sources = [(*one, "manual") for one in headlines] + [
+            (text, None, "template") for text in generated(plan["templates"][label], plan["words"], rng)
+        ]
         for text, hard, source in sources:
             messages = [{"role": "user", "content": text}, {"role": "assistant", "content": label}]
             result.append({"messages": messages, "source": source} | ({} if hard is None else {"hard": hard}))

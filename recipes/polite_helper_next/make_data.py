@@ -1,6 +1,6 @@
 """Write train_60.jsonl, the same as train_60_text.jsonl, and train_300.jsonl from examples.yaml.
 
-    python recipes/polite_helper_next/make_data.py
+python recipes/polite_helper_next/make_data.py
 """
 
 import json
@@ -45,7 +45,9 @@ def main() -> None:
     sections = yaml.safe_load((FOLDER / "examples.yaml").read_text(encoding="utf-8"))
     rng = random.Random(SEED)
     small = [c for section in SMALL for c in conversations(section, sections[section])]
-    large = small + [c for section in sections if section not in SMALL for c in conversations(section, sections[section])]
+    large = small + [
+        c for section in sections if section not in SMALL for c in conversations(section, sections[section])
+    ]
     rng.shuffle(small)
     rng.shuffle(large)
     write("train_60.jsonl", [as_messages(c) for c in small])
