@@ -141,6 +141,25 @@ def test_the_prompts_of_the_comparison_are_not_in_the_training_data():
         assert share < 0.6 or not words[0] & words[1], (prompt, question)
 
 
+RECIPES = sorted(path.parent for path in (ROOT / "recipes").glob("*/config.yaml"))
+
+
+@pytest.mark.parametrize("folder", RECIPES, ids=lambda folder: folder.name)
+def test_no_held_out_record_or_prompt_is_in_the_training_data(folder):
+    config, prompts = load_config(folder / "config.yaml"), read_prompts(folder / "prompts.yaml")
+    files = [*config.chats.files, *map(str, folder.glob("train*.jsonl"))]
+    trained = {_plain(chat.messages[0].content) for file in files for chat in read_conversations(file)}
+    lines = [line for file in folder.glob("held_out*.jsonl") for line in file.read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for line in lines]
+    held_out = [record.get("prompt") or record["messages"][0]["content"] for record in records]
+    assert len(trained) > 50
+    assert not {_plain(text) for text in [*held_out, *prompts.all]} & trained
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
 def test_it_is_found_by_name_and_by_path():
     assert find_recipe(str(POLITE)) == POLITE
     assert find_recipe("polite_helper").resolve() == POLITE.resolve()
