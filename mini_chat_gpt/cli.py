@@ -108,7 +108,7 @@ VERBS = {
     ),
     "recipe": Verb(
         "recipe:run",
-        "fine-tune with a recipe (polite_helper), and compare before and after",
+        "fine-tune with a recipe such as polite_helper, and compare before and after",
         cli_verbs.recipe_options,
         "Fine-tune with a recipe, and compare the model with its base.",
         cli_verbs.load_recipe,

@@ -237,7 +237,9 @@ def check_quickstart(arguments: Arguments) -> None:
 
 
 def recipe_options(parser: Parser) -> None:
-    parser.add_argument("recipe", type=path_text, help="name (polite_helper) or folder of a recipe")
+    parser.add_argument(
+        "recipe", type=path_text, help="name (such as polite_helper or shop_mail) or folder of a recipe"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe's")
 
 

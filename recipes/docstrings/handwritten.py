@@ -34,18 +34,18 @@ def bake_order(cakes, oven_slots):
         raise ValueError("the oven needs at least one slot")
     return [cakes[i:i + oven_slots] for i in range(0, len(cakes), oven_slots)]
 
-def is_leap(year: int) -> bool:
-    """Check whether a year is a leap year.
+def season_of(month: int) -> str:
+    """Return the season of a month in the north.
 
     Args:
-        year: The year to check.
+        month: The month from 1 to 12.
 
     Returns:
-        True if the year has 366 days.
+        The name of the season.
     """
-    if year % 400 == 0:
-        return True
-    return year % 4 == 0 and year % 100 != 0
+    if month in (12, 1, 2):
+        return "winter"
+    return ("spring", "summer", "fall")[month // 3 - 1]
 
 def ring_bell(self):
     """Play the sound of the bell once."""
@@ -966,20 +966,21 @@ def subscribe(self, address: str, topic: str = "news"):
         raise DuplicateReader(address)
     self.readers[topic].append(address)
 
-def crop(image, left, top, size):
-    """Cut a square out of an image.
+def join_cells(sheet, row, first, last):
+    """Join neighboring cells of a table into one.
 
     Args:
-        image: The image as a list of rows.
-        left: The first column of the square.
-        top: The first row of the square.
-        size: The side of the square in pixels.
+        sheet: The table as a list of rows.
+        row: The index of the changed row.
+        first: The first column to join.
+        last: The last column to join.
 
     Returns:
-        The rows of the square.
+        The text of the joined cell.
     """
-    rows = image[top:top + size]
-    return [row[left:left + size] for row in rows]
+    joined = " ".join(sheet[row][first:last + 1])
+    sheet[row][first:last + 1] = [joined]
+    return joined
 
 def pizza_slices(guests, slices_per_guest=3, slices_per_pizza=8):
     """Compute how many pizzas are needed for a party.
@@ -1101,20 +1102,20 @@ def save_drawing(canvas, path, overwrite=False):
         raise FileExistsError(path)
     canvas.to_image().save(path, format="PNG")
 
-def wind_chill(temp_c, wind_kmh):
-    """Compute the temperature that is felt in the wind.
+def snow_load(depth_cm, density):
+    """Compute the pressure of snow on a roof.
 
     Args:
-        temp_c: The air temperature in degrees Celsius.
-        wind_kmh: The wind speed in kilometers per hour.
+        depth_cm: The depth of the snow in centimeters.
+        density: The density in kilograms per cubic meter.
 
     Returns:
-        The felt temperature in degrees Celsius.
+        The pressure in kilonewtons per square meter.
     """
-    if wind_kmh < 5:
-        return temp_c
-    power = wind_kmh ** 0.16
-    return 13.12 + 0.6215 * temp_c - 11.37 * power + 0.3965 * temp_c * power
+    if depth_cm < 1:
+        return 0
+    mass = density * depth_cm / 100
+    return mass * 9.81 / 1000
 
 def common_friends(network, one, other):
     """Find the friends that two people share.
