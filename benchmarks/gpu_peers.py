@@ -32,7 +32,9 @@ def hf_model(model: GPT, dtype: torch.dtype, device: torch.device) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     vocab_size = model.config.vocab_size
-    tokenizer: Any = SimpleNamespace(bos_id=0, end_id=0, stop_ids={0}, vocab_size=vocab_size, control={}, declared=None)
+    tokenizer: Any = SimpleNamespace(
+        bos_id=0, end_id=0, stop_ids={0}, vocab_size=vocab_size, control={}, declared=None, chat_format=None
+    )
     hf = LlamaForCausalLM(LlamaConfig(**to_hf_config(model.config, tokenizer)))
     hf.load_state_dict(to_hf_state(model.state_dict(), model.config), strict=False)
     hf.tie_weights()

@@ -188,7 +188,7 @@ def timed(call: Callable[[], object], times: int) -> Iterator[float]:
 def our_replies(setup: Setup, model: GPT, exact: bool = False) -> Callable[[torch.Tensor, int], object]:
     """Our greedy replies, in the precision of `setup` or in float32."""
     tokenizer: Any = SimpleNamespace(
-        stop_ids=frozenset(), control={}, vocab_size=model.config.vocab_size, declared=None
+        stop_ids=frozenset(), control={}, vocab_size=model.config.vocab_size, declared=None, chat_format=None
     )
     form = model if exact else for_inference(model, precision=setup.precision)
 

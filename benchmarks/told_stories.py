@@ -1,8 +1,8 @@
-"""How well the stories of a model hold together, beside held-out stories of the sample:
+"""How well the stories of a model hold together, compared with held-out stories of the sample:
 
     python benchmarks/told_stories.py --checkpoint RUN [--data FOLDER] [--n 50] [--judge MODEL] [--show 5] [--json FILE]
 
-For each group, n stories are told from three words of records of seen and of new plots, each in a conversation of its own, greedy,
+For each group, the model writes n stories with three words of records of seen and of new plots, each in a conversation of its own, greedy,
 with the wordings of conversation.yaml. Printed for each group and for n held-out stories of the same group:
 
     words used, all three used    shares of the words, and of the stories with all of them
@@ -69,7 +69,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Told:
-    """A story that the model told."""
+    """A story that the model wrote."""
 
     group: str
     words: tuple[str, ...]
@@ -161,7 +161,7 @@ def judged(judge: tuple[Model, ChatTokenizer] | None, texts: Sequence[str]) -> B
 
 
 def table(told: Sequence[Told], sample: dict[str, list[str]], judge: tuple[Model, ChatTokenizer] | None) -> str:
-    """The measures by group, told stories beside held-out ones."""
+    """The measures by group, for the model's stories and for held-out ones."""
     columns: dict[str, list[str]] = {}
     for group in GROUPS:
         of_group = [one for one in told if one.group == group]

@@ -93,7 +93,7 @@ class FailureWatch:
         assert self.failure is not None
         if not printed and not self._wait_for(lambda: self._store.check([PRINTED]), 10):
             _print(f"[rank {self.rank}] {self.failure.message}")
-        self._wait_for(lambda: self._store.add(NOTICED, 0) >= self.size - 1, 5)
+        self._wait_for(lambda: self._store.add(NOTICED, 0) >= self.size - 1, 15)
 
     def _require_store(self) -> None:
         """Raise RuntimeError if rank 0 has ended, and its store with it."""
