@@ -29,7 +29,7 @@ COLUMNS, ROWS = 80, 48
 
 
 def chat_lines(data: Path) -> list[str]:
-    """The lines to type: questions about the first held-out story with a moral and a plot that is not in the training data."""
+    """The lines to type, with the first held-out story that has a moral and a plot that is not in the training data."""
     file, answers_file = (data / name.format(split="valid") for name in (FILE_NAME, ANSWERS_NAME))
     lines, records = answers_file.read_text(encoding="utf-8").splitlines(), read_records(file)
     answers, record = next(
@@ -38,13 +38,15 @@ def chat_lines(data: Path) -> list[str]:
         if answers["moral"] and not answers["seen"]
     )
     return [
-        f"{' '.join(record.story.split())} Who is the main character of this story?",
+        "hi",
+        "Who are you?",
+        "What is the capital of France?",
+        " ".join(record.story.split()),
+        "Who is the main character?",
         answers["why"][0]["question"],
-        "What is the moral of this story?",
         "Does this story have a happy ending?",
-        "/reset",
-        "Use the words boat, river, happy in a short story.",
-        "/tokens",
+        "Thanks!",
+        "bye",
     ]
 
 
@@ -63,7 +65,8 @@ def tmux(*words: str) -> str:
 def capture_chat(model: Path, lines: list[str]) -> None:
     """Type into a real chat and draw the content of its terminal."""
     session = "mini-chat-gpt-picture"
-    command = f"mini-chat-gpt chat --checkpoint {model} --temperature 0"
+    # With a cache of its own, so that nothing of another chat is on the picture.
+    command = f"env XDG_CACHE_HOME={tempfile.mkdtemp()} mini-chat-gpt chat --checkpoint {model} --temperature 0"
     tmux("new-session", "-d", "-s", session, "-x", str(COLUMNS), "-y", str(ROWS), command)
     try:
         wait_until_quiet(session)
