@@ -31,6 +31,22 @@ def real_data() -> Path:
     return Path(folder).resolve()
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Chromium, driven by Playwright; the test is skipped without them."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip("no Chromium on the PATH")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
 @pytest.fixture
 def own_folder(tmp_path) -> Iterator[Path]:
     """A folder for gigabytes: it doesn't stay, as pytest's own do."""

@@ -134,9 +134,8 @@ class Chat:
         text = line.strip("\n") if self.session.is_base else line.strip()
         if not text.strip():
             return True
-        word = (
-            text.strip().lower() if self.front.interactive else ""
-        )  # what people type who don't know the commands yet
+        # What people type who don't know the commands yet.
+        word = text.strip().lower() if self.front.interactive else ""
         if word in LEAVES:
             return False
         if not is_command(text.lstrip()):

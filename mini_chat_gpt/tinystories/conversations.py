@@ -167,8 +167,8 @@ class Conversation:
     def _with_story(self, turn: Task, story: str) -> Task:
         """The question and the story in one message, in the wording of `tasks` or in one of a conversation."""
         original = self.shown[-1].tasks.get(turn.kind)
-        if original is not None and original.target == turn.target and self._chance(0.5):
-            return replace(original, prompt=original.prompt)
+        if original is not None and self._chance(0.5):
+            return original
         lead_in = f"{self._lead_in()}{self._gap()}" if self._chance(0.3) else ""
         parts = [turn.prompt, f"{lead_in}{story}"] if self._chance(0.4) else [f"{lead_in}{story}", turn.prompt]
         return replace(turn, prompt=self._gap().join(parts))
@@ -181,14 +181,16 @@ class Conversation:
         self._small_talk(pick(self.rng, kinds))
 
     def _lead_in(self) -> str:
-        later = "next_" if len(self.shown) > 1 else ""
-        return self._casual(self._worded(pick(self.rng, wordings()["pasted"][f"{later}lead_in"])))
+        return self._casual(self._worded(pick(self.rng, self._of_pasted("lead_in"))))
 
     def _paste(self, story: str) -> None:
-        texts, later = wordings()["pasted"], "next_" if len(self.shown) > 1 else ""
         if self._chance(0.5):
             story = f"{self._lead_in()}{self._gap()}{story}"
-        self._add("pasted", story, pick(self.rng, texts[f"{later}assistant"]))
+        self._add("pasted", story, pick(self.rng, self._of_pasted("assistant")))
+
+    def _of_pasted(self, name: str) -> list[str]:
+        """The wordings around a story that is pasted alone: a later one has its own."""
+        return wordings()["pasted"][f"{'next_' if len(self.shown) > 1 else ''}{name}"]
 
     def _write(self) -> None:
         """The assistant writes a story, and may be asked about it."""

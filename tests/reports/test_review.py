@@ -1,9 +1,7 @@
 """The review page: replies are chosen blind and evenly, ticks are kept and summed, and no text is anything but text."""
 
 import json
-import shutil
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -19,7 +17,6 @@ from mini_chat_gpt.generation.text import Reply
 from mini_chat_gpt.reports.review import REFERENCE, JudgedReply, choose_replies, read_checklist, review_page
 
 NASTY = "<img src=x onerror=\"document.title='hacked'\"> </script><b>&amp; \x1b[2J\u2028"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 POINTS = ("is right", "is <i>short</i>")
 
 
@@ -89,18 +86,6 @@ def test_texts_of_any_kind_are_text(text):
 
 def replies() -> list[JudgedReply]:
     return [JudgedReply((("User", f"Q{k} {NASTY}"),), f"R{k} {NASTY}", ("base", "sft <b>")[k % 2]) for k in range(7)]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip("no Chromium on the PATH")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
