@@ -1,10 +1,10 @@
 """Commands as a user types them, run in a folder that looks like a clone."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+from fork_server import execute
 from tiny import STORIES
 
 ROOT = Path(__file__).parent.parent
@@ -25,11 +25,9 @@ def environment(**changes: str) -> dict[str, str]:
 
 def run(folder: Path, *command: str, code: int = 0, **changes: str) -> str:
     """Run a command in `folder`, check its exit code, and return everything that it printed."""
-    done = subprocess.run(
-        program(*command), cwd=folder, capture_output=True, text=True, env=environment(**changes), timeout=300
-    )
-    printed = done.stdout + done.stderr
-    assert done.returncode == code, printed
+    returned, output, errors = execute(program(*command)[1:], folder, environment(**changes))
+    printed = output + errors
+    assert returned == code, printed
     assert "Traceback" not in printed, printed
     return printed
 

@@ -60,13 +60,38 @@ def parse(source: str) -> nodes.Template:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unknown escapes in the template's texts
-            return _environment().parse(source)
+            environment = _environment()
+            tree = environment.parse(source)
+            _require_known_names(tree, environment, in_if=False)
+            return tree
     except TemplateSyntaxError as error:
         raise TemplateError(
             f"line {error.lineno} is not valid Jinja ({str(error.message)[:100].rstrip('.')})"
         ) from None
     except _PYTHON_ERRORS as error:
         raise TemplateError(f"it is not valid Jinja ({type(error).__name__})") from None
+
+
+def _require_known_names(node: nodes.Node, environment: Environment, in_if: bool) -> None:
+    """Raise TemplateError for a filter or test that Jinja doesn't know, also where it is never reached: Jinja refuses such a template.
+
+    As in Jinja, those directly inside an `if` (not of a loop or macro in it) may be unknown until they are reached.
+    """
+    from jinja2 import nodes
+
+    if isinstance(node, nodes.Filter | nodes.Test) and not in_if:
+        kind, known = ("filter", environment.filters) if isinstance(node, nodes.Filter) else ("test", environment.tests)
+        if node.name not in known:
+            raise TemplateError(f"line {node.lineno} is not valid Jinja (there is no {kind} {node.name[:40]!r})")
+    if isinstance(node, nodes.If | nodes.CondExpr):
+        in_if = True
+    elif isinstance(node, nodes.For):
+        _require_known_names(node.iter, environment, in_if)
+        in_if = False
+    elif isinstance(node, nodes.Macro | nodes.CallBlock | nodes.FilterBlock | nodes.With | nodes.AssignBlock | nodes.Scope):
+        in_if = False
+    for child in node.iter_child_nodes(exclude=("iter",)):
+        _require_known_names(child, environment, in_if)
 
 
 def evaluate(tree: nodes.Template, variables: Mapping[str, Any], today: date) -> tuple[tuple[Part, ...], bool]:

@@ -3,7 +3,7 @@
 import random
 import re
 import time
-from datetime import date
+from datetime import date, datetime
 
 import pytest
 from chat_template_samples import CONTROL, MACRO, SUPPORTED
@@ -63,13 +63,17 @@ SNIPPETS = """
 
 
 def jinja(source: str, variables: dict) -> str:
-    """Jinja's result, or that it refuses."""
+    """Jinja's result, or that it refuses. Its clock stands at the beginning of today, as ours does: templates may print seconds."""
     from transformers.utils.chat_template_utils import _cached_compile_jinja_template
 
     try:
-        return _cached_compile_jinja_template(source).render(**variables)
+        return _cached_compile_jinja_template(source).render(strftime_now=beginning_of_today, **variables)
     except Exception as error:
         return f"refused: {type(error).__name__}"
+
+
+def beginning_of_today(form: str) -> str:
+    return datetime.combine(date.today(), datetime.min.time()).strftime(form)
 
 
 def ours(source: str, variables: dict, contents: dict | None = None) -> str | None:
@@ -85,6 +89,26 @@ def test_expressions_and_statements_have_jinja_s_results(source):
     pytest.importorskip("transformers")
     expected = jinja(source, DATA)
     assert ours(source, DATA) == (None if expected.startswith("refused") else expected)
+
+
+UNKNOWN_NAMES = """
+{% for x in [] %}{{ x | nothing }}{% endfor %}
+{% for x in [] | nothing %}{% endfor %}
+{% macro m() %}{{ 1 is nothing }}{% endmacro %}
+{{ 1 if true else 2 | nothing }}
+{% if false %}{{ 1 | nothing }}{% endif %}
+{% if false %}{% for x in [] %}{{ x | nothing }}{% endfor %}{% endif %}
+{% if false %}{% for x in [1] | nothing %}{% endfor %}{% endif %}
+{% if false %}{% set x %}{{ 1 | nothing }}{% endset %}{% endif %}
+{% if true %}{% elif 1 is nothing %}{% else %}{{ 1 | nothing }}{% endif %}
+""".strip("\n").split("\n")
+
+
+@pytest.mark.parametrize("source", UNKNOWN_NAMES)
+def test_unknown_filters_and_tests_are_refused_where_jinja_refuses_them(source):
+    pytest.importorskip("transformers")
+    expected = jinja(source, {})
+    assert ours(source, {}) == (None if expected.startswith("refused") else expected)
 
 
 def changed(rng: random.Random, sources: list[str], words: list[str]) -> str:
