@@ -1,4 +1,4 @@
-"""Run commands in forks of a process that has imported the libraries: importing PyTorch takes seconds, and the tests run hundreds of commands.
+"""Run commands in forks of a process that has imported the libraries: importing PyTorch takes seconds.
 
 The server imports nothing of the package itself, so each command imports the package in its own process, as a user's does. Where processes
 can't be forked, and for other programs than the package's own, a command is started as a process of its own.
@@ -19,8 +19,8 @@ import tempfile
 from pathlib import Path
 
 LIBRARIES = (
-    "numpy", "torch", "torch.distributed", "torch._dynamo", "pydantic", "rich.console", "rich.progress", "yaml", "safetensors.torch", "tiktoken",
-    "matplotlib.pyplot", "jinja2", "tokenizers", "wandb", "rouge_score.rouge_scorer", "prompt_toolkit", "huggingface_hub", "rustbpe",
+    "numpy", "torch", "torch.distributed", "torch._dynamo", "pydantic", "rich.console", "rich.progress", "yaml", "safetensors.torch",
+    "tiktoken", "matplotlib.pyplot", "jinja2", "tokenizers", "wandb", "rouge_score.rouge_scorer", "prompt_toolkit", "huggingface_hub", "rustbpe",
 )  # fmt: skip
 TIME_LIMIT = 300  # seconds for one command
 
@@ -52,7 +52,7 @@ _server: ForkServer | None = None
 def execute(argv: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str, str]:
     """Run `python ARGV` in `folder`: exit code, standard output, standard error."""
     global _server
-    own = argv[0].endswith(".py") or argv[:1] == ["-m"] and argv[1].startswith("mini_chat_gpt")
+    own = argv[0].endswith(".py") or (argv[0] == "-m" and argv[1].startswith("mini_chat_gpt"))
     # Libraries read these variables once, when they are imported.
     changed = {name for name in {*environment, *os.environ} if environment.get(name) != os.environ.get(name)}
     if not own or not hasattr(os, "fork") or changed - {"WANDB_MODE", "COLUMNS"}:

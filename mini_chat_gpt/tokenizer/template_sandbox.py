@@ -88,7 +88,9 @@ def _require_known_names(node: nodes.Node, environment: Environment, in_if: bool
     elif isinstance(node, nodes.For):
         _require_known_names(node.iter, environment, in_if)
         in_if = False
-    elif isinstance(node, nodes.Macro | nodes.CallBlock | nodes.FilterBlock | nodes.With | nodes.AssignBlock | nodes.Scope):
+    elif isinstance(
+        node, nodes.Macro | nodes.CallBlock | nodes.FilterBlock | nodes.With | nodes.AssignBlock | nodes.Scope
+    ):
         in_if = False
     for child in node.iter_child_nodes(exclude=("iter",)):
         _require_known_names(child, environment, in_if)

@@ -63,7 +63,7 @@ SNIPPETS = """
 
 
 def jinja(source: str, variables: dict) -> str:
-    """Jinja's result, or that it refuses. Its clock stands at the beginning of today, as ours does: templates may print seconds."""
+    """Jinja's result, or that it refuses. Its time is the beginning of today, as ours is: templates may print seconds."""
     from transformers.utils.chat_template_utils import _cached_compile_jinja_template
 
     try:
