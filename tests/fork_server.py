@@ -20,7 +20,8 @@ from pathlib import Path
 
 LIBRARIES = (
     "numpy", "torch", "torch.distributed", "torch._dynamo", "pydantic", "rich.console", "rich.progress", "yaml", "safetensors.torch",
-    "tiktoken", "matplotlib.pyplot", "jinja2", "tokenizers", "wandb", "rouge_score.rouge_scorer", "prompt_toolkit", "huggingface_hub", "rustbpe",
+    "tiktoken", "matplotlib.pyplot",
+    "jinja2", "tokenizers", "wandb", "rouge_score.rouge_scorer", "prompt_toolkit", "huggingface_hub", "rustbpe",
 )  # fmt: skip
 TIME_LIMIT = 300  # seconds for one command
 
