@@ -74,11 +74,11 @@ class CPUInferenceModel:
         self.rope = _rope_tables(model.rotary)
         self.window_rope = self.rope if model.window_rotary is None else _rope_tables(model.window_rotary)
         pack = partial(product_of, weights=weights, few_rows=few_rows)
-        blocks = [PackedBlock.of(cast(Block, block), pack) for block in model.layers]
-        self.layers = [BlockDecoder(block) for block in blocks]
+        self.blocks = [PackedBlock.of(cast(Block, block), pack) for block in model.layers]
+        self.layers = [BlockDecoder(block) for block in self.blocks]
         self.norm = norm_function(model.norm, config.n_embd)
         self.head = pack([model.lm_head], head=True)
-        self.single = SingleToken(model, blocks) if can_decode_single_tokens(config) else None
+        self.single = SingleToken(model, self.blocks) if can_decode_single_tokens(config) else None
 
     @property
     def config(self) -> GPTConfig:
@@ -91,6 +91,10 @@ class CPUInferenceModel:
     def make_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
         """An empty cache; see `GPT.make_cache`."""
         return self.model.make_cache(batch_size, max_length)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids (...) -> (..., C)"""
+        return F.embedding(ids, self.embedding)
 
     @torch.inference_mode()
     def next_logits(self, ids: torch.Tensor, cache: KVCache, n_tokens: list[int]) -> torch.Tensor:
@@ -113,7 +117,7 @@ class CPUInferenceModel:
     def _hidden(self, ids: torch.Tensor, cache: KVCache, last: torch.Tensor | None) -> torch.Tensor:
         """Normalized states of all tokens (B·T, C), or only of the token in column last[b] of each row (B, C)."""
         layout, n_new = Cached.after(cache), ids.shape[1]
-        x = F.embedding(ids, self.embedding)  # (B, T, C)
+        x = self.embed(ids)  # (B, T, C)
         if self.config.embedding_factor is not None:
             x = x * self.config.embedding_factor
         if self.positions is not None:

@@ -1,0 +1,257 @@
+"""Replies don't depend on their company, share what they read, and leave when their client does."""
+
+import numpy as np
+import pytest
+import torch
+from serve.engine_kit import new_engine, new_reply, run, step_until_ended, text_of, variant_of
+from tiny import chat_tokenizer, lively
+
+from mini_chat_gpt.generation import generate
+from mini_chat_gpt.generation.decode import for_inference
+from mini_chat_gpt.generation.separate_rows import FixedRows, row_decoder
+from mini_chat_gpt.generation.settings import Sampling
+from mini_chat_gpt.serve.choose import Chooser, choose
+from mini_chat_gpt.serve.engine import QueueFull, ShuttingDown
+from mini_chat_gpt.serve.prefix_cache import BLOCK
+from mini_chat_gpt.serve.reply import Asked
+
+CONTEXT = 256
+GPT2 = {"norm": "layernorm", "position": "learned", "activation": "gelu", "bias": True, "qkv_bias": True}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return chat_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return lively(tokenizer, context_length=CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def variant(model, tokenizer):
+    return variant_of(model, tokenizer)
+
+
+def random_prompt(length, seed=0):
+    return [int(i) for i in np.random.default_rng([length, seed]).integers(0, 250, length)]
+
+
+def bits(reply):
+    """Everything that a client can see of a reply, probabilities included."""
+    return [(piece.text, piece.tokens, piece.finish) for piece in reply.pieces]
+
+
+@pytest.mark.parametrize(
+    ("changes", "weights"), [({}, "auto"), ({}, "int8"), ({}, "bf16"), (GPT2, "auto"), ({"qk_norm": True}, "auto")]
+)
+def test_a_reply_is_the_same_alone_and_among_eight_others(tokenizer, changes, weights):
+    variant = variant_of(lively(tokenizer, context_length=CONTEXT, **changes), tokenizer, weights=weights)
+    ask = {"n_alternatives": 3}
+    alone = new_reply(random_prompt(70), tokenizer, **ask)
+    run(new_engine(variant), [alone])
+
+    engine = new_engine(variant)
+    others = [
+        new_reply(random_prompt(n), tokenizer, Sampling(5 + n % 30, 0.8, top_k=20, seed=n)) for n in range(1, 200, 28)
+    ]
+    again = new_reply(random_prompt(70), tokenizer, **ask)
+    engine.submit(variant, others[:4])
+    for _ in range(3):  # others join before it, with it and after it, and leave before it
+        engine.step()
+    engine.submit(variant, [again, *others[4:]])
+    step_until_ended(engine, [again, *others])
+    assert alone.finish is not None
+    assert alone.usage.n_new > 3
+    assert bits(again) == bits(alone)
+
+
+def test_a_reply_is_the_same_when_its_prompt_is_in_the_prefix_cache(variant, tokenizer):
+    engine = new_engine(variant)
+    first, second = (new_reply(random_prompt(150), tokenizer, n_alternatives=2) for _ in range(2))
+    run(engine, [first])
+    run(engine, [second])
+    assert second.usage.n_cached == 150 // BLOCK * BLOCK
+    assert bits(second) == bits(first)
+
+
+def test_replies_equal_those_of_generate(model, variant, tokenizer):
+    prompts = ["Once", "Sara had a red ball", "little cat"]
+    settings = {"max_new_tokens": 15, "temperature": 0.9, "top_p": 0.9, "seed": 4}
+    from mini_chat_gpt.generation.text import prompt_ids
+
+    replies = [new_reply(prompt_ids(tokenizer, text), tokenizer, Sampling(**settings)) for text in prompts]
+    run(new_engine(variant), replies)
+    assert [text_of(reply) for reply in replies] == [
+        generate(model, tokenizer, [text], **settings)[0] for text in prompts
+    ]
+
+
+def test_a_prefix_that_eight_requests_share_is_read_once(variant, tokenizer):
+    engine = new_engine(variant)
+    prefix = random_prompt(4 * BLOCK)
+    replies = [new_reply([*prefix, 1, 2, number], tokenizer) for number in range(8)]
+    run(engine, replies)
+    assert engine.n_tokens_read == 4 * BLOCK + 8 * 3
+    assert engine.n_tokens_cached == 7 * 4 * BLOCK
+    assert engine.n_prompt_tokens == 8 * (4 * BLOCK + 3)
+
+
+def test_the_prefix_cache_keeps_within_its_bound_and_drops_what_is_oldest(variant, tokenizer):
+    table = variant.model.make_cache(1, BLOCK).table.nbytes
+    engine = new_engine(variant, prefix_bytes=5 * table)
+    for seed in range(4):
+        run(engine, [new_reply(random_prompt(3 * BLOCK, seed), tokenizer)])
+        assert engine.prefixes.n_bytes == len(engine.prefixes) * table <= 5 * table
+    newest, oldest = (new_reply(random_prompt(3 * BLOCK, seed), tokenizer) for seed in (3, 0))
+    run(engine, [newest])
+    assert newest.usage.n_cached == 2 * BLOCK
+    run(engine, [oldest])
+    assert oldest.usage.n_cached == 0
+
+
+def test_a_prefix_cache_of_no_size_keeps_nothing(variant, tokenizer):
+    engine = new_engine(variant, prefix_bytes=0)
+    replies = [new_reply(random_prompt(100), tokenizer) for _ in range(2)]
+    run(engine, replies)
+    assert engine.n_tokens_read == 200
+    assert not len(engine.prefixes)
+
+
+@pytest.mark.parametrize("when", ["queued", "reading", "running"])
+def test_a_cancelled_reply_leaves_within_two_steps_and_changes_no_other(variant, tokenizer, monkeypatch, when):
+    monkeypatch.setattr("mini_chat_gpt.serve.engine.READ_SECONDS", 0.0)  # one block in each step
+    alone = new_reply(random_prompt(40), tokenizer)
+    run(new_engine(variant), [alone])
+
+    engine = new_engine(variant, max_rows=2)
+    stays = new_reply(random_prompt(40), tokenizer)
+    leaves = new_reply(random_prompt(200, seed=1), tokenizer)
+    blocker = new_reply(random_prompt(3), tokenizer)
+    engine.submit(variant, [stays, blocker, leaves] if when == "queued" else [stays, leaves])
+    engine.step()
+    engine.step()
+    if when == "running":
+        while not leaves.pieces:
+            engine.step()
+    assert [row.reply for row in engine.rows][-1] is (blocker if when == "queued" else leaves)
+    leaves.cancel()
+    before = engine.n_steps
+    while leaves.finish is None:
+        engine.step()
+    assert engine.n_steps - before <= 2
+    assert leaves.finish == "cancelled"
+    assert leaves not in [row.reply for row in engine.rows]
+    step_until_ended(engine, [stays])
+    assert bits(stays) == bits(alone)
+
+
+def test_running_replies_go_on_while_a_long_prompt_is_read(variant, tokenizer, monkeypatch):
+    monkeypatch.setattr("mini_chat_gpt.serve.engine.READ_SECONDS", 0.0)
+    engine = new_engine(variant)
+    running = new_reply([1, 2, 3], tokenizer, Sampling(40, 1.0, seed=1))
+    engine.submit(variant, [running])
+    engine.step()
+    waiting = new_reply(random_prompt(7 * BLOCK), tokenizer)
+    engine.submit(variant, [waiting])
+    for _ in range(6):
+        before = running.usage.n_new
+        engine.step()
+        assert running.usage.n_new == before + 1 or running.finish
+        assert waiting.usage.n_new == 0
+
+
+def test_the_queue_is_bounded_and_shutting_down_ends_what_waits(variant, tokenizer):
+    engine = new_engine(variant, max_rows=1, max_queue=2)
+    replies = [new_reply([1, 2], tokenizer) for _ in range(3)]
+    engine.submit(variant, replies)
+    with pytest.raises(QueueFull):
+        engine.submit(variant, [new_reply([1], tokenizer)])
+    engine.step()
+    engine.shut_down()
+    assert [reply.finish for reply in replies[1:]] == ["shutdown"] * 2
+    with pytest.raises(ShuttingDown):
+        engine.submit(variant, [new_reply([1], tokenizer)])
+    step_until_ended(engine, replies)
+    assert replies[0].finish in ("stop", "length")
+
+
+def test_a_reply_ends_at_its_time_limit(variant, tokenizer):
+    engine = new_engine(variant)
+    reply = new_reply([1, 2], tokenizer, seconds=0.0)
+    run(engine, [reply])
+    assert reply.finish == "timeout"
+
+
+def test_a_failing_step_ends_its_replies_and_the_engine_goes_on(variant, tokenizer):
+    failures = []
+    engine = new_engine(variant, on_error=failures.append)
+    broken = new_reply([1, 2, 10**6], tokenizer)  # an id that the model does not have
+    engine.start()
+    engine.submit(variant, [broken])
+    fine = new_reply([1, 2], tokenizer)
+    while broken.finish is None:
+        pass
+    engine.submit(variant, [fine])
+    while fine.finish is None:
+        pass
+    engine.close()
+    assert broken.finish == "error"
+    assert "Traceback" in failures[0]
+    assert fine.finish in ("stop", "length")
+
+
+def test_stop_strings_end_a_reply_before_them(variant, tokenizer):
+    whole = new_reply(random_prompt(12), tokenizer)
+    run(new_engine(variant), [whole])
+    text = text_of(whole)
+    stop = text[len(text) // 2 : len(text) // 2 + 3]
+    cut = new_reply(random_prompt(12), tokenizer, stop=(stop,), n_alternatives=0)
+    run(new_engine(variant), [cut])
+    assert text_of(cut) == text[: text.index(stop)]
+    assert cut.finish == "stop"
+    tokens = [token.token_id for piece in cut.pieces for token in piece.tokens]
+    assert tokenizer.decode(tokens).startswith(text_of(cut))
+
+
+@pytest.mark.parametrize(
+    ("penalties", "expected"),
+    [
+        ({}, [5, 5, 5, 5]),
+        ({"presence_penalty": 1.5}, [5, 6, 5, 5]),  # 10 → 8.5, then 9 → 7.5
+        ({"frequency_penalty": 0.6}, [5, 5, 6, 5]),  # 10 → 9.4 → 8.8 < 9; then 9 → 8.4
+    ],
+)
+def test_penalties_count_the_tokens_of_the_reply(tokenizer, penalties, expected):
+    chooser = Chooser(Asked(Sampling(temperature=0), **penalties), [5, 5, 5], 0, 300, tokenizer)
+    logits = torch.zeros(1, 300)
+    logits[0, 5], logits[0, 6] = 10.0, 9.0
+    none = torch.tensor([], dtype=torch.int64)
+    assert [choose(logits.clone(), [chooser], none)[0][0] for _ in expected] == expected
+
+
+def test_log_probabilities_are_those_of_the_model(model, variant, tokenizer):
+    prompt = random_prompt(20)
+    reply = new_reply(prompt, tokenizer, n_alternatives=4)
+    run(new_engine(variant), [reply])
+    tokens = [token for piece in reply.pieces for token in piece.tokens]
+    ids = [*prompt, *(token.token_id for token in tokens)]
+    with torch.no_grad():
+        expected = model(torch.tensor([ids]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+    for row, token in zip(expected, tokens, strict=True):
+        assert token.log_probability == pytest.approx(float(row[token.token_id]), abs=1e-4)
+        assert [token_id for token_id, _ in token.alternatives] == row.topk(4).indices.tolist()
+
+
+@pytest.mark.parametrize("changes", [{}, GPT2, {"qk_norm": True, "windows": (8, None)}])
+def test_the_form_for_gpus_computes_the_same_model(tokenizer, changes):
+    model = lively(tokenizer, context_length=CONTEXT, **changes)
+    prompts = [random_prompt(n) for n in (5, 30, 17)]
+    results = []
+    for decoder in (FixedRows(model, 4), row_decoder(for_inference(model, 1), 4)):
+        caches = [model.make_cache(1) for _ in prompts]
+        for ids, cache in zip(prompts, caches, strict=True):
+            model.next_logits(torch.tensor([ids]), cache, [len(ids)])
+        results.append([decoder.next_logits([3, 4, 5], caches) for _ in range(4)][-1])
+    torch.testing.assert_close(*results, atol=2e-4, rtol=1e-4)
