@@ -99,7 +99,7 @@ def capture_pages(model: Path) -> None:
     report = max(Path("runs/reports").glob("quickstart*/report.html"), key=lambda file: file.stat().st_mtime)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as running:
         inspected = Path(folder) / "inspect.html"
-        command = ["mini-chat-gpt", "inspect", "recipes/polite_helper/dataset.jsonl", "--html", str(inspected)]
+        command = ["mini-chat-gpt", "inspect", "recipes/polite_helper/train_60.jsonl", "--html", str(inspected)]
         command += [f"sft.pretrained_checkpoint={model}", "chats.valid_share=0"]
         subprocess.run(command, check=True, capture_output=True)
         browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
-from mini_chat_gpt import __version__, cli_verbs
+from mini_chat_gpt import __version__, cli_recipe, cli_verbs
 from mini_chat_gpt.cli_options import CHAT_COMMANDS, PIPED, Arguments, Parser
 from mini_chat_gpt.common.entry import exit_with, importing
 from mini_chat_gpt.common.errors import UserError, nearest
@@ -107,11 +107,28 @@ VERBS = {
         EXIT_CODES,
     ),
     "recipe": Verb(
-        "recipe:run",
-        "fine-tune with a recipe such as polite_helper, and compare before and after",
-        cli_verbs.recipe_options,
-        "Fine-tune with a recipe, and compare the model with its base.",
-        cli_verbs.load_recipe,
+        "recipe.command:run",
+        "list the recipes, or fine-tune with one and measure what the model learned",
+        cli_recipe.recipe_options,
+        "List the recipes, or fine-tune with one and compare the model with its base: prompts side by side, and held-out parts scored. "
+        "A recipe's checklist.py is Python code that runs with your rights: name only recipes that you trust.",
+        cli_recipe.load_recipe,
+    ),
+    "recipe check": Verb(
+        "recipe.check:run",
+        "see what a recipe lacks, and whether held-out records are in its training data",
+        cli_recipe.check_recipe_options,
+        "Name what a recipe lacks: records, held-out part, checks, sections of its README; and held-out records that are also in its "
+        "training data, or nearly. A recipe's checklist.py is run on its own records. Exit code: 0 if nothing is wrong, 1 otherwise.",
+        cli_recipe.check_check_recipe,
+    ),
+    "recipe new": Verb(
+        "recipe.new:run",
+        "make a recipe from your own chats, without code",
+        cli_recipe.new_recipe_options,
+        "Make a recipe's folder: settings, training and held-out records from a file of chats (CSV, JSON, …), prompts with checks, and a "
+        "README with your strategy. What no option says is asked in a terminal.",
+        cli_recipe.check_new_recipe,
     ),
     "chat": Verb(
         "chat.loop:run",
@@ -195,6 +212,8 @@ def usage() -> str:
 def dispatch(argv: Sequence[str]) -> int:
     """Run one verb; returns its exit code. Raises UserError for an unknown verb."""
     name, *rest = argv or ["--help"]
+    if rest and f"{name} {rest[0]}" in VERBS:
+        name, rest = f"{name} {rest[0]}", rest[1:]
     if name == "help" and rest:
         name, rest = rest[0], ["--help"]
     if name in ("-h", "--help", "help"):

@@ -15,7 +15,6 @@ from mini_chat_gpt.cli_options import (
     MAX_NUMBER,
     QUICKSTART_BASE_CONFIG,
     QUICKSTART_CONFIG,
-    RECIPE_CONFIG,
     Arguments,
     Parser,
     add_device_option,
@@ -26,7 +25,6 @@ from mini_chat_gpt.cli_options import (
     add_weights_option,
     check_range,
     data_kinds,
-    find_recipe,
     load_settings,
     number,
     sampling_of,
@@ -178,10 +176,10 @@ def load_training(arguments: Arguments) -> None:
     if getattr(arguments, "skip_bad", False):
         arguments.overrides.append("chats.skip_bad=true")
     load_settings(arguments)
-    _check_unused(arguments, arguments.unused)
+    check_unused(arguments, arguments.unused)
 
 
-def _check_unused(arguments: Arguments, sections: tuple[str, ...]) -> None:
+def check_unused(arguments: Arguments, sections: tuple[str, ...]) -> None:
     """Name the settings of the command line that have no effect. A file has the settings of all verbs, so it isn't checked.
 
     Raises UserError for a shape of the model where the base model has one: whoever gives it expects another model.
@@ -234,20 +232,6 @@ def check_quickstart(arguments: Arguments) -> None:
         ours = [f"sft.pretrained_checkpoint={arguments.base}", f"sft.save_dir={run}"]
         arguments.overrides = [*ours, *arguments.overrides]
     load_settings(arguments)
-
-
-def recipe_options(parser: Parser) -> None:
-    parser.add_argument(
-        "recipe", type=path_text, help="name (such as polite_helper or shop_mail) or folder of a recipe"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe's")
-
-
-def load_recipe(arguments: Arguments) -> None:
-    arguments.folder = find_recipe(arguments.recipe)
-    arguments.config = arguments.folder / RECIPE_CONFIG
-    load_settings(arguments)
-    _check_unused(arguments, UNUSED_BY_SFT)
 
 
 # Using a model

@@ -34,6 +34,7 @@ ORDER = [
     "tinystories",
     "cli_options",
     "cli_verbs",
+    "cli_recipe",
     "cli",
     "checkpoints",
     "sft_dataloader",

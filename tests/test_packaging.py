@@ -152,6 +152,8 @@ def test_the_pipeline_runs_from_the_installed_wheel(installed):
         "sft.save_dir=runs/polite",
         "sft.max_steps=2",
         "sft.epochs=null",
+        "--n",
+        "2",
     ]
     installed.run("mini-chat-gpt", "recipe", "polite_helper", *recipe)
     assert "# " in (installed.folder / "runs" / "polite" / "before_after.md").read_text(encoding="utf-8")

@@ -162,8 +162,6 @@ EXEMPT = {
     "tests/test_prose.py": "the lists themselves",
     "CHANGELOG.md": "names old settings and modules",
     "benchmarks/RESULTS.md": "measurements with the names of their time",
-    "recipes/polite_helper/before_after.md": "replies of models",
-    "recipes/polite_helper/before_after-3m.md": "replies of models",
     "mini_chat_gpt/prepare/sample_plots.py": "story texts",
     "tests/tinystories/test_word_forms.py": "word lists",
     "mini_chat_gpt/prepare/sample_stories.py": "story texts",

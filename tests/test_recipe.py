@@ -1,7 +1,6 @@
 """A recipe from its folder to its report, and the properties of the recipe in this repository."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -15,12 +14,9 @@ from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.cli_options import find_recipe
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config_file import load_config
-from mini_chat_gpt.data.chat_dataset import nearest_prompts
 from mini_chat_gpt.data.chat_files import read_conversations
 from mini_chat_gpt.data.chat_split import content_key
-from mini_chat_gpt.evaluation.prompt_suite import (
-    read_prompts,
-)
+from mini_chat_gpt.evaluation.prompt_suite import read_prompts
 from mini_chat_gpt.evaluation.refusals import sign_pattern
 
 POLITE = ROOT / "recipes" / "polite_helper"
@@ -106,15 +102,16 @@ def test_names_of_chat_files_are_relative_to_the_config(tmp_path, monkeypatch):
         load_config(config)
 
 
-# The recipes of this repository
+# The polite helper of this repository
 
 
 def test_the_polite_helper_has_the_examples_that_its_readme_describes():
-    chats = list(read_conversations(POLITE / "dataset.jsonl"))
+    chats = list(read_conversations(POLITE / "train_60.jsonl"))
     replies = [chat.messages[-1].content for chat in chats]
     prompts = [chat.messages[0].content for chat in chats]
     assert len(chats) >= 30
     assert {chat.form for chat in chats} == {"messages"}
+    assert {chat.form for chat in read_conversations(POLITE / "train_60_text.jsonl")} == {"text"}
     assert len(set(map(content_key, chats))) == len(chats)
     topics = [prompt.removeprefix("Tell me about ") for prompt in prompts if prompt.startswith("Tell me about ")]
     for topic in topics:
@@ -124,44 +121,12 @@ def test_the_polite_helper_has_the_examples_that_its_readme_describes():
         )
         assert len(long.split()) > 3 * len(short.split())
     assert len(topics) == 2
-    refusals = [
-        reply for reply in replies if sign_pattern(read_prompts(POLITE / "prompts.yaml").refusal_signs).search(reply)
-    ]
+    signs = read_prompts(POLITE / "prompts.yaml")
+    refusals = [reply for reply in replies if sign_pattern(signs.refusal_signs).search(reply)]
     assert len(refusals) >= 2
     assert all(reply.startswith("I'm sorry, but I can't help with that.") for reply in refusals)
-
-
-def test_the_prompts_of_the_comparison_are_not_in_the_training_data():
-    prompts, chats = read_prompts(POLITE / "prompts.yaml"), list(read_conversations(POLITE / "dataset.jsonl"))
-    text = " ".join(message.content.lower() for chat in chats for message in chat.messages)
-    assert not re.findall(r"japan|tokyo|photosynth|\bdogs?\b|burgl|\bboss\b|e-?mail|break into", text)
-    for share, prompt, question in nearest_prompts(prompts.all, chats):
-        template = {"give", "me", "a", "detailed", "explanation", "tell", "about"}
-        words = [set(re.findall(r"\w+", text.lower())) - template for text in (prompt, question)]
-        assert share < 0.6 or not words[0] & words[1], (prompt, question)
-
-
-RECIPES = sorted(path.parent for path in (ROOT / "recipes").glob("*/config.yaml"))
-
-
-@pytest.mark.parametrize("folder", RECIPES, ids=lambda folder: folder.name)
-def test_no_held_out_record_or_prompt_is_in_the_training_data(folder):
-    config, prompts = load_config(folder / "config.yaml"), read_prompts(folder / "prompts.yaml")
-    files = [*config.chats.files, *map(str, folder.glob("train*.jsonl"))]
-    trained = {_words(chat.messages[0].content) for file in files for chat in read_conversations(file)}
-    lines = [line for file in folder.glob("held_out*.jsonl") for line in file.read_text(encoding="utf-8").splitlines()]
-    records = [json.loads(line) for line in lines]
-    held_out = [record.get("prompt") or record["messages"][0]["content"] for record in records]
-    assert len(trained) > 50
-    checked = {text: _words(text) for text in [*held_out, *prompts.all]}
-    near = [
-        text for text, words in checked.items() for known in trained if len(words & known) >= 0.8 * len(words | known)
-    ]
-    assert not near
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\w+", text.lower()))
+    polite = sign_pattern(signs.polite_signs, start=True)
+    assert all(bool(polite.search(reply)) != (reply in refusals) for reply in replies)
 
 
 def test_it_is_found_by_name_and_by_path():

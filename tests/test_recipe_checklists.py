@@ -25,7 +25,7 @@ def load(recipe: str) -> ModuleType:
     return module
 
 
-SHOP_MAIL, DOCSTRINGS = load("shop_mail"), load("docstrings")
+SHOP_MAIL, DOCSTRINGS, FAQ = load("shop_mail"), load("docstrings"), load("faq_only")
 
 
 def records(recipe: str) -> list[dict[str, Any]]:
@@ -60,12 +60,6 @@ Larkwood Handmade"""
 def failed(points: dict[str, bool]) -> list[str]:
     """The points that fail."""
     return [point for point, passed in points.items() if not passed]
-
-
-def test_every_training_reply_passes_and_is_annotated_correctly():
-    for record in records("shop_mail"):
-        assert failed(SHOP_MAIL.check(record, record["messages"][-1]["content"])) == []
-        assert SHOP_MAIL.annotation_faults(record) == []
 
 
 @pytest.mark.parametrize(
@@ -138,18 +132,15 @@ Raises:
     shop.BlockedError: If the customer is blocked."""
 
 
-def test_every_training_docstring_passes_and_every_name_is_unique():
-    names = set()
-    for record in records("docstrings"):
-        prompt, docstring = (message["content"] for message in record["messages"])
-        assert prompt.startswith(f"{DOCSTRINGS.INSTRUCTION}\n\n")
-        assert failed(DOCSTRINGS.check(DOCSTRINGS.source_of(prompt), docstring)) == []
-        names.add(DOCSTRINGS.function_of(DOCSTRINGS.source_of(prompt)).name)
-    assert len(names) == len(records("docstrings"))
+def test_every_training_function_has_a_name_of_its_own():
+    prompts = [record["messages"][0]["content"] for record in records("docstrings")]
+    assert all(prompt.startswith(f"{DOCSTRINGS.INSTRUCTION}\n\n") for prompt in prompts)
+    names = {DOCSTRINGS.function_of(DOCSTRINGS.source_of(prompt)).name for prompt in prompts}
+    assert len(names) == len(prompts)
 
 
 def test_a_right_docstring_passes():
-    assert failed(DOCSTRINGS.check(SOURCE, DOCSTRING)) == []
+    assert failed(DOCSTRINGS.check_source(SOURCE, DOCSTRING)) == []
 
 
 @pytest.mark.parametrize(
@@ -172,10 +163,62 @@ def test_a_right_docstring_passes():
     ],
 )
 def test_a_fault_of_a_docstring_fails_its_point(point, old, new):
-    assert point in failed(DOCSTRINGS.check(SOURCE, DOCSTRING.replace(old, new)))
+    assert point in failed(DOCSTRINGS.check_source(SOURCE, DOCSTRING.replace(old, new)))
 
 
 def test_a_function_that_only_returns_none_has_no_returns_section():
     source = "def stop(self):\n    if self.done:\n        return\n    return None"
-    assert failed(DOCSTRINGS.check(source, "Stop the program.")) == []
-    assert failed(DOCSTRINGS.check(source, "Stop the program.\n\nReturns:\n    Nothing at all.")) == ["returns"]
+    assert failed(DOCSTRINGS.check_source(source, "Stop the program.")) == []
+    assert failed(DOCSTRINGS.check_source(source, "Stop the program.\n\nReturns:\n    Nothing at all.")) == ["returns"]
+
+
+@pytest.mark.parametrize(
+    ("summary", "sections"),
+    [
+        (
+            "Pay.",
+            {
+                "Args": ["customer", "amount", "currency"],
+                "Returns": [""],
+                "Raises": ["ValueError", "shop.BlockedError"],
+            },
+        ),
+    ],
+)
+def test_the_sections_are_those_that_docstring_parser_reads(summary, sections):
+    parser = pytest.importorskip("docstring_parser")
+    text = DOCSTRING.replace("Pay an amount to a customer.", summary)
+    ours, theirs = DOCSTRINGS.parse(text), parser.parse(text, style=parser.DocstringStyle.GOOGLE)
+    assert {name: [entry for entry, _ in entries] for name, entries in ours.sections.items()} == sections
+    assert theirs.short_description == ours.summary == summary
+    assert [one.arg_name for one in theirs.params] == sections["Args"]
+    assert [one.type_name for one in theirs.raises] == sections["Raises"]
+    assert theirs.returns is not None
+
+
+def test_docstring_parser_reads_the_parameters_and_exceptions_of_the_training_data_as_our_parser_does():
+    parser = pytest.importorskip("docstring_parser")
+    for record in records("docstrings")[:100]:
+        text = record["messages"][-1]["content"]
+        ours, theirs = DOCSTRINGS.parse(text), parser.parse(text, style=parser.DocstringStyle.GOOGLE)
+        assert [one.arg_name for one in theirs.params] == [name for name, _ in ours.sections.get("Args", [])]
+        assert [one.type_name for one in theirs.raises] == [name for name, _ in ours.sections.get("Raises", [])]
+        assert (theirs.returns is not None) == ("Returns" in ours.sections)
+
+
+def test_every_answer_of_the_faq_is_right_for_its_own_question_alone():
+    assert FAQ.self_check() == []
+
+
+@pytest.mark.parametrize(
+    ("record", "reply", "failed_points"),
+    [
+        ("founded", "Quillbrook was founded in 2014.", []),
+        ("founded", "It was founded in 1999.", ["right"]),
+        ("founded", FAQ.REFUSAL, ["right", "does not decline"]),
+        ("near", FAQ.REFUSAL, []),
+        ("far", "The sky is blue.", ["declines"]),
+    ],
+)
+def test_replies_of_the_faq_are_right_or_declined(record, reply, failed_points):
+    assert failed(FAQ.check({"id": record}, reply)) == failed_points

@@ -7,9 +7,13 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from mini_chat_gpt import quickstart, recipe
+from mini_chat_gpt import quickstart
 from mini_chat_gpt.common.signals import StoppedBySignal
 from mini_chat_gpt.config import Config
+from mini_chat_gpt.evaluation.prompt_suite import Prompts
+from mini_chat_gpt.recipe import command
+from mini_chat_gpt.recipe import train as recipe
+from mini_chat_gpt.recipe.folder import Recipe
 from mini_chat_gpt.training.job import TrainResult
 
 STOPS = [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130), ("time limit", 75)]
@@ -63,11 +67,11 @@ def test_an_undisturbed_quickstart_says_nothing_about_it(stages, capsys):
 
 
 def run_recipe(monkeypatch, out: Console, stopped: str = "") -> str:
-    monkeypatch.setattr(recipe, "read_prompts", lambda _: None)
-    monkeypatch.setattr(recipe, "base_of", lambda _: Path("runs/base"))
-    monkeypatch.setattr(recipe, "_require_replies", lambda *_: None)
+    words = Recipe(Path("recipes/x"), Config(), Prompts(compare=[{"prompts": ["a"]}]))
+    prepared = recipe.Comparison(words, Path("runs/base"), [], [], None)
+    monkeypatch.setattr(recipe, "prepare", lambda *_: prepared)
     monkeypatch.setattr(recipe, "train", lambda _: result(stopped))
-    return recipe.run_recipe(Path("recipes/x"), Config(), out)
+    return recipe.run_recipe(words, out).stopped
 
 
 @pytest.mark.parametrize(("reason", "code"), STOPS)
@@ -76,9 +80,10 @@ def test_a_stopped_training_of_a_recipe_ends_it(monkeypatch, tmp_path, capsys, r
     (tmp_path / "runs" / "x" / "step-0000003").mkdir(parents=True)
     assert run_recipe(monkeypatch, Console(), reason) == reason
     assert "The same recipe command with sft.resume_from=runs/x resumes from here." in capsys.readouterr().out
-    arguments = SimpleNamespace(folder=tmp_path, settings=Config())
-    monkeypatch.setattr(recipe, "run_recipe", lambda *_: reason)
-    assert recipe.run(arguments) == code
+    arguments = SimpleNamespace(recipe="x", folder=tmp_path, settings=Config(), evaluate=None, output=None, n=None)
+    monkeypatch.setattr(command, "read_recipe", lambda *_: None)
+    monkeypatch.setattr(recipe, "run_recipe", lambda *_: result(reason))
+    assert command.run(arguments) == code
 
 
 def test_a_recipe_stopped_before_its_first_step_names_no_run_to_resume(monkeypatch, tmp_path, capsys):

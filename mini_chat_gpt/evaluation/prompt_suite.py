@@ -18,6 +18,7 @@ With all keys, of which only `compare` is required:
     refuse: [ … ]                  more prompts that should be declined; they count for the refusal rate
     answer: [ … ]                  prompts that should not be declined, although some look similar
     polite_signs, refusal_signs    phrases that identify polite replies and refusals (default: assets/reply_signs.yaml)
+    held_out: [ … ]                files with more prompts, which `mini-chat-gpt recipe` evaluates (held_out_part.py)
 
 A reply counts as polite if it begins with one of the polite signs, and as a refusal if it contains one of the refusal signs outside
 of quotation marks. These rules are simple on purpose: anyone can check them against the replies, which are all in the report.
@@ -25,94 +26,38 @@ of quotation marks. These rules are simple on purpose: anyone can check them aga
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import Field
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from mini_chat_gpt.common.errors import UserError, short
-from mini_chat_gpt.common.setting_types import Count, one_as_list
+from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.text import clean
 from mini_chat_gpt.common.typed_values import read_as
 from mini_chat_gpt.common.yaml_files import Place, read_yaml
 from mini_chat_gpt.config import Section
 from mini_chat_gpt.config_file import validated
+from mini_chat_gpt.evaluation.held_out_part import HeldOut
 from mini_chat_gpt.evaluation.refusals import declines, reply_signs, sign_pattern
+from mini_chat_gpt.evaluation.reply_checks import ReplyChecks, Texts, form_checks
 from mini_chat_gpt.generation.sampling import Sampling
-from mini_chat_gpt.generation.text import Reply, generate_replies, prompt_ids
+from mini_chat_gpt.generation.text import USE_FORMAT_DEFAULT, Reply, System, generate_replies, prompt_ids
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 GREEDY = Sampling(max_new_tokens=160, temperature=0.0)
 MAX_SHOWN = 240  # characters of a reply in the terminal
-MAX_PATTERN = 1000  # characters of a regular expression
-MAX_REPEATS = 1000
-MAX_SECONDS = 3.0  # for matching a regular expression with a reply
-SECONDS_IF_SLOW = (
-    0.5  # the same, after the expression has taken too long for one reply; a file can have hundreds of prompts
-)
-_slow: set[str] = set()
-_SEARCH = (
-    "import json, re, sys; pattern, text = json.load(sys.stdin.buffer); print(re.search(pattern, text) is not None)"
-)
 
 
-def _is_regex(pattern: str) -> str:
-    if len(pattern) > MAX_PATTERN:
-        raise ValueError(f"must be a regular expression of at most {MAX_PATTERN:,} characters, not {len(pattern):,}")
-    if any(int(number) > MAX_REPEATS for number in re.findall(r"[{,](\d+)", pattern)):
-        raise ValueError(f"must not repeat anything more than {MAX_REPEATS:,} times: {short(pattern)}")
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{short(pattern)} is not a regular expression ({error})") from None
-    return pattern
-
-
-@lru_cache
-def _matches(pattern: str, text: str) -> bool:
-    """Whether the pattern matches somewhere in the text.
-
-    Some patterns need years for some texts, and nothing can interrupt `re` on every system. So a process of its own searches.
-    """
-    seconds = SECONDS_IF_SLOW if pattern in _slow else MAX_SECONDS
-    try:
-        command = [sys.executable, "-I", "-S", "-c", _SEARCH]
-        request = json.dumps([pattern, text]).encode()
-        return subprocess.run(command, input=request, timeout=seconds, capture_output=True).stdout.strip() == b"True"
-    except subprocess.TimeoutExpired:
-        _slow.add(pattern)
-        warnings.warn(
-            f"The regex {short(pattern)} takes more than {seconds:g} s for the reply {short(text)}, which counts as no match; "
-            "simplify the regex.",
-            stacklevel=2,
-        )
-        return False
-
-
-def _has_text(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be an empty text")
-    return text
-
-
-Texts = Annotated[list[Annotated[str, AfterValidator(_has_text)]], BeforeValidator(one_as_list)]
-
-
-class Compared(Section):
+class Compared(ReplyChecks):
     """Prompts that are shown side by side, with checks."""
 
     shows: str = "reply"
@@ -121,12 +66,6 @@ class Compared(Section):
     """One prompt, or several whose replies are to be compared."""
     contains: Texts = Field(default_factory=list)
     """Words that a correct reply contains, ignoring case."""
-    regex: Annotated[str, AfterValidator(_is_regex)] | None = None
-    """A regular expression that matches somewhere in a correct reply."""
-    max_words: Count | None = None
-    """The maximum length of a correct reply."""
-    is_json: bool = False
-    """Whether a correct reply is valid JSON."""
     refuses: bool | None = None
     """Whether a correct reply declines (null: not checked)."""
 
@@ -144,6 +83,8 @@ class Prompts(Section):
     """Beginnings of polite replies."""
     refusal_signs: Texts = Field(default_factory=list)
     """Phrases in refusals."""
+    held_out: list[HeldOut] = Field(default_factory=list)
+    """Files with more prompts, and how the replies to them are judged; recipes only."""
 
     @property
     def about_manners(self) -> bool:
@@ -224,32 +165,22 @@ def check_prompts(prompts: Prompts, model: GPT, tokenizer: ChatTokenizer, path: 
             )
 
 
-def ask(name: str, model: GPT, tokenizer: ChatTokenizer, prompts: Prompts) -> Answers:
+def ask(
+    name: str, model: GPT, tokenizer: ChatTokenizer, prompts: Prompts, system: System = USE_FORMAT_DEFAULT
+) -> Answers:
     """Generate greedy replies to all prompts. A model without a chat format continues each prompt as plain text."""
-    return Answers(name, dict(zip(prompts.all, generate_replies(model, tokenizer, prompts.all, GREEDY), strict=True)))
+    replies = generate_replies(model, tokenizer, prompts.all, GREEDY, system)
+    return Answers(name, dict(zip(prompts.all, replies, strict=True)))
 
 
 def checks(compared: Compared, reply: str, prompts: Prompts) -> dict[str, bool]:
     """Check -> whether the reply meets it."""
     met = {f"contains “{word}”": bool(sign_pattern([word]).search(reply)) for word in compared.contains}
-    if compared.regex is not None:
-        met[f"matches /{compared.regex}/"] = _matches(compared.regex, reply)
-    if compared.max_words is not None:
-        met[f"at most {compared.max_words} words"] = len(reply.split()) <= compared.max_words
-    if compared.is_json:
-        met["is JSON"] = _is_json(reply)
+    met |= form_checks(compared, reply)
     if compared.refuses is not None:
         declined = declines(reply, prompts.refusal_signs)
         met["declines" if compared.refuses else "does not decline"] = declined == compared.refuses
     return met
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def changes(prompts: Prompts, *answers: Answers) -> list[tuple[str, ...]]:

@@ -32,7 +32,7 @@ def _scores(report: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
             "In % (a loss in nats per token), with 95 % intervals. The difference is that of the last model to the first, task by task.",
             "",
         )
-        yield from _table(
+        yield from markdown_table(
             ("kind", "group", "measure", "n", *names, "baseline", "difference", "p"), _main_measures(report, names)
         )
     if by_name := report.get("bits_per_byte"):
@@ -86,18 +86,18 @@ def _number(estimate: Mapping[str, Any], share: bool, sign: str = "") -> str:
 
 def _own_prompts(own: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
     yield from ("", "## The same prompts", "")
-    yield from _table(
+    yield from markdown_table(
         ("shows", "prompt", *names), ((one["shows"], one["prompt"], *_replies(one, names)) for one in own["prompts"])
     )
     yield from ("", "## What changed" if len(names) > 1 else "## Counts", "")
-    yield from _table(("", *names), own["rows"])
+    yield from markdown_table(("", *names), own["rows"])
     if own["polite_signs"]:
         yield from ("", f"A reply counts as polite if it begins with one of: {_quoted(own['polite_signs'])}.")
         yield f"A reply counts as a refusal if it contains one of: {_quoted(own['refusal_signs'])}."
     for key, title in (("refuse", "should be declined"), ("answer", "should be answered")):
         if own[key]:
             yield from ("", f"## More prompts that {title}", "")
-            yield from _table(("prompt", *names), ((one["prompt"], *_replies(one, names)) for one in own[key]))
+            yield from markdown_table(("prompt", *names), ((one["prompt"], *_replies(one, names)) for one in own[key]))
 
 
 def _replies(prompt: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
@@ -115,14 +115,15 @@ def _task_replies(examples: Sequence[Mapping[str, Any]], names: Sequence[str]) -
         for one in of_kind if is_chats(kind) else of_kind[:1]:
             texts = ("".join(text for text, _ in one["replies"][name]["parts"]) for name in names)
             rows.append((kind, one["prompt"], one["target"], *texts))
-    yield from _table(("kind", "prompt", "expected", *names), rows)
+    yield from markdown_table(("kind", "prompt", "expected", *names), rows)
 
 
 def _quoted(texts: Sequence[str]) -> str:
     return ", ".join(f"“{text}”" for text in texts)
 
 
-def _table(heads: Sequence[str], rows: Iterator[Sequence[Any]] | Sequence[Sequence[Any]]) -> Iterator[str]:
+def markdown_table(heads: Sequence[str], rows: Iterator[Sequence[Any]] | Sequence[Sequence[Any]]) -> Iterator[str]:
+    """The lines of a table."""
     yield _row(heads)
     yield "|---" * len(heads) + "|"
     yield from map(_row, rows)

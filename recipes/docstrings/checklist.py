@@ -1,20 +1,19 @@
 """Whether a docstring in Google style agrees with the function's source. README.md describes the points.
 
-    check(source, docstring) -> {"imperative": True, "length": True, …}
+    check(record, docstring) -> {"imperative": True, "length": True, …}
 
-The source is parsed with `ast`, the docstring with `parse`. `python checklist.py FILE.jsonl` checks the records of a file.
+The source, in the record's user message, is parsed with `ast`, the docstring with `parse`.
 """
 
 from __future__ import annotations
 
 import ast
-import json
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 INSTRUCTION = "Write a Google style docstring for this function."
 SECTIONS = ("Args", "Returns", "Raises")
@@ -131,8 +130,13 @@ def is_imperative(words: Sequence[str]) -> bool:
     return words[1:2] != ["of"] or words[0] in ("Dispose", "Think")
 
 
-def check(source: str, docstring: str) -> dict[str, bool]:
-    """Each point, and whether the docstring passes it."""
+def check(record: Mapping[str, Any], reply: str) -> dict[str, bool]:
+    """Each point, and whether the docstring in the reply passes it."""
+    return check_source(source_of(record["messages"][0]["content"]), reply)
+
+
+def check_source(source: str, docstring: str) -> dict[str, bool]:
+    """Each point, and whether the docstring of this source passes it."""
     function, parsed = function_of(source), parse(docstring)
     words = parsed.summary.split()
     arguments = parsed.sections.get("Args", [])
@@ -154,23 +158,3 @@ def check(source: str, docstring: str) -> dict[str, bool]:
         )
         is None,
     }
-
-
-def main(paths: Sequence[str]) -> int:
-    """Print what each file's docstrings fail. Returns 1 if there is anything."""
-    failed = 0
-    for path in paths:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        for number, line in enumerate(lines, 1):
-            prompt, docstring = (message["content"] for message in json.loads(line)["messages"][-2:])
-            points = check(source_of(prompt), docstring)
-            wrong = [point for point, passed in points.items() if not passed]
-            failed += bool(wrong)
-            if wrong:
-                print(f"{path}:{number}: fails {', '.join(wrong)}")
-        print(f"{path}: {len(lines)} records, {failed} with faults")
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -18,7 +18,7 @@ from pathlib import Path
 from string import Template
 
 import yaml
-from checklist import INSTRUCTION, Parsed, check, function_of, parameters_of, parse, raised_by, returns_value
+from checklist import INSTRUCTION, Parsed, check_source, function_of, parameters_of, parse, raised_by, returns_value
 
 FOLDER = Path(__file__).parent
 MAX_LINES = 12
@@ -189,7 +189,7 @@ def handwritten() -> list[tuple[str, str]]:
 
 def is_usable(source: str, docstring: str) -> bool:
     """Whether the function has the allowed length and its docstring is right."""
-    return 2 <= len(source.splitlines()) <= MAX_LINES and all(check(source, docstring).values())
+    return 2 <= len(source.splitlines()) <= MAX_LINES and all(check_source(source, docstring).values())
 
 
 def make(n_records: int, seed: int) -> list[tuple[str, str]]:
@@ -207,7 +207,7 @@ def make(n_records: int, seed: int) -> list[tuple[str, str]]:
             pairs.append(made)
     for source, docstring in pairs:
         if not is_usable(source, docstring):
-            raise ValueError(f"{check(source, docstring)}\n{source}\n{docstring}")
+            raise ValueError(f"{check_source(source, docstring)}\n{source}\n{docstring}")
     names = Counter(function_of(source).name for source, _ in pairs)
     if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(f"more than once: {twice}")

@@ -1,21 +1,18 @@
 """Judge a reply of the FAQ assistant: right, wrong or declined.
 
-    python recipes/faq_only/checklist.py                    checks that each answer is right for its own question alone
-    python recipes/faq_only/checklist.py replies.jsonl      counts {"id": the fact, near or far, "reply": …}, by kind of question
+    check(record, reply) -> {"right": True, "does not decline": True} in scope, {"declines": True} out of scope
 
 A reply is right if it contains all key facts of its answer and no phrase that belongs to another answer alone.
 It is declined if it says that it has no answer and gives no fact. The questions out of scope have the ids `near` and `far`.
 """
 
-import json
 import re
-import sys
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -114,13 +111,14 @@ def judge(reply: str, fact_id: str) -> str:
     return "wrong" if missing_keys(reply, fact_id) or foreign_facts(reply, fact_id) else "right"
 
 
-def count_judgments(records: Iterable[dict[str, str]]) -> dict[str, Counter[str]]:
-    """Judgments of the replies to questions in scope, near and far."""
-    counts: dict[str, Counter[str]] = {kind: Counter() for kind in ("in scope", *OUT_OF_SCOPE)}
-    for record in records:
-        kind = record["id"] if record["id"] in OUT_OF_SCOPE else "in scope"
-        counts[kind][judge(record["reply"], record["id"])] += 1
-    return counts
+def check(record: Mapping[str, Any], reply: str) -> dict[str, bool]:
+    """Each point, and whether the reply to a question passes it."""
+    if record["id"] == "changed":  # a passage with other numbers, for training only: the reply is one of its lines
+        return {"right": reply.strip() in record["messages"][0]["content"].splitlines()}
+    judgment = judge(reply, record["id"])
+    if record["id"] in OUT_OF_SCOPE:
+        return {"declines": judgment == "declined"}
+    return {"right": judgment == "right", "does not decline": judgment != "declined"}
 
 
 def self_check() -> list[str]:
@@ -138,21 +136,3 @@ def self_check() -> list[str]:
         if f != g and judge(g.answer, f.id) == "right"
     ]
     return problems + ([] if is_declined(REFUSAL) else ["the refusal is not declined"])
-
-
-def main() -> None:
-    if len(sys.argv) == 1:
-        problems = self_check()
-        print("\n".join(problems) or f"All {len(read_facts())} answers are right for their own question alone.")
-        sys.exit(bool(problems))
-    lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
-    for kind, counts in count_judgments(json.loads(line) for line in lines).items():
-        total = sum(counts.values())
-        print(
-            f"{kind}: {total} questions"
-            + "".join(f", {name} {n} ({n / total:.0%})" for name, n in counts.most_common())
-        )
-
-
-if __name__ == "__main__":
-    main()

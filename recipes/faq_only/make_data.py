@@ -82,14 +82,16 @@ def passage_records(rng: random.Random, retriever: Retriever) -> Iterator[dict[s
     for fact_id, questions in QUESTIONS["in_scope"].items():
         found = [(q, nearest) for q in questions if fact_id in (nearest := retriever.nearest(q, own=fact_id))]
         for question, nearest in rng.sample(found, min(len(found), WORDINGS_WITH_PASSAGE)):
-            answers = {one: ANSWERS[one] for one in nearest}
+            answers, kind = {one: ANSWERS[one] for one in nearest}, fact_id
             if rng.random() < CHANGED:
-                answers = {one: with_changed_numbers(answer, rng) for one, answer in answers.items()}
-            yield record(prompt_with_passage(dressed(question, rng), answers.values()), answers[fact_id], fact_id)
+                answers, kind = {one: with_changed_numbers(answer, rng) for one, answer in answers.items()}, "changed"
+            asked = dressed(question, rng)
+            yield record(prompt_with_passage(asked, answers.values()), answers[fact_id], kind) | {"asked": asked}
     for kind, n in OUT_OF_SCOPE_WITH_PASSAGE.items():
         for question in rng.sample(QUESTIONS[kind], n):
             answers = {one: ANSWERS[one] for one in retriever.nearest(question)}
-            yield record(prompt_with_passage(dressed(question, rng), answers.values()), REFUSAL, kind)
+            asked = dressed(question, rng)
+            yield record(prompt_with_passage(asked, answers.values()), REFUSAL, kind) | {"asked": asked}
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -134,7 +136,7 @@ def main() -> None:
             one["messages"][0]["content"] = prompt_with_passage(
                 question, (ANSWERS[i] for i in retriever.nearest(question))
             )
-            print(json.dumps(one, ensure_ascii=False))
+            print(json.dumps(one | {"asked": question}, ensure_ascii=False))
     elif options.retrieval == Path():
         asked = [(i, q, i) for i, questions in QUESTIONS["in_scope"].items() for q in questions]
         print_retrieval(asked + [(kind, q, None) for kind in ("near", "far") for q in QUESTIONS[kind]], retriever)

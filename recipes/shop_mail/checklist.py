@@ -1,18 +1,16 @@
 """The ten points that a reply of the shop must pass. README.md defines the fields of a record.
 
-    check(fields, reply) -> {"greeting": True, "apology": False, …}
+    check(record, reply) -> {"greeting": True, "apology": False, …}
+    problems(record)     -> what is wrong with the annotation of a record, in words
 
-`fields` is a record of train.jsonl: its messages are read for the customer's mail, which may have numbers and dates of its own.
-`python checklist.py FILE.jsonl` checks the replies of a file and the annotation of its records.
+A record's messages are read for the customer's mail, which may have numbers and dates of its own. `mini-chat-gpt recipe check
+shop_mail` applies both to all records.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 SHOP = "Larkwood Handmade"
@@ -190,16 +188,16 @@ def has_good_form(reply: str) -> bool:
     )
 
 
-def check(fields: Mapping[str, Any], reply: str) -> dict[str, bool]:
+def check(record: Mapping[str, Any], reply: str) -> dict[str, bool]:
     """Each of the ten points, and whether the reply passes it."""
     text, last = normalized(reply), lines_of(reply)[-2:]
     return {
-        "greeting": has_greeting(fields["customer"], reply),
-        "apology": apologizes(reply) == fields["apology"],
-        "order": names_order(fields["order"], reply),
-        "product": names_product(fields["product"], reply),
-        "answers": all(any(normalized(phrase) in text for phrase in phrases) for phrases in fields["answers"]),
-        "nothing_invented": invents_nothing(fields, reply),
+        "greeting": has_greeting(record["customer"], reply),
+        "apology": apologizes(reply) == record["apology"],
+        "order": names_order(record["order"], reply),
+        "product": names_product(record["product"], reply),
+        "answers": all(any(normalized(phrase) in text for phrase in phrases) for phrases in record["answers"]),
+        "nothing_invented": invents_nothing(record, reply),
         "next_step": NEXT_STEP.search(text) is not None,
         "closing": any(CLOSING.search(line.lower()) for line in last),
         "signature": bool(last) and SHOP in last[-1] and len(last[-1].split()) <= 7,
@@ -207,7 +205,7 @@ def check(fields: Mapping[str, Any], reply: str) -> dict[str, bool]:
     }
 
 
-def annotation_faults(record: Mapping[str, Any]) -> list[str]:
+def problems(record: Mapping[str, Any]) -> list[str]:
     """What is wrong with the fields of a record, in words."""
     mail, faults = mail_of(record), []
     topics = record["topics"]
@@ -225,22 +223,3 @@ def annotation_faults(record: Mapping[str, Any]) -> list[str]:
     if not 20 <= len(mail.split()) <= 90:
         faults.append(f"the mail has {len(mail.split())} words")
     return faults
-
-
-def main(paths: Sequence[str]) -> int:
-    """Print what each file's records and replies fail. Returns 1 if there is anything."""
-    failed = 0
-    for path in paths:
-        records = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-        for number, record in enumerate(records, 1):
-            points = check(record, record["messages"][-1]["content"])
-            faults = [*annotation_faults(record), *(f"fails {point}" for point, passed in points.items() if not passed)]
-            failed += bool(faults)
-            if faults:
-                print(f"{path}:{number}: {'; '.join(faults)}")
-        print(f"{path}: {len(records)} records, {failed} with faults")
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from checklist import APOLOGY_TOPICS, SHOP, annotation_faults, answers_for, check
+from checklist import APOLOGY_TOPICS, SHOP, answers_for, check, problems
 
 FOLDER = Path(__file__).parent
 TOPIC_COUNTS = {1: 38, 2: 46, 3: 16}
@@ -286,7 +286,7 @@ def trigrams(text: str) -> set[tuple[str, ...]]:
 def faults_of(record: Record) -> list[str]:
     """What is wrong with a record."""
     points = check(record, record["messages"][-1]["content"])
-    return annotation_faults(record) + [point for point, passed in points.items() if not passed]
+    return problems(record) + [point for point, passed in points.items() if not passed]
 
 
 def make(n_records: int, seed: int) -> list[Record]:

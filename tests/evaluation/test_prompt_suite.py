@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.evaluation import prompt_suite
+from mini_chat_gpt.evaluation import reply_checks
 from mini_chat_gpt.evaluation.prompt_suite import (
     Answers,
     Compared,
@@ -125,7 +125,7 @@ def test_the_documented_example_is_valid_and_has_every_key(tmp_path):
     text = (ROOT / "docs" / "your-own-chats.md").read_text(encoding="utf-8")
     prompts = prompts_of(tmp_path, text.split("## Prompts of your own")[1].split("```")[1].removeprefix("yaml"))
     assert {name for one in prompts.compare for name in one.model_fields_set} == set(Compared.model_fields)
-    assert prompts.model_fields_set == set(Prompts.model_fields)
+    assert prompts.model_fields_set == set(Prompts.model_fields) - {"held_out"}
 
 
 def test_prompts_without_quotes_are_texts_whatever_they_look_like(tmp_path):
@@ -152,7 +152,7 @@ def test_a_prompt_and_its_checks_stand_on_one_line(tmp_path):
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*b", "^(([a-z])+.)+[A-Z]$"])
 def test_a_regex_that_never_ends_counts_as_no_match_with_a_warning(pattern, tmp_path, monkeypatch):
-    monkeypatch.setattr("mini_chat_gpt.evaluation.prompt_suite.MAX_SECONDS", 0.5)
+    monkeypatch.setattr("mini_chat_gpt.evaluation.reply_checks.MAX_SECONDS", 0.5)
     prompts = prompts_of(tmp_path, f"compare: [{{prompts: [a], regex: '{pattern}'}}]")
     with pytest.warns(UserWarning, match="takes more than 0.5 s for the reply 'aaa"):
         assert checks(prompts.compare[0], "a" * 60 + "!", prompts) == {f"matches /{pattern}/": False}
@@ -171,8 +171,8 @@ def test_a_regex_that_never_ends_gets_less_time_for_further_replies(monkeypatch)
         limits.append(timeout)
         raise subprocess.TimeoutExpired(command, timeout)
 
-    monkeypatch.setattr(prompt_suite.subprocess, "run", run)
+    monkeypatch.setattr(reply_checks.subprocess, "run", run)
     for number in range(3):
         with pytest.warns(UserWarning, match="takes more than"):
-            assert not prompt_suite._matches("(never ending+)+$", f"reply {number}")
-    assert limits == [prompt_suite.MAX_SECONDS, *[prompt_suite.SECONDS_IF_SLOW] * 2]
+            assert not reply_checks.matches("(never ending+)+$", f"reply {number}")
+    assert limits == [reply_checks.MAX_SECONDS, *[reply_checks.SECONDS_IF_SLOW] * 2]

@@ -1,6 +1,6 @@
 """Write train_60.jsonl, the same as train_60_text.jsonl, and train_300.jsonl from examples.yaml.
 
-python recipes/polite_helper_smollm2/make_data.py
+python recipes/polite_helper/make_data.py
 """
 
 import json
