@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,11 +188,15 @@ def _replies(
     total = sum(len(part.items) for part in comparison.parts)
     with StepProgress(out, f"{name}: replies", 0, max(1, total)) as progress:
         for part in comparison.parts:
-            before = done
-            replies.append(answer(model, tokenizer, part, system, lambda n, before=before: progress.update(before + n)))
+            replies.append(answer(model, tokenizer, part, system, partial(_update, progress, done)))
             done += len(part.items)
             progress.update(done)
     return compared, replies
+
+
+def _update(progress: StepProgress, before: int, n: int) -> None:
+    """Show that `n` replies of a part are finished, and those of the parts `before` it."""
+    progress.update(before + n)
 
 
 def _prompt(chat: Conversation) -> str:
