@@ -142,7 +142,7 @@ class ReplyView {
     this.markdown = new MarkdownView(this.body);
     this.foot = make('div');
     this.thoughts = make('details');
-    this.thoughts.append(make('summary', 'Thoughts'), make('div', '', 'text dim'));
+    this.thoughts.append(make('summary', 'Thoughts'), make('div', '', 'thoughts dim'));
     this.why = null;
     this.card.append(this.thoughts, this.body, this.foot);
   }
