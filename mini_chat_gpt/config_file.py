@@ -317,17 +317,20 @@ def to_yaml(config: Config | None = None) -> str:
         described = descriptions(type(section))
         for key in fields:
             value = getattr(section, key)
-            text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10**9).strip().removesuffix("\n...")
+            text = (
+                yaml.safe_dump(plain_value(value), default_flow_style=True, width=10**9).strip().removesuffix("\n...")
+            )
             # In the default file the preset determines the shape, so the fields that it sets are commented out.
             commented = config is None and name == "model" and key != "preset"
             lines += [f"  # {described[key]}", f"  {'# ' if commented else ''}{key}: {text}"]
     return "\n".join(lines) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """A value of a setting as YAML can have it: sections as mappings, without what is null."""
     if isinstance(value, Section):
         return value.model_dump(exclude_none=True)
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+    return [plain_value(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def descriptions(section: type[Section]) -> dict[str, str]:
