@@ -83,6 +83,9 @@ def with_files_of_pages(folder: Path) -> Path:
     write_records(folder / "data")
     shutil.copytree(folder / "data", folder / "TinyStories")
     write_stories(folder)
+    (folder / "path/to").mkdir(parents=True)
+    for name in ("path/to/folder", "tickets"):
+        (folder / name).symlink_to(ROOT / "recipes/headlines")
     (folder / "pages").mkdir()
     for name in ("novel.txt", "names.txt", "pages/one.md", "pages/two.txt"):
         (folder / name).write_text("Tom had a cat.\nThe cat was glad.\n" * 60, encoding="utf-8")

@@ -194,7 +194,7 @@ def write_recipe(folder: Path, arguments: argparse.Namespace, answers: dict[str,
     head = f"# Settings of `mini-chat-gpt recipe {name}`. All other keys have the defaults of sft_config.yaml.\n"
     files = {
         RECIPE_CONFIG: head + _yaml(settings),
-        PROMPTS: "# Prompts that are shown side by side, and how the held-out records are judged (docs/your-own-chats.md).\n"
+        PROMPTS: "# Prompts that are shown side by side, and how the held-out records are judged (docs/recipes.md).\n"
         + _yaml(prompts_of(data, arguments.key_facts)),
         README: readme(name, arguments.base, answers, facts_about(data, arguments.data)),
         TRAINING: _jsonl(data.training),
