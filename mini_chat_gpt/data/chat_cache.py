@@ -94,13 +94,15 @@ def _add_all(
     """Read and render all chats, with a pause after each. Raises UserError for bad records, unless they are to be skipped."""
     progress = _Progress(files, console)
     problems, of_files = list[Problem](), list[str]()
+    n_good = 0
     for conversation in read_conversations(paths, problems, chats.keys, of_files):
+        n_good += 1
         if chats.skip_bad or not problems:  # otherwise the rest is read for its problems only
             writer.add(conversation)
             progress.add(conversation)
             yield
     if problems and not chats.skip_bad:
-        raise UserError(report(problems))
+        raise UserError(report(problems, n_good))
     if not writer.n_chats:
         why = "\n  ".join([*([listed(problems)] if problems else []), *of_files])
         raise UserError(f"No record of {', '.join(paths)} can be trained on:\n  {why}")

@@ -59,8 +59,18 @@ class Problem:
         """The reason with its places, without the file."""
         if self.n == 1:
             return f"{self.places[0]}: {self.what}"
-        first = ", ".join(self.places) if self.n <= len(self.places) else f"the first: {', '.join(self.places)}"
-        return f"{self.n:,} records ({first}): {self.what}"
+        return f"{self.n:,} records ({named_places(self.places, self.n)}): {self.what}"
+
+
+def named_places(places: Sequence[str], n: int) -> str:
+    """The first of `n` places: "lines 3, 5, 8, …"; of rows of a table, only the lines."""
+    parts = [re.fullmatch(r"(.*?)(?:record \d+, )?(line|record) (\d+)", place) for place in places]
+    matches = [match for match in parts if match]
+    if len(matches) == len(places) > 1 and len({match.groups()[:2] for match in matches}) == 1:
+        names = f"{matches[0][1]}{matches[0][2]}s {', '.join(match[3] for match in matches)}"
+    else:
+        names = ", ".join(places)
+    return names + (", …" if n > len(places) else "")
 
 
 def read_conversations(
@@ -76,13 +86,17 @@ def read_conversations(
     read. Also raises UserError for a file that is missing or empty, and for names in `keys` that no record has.
     """
     collected: list[Problem] = [] if problems is None else problems
-    names = KeyNames(keys)
+    names, n_good = KeyNames(keys), 0
     for path in [paths] if isinstance(paths, str | Path) else paths:
-        yield from _of_file(str(path), _records(path), names, collected, notes)
+        for conversation in _of_file(str(path), _records(path), names, collected, notes):
+            n_good += 1
+            yield conversation
     if problems is None and collected:
-        raise UserError(report(collected))
-    if names.missing:
-        ours, theirs = next(iter(names.missing.items()))
+        raise UserError(report(collected, n_good))
+    # A key that some record has is not missing, even if nothing was read from it: its records may be bad for another reason.
+    missing = {ours: key for ours, key in names.missing.items() if not {key, key.partition(".")[0]} & names.met}
+    if missing:
+        ours, theirs = next(iter(missing.items()))
         what = f'No record has "{theirs}", which chats.keys names for {ours}{nearest(theirs, names.met)}'
         raise UserError(f"{what} (the records have {quoted(sorted(names.met))}).")
 
@@ -140,7 +154,7 @@ def _notes(path: str, unused: Counter[str], bad: _Places) -> Iterator[str]:
         yield f"{path}: not used: {', '.join(names)}{more}."
     if bad.n:
         records = "1 record" if bad.n == 1 else f"{bad.n:,} records"
-        yield f"{path}: not trained on, because of a label that says that the reply is bad: {records}; the first: {', '.join(bad.first)}."
+        yield f"{path}: not trained on, because of a label that says that the reply is bad: {records} ({named_places(bad.first, bad.n)})."
 
 
 def _quoted(name: str) -> str:
@@ -202,16 +216,18 @@ def _add(problem: Problem, groups: dict[str, Problem], problems: list[Problem]) 
         known.places.append(problem.places[0])
 
 
-_NAMES = re.compile(r"""\d[\d,.]*|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
+_NAMES = re.compile(r"""\d[\d,.]*|"(?:[^"\\]|\\.)*"|(?<!\w)'(?:[^'\\]|\\.)*'""")  # not the apostrophe of "can't"
 
 
-def report(problems: Sequence[Problem]) -> str:
-    """A sentence, or lines, about problems that end a command."""
+def report(problems: Sequence[Problem], n_good: int) -> str:
+    """What to say about problems that end a command: a sentence, or lines. With no good record there would be nothing to train on."""
     total = sum(problem.n for problem in problems)
     them = "it" if total == 1 else "them"
-    if len(problems) == 1:
-        return f"{problems[0]}; correct {them}, or skip {them} with --skip-bad."
-    return f"{total:,} records can't be used:\n  {listed(problems)}\nCorrect them, or skip them with --skip-bad."
+    advice = f"Correct {them}, or skip {them} with --skip-bad." if n_good else f"Correct {them}."
+    if len(problems) > 1:
+        return f"{total:,} records can't be used:\n  {listed(problems)}\n{advice}"
+    says_how = not n_good and ";" in problems[0].what
+    return f"{problems[0]}." if says_how else f"{problems[0]}. {advice}"
 
 
 def listed(problems: Sequence[Problem]) -> str:

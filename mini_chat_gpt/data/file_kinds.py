@@ -52,7 +52,14 @@ OTHERS = {
     b"MZ": "a program",
 }
 """First bytes of files without records -> what they are and what to do."""
-OFFICE = {"word/": "a Word document; save it as plain text", "xl/": "an Excel workbook; save the sheet as CSV"}
+OFFICE = {
+    "word/": "a Word document; save it as plain text",
+    "xl/": "an Excel workbook; save the sheet as CSV",
+    "ppt/": "a PowerPoint document; save it as plain text",
+    "content.xml": "an OpenDocument file; save it as plain text, or a sheet as CSV",
+    "META-INF/container.xml": "an e-book (EPUB); convert it to text first (for example with pandoc)",
+}
+"""Names in a zip, or their beginnings -> what it is and what to do."""
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, with which it begins

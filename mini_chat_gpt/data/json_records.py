@@ -9,6 +9,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from mini_chat_gpt.data.file_kinds import TextStream
@@ -55,8 +56,19 @@ def from_lines(file: TextStream, first: bytes, number: int) -> Iterator[tuple[st
             limit = f"the limit for a line is {MAX_LINE >> 20} MiB"
             yield f"line {number}", BadRecord(f"it is {size / 2**20:,.0f} MiB long; {limit}")
         elif data.strip():
-            yield f"line {number}", _parsed(data)
+            yield f"line {number}", (record := _parsed(data))
+            if isinstance(record, BadRecord) and data.startswith(b"{"):
+                data, number = _after_indented(file, number + 1)
+                continue
         data, number = file.readline(MAX_LINE + 1), number + 1
+
+
+def _after_indented(file: TextStream, number: int) -> tuple[bytes, int]:
+    """(line, number) after the indented lines of an object that begins on the line before: they are part of its error."""
+    indented = False
+    while (data := file.readline(MAX_LINE + 1)).startswith((b" ", b"\t")):
+        number, indented = number + 1, True
+    return (file.readline(MAX_LINE + 1), number + 1) if indented and data.startswith(b"}") else (data, number)
 
 
 def _parsed(line: bytes) -> Record | BadRecord:
@@ -172,7 +184,7 @@ def from_text(file: TextStream, first: bytes, line: int) -> Iterator[tuple[str, 
         yield place, _refused(error, LOST)
 
 
-LOST = "; what follows it can't be read"
+LOST = ", and what follows can't be read"
 TOO_DEEP = "it is nested too deeply"
 
 
@@ -182,11 +194,53 @@ def _refused(error: ValueError | RecursionError, lost: str = "") -> BadRecord:
 
 def _not_utf8(data: bytes, at: int) -> BadRecord:
     column = at - data.rfind(b"\n", 0, at)
-    return BadRecord(f"byte {column} of it (0x{data[at]:02x}) is not UTF-8; save the file as UTF-8")
+    return BadRecord(f"byte {column} of it (0x{data[at]:02x}) is not UTF-8; {save_as_utf8(data, at)}")
+
+
+def save_as_utf8(data: bytes, at: int) -> str:
+    """What to do about bytes that are not UTF-8 at a position. A lone byte of more than 7 bits is an accented letter in Windows-1252."""
+    lone = data[at] >= 0x80 and all(byte < 0x80 for byte in data[max(0, at - 1) : at] + data[at + 1 : at + 2])
+    with suppress(UnicodeDecodeError):
+        if lone and data[at : at + 1].decode("cp1252"):
+            return (
+                "it seems to be Windows-1252: save the file as UTF-8, for example with iconv -f WINDOWS-1252 -t UTF-8"
+            )
+    return "save the file as UTF-8"
 
 
 def _invalid_json(error: json.JSONDecodeError, lost: str = "") -> BadRecord:
-    return BadRecord(f"it is not valid JSON: {error.msg} at column {error.colno}{lost}")
+    what = error.msg.removesuffix(" at").removesuffix(" starting")
+    near = error.doc[max(0, error.pos - 8) : error.pos + 12].strip()
+    place = f"column {error.colno}" + (f", near {near!r}" if error.pos else "")
+    if not lost and error.msg not in _JSON_HINTS and error.pos >= len(error.doc.rstrip()) and error.doc.startswith("{"):
+        return BadRecord(
+            f"it is not valid JSON: the line ends within an object; write each record on one line, {_WITH_JQ}"
+        )
+    hint = _json_hint(error)
+    return BadRecord(f"it is not valid JSON: {what} at {place}{lost}{f'; {hint}' if hint else ''}")
+
+
+def _json_hint(error: json.JSONDecodeError) -> str:
+    """What to do about the usual mistakes in JSON; "" for others."""
+    rest = error.doc[error.pos : error.pos + 20].lstrip()
+    before = error.doc[max(0, error.pos - 20) : error.pos].rstrip()
+    if rest.startswith("'"):
+        return "write keys and texts in double quotes, as Python's json.dumps does"
+    if rest.startswith(("None", "True", "False")):
+        return "write null, true or false"
+    if rest.startswith(("]", "}")) and before.endswith(","):
+        return "remove the comma before the bracket"
+    return _JSON_HINTS.get(error.msg, "")
+
+
+_WITH_JQ = "for example with jq -c . FILE > NEW_FILE"
+_JSON_HINTS = {
+    "Extra data": f"write each record on a line of its own, {_WITH_JQ}",
+    "Expecting ',' delimiter": 'a comma is missing, or a quotation mark in a text, which is written \\"',
+    "Invalid control character at": "write a line break in a text as \\n, and a tab as \\t",
+    "Invalid \\escape": "write a backslash as \\\\",
+}
+"""Message of Python's JSON reader -> what to do."""
 
 
 NOT_BLANK = re.compile(r"[^ \t\r\n]")

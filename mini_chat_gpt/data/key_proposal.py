@@ -8,13 +8,20 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mini_chat_gpt.common.chat_keys import CONTENTS, LISTS, PROMPTS, RECORD, REPLIES, ROLES
+from mini_chat_gpt.common.chat_keys import CONTENTS, LISTS, PREFERENCE, PROMPTS, RECORD, REPLIES, ROLES
 from mini_chat_gpt.common.errors import nearest
-from mini_chat_gpt.data.record_fields import Fields, is_blank, quoted
+from mini_chat_gpt.data.record_fields import Fields, KeyNames, is_blank, quoted
 
 FORMS = "messages, prompt + response, chosen, text"
 _ASKS = re.compile(r"user|human|quer|quest|prompt|instr|input|request|source|src|ask|problem|task|title", re.I)
 _REPLIES = re.compile(r"assist|bot|answer|respon|repl|output|target|tgt|complet|model|summar|label|solution", re.I)
+_CONTAINERS = frozenset({
+    "data", "dataset", "records", "rows", "items", "examples", "entries", "samples", "chats", "pairs", "qa", "train", "test",
+    "validation",
+})  # fmt: skip
+"""Keys under which one object has all records of a file."""
+_LONG_ROLE = 60
+_REPLYING = re.compile(rf"{_REPLIES.pattern}|agent|support|character", re.I)
 _ABOUT = re.compile(
     r"(^|_)(id|uid|uuid|source|url|lang|language|category|type|split|date|time|timestamp|model|hash)$", re.I
 )
@@ -35,10 +42,52 @@ def unknown_form(fields: Fields, prompt: str, reply: str) -> str:
     else:
         what = f"its keys ({quoted(fields.values)}) are not those of a chat" if fields.values else "it has no keys"
     if proposal := propose(fields.values, prompt, reply):
-        names = {ours: theirs for ours, theirs in fields.keys.names.items() if theirs is not None} | proposal
-        written = ", ".join(f"{ours}: {_yaml(theirs)}" for ours, theirs in names.items())
-        return f"{what}; name its keys, for example with chats.keys={shlex.quote(f'{{{written}}}')}"
-    return f"{what}; known forms are {FORMS} (docs/your-own-chats.md)"
+        return f"{what}; name its keys, for example with {setting(fields.keys, proposal)}"
+    add = 'add it as "response"; ' if prompt else ""
+    return f"{what}; {add}known forms are {FORMS} (docs/your-own-chats.md)"
+
+
+def setting(keys: KeyNames, proposal: Mapping[str, str]) -> str:
+    """`chats.keys` as it is typed: with what it has already, and a proposal."""
+    names = {ours: theirs for ours, theirs in keys.names.items() if theirs is not None} | dict(proposal)
+    written = ", ".join(f"{ours}: {_yaml(theirs)}" for ours, theirs in names.items())
+    return f"chats.keys={shlex.quote(f'{{{written}}}')}"
+
+
+def propose_roles(turns: Sequence[Mapping[Any, Any]], key: str, keys: KeyNames) -> dict[str, str]:
+    """Who the unknown roles of a list of messages may be; {} if there are none. The first to speak is most often the user."""
+    roles = list(dict.fromkeys(turn[key] for turn in turns[:100] if isinstance(turn.get(key), str)))
+    unknown = [role for role in roles if keys.role(role) is None and 0 < len(role) <= _LONG_ROLE]
+    known = {keys.role(role) for role in roles}
+    proposal: dict[str, str] = {}
+    if "assistant" not in known and (len(unknown) > 1 or (unknown and "user" in known)):
+        proposal["assistant"] = _best(unknown[:2], _REPLYING, last=True)
+    others = [role for role in unknown if role not in proposal.values()]
+    return {"user": others[0]} | proposal if others and "user" not in known else proposal
+
+
+def other_layout(values: Mapping[Any, Any]) -> str:
+    """What to do with an object that has the records of a whole file in it; "" for other ones."""
+    if isinstance(values.get("mapping"), dict):
+        return f"it is a chat of ChatGPT's export, a tree, which is not read; convert it to one of the forms {FORMS}"
+    if not values.keys() & {*LISTS, *PROMPTS, *REPLIES}:
+        for name, records in _lists(values):
+            if name.rpartition(".")[2].lower() in _CONTAINERS and not records[0].keys() & {*ROLES}:
+                return f"its \"{name}\" is a list of records; give that list, for example with jq -c '.{name}[]' FILE > NEW.jsonl"
+    columns = [value for key, value in values.items() if key in (*PROMPTS, *REPLIES)]
+    if len(columns) > 1 and all(map(_is_column, columns)):
+        return 'it has all texts of a column in one; write an object for each row (in pandas with orient="records")'
+    texts = [key for key, value in values.items() if isinstance(value, str)]
+    if len(texts) == len(values) > 1 and sum(len(str(key).split()) > 2 for key in texts) > len(texts) / 2:
+        return 'its keys are whole texts; write each pair as an object, such as {"prompt": "…", "response": "…"}'
+    return ""
+
+
+def _is_column(value: Any) -> bool:
+    """Whether a value has the texts of several records: a list, or an object with the numbers of the rows."""
+    texts = list(value.values()) if isinstance(value, dict) else value
+    is_numbered = not isinstance(value, dict) or all(str(key).isdigit() for key in value)
+    return isinstance(texts, list) and bool(texts) and is_numbered and all(isinstance(text, str) for text in texts)
 
 
 def propose(record: Mapping[Any, Any], prompt: str, reply: str) -> dict[str, str]:
@@ -49,6 +98,7 @@ def propose(record: Mapping[Any, Any], prompt: str, reply: str) -> dict[str, str
             return names | inner
     texts = [str(key) for key, value in record.items() if isinstance(value, str) and not is_blank(value)]
     texts = [key for key in texts if not _ABOUT.search(key)] or texts
+    texts = [key for key in texts if key not in PREFERENCE]  # a rejected reply is never trained on
     if prompt:
         others = [key for key in texts if key not in PROMPTS]
         return {"response": _best(others, _REPLIES, last=True)} if others else {}
@@ -79,6 +129,8 @@ def _lists(record: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, l
 def _message_keys(turns: Sequence[Mapping[Any, Any]]) -> dict[str, str] | None:
     """The names of role and content in a list of messages, where they differ from the known ones; None if it looks like none."""
     first = turns[0]
+    if first.keys() & {*PROMPTS} and first.keys() & {*REPLIES}:  # an exchange
+        return {}
     texts = [key for key in first if isinstance(key, str) and isinstance(first[key], str)]
     role = next((key for key in ROLES if key in texts), "")
     content = next((key for key in CONTENTS if key in first), "")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mini_chat_gpt.common.chat_keys import ROLE_NAMES
+from mini_chat_gpt.common.errors import short
 from mini_chat_gpt.data.json_records import BadRecord
 
 Path = tuple[str, ...]
@@ -91,7 +92,7 @@ class Fields:
         """The value of a key that must be text; None if it is absent."""
         value = self.get(ours)
         if value is not None and not isinstance(value, str):
-            raise BadRecord(f"{self.name(ours)} is {kind_of(value)}; it must be text")
+            raise not_text(self.name(ours), value)
         return value
 
     def unused(self) -> list[str]:
@@ -164,6 +165,12 @@ _KINDS = {
 def kind_of(value: Any) -> str:
     """What a value is, in words."""
     return _KINDS.get(type(value)) or f"a value of the type {type(value).__name__}"
+
+
+def not_text(what: str, value: Any) -> BadRecord:
+    """The error for a value that must be text."""
+    example = f', such as "{short(value, 20)}"' if isinstance(value, int | float) else ""
+    return BadRecord(f"{what} is {kind_of(value)}; it must be text{example}")
 
 
 def quoted(names: Iterable[str], limit: int = 8) -> str:

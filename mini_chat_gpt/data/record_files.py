@@ -23,7 +23,16 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.yaml_files import MAX_BYTES, parse_yaml
 from mini_chat_gpt.data.arrow_files import kind_of, read_rows
 from mini_chat_gpt.data.file_kinds import START, IncompleteData, TextStream, open_text
-from mini_chat_gpt.data.json_records import MAX_LINE, BadRecord, Record, from_lines, from_text, is_json_lines
+from mini_chat_gpt.data.json_records import (
+    LOST,
+    MAX_LINE,
+    BadRecord,
+    Record,
+    from_lines,
+    from_text,
+    is_json_lines,
+    save_as_utf8,
+)
 
 Records = Iterator[tuple[str, Record | BadRecord]]
 COLUMNS = frozenset({*LISTS, *PROMPTS, *REPLIES, *SYSTEMS, *PREFERENCE, "context", "text"})
@@ -74,19 +83,35 @@ _JSON = re.compile(rb'(\[\s*(\{\s*)?|\{\s*)("|$)')  # a novel can begin with [Il
 
 def _reader(path: Path, file: TextStream, first: bytes, line: int) -> Records:
     """The records of a file whose first line that is not blank has been read."""
-    if first.lstrip().startswith((b"{", b"[")):
+    if _begins_json(first):
         return from_lines(file, first, line) if is_json_lines(first, file.start) else from_text(file, first, line)
     text = first.decode("utf-8", "replace").partition("\r")[0]
     if (delimiter := _delimiter(text) or _unknown_table(path, text, file.start)) is not None:
         return _from_table(file, first, line, delimiter)
     if re.match(r"---|%YAML|-\s+\S|\"?\w+\"?:(\s|$)|#", text) and (found := _from_yaml(path, file, first)) is not None:
         return found
-    if any(one.lstrip().startswith((b"{", b"[")) for one in file.start.splitlines()):
+    if any(map(_begins_json, file.start.splitlines())):
         return from_lines(file, first, line)  # a line of JSON Lines is damaged, or a comment
+    if first.lstrip().startswith(b"<?xml"):
+        raise UserError(f"{path} is XML; convert it to JSON Lines or CSV.")
+    if _SUFFIX.search(path.name):
+        raise UserError(
+            f"{path} has no known column: its first line is {text.strip()[:60]!r}; write the names of the columns there, such as "
+            "question,answer."
+        )
     raise UserError(
         f"{path} is plain text: no line of its beginning is a record. Chats are read from {FORMS}; a text to pretrain on is "
         "named in pretrain.dataset_path, and stories in sft.dataset_path."
     )
+
+
+def _begins_json(line: bytes) -> bool:
+    """Whether a line begins like an object or an array of JSON, and not like "[12/03/24, 10:00] Anna: Hi"."""
+    text = line.strip()
+    if not text.startswith(b"["):
+        return text.startswith(b"{")
+    inner = text[1:].lstrip()
+    return inner[:1] in b'{["]' or re.match(rb"(-?[\d.]+|null|true|false)\s*[],]", inner) is not None
 
 
 # Tables
@@ -160,10 +185,10 @@ def _until_error(rows: Iterator[list[str]]) -> Iterator[list[str] | BadRecord]:
     try:
         yield from rows
     except csv.Error as error:
-        yield BadRecord(f"it is not a row of a table: {error}; what follows it can't be read")
+        yield BadRecord(f"it is not a row of a table: {error}{LOST}")
     except UnicodeDecodeError as error:
-        wrong = f"0x{error.object[error.start]:02x} in it is not UTF-8; save the file as UTF-8"
-        yield BadRecord(f"{wrong}; what follows it can't be read")
+        wrong = f"0x{error.object[error.start]:02x} in it is not UTF-8{LOST}"
+        yield BadRecord(f"{wrong}; {save_as_utf8(error.object, error.start)}")
 
 
 def _lines(file: TextStream, first: bytes) -> Iterator[str]:

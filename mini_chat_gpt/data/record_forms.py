@@ -18,9 +18,10 @@ from typing import Any
 from mini_chat_gpt.chat_format import Message
 from mini_chat_gpt.chat_messages import check_messages
 from mini_chat_gpt.common.chat_keys import EXTRAS, LABELS, LISTS, PAIRS, PROMPTS, REPLIES, SYSTEMS
+from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.data.json_records import BadRecord, Record
-from mini_chat_gpt.data.key_proposal import unknown_form
-from mini_chat_gpt.data.record_fields import Fields, KeyNames, is_blank, kind_of
+from mini_chat_gpt.data.key_proposal import other_layout, unknown_form
+from mini_chat_gpt.data.record_fields import Fields, KeyNames, is_blank, kind_of, not_text
 from mini_chat_gpt.data.record_messages import (
     Turns,
     from_marked_text,
@@ -56,7 +57,12 @@ def read_record(record: Record | BadRecord, keys: KeyNames) -> ChatRecord:
         record = {"messages": record}
     if not isinstance(record, dict):
         raise BadRecord(f'it is {kind_of(record)}; a conversation is an object such as {{"messages": […]}}')
-    return _RecordReader(Fields(record, keys), set()).read()
+    try:
+        return _RecordReader(Fields(record, keys), set()).read()
+    except (BadRecord, UserError):
+        if advice := other_layout(record):
+            raise BadRecord(advice) from None
+        raise
 
 
 class _RecordReader:
@@ -71,9 +77,8 @@ class _RecordReader:
         form, messages = self._messages()
         messages = self._with_system(messages)
         is_good, tools = self._is_good(), read_tools(self.fields)
+        _check_ends(messages)
         check_messages(messages)
-        if messages[-1].role != "assistant":
-            raise BadRecord(f"it ends with a {messages[-1].role} message, which has no reply")
         if not any(message.train for message in messages if message.role == "assistant"):
             raise BadRecord('it has no reply to train on: each has "train": false')
         _check_blanks(messages)
@@ -90,6 +95,8 @@ class _RecordReader:
             return listed, self.turns.read(fields.get(listed), fields.name(listed))
         prompt, reply = _pair(fields)
         if prompt and reply:
+            if values(reply) == "":
+                raise BadRecord(f"{fields.name(reply)} has no text; add text, or remove the record")
             return f"{prompt} + {reply}", [*self._history(), *self._prompt(prompt), *self._reply(reply)]
         if fields.has("text"):
             text = fields.text("text") or ""
@@ -130,7 +137,7 @@ class _RecordReader:
                 self.unused.add(f"{name[1:-1]} after the first")
             value = value[0]
         if not isinstance(value, str):
-            raise BadRecord(f"{name} is {kind_of(value)}; it must be text")
+            raise not_text(name, value)
         return value
 
     def _history(self) -> list[Message]:
@@ -259,6 +266,22 @@ def _n_common(messages: Sequence[Message], others: Sequence[Message]) -> int:
         ),
         min(len(messages), len(others)),
     )
+
+
+def _check_ends(messages: Sequence[Message]) -> None:
+    """Raise BadRecord for a conversation that does not begin with a question and end with a reply."""
+    roles = [message.role for message in messages if message.role != "system"]
+    if roles[:1] == ["assistant"] and roles[-1] == "user" and len(messages) == len(roles):
+        raise BadRecord(
+            "it begins with an assistant message and ends with a user message; if the roles are swapped, use "
+            "chats.keys='{user: assistant, assistant: user}'"
+        )
+    if roles[:1] == ["assistant"]:
+        raise BadRecord(
+            "it begins with an assistant message; remove it, or put the user message that it replies to before it"
+        )
+    if roles and roles[-1] != "assistant":
+        raise BadRecord(f"it ends with a {roles[-1]} message, which has no reply; add a reply, or remove the message")
 
 
 def _check_blanks(messages: Sequence[Message]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mini_chat_gpt.chat_format import Message
@@ -17,7 +17,8 @@ from mini_chat_gpt.chat_messages import TOOL
 from mini_chat_gpt.common.chat_keys import CALL, CONTENTS, REASONING, ROLE_NAMES, ROLES, TRAINED
 from mini_chat_gpt.common.errors import short
 from mini_chat_gpt.data.json_records import TOO_DEEP, BadRecord
-from mini_chat_gpt.data.record_fields import Fields, KeyNames, is_blank, kind_of
+from mini_chat_gpt.data.key_proposal import propose_roles, setting
+from mini_chat_gpt.data.record_fields import Fields, KeyNames, is_blank, kind_of, not_text
 
 MAX_DEPTH = 100
 """Levels of lists and objects in the arguments of a tool and in its description."""
@@ -41,15 +42,15 @@ class Turns:
             raise BadRecord(f"{name} must be a list of objects, one for each message")
         if not turns:
             raise BadRecord(f"{name} is empty")
-        return [message for number, turn in enumerate(turns, 1) for message in self._turn(turn, number, name)]
+        return [message for number in range(1, len(turns) + 1) for message in self._turn(turns, number, name)]
 
-    def _turn(self, turn: dict[str, Any], number: int, name: str) -> list[Message]:
-        fields = Fields(turn, self.keys)
+    def _turn(self, turns: list[dict[str, Any]], number: int, name: str) -> list[Message]:
+        fields = Fields(turns[number - 1], self.keys)
         role_key = fields.first(ROLES)
         if not role_key and (pair := self.exchange(fields, self.unused)) is not None:
             messages = pair
         else:
-            messages = [self._message(fields, role_key, number, name)]
+            messages = [self._message(fields, role_key, number, name, turns)]
         self._add_unused(fields.unused(), name)
         return messages
 
@@ -57,11 +58,20 @@ class Turns:
         if names:
             self.unused.update(".".join([*(one.strip('"') for one in where), name]) for name in names)
 
-    def _message(self, fields: Fields, role_key: str, number: int, name: str) -> Message:
+    def _message(
+        self, fields: Fields, role_key: str, number: int, name: str, turns: Sequence[Mapping[Any, Any]]
+    ) -> Message:
         shared = "from" in fields.values or "value" in fields.values  # ShareGPT's names
         if not role_key:
             raise BadRecord(f'message {number} has no "{"from" if shared else "role"}"')
-        role = self._role(fields.get(role_key), number)
+        if (role := self._role(fields.get(role_key))) is None:
+            proposal = propose_roles(turns, fields.name(role_key).strip('"'), self.keys)
+            hint = (
+                f"say whose it is with {setting(self.keys, proposal)}"
+                if proposal
+                else f"known roles are {', '.join(ROLE_NAMES)}"
+            )
+            raise BadRecord(f"message {number} has the role {short(fields.get(role_key))}, which is not known; {hint}")
         reasoning = self._reasoning(fields, number)
         content_key = fields.first(CONTENTS)
         calls = self._tool_calls(fields, number, name)
@@ -80,12 +90,8 @@ class Turns:
         )
         return Message(role, content, trained, reasoning, calls, function, call_id)
 
-    def _role(self, role: Any, number: int) -> str:
-        if (ours := self.keys.role(role) if isinstance(role, str) else None) is None:
-            known = ", ".join(ROLE_NAMES)
-            hint = f"; say whose it is with chats.keys='{{user: {role}}}'" if _is_word(role) else ""
-            raise BadRecord(f"message {number} has the role {short(role)}; known roles are {known}{hint}")
-        return ours
+    def _role(self, role: Any) -> str | None:
+        return self.keys.role(role) if isinstance(role, str) else None
 
     def _reasoning(self, fields: Fields, number: int) -> str | None:
         """What the assistant thought before its reply, under one of the names that files have; None if it is empty."""
@@ -94,7 +100,7 @@ class Turns:
         if is_blank(text):
             return None
         if text is not None and not isinstance(text, str):
-            raise BadRecord(f"{fields.name(key)} of message {number} is {kind_of(text)}; it must be text")
+            raise not_text(f"{fields.name(key)} of message {number}", text)
         return text
 
     def _content(self, content: Any, number: int, name: str) -> str:
@@ -102,7 +108,7 @@ class Turns:
         if isinstance(content, list):
             return "".join(self._part(part, number, place, name) for place, part in enumerate(content, 1))
         if not isinstance(content, str):
-            raise BadRecord(f"the content of message {number} is {kind_of(content)}; it must be text")
+            raise not_text(f"the content of message {number}", content)
         return content
 
     def _part(self, part: Any, number: int, place: int, name: str) -> str:
@@ -111,14 +117,14 @@ class Turns:
             return part
         where = f"part {place} of the content of message {number}"
         if not isinstance(part, dict):
-            raise BadRecord(f"{where} is {kind_of(part)}; it must be text")
+            raise not_text(where, part)
         fields = Fields(part, NO_NAMES)
         if (kind := fields.get("type")) is not None and kind not in ("text", "input_text", "output_text"):
             raise BadRecord(f"{where} is of the type {short(kind)}; only text can be trained on")
         key = next((key for key in ("text", "value", "content") if fields.has(key)), "text")
         text = fields.get(key)
         if not isinstance(text, str):
-            raise BadRecord(f"the text of {where} is {kind_of(text)}; it must be text")
+            raise not_text(f"the text of {where}", text)
         self._add_unused(fields.unused(), name, "content")
         return text
 
@@ -149,10 +155,6 @@ def _noun(key: str) -> str:
     return key if key in ("value", "text") else "content"
 
 
-def _is_word(role: Any) -> bool:
-    return isinstance(role, str) and re.fullmatch(r"[A-Za-z]\w{0,30}", role) is not None
-
-
 def _trained(fields: Fields, number: int) -> bool:
     key = next((key for key in TRAINED if fields.peek(key) is not None), None)  # OpenAI's files have "weight": 0
     train = fields.get(key) if key else True
@@ -164,7 +166,7 @@ def _trained(fields: Fields, number: int) -> bool:
 def _optional_text(fields: Fields, key: str, number: int) -> str | None:
     value = fields.get(key)
     if value is not None and not isinstance(value, str):
-        raise BadRecord(f"{fields.name(key)} of message {number} is {kind_of(value)}; it must be text")
+        raise not_text(f"{fields.name(key)} of message {number}", value)
     return value
 
 
@@ -222,7 +224,8 @@ def parsed_json(text: str, what: str) -> Any:
     try:
         return json.loads(text) if text.strip() else {}
     except (ValueError, RecursionError):
-        raise BadRecord(f"{what} can't be read as JSON: {text[:40]!r}") from None
+        hint = "; it is written by Python, not as JSON: use json.dumps" if re.match(r"[\[{\s]*'", text) else ""
+        raise BadRecord(f"{what} can't be read as JSON: {text[:40]!r}{hint}") from None
 
 
 def check_depth(value: Any, what: str) -> None:
@@ -241,6 +244,9 @@ def _items(value: Any) -> list[Any]:
 # Texts with several messages
 
 MARKER = re.compile(r"<\|(system|user|assistant|endoftext)\|>")
+_OTHER_MARKERS = re.compile(
+    r"<\|im_start\|>|\[INST\]|<\|start_header_id\|>|<start_of_turn>|^#{2,3} ?\w+:", re.MULTILINE
+)
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
@@ -261,7 +267,11 @@ def from_marked_text(text: str, name: str) -> list[Message]:
     """The messages of a text with our markers. Raises BadRecord."""
     begin, *pieces = MARKER.split(text)
     if not pieces:
-        raise BadRecord(f"{name} has no <|user|> or <|assistant|> in it; plain text is for pretraining")
+        other = _OTHER_MARKERS.search(text)
+        what = (
+            f"is in another chat template ({other[0].strip()})" if other else "has no <|user|> or <|assistant|> in it"
+        )
+        raise BadRecord(f'{name} {what}; write chats as {{"messages": […]}}; plain text is for pretraining')
     between = begin, *(said for marker, said in zip(pieces[::2], pieces[1::2], strict=True) if marker == "endoftext")
     if stray := next((said.strip() for said in between if said.strip()), ""):
         raise BadRecord(f"{name} has words outside of all turns: {stray[:40]!r}")

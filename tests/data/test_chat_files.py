@@ -155,14 +155,14 @@ def turns(*turns: tuple[object, ...]) -> str:
 
 
 BAD = [
-    ('{"messages": [', "it is not valid JSON: Expecting value at column 15"),
+    ('{"messages": [', "it is not valid JSON: the line ends within an object; write each record on one line"),
     ('{"messages": [}', "it is not valid JSON: Expecting value at column 15"),
     ("Hi there\n", "it is not valid JSON: Expecting value at column 1"),
     ("[1, 2]\n", "it is a list; a conversation is an object such as"),
     ("null\n", "it is null"),
     (
         turns(("robot", "Hi")),
-        "message 1 has the role 'robot'; known roles are system, developer, user, human, assistant, gpt",
+        "message 1 has the role 'robot', which is not known; say whose it is with chats.keys='{user: robot}'",
     ),
     (turns(("user", "Hi"), ("assistant", " ")), "message 2 of 2 (role assistant) has no text"),
     (turns(("system", "a"), ("system", "b")), "message 2 of 2 (role system) is out of place"),
@@ -184,21 +184,27 @@ BAD = [
     (lines({"instruction": "Hi", "output": "a", "system": ["Be kind."]}), '"system" is a list; it must be text'),
     (
         lines({"conversations": [{"from": ["human"], "value": "Hi"}]}),
-        "message 1 has the role ['human']; known roles are system",
+        "message 1 has the role ['human'], which is not known; known roles are system",
     ),
-    (lines({"conversations": [{"from": {}, "value": "Hi"}]}), "message 1 has the role {}; known roles are system"),
+    (
+        lines({"conversations": [{"from": {}, "value": "Hi"}]}),
+        "message 1 has the role {}, which is not known; known roles are system",
+    ),
     (lines({"messages": "Hi"}), '"messages" must be a list of objects'),
     (lines({"messages": []}), '"messages" is empty'),
-    (lines({"prompt": "Hi"}), 'it has "prompt" but no reply; known forms are messages, prompt + response'),
+    (
+        lines({"prompt": "Hi"}),
+        'it has "prompt" but no reply; add it as "response"; known forms are messages, prompt + response',
+    ),
     (lines({"prompt": "Hi", "completion": ["a"]}), '"completion" is a list; it must be text'),
-    (lines({"instruction": "Hi"}), 'it has "instruction" but no reply; known forms'),
+    (lines({"instruction": "Hi"}), 'it has "instruction" but no reply; add it as "response"'),
     (
         lines({"a": 1, "b": 2}),
         'its keys ("a", "b") are not those of a chat; known forms are messages, prompt + ',
     ),
     (
         lines({"conversations": [{"from": "alien", "value": "Hi"}]}),
-        "message 1 has the role 'alien'; known roles are system",
+        "message 1 has the role 'alien', which is not known; say whose it is with chats.keys='{user: alien}'",
     ),
     (lines({"text": "Once upon a time"}), '"text" has no <|user|> or <|assistant|> in it'),
     (lines({"text": "Once <|user|>Hi<|assistant|>Hello!"}), "\"text\" has words outside of all turns: 'Once'"),
@@ -234,7 +240,7 @@ def test_an_error_names_the_file_and_the_line(tmp_path, wrong, sentence):
     with pytest.raises(UserError) as error:
         list(read_conversations(path))
     assert str(error.value).startswith(f"{path}, line 2: {sentence}")
-    assert str(error.value).endswith("; correct it, or skip it with --skip-bad.")
+    assert str(error.value).endswith(". Correct it, or skip it with --skip-bad.")
     problems = []
     assert len(list(read_conversations(path, problems))) == 1
     assert len(problems) == 1
@@ -285,7 +291,7 @@ def test_all_problems_are_reported_at_once_and_counted(tmp_path):
         list(read_conversations([one, two]))
     text = str(error.value)
     assert text.startswith("31 records can't be used:\n")
-    assert f"  {one}: 30 records (the first: line 1, line 2, line 3): it has " in text
+    assert f"  {one}: 30 records (lines 1, 2, 3, …): it has " in text
     assert f"  {two}, line 1: it has " in text
 
 

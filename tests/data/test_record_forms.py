@@ -146,9 +146,7 @@ def test_a_reply_that_is_labeled_as_bad_is_counted_and_never_trained_on(tmp_path
     good, bad = {"prompt": "Hi", "completion": "Hello!"}, {"prompt": "Hi", "completion": "Go away."}
     found, notes = read(tmp_path, good | {"label": True}, bad | {"label": label}, good, bad | {"kto_tag": label})
     assert [one.messages for one in found] == [(HI, HELLO)] * 2
-    assert notes == [
-        "not trained on, because of a label that says that the reply is bad: 2 records; the first: line 2, line 4."
-    ]
+    assert notes == ["not trained on, because of a label that says that the reply is bad: 2 records (lines 2, 4)."]
 
 
 def test_keys_that_are_not_used_are_named_with_their_number(tmp_path: Path) -> None:
@@ -204,6 +202,7 @@ def test_names_of_your_own_for_keys_and_roles(tmp_path: Path) -> None:
         ({"a b": "Hi", "c": "Hello!"}, {"response": "c"}, """chats.keys='{response: c, prompt: "a b"}'"""),
         ({"request": "Hi", "response": "Hello!"}, {}, "chats.keys='{prompt: request}'"),
         ({"turns": [USER, REPLY]}, {}, "chats.keys='{messages: turns}'"),
+        ({"turns": [{"question": "Hi", "answer": "Hello!"}]}, {}, "chats.keys='{messages: turns}'"),
         (
             {
                 "log": {
@@ -218,7 +217,7 @@ def test_names_of_your_own_for_keys_and_roles(tmp_path: Path) -> None:
 def test_an_unknown_form_proposes_names_that_work(tmp_path: Path, record: Any, keys: Any, proposal: str) -> None:
     with pytest.raises(UserError) as error:
         read(tmp_path, record, keys=keys)
-    assert f"for example with {proposal}; correct it" in str(error.value)
+    assert str(error.value).endswith(f"for example with {proposal}.")
     override = proposal.replace("'", "")
     assert len(read(tmp_path, record, keys=load_config(None, [override]).chats.keys)[0]) == 1
 
@@ -297,7 +296,7 @@ def test_equal_problems_are_one_line_with_a_number(tmp_path: Path) -> None:
         list(read_conversations(path))
     text = str(error.value)
     assert text.startswith("1,925 records can't be used:\n")
-    assert f"{path}: 1,923 records (the first: line 1, line 2, line 3): its keys (" in text
+    assert f"{path}: 1,923 records (lines 1, 2, 3, …): its keys (" in text
 
 
 def test_tables_with_names_of_your_own(tmp_path: Path) -> None:

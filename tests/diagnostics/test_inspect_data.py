@@ -179,10 +179,10 @@ def test_bad_records_are_listed_or_skipped_and_counted(home):
         assert f"{name}, line " in run(home, "inspect", name)
     printed = run(home, "inspect", "bad.jsonl", code=2)
     assert "4 records can't be used" in printed
-    assert "bad.jsonl: 2 records (line 3, line 6): it is not valid JSON" in printed
+    assert "bad.jsonl: 2 records (lines 3, 6): it is not valid JSON" in printed
     printed = run(home, "inspect", "bad.jsonl", "--skip-bad")
-    assert 'bad.jsonl: records skipped: 4\n  2 records (line 2, line 5): it has "question" but no' in printed
-    assert "  2 records (line 3, line 6): it is not valid JSON" in printed
+    assert 'bad.jsonl: records skipped: 4\n  2 records (lines 2, 5): it has "question" but no' in printed
+    assert "  2 records (lines 3, 6): it is not valid JSON" in printed
     assert "Chats with the same text as another one: 1" in printed
 
 

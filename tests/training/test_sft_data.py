@@ -115,10 +115,10 @@ def test_the_validation_split_of_a_folder_is_held_out(chats, tmp_path):
 
 def test_bad_records_are_an_error_or_are_skipped(chats):
     chats.write_text(chats.read_text() + '\n{"prompt": "Hi"}\n')
-    with pytest.raises(UserError, match=r'line 21: it has "prompt" but no reply; .*; correct it, or skip it'):
+    with pytest.raises(UserError, match=r'line 21: it has "prompt" but no reply; .*\). Correct it, or skip it'):
         examples_of(chats)
     found = examples_of(chats, chats={"skip_bad": True})
-    assert f'{chats}: records skipped: 1\n  line 21: it has "prompt" but no reply; known forms' in found.notes[0]
+    assert f'{chats}: records skipped: 1\n  line 21: it has "prompt" but no reply; add it as' in found.notes[0]
 
 
 def test_what_is_not_used_is_a_note_and_a_file_without_a_usable_record_says_why(chats):
@@ -126,16 +126,13 @@ def test_what_is_not_used_is_a_note_and_a_file_without_a_usable_record_says_why(
     chats.write_text("\n".join([*records, '{"prompt": "Hi", "completion": "No.", "label": false}']))
     notes = examples_of(chats).notes
     assert f'{chats}: not used: "score" (4 records).' in notes
-    assert (
-        f"{chats}: not trained on, because of a label that says that the reply is bad: 1 record; the first: line 5."
-        in notes
-    )
+    assert f"{chats}: not trained on, because of a label that says that the reply is bad: 1 record (line 5)." in notes
     chats.write_text('{"a": 1}\n{"a": 2}\n{"prompt": "Hi", "completion": "No.", "label": false}\n')
     with pytest.raises(UserError) as error:
         examples_of(chats, chats={"skip_bad": True})
     lines = str(error.value).splitlines()
     assert lines[0] == f"No record of {chats} can be trained on:"
-    assert lines[1].startswith(f'  {chats}: 2 records (line 1, line 2): its keys ("a") are not those of a chat')
+    assert lines[1].startswith(f'  {chats}: 2 records (lines 1, 2): its keys ("a") are not those of a chat')
     assert "the reply is bad: 1 record" in lines[2]
 
 
