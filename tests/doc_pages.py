@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mini_chat_gpt.cli import VERBS
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
 
@@ -66,8 +68,9 @@ def calls(command: list[str]) -> Iterator[tuple[str, list[str]]]:
     scripts = {"mini_chat_gpt/sft_train.py": "sft", "mini_chat_gpt/sft_generate.py": "generate"}
     for part in parts:
         for i, word in enumerate(part):
-            if word in ("mini-chat-gpt", "mini_chat_gpt.cli"):
-                yield part[i + 1], part[i + 2 :]
+            if word in ("mini-chat-gpt", "mini_chat_gpt.cli") and i + 1 < len(part):
+                two = " ".join(part[i + 1 : i + 3])  # "recipe new"
+                yield (two, part[i + 3 :]) if two in VERBS else (part[i + 1], part[i + 2 :])
             elif word in scripts:
                 yield scripts[word], part[i + 1 :]
 

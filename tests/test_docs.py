@@ -144,7 +144,9 @@ def run_command(folder: Path, command: list[str], more: dict[str, list[str]], va
         return
     words, _, file = (command, "", "") if ">" not in command else (command[: command.index(">")], ">", command[-1])
     [(verb, arguments)] = calls(words)
-    argv = program(verb, *arguments, *(more.get(ALIASES.get(verb, verb), []) if "--help" not in arguments else []))[1:]
+    argv = program(
+        *verb.split(), *arguments, *(more.get(ALIASES.get(verb, verb), []) if "--help" not in arguments else [])
+    )[1:]
     code, output, errors = execute(argv, folder, environment(**variables))
     assert code == 0, f"{command}\n{output}{errors}"
     assert "Traceback" not in errors, errors
