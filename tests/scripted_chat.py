@@ -46,6 +46,7 @@ class ChatServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.names = ["tales", "poems"]
         self.context_length = 1024
+        self.base_models: set[str] = set()  # those that can't chat
         self.key: str | None = None
         self.keep_alive = True  # send comments while a stream is held
         self.lost = False  # close every connection without an answer
@@ -92,7 +93,14 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.server.lost or not self.has_key():
             return
+        is_chat = self.path == "/v1/chat/completions"
+        if is_chat and body["model"] in self.server.base_models:
+            self.answer_json(400, {"error": {"message": "A base model.", "code": "no_chat_format"}})
+            return
         self.server.requests.append(body)
+        if not is_chat:
+            self.complete(body)
+            return
         reply = (
             self.server.script.pop(0)
             if self.server.script
@@ -101,9 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         if reply.status != 200:
             self.answer_json(reply.status, {"error": reply.error}, reply.headers)
             return
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.end_headers()
+        self.answer_stream()
         try:
             self.stream(body, reply)
         except OSError:
@@ -153,6 +159,22 @@ class Handler(BaseHTTPRequestHandler):
         prompt = sum(len(message["content"].split()) for message in body["messages"])
         self.event({"choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": len(pieces)}})
         self.wfile.write(b"data: [DONE]\n\n")
+
+    def complete(self, body: dict[str, Any]) -> None:
+        """The continuation of a text, in the form of /v1/completions."""
+        self.answer_stream()
+        probs = {
+            "tokens": [" and", " on"],
+            "token_logprobs": [-0.1, -2.0],
+            "top_logprobs": [{" and": -0.1}, {" so": -0.2}],
+        }
+        self.event({"choices": [{"index": 0, "text": " and on", "logprobs": probs, "finish_reason": "length"}]})
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def answer_stream(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
 
     def event(self, value: object) -> None:
         # In two parts, and in the middle of a character where there is one.

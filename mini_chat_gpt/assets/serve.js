@@ -1,7 +1,7 @@
 // The page of `mini-chat-gpt serve`. It holds the state: the models of the server, the conversation on display, and the replies that
 // are being written. serve_store.js keeps conversations, serve_api.js talks to the server, serve_messages.js shows messages.
 
-import { fetchModels, isAlive, Problem, streamChat } from './serve_api.js';
+import { fetchModels, isAlive, Problem, streamReply } from './serve_api.js';
 import { Composer, isTouch } from './serve_composer.js';
 import { make } from './serve_markdown.js';
 import { button, MessageView } from './serve_messages.js';
@@ -116,7 +116,7 @@ async function run(conversation, message, lane) {
     logprobs: true, top_logprobs: 5, ...settings.forRequest(), seed: reply.seed,
   };
   try {
-    await streamChat(body, settings.values.key, abort.signal, piece => {
+    await streamReply(body, settings.values.key, abort.signal, piece => {
       if (!begun) Object.assign(reply, { content: '', thoughts: '', tokens: [] });  // what an earlier attempt wrote
       begun = begun || Date.now();
       reply.content += piece.text;
@@ -176,6 +176,7 @@ async function loadModels() {
 
 const actions = {
   isRunning, say, isTouch,
+  startNew: () => $('new').click(),
   regenerate(message) {
     if (runsOf(current).length) return;
     const made = answer(message.parent);

@@ -5,9 +5,10 @@ export const limits = { silence: 90000 };
 
 /** What went wrong. `kind` is offline, busy, key, context, model, request, server or interrupted. */
 export class Problem extends Error {
-  constructor(kind, sentence) {
+  constructor(kind, sentence, code = null) {
     super(sentence);
     this.kind = kind;
+    this.code = code;  // of the server's error object
   }
 }
 
@@ -44,7 +45,7 @@ function problemOf(status, error, retryAfter) {
   if (status === 404) return new Problem('model', `The server does not have this model now: choose another one above. (${said})`);
   if (status === 413) return new Problem('request', `The message is too long for the server. (${said})`);
   if (status >= 500) return new Problem('server', `The server failed: ${said}`);
-  return new Problem('request', `The server did not accept the request: ${said}`);
+  return new Problem('request', `The server did not accept the request: ${said}`, error.code);
 }
 
 /** The models that the server has, as objects of its /v1/models. */
@@ -60,11 +61,27 @@ export async function isAlive() {
   try { return (await fetch('health')).ok; } catch { return false; }
 }
 
+const BASE_TOKENS = 200;  // of a continuation, if the settings have no limit: text has no end of its own
+const baseModels = new Set();  // models that have no chat format
+
+/** Stream a reply to the messages of `body`; of a base model, which does not chat, the continuation of the last one. */
+export async function streamReply(body, key, signal, onPiece) {
+  if (!baseModels.has(body.model)) {
+    try { return await stream('v1/chat/completions', body, key, signal, onPiece); } catch (error) {
+      if (error.code !== 'no_chat_format') throw error;
+      baseModels.add(body.model);
+    }
+  }
+  const { messages, logprobs, top_logprobs, ...rest } = body;
+  const prompt = messages[messages.length - 1].content;
+  return stream('v1/completions', { max_tokens: BASE_TOKENS, ...rest, prompt, logprobs: top_logprobs }, key, signal, onPiece);
+}
+
 /**
  * Stream a reply. `onPiece` gets {text, thoughts, tokens, finish, usage} as they arrive. Rejects with a Problem, or with an AbortError after
  * `signal` was aborted.
  */
-export async function streamChat(body, key, signal, onPiece) {
+async function stream(path, body, key, signal, onPiece) {
   const own = new AbortController(), stop = () => own.abort();
   signal.addEventListener('abort', stop);
   let timer = 0, complete = false;
@@ -75,7 +92,7 @@ export async function streamChat(body, key, signal, onPiece) {
   alive();
   try {
     const headers = { 'Content-Type': 'application/json' };
-    const response = await request('v1/chat/completions', key, { method: 'POST', headers, body: JSON.stringify(body), signal: own.signal });
+    const response = await request(path, key, { method: 'POST', headers, body: JSON.stringify(body), signal: own.signal });
     await readEvents(response.body, alive, data => {
       if (data === '[DONE]') { complete = true; return; }
       const event = JSON.parse(data);
@@ -83,8 +100,8 @@ export async function streamChat(body, key, signal, onPiece) {
       const choice = (event.choices || [])[0] || {}, delta = choice.delta || {};
       complete = complete || Boolean(choice.finish_reason);
       onPiece({
-        text: delta.content || '', thoughts: delta.reasoning_content || '', finish: choice.finish_reason || null, usage: event.usage || null,
-        tokens: ((choice.logprobs && choice.logprobs.content) || []).map(compactToken),
+        text: delta.content || choice.text || '', thoughts: delta.reasoning_content || '', finish: choice.finish_reason || null, usage: event.usage || null,
+        tokens: tokensOf(choice.logprobs || {}),
       });
     });
   } catch (error) {
@@ -122,10 +139,12 @@ async function readEvents(body, alive, onData) {
   }
 }
 
-/** [text, log-probability, [[text, log-probability] of the alternatives]] */
-function compactToken(entry) {
-  const pair = ({ token, bytes, logprob }) => [shownToken(token, bytes), Math.round(logprob * 1e4) / 1e4];
-  return [...pair(entry), (entry.top_logprobs || []).map(pair)];
+/** [text, log-probability, [[text, log-probability] of the alternatives]] of each token, from the form of chats or of completions. */
+function tokensOf({ content, tokens, token_logprobs: logprobs, top_logprobs: others }) {
+  const rounded = logprob => Math.round(logprob * 1e4) / 1e4, pair = ({ token, bytes, logprob }) => [shownToken(token, bytes), rounded(logprob)];
+  if (content) return content.map(entry => [...pair(entry), (entry.top_logprobs || []).map(pair)]);
+  const alternatives = at => Object.entries((others && others[at]) || {}).map(([token, logprob]) => [token, rounded(logprob)]);
+  return (tokens || []).map((token, at) => [token, rounded(logprobs[at]), alternatives(at)]);
 }
 
 /** The text of a token; its bytes in hexadecimal if it is only a part of a character. */

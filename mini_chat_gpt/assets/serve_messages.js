@@ -194,7 +194,10 @@ class ReplyView {
     const box = make('div', '', 'problem'), again = () => this.actions.retry(this.message.message, this.lane);
     box.append(make('p', text));
     if (kind === 'key') box.append(keyForm(this.actions.saveKey, again));
-    else box.append(button(kind === 'interrupted' ? 'Regenerate this reply' : 'Try again', again, 'main'));
+    else {
+      if (kind === 'context') box.append(button('New conversation', this.actions.startNew), ' ');
+      box.append(button(kind === 'interrupted' ? 'Regenerate this reply' : 'Try again', again, 'main'));
+    }
     return box;
   }
 

@@ -219,6 +219,18 @@ def test_two_models_side_by_side_get_the_same_prompt_and_seed_and_read_their_own
     assert server.requests[-1]["seed"] == server.requests[-2]["seed"] != first["seed"]
 
 
+def test_a_base_model_continues_the_text_beside_one_that_chats(page, server):
+    server.base_models = {"poems"}
+    page.select_option("#beside", "poems")
+    send(page, "Once upon a time", replies=2)
+    send(page, "On and", replies=2)
+    assert page.locator(".lanes").last.locator(".body").all_inner_texts() == ["You said: On and", " and on"]
+    prompts = [request["prompt"] for request in server.requests if "prompt" in request]
+    assert prompts == ["Once upon a time", "On and"]  # each text separately
+    page.get_by_role("button", name="Why did it say that?").last.click()
+    assert [row.split()[0] for row in page.locator(".panel .row").all_inner_texts()] == ["·so", "·on"]
+
+
 def test_why_shows_each_token_with_its_alternatives(page, server):
     server.script = [Scripted("Tom lost his extraordinary ball.", thoughts="A question about loss.")]
     send(page, "What did Tom lose?")
@@ -312,7 +324,7 @@ def test_problems_are_said_plainly_and_can_be_retried(page, server, problems):
         box = page.locator(".problem")
         assert sentence in box.inner_text()
         assert texts(page)[-2] == f"Question {number}"
-        box.get_by_role("button").click()
+        box.get_by_role("button").last.click()
         page.locator(".body", has_text="Now it works.").nth(number).wait_for()
         finished(page)
         assert page.locator(".problem").count() == 0
