@@ -54,6 +54,18 @@ def recipe_options(parser: Parser) -> None:
         metavar="PATH",
         help="don't train: compare this model, for example a run of the recipe, with its base",
     )
+    parser.add_argument(
+        "--against",
+        type=path_text,
+        action="append",
+        metavar="PATH",
+        help="another model that replies to the same prompts; may be given several times (default: those of prompts.yaml)",
+    )
+    parser.add_argument(
+        "--variants",
+        action="store_true",
+        help="train once with each entry of the recipe's variants.yaml, and compare them in a table",
+    )
     parser.add_argument("--n", type=whole, metavar="N", help="records of each held-out part to use (default: all)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe's")
 
@@ -68,6 +80,8 @@ def load_recipe(arguments: Arguments) -> None:
         raise UserError("--merge needs --output FOLDER, where the merged model is written to FOLDER/merged.")
     if arguments.output is not None and arguments.evaluate is not None:
         raise UserError("--output writes what a training made, and --evaluate doesn't train; leave one of them out.")
+    if arguments.variants and (arguments.output is not None or arguments.evaluate is not None):
+        raise UserError("--variants trains several models; leave --output and --evaluate out.")
     arguments.folder = find_recipe(arguments.recipe)
     arguments.config = arguments.folder / RECIPE_CONFIG
     if arguments.base is not None:

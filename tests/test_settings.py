@@ -339,7 +339,7 @@ PATH_OPTIONS = {
     "pretrain": ["config"],
     "sft": ["config"],
     "quickstart": ["config", "base"],
-    "recipe": ["recipe", "base", "output", "evaluate"],
+    "recipe": ["recipe", "base", "output", "evaluate", "against"],
     "recipe check": ["recipes"],
     "recipe new": ["folder", "data", "base"],
     "chat": ["checkpoint"],

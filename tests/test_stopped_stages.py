@@ -80,7 +80,8 @@ def test_a_stopped_training_of_a_recipe_ends_it(monkeypatch, tmp_path, capsys, r
     (tmp_path / "runs" / "x" / "step-0000003").mkdir(parents=True)
     assert run_recipe(monkeypatch, Console(), reason) == reason
     assert "The same recipe command with sft.resume_from=runs/x resumes from here." in capsys.readouterr().out
-    arguments = SimpleNamespace(recipe="x", folder=tmp_path, settings=Config(), evaluate=None, output=None, n=None)
+    options = dict.fromkeys(("evaluate", "output", "n", "against", "variants"))
+    arguments = SimpleNamespace(recipe="x", folder=tmp_path, settings=Config(), **options)
     monkeypatch.setattr(command, "read_recipe", lambda *_: None)
     monkeypatch.setattr(recipe, "run_recipe", lambda *_: result(reason))
     assert command.run(arguments) == code

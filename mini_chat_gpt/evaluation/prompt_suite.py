@@ -19,6 +19,7 @@ With all keys, of which only `compare` is required:
     answer: [ … ]                  prompts that should not be declined, although some look similar
     polite_signs, refusal_signs    phrases that identify polite replies and refusals (default: assets/reply_signs.yaml)
     held_out: [ … ]                files with more prompts, which `mini-chat-gpt recipe` evaluates (held_out_part.py)
+    against: [ … ]                 other models that reply in `mini-chat-gpt recipe`, in addition to the base and the tuned one
 
 A reply counts as polite if it begins with one of the polite signs, and as a refusal if it contains one of the refusal signs outside
 of quotation marks. These rules are simple on purpose: anyone can check them against the replies, which are all in the report.
@@ -85,6 +86,8 @@ class Prompts(Section):
     """Phrases in refusals."""
     held_out: list[HeldOut] = Field(default_factory=list)
     """Files with more prompts, and how the replies to them are judged; recipes only."""
+    against: Texts = Field(default_factory=list)
+    """Other models that reply to the same prompts; recipes only."""
 
     @property
     def about_manners(self) -> bool:

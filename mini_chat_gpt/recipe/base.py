@@ -63,6 +63,12 @@ def check_base(recipe: Recipe, base: Path, parts: Sequence[Part], chats: Sequenc
     _check_lengths(base, chats, tokenizer, context, config)
 
 
+def check_other(recipe: Recipe, path: Path, parts: Sequence[Part]) -> None:
+    """Raise UserError if another model can't be read, or can't reply to a prompt."""
+    stored, tokenizer = open_pair(find_source(path), dtype=None)
+    _check_prompts(recipe, parts, tokenizer, stored.config.context_length)
+
+
 def _check_size(base: Path, stored: StoredModel, config: Config) -> None:
     n_weights = sum(math.prod(info.shape) for info in stored.infos.values())
     needed = n_weights * (BYTES[config.lora.frozen] if config.lora.enabled else BYTES_IF_TRAINED)

@@ -126,7 +126,7 @@ def _held_out(part: HeldOut, items: Sequence[Item], recipe: Recipe, checklist: C
             yield str(error)
             return
         failed = [check for check, passed in met.items() if not passed]
-        # A reply of key_facts may be a phrase alone, which is no full reply.
+        # A reply of key_facts may be a phrase alone.
         if item.expected is not None and failed and part.key_facts is None:
             wrong.append(f"{item.place}: the expected reply fails {', '.join(failed)}")
     yield from _first(wrong, "expected replies fail a check of their own")

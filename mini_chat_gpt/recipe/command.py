@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.entry import exit_with, under_torchrun
@@ -32,9 +33,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_recipe(arguments: argparse.Namespace) -> str:
     """Train or judge. Returns why training stopped before its end, otherwise ""."""
-    from mini_chat_gpt.recipe import output, train
+    from mini_chat_gpt.recipe import output, train, variants
 
     out, recipe = console(optional=True), read_recipe(arguments.folder, arguments.settings)
+    if arguments.against:
+        recipe = replace(recipe, prompts=recipe.prompts.model_copy(update={"against": arguments.against}))
+    if arguments.variants:
+        return variants.run_variants(recipe, arguments.config, arguments.overrides, out, arguments.n)
     if arguments.evaluate is not None:
         train.evaluate_recipe(recipe, arguments.evaluate, out, arguments.n, base_given=arguments.base is not None)
         return ""

@@ -171,7 +171,7 @@ def prompts_of(data: Data, key_facts: str | None) -> Record:
 
 
 def facts_about(data: Data, source: str | None) -> dict[str, str]:
-    """What the README can say without being told."""
+    """What the README says about the data without an answer of the user."""
     labels = data.labels
     n = f"{len(data.training):,} training records ([{TRAINING}]({TRAINING})) and {len(data.held_out):,} held-out ones "
     about = f"{n}([{HELD_OUT}]({HELD_OUT}))" + (

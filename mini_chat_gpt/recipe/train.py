@@ -18,6 +18,7 @@ from mini_chat_gpt.checkpoints.find import steps_of
 from mini_chat_gpt.checkpoints.load import find_source, load_checkpoint
 from mini_chat_gpt.common.device import pick_device
 from mini_chat_gpt.common.files import atomic_write_text, free_name, write_json
+from mini_chat_gpt.common.hub_names import name_of_model
 from mini_chat_gpt.common.json_files import read_json
 from mini_chat_gpt.common.page import shown_path
 from mini_chat_gpt.common.resources import peak_memory
@@ -31,7 +32,7 @@ from mini_chat_gpt.evaluation.prompt_suite import Answers, Prompts, as_json, ask
 from mini_chat_gpt.generation.text import Reply
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.recipe import results as presentation
-from mini_chat_gpt.recipe.base import base_of, chats_of, check_base, system_for
+from mini_chat_gpt.recipe.base import base_of, chats_of, check_base, check_other, system_for
 from mini_chat_gpt.recipe.checklist import Checklist
 from mini_chat_gpt.recipe.folder import Recipe
 from mini_chat_gpt.recipe.score import Part, answer, require_libraries, score_part
@@ -54,6 +55,12 @@ class Comparison:
     parts: Sequence[Part]
     chats: Sequence[Conversation]
     checklist: Checklist | None
+    against: Sequence[str] = ()
+
+    def models(self, tuned: Path) -> dict[str, Path]:
+        """Name -> path of all models that reply, the base first and the tuned model last."""
+        others = {name_of_model(path): Path(path) for path in self.against}
+        return {BEFORE: self.base, **others, AFTER: tuned}
 
 
 def prepare(recipe: Recipe, n: int | None = None) -> Comparison:
@@ -68,7 +75,9 @@ def prepare(recipe: Recipe, n: int | None = None) -> Comparison:
     checklist = recipe.checklist()
     _try_checks(recipe.prompts, parts, checklist)
     check_base(recipe, base, parts, chats)
-    return Comparison(recipe, base, parts, chats, checklist)
+    for path in recipe.prompts.against:
+        check_other(recipe, Path(path), parts)
+    return Comparison(recipe, base, parts, chats, checklist, recipe.prompts.against)
 
 
 def _try_checks(prompts: Prompts, parts: Sequence[Part], checklist: Checklist | None) -> None:
@@ -136,10 +145,11 @@ def _seconds_of(run: Path) -> list[str]:
 
 
 def write_comparison(comparison: Comparison, tuned: Path, folder: Path, facts: Sequence[str], out: Console) -> None:
-    """Let both models reply, print the results, and write before_after.md and results.json to `folder`."""
+    """Let all models reply, print the results, and write before_after.md and results.json to `folder`."""
     recipe, started = comparison.recipe, time.monotonic()
     answers, replies, of_base = [], {}, ""
-    for name, path in ((BEFORE, comparison.base), (AFTER, tuned)):
+    models = comparison.models(tuned)
+    for name, path in models.items():
         model, tokenizer = load_checkpoint(path, recipe.config.system.device)
         of_base = of_base or base_fact(comparison.base, model, tokenizer)
         compared, of_parts = _replies(name, model, tokenizer, comparison, out)
@@ -155,14 +165,14 @@ def write_comparison(comparison: Comparison, tuned: Path, folder: Path, facts: S
         )
         for number, part in enumerate(comparison.parts)
     ]
-    spent = f"replies of both models: {format_duration(seconds)}; peak memory: {memory}"
+    spent = f"replies of all models: {format_duration(seconds)}; peak memory: {memory}"
     facts = [of_base, *facts, "replies: greedy (temperature 0)", spent, *presentation.headline(results, AFTER)]
     facts.append(_nearest(recipe.prompts, comparison.chats))
     title = f"{recipe.name}: before and after"
-    report = {"title": title, "facts": facts, "models": [{"name": BEFORE}, {"name": AFTER}]}
+    report = {"title": title, "facts": facts, "models": [{"name": name} for name in models]}
     text = before_after(report | {"own": as_json(recipe.prompts, *answers)})
     file = folder / FILE_NAME
-    atomic_write_text(file, text + presentation.markdown(results, [BEFORE, AFTER]))
+    atomic_write_text(file, text + presentation.markdown(results, [*models]))
     values: dict[str, Any] = {
         "recipe": recipe.name,
         "base": shown_path(comparison.base),
@@ -172,7 +182,7 @@ def write_comparison(comparison: Comparison, tuned: Path, folder: Path, facts: S
     write_json(folder / presentation.FILE_NAME, values | {"parts": results})
     show(recipe.prompts, answers, out)
     out.print()
-    presentation.show_results(results, [BEFORE, AFTER], out)
+    presentation.show_results(results, [*models], out)
     out.print(spent, markup=False, soft_wrap=True)
     out.print(f"With every reply: {file}", markup=False, soft_wrap=True)
     out.print(f"Chat with it: mini-chat-gpt chat --checkpoint {tuned}", markup=False, soft_wrap=True)

@@ -124,7 +124,8 @@ def test_different_openings_are_told_apart():
 
 
 def test_the_documented_example_is_valid_and_has_every_key(tmp_path):
-    text = (ROOT / "docs" / "your-own-chats.md").read_text(encoding="utf-8")
-    (tmp_path / "prompts.yaml").write_text(text.split("### Your own recipe")[1].split("```yaml")[1].split("```")[0])
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    block = text.split("```yaml")[1].split("```")[0].partition("\n")[2]
+    (tmp_path / "prompts.yaml").write_text(block)
     (part,) = read_prompts(tmp_path / "prompts.yaml").held_out
     assert part.model_fields_set == set(HeldOut.model_fields)

@@ -122,10 +122,11 @@ def test_an_error_in_the_file_is_named_with_its_place(tmp_path, text, words):
 
 
 def test_the_documented_example_is_valid_and_has_every_key(tmp_path):
-    text = (ROOT / "docs" / "your-own-chats.md").read_text(encoding="utf-8")
-    prompts = prompts_of(tmp_path, text.split("## Prompts of your own")[1].split("```")[1].removeprefix("yaml"))
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (block,) = [part for part in text.split("## Prompts of your own")[1].split("```yaml")[1:] if "compare:" in part]
+    prompts = prompts_of(tmp_path, block.split("```")[0].partition("\n")[2])
     assert {name for one in prompts.compare for name in one.model_fields_set} == set(Compared.model_fields)
-    assert prompts.model_fields_set == set(Prompts.model_fields) - {"held_out"}
+    assert prompts.model_fields_set == set(Prompts.model_fields) - {"held_out", "against"}
 
 
 def test_prompts_without_quotes_are_texts_whatever_they_look_like(tmp_path):

@@ -91,7 +91,7 @@ def test_a_part_without_a_check_and_a_file_without_a_part_are_named(folder):
     assert "held_out.jsonl has no check" in only(folder)
     (folder / "prompts.yaml").write_text("compare: [x]")
     assert len(problems_of(folder)) == 2  # no part, and a file that is not used
-    (folder / "prompts.yaml").write_text(prompts.replace("- color", "- colour?"))
+    (folder / "prompts.yaml").write_text(prompts.replace("- color", "- hue"))
     assert "the expected reply fails valid label" in problems_of(folder)[0]
 
 

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 from recipe_samples import make_recipe_clone, write_jsonl, write_model, write_recipe
+from tiny import lively_model
 
+from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.recipe.command import run
+from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 
 @pytest.fixture
@@ -42,9 +45,7 @@ def test_a_recipe_that_cannot_be_read_does_not_hide_the_others(clone, capsys):
 
 
 def test_it_trains_scores_and_writes_the_results_and_the_output(clone, capsys):
-    transformers = pytest.importorskip("transformers")
-    peft = pytest.importorskip("peft")
-    options = ["lora.enabled=true", "lora.rank=2", "--output", "made", "--merge", "--n", "6"]
+    options = ["lora.enabled=true", "lora.rank=2", "--output", "made", "--n", "6"]
     assert recipe("words", *options) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "baseline always" in printed
@@ -63,16 +64,32 @@ def test_it_trains_scores_and_writes_the_results_and_the_output(clone, capsys):
     assert str(clone) not in text + (clone / "made/adapter_config.json").read_text()
     assert "peft==" in (clone / "made/requirements.txt").read_text()
     assert "pretrained_checkpoint: ../model" in (clone / "made/training_config.yaml").read_text()
-    base = transformers.AutoModelForCausalLM.from_pretrained(clone / "model")
-    adapted = peft.PeftModel.from_pretrained(base, clone / "made").merge_and_unload()
-    merged = transformers.AutoModelForCausalLM.from_pretrained(clone / "made/merged")
-    ids = transformers.AutoTokenizer.from_pretrained(clone / "made")("The red", return_tensors="pt").input_ids
-    assert (adapted(ids).logits - merged(ids).logits).abs().max() < 1e-4
     # The same model can be judged again, and the folder is a model of its own.
     assert recipe("words", "--evaluate", "runs/words", "--n", "3") == 0
     assert json.loads((clone / "runs/words/results.json").read_text())["parts"][0]["n"] == 3
     assert recipe("words", "--evaluate", "made", "--n", "2") == 0
     assert (clone / "runs/reports/words/results.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_chat_tokens", [True, False])
+def test_peft_and_transformers_load_the_output(clone, has_chat_tokens):
+    transformers = pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    base_folder = clone / "model"
+    if not has_chat_tokens:
+        tokenizer = ChatTokenizer.load("model")
+        tokenizer.chat_format = None
+        save_checkpoint(clone / "plain", lively_model(tokenizer.vocab_size), tokenizer, {"job": "pretrain"})
+        base_folder = clone / "made" / "base"
+    options = ["--base", "model" if has_chat_tokens else "plain", "lora.enabled=true", "lora.rank=2"]
+    assert recipe("words", *options, "--output", "made", "--merge", "--n", "2") == 0
+    assert (clone / "made/base").is_dir() != has_chat_tokens
+    base = transformers.AutoModelForCausalLM.from_pretrained(base_folder)
+    adapted = peft.PeftModel.from_pretrained(base, clone / "made").merge_and_unload()
+    merged = transformers.AutoModelForCausalLM.from_pretrained(clone / "made/merged")
+    ids = transformers.AutoTokenizer.from_pretrained(clone / "made")("The red", return_tensors="pt").input_ids
+    assert (adapted(ids).logits - merged(ids).logits).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -151,3 +168,40 @@ def test_records_that_a_check_cannot_judge_are_reported_before_training(clone):
     write_jsonl(folder / "held_out.jsonl", [{"prompt": "red", "answers": [3]}])
     with pytest.raises(UserError, match=r'"answers" is .*it must be a list of phrases'):
         recipe("facts")
+
+
+def test_other_models_reply_to_the_same_prompts(clone, capsys):
+    write_model(clone / "other", seed=3)
+    assert recipe("words", "--against", "other", "--n", "2") == 0
+    results = json.loads((clone / "runs/words/results.json").read_text())
+    assert list(results["parts"][0]["rows"][0]["values"]) == ["before", "other", "after"]
+    assert "| check | n | before | other | after | p |" in (clone / "runs/words/before_after.md").read_text()
+    with pytest.raises(UserError, match="nowhere"):
+        recipe("words", "--against", "nowhere")
+
+
+def test_variants_are_trained_and_compared_in_a_table(clone, capsys):
+    variants = clone / "recipes/words/variants.yaml"
+    with pytest.raises(UserError, match=r"There is no file of variants recipes/words/variants.yaml"):
+        recipe("words", "--variants")
+    for text, message in (
+        ("{}", "has no variants"),
+        ("short: 3", "it must be settings"),
+        ("short: {sft.epoch: 1}", "sft.epoch is not"),
+    ):
+        variants.write_text(text)
+        with pytest.raises(UserError, match=message):
+            recipe("words", "--variants")
+    assert not (clone / "runs").exists()
+    variants.write_text("plain: {}\nthree steps: {sft.max_steps: 3, sft.learning_rate: 1e-3}\n")
+    assert recipe("words", "--variants", "--n", "2") == 0
+    assert "runs/words-three-steps/before_after.md" in capsys.readouterr().out
+    text = (clone / "runs/reports/words-variants/variants.md").read_text()
+    assert "| plain | – | 2 |" in text
+    assert r"| three steps | sft.max\_steps=3, sft.learning\_rate=1e-3 | 3 | 0.001 |" in text
+
+
+@pytest.mark.parametrize("option", [["--output", "x"], ["--evaluate", "model"]])
+def test_variants_exclude_what_is_about_one_model(clone, option):
+    with pytest.raises(UserError, match="--variants trains several models"):
+        recipe("words", "--variants", *option)
