@@ -54,7 +54,7 @@ class Chooser:
 def choose(
     logits: torch.Tensor, choosers: Sequence[Chooser], suppressed: torch.Tensor
 ) -> list[tuple[int, TokenProbs | None]]:
-    """The next token of each reply from logits (B, V), and its probabilities where they were asked for.
+    """The next token of each reply from logits (B, V), and its probabilities where they were requested.
 
     `suppressed` (n,) are ids that are never chosen. A row's result does not depend on the others.
     """

@@ -2,10 +2,10 @@
 
 Each step reads a piece of the waiting prompts and computes one token of every running reply. Replies join and leave between steps.
 
-- A reply depends on its prompt, its settings and its seed, not on the replies beside it: see generation/separate_rows.py for the
+- A reply depends on its prompt, its settings and its seed, not on the replies next to it: see generation/separate_rows.py for the
   products, prefix_cache.py for the prompts, choose.py for the random numbers.
-- Prompts are read in the order in which they came, for at most `READ_SECONDS` in a step, so that running replies go on.
-- A reply that is cancelled frees its row at the beginning of the next step, whether it waits, is read or runs.
+- Prompts are read in the order in which they came, for at most `READ_SECONDS` in a step, so that running replies continue.
+- A reply that is canceled frees its row at the beginning of the next step, whether it waits, is read or runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 MAX_ROWS, MAX_QUEUE = 16, 64
 READ_SECONDS = 0.1
-"""Reading goes on after a block only while less than this has passed in a step."""
+"""Reading continues after a block only while less than this has passed in a step."""
 
 
 class QueueFull(Exception):
@@ -80,7 +80,7 @@ class _Row:
         return self.last_id < 0
 
 
-class Engine:
+class ReplyEngine:
     """See the module. `start` runs it in a thread of its own; a test may call `step` instead.
 
     variants      models with one base in memory
@@ -127,7 +127,7 @@ class Engine:
             self._changed.notify()
 
     def wake(self) -> None:
-        """Look at cancelled replies now."""
+        """Look at canceled replies now."""
         with self._changed:
             self._changed.notify()
 
@@ -183,12 +183,12 @@ class Engine:
     def _leave(self) -> None:
         """End the replies whose client has gone, or whose time is over."""
         with self._changed:
-            unwanted = [reply for reply, _ in self.queue if reply.is_cancelled or reply.is_late]
+            unwanted = [reply for reply, _ in self.queue if reply.is_canceled or reply.is_late]
             if unwanted:
                 self.queue = deque(item for item in self.queue if item[0] not in unwanted)
-        unwanted += [row.reply for row in self.rows if row.reply.is_cancelled or row.reply.is_late]
+        unwanted += [row.reply for row in self.rows if row.reply.is_canceled or row.reply.is_late]
         for reply in unwanted:
-            self._end(reply, "cancelled" if reply.is_cancelled else "timeout")
+            self._end(reply, "canceled" if reply.is_canceled else "timeout")
         self.rows = [row for row in self.rows if row.reply.finish is None]
 
     def _admit(self) -> None:
@@ -208,7 +208,7 @@ class Engine:
         """Read blocks of the prompts, in the order in which they came, until the time for it is over."""
         deadline = time.monotonic() + READ_SECONDS
         for row in self.rows:
-            while row.is_reading and not row.reply.is_cancelled:
+            while row.is_reading and not row.reply.is_canceled:
                 if not self._restore_block(row):
                     logits = self._read_block(row)
                     if row.n_read == len(row.reply.prompt):

@@ -1,4 +1,4 @@
-"""A reply in the making: what was asked for, and how its tokens become pieces of text.
+"""A reply in the making: what was requested, and how its tokens become pieces of text.
 
 A piece has whole characters only, and nothing that could still turn out to be part of a stop string.
 """
@@ -17,7 +17,7 @@ from mini_chat_gpt.generation.text import begins_text
 from mini_chat_gpt.serve.stop_strings import StopStrings
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
-Finish = Literal["stop", "length", "cancelled", "timeout", "shutdown", "error"]
+Finish = Literal["stop", "length", "canceled", "timeout", "shutdown", "error"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Piece:
 
     text: str = ""
     reasoning: str = ""
-    tokens: tuple[TokenProbs, ...] = ()  # of this text, if probabilities were asked for
+    tokens: tuple[TokenProbs, ...] = ()  # of this text, if probabilities were requested
     finish: Finish | None = None
 
 
@@ -76,7 +76,7 @@ class Reply:
         self.prompt, self.asked, self.usage = list(prompt), asked, Usage(len(prompt))
         self.finish: Finish | None = None
         self._emit = emit
-        self._cancelled = threading.Event()
+        self._canceled = threading.Event()
         marks = reasoning_marks(tokenizer, asked.thinking)
         self._decoder = ReplyDecoder(tokenizer, marks, begins_text(tokenizer, self.prompt))
         self._stops = StopStrings(asked.stop)
@@ -85,11 +85,11 @@ class Reply:
 
     def cancel(self) -> None:
         """The client has gone: nothing more is computed for it."""
-        self._cancelled.set()
+        self._canceled.set()
 
     @property
-    def is_cancelled(self) -> bool:
-        return self._cancelled.is_set()
+    def is_canceled(self) -> bool:
+        return self._canceled.is_set()
 
     @property
     def is_late(self) -> bool:

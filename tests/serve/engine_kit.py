@@ -1,8 +1,8 @@
-"""What the tests of the server share: engines that are stepped by hand."""
+"""What the tests of the server share: engines that are stepped by the test."""
 
 from mini_chat_gpt.generation.decode import for_inference
 from mini_chat_gpt.generation.settings import Sampling
-from mini_chat_gpt.serve.engine import Engine, Variant
+from mini_chat_gpt.serve.engine import ReplyEngine, Variant
 from mini_chat_gpt.serve.reply import Asked, Piece, Reply
 
 FREE = Sampling(max_new_tokens=20, temperature=1.0, seed=5)
@@ -39,4 +39,4 @@ def step_until_ended(engine, replies, limit=2000):
 
 
 def new_engine(variant, **options):
-    return Engine([variant], **{"max_rows": 8, **options})
+    return ReplyEngine([variant], **{"max_rows": 8, **options})

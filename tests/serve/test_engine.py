@@ -1,4 +1,4 @@
-"""Replies don't depend on their company, share what they read, and leave when their client does."""
+"""Replies don't depend on each other, share what they read, and leave when their client does."""
 
 import numpy as np
 import pytest
@@ -120,7 +120,7 @@ def test_a_prefix_cache_of_no_size_keeps_nothing(variant, tokenizer):
 
 
 @pytest.mark.parametrize("when", ["queued", "reading", "running"])
-def test_a_cancelled_reply_leaves_within_two_steps_and_changes_no_other(variant, tokenizer, monkeypatch, when):
+def test_a_canceled_reply_leaves_within_two_steps_and_changes_no_other(variant, tokenizer, monkeypatch, when):
     monkeypatch.setattr("mini_chat_gpt.serve.engine.READ_SECONDS", 0.0)  # one block in each step
     alone = new_reply(random_prompt(40), tokenizer)
     run(new_engine(variant), [alone])
@@ -141,7 +141,7 @@ def test_a_cancelled_reply_leaves_within_two_steps_and_changes_no_other(variant,
     while leaves.finish is None:
         engine.step()
     assert engine.n_steps - before <= 2
-    assert leaves.finish == "cancelled"
+    assert leaves.finish == "canceled"
     assert leaves not in [row.reply for row in engine.rows]
     step_until_ended(engine, [stays])
     assert bits(stays) == bits(alone)
