@@ -18,6 +18,7 @@ from typing import cast
 import numpy as np
 import torch
 
+from mini_chat_gpt.generation.cpu_adapters import AdaptedHead, AdaptedProduct
 from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
 from mini_chat_gpt.generation.cpu_single_token import can_decode_single_tokens
 from mini_chat_gpt.generation.cpu_weights import ByRows, PackedBlock, Product, TwoHalves
@@ -39,9 +40,7 @@ class SteadyProduct:
     """
 
     def __init__(self, product: Product, n_in: int, max_rows: int, sizes: Sequence[int] = ()) -> None:
-        # Above a few rows plain float32 products are faster, but they round differently.
-        halves = isinstance(product, ByRows) and isinstance(product.few, TwoHalves)
-        self.product: Product = cast(ByRows, product).few if halves else product
+        self.product = _for_any_rows(product)
         self.sizes = sizes or steady_sizes(self.product, n_in, max_rows)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -53,6 +52,15 @@ class SteadyProduct:
             x = filled
         out: np.ndarray = self.product(torch.from_numpy(x)).float().numpy()[:n]
         return out
+
+
+def _for_any_rows(product: Product) -> Product:
+    """The product in one form: above a few rows plain float32 products are faster, but they round differently."""
+    if isinstance(product, ByRows) and isinstance(product.few, TwoHalves):
+        return product.few
+    if isinstance(product, AdaptedProduct | AdaptedHead):
+        return product.on(_for_any_rows(product.base))
+    return product
 
 
 def steady_sizes(product: Product, n_in: int, max_rows: int) -> list[int]:

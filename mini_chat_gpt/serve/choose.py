@@ -13,7 +13,7 @@ from mini_chat_gpt.serve.reply import Asked, TokenProbs
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 
-class Chooser:
+class TokenSampler:
     """The random stream of one reply, and how often each token has occurred in it, as far as its settings need that."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Chooser:
 
 
 def choose(
-    logits: torch.Tensor, choosers: Sequence[Chooser], suppressed: torch.Tensor
+    logits: torch.Tensor, samplers: Sequence[TokenSampler], suppressed: torch.Tensor
 ) -> list[tuple[int, TokenProbs | None]]:
     """The next token of each reply from logits (B, V), and its probabilities where they were requested.
 
@@ -60,26 +60,26 @@ def choose(
     """
     with_probs = {
         row: logits[row].float().log_softmax(dim=-1)
-        for row, chooser in enumerate(choosers)
-        if chooser.asked.n_alternatives is not None
+        for row, sampler in enumerate(samplers)
+        if sampler.asked.n_alternatives is not None
     }
     logits = logits.index_fill(1, suppressed, NEG_INF)
     groups: dict[Sampling, list[int]] = {}
-    for row, chooser in enumerate(choosers):
-        groups.setdefault(chooser.filters, []).append(row)
-        if chooser.seen is not None or chooser.counts is not None:
-            logits[row] = chooser.penalize(logits[row])
-    chosen = [0] * len(choosers)
+    for row, sampler in enumerate(samplers):
+        groups.setdefault(sampler.filters, []).append(row)
+        if sampler.seen is not None or sampler.counts is not None:
+            logits[row] = sampler.penalize(logits[row])
+    chosen = [0] * len(samplers)
     for sampling, rows in groups.items():
         uniforms = None
         if sampling.temperature != 0:
-            uniforms = torch.from_numpy(np.array([choosers[row].stream.random(dtype=np.float32) for row in rows]))
-        ids = next_ids(logits[rows] if len(rows) < len(choosers) else logits, sampling, None, uniforms)
+            uniforms = torch.from_numpy(np.array([samplers[row].stream.random(dtype=np.float32) for row in rows]))
+        ids = next_ids(logits[rows] if len(rows) < len(samplers) else logits, sampling, None, uniforms)
         for row, token_id in zip(rows, ids.tolist(), strict=True):
             chosen[row] = token_id
-            choosers[row].count(token_id)
+            samplers[row].count(token_id)
     return [
-        (token_id, _probs(token_id, with_probs[row], choosers[row].asked.n_alternatives) if row in with_probs else None)
+        (token_id, _probs(token_id, with_probs[row], samplers[row].asked.n_alternatives) if row in with_probs else None)
         for row, token_id in enumerate(chosen)
     ]
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
-from mini_chat_gpt.generation.decode import Model, concrete_seed, suppressed_tokens
+from mini_chat_gpt.generation.decode import Model, cache_bytes_per_token, concrete_seed, suppressed_tokens
 from mini_chat_gpt.generation.separate_rows import RowDecoder, row_decoder
-from mini_chat_gpt.serve.choose import Chooser, choose
+from mini_chat_gpt.serve.choose import TokenSampler, choose
 from mini_chat_gpt.serve.prefix_cache import BLOCK, Block, PrefixCache, restore
 from mini_chat_gpt.serve.reply import Finish, Reply, TokenProbs
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
@@ -54,6 +54,7 @@ class Variant:
         return cls(model, row_decoder(model, max_rows), tokenizer, number)
 
     def __post_init__(self) -> None:
+        self.bytes_per_token = cache_bytes_per_token(self.model)
         self.suppressed = suppressed_tokens(self.tokenizer, self.model.config.vocab_size).to(self.model.device)
 
 
@@ -66,7 +67,7 @@ class _Row:
         self.n_max = min(sampling.max_new_tokens, config.context_length - len(reply.prompt))
         self.cache = variant.model.make_cache(1, len(reply.prompt) + self.n_max)
         seed = concrete_seed(sampling.seed)
-        self.chooser = Chooser(reply.asked, reply.prompt, seed, config.vocab_size, variant.tokenizer)
+        self.sampler = TokenSampler(reply.asked, reply.prompt, seed, config.vocab_size, variant.tokenizer)
         self.block: Block | None = None  # the last one of the prefix that is in the prefix cache
         self.is_shared = True  # whether everything read so far is in the prefix cache
         self.last_id = -1  # the token to read next, if the prompt has been read
@@ -87,6 +88,7 @@ class ReplyEngine:
     max_rows      replies that are computed at once
     max_queue     requests that may wait beyond those
     prefix_bytes  bytes of keys and values that are kept for later prompts
+    row_bytes     bytes of keys and values of the running replies; at least one runs, whatever its size
     on_error      called with the traceback when a step fails; the replies that were running end with "error"
     """
 
@@ -96,10 +98,11 @@ class ReplyEngine:
         max_rows: int = MAX_ROWS,
         max_queue: int = MAX_QUEUE,
         prefix_bytes: int = 2**28,
+        row_bytes: int = 2**40,
         on_error: Callable[[str], object] = print,
     ) -> None:
         self.variants, self.max_rows, self.max_queue, self.on_error = list(variants), max_rows, max_queue, on_error
-        self.prefixes = PrefixCache(prefix_bytes)
+        self.row_bytes, self.prefixes = row_bytes, PrefixCache(prefix_bytes)
         self.rows: list[_Row] = []
         self.queue: deque[tuple[Reply, Variant]] = deque()
         self.n_steps = self.n_prompt_tokens = self.n_tokens_read = self.n_tokens_cached = self.n_tokens_generated = 0
@@ -140,11 +143,16 @@ class ReplyEngine:
         for reply, _ in waiting:
             self._end(reply, "shutdown")
 
+    def cancel_all(self) -> None:
+        """Cancel the running replies."""
+        for row in list(self.rows):
+            row.reply.cancel()
+        self.wake()
+
     def close(self) -> None:
         """End everything and wait for the thread."""
         self.shut_down()
-        for row in list(self.rows):
-            row.reply.cancel()
+        self.cancel_all()
         if self._thread is not None:
             self._thread.join()
 
@@ -194,7 +202,7 @@ class ReplyEngine:
     def _admit(self) -> None:
         while len(self.rows) < self.max_rows:
             with self._changed:
-                if not self.queue:
+                if not self.queue or not self._has_memory(*self.queue[0]):
                     return
                 reply, variant = self.queue.popleft()
             try:
@@ -203,6 +211,14 @@ class ReplyEngine:
                 self._end(reply, "error")
                 raise
             self.n_prompt_tokens += len(reply.prompt)
+
+    def _has_memory(self, reply: Reply, variant: Variant) -> bool:
+        """Whether the keys and values of another reply fit next to those of the running ones."""
+        if not self.rows:
+            return True
+        n_tokens = min(len(reply.prompt) + reply.asked.sampling.max_new_tokens, variant.model.config.context_length)
+        used = sum(row.cache.table.nbytes for row in self.rows)
+        return used + n_tokens * variant.bytes_per_token <= self.row_bytes
 
     def _read(self) -> None:
         """Read blocks of the prompts, in the order in which they came, until the time for it is over."""
@@ -245,7 +261,7 @@ class ReplyEngine:
     def _add_tokens(self, rows: Sequence[_Row], logits: torch.Tensor) -> None:
         """Choose the next token of each row from logits (B, V)."""
         variant = rows[0].variant
-        chosen = choose(logits, [row.chooser for row in rows], variant.suppressed)
+        chosen = choose(logits, [row.sampler for row in rows], variant.suppressed)
         for row, (token_id, probs) in zip(rows, chosen, strict=True):
             row.last_id = token_id
             self._add_token(row, token_id, probs)

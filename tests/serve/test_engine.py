@@ -10,7 +10,7 @@ from mini_chat_gpt.generation import generate
 from mini_chat_gpt.generation.decode import for_inference
 from mini_chat_gpt.generation.separate_rows import FixedRows, row_decoder
 from mini_chat_gpt.generation.settings import Sampling
-from mini_chat_gpt.serve.choose import Chooser, choose
+from mini_chat_gpt.serve.choose import TokenSampler, choose
 from mini_chat_gpt.serve.engine import QueueFull, ShuttingDown
 from mini_chat_gpt.serve.prefix_cache import BLOCK
 from mini_chat_gpt.serve.reply import Asked
@@ -224,11 +224,11 @@ def test_stop_strings_end_a_reply_before_them(variant, tokenizer):
     ],
 )
 def test_penalties_count_the_tokens_of_the_reply(tokenizer, penalties, expected):
-    chooser = Chooser(Asked(Sampling(temperature=0), **penalties), [5, 5, 5], 0, 300, tokenizer)
+    sampler = TokenSampler(Asked(Sampling(temperature=0), **penalties), [5, 5, 5], 0, 300, tokenizer)
     logits = torch.zeros(1, 300)
     logits[0, 5], logits[0, 6] = 10.0, 9.0
     none = torch.tensor([], dtype=torch.int64)
-    assert [choose(logits.clone(), [chooser], none)[0][0] for _ in expected] == expected
+    assert [choose(logits.clone(), [sampler], none)[0][0] for _ in expected] == expected
 
 
 def test_log_probabilities_are_those_of_the_model(model, variant, tokenizer):
