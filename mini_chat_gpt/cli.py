@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from mini_chat_gpt import __version__, cli_recipe, cli_verbs
 from mini_chat_gpt.cli_options import CHAT_COMMANDS, PIPED, Arguments, Parser
+from mini_chat_gpt.cli_serve import SERVE_HELP, check_serve, serve_options
 from mini_chat_gpt.common.entry import exit_with, importing
 from mini_chat_gpt.common.errors import UserError, nearest
 
@@ -138,6 +139,14 @@ VERBS = {
         cli_verbs.check_chat,
         PIPED + "\ncommands:\n" + "".join(f"  {f'/{n} {arg}':<16}{what}\n" for n, (arg, what) in CHAT_COMMANDS.items()),
     ),
+    "serve": Verb(
+        "serve.command:run",
+        "a server with an OpenAI-compatible API and a web page",
+        serve_options,
+        "Serve models to programs (OpenAI-compatible API) and in a browser. The server is for this machine, unless --host says otherwise.",
+        check_serve,
+        SERVE_HELP,
+    ),
     "generate": Verb(
         "sft_generate:run",
         "reply to a prompt",
@@ -196,7 +205,7 @@ MEANT = {
     "inference": "generate", "convert": "import", "pull": "import", "download": "prepare", "data": "prepare", "eval": "evaluate",
     "test": "evaluate", "benchmark": "evaluate", "score": "evaluate", "compare": "evaluate", "report": "evaluate", "show": "inspect",
     "view": "inspect", "check": "doctor", "settings": "config", "init": "quickstart", "start": "quickstart", "demo": "quickstart",
-    "tune": "sft", "lora": "sft",
+    "tune": "sft", "lora": "sft", "server": "serve", "api": "serve", "web": "serve", "ui": "serve",
 }  # fmt: skip
 """What another word most probably stands for."""
 

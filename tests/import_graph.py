@@ -35,6 +35,7 @@ ORDER = [
     "cli_options",
     "cli_verbs",
     "cli_recipe",
+    "cli_serve",
     "cli",
     "checkpoints",
     "sft_dataloader",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,11 +109,14 @@ def _adapted_block(packed: PackedBlock, layers: Mapping[str, LoraLinear], number
     products = {
         "qkv": [(f"self_attn.{name}_proj", getattr(attention, f"{name}_proj").out_features) for name in "qkv"],
         "out": [("self_attn.o_proj", attention.o_proj.out_features)],
-        "gate_up": [("mlp.gate_proj", 0 if gate is None else gate.out_features), ("mlp.up_proj", mlp.up_proj.out_features)],
+        "gate_up": [
+            ("mlp.gate_proj", 0 if gate is None else gate.out_features),
+            ("mlp.up_proj", mlp.up_proj.out_features),
+        ],
         "up": [("mlp.up_proj", mlp.up_proj.out_features)],
         "down": [("mlp.down_proj", mlp.down_proj.out_features)],
     }
-    changed: dict[str, Product] = {}
+    changed: dict[str, Any] = {}
     for field, names in products.items():
         start, parts = 0, []
         for name, size in names:

@@ -28,7 +28,7 @@ from mini_chat_gpt.serve.errors import INVALID, RATE, SERVER, APIError
 from mini_chat_gpt.serve.guard import Access, Guard, error_response
 from mini_chat_gpt.serve.mailbox import Mailbox, watch
 from mini_chat_gpt.serve.metrics import Metrics
-from mini_chat_gpt.serve.reply import Asked, Piece, Reply
+from mini_chat_gpt.serve.reply import Piece, Reply
 from mini_chat_gpt.serve.requests import ChatBody, CompletionBody, parse_chat, parse_completion
 from mini_chat_gpt.serve.responses import DONE, KEEP_ALIVE, Writer, event, to_json
 
@@ -88,7 +88,7 @@ class Server:
         self,
         models: Sequence[ServedModel],
         access: Access = Access(),  # noqa: B008 (frozen)
-        limits: Limits = Limits(),  # noqa: B008 (frozen)
+        limits: Limits = Limits(),
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         log: Callable[[str], object] = partial(print, file=sys.stderr, flush=True),  # noqa: B008
         log_text: bool = False,
@@ -114,6 +114,11 @@ class Server:
         """Accept no more replies; those that run are finished."""
         for engine in self.engines:
             engine.shut_down()
+
+    def cancel_all(self) -> None:
+        """End the running replies."""
+        for engine in self.engines:
+            engine.cancel_all()
 
     # Replies
 
@@ -143,7 +148,11 @@ class Server:
         if name not in self.models:
             known = ", ".join(self.models)
             raise APIError(
-                404, f"There is no model {clean(name)[:80]!r}; the models are {known}.", INVALID, "model", "model_not_found"
+                404,
+                f"There is no model {clean(name)[:80]!r}; the models are {known}.",
+                INVALID,
+                "model",
+                "model_not_found",
             )
         return self.models[name]
 
@@ -203,8 +212,12 @@ async def _api_error(_request: Request, error: APIError) -> Response:
 
 async def _no_route(request: Request, error: HTTPException) -> Response:
     path = clean(request.url.path)[:80]
-    message = f"{request.method[:20]} is not possible for {path}." if error.status_code == 405 else f"There is no {path}."
-    response = error_response(APIError(error.status_code, message, code="not_found" if error.status_code == 404 else None))
+    message = (
+        f"{request.method[:20]} is not possible for {path}." if error.status_code == 405 else f"There is no {path}."
+    )
+    response = error_response(
+        APIError(error.status_code, message, code="not_found" if error.status_code == 404 else None)
+    )
     response.headers.update(error.headers or {})
     return response
 
@@ -222,7 +235,10 @@ def _prompts(model: ServedModel, body: ChatBody | CompletionBody) -> list[list[i
     conversation = body.conversation()
     if tokenizer.chat_format is None:
         raise APIError(
-            400, f"{model.name} is a base model without a chat format; use /v1/completions.", param="model", code="no_chat_format"
+            400,
+            f"{model.name} is a base model without a chat format; use /v1/completions.",
+            param="model",
+            code="no_chat_format",
         )
     try:
         return [prompt_ids(tokenizer, conversation, thinking=body.thinking)]
@@ -259,7 +275,12 @@ class Exchange:
     """A request whose replies are being made."""
 
     def __init__(
-        self, server: Server, model: ServedModel, replies: list[Reply], mailbox: Mailbox, body: ChatBody | CompletionBody
+        self,
+        server: Server,
+        model: ServedModel,
+        replies: list[Reply],
+        mailbox: Mailbox,
+        body: ChatBody | CompletionBody,
     ) -> None:
         self.server, self.model, self.replies, self.mailbox, self.body = server, model, replies, mailbox, body
         self.writer = Writer(model.name, model.variant.tokenizer, isinstance(body, ChatBody))
@@ -314,7 +335,7 @@ class Exchange:
             watcher.cancel()
             self.close()
         if not self.is_done:
-            return Response(status_code=499)  # nobody receives it
+            return Response(status_code=499)  # no one receives it
         if (error := self.error()) is not None:
             raise error
         content = self.writer.whole(self.replies, self.pieces, self.with_probs)
@@ -354,7 +375,9 @@ class EventStream(Response):
         ends = ("stop", "length", None)
         writer = self.exchange.writer
         return [
-            event(writer.chunk(choice, piece, self.exchange.with_probs)) for choice, piece in items if piece.finish in ends
+            event(writer.chunk(choice, piece, self.exchange.with_probs))
+            for choice, piece in items
+            if piece.finish in ends
         ]
 
     def _end(self) -> bytes:
@@ -362,6 +385,3 @@ class EventStream(Response):
         if (error := exchange.error()) is not None:
             return event(error.body()) + DONE
         return (event(exchange.writer.usage_chunk(exchange.replies)) if exchange.body.wants_usage else b"") + DONE
-
-
-__all__ = ["Access", "Asked", "Limits", "ServedModel", "Server"]

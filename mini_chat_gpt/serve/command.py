@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-import signal
 import socket
 import sys
+import threading
 import webbrowser
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mini_chat_gpt.cli_options import Arguments
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.signals import end_signals, handled
 
 if TYPE_CHECKING:
     from mini_chat_gpt.serve.app import Server
 
-MAX_CONNECTIONS, KEEP_ALIVE_SECONDS = 256, 15
 EVERYWHERE = ("0.0.0.0", "::")
 
 
@@ -66,7 +60,7 @@ def _require_extra() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"The server needs the library {error.name}; install it: pip install \"mini-chat-gpt[serve]\"."
+            f'The server needs the library {error.name}; install it: pip install "mini-chat-gpt[serve]".'
         ) from None
 
 
@@ -86,7 +80,9 @@ def listen(host: str, port: int) -> socket.socket:
         if isinstance(error, socket.gaierror):
             raise UserError(f"--host {host} is not an address of this machine; use 127.0.0.1 or 0.0.0.0.") from None
         reason = (error.strerror or str(error)).lower()
-        raise UserError(f"Port {port} of {host} can't be used ({reason}); choose another one: --port {port + 1 if port < 65535 else 8080}.") from None
+        raise UserError(
+            f"Port {port} of {host} can't be used ({reason}); choose another one: --port {port + 1 if port < 65535 else 8080}."
+        ) from None
 
 
 def address_of(listener: socket.socket) -> str:
@@ -98,53 +94,18 @@ def address_of(listener: socket.socket) -> str:
 
 def serve(server: Server, listener: socket.socket, open_browser: bool = False) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP. The first one lets running replies finish, a second one ends them."""
-    import uvicorn
+    from mini_chat_gpt.serve.http import HTTPServer
 
-    from mini_chat_gpt.serve.http import PatientProtocol
+    address = address_of(listener)
 
-    config = uvicorn.Config(
-        server.app,  # type: ignore[arg-type]
-        log_level="critical",
-        access_log=False,
-        lifespan="off",
-        http=PatientProtocol,
-        ws="none",
-        proxy_headers=False,
-        server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        h11_max_incomplete_event_size=64 * 1024,
-    )
+    def started() -> None:
+        server.log(f"Open {address} in a browser. The API is at {address}/v1. Ctrl-C stops the server.")
+        if open_browser:
+            threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
 
-    class Serving(uvicorn.Server):
-        """Uvicorn with signals that also stop the engines."""
+    def stopping() -> None:
+        n = sum(row.reply.finish is None for engine in server.engines for row in list(engine.rows))
+        server.log(f"Stopping{f' after {n} running ' + ('reply' if n == 1 else 'replies') if n else ''}.")
+        server.shut_down()
 
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            self.loop = asyncio.get_running_loop()
-            address = address_of(listener)
-            server.log(f"Open {address} in a browser. The API is at {address}/v1. Ctrl-C stops the server.")
-            if open_browser:
-                self.loop.run_in_executor(None, webbrowser.open, address)
-
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            with handled([signal.SIGINT, *end_signals()], self.on_signal):
-                yield
-
-        def on_signal(self, _number: int, _frame: FrameType | None) -> Any:
-            # Not in the signal handler itself, which may interrupt a thread that holds a lock.
-            self.loop.call_soon_threadsafe(self.stop)
-
-        def stop(self) -> None:
-            if self.should_exit:
-                self.force_exit = True
-                for engine in server.engines:
-                    engine.cancel_all()
-                return
-            self.should_exit = True
-            running = sum(len(engine.rows) for engine in server.engines)
-            server.log(f"Stopping{f' after {running} replies that run' if running else ''}.")
-            server.shut_down()
-
-    Serving(config).run(sockets=[listener])
+    HTTPServer(server.app, started, stopping, server.cancel_all).run(sockets=[listener])

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-INVALID, AUTHENTICATION, RATE, SERVER = "invalid_request_error", "authentication_error", "rate_limit_error", "server_error"
+INVALID, AUTHENTICATION, RATE, SERVER = (
+    "invalid_request_error",
+    "authentication_error",
+    "rate_limit_error",
+    "server_error",
+)
 RETRY_AFTER = 2
 """Seconds after which a client may try again."""
 

@@ -56,7 +56,9 @@ class Access:
             raise APIError(400, "The request needs one valid Host header.")
         if name not in LOCAL | self.hosts and not (self.any_ip and _is_ip(name)):
             raise APIError(
-                403, f"This server is not {name[:80]!r}; start it with --allow-host to call it by that name.", code="host_not_allowed"
+                403,
+                f"This server is not {name[:80]!r}; start it with --allow-host to call it by that name.",
+                code="host_not_allowed",
             )
         for origin in headers.getlist("origin"):
             if origin not in self.origins and urlsplit_host(origin) != hosts[0].lower():
@@ -70,11 +72,13 @@ class Access:
 
     def _check_key(self, values: Iterable[str]) -> None:
         assert self.api_key is not None
-        given = next(iter(values), "")
+        given = next(iter(values), "")  # bytes as Latin-1 characters
         scheme, _, key = given.partition(" ")
-        same = hmac.compare_digest(key.strip().encode("utf-8", "replace"), self.api_key.encode())
+        same = hmac.compare_digest(key.strip().encode("latin-1"), self.api_key.encode())
         if scheme.lower() != "bearer" or not same:
-            problem = "The API key is wrong" if given else "The API key is missing; send it as Authorization: Bearer KEY"
+            problem = (
+                "The API key is wrong" if given else "The API key is missing; send it as Authorization: Bearer KEY"
+            )
             raise APIError(401, f"{problem}.", AUTHENTICATION, code="invalid_api_key")
 
 
@@ -126,7 +130,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 extra = HEADERS | ({"Access-Control-Allow-Origin": allowed, "Vary": "Origin"} if allowed else {})
                 message["headers"] = [
-                    *message["headers"], *((name.lower().encode(), value.encode("latin-1")) for name, value in extra.items())
+                    *message["headers"],
+                    *((name.lower().encode(), value.encode("latin-1")) for name, value in extra.items()),
                 ]
             await send(message)
 

@@ -30,7 +30,7 @@ class Mailbox:
             if self._is_scheduled:
                 return
             self._is_scheduled = True
-        with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+        with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._arrived.set)
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from mini_chat_gpt.generation.cpu_adapters import AdaptedModel
 from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
 from mini_chat_gpt.generation.decode import Model, WeightsOption, for_inference
 from mini_chat_gpt.generation.mixed_precision import MixedPrecisionModel
-from mini_chat_gpt.lora import EmbeddingRows, HeadRows, HalfLinear, LoraLinear, dequantize
+from mini_chat_gpt.lora import EmbeddingRows, HalfLinear, HeadRows, LoraLinear, dequantize
 from mini_chat_gpt.lora import adapters as lora_layers
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.ops.nf4 import Nf4Linear

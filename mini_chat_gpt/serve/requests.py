@@ -85,7 +85,9 @@ class _Body(BaseModel):
         """Raise APIError for a field of `HARMLESS` with another value."""
         for name, value in (self.model_extra or {}).items():
             if name in HARMLESS and value is not None and value not in HARMLESS[name]:
-                raise APIError(400, f"{name} is not supported by this server; leave it out.", param=name, code="unsupported")
+                raise APIError(
+                    400, f"{name} is not supported by this server; leave it out.", param=name, code="unsupported"
+                )
 
     def asked(self, choice: int, room: int, default: Sampling, most: int, seconds: float) -> Asked:
         """The settings of one choice. `room` tokens are free after the prompt; a reply has at most `most`. Raises APIError."""
@@ -130,11 +132,15 @@ class _Message(BaseModel):
         where = f"messages.{number}"
         if self.role not in ("system", "developer", "user", "assistant"):
             raise APIError(
-                400, f"{where} has the role {self.role[:40]!r}; the roles are system, developer, user and assistant.", param=where
+                400,
+                f"{where} has the role {self.role[:40]!r}; the roles are system, developer, user and assistant.",
+                param=where,
             )
         extra = self.model_extra or {}
         if extra.get("tool_calls") or extra.get("function_call"):
-            raise APIError(400, f"{where} calls a tool; tools are not supported by this server.", param=where, code="unsupported")
+            raise APIError(
+                400, f"{where} calls a tool; tools are not supported by this server.", param=where, code="unsupported"
+            )
         if isinstance(self.content, list):
             content = "\n".join(_text_of_part(part, f"{where}.content.{i}") for i, part in enumerate(self.content))
         else:
@@ -146,7 +152,10 @@ def _text_of_part(part: Mapping[str, Any], where: str) -> str:
     kind, text = part.get("type"), part.get("text")
     if kind != "text":
         raise APIError(
-            400, f"{where} is of the type {str(kind)[:40]!r}; this server takes text only.", param=where, code="unsupported"
+            400,
+            f"{where} is of the type {str(kind)[:40]!r}; this server takes text only.",
+            param=where,
+            code="unsupported",
         )
     if not isinstance(text, str):
         raise APIError(400, f"{where} has no text.", param=where)
@@ -181,7 +190,9 @@ class ChatBody(_Body):
             raise APIError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
         if unknown := set(self.chat_template_kwargs or {}) - {"enable_thinking"}:
             name = f"chat_template_kwargs.{min(unknown)[:40]}"
-            raise APIError(400, f"{name} is not supported by this server; leave it out.", param=name, code="unsupported")
+            raise APIError(
+                400, f"{name} is not supported by this server; leave it out.", param=name, code="unsupported"
+            )
 
     def conversation(self) -> list[Message]:
         """The messages. Raises APIError."""
@@ -206,9 +217,13 @@ class CompletionBody(_Body):
         """The texts to continue. Raises APIError."""
         prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-            raise APIError(400, "prompt must be a text or a list of texts; token ids are not supported.", param="prompt")
+            raise APIError(
+                400, "prompt must be a text or a list of texts; token ids are not supported.", param="prompt"
+            )
         if len(prompts) * (self.n or 1) > MAX_CHOICES:
-            raise APIError(400, f"prompt and n give {len(prompts) * (self.n or 1)} choices; at most {MAX_CHOICES}.", param="prompt")
+            raise APIError(
+                400, f"prompt and n give {len(prompts) * (self.n or 1)} choices; at most {MAX_CHOICES}.", param="prompt"
+            )
         return [well_formed(prompt) for prompt in prompts]
 
 
