@@ -76,14 +76,14 @@ function send(text) {
     return false;
   }
   if (!models.length) {
-    loadModels();
+    loadModels().then(() => { if (modelProblem) notify(modelProblem.message); });
     return false;
   }
   notice.hidden = true;
   const isNew = !current.messages.size, message = addMessage(current, current.leaf, { role: 'user', content: text });
   save(() => store.saveMessage(current, message));
   if (isNew) {
-    composer.set('');  // the draft of new conversations, whose name is about to change
+    composer.moveDraft('new');
     open.set(current.id, current);
     current.title = titleOf(current);
     history.pushState(null, '', `#${current.id}`);

@@ -53,6 +53,12 @@ export class Composer {
     this.changed();
   }
 
+  /** The conversation with this draft has another name now. */
+  moveDraft(before) {
+    try { sessionStorage.removeItem(DRAFT + before); } catch { /* there are no drafts */ }
+    this.changed();
+  }
+
   changed() {
     try { sessionStorage.setItem(DRAFT + this.draftName(), this.input.value); } catch { /* the text stays in the box */ }
     this.fit();

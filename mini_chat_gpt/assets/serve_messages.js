@@ -167,7 +167,7 @@ class ReplyView {
 
   finished() {
     const { reply } = this, shown = [], tools = make('div', '', 'tools');
-    const problem = reply.problem || (reply.finish ? null : { kind: 'interrupted', text: 'This reply was interrupted: the page was closed or reloaded.' });
+    const problem = reply.problem || (reply.finish ? null : { kind: 'interrupted', text: 'This reply is incomplete: another tab is writing it, or the page was closed.' });
     if (problem) shown.push(this.problemElement(problem));
     else if (!reply.content) shown.push(make('p', 'The model ended its reply at once, without a word.', 'dim'));
     if (reply.tokens.length) tools.append(this.whyButton());
@@ -175,7 +175,7 @@ class ReplyView {
       if (navigator.clipboard) tools.append(this.copyButton());
       tools.append(button('Edit', () => this.message.edit(reply.content, 'Keep', this.lane)));
     }
-    if (this.message.replies.length < 2) tools.append(...this.message.messageButtons('Regenerate'));
+    if (this.message.replies.length < 2) tools.append(...(problem ? this.message.versionButtons() : this.message.messageButtons('Regenerate')));
     tools.append(make('span', this.facts(), 'facts dim'));
     return [...shown, tools];
   }

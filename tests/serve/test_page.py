@@ -331,6 +331,19 @@ def test_problems_are_said_plainly_and_can_be_retried(page, server, problems):
     assert texts(page)[1::2] == ["Now it works."] * len(problems)
 
 
+@pytest.mark.slow
+def test_a_reply_that_was_cut_off_by_a_reload_can_be_written_again(page, server):
+    server.script = [Scripted("One two three.", hold_after=2)]
+    page.fill("#input", "Count.")
+    page.press("#input", "Enter")
+    page.locator(".body", has_text="two").wait_for()
+    page.reload()
+    page.locator(".problem").wait_for()
+    assert texts(page) == ["Count.", "One two"]
+    press(page, "Regenerate this reply")
+    shows(page, "You said: Count.")
+
+
 def test_a_lost_connection_loses_no_text_and_its_return_is_announced(page, server):
     server.lost = True
     send(page, "Are you there?")
@@ -411,6 +424,14 @@ def test_conversations_are_listed_renamed_and_deleted_with_undo(page, server):
     send(page, "First conversation")
     page.click("#new")
     page.wait_for_selector(".example")
+    assert page.input_value("#input") == ""
+    page.fill("#input", "A draft")
+    page.locator(".example").first.click()  # leaves the draft where it is
+    finished(page)
+    assert page.input_value("#input") == "A draft"
+    press(page, "Delete")
+    page.wait_for_selector(".example")
+    assert page.input_value("#input") == ""
     send(page, "Second conversation")
     assert page.locator("#list a").all_inner_texts() == ["Second conversation", "First conversation"]
     press(page, "Rename")
