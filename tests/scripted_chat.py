@@ -12,12 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from mini_chat_gpt import assets
+from mini_chat_gpt.serve.app import PAGE
+from mini_chat_gpt.serve.guard import CONTENT_POLICY
 
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'"
-)
-TYPES = {"js": "text/javascript", "css": "text/css"}
 DESCRIPTION = "Answers questions about short stories and writes stories with three given words."
 EXAMPLES = ["Hi!", "Who are you?", "Tom had a red ball. He lost it, and he was sad.\nWho is the main character?"]
 
@@ -75,12 +72,10 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if self.server.lost:
             return
-        if path == "/":
-            self.answer(
-                200, assets.text("serve.html").encode(), "text/html; charset=utf-8", {"Content-Security-Policy": POLICY}
-            )
-        elif match := re.fullmatch(r"/assets/((?:serve\w*|page)\.(js|css))", path):
-            self.answer(200, assets.text(match[1]).encode(), TYPES[match[2]])
+        name = "serve.html" if path == "/" else path.removeprefix("/assets/")
+        if name in PAGE:
+            policy = {"Content-Security-Policy": CONTENT_POLICY}
+            self.answer(200, assets.text(name).encode(), PAGE[name], policy)
         elif path == "/health":
             self.answer_json(200, {"status": "ok"})
         elif path != "/v1/models":

@@ -33,13 +33,13 @@ from mini_chat_gpt.serve.requests import ChatBody, CompletionBody, parse_chat, p
 from mini_chat_gpt.serve.responses import DONE, KEEP_ALIVE, Writer, event, to_json
 
 KEEP_ALIVE_SECONDS, BODY_SECONDS = 5.0, 30.0
+MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+SCRIPTS = ("api", "composer", "markdown", "messages", "settings", "sidebar", "start", "store", "why")
 PAGE = {
-    "serve.html": "text/html; charset=utf-8",
-    "serve.css": "text/css; charset=utf-8",
-    "serve.js": "text/javascript; charset=utf-8",
-    "serve_markdown.js": "text/javascript; charset=utf-8",
+    name: f"{MEDIA_TYPES[name.rpartition('.')[2]]}; charset=utf-8"
+    for name in ("serve.html", "page.css", "serve.css", "serve.js", *(f"serve_{script}.js" for script in SCRIPTS))
 }
-"""Files of the web page, in `assets/`."""
+"""Files of the web page, in `assets/`, and their types."""
 
 
 @dataclass(frozen=True)

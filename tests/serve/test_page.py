@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import serve.server_kit as real_server
 from scripted_chat import DESCRIPTION, EXAMPLES, ChatServer, Scripted, running
 
 AXE = Path(os.environ.get("AXE_CORE") or Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js")
@@ -67,7 +68,7 @@ def send(page, text: str, replies: int = 1) -> None:
 
 def finished(page, replies: int = 1) -> None:
     last = page.locator(".message").last
-    last.locator(".facts, .problem").nth(replies - 1).wait_for()
+    last.locator("article[aria-busy=false]").nth(replies - 1).wait_for()
     page.wait_for_selector("#send:not([hidden])")
 
 
@@ -229,6 +230,34 @@ def test_a_base_model_continues_the_text_beside_one_that_chats(page, server):
     assert prompts == ["Once upon a time", "On and"]  # each text separately
     page.get_by_role("button", name="Why did it say that?").last.click()
     assert [row.split()[0] for row in page.locator(".panel .row").all_inner_texts()] == ["·so", "·on"]
+
+
+def test_the_page_works_with_the_real_server(tab):
+    with real_server.running() as (address, server):
+        page, page.errors = tab, []
+        page.goto(address)
+        page.wait_for_selector(".example")
+        assert "A description." in page.inner_text("#start")
+        press(page, "Settings")
+        assert page.get_attribute("#system", "placeholder") == "Be kind."
+        page.get_by_label("Longest reply").fill("6")
+        page.get_by_label("Seed").fill("3")
+        page.keyboard.press("Escape")
+        page.select_option("#beside", "base")
+        send(page, "Hello?", replies=2)
+        assert all("6 tokens" in facts for facts in page.locator(".facts").all_inner_texts())
+        before = page.locator(".body").all_inner_texts()
+        press(page, "Regenerate both")
+        finished(page, replies=2)
+        assert page.locator(".body").all_inner_texts() == before  # the same seed
+        for why in page.get_by_role("button", name="Why did it say that?").all():
+            why.click()
+        assert page.locator(".tokens").first.locator("span").count() == 6
+        assert page.locator(".panel").count() == 2
+        send(page, "word " * 300, replies=2)
+        assert "longer than the model can read" in page.locator(".problem").first.inner_text()
+        assert server.lines == [line for line in server.lines if "error" not in line]
+        assert page.errors == []
 
 
 def test_why_shows_each_token_with_its_alternatives(page, server):
