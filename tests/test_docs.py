@@ -79,7 +79,6 @@ def with_files_of_pages(folder: Path) -> Path:
     base, chat = tiny_tokenizer(), chat_tokenizer()
     save_checkpoint(folder / "runs/base", lively(base, context_length=256), base, {"job": "pretrain"})
     save_checkpoint(folder / "runs/sft", lively(chat, context_length=256), chat, {"job": "sft"})
-    save_checkpoint(folder / "runs/smollm2", lively(chat, context_length=256), chat)
     write_records(folder / "data")
     shutil.copytree(folder / "data", folder / "TinyStories")
     write_stories(folder)
@@ -194,6 +193,10 @@ def run_page(name: str, folder: Path, tags: tuple[str, ...], variables: dict[str
             run_block(block, folder, SHORTENED, variables)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def names_with(*tags: str) -> list[str]:
     """The pages that have a block with one of the tags."""
     found = {block.page for block in ALL_BLOCKS if block.tag in tags} - {DOCTESTS}
@@ -210,9 +213,10 @@ def test_fast_blocks_run(clone, name):
 def test_slow_blocks_run(clone, name):
     """Those with a network too, with a hub on this machine."""
     with running_hub() as hub:
-        chat = {path.name: path.read_bytes() for path in (clone / "runs/smollm2").iterdir()}
-        hub.add("HuggingFaceTB/SmolLM2-135M-Instruct", chat)
+        hub.add("HuggingFaceTB/SmolLM2-135M-Instruct", contents(clone / "runs/sft"))
         hub.add("ORG/CHATS", {"train.jsonl": (clone / "chats.jsonl").read_bytes()}, "datasets")
+        stories = {path.replace("Stories", "Stories-", 1): text for path, text in contents(clone / "data").items()}
+        hub.add("roneneldan/TinyStoriesInstruct", stories, "datasets")
         variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(clone / "hub"), "HF_HUB_DISABLE_XET": "1"}
         run_page(name, clone, ("fast", "slow", "network"), variables)
 

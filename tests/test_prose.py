@@ -25,6 +25,12 @@ STEMS = (
 )
 IZE = rf"\b(de|re|un)?({STEMS})is(e|es|ed|er|ers|ing|ation|ations)\b"
 
+BRITISH = (
+    r"\b(amongst|learnt|burnt|dreamt|spoilt|cheques?|enrol|instalments?|fulfil|practis(e|ed|ing)|(kilo|centi|milli)?metres?|litres?|fibres?|theatres?"
+    r"|tyres?|ploughs?|moulds?|sceptic\w*|ageing|acknowledgements?|(ana|para|cata)lys(e|es|ed|ing)|(signal|total|level|fuel|channel|dial|initial"
+    r"|marshal|counsel|quarrel)l(ed|ing)|focuss(ed|es|ing)|(flav|harb|lab|rum|hum|arm|endeav|od|vap|vig|sav|glam)our\w*)\b"
+)
+
 PHRASES = {
     r"^(<{7}|>{7}) ": "resolve the merge conflict",
     # Terms with a usual name
@@ -110,6 +116,12 @@ PROSE = {
     r"\bwish(es|ed)\b": "requested",
     r"\bholds? no\b": "has no",
     r"\bthere already\b": "already exists",
+    # Spelling
+    BRITISH: "American spelling",
+    r"\bfine ?tun(e|es|ed|ing)\b": "fine-tune",
+    r"\bpre-train\w*": "pretrain",
+    r"\bmicro ?batch(es)?\b": "micro-batch",
+    r"\brouge ?l\b": "ROUGE-L",
 }
 """Banned in the prose only: comments, docstrings and Markdown. Story texts and identifiers may have these words."""
 
@@ -243,6 +255,8 @@ def test_banned_phrases_and_names_do_not_appear():
         ("a.py", "Engine()\n", "Engine"),
         ("a.md", 'It prints "It is no file."\n\n```\nis no file\n```\n', None),
         ("a.md", "An optimised batch\n", "optimised"),
+        ("a.py", "# It has learnt to copy over some metres\n", "learnt"),
+        ("a.md", "Fine tuning on a micro batch\n", "Fine tuning"),
         ("a.yaml", "words: colour  # There is no other word\n", None),
         ("a.yaml", "words: red  # a colour\n", "colour"),
     ],
