@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
-from mini_chat_gpt import __version__, cli_recipe, cli_verbs
+from mini_chat_gpt import __version__, cli_models, cli_recipe, cli_verbs
 from mini_chat_gpt.cli_options import CHAT_COMMANDS, PIPED, Arguments, Parser
 from mini_chat_gpt.cli_serve import SERVE_HELP, check_serve, serve_options
 from mini_chat_gpt.common.entry import exit_with, importing
@@ -164,15 +164,24 @@ VERBS = {
     "merge": Verb(
         "checkpoints.merge:run",
         "merge an adapter (LoRA) and its base into one checkpoint folder",
-        cli_verbs.merge_options,
+        cli_models.merge_options,
         "Merge an adapter (LoRA) and its base into one checkpoint folder.",
     ),
     "import": Verb(
         "checkpoints.convert:run",
         "convert a model from elsewhere (Hugging Face, GGUF, llama2.c, nanoGPT) into a checkpoint folder",
-        cli_verbs.import_options,
+        cli_models.import_options,
         "Convert a model from elsewhere (Hugging Face folder, GGUF, llama2.c, nanoGPT), or a sharded checkpoint, into an ordinary "
         "checkpoint folder.",
+    ),
+    "export": Verb(
+        "export.command:run",
+        "write a model for transformers, llama.cpp or Ollama, and check that it gives the same answers",
+        cli_models.export_options,
+        "Write a model for other programs: a Hugging Face folder, or a GGUF file with a Modelfile for Ollama if DST ends in .gguf. "
+        "The files are read back, and ids, logits and replies compared.",
+        cli_models.check_export,
+        "Exit code: 0 if DST was written and checked, 1 if the check failed, 2 for a mistake or a full disk; then nothing is left behind.",
     ),
     "doctor": Verb(
         "diagnostics.doctor:run",
@@ -206,6 +215,8 @@ MEANT = {
     "test": "evaluate", "benchmark": "evaluate", "score": "evaluate", "compare": "evaluate", "report": "evaluate", "show": "inspect",
     "view": "inspect", "check": "doctor", "settings": "config", "init": "quickstart", "start": "quickstart", "demo": "quickstart",
     "tune": "sft", "lora": "sft", "server": "serve", "api": "serve", "web": "serve", "ui": "serve",
+    "gguf": "export", "quantize": "export", "ollama": "export", "publish": "export", "push": "export",
+    "save": "export",
 }  # fmt: skip
 """What another word most probably stands for."""
 

@@ -308,34 +308,6 @@ def evaluate_options(parser: Parser) -> None:
 # Checkpoints and checks
 
 
-def merge_options(parser: Parser) -> None:
-    parser.add_argument("adapter", type=path_text, help="run or checkpoint folder of a run with lora.enabled")
-    parser.add_argument("out", type=path_text, help="folder to write; must not exist yet")
-    parser.add_argument("--base", type=path_text, metavar="PATH", help="the base model, if it has moved")
-
-
-def import_options(parser: Parser) -> None:
-    parser.add_argument(
-        "source",
-        metavar="SRC",
-        type=user_path,
-        help="a Hugging Face folder, hub:org/name, a .gguf, llama2.c's .bin, nanoGPT's ckpt.pt, or a checkpoint or run folder",
-    )
-    parser.add_argument("folder", metavar="DST", type=user_path, help="checkpoint folder to write; must not exist yet")
-    parser.add_argument(
-        "--tokenizer",
-        type=path_text,
-        metavar="NAME",
-        help="llama2.c's tok*.bin, a .tiktoken file, a saved folder or the name of an encoding "
-        "(default: the tok*.bin next to a .bin, gpt2 for nanoGPT; Hugging Face folders and GGUF files have their own)",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="precision of the weights (default: that of the source; float32 for a quantized GGUF)",
-    )
-
-
 def doctor_options(parser: Parser) -> None:
     add_settings(parser)
     parser.add_argument("--job", choices=["sft", "pretrain"], default="sft", help="which training (default: sft)")

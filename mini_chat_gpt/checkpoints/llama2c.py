@@ -172,6 +172,12 @@ def halves_from_pairs(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
     return pairs.transpose(1, 2).reshape(weight.shape)
 
 
+def pairs_from_halves(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """The inverse of `halves_from_pairs`. (H·D, ...) -> (H·D, ...)."""
+    halves = weight.view(-1, 2, head_dim // 2, *weight.shape[1:])  # (H, 2, D/2, ...)
+    return halves.transpose(1, 2).reshape(weight.shape)
+
+
 def _llama2c_tokenizer(source: Path, vocab_size: int, path: str | Path | None) -> ChatTokenizer:
     if path is None:
         return _tokenizer_next_to(source, vocab_size)

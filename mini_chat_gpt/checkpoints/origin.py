@@ -101,14 +101,7 @@ def origin_of_gguf(path: Path, metadata: Mapping[str, Any]) -> Origin:
 def model_card(origin: Origin, info: Mapping[str, Any]) -> str:
     """The text of README.md: Hugging Face's front matter, and the same in words. `info` is that of the checkpoint."""
     job = {"sft": "fine-tuned", "pretrain": "trained further"}.get(str(info.get("job")), "converted")
-    lines = ["---"]
-    if origin.license:
-        lines.append(f"license: {_quoted(origin.license)}")
-    if origin.license_link:
-        lines.append(f"license_link: {_quoted(origin.license_link)}")
-    if bases := [origin.repository] if origin.repository else origin.base_model:
-        lines += ["base_model:", *(f"- {_quoted(base)}" for base in bases)]
-    lines += ["library_name: transformers", "---", "", f"# {origin.name or origin.source}", ""]
+    lines = [*card_header(origin), f"# {origin.name or origin.source}", ""]
     commit = f" (commit {origin.commit})" if origin.commit else ""
     lines.append(f"This model was {job} with mini_chat_gpt from `{origin.repository or origin.source}`{commit}.")
     lines.append(f"Its license is {origin.license or 'not stated by its source'}.")
@@ -117,6 +110,19 @@ def model_card(origin: Origin, info: Mapping[str, Any]) -> str:
     if origin.files:
         lines.append(f"The license files of its source are kept: {', '.join(origin.files)}.")
     return "\n".join(lines) + "\n"
+
+
+def card_header(origin: Origin | None) -> list[str]:
+    """The lines at the beginning of a model card that Hugging Face reads, with an empty line after them."""
+    lines = ["---"]
+    if origin is not None and origin.license:
+        lines.append(f"license: {_quoted(origin.license)}")
+    if origin is not None and origin.license_link:
+        lines.append(f"license_link: {_quoted(origin.license_link)}")
+    bases = [] if origin is None else [origin.repository] if origin.repository else origin.base_model
+    if bases:
+        lines += ["base_model:", *(f"- {_quoted(base)}" for base in bases)]
+    return [*lines, "library_name: transformers", "---", ""]
 
 
 def write_origin(folder: Path, origin: Origin, info: Mapping[str, Any]) -> None:

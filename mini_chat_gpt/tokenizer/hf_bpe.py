@@ -81,6 +81,12 @@ class HuggingFaceBPE:
         return vocab
 
     @property
+    def merges(self) -> list[tuple[str, str]]:
+        """The merges of ordinary text, in the order in which they are tried."""
+        merges: list[tuple[str, str]] = self._content["model"]["merges"]
+        return merges
+
+    @property
     def adds_leading_space(self) -> bool:
         """Whether a space is inserted before a text, and removed from it when it is decoded."""
         return self.rules.leading_space != "never"
