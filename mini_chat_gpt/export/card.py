@@ -113,7 +113,7 @@ def _settings(source: Source) -> list[str]:
                 continue
             if section == "lora" and str(given.get("enabled")).lower() != "true":
                 continue
-            texts = {key: str(given.get(key)) for key in keys}  # as they stand in the file
+            texts = {key: str(given.get(key)) for key in keys}
             lines += [
                 f"- {section}.{key}: {text}" for key, text in texts.items() if text.lower() not in ("none", "null")
             ]

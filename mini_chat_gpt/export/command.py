@@ -21,8 +21,8 @@ from mini_chat_gpt.export.announce import Exported, announce, checked_lines, com
 from mini_chat_gpt.export.card import model_card
 from mini_chat_gpt.export.gguf_export import DEFAULT_TYPE, export_gguf
 from mini_chat_gpt.export.hf_writer import HFModel, hf_model, write_folder
-from mini_chat_gpt.export.placing import draft_folder, place_folder
 from mini_chat_gpt.export.losses import hf_losses
+from mini_chat_gpt.export.placing import draft_folder, place_folder
 from mini_chat_gpt.export.proof import BOUNDS, Proof, ProofError, prove
 from mini_chat_gpt.export.source import Source, open_source
 from mini_chat_gpt.export.template import template_notes

@@ -77,7 +77,7 @@ def run_llama_cpp(index: Path, file: Path, proof: Proof, tokenizer: ChatTokenize
         "stops": sorted(tokenizer.stop_ids),
         "vocabulary": proof.config.vocab_size,
         "context": proof.config.context_length,
-        "threads": min(4, os.cpu_count() or 1),
+        "threads": max(1, min(4, (os.cpu_count() or 1) // 2)),  # those of llama.cpp wait for each other by spinning
     }
     with scratch_folder() as folder:
         script, asked, answered = folder / "run.mjs", folder / "request.json", folder / "result.json"
@@ -103,7 +103,7 @@ def _text(tokenizer: ChatTokenizer, turn: Turn) -> str:
 def _compared(result: _Result, proof: Proof, tokenizer: ChatTokenizer, limit: float) -> str:
     """Compare the turns. Raises ProofError for other ids of a prompt, and for logits that differ by more than `limit`."""
     squares = of_logits = 0.0
-    parts = None
+    parts: str | None = None
     for number, (theirs, turn, ours) in enumerate(zip(result.turns, proof.turns, proof.replies.logits, strict=True), 1):
         prompt = list(turn.prompt[turn.prompt[0] == tokenizer.bos_id :])
         if theirs.ids != prompt:
@@ -115,10 +115,8 @@ def _compared(result: _Result, proof: Proof, tokenizer: ChatTokenizer, limit: fl
         own, other = (one - one.mean(1, keepdims=True) for one in (ours, logits[:, : ours.shape[1]]))
         squares += float(np.square(own - other).sum())
         of_logits += float(np.square(own).sum())
-        if parts is None and theirs.greedy != list(turn.reply):
-            at = next((i for i, pair in enumerate(zip(theirs.greedy, turn.reply, strict=False)) if len({*pair}) > 1), 0)
-            margin = float(ours[at, turn.reply[at]] - ours[at, theirs.greedy[at]]) if at < len(theirs.greedy) else 0.0
-            parts = number, at + 1, margin
+        if parts is None:
+            parts = _parting(theirs.greedy, turn, ours, number)
     difference = (squares / max(of_logits, 1e-30)) ** 0.5
     about = f"its logits along them differ by {difference:.2g} of their size (bound {limit:.2g})"
     if difference > limit:
@@ -127,7 +125,19 @@ def _compared(result: _Result, proof: Proof, tokenizer: ChatTokenizer, limit: fl
         )
     if parts is None:
         return f"the same ids and the same greedy replies; {about}"
-    return (
-        f"the same ids; the greedy replies part at token {parts[1]} of turn {parts[0]}, where our model prefers its own token by "
-        f"{parts[2]:.2g}; {about}"
-    )
+    return f"the same ids; the greedy replies part at {parts}; {about}"
+
+
+def _parting(greedy: list[int], turn: Turn, logits: np.ndarray, number: int) -> str | None:
+    """Where a reply of llama.cpp parts from ours, None if it does not. `logits` (T, V) are ours along our reply."""
+    pairs = enumerate(zip(greedy, turn.reply, strict=False))
+    at = next((index for index, (theirs, ours) in pairs if theirs != ours), None)
+    if at is None:
+        return None
+    where = f"token {at + 1} of turn {number}"
+    if greedy[at] >= logits.shape[1]:
+        return f"{where}, where llama.cpp takes a padding row of the table"
+    margin = float(logits[at, turn.reply[at]] - logits[at, greedy[at]])
+    if margin < 0:
+        return f"{where}, where llama.cpp takes a control token that our chat does not generate"
+    return f"{where}, where our model prefers its own token by {margin:.2g}"

@@ -153,7 +153,9 @@ def _around(chat_format: TemplateFormat, *roles: str, prompt: bool = True) -> li
 
 def _common_start(*texts: str) -> str:
     """The longest text with which all of them begin."""
-    size = next((at for at, letters in enumerate(zip(*texts, strict=False)) if len({*letters}) > 1), min(map(len, texts)))
+    size = next(
+        (at for at, letters in enumerate(zip(*texts, strict=False)) if len({*letters}) > 1), min(map(len, texts))
+    )
     return texts[0][:size]
 
 

@@ -24,6 +24,8 @@ from mini_chat_gpt.checkpoints.find import OPTIMIZER, find_checkpoint
 from mini_chat_gpt.checkpoints.load import load_model, read_tensors, tensors_in
 from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.export.command import export_folder
+from mini_chat_gpt.export.gguf_export import export_gguf
 from mini_chat_gpt.generation.text import generate
 from mini_chat_gpt.training.job import Progress
 
@@ -151,6 +153,16 @@ def test_the_gathered_checkpoint_loads_in_transformers_with_the_same_logits(rank
     meta = json.loads((tmp_path / "gathered" / "mini_chat_gpt.json").read_text())
     assert meta["info"]["job"] == "sft"
     assert "sharded" not in meta
+
+
+def test_shards_are_joined_in_an_export(ranks, tmp_path):
+    source = ranks / "adamw" / "sharded" / NAME
+    export_folder(source, tmp_path / "folder")
+    export_gguf(source, tmp_path / "m.gguf", "f32")
+    expected = load_model(source).state_dict()
+    for path in (tmp_path / "folder", tmp_path / "m.gguf"):
+        state = load_checkpoint(path, "cpu")[0].state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in expected.items())
 
 
 def test_a_checkpoint_is_imported_with_its_own_tokenizer(ranks, tmp_path):
