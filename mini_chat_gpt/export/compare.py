@@ -15,6 +15,7 @@ from mini_chat_gpt.chat_format import Message
 from mini_chat_gpt.checkpoints.build import StoredModel
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.export.proof_texts import BEGINNING, CHAT, MAX_TOKENS
+from mini_chat_gpt.export.turns import conversation_text
 from mini_chat_gpt.generation.decode import for_inference, suppressed_tokens
 from mini_chat_gpt.generation.settings import Sampling
 from mini_chat_gpt.generation.text import generate_replies, prompt_ids
@@ -160,11 +161,15 @@ def _sums(one: torch.Tensor, other: torch.Tensor, targets: torch.Tensor) -> np.n
 
 @dataclass(frozen=True)
 class Turn:
-    """A greedy reply of the model: the prompt, the reply with its stop token, and the reply as text."""
+    """A greedy reply of the model: the prompt and the reply, with its stop token, as ids and as texts.
+
+    The text of the prompt has the names of control tokens in it, but not the BOS that the tokenizer inserts by itself.
+    """
 
     prompt: tuple[int, ...]
     reply: tuple[int, ...]
     text: str
+    prompt_text: str
 
 
 def three_turns(model: GPT, tokenizer: ChatTokenizer) -> list[Turn]:
@@ -186,7 +191,20 @@ def _turn(model: GPT, tokenizer: ChatTokenizer, prompt: Any) -> Turn:
     sampling = Sampling(max_new_tokens=MAX_REPLY, temperature=0)
     [reply] = generate_replies(for_inference(model, 1, MAX_REPLY), tokenizer, [prompt], sampling)
     ids = reply.ids if reply.stop_id is None else (*reply.ids, reply.stop_id)
-    return Turn(tuple(prompt_ids(tokenizer, prompt)), ids, reply.text)
+    return Turn(tuple(prompt_ids(tokenizer, prompt)), ids, reply.text, _prompt_text(tokenizer, prompt))
+
+
+def _prompt_text(tokenizer: ChatTokenizer, prompt: str | Sequence[Message]) -> str:
+    chat_format = tokenizer.chat_format
+    if chat_format is None or isinstance(prompt, str):
+        first = "" if tokenizer.bos_id is not None else tokenizer.decode([tokenizer.document_id], control=True)
+        return first + str(prompt)
+    if chat_format.own_system is not None and chat_format.default_system is None:
+        # The template would insert a message that our chat leaves out.
+        return tokenizer.decode(prompt_ids(tokenizer, prompt), control=True)
+    default = chat_format.default_system
+    begin = [Message("system", default)] if default is not None and prompt[0].role != "system" else []
+    return conversation_text(tokenizer, [*begin, *prompt])
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,8 @@ def architecture_of(source: Source) -> Architecture:
     elif family is None:
         reason = ARCHITECTURES["llama"].why_not(config)
     elif family.gguf is None:
-        reason = f"llama.cpp has no architecture for {family.name}"
+        other = ARCHITECTURES["llama"].why_not(config)
+        reason = f"llama.cpp has no architecture of its own for {family.name}, and {other}"
     else:
         reason = f"GGUF files of {family.name} are not written; llama.cpp's convert_hf_to_gguf.py makes one of an exported folder"
     raise UserError(

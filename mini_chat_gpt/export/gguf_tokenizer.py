@@ -13,7 +13,7 @@ from typing import Any
 from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.export.losses import gguf_losses
 from mini_chat_gpt.export.proof_texts import hostile_strings, packaged_text
-from mini_chat_gpt.export.split_rules import NAMES, exact_names, split_steps
+from mini_chat_gpt.export.split_rules import NAMES, names_of_rules, split_steps
 from mini_chat_gpt.export.template import chat_template, without_generation
 from mini_chat_gpt.tokenizer.bpe import TiktokenBPE, byte_letters
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
@@ -51,7 +51,7 @@ def gguf_tokenizer(tokenizer: ChatTokenizer, n_rows: int) -> GGUFTokenizer:
     """The metadata for a model whose table has `n_rows`. Raises UserError for a tokenizer that llama.cpp has no form for."""
     encoder = tokenizer.encoder
     values: dict[str, Any] = {}
-    names = list[str]()
+    names, is_known = list[str](), False
     if isinstance(encoder, SentencePieceBPE):
         ordinary, scores = _llama2c_pieces(encoder)
         values |= {"model": "llama", "pre": "default", "add_space_prefix": True}
@@ -62,7 +62,7 @@ def gguf_tokenizer(tokenizer: ChatTokenizer, n_rows: int) -> GGUFTokenizer:
     else:
         ordinary, scores = _byte_level_pieces(encoder), None
         values |= {"model": "gpt2", "merges": _merges(encoder), "add_space_prefix": False}
-        names = exact_names(encoder)
+        names, is_known = names_of_rules(encoder)
     tokens, types = _entries(tokenizer, ordinary, n_rows)
     values |= {"tokens": tokens, "token_type": types}
     if scores is not None:
@@ -73,9 +73,9 @@ def gguf_tokenizer(tokenizer: ChatTokenizer, n_rows: int) -> GGUFTokenizer:
         metadata["tokenizer.chat_template"] = without_generation(template)
     if isinstance(encoder, SentencePieceBPE):
         return GGUFTokenizer(metadata, True, [])
-    if names:
+    if is_known:
         return GGUFTokenizer(metadata | {"tokenizer.ggml.pre": names[0]}, True, [])
-    return _nearest(tokenizer, metadata, NAMES if scores is None else ("default",))
+    return _nearest(tokenizer, metadata, names or (NAMES if scores is None else ("default",)))
 
 
 # Entries

@@ -70,7 +70,7 @@ def compare_with_llama_cpp(file: Path, proof: Proof, tokenizer: ChatTokenizer, b
 
 def run_llama_cpp(index: Path, file: Path, proof: Proof, tokenizer: ChatTokenizer) -> _Result | str:
     """The ids, greedy replies and logits of llama.cpp for the turns of a proof, or the reason why there are none."""
-    prompts = [{"text": _text(tokenizer, turn), "prompt": turn.prompt, "reply": turn.reply} for turn in proof.turns]
+    prompts = [{"text": turn.prompt_text, "prompt": turn.prompt, "reply": turn.reply} for turn in proof.turns]
     request: dict[str, Any] = {
         "model": str(file.resolve()),
         "prompts": prompts,
@@ -92,12 +92,6 @@ def run_llama_cpp(index: Path, file: Path, proof: Proof, tokenizer: ChatTokenize
             lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if "rror" in line]
             return (lines[0] if lines else f"exit code {done.returncode}")[:300]
         return parse_json(answered.read_bytes(), _Result, "the answer of llama.cpp", "use --no-check")
-
-
-def _text(tokenizer: ChatTokenizer, turn: Turn) -> str:
-    """The prompt as text. A BOS that llama.cpp inserts by itself is left out."""
-    ids = turn.prompt[1:] if turn.prompt[0] == tokenizer.bos_id else turn.prompt
-    return tokenizer.decode(ids, control=True)
 
 
 def _compared(result: _Result, proof: Proof, tokenizer: ChatTokenizer, limit: float) -> str:

@@ -50,8 +50,9 @@ def ignores_merges(encoder: TiktokenBPE | HuggingFaceBPE) -> bool:
     return bool(json.loads(encoder.to_bytes())["model"].get("ignore_merges"))
 
 
-def exact_names(encoder: TiktokenBPE | HuggingFaceBPE) -> list[str]:
-    """llama.cpp's names with the same split rules, those that also agree on `ignores_merges` first."""
+def names_of_rules(encoder: TiktokenBPE | HuggingFaceBPE) -> tuple[list[str], bool]:
+    """llama.cpp's names for the same split rules, the best first, and whether it also agrees on `ignores_merges`."""
     steps, ignores = split_steps(encoder), ignores_merges(encoder)
     names = [name for name in NAMES if PRE_TOKENIZERS[name].patterns == steps]
-    return sorted(names, key=lambda name: PRE_TOKENIZERS[name].ignore_merges != ignores)
+    names.sort(key=lambda name: PRE_TOKENIZERS[name].ignore_merges != ignores)
+    return names, bool(names) and PRE_TOKENIZERS[names[0]].ignore_merges == ignores
