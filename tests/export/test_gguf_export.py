@@ -53,8 +53,8 @@ def left(folder: Path) -> set[str]:
 pytestmark = pytest.mark.usefixtures("without_llama_cpp")
 
 
-@pytest.mark.parametrize("kind", FILE_TYPES)
-def test_every_type_passes_the_check(tmp_path, model, kind, capsys):
+@pytest.mark.parametrize("kind", ["bf16", "q5_1"])
+def test_a_type_passes_the_check(tmp_path, model, kind, capsys):
     assert main([str(model), str(tmp_path / "m.gguf"), "--type", kind]) == 0
     assert "equal ids of 5 conversations" in capsys.readouterr().out
     assert left(tmp_path) == {"m.gguf", "Modelfile", "README.md"}
@@ -66,8 +66,8 @@ def test_every_type_passes_the_check(tmp_path, model, kind, capsys):
     assert "## Check" in (tmp_path / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_architecture_passes_the_check(tmp_path, name):
+@pytest.mark.parametrize("name", ["llama with llama3 scaling", "gpt2", "gemma3"])
+def test_an_architecture_passes_the_check(tmp_path, name):
     save_model(tmp_path / "model", name)
     lines = export_gguf(tmp_path / "model", tmp_path / "m.gguf", "f32").lines
     assert any(line.endswith("equal") for line in lines)
@@ -83,7 +83,7 @@ def test_every_type_of_every_architecture_passes_the_check(tmp_path, name, kind)
     assert export_gguf(tmp_path / "model", tmp_path / "m.gguf", kind).proof is not None
 
 
-@pytest.mark.parametrize("name", ["llama", "llama with llama3 scaling", "gpt2", "gemma3", "qwen2"])
+@pytest.mark.parametrize("name", ["llama with llama3 scaling", "gpt2", "gemma3", "qwen2"])
 def test_the_tensors_are_those_of_another_writer(tmp_path, name):
     theirs = save_model(tmp_path / "model", name)
     export_gguf(tmp_path / "model", tmp_path / "ours.gguf", "q8_0", check=False)
@@ -101,10 +101,12 @@ def test_the_tensors_are_those_of_another_writer(tmp_path, name):
 
 
 # What the reader of transformers takes for granted.
-LIKE_TRANSFORMERS = {"qwen3": {"head_dim": 32}, "gemma3": {"head_dim": 256, "query_pre_attn_scalar": 256}}
+LIKE_TRANSFORMERS = {"qwen3": {"head_dim": 128}, "gemma3": {"head_dim": 256, "query_pre_attn_scalar": 256}}
 
 
-@pytest.mark.parametrize("name", ["llama", pytest.param("qwen2", marks=pytest.mark.slow), "qwen3", "gemma3"])
+@pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "qwen3", "gemma3"))]
+)
 def test_transformers_reads_the_weights(tmp_path, name):
     from transformers import AutoModelForCausalLM
 
@@ -327,7 +329,7 @@ def test_too_small_a_disk_is_named_before(tmp_path, model):
         assert left(disk) == set()
 
 
-@pytest.mark.parametrize("kind", ["f16", "q4_0"])
+@pytest.mark.parametrize("kind", ["q4_0", pytest.param("f16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", ["rows", "base", "template", "stop"])
 def test_a_mistake_in_the_file_is_found_whatever_the_type(tmp_path, model, monkeypatch, kind, what):
     if what == "rows":  # Hugging Face's order of the rows instead of llama.cpp's

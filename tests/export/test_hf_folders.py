@@ -21,7 +21,13 @@ from mini_chat_gpt.export.proof_texts import CHAT
 from mini_chat_gpt.generation.text import prompt_ids
 from mini_chat_gpt.sft_train import train
 
-ONE_OF_EACH = ["tied", "Mistral", "Qwen2", "Qwen3", "Gemma 3", "OLMo 2", "Phi-3", "GPT-2", "GPT-Neo"]
+ONE_OF_EACH = [
+    *("Gemma 3", "Phi-3", "GPT-2"),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("tied", "Mistral", "Qwen2", "Qwen3", "OLMo 2", "GPT-Neo")
+    ),
+]
 BIG = {"max_position_embeddings": 512, "n_positions": 512}
 
 
