@@ -84,8 +84,11 @@ def its_tokenizer(name: str) -> Any:
     elif name == "gpt2":
         tokenizer, names, template = foreign_tokenizers.gpt2(), {"eos_token": "<|endoftext|>"}, None
     else:
-        maker = {"llama": "SmolLM2", "llama with llama3 scaling": "Llama 3"}.get(name, "Qwen2")
-        tokenizer = foreign_tokenizers.MAKERS[maker]()
+        if name == "llama":  # as SmolLM2's, but with all bytes
+            digits = pre_tokenizers.Digits(individual_digits=True)
+            tokenizer = foreign_tokenizers._byte_level([digits], use_regex=True)
+        else:
+            tokenizer = foreign_tokenizers.MAKERS["Llama 3" if name.startswith("llama") else "Qwen2"]()
         tokenizer.add_special_tokens(list(CHATML))
         names, template = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, chat_template_samples.SMOLLM2
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
@@ -121,8 +124,8 @@ def table(models: dict[str, Path], kinds: list[str], out: Path) -> None:
         "llama.cpp",
     ]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    for name, path in models.items():
-        for kind in kinds:
+    for kind in kinds:
+        for name, path in models.items():
             file = out / f"{name}-{kind}.gguf"
             exported = export_gguf(path, file, kind)
             proof = exported.proof
@@ -149,7 +152,7 @@ def main(arguments: list[str]) -> int:
             models = {name: folder / name for name in MODELS}
         for path in (out := folder / "out",):
             path.mkdir()
-        table(models, list(FILE_TYPES), out)
+        table(models, ["f32", "q8_0", *(kind for kind in FILE_TYPES if kind not in ("f32", "q8_0"))], out)
     return 0
 
 

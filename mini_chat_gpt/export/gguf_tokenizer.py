@@ -74,7 +74,7 @@ def gguf_tokenizer(tokenizer: ChatTokenizer, n_rows: int) -> GGUFTokenizer:
     if isinstance(encoder, SentencePieceBPE):
         return GGUFTokenizer(metadata, True, [])
     if is_known:
-        return GGUFTokenizer(metadata | {"tokenizer.ggml.pre": names[0]}, True, [])
+        return GGUFTokenizer(metadata | {"tokenizer.ggml.pre": names[0]}, True, _about_missing_bytes(encoder))
     return _nearest(tokenizer, metadata, names or (NAMES if scores is None else ("default",)))
 
 
@@ -189,6 +189,18 @@ def _special_ids(tokenizer: ChatTokenizer) -> dict[str, Any]:
     return {name: token_id for name, token_id in ids.items() if token_id is not None} | {
         "add_bos_token": bos is not None and (tokenizer.bos_id is not None or is_own_base)
     }
+
+
+def _about_missing_bytes(encoder: TiktokenBPE | HuggingFaceBPE) -> list[str]:
+    """What llama.cpp does otherwise for bytes without a token: it drops them after merging, not before."""
+    missing = encoder.missing_bytes if isinstance(encoder, HuggingFaceBPE) else []
+    letters = [byte for byte in missing if byte not in (0xC0, 0xC1) and byte < 0xF5]  # those that occur in UTF-8
+    if not letters:
+        return []
+    return [
+        f"{len(letters)} of the bytes of UTF-8 have no token, so characters that need them are dropped; llama.cpp may split the text "
+        "next to such a character in another way."
+    ]
 
 
 # Rules that llama.cpp may not have
