@@ -87,7 +87,7 @@ def load_recipe(arguments: Arguments) -> None:
     if arguments.base is not None:
         arguments.overrides = [f"sft.pretrained_checkpoint={arguments.base}", *arguments.overrides]
     load_settings(arguments)
-    arguments.settings = _with_files_of(arguments.folder, arguments.settings)
+    arguments.settings = with_files_of(arguments.folder, arguments.settings)
     check_unused(arguments, UNUSED_BY_SFT)
 
 
@@ -135,7 +135,7 @@ def check_new_recipe(arguments: Arguments) -> None:
     check_unused(arguments, UNUSED_BY_SFT)
 
 
-def _with_files_of(folder: Path, config: Config) -> Config:
+def with_files_of(folder: Path, config: Config) -> Config:
     """The settings with chat files of the recipe's folder that the command line names as the recipe's own settings do."""
     files = {
         str(folder / file) if not os.path.exists(file) and (folder / file).is_file() else file: weight

@@ -44,6 +44,8 @@ N_COMPARED = 3
 TOKENS = 120_000
 """Tokens to train on, about: ten minutes for a model of 135 million parameters on two cores."""
 TOKENS_PER_CHARACTER = 0.3
+N_VALIDATED = 40
+"""Training records whose loss is shown; the held-out part is judged after training."""
 EXAMPLES = [
     {"messages": [{"role": "user", "content": "A prompt"}, {"role": "assistant", "content": "The reply to learn"}]},
     {"messages": [{"role": "user", "content": "Another prompt"}, {"role": "assistant", "content": "Its reply"}]},
@@ -138,7 +140,11 @@ def settings_of(data: Data, name: str, base: str, system: str | None, overrides:
     longest = next((size for size in (128, 256, 512, 1024) if size >= max(lengths)), 2048)
     settings: Record = {
         "sft": {"pretrained_checkpoint": base, "save_dir": f"runs/{name}", "epochs": epochs, "warmup_steps": "auto"},
-        "data": {"seq_len": longest, **({} if system is None else {"system_message": system})},
+        "data": {
+            "eval_examples": N_VALIDATED,
+            "seq_len": longest,
+            **({} if system is None else {"system_message": system}),
+        },
         "chats": {"files": TRAINING, "valid_share": 0},
         "training": {"batch_size": 4},
         "lora": {"enabled": True, "rank": 16, "alpha": 32, "dropout": 0.1},

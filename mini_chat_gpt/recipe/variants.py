@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mini_chat_gpt.cli_recipe import with_files_of
 from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.common.files import atomic_write_text, free_name
 from mini_chat_gpt.common.json_files import read_json
@@ -77,14 +78,10 @@ def run_variants(recipe: Recipe, config: Path, overrides: Sequence[str], out: Co
 
 def _variant(recipe: Recipe, config: Path, name: str, overrides: Sequence[str]) -> Recipe:
     """The recipe with the settings of a variant, and a run folder of its own."""
-    files = recipe.config.chats.files
-    changed = load_config(config, overrides)
+    changed = with_files_of(recipe.folder, load_config(config, overrides))
     part = re.sub(r"[^\w.-]+", "-", name).strip("-")
     sft = changed.sft.model_copy(update={"save_dir": f"{changed.sft.save_dir}-{part}"})
-    return replace(
-        recipe,
-        config=changed.model_copy(update={"sft": sft, "chats": changed.chats.model_copy(update={"files": files})}),
-    )
+    return replace(recipe, config=changed.model_copy(update={"sft": sft}))
 
 
 def _row(name: str, settings: Sequence[str], result: TrainResult) -> list[str]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from foreign_llamas import VARIANTS, save_folder
 from recipe_samples import make_recipe_clone, write_jsonl, write_model, write_recipe
 from tiny import lively_model
 
@@ -72,20 +73,22 @@ def test_it_trains_scores_and_writes_the_results_and_the_output(clone, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("has_chat_tokens", [True, False])
-def test_peft_and_transformers_load_the_output(clone, has_chat_tokens):
+@pytest.mark.parametrize("kind", ["ours with a chat format", "ours without one", "Qwen3", "GPT-2"])
+def test_peft_and_transformers_load_the_output_for_any_base(clone, kind):
     transformers = pytest.importorskip("transformers")
     peft = pytest.importorskip("peft")
-    base_folder = clone / "model"
-    if not has_chat_tokens:
+    if kind == "ours without one":
         tokenizer = ChatTokenizer.load("model")
         tokenizer.chat_format = None
         save_checkpoint(clone / "plain", lively_model(tokenizer.vocab_size), tokenizer, {"job": "pretrain"})
-        base_folder = clone / "made" / "base"
-    options = ["--base", "model" if has_chat_tokens else "plain", "lora.enabled=true", "lora.rank=2"]
+    elif kind in VARIANTS:
+        save_folder(clone / "plain", **VARIANTS[kind])
+    name = "model" if kind == "ours with a chat format" else "plain"
+    options = ["--base", name, "lora.enabled=true", "lora.rank=2"]
     assert recipe("words", *options, "--output", "made", "--merge", "--n", "2") == 0
-    assert (clone / "made/base").is_dir() != has_chat_tokens
-    base = transformers.AutoModelForCausalLM.from_pretrained(base_folder)
+    assert (clone / "made/base").is_dir() == (kind == "ours without one")  # it got new control tokens
+    named = json.loads((clone / "made/adapter_config.json").read_text())["base_model_name_or_path"]
+    base = transformers.AutoModelForCausalLM.from_pretrained(clone / "made" / named)
     adapted = peft.PeftModel.from_pretrained(base, clone / "made").merge_and_unload()
     merged = transformers.AutoModelForCausalLM.from_pretrained(clone / "made/merged")
     ids = transformers.AutoTokenizer.from_pretrained(clone / "made")("The red", return_tensors="pt").input_ids
