@@ -2,12 +2,14 @@
 
 `loss.svg` is drawn from the metrics of both runs. `chat.svg` is a capture of a real terminal (tmux, 80 columns) in which the
 lines of `chat_lines` are typed into `mini-chat-gpt chat`. `report.png` is the first screen of the newest report of a quickstart in
-runs/reports, and `inspect.png` a page of `inspect`, both in Chromium (`pip install playwright`).
+runs/reports, `inspect.png` a page of `inspect`, and `web-page.png` a conversation on the page of `serve`, all in Chromium
+(`pip install playwright`).
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -110,8 +112,35 @@ def capture_pages(model: Path) -> None:
         browser.close()
 
 
+def capture_web_page(model: Path, lines: list[str]) -> None:
+    """The page of `serve`: the story and questions about it, and the probabilities of the last reply."""
+    from playwright.sync_api import sync_playwright
+
+    command = ["mini-chat-gpt", "serve", "--checkpoint", f"quickstart={model}", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server, sync_playwright() as running:
+        assert server.stderr is not None
+        address = next(match[0] for line in server.stderr if (match := re.search(r"http://[\d.:]+", line)))
+        browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1000, "height": 800})
+        page.goto(address)
+        page.click("#open-settings")
+        page.fill("#setting-temperature", "0")
+        page.keyboard.press("Escape")
+        for n, line in enumerate(lines, start=1):
+            page.fill("#input", line)
+            page.press("#input", "Enter")
+            page.locator(".assistant article[aria-busy=false]").nth(n - 1).wait_for()
+        page.get_by_role("button", name="Why did it say that?").last.click()
+        page.evaluate("document.activeElement.blur(), document.getElementById('scroller').scrollTop = 1e6")
+        page.screenshot(path=HERE / "web-page.png")
+        browser.close()
+        server.terminate()
+
+
 if __name__ == "__main__":
     runs = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart")
     draw_losses(runs)
-    capture_chat(runs / "sft", chat_lines(runs / "data"))
+    lines = chat_lines(runs / "data")
+    capture_chat(runs / "sft", lines)
+    capture_web_page(runs / "sft", lines[3:6])
     capture_pages(runs / "sft")
