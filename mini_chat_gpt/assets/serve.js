@@ -172,6 +172,7 @@ async function loadModels() {
     else notice.hidden = true;
   }
   showConversation();
+  if (modelProblem) scroller.scrollTop = 0;  // where it is shown
 }
 
 const actions = {
@@ -308,7 +309,7 @@ function showMeter() {
 
 function showStart() {
   $('start').hidden = current.messages.size > 0 && !modelProblem;
-  if ($('start').hidden) return;
+  if ($('start').hidden) { $('start').replaceChildren(); return; }
   const again = { load: loadModels, saveKey: key => settings.saveKey(key) };
   $('start').replaceChildren(...(modelProblem ? [problemBox(modelProblem, again)] : []),
     ...(current.messages.size ? [] : firstSteps(modelNamed(current.models[0]), send)));
