@@ -60,8 +60,14 @@ def parse(verb: str, argv: Sequence[str] | None = None) -> Arguments:
     arguments, unknown = (parser.parse_known_intermixed_args if mixed else parser.parse_known_args)(argv)
     if unknown:
         options = [name for name in parser._option_string_actions if name not in ("-h", "--help")]
-        hint = nearest(unknown[0], options) if unknown[0].startswith("-") else ""
-        raise UserError(f"{verb} takes no {unknown[0]!r}{hint}; `mini-chat-gpt {verb} --help` lists what it takes.")
+        hint = nearest(unknown[0], options, cutoff=0.7) if unknown[0].startswith("-") else ""
+        if not hint and mixed and unknown[0].startswith("--"):
+            from mini_chat_gpt.config_file import setting_named  # slow to import
+
+            name = setting_named(unknown[0][2:].partition("=")[0], verb)
+            hint = f"; that is the setting {name}=…" if name else ""
+        more = hint or f"; `mini-chat-gpt {verb} --help` lists what it takes."
+        raise UserError(f"{verb} takes no {unknown[0]!r}{more}")
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
     if (check := VERBS[verb].check) is not None:
         check(arguments)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mini_chat_gpt.common.errors import UserError, nearest, short
 from mini_chat_gpt.common.hub_names import hub_name
-from mini_chat_gpt.common.user_paths import path_text, split_paths, user_path
+from mini_chat_gpt.common.user_paths import nearest_path, path_text, split_paths, user_path
 
 if TYPE_CHECKING:
     from mini_chat_gpt.config import Config, DataSection
@@ -281,7 +281,8 @@ def data_kinds(files: Sequence[str]) -> dict[str, str]:
 
     for file in files:
         if not Path(file).exists() and not glob.has_magic(file) and hub_name(file, "dataset") is None:
-            raise UserError(f"There is no {file}; give chat files, text, a folder with stories, or section.key=value.")
+            hint = nearest_path(file) or "; give chat files, text, a folder with stories, or section.key=value."
+            raise UserError(f"There is no {file}{hint}")
     return {file: kind_of_data(file) for file in files}
 
 

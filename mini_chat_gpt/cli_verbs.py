@@ -47,6 +47,7 @@ ITEMS, ITEMS_OF_BASE = 40, 4  # prompts of each kind that `quickstart` scores
 
 
 def prepare_options(parser: Parser) -> None:
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)  # for a better error than argparse's
     parser.add_argument(
         "--folder", type=user_path, default=Path("TinyStories"), help="the data folder (default: TinyStories)"
     )
@@ -98,6 +99,11 @@ def prepare_options(parser: Parser) -> None:
 
 
 def check_prepare(arguments: Arguments) -> None:
+    if arguments.words:
+        raise UserError(
+            f"prepare takes no {arguments.words[0]!r}; your own stories are named with --source, and chats need no preparation: "
+            "`mini-chat-gpt inspect FILE` shows them."
+        )
     if not 0 < arguments.valid_fraction < 1:
         raise UserError(f"--valid-fraction is {arguments.valid_fraction:g}; it must be between 0 and 1, such as 0.02.")
     check_range(arguments, seq_len=(16, MAX_NUMBER))

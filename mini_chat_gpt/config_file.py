@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from mini_chat_gpt.common.errors import UserError, nearest, short
 from mini_chat_gpt.common.json_files import describe_problem, problem_words, shown
+from mini_chat_gpt.common.setting_types import OTHER_NAMES
 from mini_chat_gpt.common.typed_values import NULLS, alternatives, child_type, read_as, takes_text
 from mini_chat_gpt.common.user_paths import split_paths, user_path
 from mini_chat_gpt.common.yaml_files import Place, Plain, parse_yaml, read_yaml
@@ -227,6 +228,10 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
     start = text.lstrip()[:1]
     kind = _type_at(parts)
     if start in ("[", "{") and start and not takes_text(kind):
+        if not text.rstrip().endswith(("]", "}")):
+            raise UserError(
+                f"{short(override)} ends at a space, where the shell divides it; put quotes around it: '{key}={start}…'."
+            )
         return parts, parse_yaml(text, f"{COMMAND_LINE}: {key}").value
     return parts, _unquoted(text) if start in ("'", '"') and start else Plain(text)
 
@@ -283,6 +288,8 @@ def _explain(place: Place, items: Sequence[Any], root: type[Section]) -> str:
             owner = child_type(owner, part)
         known = list(next(one for one in alternatives(owner)).model_fields)
         is_section = isinstance(first["input"], dict)
+        if (other := OTHER_NAMES.get(place[-1].replace("-", "_"), "")) in known:
+            return f"{key} is not a setting; did you mean {'.'.join([*place[:-1], other])}?"
         if not is_section and (elsewhere := _in_another_section(place, root)):
             return f"{key} is not a setting{elsewhere}"
         return f"{key} is not a setting{nearest(place[-1], known)} (known here: {', '.join(known)})"
@@ -294,14 +301,34 @@ def _explain(place: Place, items: Sequence[Any], root: type[Section]) -> str:
 
 def _in_another_section(place: Place, root: type[Section]) -> str:
     """A hint for a setting without its section, or with another one: "; did you mean sft.learning_rate?"; "" if none has the name."""
+    keys = _settings_by_name(root)
+    name = OTHER_NAMES.get(place[-1].replace("-", "_"), place[-1])
+    # A misspelled name is looked up in its own section; only one without a section can mean any.
+    similar = difflib.get_close_matches(name[:100], keys, n=1, cutoff=0.75 if len(place) == 1 else 1)
+    return f"; did you mean {' or '.join(keys[similar[0]])}?" if similar else ""
+
+
+def setting_named(name: str, section: str) -> str:
+    """The setting that an option of another program stands for, such as "sft.learning_rate" for "lr"; "" if there is none."""
+    name = name.replace("-", "_")
+    keys = _settings_by_name(Config).get(OTHER_NAMES.get(name, name), [])
+    if section == "pretrain":
+        keys = (
+            ["pretrain.dataset_path"] if "chats.files" in keys else [key for key in keys if not key.startswith("sft.")]
+        )
+    return next(
+        (key for wanted in (section, "sft") for key in keys if key.startswith(f"{wanted}.")), next(iter(keys), "")
+    )
+
+
+def _settings_by_name(root: type[Section]) -> dict[str, list[str]]:
+    """Name -> the settings of all sections that have it."""
     keys: dict[str, list[str]] = {}
     for section in root.model_fields:
         for kind in alternatives(child_type(root, section)):
             for name in getattr(kind, "model_fields", ()):
                 keys.setdefault(name, []).append(f"{section}.{name}")
-    # A misspelled name is looked up in its own section; only one without a section can mean any.
-    similar = difflib.get_close_matches(place[-1][:100], keys, n=1, cutoff=0.75 if len(place) == 1 else 1)
-    return f"; did you mean {' or '.join(keys[similar[0]])}?" if similar else ""
+    return keys
 
 
 def to_yaml(config: Config | None = None) -> str:

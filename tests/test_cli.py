@@ -95,7 +95,7 @@ def test_a_mistake_in_a_setting_is_reported_before_anything_heavy_is_imported(ve
         (["inspect", "--steps", "0"], "--steps is 0; it must be 1 or more"),
         (["selfcheck", "--config", "nothing.yaml"], "There is no config file nothing.yaml"),
         (["snail"], "'snail' is not a verb"),
-        (["prepare", "nothing"], "prepare takes no 'nothing'; `mini-chat-gpt prepare --help`"),
+        (["prepare", "nothing"], "prepare takes no 'nothing'; your own stories are named with --source"),
         (["prepare", "--sorce", "x"], "prepare takes no '--sorce'; did you mean '--source'?"),
     ],
 )

@@ -39,6 +39,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name, readable_disk_errors, temporary_name
 from mini_chat_gpt.common.json_files import DamagedJSON, JSONRecord, read_json
 from mini_chat_gpt.common.manifest import MANIFEST, Damage, read_manifest
+from mini_chat_gpt.common.user_paths import nearest_path
 from mini_chat_gpt.config import current_metric_name
 from mini_chat_gpt.tokenizer.chat_tokenizer import META_FILE
 
@@ -180,9 +181,8 @@ def find_checkpoint(path: Path | str, prefer: str = "best", recheck: bool = Fals
         if path.name in ("best", "last") and not path.exists():
             path, prefer = path.parent, path.name
         if not path.is_dir():
-            raise UserError(
-                f"There is no checkpoint at {path}; give a checkpoint folder, a run folder such as runs/sft, or a model file."
-            )
+            hint = nearest_path(path) or "; give a checkpoint folder, a run folder such as runs/sft, or a model file."
+            raise UserError(f"There is no checkpoint at {path}{hint}")
     except OSError as error:  # a name that is too long, a folder of someone else
         raise UserError(f"{path} can't be read ({(error.strerror or str(error)).lower()}); check the path.") from None
     chosen, damaged = _choose(path, prefer, recheck)

@@ -16,9 +16,9 @@ class UserError(Exception):
     """A mistake that the user can correct; the message says how."""
 
 
-def nearest(word: str, allowed: Iterable[str]) -> str:
+def nearest(word: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
     """A hint "; did you mean 'x'?", or "" if no allowed word is similar."""
-    match = difflib.get_close_matches(word[:100], list(allowed), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(word[:100], list(allowed), n=1, cutoff=cutoff)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 

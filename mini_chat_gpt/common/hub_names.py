@@ -21,6 +21,10 @@ PREFIX = "hub:"
 COMMIT = re.compile("[0-9a-f]{40}")
 Kind = Literal["model", "dataset"]
 _PART = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_ADDRESS = re.compile(r"(https?|hf|file|ftp|s3|gs):/+", re.IGNORECASE)
+_OF_HUB = re.compile(
+    r"(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/|hf:/+)(?:datasets/)?([\w.-]+/[\w.-]+)(?:/(?:resolve|blob|raw|tree)/[^/?]+/([^?]+))?"
+)
 _FILE_ENDINGS = (
     ".json", ".jsonl", ".gz", ".zst", ".csv", ".tsv", ".parquet", ".txt", ".md", ".yaml", ".bin", ".pt", ".pth", ".gguf", ".safetensors",
 )  # fmt: skip
@@ -53,6 +57,8 @@ class HubName:
 def hub_name(path: Path | str, kind: Kind) -> HubName | None:
     """What a user's path names on the hub; None if it is a path of this machine. Raises UserError for an impossible name."""
     text = path.as_posix() if isinstance(path, Path) else path
+    if address := _ADDRESS.match(text):
+        raise UserError(f"{short(text)} is an address, not a path; {_instead_of(address, text)}.")
     if not text.startswith(PREFIX):
         match = re.fullmatch(r"([^/@]+)/([^/@]+)(?:@(.+))?", text)
         if match is None or not all(map(_PART.fullmatch, match.groups()[:2])):
@@ -71,6 +77,18 @@ def hub_name(path: Path | str, kind: Kind) -> HubName | None:
             f"{short(text)} is not a name of the hub; write hub:org/name, hub:org/name@revision or hub:org/name/file."
         )
     return HubName(kind, "/".join(parts[:2]), revision or None, "/".join(parts[2:]) or None)
+
+
+def _instead_of(address: re.Match[str], text: str) -> str:
+    """What to write instead of an address."""
+    if address[1] == "file":
+        return "write the path without file://"
+    found = _OF_HUB.match(text)
+    return (
+        f"write {PREFIX}{found[1]}{f'/{found[2]}' if found[2] else ''}"
+        if found
+        else "download the file, and give its path"
+    )
 
 
 def require_file(name: HubName, names: Sequence[str]) -> str:

@@ -147,6 +147,9 @@ def _with_blanks(names: Any) -> Any:
 
 def _check_chat_keys(names: dict[str, str | None]) -> dict[str, str | None]:
     for ours, theirs in names.items():
+        if ours not in KNOWN and all(one in KNOWN for one in names.values()) and len({*names.values()}) == len(names):
+            turned = ", ".join(f"{key}: {name}" for name, key in names.items())
+            raise ValueError(f"our name comes first, then the name in your file: chats.keys='{{{turned}}}'")
         if ours not in KNOWN:
             raise ValueError(
                 f"{short(ours)} is not one of our keys{nearest(ours, KNOWN)} (the usual ones are {', '.join(USUAL)})"
@@ -158,3 +161,25 @@ def _check_chat_keys(names: dict[str, str | None]) -> dict[str, str | None]:
 
 ChatKeys = Annotated[dict[str, str | None], BeforeValidator(_with_blanks), AfterValidator(_check_chat_keys)]
 """Names of keys of chat records: {our name: the file's name}."""
+
+
+OTHER_NAMES = {
+    name: ours
+    for ours, names in {
+        "save_dir": "output_dir out_dir output out",
+        "pretrained_checkpoint": "model base base_model checkpoint model_name_or_path",
+        "epochs": "num_train_epochs num_epochs",
+        "learning_rate": "lr",
+        "max_steps": "steps num_steps",
+        "batch_size": "per_device_train_batch_size micro_batch_size",
+        "seq_len": "max_length max_seq_length max_seq_len sequence_len block_size cutoff_len",
+        "files": "data dataset datasets file train_file data_path chats",
+        "rank": "r lora_r",
+        "alpha": "lora_alpha",
+        "dropout": "lora_dropout",
+        "eval_interval": "eval_steps",
+        "save_interval": "save_steps",
+    }.items()
+    for name in names.split()
+}
+"""Name of a setting in other programs -> ours, for hints."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from mini_chat_gpt.common.errors import UserError, short
 
 MAX_NAME, MAX_PATH = 255, 4000
+_MAX_LISTED = 10_000
 
 
 def path_text(text: str) -> str:
@@ -17,6 +20,8 @@ def path_text(text: str) -> str:
     """
     if not text.strip():  # often a variable of the shell that is not set; `Path` would take it as the working directory
         raise UserError("A path is empty; write one, or leave the option or setting out.")
+    if "\n" in text or "\r" in text:
+        raise UserError(f"{short(text)} is not a path: it has a line break; several paths have commas between them.")
     if "\0" in text:
         raise UserError(f"{short(text)} is not a path: it contains a NUL character.")
     size = max(len(part.encode("utf-8", "surrogatepass")) for part in text.split("/"))
@@ -34,6 +39,18 @@ def path_text(text: str) -> str:
     raise UserError(
         f"{short(text)}: the home folder {whose} is not known; write the path without ~, or ./~ for the name itself."
     )
+
+
+def nearest_path(path: Path | str) -> str:
+    """A hint "; did you mean 'chats.jsonl'?" for a path that does not exist, or "" if its folder has nothing with a similar name."""
+    missing = Path(path)
+    while not missing.parent.is_dir() and missing.parent != missing:
+        missing = missing.parent
+    with suppress(OSError):
+        names = [name for name in os.listdir(missing.parent)[:_MAX_LISTED] if name.isprintable()]
+        if similar := difflib.get_close_matches(missing.name, names, n=1, cutoff=0.75):
+            return f"; did you mean {str(missing.parent / similar[0])!r}?"
+    return ""
 
 
 def split_paths(text: str) -> list[str]:

@@ -24,6 +24,7 @@ from mini_chat_gpt.common.files import user_cache
 from mini_chat_gpt.common.hub_names import hub_name
 from mini_chat_gpt.common.json_files import read_json
 from mini_chat_gpt.common.terminal import format_duration
+from mini_chat_gpt.common.user_paths import nearest_path
 from mini_chat_gpt.config import ChatsSection, DataSection
 from mini_chat_gpt.data.chat_files import Conversation, Problem, listed, read_conversations, report
 from mini_chat_gpt.data.chat_fitting import fit
@@ -189,7 +190,8 @@ def _identity(file: Path) -> Source:
     try:
         stat = file.stat()
     except OSError as error:
-        raise UserError(f"{file} can't be read ({error.strerror or error}); check the path.") from None
+        hint = nearest_path(file) if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"{file} can't be read ({error.strerror or error}){hint or '; check the path.'}") from None
     return Source(path=str(file.resolve()), size=stat.st_size, time=stat.st_mtime_ns, inode=stat.st_ino)
 
 

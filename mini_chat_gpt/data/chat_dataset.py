@@ -84,13 +84,24 @@ class ChatDataset:
             self.files.append(ChatFile(path, kind, rendered, np.packbits(chosen), n, n_per_epoch))
         self._used = [file for file in self.files if file.n_examples]
         if not self._used:
-            why = f": {rendered.text(int(numbers[0]))[1]}" if len(numbers) else "; the files contain none"
             names = ", ".join(file.path for file in self.files) or "the chats"
-            raise UserError(f"No conversation of {names} is left{why}.")
+            raise UserError(f"No conversation of {names} is left{self._why_none(numbers)}.")
         self.has_reasoning = bool(rendered.chats["has_reasoning"][numbers].any())
         """Whether a reply of a used conversation has reasoning."""
         self._kinds = {rendered.meta.paths.index(file.path): file.kind for file in self.files}
         self._order = EpochOrder(sum(file.n_per_epoch for file in self._used), seed, self._epoch)
+
+    def _why_none(self, numbers: np.ndarray) -> str:
+        """The end of a sentence: why none of these chats has an example, and what to do."""
+        if not len(numbers):
+            return "; the files contain none"
+        shortest = int(self.rendered.chats["n_tokens"][numbers].min())
+        why = self.rendered.text(int(numbers[0]))[1]
+        if shortest <= self.data.seq_len:
+            return f": {why}"
+        size = 1 << (shortest - 1).bit_length()
+        wanted = f"use data.seq_len={size} and a model with that context"
+        return f": the shortest has {shortest:,} tokens, and {self.data.seq_len:,} fit; shorten the texts, or {wanted}"
 
     def __len__(self) -> int:
         return self._order.n

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import Field
 
-from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.errors import UserError, short
 from mini_chat_gpt.common.json_files import JSONRecord, read_json
 
 RECORDS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
@@ -99,6 +99,8 @@ def local_files(path: str, kinds: Sequence[Sequence[str]] = (CHATS,), what: str 
 def _choose(path: str, files: Sequence[Path], folder: Path, kinds: Sequence[Sequence[str]], what: str) -> DataFiles:
     """Divide the files of a folder, or those that match a pattern, into splits and files that are not used."""
     for file in files:
+        if "\n" in file.name or "\r" in file.name:
+            raise UserError(f"{path}: {short(file.name)} has a line break in its name; rename it.")
         if file.name == _STATE:
             _require_listed(file)
     by_name: dict[str, Path] = {}

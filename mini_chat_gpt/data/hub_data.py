@@ -66,7 +66,7 @@ def local_stories(path: Path | str, names: tuple[str, ...]) -> Path:
 
 @dataclass(frozen=True)
 class _Data:
-    """Chooses the file that the user named, else the only one, else those of the training and validation splits.
+    """Chooses the file that the user named, else, of the folder that the user named or of all files, the only one or those of the splits.
 
     A split may be in parts.
     """
@@ -75,8 +75,9 @@ class _Data:
     kinds: tuple[tuple[str, ...], ...] = (CHATS,)
 
     def __call__(self, names: Sequence[str]) -> Sequence[str]:
-        if self.name.file is not None:
+        if self.name.file is not None and not (inside := _inside(self.name, names)):
             return [require_file(self.name, names)]
+        names = names if self.name.file is None else inside
         names = [one for one in names if not not_data(one) and one[0] != "."]
         endings = kind_of_most_use(names, self.kinds)
         found = [one for one in names if has_ending(one, endings)]
@@ -84,10 +85,18 @@ class _Data:
             raise UserError(f"{self.name} has no data ({', '.join(endings)}); it has {some_of(names)}.")
         train, held_out, _ = splits(found)
         if len({re.sub(r"\d+", "", one) for one in train}) > 1:
+            folder = train[0].rpartition("/")[0]
+            in_folder = [one for one in train if one.startswith(f"{folder}/")]
+            one = folder if folder and len(in_folder) < len(train) else train[0]
             raise UserError(
-                f"{self.name} has several files; name one, such as hub:{self.name.repo}/{train[0]} ({some_of(train)})."
+                f"{self.name} has several files; name one, or a folder, such as hub:{self.name.repo}/{one} ({some_of(train)})."
             )
         return [*train, *held_out]
+
+
+def _inside(name: HubName, names: Sequence[str]) -> list[str]:
+    """The files of the folder that a name names; none if it names a file."""
+    return [one for one in names if one.startswith(f"{name.file}/")]
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ class _Texts:
 
     def __call__(self, names: Sequence[str]) -> Sequence[str]:
         stories = {one.format(split="train") for one in self.names}
-        if stories & {*names} or self.name.file is not None:
+        if stories & {*names} or (self.name.file is not None and not _inside(self.name, names)):
             return _Stories(self.name, self.names)(names)
         return _Data(self.name, (TEXTS, RECORDS))(names)
 

@@ -48,7 +48,11 @@ def text_tokenizer(config: Config, name: str | None) -> tuple[ChatTokenizer, int
         tokenizer = make_tokenizer(config, find_texts(config.pretrain).train, console())
         what = "Tokenizer: that of pretrain.tokenizer"
     context = config.model.gpt_config(tokenizer.vocab_size).context_length
-    return tokenizer, context, f"{what}; the context is that of the model section."
+    return (
+        tokenizer,
+        context,
+        f"Plain text, as `mini-chat-gpt pretrain` takes it. {what}; context: that of the model section.",
+    )
 
 
 def inspect(
@@ -93,7 +97,10 @@ def inspect(
                 notes=[f"{limit:,} tokens fit ({limit_name})."],
             ),
             Section("Left out, shortened or repeated", notes=left_out or ["Nothing."]),
-            Section("Validation", notes=[f"{validation.total():,} examples: {kinds}"]),
+            Section(
+                "Validation",
+                notes=[f"{validation.total():,} {'example' if validation.total() == 1 else 'examples'}: {kinds}"],
+            ),
         ],
         paths=[*files, *chats.files, *chats.valid_files, sft.dataset_path, str(sft.pretrained_checkpoint)],
     )

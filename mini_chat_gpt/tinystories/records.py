@@ -33,7 +33,9 @@ from typing import BinaryIO
 
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.json_files import open_regular
+from mini_chat_gpt.common.user_paths import nearest_path
 from mini_chat_gpt.data.hub_data import local_stories
+from mini_chat_gpt.data.record_files import holds_records
 
 SEPARATOR = b"<|endoftext|>"
 FIELDS = ("Features", "Words", "Summary", "Random sentence")
@@ -186,9 +188,7 @@ def open_text(path: Path) -> BinaryIO:
     try:
         file = open(path, "rb", opener=open_regular)
     except FileNotFoundError:
-        raise UserError(
-            f"There is no file {path}; `mini-chat-gpt prepare` gets the stories, or name your own file."
-        ) from None
+        raise UserError(f"There is no file {path}{_where_else(path)}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; give the path of a file of stories.") from None
     except OSError as error:
@@ -222,6 +222,13 @@ def no_story(path: Path) -> UserError:
     )
 
 
+def _where_else(path: Path) -> str:
+    """The end of a sentence about a path that does not exist."""
+    if path.parts[:1] == ("TinyStories",):
+        return "; `mini-chat-gpt prepare` gets the stories, or name your own file."
+    return nearest_path(path) or "; check the path."
+
+
 def find_text(path: Path | str, split: str, names: tuple[str, ...] = TEXT_FILE_NAMES) -> Path | None:
     """The file of plain stories of a split ("train" or "valid"), in a folder or next to the file `path`.
 
@@ -230,7 +237,7 @@ def find_text(path: Path | str, split: str, names: tuple[str, ...] = TEXT_FILE_N
     """
     path = local_stories(path, names)
     if not path.exists():
-        raise UserError(f"There is no text at {path}; `mini-chat-gpt prepare` gets the stories, or name your own file.")
+        raise UserError(f"There is no text at {path}{_where_else(path)}")
     if path.is_file():
         if split == "train":
             return path
@@ -259,10 +266,10 @@ def find_instruct_file(path: str | Path, split: str) -> Path:
     """
     path = local_stories(path, FILE_NAMES)
     if not path.exists():
-        raise UserError(
-            f"There is no {path}; run `mini-chat-gpt prepare`, set sft.dataset_path to your own stories, or name chats with "
-            "chats.files=FILE."
+        hint = nearest_path(path) or (
+            "; run `mini-chat-gpt prepare`, set sft.dataset_path to your own stories, or name chats with chats.files=FILE."
         )
+        raise UserError(f"There is no {path}{hint}")
     if path.is_dir():
         for name in FILE_NAMES:
             if (file := path / name.format(split=split)).is_file():
@@ -276,9 +283,12 @@ def find_instruct_file(path: str | Path, split: str) -> Path:
     if split not in name:
         if other in name:
             name = split.join(name.rsplit(other, 1))
+        elif holds_records(path):
+            raise UserError(f"{path} has chats, not stories; train on them with chats.files={path}.")
         elif split == "valid":
             raise UserError(
-                f"There is no validation file for {path}; name the two files something-train.txt and something-valid.txt."
+                f"There is no validation file for {path}; name the two files something-train.txt and something-valid.txt; plain "
+                "text is for `mini-chat-gpt pretrain` (pretrain.dataset_path)."
             )
     if not (file := path.with_name(name)).is_file():
         raise UserError(f"There is no {file} next to {path.name}; both a train and a valid file are needed.")

@@ -152,7 +152,7 @@ def text_examples(
     validation = held_out.first(data.eval_examples)
     sentences = [
         sentence,
-        f"The held-out text, {len(held_out):,} pieces, begins with: {short(beginning, 200)}",
+        f"The held-out text, {len(held_out):,} {'piece' if len(held_out) == 1 else 'pieces'}, begins with: {short(beginning, 200)}",
         *texts.notes,
     ]
     return SftExamples(source=train, validation=validation, shown=[], files=texts.files), sentences

@@ -373,11 +373,29 @@ def test_the_training_split_is_used_with_all_its_parts(server: HubServer) -> Non
 
 def test_one_file_of_a_data_set_can_be_named(server: HubServer) -> None:
     server.add("org/chats", {"a.jsonl": chats(1), "b.jsonl": chats(2), "c/d.json": b"[]"}, "datasets")
-    with pytest.raises(UserError, match=r"hub:org/chats has several files; name one, such as hub:org/chats/a.jsonl"):
+    with pytest.raises(
+        UserError, match=r"hub:org/chats has several files; name one, or a folder, such as hub:org/chats/a.jsonl"
+    ):
         chat_files("org/chats")
     assert len(list(read_conversations("hub:org/chats/b.jsonl"))) == 2
     with pytest.raises(UserError, match=r"hub:org/chats/e.jsonl does not exist"):
         chat_files("hub:org/chats/e.jsonl")
+
+
+def test_a_folder_of_a_data_set_can_be_named(server: HubServer) -> None:
+    files = {
+        f"{config}/{split}.jsonl": chats(n) for config, n in (("main", 2), ("other", 3)) for split in ("train", "test")
+    }
+    server.add("org/chats", {"README.md": b"x", **files}, "datasets")
+    with pytest.raises(UserError, match=r"several files; name one, or a folder, such as hub:org/chats/main \("):
+        chat_files("org/chats")
+    found = list(read_conversations("hub:org/chats/main"))
+    assert [(one.place, one.held_out) for one in found[1:3]] == [
+        ("main/train.jsonl, line 2", False),
+        ("main/test.jsonl, line 1", True),
+    ]
+    with pytest.raises(UserError, match=r"hub:org/chats/mai does not exist"):
+        chat_files("hub:org/chats/mai")
 
 
 def test_a_data_set_in_parquet(server: HubServer, tmp_path: Path) -> None:

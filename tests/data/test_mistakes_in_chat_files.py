@@ -208,3 +208,19 @@ def test_problems_with_an_apostrophe_are_grouped(tmp_path: Path) -> None:
 def test_places_of_the_same_kind_are_named_together(places: list[str], n: int, text: str) -> None:
     assert named_places(places, n) == text
     assert re.search(r"lines? |records? ", text)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("chats.keys={customer: prompt, agent: response}", "chats.keys='{prompt: customer, response: agent}'"),
+        ("chats.keys={prompt:", "ends at a space, where the shell divides it; put quotes around it"),
+        ("sft.output_dir=runs/x", "sft.output_dir is not a setting; did you mean sft.save_dir?"),
+        ("num_train_epochs=3", "num_train_epochs is not a setting; did you mean sft.epochs or pretrain.epochs?"),
+        ("sft.dataset=chats.jsonl", "sft.dataset is not a setting; did you mean chats.files?"),
+    ],
+)
+def test_a_setting_that_is_written_otherwise_is_shown(override: str, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(None, [override])
+    assert sentence in str(error.value)
