@@ -228,7 +228,7 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
     start = text.lstrip()[:1]
     kind = _type_at(parts)
     if start in ("[", "{") and start and not takes_text(kind):
-        if not text.rstrip().endswith(("]", "}")):
+        if text.endswith((":", ",")):
             raise UserError(
                 f"{short(override)} ends at a space, where the shell divides it; put quotes around it: '{key}={start}…'."
             )

@@ -75,8 +75,10 @@ def test_a_missing_path_is_compared_with_its_neighbors() -> None:
     Path("data/train.jsonl").touch()
     assert nearest_path("chats.json") == "; did you mean 'chats.jsonl'?"
     assert nearest_path("data/trian.jsonl") == "; did you mean 'data/train.jsonl'?"
+    Path("mail.jsonl.txt").touch()  # Windows hides the second ending
+    assert nearest_path("mail.jsonl") == "; did you mean 'mail.jsonl.txt'?"
     assert nearest_path("dta/train.jsonl") == "; did you mean 'data'?"
-    assert nearest_path("pictures") == nearest_path("/no/such/place") == ""
+    assert nearest_path("long.jsonl") == nearest_path("pictures") == nearest_path("/no/such/place") == ""
 
 
 @pytest.mark.parametrize("path", ["a\nb.jsonl", "chats.jsonl\n", "a\rb"])

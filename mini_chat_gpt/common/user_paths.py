@@ -11,6 +11,7 @@ from mini_chat_gpt.common.errors import UserError, short
 
 MAX_NAME, MAX_PATH = 255, 4000
 _MAX_LISTED = 10_000
+_SIMILAR = 0.7
 
 
 def path_text(text: str) -> str:
@@ -47,10 +48,19 @@ def nearest_path(path: Path | str) -> str:
     while not missing.parent.is_dir() and missing.parent != missing:
         missing = missing.parent
     with suppress(OSError):
+        stem = difflib.SequenceMatcher(
+            b=missing.name.partition(".")[0]
+        )  # files with the same ending are not similar for that
         names = [name for name in os.listdir(missing.parent)[:_MAX_LISTED] if name.isprintable()]
-        if similar := difflib.get_close_matches(missing.name, names, n=1, cutoff=0.75):
+        names = [name for name in names if _ratio(stem, name.partition(".")[0]) >= _SIMILAR]
+        if similar := difflib.get_close_matches(missing.name, names, n=1, cutoff=_SIMILAR):
             return f"; did you mean {str(missing.parent / similar[0])!r}?"
     return ""
+
+
+def _ratio(matcher: difflib.SequenceMatcher[str], word: str) -> float:
+    matcher.set_seq1(word)
+    return matcher.ratio()
 
 
 def split_paths(text: str) -> list[str]:
