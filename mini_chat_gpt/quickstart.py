@@ -27,6 +27,7 @@ from mini_chat_gpt.common.files import free_name
 from mini_chat_gpt.common.json_files import read_json
 from mini_chat_gpt.common.output import flush_or_discard
 from mini_chat_gpt.common.signals import after_interruption
+from mini_chat_gpt.common.setting_types import seconds_in
 from mini_chat_gpt.common.terminal import console, format_duration, text_table
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.config_file import load_config
@@ -120,13 +121,20 @@ def run_stages(arguments: argparse.Namespace, config: Config, out: Console) -> i
     out.print(f"Total time: {format_duration(time.monotonic() - started)}. Now chat with the model:", markup=False)
     out.print(f"  mini-chat-gpt chat --checkpoint {shlex.quote(str(tuned))}", markup=False, soft_wrap=True)
     if arguments.base is not None and config.training.time_budget and (steps := steps_in(tuned)) < FEW_STEPS:
+        budget = budget_for(FEW_STEPS, steps, config.training.time_budget)
         out.print(
-            f"Only {steps} steps fitted into {config.training.time_budget}. More give better replies: add training.time_budget=30m and "
-            f"sft.save_dir={tuned}-30m to the quickstart command.",
+            f"Only {steps} steps fitted into {config.training.time_budget}. More give better replies: add training.time_budget={budget} and "
+            f"sft.save_dir={tuned}-{budget} to the quickstart command.",
             markup=False,
         )
     flush_or_discard(sys.stdout)
     return 0
+
+
+def budget_for(wanted: int, steps: int, budget: str) -> str:
+    """The time for `wanted` steps on a machine that does `steps` in `budget`, in minutes: the next multiple of five."""
+    minutes = seconds_in(budget) / 60 * wanted / max(1, steps)
+    return f"{5 * (int(minutes // 5) + 1)}m"
 
 
 def steps_in(run: Path) -> int:

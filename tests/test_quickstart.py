@@ -140,6 +140,12 @@ def test_few_steps_within_the_time_are_said(base, tmp_path, monkeypatch, capsys)
         assert ("Only 199 steps fitted into 10m." in capsys.readouterr().out) == said
 
 
+def test_the_advised_time_is_longer_than_the_time_that_was_too_short():
+    assert [
+        quickstart.budget_for(200, steps, budget) for steps, budget in ((199, "10m"), (60, "10m"), (147, "42m"))
+    ] == ["15m", "35m", "60m"]
+
+
 def test_a_base_without_a_chat_format_learns_ours(base, tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart, "compare", lambda *_: {})
     monkeypatch.setattr(quickstart, "rows_of", lambda _: [["the scores"]])
