@@ -26,8 +26,8 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import free_name
 from mini_chat_gpt.common.json_files import read_json
 from mini_chat_gpt.common.output import flush_or_discard
-from mini_chat_gpt.common.signals import after_interruption
 from mini_chat_gpt.common.setting_types import seconds_in
+from mini_chat_gpt.common.signals import after_interruption
 from mini_chat_gpt.common.terminal import console, format_duration, text_table
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.config_file import load_config
@@ -123,8 +123,8 @@ def run_stages(arguments: argparse.Namespace, config: Config, out: Console) -> i
     if arguments.base is not None and config.training.time_budget and (steps := steps_in(tuned)) < FEW_STEPS:
         budget = budget_for(FEW_STEPS, steps, config.training.time_budget)
         out.print(
-            f"Only {steps} steps fitted into {config.training.time_budget}. More give better replies: add training.time_budget={budget} and "
-            f"sft.save_dir={tuned}-{budget} to the quickstart command.",
+            f"Only {steps} steps fitted into {config.training.time_budget}. More give better replies: add "
+            f"training.time_budget={budget} and sft.save_dir={tuned}-{budget} to the quickstart command.",
             markup=False,
         )
     flush_or_discard(sys.stdout)
