@@ -23,13 +23,13 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.text import clean
 from mini_chat_gpt.generation.settings import Sampling
 from mini_chat_gpt.generation.text import prompt_ids
+from mini_chat_gpt.serve.bodies import ChatBody, CompletionBody, parse_chat, parse_completion
 from mini_chat_gpt.serve.engine import QueueFull, ReplyEngine, ShuttingDown, Variant
 from mini_chat_gpt.serve.errors import INVALID, RATE, SERVER, APIError
 from mini_chat_gpt.serve.guard import Access, Guard, error_response
 from mini_chat_gpt.serve.mailbox import Mailbox, watch
 from mini_chat_gpt.serve.metrics import Metrics
 from mini_chat_gpt.serve.reply import Piece, Reply
-from mini_chat_gpt.serve.requests import ChatBody, CompletionBody, parse_chat, parse_completion
 from mini_chat_gpt.serve.responses import DONE, KEEP_ALIVE, Writer, event, to_json
 
 KEEP_ALIVE_SECONDS, BODY_SECONDS = 5.0, 30.0

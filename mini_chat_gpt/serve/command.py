@@ -94,7 +94,7 @@ def address_of(listener: socket.socket) -> str:
 
 def serve(server: Server, listener: socket.socket, open_browser: bool = False) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP. The first one lets running replies finish, a second one ends them."""
-    from mini_chat_gpt.serve.http import HTTPServer
+    from mini_chat_gpt.serve.http_server import HTTPServer
 
     address = address_of(listener)
 

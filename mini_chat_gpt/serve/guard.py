@@ -137,6 +137,8 @@ class Guard:
 
         app: ASGIApp
         try:
+            if scope.get("http_version") not in ("1.0", "1.1"):
+                raise APIError(505, "This server speaks HTTP/1.1.")
             is_preflight = scope["method"] == "OPTIONS" and allowed is not None
             # A browser sends no key with the question whether it may send one.
             self.access.check("" if is_preflight else path, headers)

@@ -11,4 +11,5 @@ KINDS = (
     "caches",
     "chats",
     "data_files",
+    "http_bodies",
 )

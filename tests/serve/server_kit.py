@@ -10,7 +10,7 @@ from mini_chat_gpt.serve.app import Limits, ServedModel, Server
 from mini_chat_gpt.serve.command import address_of, listen
 from mini_chat_gpt.serve.engine import ReplyEngine
 from mini_chat_gpt.serve.guard import Access
-from mini_chat_gpt.serve.http import HTTPServer
+from mini_chat_gpt.serve.http_server import HTTPServer
 
 CONTEXT = 256
 

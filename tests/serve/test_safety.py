@@ -8,7 +8,7 @@ import pytest
 from serve.server_kit import running
 from starlette.datastructures import Headers
 
-from mini_chat_gpt.serve.app import PAGE, Limits
+from mini_chat_gpt.serve.app import Limits
 from mini_chat_gpt.serve.errors import APIError
 from mini_chat_gpt.serve.guard import Access, host_name
 
@@ -105,7 +105,10 @@ def test_every_response_forbids_foreign_scripts(address):
 def test_assets_are_only_those_of_the_page(address):
     assert httpx.get(f"{address}/assets/conversation.yaml").status_code == 404
     assert httpx.get(f"{address}/assets/..%2f..%2fpyproject.toml").status_code == 404
-    assert {name.rpartition(".")[2] for name in PAGE} == {"html", "css", "js"}
+    page, script = httpx.get(f"{address}/"), httpx.get(f"{address}/assets/serve.js")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert script.headers["content-type"] == "text/javascript; charset=utf-8"
+    assert (page.status_code, script.status_code) == (200, 200)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +127,7 @@ def test_a_body_that_is_too_large_is_413_with_and_without_a_length(open_address)
 
 def test_slow_senders_are_cut_off(open_address, monkeypatch):
     monkeypatch.setattr("mini_chat_gpt.serve.app.BODY_SECONDS", 0.2)
-    monkeypatch.setattr("mini_chat_gpt.serve.http.HEADER_SECONDS", 0.2)
+    monkeypatch.setattr("mini_chat_gpt.serve.http_server.HEADER_SECONDS", 0.2)
     host, port = open_address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
