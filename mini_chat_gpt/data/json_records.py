@@ -202,9 +202,7 @@ def save_as_utf8(data: bytes, at: int) -> str:
     lone = data[at] >= 0x80 and all(byte < 0x80 for byte in data[max(0, at - 1) : at] + data[at + 1 : at + 2])
     with suppress(UnicodeDecodeError):
         if lone and data[at : at + 1].decode("cp1252"):
-            return (
-                "it seems to be Windows-1252: save the file as UTF-8, for example with iconv -f WINDOWS-1252 -t UTF-8"
-            )
+            return "it seems to be Windows-1252: save the file as UTF-8, for example with iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW_FILE"
     return "save the file as UTF-8"
 
 
