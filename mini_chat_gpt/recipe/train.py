@@ -23,7 +23,7 @@ from mini_chat_gpt.common.json_files import read_json
 from mini_chat_gpt.common.page import shown_path
 from mini_chat_gpt.common.resources import peak_memory
 from mini_chat_gpt.common.signals import after_interruption
-from mini_chat_gpt.common.terminal import StepProgress, format_duration, format_size
+from mini_chat_gpt.common.terminal import StepProgress, format_duration, format_size, print_line
 from mini_chat_gpt.config import Config
 from mini_chat_gpt.config_file import load_config
 from mini_chat_gpt.data.chat_dataset import nearest_prompts
@@ -193,10 +193,12 @@ def _replies(
 ) -> tuple[Answers, list[list[Reply]]]:
     """One model's replies to the prompts that are shown, and to each held-out part."""
     system = system_for(comparison.recipe.config, tokenizer)
+    n_records = sum(len(part.items) for part in comparison.parts)
+    n_prompts = len(comparison.recipe.prompts.all)
+    print_line(out, f"{name}: replies to {n_prompts} prompts and {n_records:,} held-out records …")
     compared = ask(name, model, tokenizer, comparison.recipe.prompts, system)
     replies, done = [], 0
-    total = sum(len(part.items) for part in comparison.parts)
-    with StepProgress(out, f"{name}: replies", 0, max(1, total)) as progress:
+    with StepProgress(out, f"{name}: replies", 0, max(1, n_records)) as progress:
         for part in comparison.parts:
             replies.append(answer(model, tokenizer, part, system, partial(_update, progress, done)))
             done += len(part.items)

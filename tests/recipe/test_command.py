@@ -183,7 +183,7 @@ def test_other_models_reply_to_the_same_prompts(clone, capsys):
         recipe("words", "--against", "nowhere")
 
 
-def test_variants_are_trained_and_compared_in_a_table(clone, capsys):
+def test_mistakes_in_variants_are_reported_before_training(clone):
     variants = clone / "recipes/words/variants.yaml"
     with pytest.raises(UserError, match=r"There is no file of variants recipes/words/variants.yaml"):
         recipe("words", "--variants")
@@ -196,12 +196,17 @@ def test_variants_are_trained_and_compared_in_a_table(clone, capsys):
         with pytest.raises(UserError, match=message):
             recipe("words", "--variants")
     assert not (clone / "runs").exists()
-    variants.write_text("plain: {}\nthree steps: {sft.max_steps: 3, sft.learning_rate: 1e-3}\n")
+
+
+@pytest.mark.slow
+def test_variants_are_trained_and_compared_in_a_table(clone, capsys):
+    text = "plain: {}\nthree steps: {sft.max_steps: 3, sft.learning_rate: 1e-3}\n"
+    (clone / "recipes/words/variants.yaml").write_text(text)
     assert recipe("words", "--variants", "--n", "2") == 0
     assert "runs/words-three-steps/before_after.md" in capsys.readouterr().out
-    text = (clone / "runs/reports/words-variants/variants.md").read_text()
-    assert "| plain | – | 2 |" in text
-    assert r"| three steps | sft.max\_steps=3, sft.learning\_rate=1e-3 | 3 | 0.001 |" in text
+    table = (clone / "runs/reports/words-variants/variants.md").read_text()
+    assert "| plain | – | 2 |" in table
+    assert r"| three steps | sft.max\_steps=3, sft.learning\_rate=1e-3 | 3 | 0.001 |" in table
 
 
 @pytest.mark.parametrize("option", [["--output", "x"], ["--evaluate", "model"]])
