@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from exports import MODELS, save_model
 from tiny import chat_tokenizer, lively, tiny_config
+from tokenizer_samples import llama2c_tokenizer
 
+from mini_chat_gpt.chat_format import ChatFormat
 from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.export import llama_cpp
 from mini_chat_gpt.export.gguf_export import export_gguf
@@ -60,6 +62,15 @@ def test_llama_cpp_gives_the_replies_of_our_chat(node, tmp_path, model, kind):
 def test_llama_cpp_runs_a_model_of_llama2c(node, tmp_path, real_data, kind):
     source = real_data / "stories260K" / "stories260K.bin"
     assert "and the same greedy replies" in about_llama_cpp(export_gguf(source, tmp_path / "m.gguf", kind))
+
+
+@pytest.mark.slow
+def test_llama_cpp_inserts_the_spaces_of_a_chat_model_of_llama2c(node, tmp_path):
+    tokenizer = llama2c_tokenizer()
+    tokenizer.add_control_tokens()
+    tokenizer.chat_format = ChatFormat("Be kind.")
+    model = save_checkpoint(tmp_path / "model", lively(tokenizer, context_length=512, n_embd=64), tokenizer)
+    assert "and the same greedy replies" in about_llama_cpp(export_gguf(model, tmp_path / "m.gguf", "f32"))
 
 
 @pytest.mark.slow
