@@ -191,7 +191,8 @@ def test_known_split_rules_are_named(tmp_path, kind):
     name = exported.metadata["tokenizer.ggml.pre"]
     assert name == {"GPT-2": "gpt-2", "SmolLM2": "smollm", "Llama 3": "llama-bpe", "Qwen2": "qwen2"}[kind]
     assert exported.exact
-    assert exported.lines == []
+    about_bytes = "of the bytes of UTF-8 have no token, so characters that need them are dropped"
+    assert [about_bytes in line for line in exported.lines] == [True] * (kind == "SmolLM2")
     types = dict(
         zip(exported.metadata["tokenizer.ggml.tokens"], exported.metadata["tokenizer.ggml.token_type"], strict=True)
     )

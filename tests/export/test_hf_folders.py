@@ -156,7 +156,7 @@ def test_a_run_of_an_adapter_is_exported_merged_and_apart(tmp_path):
         export_adapter(tmp_path / "adapter", tmp_path / "again")
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     for export in (export_folder, export_adapter):
-        with pytest.raises(UserError, match="is an adapter for the base model .*, which is missing"):
+        with pytest.raises(UserError, match=r"is an adapter for the base model .*, which is missing"):
             export(tmp_path / "run", tmp_path / "nothing")
     assert left(tmp_path) == {"adapter", "chats.jsonl", "elsewhere", "out", "run"}
 
