@@ -48,7 +48,7 @@ SHORTENED = {
     "recipe": SHORT,
     "pretrain": ["pretrain.max_steps=2", "pretrain.tokenizer_vocab_size=300", *SMALL, *SHORT[2:]],
     "quickstart": ["pretrain.max_steps=2", *SMALL, *SHORT, "--items", "1"],
-    "evaluate": ["--n", "2", "--training-mb", "0"],
+    "evaluate": ["--n", "2", "--training-mb", "0", "--kinds", "summary"],
     "generate": ["--max-new-tokens", "5"],
     "doctor": [*SHORT[2:]],
 }
