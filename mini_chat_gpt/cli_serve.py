@@ -40,7 +40,7 @@ def serve_options(parser: Parser) -> None:
         "--allow-host",
         action="append",
         default=[],
-        metavar="NAME",
+        metavar="HOST",
         help="another name by which clients call this machine",
     )
     access.add_argument(

@@ -17,7 +17,7 @@ from mini_chat_gpt.checkpoints.adapters import (
 )
 from mini_chat_gpt.checkpoints.find import find_checkpoint, step_of
 from mini_chat_gpt.checkpoints.foreign import is_foreign
-from mini_chat_gpt.checkpoints.load import find_source, load_adapted
+from mini_chat_gpt.checkpoints.load import find_source, load_pair
 from mini_chat_gpt.checkpoints.origin import Origin
 from mini_chat_gpt.checkpoints.peft_adapter import is_peft_folder
 from mini_chat_gpt.checkpoints.tensor_files import write_tensors
@@ -59,7 +59,7 @@ def adapter_model(path: Path) -> AdapterModel:
             f"{folder} was trained on a base in 4 bits (lora.frozen: nf4) and gives other answers on one in full precision; omit "
             "--adapter to export the model that was trained."
         )
-    model = load_adapted(folder)
+    model, _ = load_pair(folder, adapted=True)
     return AdapterModel(model.adapter, model.config, adapter_tensors(model), base)
 
 

@@ -12,12 +12,13 @@ from mini_chat_gpt.chat.introduction import introduce
 from mini_chat_gpt.chat.model_options import cut_context
 from mini_chat_gpt.checkpoints.adapters import AdapterMetadata, find_base, is_adapter
 from mini_chat_gpt.checkpoints.find import is_checkpoint, newest_checkpoint
-from mini_chat_gpt.checkpoints.load import find_source, load_adapted, load_pair, load_tokenizer
+from mini_chat_gpt.checkpoints.load import find_source, load_pair
 from mini_chat_gpt.checkpoints.purpose import read_purpose
 from mini_chat_gpt.common.device import pick_device
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.hub_names import name_of_model
 from mini_chat_gpt.common.resources import free_memory
+from mini_chat_gpt.common.user_paths import path_text
 from mini_chat_gpt.generation.cpu_adapters import AdaptedModel
 from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
 from mini_chat_gpt.generation.decode import Model, WeightsOption, for_inference
@@ -85,7 +86,7 @@ def _name_of(path: str) -> str:
 
 
 def _source(name: str, path: str) -> Source:
-    source = find_source(Path(path))
+    source = find_source(Path(path_text(path)))  # the shell does not expand the ~ of NAME=~/PATH
     if is_checkpoint(source) and is_adapter(source):
         metadata = AdapterMetadata.read(source)
         assert metadata is not None
@@ -117,7 +118,8 @@ def load_models(sources: Sequence[Source], options: Options) -> list[ServedModel
 def _load_base(source: Source, options: Options) -> tuple[Model, ChatTokenizer]:
     """The base of a group in the form for many replies, with the context that fits into the memory."""
     if source.quantized:
-        net, tokenizer = without_adapter(load_adapted(source.path)), load_tokenizer(source.path)[0]
+        adapted, tokenizer = load_pair(source.path, adapted=True)
+        net = without_adapter(adapted)
     else:
         net, tokenizer = load_pair(source.base)
     model = for_inference(net.to(pick_device(options.device)).eval(), weights=options.weights)
@@ -128,8 +130,8 @@ def _load_base(source: Source, options: Options) -> tuple[Model, ChatTokenizer]:
 
 def _load_adapter(source: Source, base: Model) -> tuple[Model, ChatTokenizer]:
     """The base with an adapter. The copy of the base that is loaded with the adapter is dropped again."""
-    adapted = load_adapted(source.path)
-    return with_adapter(base, adapted), load_tokenizer(source.path)[0]
+    adapted, tokenizer = load_pair(source.path, adapted=True)
+    return with_adapter(base, adapted), tokenizer
 
 
 def with_adapter(base: Model, adapted: GPT) -> Model:

@@ -21,7 +21,8 @@ from fuzz.oracle import Target
 from mini_chat_gpt.cli import parse
 from mini_chat_gpt.config import PRESETS, Config
 from mini_chat_gpt.config_file import load_config, to_yaml
-from mini_chat_gpt.evaluation.prompt_suite import read_prompts
+from mini_chat_gpt.evaluation.held_out_part import HeldOut
+from mini_chat_gpt.evaluation.prompt_suite import Compared, read_prompts
 
 RECIPE = Path(__file__).parent.parent.parent / "recipes" / "polite_helper"
 FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)?")
@@ -80,7 +81,7 @@ def agrees(taken: Any, written: Any) -> bool:
         return len(taken) == len(written) and all(map(agrees, taken, written))
     if isinstance(taken, dict) and isinstance(written, dict):
         return all(key in taken and agrees(taken[key], value) for key, value in written.items()) and not any(
-            value is not None for key, value in taken.items() if key not in written and key not in DEFAULTS
+            value != DEFAULTS.get(key) for key, value in taken.items() if key not in written
         )
     if isinstance(taken, list | tuple) and isinstance(written, list | tuple):
         return len(taken) == len(written) and all(map(agrees, taken, written))
@@ -95,7 +96,13 @@ def _reads_as(text: str, value: Any) -> bool:
         return False
 
 
-DEFAULTS = {"shows", "contains", "is_json"}  # of an entry of prompts.yaml
+DEFAULTS = {
+    name: field.get_default(call_default_factory=True)
+    for entry in (Compared, HeldOut)
+    for name, field in entry.model_fields.items()
+    if not field.is_required()
+}
+"""Of the entries of prompts.yaml. Other settings that are left out are None."""
 
 
 def check_settings(settings: dict[str, Any], written: Any) -> dict[str, Any]:
@@ -221,10 +228,18 @@ def prompts() -> Any:
 def naive_prompts() -> Any:
     """The program's prompts, if the file says the same; otherwise the reason."""
     taken, written = prompts(), naive_yaml(Path("prompts.yaml").read_text(encoding="utf-8-sig"))
-    for key, value in written.items():
+    for key, value in _without_short_forms(written).items():
         if not agrees(taken[key], value) and value:
             return {"refuted": key}
     return taken
+
+
+def _without_short_forms(written: dict[str, Any]) -> dict[str, Any]:
+    """The content of a prompts.yaml in which an entry of `compare` may be its prompt alone."""
+    compare = written.get("compare")
+    if not isinstance(compare, list):
+        return written
+    return written | {"compare": [entry if isinstance(entry, dict) else {"prompts": entry} for entry in compare]}
 
 
 def recipe() -> Any:
@@ -279,7 +294,7 @@ def naive_recipe() -> Any:
     if isinstance((settings.get("chats") or {}).get("files"), str):
         settings["chats"]["files"] = list(taken["settings"]["chats"]["files"])
     check_settings(taken["settings"], settings)
-    written = naive_yaml(Path("recipe/prompts.yaml").read_text(encoding="utf-8-sig"))
+    written = _without_short_forms(naive_yaml(Path("recipe/prompts.yaml").read_text(encoding="utf-8-sig")))
     assert all(agrees(taken["prompts"][key], value) for key, value in written.items() if value)
     return taken
 

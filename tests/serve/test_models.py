@@ -1,5 +1,6 @@
 """What is served under which name; adapters share their base."""
 
+import re
 import shutil
 import signal
 import socket
@@ -172,3 +173,9 @@ def test_the_command_serves_until_sigterm(runs):
         assert "Traceback" not in rest
     finally:
         process.kill()
+
+
+def test_a_home_folder_is_expanded_after_a_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "none"))):
+        find_sources(["mine=~/none"])
