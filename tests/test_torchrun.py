@@ -98,6 +98,7 @@ def wait_for(condition, seconds: float = 120) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finding the processes needs /proc of Linux")
+@pytest.mark.slow
 def test_after_the_loss_of_a_process_torchrun_restarts_from_the_last_checkpoint(clone, pair):
     arguments = ["--nproc_per_node=2", "--standalone", "--max-restarts=1", "mini_chat_gpt/pretrain.py", *SETTINGS]
     command = program(*TORCHRUN, *arguments, "pretrain.save_dir=restarted")
