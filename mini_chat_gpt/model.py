@@ -242,12 +242,18 @@ class GPT(nn.Module):
         last = torch.tensor(n_tokens, device=ids.device) - 1
         return self.lm_head(hidden[torch.arange(len(ids), device=ids.device), last])
 
+    def embed(self, ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, Rope | None, Rope | None]:
+        """The first states (B, T, C) of ids (B, T), and the angles of blocks without and with a window, at positions (B, T)."""
+        x = self.embed_tokens(ids)
+        if self.config.embedding_factor is not None:
+            x = x * self.config.embedding_factor
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(positions)
+        rope = self.rotary(positions) if self.rotary is not None else None
+        return x, rope, rope if self.window_rotary is None else self.window_rotary(positions)
+
     def hidden(
-        self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        layout: Layout,
-        target_positions: torch.Tensor | None = None,
+        self, ids: torch.Tensor, positions: torch.Tensor, layout: Layout, target_positions: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Normalized final states (B, T, C) for ids and positions (B, T).
 
@@ -256,14 +262,7 @@ class GPT(nn.Module):
         longest = layout.longest_conversation if isinstance(layout, Packed) else ids.shape[1]
         if longest > self.config.context_length:
             raise ValueError(f"{longest} tokens do not fit into the context of {self.config.context_length}")
-        x = self.embed_tokens(ids)
-        if self.config.embedding_factor is not None:
-            x = x * self.config.embedding_factor
-        if self.embed_positions is not None:
-            x = x + self.embed_positions(positions)
-        rope = window_rope = self.rotary(positions) if self.rotary is not None else None
-        if self.window_rotary is not None:
-            window_rope = self.window_rotary(positions)
+        x, rope, window_rope = self.embed(ids, positions)
         recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
         windows = self.config.windows or (None,) * self.config.n_layer
         for number, (block, window) in enumerate(zip(self.layers, windows, strict=True), 1):

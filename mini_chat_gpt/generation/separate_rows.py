@@ -76,14 +76,7 @@ class FixedRows:
         tokens = torch.tensor([*ids, *[0] * n_empty], device=device)[:, None]  # (R, 1)
         positions = torch.tensor([cache.lengths[0] for cache in caches] + [0] * n_empty, device=device)[:, None]
         with self.autocast():
-            x = net.embed_tokens(tokens)
-            if net.config.embedding_factor is not None:
-                x = x * net.config.embedding_factor
-            if net.embed_positions is not None:
-                x = x + net.embed_positions(positions)
-            rope = window_rope = net.rotary(positions) if net.rotary is not None else None
-            if net.window_rotary is not None:
-                window_rope = net.window_rotary(positions)
+            x, rope, window_rope = net.embed(tokens, positions)
             layouts = [Cached.after(cache) for cache in caches]
             for layer in net.layers:
                 block = cast(Block, layer)
