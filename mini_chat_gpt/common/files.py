@@ -135,13 +135,13 @@ def complete(draft: Path, path: Path, replace: bool = False) -> None:
     """Give a filled temporary folder its manifest and its final name; with `replace`, instead of what has that name now."""
     write_manifest(draft)
     for entry in (*draft.rglob("*"), draft):
-        _sync(entry)
+        sync(entry)
     if replace and path.exists():
         exchange(draft, path)
         shutil.rmtree(draft, ignore_errors=True)
     else:
         os.rename(draft, path)
-    _sync(path.parent)  # not the files next to it: closing a lock file would release this process's lock on it
+    sync(path.parent)  # not the files next to it: closing a lock file would release this process's lock on it
 
 
 def exchange(one: Path, other: Path) -> None:
@@ -160,7 +160,7 @@ def exchange(one: Path, other: Path) -> None:
     os.rename(between, one)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush the content of a file, or the names in a folder, to the disk."""
     if not path.is_file() and not path.is_dir():
         return

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mini_chat_gpt.common.errors import UserError
-from mini_chat_gpt.common.files import readable_disk_errors, temporary_name
+from mini_chat_gpt.common.files import readable_disk_errors, sync, temporary_name
 
 
 @contextmanager
@@ -32,19 +32,14 @@ def draft_folder(destination: Path) -> Iterator[Path]:
                     parent.rmdir()
 
 
-def sync(path: Path) -> None:
-    """Flush a file, or all files of a folder, to the disk. Raises OSError."""
-    for file in [path] if path.is_file() else path.iterdir():
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
-
-
 def place_folder(draft: Path, folder: Path) -> None:
     """Give a filled folder its final name. Raises UserError if it exists by now."""
-    sync(draft)
+    for entry in (*draft.iterdir(), draft):
+        sync(entry)
     if os.path.lexists(folder):
         raise UserError(f"{folder} exists already and is not overwritten; choose another name or move it away.")
     os.rename(draft, folder)
+    sync(folder.parent)
 
 
 def place_files(files: Mapping[Path, Path]) -> None:
