@@ -27,6 +27,11 @@ def clean(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
 
 
+def word_set(text: str) -> frozenset[str]:
+    """The different words of a text, ignoring case."""
+    return frozenset(re.findall(r"\w+", text.casefold()))
+
+
 def with_places(what: str, places: Sequence[str], n: int) -> str:
     """A note about n records: a line about them, and below it the places of the first."""
     more = [f"and {n - len(places):,} more"] if n > len(places) else []

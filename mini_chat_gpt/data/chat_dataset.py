@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.text import word_set
 from mini_chat_gpt.config import ChatsSection, DataSection
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.data.chat_files import Conversation
@@ -177,13 +178,9 @@ def nearest_prompts(prompts: Sequence[str], conversations: Sequence[Conversation
 
     The similarity is Jaccard's index of their sets of words: words in both over words in either.
     """
-    questions = {m.content: set(_words(m.content)) for c in conversations for m in c.messages if m.role == "user"}
+    questions = {m.content: word_set(m.content) for c in conversations for m in c.messages if m.role == "user"}
     for prompt in prompts:
-        words = set(_words(prompt))
+        words = word_set(prompt)
         similarity = {text: len(words & other) / max(1, len(words | other)) for text, other in questions.items()}
         nearest = max(similarity, key=lambda text: similarity[text])
         yield similarity[nearest], prompt, nearest
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())

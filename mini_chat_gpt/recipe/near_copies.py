@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
+from mini_chat_gpt.common.text import word_set
+
 SIMILAR = 0.8
 """Two texts are near copies if this share of the words in either is in both (Jaccard's index), ignoring case and order."""
-
-
-def words_of(text: str) -> frozenset[str]:
-    """The words of a text in lower case."""
-    return frozenset(re.findall(r"\w+", text.lower()))
 
 
 def near_copies(texts: Sequence[str], known: Sequence[str]) -> Iterator[tuple[int, int]]:
@@ -23,7 +19,7 @@ def near_copies(texts: Sequence[str], known: Sequence[str]) -> Iterator[tuple[in
     With the rarest words first, few pairs have to be compared (Chaudhuri et al. 2006, "A primitive operator for similarity
     joins in data cleaning").
     """
-    sets, known_sets = [words_of(text) for text in texts], [words_of(text) for text in known]
+    sets, known_sets = [word_set(text) for text in texts], [word_set(text) for text in known]
     counts = Counter(word for words in known_sets for word in words)
 
     def rare_words(words: frozenset[str]) -> list[str]:

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from recipe_samples import README, chat, write_jsonl, write_recipe
 
 from mini_chat_gpt.cli import parse
+from mini_chat_gpt.common.text import word_set
 from mini_chat_gpt.evaluation.held_out_part import read_items
 from mini_chat_gpt.recipe.check import TO_WRITE, problems_of, run
 from mini_chat_gpt.recipe.folder import read_recipe
-from mini_chat_gpt.recipe.near_copies import SIMILAR, near_copies, words_of
+from mini_chat_gpt.recipe.near_copies import SIMILAR, near_copies
 
 RECIPES = sorted(path.parent for path in (ROOT / "recipes").glob("*/config.yaml"))
 
@@ -118,10 +119,10 @@ WORD_LISTS = st.lists(st.lists(st.sampled_from("abcdefghij"), min_size=1, max_si
 
 @given(WORD_LISTS, WORD_LISTS)
 def test_the_index_finds_the_pairs_that_a_comparison_of_all_finds(texts, known):
-    sets = [words_of(text) for text in known]
+    sets = [word_set(text) for text in known]
     expected = []
     for number, text in enumerate(texts):
-        words = words_of(text)
+        words = word_set(text)
         near = [other for other, one in enumerate(sets) if len(words & one) >= SIMILAR * len(words | one)]
         expected += [(number, near[0])] if near else []
     assert list(near_copies(texts, known)) == expected
