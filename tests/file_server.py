@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from local_server import serving
+
 CONTENT = bytes(range(256)) * 4000  # 1,024,000 bytes, several blocks
 
 
@@ -97,10 +99,6 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def running() -> Iterator[FileServer]:
     """A server that answers while the block lasts."""
-    with FileServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
+    with serving(FileServer()) as server:
         yield server
         server.hung.set()
-        server.shutdown()
-        thread.join()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from local_server import serving
 
 from mini_chat_gpt.common import hub
 
@@ -181,12 +181,8 @@ def large(data: bytes) -> dict[str, Any]:
 @contextmanager
 def running_hub() -> Iterator[HubServer]:
     """A hub that answers while the block lasts."""
-    with HubServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
+    with serving(HubServer()) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from local_server import serving
+
 from mini_chat_gpt import assets
 from mini_chat_gpt.serve.app import PAGE
 from mini_chat_gpt.serve.guard import CONTENT_POLICY
@@ -194,9 +196,5 @@ def logprobs(piece: str) -> dict[str, Any]:
 @contextmanager
 def running() -> Iterator[ChatServer]:
     """A server that answers while the block lasts."""
-    with ChatServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
+    with serving(ChatServer()) as server:
         yield server
-        server.shutdown()
-        thread.join()
