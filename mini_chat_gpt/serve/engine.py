@@ -181,8 +181,9 @@ class ReplyEngine:
         self._leave()
         self._admit()
         self._read()
+        running = [row for row in self.rows if not row.is_reading and row.reply.finish is None]
         for variant in self.variants:
-            rows = [row for row in self.rows if row.variant is variant and not row.is_reading]
+            rows = [row for row in running if row.variant is variant]
             if rows:
                 logits = variant.decoder.next_logits([row.last_id for row in rows], [row.cache for row in rows])
                 self._add_tokens(rows, logits)

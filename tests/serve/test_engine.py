@@ -76,6 +76,22 @@ def test_a_reply_is_the_same_when_its_prompt_is_in_the_prefix_cache(variant, tok
     assert bits(second) == bits(first)
 
 
+@pytest.mark.parametrize("n_prompt", [5, 150])
+def test_a_reply_that_ends_with_its_first_token_is_not_continued(variant, tokenizer, monkeypatch, n_prompt):
+    """The first token is chosen when the prompt has been read, within the step that computes the next token of the other rows."""
+    stop_id, letters = min(tokenizer.stop_ids), iter(range(65, 300))
+    monkeypatch.setattr(
+        "mini_chat_gpt.serve.engine.choose",
+        lambda _logits, samplers, _: [(stop_id if s.asked.choice else next(letters), None) for s in samplers],
+    )
+    engine = new_engine(variant)
+    other, reply = new_reply(random_prompt(4), tokenizer), new_reply(random_prompt(n_prompt), tokenizer, choice=1)
+    run(engine, [other, reply])
+    assert [(piece.text, piece.finish) for piece in reply.pieces] == [("", "stop")]
+    assert reply.usage.n_new == 0
+    assert engine.n_ended == {"stop": 1, "length": 1}
+
+
 def test_replies_equal_those_of_generate(model, variant, tokenizer):
     prompts = ["Once", "Sara had a red ball", "little cat"]
     settings = {"max_new_tokens": 15, "temperature": 0.9, "top_p": 0.9, "seed": 4}
