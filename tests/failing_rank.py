@@ -19,7 +19,7 @@ from mini_chat_gpt.training.train_step import TrainStep
 from mini_chat_gpt.training.validation import Validation
 
 FAULT, HERE = sys.argv[1], os.environ["RANK"] == sys.argv[2]
-read, train_step = TextDataset.__getitem__, TrainStep.train_step
+read, train_step, model = TextDataset.__getitem__, TrainStep.train_step, Validation.model
 
 
 def damaged_record(self, index):
@@ -46,12 +46,20 @@ def endless(self):
     raise UserError("the other rank has found a mistake; correct it.")
 
 
+def sample(self):
+    """Samples fail here, or on all ranks for rank "all"; a rank without the error computes with the sharded model."""
+    if HERE or sys.argv[2] == "all":
+        raise MemoryError("the memory is full")
+    return model(self)
+
+
 FAULTS = {
     "record": (TextDataset, "__getitem__", damaged_record),
     "bug": (TrainStep, "train_step", train_step_with_fault),
     "interrupt": (TrainStep, "train_step", train_step_with_fault),
     "kill": (TrainStep, "train_step", train_step_with_fault),
     "long": (Validation, "run", endless),
+    "samples": (Validation, "model", sample),
 }
 
 
@@ -59,6 +67,7 @@ def main() -> int:
     if FAULT == "other folder" and HERE:  # as on a second machine that lacks the data
         Path("other").mkdir(exist_ok=True)
         os.chdir("other")
+    rank_failures.TOGETHER = 5.0
     rank_failures.GRACE = 2.0 if FAULT == "long" else rank_failures.GRACE
     if FAULT in FAULTS:
         patch.object(*FAULTS[FAULT]).start()

@@ -68,6 +68,30 @@ def test_an_unexpected_exception_is_one_traceback(clone):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_samples_of_a_sharded_model_that_fail_on_one_rank_end_the_run(clone, rank):
+    (line,) = faulty(clone, "samples", rank, "system.fsdp=true")
+    assert line == (
+        f"error: Generating samples failed on process {rank} alone (MemoryError: the memory is full), and the other processes "
+        "wait for it; resume the run from its last checkpoint."
+    )
+
+
+@pytest.mark.slow
+def test_samples_of_a_sharded_model_that_fail_on_all_ranks_do_not_end_the_run(clone):
+    command = program(*TORCHRUN, "--nproc_per_node=2", "--standalone", str(HERE / "failing_rank.py"), "samples", "all")
+    more = ["system.fsdp=true", "pretrain.save_dir=all-ranks"]
+    variables = environment(PYTHONPATH=f"{HERE.parent}:{HERE}", OMP_NUM_THREADS="1")
+    done = subprocess.run(
+        [*command, *SETTINGS, *more], cwd=clone, capture_output=True, text=True, env=variables, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stdout.count("Generating samples failed (MemoryError: the memory is full); training is not affected.") == 1
+    )
+
+
+@pytest.mark.slow
 def test_an_unexpected_exception_of_rank_0_is_one_traceback(clone):
     assert sum("Traceback" in line for line in faulty(clone, "bug", 0, code=1)) == 1
 

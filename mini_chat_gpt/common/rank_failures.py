@@ -30,8 +30,11 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.rendezvous import open_store
 
 FAILURE, PRINTED, NOTICED = "mini_chat_gpt/failure", "mini_chat_gpt/failure_printed", "mini_chat_gpt/failure_noticed"
+PASSED_OVER = "mini_chat_gpt/passed_over"
 GRACE = 30.0
 """Seconds after which a rank that has noticed a failure is ended. A checkpoint that is being written can be completed in them."""
+TOGETHER = 30.0
+"""Seconds in which an error that all ranks have reaches the last one."""
 WRITER = "checkpoint writer"
 """Name of the thread that writes checkpoints."""
 
@@ -57,6 +60,7 @@ class FailureWatch:
         self._lifeline = socket.create_connection((store.host, store.port), timeout=20)
         self._lifeline.setblocking(False)
         self.failure: Failure | None = None
+        self._n_together = 0  # calls of `failed_together`
         # As soon as this rank has confirmed a failure, rank 0 may end, and its store with it. So no rank asks it afterwards.
         self._lock, self._stopped = threading.RLock(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="rank failures", daemon=True)
@@ -66,6 +70,15 @@ class FailureWatch:
         """End the thread, because this rank has finished."""
         self._stopped.set()
         self._thread.join()
+
+    def failed_together(self) -> bool:
+        """Whether all ranks call this within some seconds, because the same step has failed on all of them."""
+        self._n_together += 1
+        try:
+            self._store.add(PASSED_OVER, 1)
+        except RuntimeError:  # rank 0 has ended
+            return False
+        return self._wait_for(lambda: self._store.add(PASSED_OVER, 0) >= self._n_together * self.size, TOGETHER)
 
     def report(self, failure: Failure, printed: bool = False, details: str = "") -> Failure:
         """Record this rank's failure unless another rank has failed before. Returns the failure that counts.
@@ -175,6 +188,11 @@ def stop_watching() -> None:
 def failed() -> bool:
     """Whether this process knows that the run has failed on some rank."""
     return _watch is not None and _watch.failure is not None
+
+
+def failed_together() -> bool:
+    """Whether all ranks of the run have failed at this point. Each rank that has failed must call it; True for a single process."""
+    return _watch is None or _watch.failed_together()
 
 
 def report(error: BaseException, code: int, message: str, environment: Mapping[str, str] = os.environ) -> int:

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.rank_failures import failed_together
 from mini_chat_gpt.generation.decode import Model, for_inference
 from mini_chat_gpt.training.job import Evaluation, Job, Metrics
+from mini_chat_gpt.training.monitor import describe_error
 from mini_chat_gpt.training.stop import Abandoned, StopRequest
 from mini_chat_gpt.training.train_step import TrainStep
 
 T = TypeVar("T")
 Attempt = Callable[[str, Callable[[], Any]], Any]
+
+
+class FailedAlone(BaseException):
+    """This rank has an error, the cause, that not all ranks have. Not an Exception, so that it is not passed over."""
 
 
 class Validation:
@@ -66,6 +73,29 @@ class Validation:
         except Abandoned:
             return otherwise
 
+    def _attempt(self, what: str, call: Callable[[], T]) -> T | None:
+        """`attempt`, but an error that one rank of a sharded model has alone ends the run: the others wait for this rank.
+
+        Raises UserError then.
+        """
+
+        def checked() -> T:
+            try:
+                return call()
+            except Exception as error:
+                if not self.engine.sharded or failed_together():
+                    raise
+                raise FailedAlone from error
+
+        try:
+            return self.attempt(what, checked)
+        except FailedAlone as alone:
+            reason = describe_error(alone.__cause__ or alone)
+            raise UserError(
+                f"{what} failed on process {self.world.rank} alone ({reason}), and the other processes wait for it; "
+                "resume the run from its last checkpoint."
+            ) from alone
+
     def losses(self) -> Metrics:
         """Unweighted mean loss over tokens, overall and by kind. Every example counts once."""
         sums = self.engine.evaluate(self.job.validation, self._check)
@@ -82,7 +112,7 @@ class Validation:
             return {}
 
         def compute() -> Metrics:
-            return self.attempt("Scoring the eval tasks", lambda: measure(self.model())) or {}
+            return self._attempt("Scoring the eval tasks", lambda: measure(self.model())) or {}
 
         # A sharded model computes on all ranks together. Otherwise rank 0 computes the scores for all.
         return compute() if self.engine.sharded else self.world.broadcast(lambda: self._on_one_rank(compute, {}))
@@ -94,7 +124,7 @@ class Validation:
             return ""
 
         def generate() -> str:
-            return self.attempt("Generating samples", lambda: show(self.model())) or ""
+            return self._attempt("Generating samples", lambda: show(self.model())) or ""
 
         text = generate() if self.engine.sharded else self._on_one_rank(generate, "")
         return text if self.world.is_main else ""

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch.distributed as dist
@@ -60,6 +61,17 @@ def test_a_muted_process_prints_nothing_on_standard_error():
         "import os; from mini_chat_gpt.common.rank_failures import mute; os.write(2, b'a'); mute(); os.write(2, b'b')"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stderr == b"a"
+
+
+def test_an_error_of_all_ranks_is_told_from_that_of_one(ranks, monkeypatch):
+    def together(*calling: FailureWatch) -> list[bool]:
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(FailureWatch.failed_together, calling))
+
+    assert together(*ranks) == [True, True]
+    assert together(*reversed(ranks)) == [True, True]
+    monkeypatch.setattr(rank_failures, "TOGETHER", 0.3)
+    assert together(ranks[1]) == [False]
 
 
 def test_the_same_mistake_on_all_ranks_is_printed_once(ranks, capsys):
