@@ -221,7 +221,7 @@ class RepliesCompared:
     margin: float
     difference: float
     logits: list[np.ndarray] = field(repr=False)
-    """(T, V) of the first model along each reply, for the ids of the tokenizer."""
+    """(T, V) of the first model along each reply, with the padding rows of its table."""
 
 
 @torch.inference_mode()
@@ -234,7 +234,7 @@ def compare_replies(one: GPT, other: GPT, tokenizer: ChatTokenizer, turns: Seque
         ids = torch.tensor([[*turn.prompt, *turn.reply[:-1]]])
         n_reply, n_ids = len(turn.reply), tokenizer.vocab_size
         pair = [model(ids)[0, -n_reply:].float() for model in (one, other)]
-        logits.append(pair[0][:, :n_ids].numpy())
+        logits.append(pair[0].numpy())
         sums = _sums(pair[0][:, :n_ids], pair[1][:, :n_ids], torch.tensor(turn.reply))
         squares, of_logits, n_tokens = squares + sums[0], of_logits + sums[1], n_tokens + n_reply
         allowed = pair[1].index_fill(1, suppressed[suppressed < pair[1].shape[1]], -torch.inf)

@@ -1,8 +1,9 @@
 """Run an exported GGUF in a llama.cpp that is installed here, and compare its replies with ours.
 
 llama.cpp is found as npm's node-llama-cpp, which brings it along: in node_modules of the working directory or a folder above it, or in
-a folder that NODE_PATH names. Nothing is downloaded or built. llama.cpp rounds in places where we don't: keys and values to 16 bits,
-and what quantized matrices are multiplied with to 8 bits.
+a folder that NODE_PATH names; without it, as the command llama-completion, which gives no logits (llama_completion.py). Nothing is
+downloaded or built. llama.cpp rounds in places where we don't: keys and values to 16 bits, and what quantized matrices are multiplied
+with to 8 bits.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from mini_chat_gpt import assets
 from mini_chat_gpt.common.files import scratch_folder
 from mini_chat_gpt.common.json_files import JSONRecord, parse_json
 from mini_chat_gpt.export.compare import Turn
+from mini_chat_gpt.export.llama_completion import PROGRAM, compare_completions
 from mini_chat_gpt.export.proof import MOST, Bound, Proof, ProofError
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
@@ -58,14 +60,23 @@ def _candidates() -> Iterator[Path]:
 
 def compare_with_llama_cpp(file: Path, proof: Proof, tokenizer: ChatTokenizer, bound: Bound) -> list[str]:
     """Lines about the replies of an installed llama.cpp; [] if there is none. Raises ProofError if they differ."""
-    index = find_node_llama_cpp()
-    if index is None or not proof.turns:
+    if not proof.turns:
         return []
+    limit = min(MOST, bound.logits * proof.config.n_layer**0.5 + ADDED)
+    index = find_node_llama_cpp()
+    if index is None:
+        if shutil.which(PROGRAM) is None:
+            return []
+        return [f"llama.cpp ({PROGRAM}): {compare_completions(file, proof, tokenizer, limit, _n_threads())}"]
     result = run_llama_cpp(index, file, proof, tokenizer)
     if isinstance(result, str):
         raise ProofError(f"llama.cpp (node-llama-cpp) can't run the file: {result}")
-    limit = min(MOST, bound.logits * proof.config.n_layer**0.5 + ADDED)
     return [f"llama.cpp (node-llama-cpp {result.version}): {_compared(result, proof, tokenizer, limit)}"]
+
+
+def _n_threads() -> int:
+    """Threads for llama.cpp, whose threads wait for each other by spinning."""
+    return max(1, min(4, (os.cpu_count() or 1) // 2))
 
 
 def run_llama_cpp(index: Path, file: Path, proof: Proof, tokenizer: ChatTokenizer) -> _Result | str:
@@ -77,7 +88,7 @@ def run_llama_cpp(index: Path, file: Path, proof: Proof, tokenizer: ChatTokenize
         "stops": sorted(tokenizer.stop_ids),
         "vocabulary": proof.config.vocab_size,
         "context": proof.config.context_length,
-        "threads": max(1, min(4, (os.cpu_count() or 1) // 2)),  # those of llama.cpp wait for each other by spinning
+        "threads": _n_threads(),
     }
     with scratch_folder() as folder:
         script, asked, answered = folder / "run.mjs", folder / "request.json", folder / "result.json"
@@ -98,19 +109,21 @@ def _compared(result: _Result, proof: Proof, tokenizer: ChatTokenizer, limit: fl
     """Compare the turns. Raises ProofError for other ids of a prompt, and for logits that differ by more than `limit`."""
     squares = of_logits = 0.0
     parts: str | None = None
+    n_ids = tokenizer.vocab_size
     for number, (theirs, turn, ours) in enumerate(zip(result.turns, proof.turns, proof.replies.logits, strict=True), 1):
         prompt = list(turn.prompt[turn.prompt[0] == tokenizer.bos_id :])
         if theirs.ids != prompt:
-            at = next((i for i, pair in enumerate(zip(theirs.ids, prompt, strict=False)) if len({*pair}) > 1), 0)
+            pairs = enumerate(zip(theirs.ids, prompt, strict=False))
+            at = next((i for i, pair in pairs if len({*pair}) > 1), min(len(theirs.ids), len(prompt)))
             raise ProofError(
                 f"llama.cpp has other ids than ours for the prompt of turn {number}, from token {at + 1} on."
             )
         logits = np.frombuffer(base64.b64decode(theirs.logits), np.float32).reshape(len(turn.reply), -1)
-        own, other = (one - one.mean(1, keepdims=True) for one in (ours, logits[:, : ours.shape[1]]))
+        own, other = (one - one.mean(1, keepdims=True) for one in (ours[:, :n_ids], logits[:, :n_ids]))
         squares += float(np.square(own - other).sum())
         of_logits += float(np.square(own).sum())
         if parts is None:
-            parts = _parting(theirs.greedy, turn, ours, number)
+            parts = _parting(theirs.greedy, turn, ours[:, :n_ids], number)
     difference = (squares / max(of_logits, 1e-30)) ** 0.5
     about = f"its logits along them differ by {difference:.2g} of their size (bound {limit:.2g})"
     if difference > limit:
