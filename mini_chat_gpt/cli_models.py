@@ -53,7 +53,9 @@ def export_options(parser: Parser) -> None:
         type=user_path,
         help="a new folder for transformers, or a new file NAME.gguf for llama.cpp and Ollama",
     )
-    parser.add_argument("--type", choices=GGUF_TYPES, help="type of the weights in a GGUF file (default: f16)")
+    parser.add_argument(
+        "--type", type=str.lower, choices=GGUF_TYPES, help="type of the weights in a GGUF file (default: f16)"
+    )
     parser.add_argument(
         "--dtype", choices=DTYPES, help="precision of the weights in a folder (default: that of the checkpoint)"
     )
@@ -73,6 +75,8 @@ def export_options(parser: Parser) -> None:
 
 def check_export(arguments: Arguments) -> None:
     """Raise UserError for options that are for another kind of DST."""
+    if arguments.destination.name.lower() == ".gguf":
+        raise UserError(f"{arguments.destination} has no name before .gguf; write NAME.gguf.")
     is_file = arguments.destination.suffix.lower() == ".gguf"
     for_folders = {"--dtype": arguments.dtype, "--adapter": arguments.adapter, "--shard-size": arguments.shard_size}
     given = next((name for name, value in for_folders.items() if value), None)

@@ -262,6 +262,7 @@ def test_an_architecture_that_transformers_lacks_is_refused(tmp_path):
         (["m", "out", "--type", "q8_0"], "--type is for GGUF files"),
         (["m", "out.gguf", "--dtype", "float16"], "--dtype is for folders, .* a GGUF file has --type"),
         (["m", "out.gguf", "--adapter"], "--adapter is for folders"),
+        (["m", "out/.gguf"], r"out/\.gguf has no name before \.gguf; write NAME\.gguf"),
         (["m", "out", "--shard-size", "big"], "--shard-size is 'big'; it must be a size such as 5GB"),
         (["m", "out", "--adapter", "--dtype", "float16"], "writes the adapter as it is"),
         (["m", "out"], "There is no checkpoint at m"),
