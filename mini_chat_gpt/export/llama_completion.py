@@ -19,6 +19,10 @@ from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 PROGRAM = "llama-completion"
 SECONDS = 600.0
+ATTEMPTS = 5
+"""It ends without waiting for the thread that writes its output, so that the end of a reply is lost at times on a busy machine."""
+END = b"\n\n"
+"""The end of its complete output."""
 CLEAR = 8.0
 """A token is clearly preferred if its logit exceeds all others by this multiple of the bound, which is a root mean square."""
 _ID = re.compile(rb"^(?:[\d.]+ I)? *(\d+) -> '", re.MULTILINE)
@@ -57,21 +61,32 @@ def _complete(file: Path, prompt: str, n_tokens: int, context: int, threads: int
     options = {"-m": file.resolve(), "-p": prompt, "-n": n_tokens, "-c": context, "-t": threads, "-ngl": 0, "--temp": 0}
     command = [PROGRAM, *(str(word) for option in options.items() for word in option)]
     command += ["-no-cnv", "--no-escape", "--no-display-prompt", "--verbose-prompt", "--special"]
+    for _ in range(ATTEMPTS):
+        done = _run(command)
+        if done.stdout.endswith(END):
+            return [int(digits) for digits in _ID.findall(done.stderr)], done.stdout.removesuffix(END)
+    raise ProofError(
+        f"llama.cpp ({PROGRAM}) loses the end of its replies; remove it from the PATH, or use node-llama-cpp."
+    )
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """Run the program. Raises ProofError if it fails."""
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ProofError(f"llama.cpp ({PROGRAM}) can't run the file: {error}") from None
     if done.returncode != 0:
-        lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-        reason = next((line for line in lines if "rror" in line), f"exit code {done.returncode}")
-        raise ProofError(f"llama.cpp ({PROGRAM}) can't run the file: {reason.strip()[:300]}")
-    return [int(digits) for digits in _ID.findall(done.stderr)], done.stdout
+        lines = [line for line in done.stderr.decode(errors="replace").splitlines() if "rror" in line]
+        reason = lines[0].strip()[:300] if lines else f"exit code {done.returncode}"
+        raise ProofError(f"llama.cpp ({PROGRAM}) can't run the file: {reason}")
+    return done
 
 
 def _parts_at(reply: bytes, turn: Turn, tokenizer: ChatTokenizer) -> int | None:
     """The index of the first token of ours that is not in a reply of llama.cpp, None if they are equal."""
-    reply = reply.rstrip(b"\n").removesuffix(b" [end of text]")  # some versions end their output with empty lines
-    if reply == tokenizer.decode_bytes(turn.reply, control=True, start=False).rstrip(b"\n"):
+    reply = reply.removesuffix(b" [end of text]\n")
+    if reply == tokenizer.decode_bytes(turn.reply, control=True, start=False):
         return None
     begins = (tokenizer.decode_bytes(turn.reply[: at + 1], control=True, start=False) for at in range(len(turn.reply)))
     return next((at for at, begin in enumerate(begins) if not reply.startswith(begin)), len(turn.reply) - 1)

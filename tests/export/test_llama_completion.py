@@ -35,7 +35,12 @@ assert (given.n, given.c >= len(answer["ids"]) + given.n) == (answer["n"], True)
 print(f"0.15.162.748 I llama_completion: prompt: '{given.p}'", file=sys.stderr)
 for token in answer["ids"]:
     print(f"0.15.162.784 I {token:6} -> 'piece\\n'", file=sys.stderr)
-sys.stdout.buffer.write(bytes.fromhex(answer["reply"]) + b"\\n\\n")
+lost = folder / "lost"
+if answers.get("loses") == "always" or "loses" in answers and not lost.exists():
+    lost.touch()
+    sys.stdout.buffer.write(bytes.fromhex(answer["reply"])[:-1])
+else:
+    sys.stdout.buffer.write(bytes.fromhex(answer["reply"]) + b"\\n\\n")
 """
 
 
@@ -132,6 +137,18 @@ def test_a_reply_that_parts_is_said_or_fails_the_check_if_the_model_is_sure(tmp_
     else:
         with pytest.raises(ProofError, match=r"another reply where our model prefers its own token by 5\."):
             compared((file, proof), tokenizer)
+
+
+@pytest.mark.parametrize("when", ["once", "always"])
+def test_a_reply_whose_end_is_lost_is_asked_for_again(tmp_path, monkeypatch, exported, when):
+    tokenizer = chat_tokenizer("Be kind.")
+    install(tmp_path, monkeypatch, answers_of(exported[1], tokenizer) | {"loses": when})
+    if when == "once":
+        [line] = compared(exported, tokenizer)
+        assert line.endswith("the same ids and the same greedy replies")
+    else:
+        with pytest.raises(ProofError, match="loses the end of its replies"):
+            compared(exported, tokenizer)
 
 
 def test_an_error_of_the_program_fails_the_check(tmp_path, monkeypatch, exported):
