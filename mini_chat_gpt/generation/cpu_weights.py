@@ -126,7 +126,7 @@ class TwoHalves:
         self.packed = torch.ops.quantized.linear_prepack_fp16(torch.cat((high, low)), None)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        both = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+        both = torch.ops.quantized.linear_dynamic_fp16.default(x, self.packed)  # finding the overload takes a while
         out = torch.add(both[:, : self.size], both[:, self.size :], alpha=1 / self.SHIFT)
         if self.unit != 1:
             out.mul_(self.unit)

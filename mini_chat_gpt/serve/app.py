@@ -125,14 +125,19 @@ class Server:
     async def _complete(self, parse: Callable[[bytes], ChatBody | CompletionBody], request: Request) -> Response:
         body = parse(await read_body(request, self.limits.body_bytes))
         model = self._model(body.model)
-        prompts = _prompts(model, body)
+        prompts = await asyncio.to_thread(_prompts, model, body)  # a body of megabytes takes seconds
         mailbox = Mailbox()
         replies = [
             self._reply(model, body, ids, number, mailbox)
             for number, ids in enumerate(ids for ids in prompts for _ in range(body.n or 1))
         ]
+        engine = model.engine
+        if len(replies) > engine.max_rows + engine.max_queue:
+            raise APIError(
+                400, f"This server computes at most {engine.max_rows + engine.max_queue} choices.", param="n"
+            )
         try:
-            model.engine.submit(model.variant, replies)
+            engine.submit(model.variant, replies)
         except QueueFull:
             raise APIError(
                 429, "Too many requests are waiting; try again later.", RATE, code="queue_full", retry=True
@@ -230,8 +235,10 @@ def _prompts(model: ServedModel, body: ChatBody | CompletionBody) -> list[list[i
     """The ids that the model reads, for each prompt. Raises APIError."""
     tokenizer = model.variant.tokenizer
     if isinstance(body, CompletionBody):
-        ids = [tokenizer.encode(text) for text in body.prompts()]
-        return [[tokenizer.document_id, *one] for one in ids]
+        try:
+            return [[tokenizer.document_id, *tokenizer.encode(text)] for text in body.prompts()]
+        except UserError as error:
+            raise APIError(400, str(error), param="prompt") from None
     conversation = body.conversation()
     if tokenizer.chat_format is None:
         raise APIError(
@@ -289,8 +296,9 @@ class Exchange:
 
     @property
     def is_done(self) -> bool:
-        """Whether the last piece of every choice has been taken."""
-        return all(pieces and pieces[-1].finish is not None for pieces in self.pieces)
+        """Whether the last piece of every choice has been taken, or one of them failed."""
+        ends = [pieces[-1].finish if pieces else None for pieces in self.pieces]
+        return None not in ends or self.error() is not None
 
     async def take(self) -> list[tuple[int, Piece]]:
         """The next pieces; [] if there are none for a while."""
@@ -304,7 +312,7 @@ class Exchange:
         finishes = {pieces[-1].finish for pieces in self.pieces if pieces}
         if "error" in finishes:
             return APIError(500, "The reply could not be computed.", SERVER, code="internal_error")
-        if "shutdown" in finishes:
+        if finishes & {"shutdown", "canceled"}:  # a client that has gone does not learn how its reply ended
             return _shutting_down()
         if "timeout" in finishes:
             return APIError(503, "The reply took too long.", SERVER, code="timeout", retry=True)

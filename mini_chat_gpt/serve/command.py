@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import webbrowser
-from functools import partial
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mini_chat_gpt.cli_options import Arguments
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 EVERYWHERE = ("0.0.0.0", "::")
 
 
+def log_line(line: str) -> None:
+    """Write a line of the log, if it can be written: a closed pipe must not fail a reply."""
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
 def run(arguments: Arguments) -> int:
     """Serve until a signal. Returns the exit code. Raises UserError."""
     _require_extra()
@@ -26,12 +32,11 @@ def run(arguments: Arguments) -> int:
     from mini_chat_gpt.serve.guard import Access
     from mini_chat_gpt.serve.models import Options, find_sources, load_models
 
-    log = partial(print, file=sys.stderr, flush=True)
     with listen(arguments.host, arguments.port) as listener:  # before the models, which take longer
         sources = find_sources(arguments.checkpoint or [])
         prefix_bytes = None if arguments.prefix_cache is None else arguments.prefix_cache * 2**20
         options = Options(
-            arguments.device, arguments.weights, arguments.max_rows, arguments.max_queue, prefix_bytes, log
+            arguments.device, arguments.weights, arguments.max_rows, arguments.max_queue, prefix_bytes, log_line
         )
         models = load_models(sources, options)
         access = Access(
@@ -41,9 +46,9 @@ def run(arguments: Arguments) -> int:
             arguments.host in EVERYWHERE,
         )
         limits = Limits(arguments.max_body * 2**20, arguments.max_tokens, arguments.timeout)
-        server = Server(models, access, limits, log=log, log_text=arguments.log_text)
+        server = Server(models, access, limits, log=log_line, log_text=arguments.log_text)
         if not _is_local(arguments.host) and arguments.api_key is None:
-            log("warning: other machines can use this server without a key; set one with --api-key.")
+            log_line("warning: other machines can use this server without a key; set one with --api-key.")
         for engine in server.engines:
             engine.start()
         try:

@@ -6,6 +6,7 @@ Each step reads a piece of the waiting prompts and computes one token of every r
   products, prefix_cache.py for the prompts, choose.py for the random numbers.
 - Prompts are read in the order in which they came, for at most `READ_SECONDS` in a step, so that running replies continue.
 - A reply that is canceled frees its row at the beginning of the next step, whether it waits, is read or runs.
+- A failure ends the replies that were part of it, and no others.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -89,7 +91,7 @@ class ReplyEngine:
     max_queue     requests that may wait beyond those
     prefix_bytes  bytes of keys and values that are kept for later prompts
     row_bytes     bytes of keys and values of the running replies; at least one runs, whatever its size
-    on_error      called with the traceback when a step fails; the replies that were running end with "error"
+    on_error      called with the traceback of a failure; the replies that were part of it have ended with "error"
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class ReplyEngine:
         self.n_steps = self.n_prompt_tokens = self.n_tokens_read = self.n_tokens_cached = self.n_tokens_generated = 0
         self.n_ended: Counter[Finish] = Counter()
         self._changed = threading.Condition()  # protects `queue` and `_closing`
-        self._closing = False
+        self._closing = self._canceling = False
         self._thread: threading.Thread | None = None
 
     # Called from other threads
@@ -144,9 +146,8 @@ class ReplyEngine:
             self._end(reply, "shutdown")
 
     def cancel_all(self) -> None:
-        """Cancel the running replies."""
-        for row in list(self.rows):
-            row.reply.cancel()
+        """Cancel the running replies, after `shut_down`."""
+        self._canceling = True  # and not each row's reply: another one may be about to become a row
         self.wake()
 
     def close(self) -> None:
@@ -165,14 +166,19 @@ class ReplyEngine:
                     self._changed.wait()
                 if self._closing and not self.rows:
                     return
-            try:
+            with self._ending_at_failure(self.rows):
                 self.step()
-            except Exception:
-                # A full memory, for example. The replies that were running can't be continued; others may succeed.
-                self.on_error(traceback.format_exc())
-                rows, self.rows = self.rows, []
-                for row in rows:
+
+    @contextmanager
+    def _ending_at_failure(self, rows: Sequence[_Row]) -> Iterator[None]:
+        """Context in which a failure, such as a full memory, ends the replies of these rows. They can't be continued."""
+        try:
+            yield
+        except Exception:
+            for row in rows:
+                if row.reply.finish is None:
                     self._end(row.reply, "error")
+            self.on_error(traceback.format_exc())
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -185,20 +191,30 @@ class ReplyEngine:
         for variant in self.variants:
             rows = [row for row in running if row.variant is variant]
             if rows:
-                logits = variant.decoder.next_logits([row.last_id for row in rows], [row.cache for row in rows])
-                self._add_tokens(rows, logits)
+                with self._ending_at_failure(rows):
+                    logits = variant.decoder.next_logits([row.last_id for row in rows], [row.cache for row in rows])
+                    self._add_tokens(rows, logits)
+        self._drop_ended_rows()
+
+    def _drop_ended_rows(self) -> None:
         self.rows = [row for row in self.rows if row.reply.finish is None]
 
+    def _why_unwanted(self, reply: Reply) -> Finish | None:
+        """Why a reply is not continued: its client has gone, or its time is over."""
+        if self._canceling or reply.is_canceled:
+            return "canceled"
+        return "timeout" if reply.is_late else None
+
     def _leave(self) -> None:
-        """End the replies whose client has gone, or whose time is over."""
+        """End the replies that are not continued."""
+        self._drop_ended_rows()  # a step that has failed left them
         with self._changed:
-            unwanted = [reply for reply, _ in self.queue if reply.is_canceled or reply.is_late]
-            if unwanted:
-                self.queue = deque(item for item in self.queue if item[0] not in unwanted)
-        unwanted += [row.reply for row in self.rows if row.reply.is_canceled or row.reply.is_late]
-        for reply in unwanted:
-            self._end(reply, "canceled" if reply.is_canceled else "timeout")
-        self.rows = [row for row in self.rows if row.reply.finish is None]
+            waiting = [(reply, self._why_unwanted(reply)) for reply, _ in self.queue]
+            self.queue = deque(item for item, (_, why) in zip(self.queue, waiting, strict=True) if why is None)
+        for reply, why in [*waiting, *((row.reply, self._why_unwanted(row.reply)) for row in self.rows)]:
+            if why is not None:
+                self._end(reply, why)
+        self._drop_ended_rows()
 
     def _admit(self) -> None:
         while len(self.rows) < self.max_rows:
@@ -210,8 +226,9 @@ class ReplyEngine:
                 self.rows.append(_Row(reply, variant))
             except Exception:
                 self._end(reply, "error")
-                raise
-            self.n_prompt_tokens += len(reply.prompt)
+                self.on_error(traceback.format_exc())
+            else:
+                self.n_prompt_tokens += len(reply.prompt)
 
     def _has_memory(self, reply: Reply, variant: Variant) -> bool:
         """Whether the keys and values of another reply fit next to those of the running ones."""
@@ -225,13 +242,14 @@ class ReplyEngine:
         """Read blocks of the prompts, in the order in which they came, until the time for it is over."""
         deadline = time.monotonic() + READ_SECONDS
         for row in self.rows:
-            while row.is_reading and not row.reply.is_canceled:
-                if not self._restore_block(row):
-                    logits = self._read_block(row)
-                    if row.n_read == len(row.reply.prompt):
-                        self._add_tokens([row], logits)
-                if time.monotonic() > deadline:
-                    return
+            with self._ending_at_failure([row]):
+                while row.is_reading and self._why_unwanted(row.reply) is None:
+                    if not self._restore_block(row):
+                        logits = self._read_block(row)
+                        if row.n_read == len(row.reply.prompt):
+                            self._add_tokens([row], logits)
+                    if time.monotonic() > deadline:
+                        return
 
     def _restore_block(self, row: _Row) -> bool:
         """Take the next block of the prompt from the prefix cache. The last token is always read: its logits are needed."""
@@ -265,7 +283,8 @@ class ReplyEngine:
         chosen = choose(logits, [row.sampler for row in rows], variant.suppressed)
         for row, (token_id, probs) in zip(rows, chosen, strict=True):
             row.last_id = token_id
-            self._add_token(row, token_id, probs)
+            with self._ending_at_failure([row]):
+                self._add_token(row, token_id, probs)
 
     def _add_token(self, row: _Row, token_id: int, probs: TokenProbs | None) -> None:
         reply = row.reply
@@ -281,5 +300,4 @@ class ReplyEngine:
             self._end(reply, "length")
 
     def _end(self, reply: Reply, finish: Finish) -> None:
-        self.n_ended[finish] += 1
-        reply.end(finish)
+        self.n_ended[reply.end(finish)] += 1

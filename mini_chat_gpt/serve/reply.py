@@ -121,12 +121,14 @@ class Reply:
         taken, self._tokens = self._tokens[:n], self._tokens[n:]
         return tuple(token for _, token in taken)
 
-    def end(self, finish: Finish) -> None:
-        """End the reply and send what was held back."""
+    def end(self, finish: Finish) -> Finish:
+        """End the reply and send what was held back. Returns `finish`, or "stop" if a stop string was in that."""
+        assert self.finish is None, "a reply ends once"
         if not self._stops.found and finish in ("stop", "length", "timeout"):
             self._add(list(self._decoder.finish()))
             if not self._stops.found and (rest := self._stops.finish()):
                 self._n_sent += len(rest)
                 self._emit(Piece(rest, "", self._take_tokens()))
-        self.finish = finish
-        self._emit(Piece(tokens=self._take_tokens(not self._stops.found), finish=finish))
+        self.finish = "stop" if finish == "length" and self._stops.found else finish
+        self._emit(Piece(tokens=self._take_tokens(not self._stops.found), finish=self.finish))
+        return self.finish

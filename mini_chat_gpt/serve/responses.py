@@ -137,5 +137,5 @@ def event(value: dict[str, Any]) -> bytes:
 
 
 def to_json(value: Any) -> bytes:
-    """Compact UTF-8."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    """Compact ASCII: some clients divide the lines of a stream also at U+2028, U+0085 and their like."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()

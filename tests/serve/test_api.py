@@ -11,6 +11,7 @@ import pytest
 from serve.server_kit import CONTEXT, running
 
 from mini_chat_gpt.generation import generate
+from mini_chat_gpt.serve.responses import event
 
 HELLO = [{"role": "user", "content": "Once upon a time"}]
 
@@ -90,6 +91,13 @@ def test_characters_are_whole_in_every_chunk(address):
     whole = post(address, **body | {"stream": False}).json()["choices"][0]["message"]["content"]
     texts = [json.loads(e[6:])["choices"][0]["delta"].get("content", "") for e in events[:-2] if e.startswith("data:")]
     assert "".join(texts) == whole
+
+
+def test_an_event_is_one_line_for_every_client():
+    """httpx divides at the line ends of Unicode, too."""
+    text = "a\u2028b\u0085c\nd\x0ce 😀"
+    [line, end] = event({"content": text}).decode().splitlines()
+    assert (json.loads(line.removeprefix("data: ")), end) == ({"content": text}, "")
 
 
 def test_log_probabilities_with_alternatives(client):
@@ -178,6 +186,7 @@ def test_what_clients_send_without_effect_is_accepted(address):
         ({"top_logprobs": 2}, 400, "top_logprobs", None),
         ({"presence_penalty": 3}, 400, "presence_penalty", None),
         ({"stop": ["x"] * 99}, 400, "stop", None),
+        ({"messages": [{"role": "user", "content": " " * 10**6}]}, 400, "messages", None),
     ],
 )
 def test_mistakes_get_an_error_object(address, changes, status, param, code):
@@ -187,6 +196,11 @@ def test_mistakes_get_an_error_object(address, changes, status, param, code):
     assert (error["param"], error["code"]) == (param, code)
     assert error["message"].endswith(".")
     assert "\n" not in error["message"]
+
+
+def test_a_prompt_that_can_not_be_divided_into_tokens_is_a_mistake_in_the_request(address):
+    response = post(address, "/v1/completions", model="base", prompt=" " * 10**6)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
 
 
 def test_openais_client_raises_its_own_errors(client):
@@ -280,6 +294,37 @@ def test_a_full_queue_is_429_and_a_stop_finishes_what_runs(slow_step):
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
         thread.join(30)
         assert replies[0].json()["choices"][0]["finish_reason"] in ("stop", "length")
+        several = post(address, **body | {"n": 2})  # would be refused at any time
+        assert (several.status_code, several.json()["error"]["param"]) == (400, "n")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_second_signal_tells_clients_that_the_server_stops(slow_step, stream):
+    with running() as (address, server):
+        replies = []
+        body = {"model": "tiny", "messages": HELLO, "max_tokens": 200, "temperature": 3.0, "stream": stream}
+        thread = threading.Thread(target=lambda: replies.append(post(address, **body)))
+        thread.start()
+        while not server.engines[0].rows:
+            time.sleep(0.01)
+        server.shut_down()
+        server.cancel_all()
+        thread.join(30)
+        assert '"code":"shutting_down"' in replies[0].text
+        assert replies[0].status_code == (200 if stream else 503)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_choice_that_fails_ends_the_request_and_the_other_choices(slow_step, monkeypatch, stream):
+    from mini_chat_gpt.serve.reply import Reply
+
+    push = Reply.push
+    monkeypatch.setattr(Reply, "push", lambda self, *token: 1 / 0 if self.asked.choice == 1 else push(self, *token))
+    with running() as (address, server):
+        response = post(address, model="tiny", messages=HELLO, max_tokens=200, temperature=3.0, n=3, stream=stream)
+        assert '"code":"internal_error"' in response.text
+        assert response.status_code == (200 if stream else 500)
+        assert ended(server, 3) == {"error": 1, "canceled": 2}
 
 
 def test_comments_keep_the_connection_alive_while_nothing_is_ready(monkeypatch):

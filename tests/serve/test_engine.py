@@ -1,5 +1,7 @@
 """Replies don't depend on each other, share what they read, and leave when their client does."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from mini_chat_gpt.generation import generate
 from mini_chat_gpt.generation.decode import for_inference
 from mini_chat_gpt.generation.separate_rows import FixedRows, row_decoder
 from mini_chat_gpt.generation.settings import Sampling
+from mini_chat_gpt.serve import engine as engine_module
 from mini_chat_gpt.serve.choose import TokenSampler, choose
-from mini_chat_gpt.serve.engine import QueueFull, ShuttingDown
+from mini_chat_gpt.serve.engine import QueueFull, ReplyEngine, ShuttingDown, Variant
 from mini_chat_gpt.serve.prefix_cache import BLOCK
 from mini_chat_gpt.serve.reply import Asked
 
@@ -200,22 +203,90 @@ def test_a_reply_ends_at_its_time_limit(variant, tokenizer):
     assert reply.finish == "timeout"
 
 
-def test_a_failing_step_ends_its_replies_and_the_engine_goes_on(variant, tokenizer):
+UNKNOWN = 10**6
+"""An id that the model does not have, so that reading it fails; with a repetition penalty, already when it is counted."""
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+def test_a_prompt_that_can_not_be_read_ends_no_other_reply(variant, tokenizer, penalty):
+    alone = new_reply([1, 2], tokenizer)
+    run(new_engine(variant), [alone])
     failures = []
     engine = new_engine(variant, on_error=failures.append)
-    broken = new_reply([1, 2, 10**6], tokenizer)  # an id that the model does not have
+    running, waiting = (new_reply([1, 2], tokenizer) for _ in range(2))
+    broken = new_reply([1, 2, UNKNOWN], tokenizer, Sampling(5, 1.0, repetition_penalty=penalty))
+    engine.submit(variant, [running])
+    engine.step()
+    engine.submit(variant, [broken, waiting])
+    step_until_ended(engine, [running, broken, waiting])
+    assert bits(running) == bits(waiting) == bits(alone)
+    assert [(piece.text, piece.finish) for piece in broken.pieces] == [("", "error")]
+    assert len(failures) == engine.n_ended["error"] == 1
+    assert "Traceback" in failures[0]
+
+
+def test_a_failing_step_of_one_model_ends_the_replies_of_no_other_one(model, tokenizer, monkeypatch):
+    variants = [Variant.of(for_inference(model), tokenizer, 8, number) for number in range(2)]
+    engine = ReplyEngine(variants, on_error=lambda _: None)
+    ended, fine, broken = (new_reply([1, 2], tokenizer, Sampling(n, 1.0, seed=5)) for n in (2, 9, 9))
+    engine.submit(variants[0], [ended, fine])
+    engine.submit(variants[1], [broken])
+    # The first step adds two tokens, after which `ended` is long enough. In the same step the other model fails.
+    monkeypatch.setattr(variants[1].decoder, "next_logits", lambda *_: 1 / 0)
+    step_until_ended(engine, [ended, fine, broken])
+    assert [[p.finish for p in reply.pieces if p.finish] for reply in (ended, broken)] == [["length"], ["error"]]
+    assert fine.finish in ("stop", "length")
+    assert engine.n_ended.total() == 3
+
+
+def test_the_engine_goes_on_after_a_step_that_fails_as_a_whole(variant, tokenizer, monkeypatch):
+    failures = []
+    engine = new_engine(variant, on_error=failures.append)
+    broken, fine = new_reply([1, 2], tokenizer), new_reply([1, 2], tokenizer)
+    monkeypatch.setattr(engine, "_read", lambda: 1 / 0)
     engine.start()
     engine.submit(variant, [broken])
-    fine = new_reply([1, 2], tokenizer)
-    while broken.finish is None:
-        pass
+    wait_for(lambda: broken.finish and not engine.queue)
+    monkeypatch.undo()
     engine.submit(variant, [fine])
-    while fine.finish is None:
-        pass
+    wait_for(lambda: fine.finish)
     engine.close()
     assert broken.finish == "error"
-    assert "Traceback" in failures[0]
+    assert "ZeroDivisionError" in failures[0]
     assert fine.finish in ("stop", "length")
+    assert engine.n_ended.total() == 2
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_canceling_all_ends_a_reply_that_is_being_admitted(variant, tokenizer, monkeypatch):
+    engine = new_engine(variant)
+    reply = new_reply([1, 2], tokenizer)
+    made = engine_module._Row
+
+    def row(*arguments):
+        engine.shut_down()
+        engine.cancel_all()
+        return made(*arguments)
+
+    monkeypatch.setattr(engine_module, "_Row", row)
+    engine.submit(variant, [reply])
+    engine.step()
+    engine.step()
+    assert reply.finish == "canceled"
+
+
+def test_a_stop_string_in_what_is_held_back_to_the_end_is_a_stop(tokenizer):
+    """The beginning of a character that does not become complete is shown as U+FFFD."""
+    reply = new_reply([1], tokenizer, stop=("\ufffd",))
+    assert not reply.push(tokenizer.encode("é")[0], None)
+    assert reply.end("length") == reply.finish == "stop"
+    assert text_of(reply) == ""
 
 
 def test_stop_strings_end_a_reply_before_them(variant, tokenizer):

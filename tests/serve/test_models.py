@@ -20,8 +20,11 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import LoraSettings
 from mini_chat_gpt.generation.cpu_adapters import AdaptedModel
 from mini_chat_gpt.generation.cpu_model import CPUInferenceModel
+from mini_chat_gpt.generation.cpu_rows import CPURows
+from mini_chat_gpt.generation.separate_rows import row_decoder
+from mini_chat_gpt.lora import adapters as lora_layers
 from mini_chat_gpt.lora import add_lora, merge_lora
-from mini_chat_gpt.serve.command import listen, run
+from mini_chat_gpt.serve.command import listen, log_line, run
 from mini_chat_gpt.serve.engine import Variant
 from mini_chat_gpt.serve.models import Options, find_sources, load_models, with_adapter, without_adapter
 
@@ -64,6 +67,22 @@ def test_an_adapter_on_a_shared_base_is_the_merged_model(model, dora, token_ids,
     logits = variant.decoder.next_logits([ids[-1] for ids in IDS], caches)
     expected = torch.cat([merged(torch.tensor([ids]))[:, -1] for ids in IDS])
     torch.testing.assert_close(logits, expected, atol=2e-4, rtol=1e-3)
+
+
+def test_a_reply_does_not_depend_on_its_company_where_only_some_layers_have_an_adapter(model):
+    """The library computes the adapter's products with other kernels than those of the base."""
+    one = adapted(model, 1)
+    for name, layer in list(lora_layers(one)):
+        if name.startswith("layers.0."):
+            one.set_submodule(name, layer.base)
+    made, results = with_adapter(CPUInferenceModel(model), one), []
+    decoder = row_decoder(made, 8)
+    assert isinstance(decoder, CPURows)
+    for n in range(1, 9):
+        caches = [made.make_cache(1) for _ in range(n)]
+        logits = [decoder.next_logits([5 + step, *range(10, 9 + n)], caches)[0] for step in range(3)]
+        results.append(torch.stack(logits))
+    assert all(torch.equal(result, results[0]) for result in results)
 
 
 def test_the_weights_of_the_base_are_not_copied(model):
@@ -173,6 +192,15 @@ def test_the_command_serves_until_sigterm(runs):
         assert "Traceback" not in rest
     finally:
         process.kill()
+
+
+def test_a_log_that_no_one_can_read_fails_no_reply(monkeypatch):
+    class Closed:
+        def write(self, _):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    log_line("a line")
 
 
 def test_a_home_folder_is_expanded_after_a_name(tmp_path, monkeypatch):

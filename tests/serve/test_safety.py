@@ -8,7 +8,7 @@ import pytest
 from serve.server_kit import running
 from starlette.datastructures import Headers
 
-from mini_chat_gpt.serve.app import Limits
+from mini_chat_gpt.serve.app import PAGE, Limits
 from mini_chat_gpt.serve.errors import APIError
 from mini_chat_gpt.serve.guard import Access, host_name
 
@@ -135,6 +135,32 @@ def test_slow_senders_are_cut_off(open_address, monkeypatch):
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHo")
         assert connection.recv(1000) == b""  # closed
+
+
+def test_a_client_that_does_not_read_is_cut_off(monkeypatch):
+    monkeypatch.setattr("mini_chat_gpt.serve.http_server.WRITE_SECONDS", 0.2)
+    monkeypatch.setitem(PAGE, "large.js", "text/javascript")
+    monkeypatch.setattr("mini_chat_gpt.assets.text", lambda _: "x" * 2**25)  # more than the buffers of the network hold
+    with running() as (address, server):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(b"GET /assets/large.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            deadline = time.monotonic() + 20
+            while server.http.server_state.total_requests == 0 or server.http.server_state.connections:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+
+def test_too_many_connections_are_503(monkeypatch):
+    monkeypatch.setattr("mini_chat_gpt.serve.http_server.MAX_CONNECTIONS", 2)
+    with running() as (address, server), httpx.Client() as first, httpx.Client() as second:
+        assert [client.get(f"{address}/health").status_code for client in (first, second)] == [200, 200]
+        refused = httpx.get(f"{address}/health")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "too_many_connections")
+        assert int(refused.headers["retry-after"]) > 0
+        while len(server.http.server_state.connections) > 2:
+            time.sleep(0.01)
+        assert first.get(f"{address}/health").status_code == 200
 
 
 def test_a_reply_that_takes_too_long_is_503(monkeypatch):
