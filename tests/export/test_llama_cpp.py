@@ -18,7 +18,7 @@ from mini_chat_gpt.checkpoints.save import save_checkpoint
 from mini_chat_gpt.export import llama_cpp
 from mini_chat_gpt.export.gguf_export import export_gguf
 from mini_chat_gpt.export.llama_cpp import find_node_llama_cpp
-from mini_chat_gpt.export.proof import ProofError
+from mini_chat_gpt.export.proof import BOUNDS, ProofError, prove
 from mini_chat_gpt.sft_train import train
 
 SMOLLM2 = Path(os.environ.get("MINI_CHAT_GPT_DATA", "/no/such/folder")) / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -102,6 +102,16 @@ def test_llama_cpp_runs_a_real_model_with_a_merged_adapter(node, tmp_path, kind)
 # Results of a llama.cpp
 
 
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Compare one exported file with a llama.cpp, with the proof of its export: the lines about it."""
+    folder, tokenizer = tmp_path_factory.mktemp("exported"), chat_tokenizer("Be kind.")
+    model = save_checkpoint(folder / "model", lively(tokenizer, context_length=512), tokenizer)
+    export_gguf(model, folder / "m.gguf", check=False)
+    proof = prove(model, folder / "m.gguf", BOUNDS["f16"])
+    return lambda: llama_cpp.compare_with_llama_cpp(folder / "m.gguf", proof, tokenizer, BOUNDS["f16"])
+
+
 def answering(monkeypatch, **changes) -> None:
     """A llama.cpp that gives our own results, changed."""
 
@@ -130,9 +140,9 @@ def test_equal_results_are_said(tmp_path, model, monkeypatch):
 
 
 @pytest.mark.parametrize(("token", "where"), [(99, "where our model prefers its own token by "), (9999, "padding row")])
-def test_replies_that_part_are_said(tmp_path, model, monkeypatch, token, where):
+def test_replies_that_part_are_said(compared, monkeypatch, token, where):
     answering(monkeypatch, token=token)
-    line = about_llama_cpp(export_gguf(model, tmp_path / "m.gguf"))
+    [line] = compared()
     assert f"the greedy replies part at token 2 of turn 1, where {'' if token == 99 else 'llama.cpp takes a '}" in line
     assert where in line
 
@@ -144,11 +154,10 @@ def test_replies_that_part_are_said(tmp_path, model, monkeypatch, token, where):
         ({"factor": 1.2}, "in llama.cpp the logits differ by 0.2 of their size"),
     ],
 )
-def test_other_results_fail_the_check(tmp_path, model, monkeypatch, changes, message):
+def test_other_results_fail_the_check(compared, monkeypatch, changes, message):
     answering(monkeypatch, **changes)
     with pytest.raises(ProofError, match=message.replace(".", r"\.")):
-        export_gguf(model, tmp_path / "m.gguf")
-    assert {path.name for path in tmp_path.iterdir()} - {".verified.json"} == {"model"}
+        compared()
 
 
 def test_a_llama_cpp_that_does_not_run_fails_the_check(tmp_path, model, monkeypatch):
@@ -161,6 +170,7 @@ def test_a_llama_cpp_that_does_not_run_fails_the_check(tmp_path, model, monkeypa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ProofError, match=r"llama.cpp \(node-llama-cpp\) can't run the file: .*No binary"):
         export_gguf(model, tmp_path / "m.gguf")
+    assert {path.name for path in tmp_path.iterdir()} - {".verified.json"} == {"model", "modules"}
 
 
 def test_it_is_found_above_the_working_directory(tmp_path, monkeypatch):
