@@ -21,11 +21,13 @@ Item = TypeVar("Item")
 
 
 def console(quiet: bool = False, optional: bool = False) -> Console:
-    """The console that a command prints to. It does not highlight numbers by itself.
+    """The console that a command prints to. It does not highlight numbers by itself, and prints text in a notebook, too.
 
     optional    the work matters more than its output, as in training: what can't be printed is dropped
     """
-    return Console(highlight=False, quiet=quiet, file=cast(IO[str], OptionalOutput("stdout")) if optional else None)
+    # In a notebook rich would display HTML and leave `file` empty.
+    file = cast(IO[str], OptionalOutput("stdout")) if optional else None
+    return Console(highlight=False, quiet=quiet, file=file, force_jupyter=False)
 
 
 def print_line(out: Console, line: object) -> None:

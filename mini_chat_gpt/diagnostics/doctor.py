@@ -28,7 +28,7 @@ from mini_chat_gpt.common.distributed import ALONE
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.resources import free_memory, memory_in_use
-from mini_chat_gpt.common.terminal import format_duration, format_size
+from mini_chat_gpt.common.terminal import console, format_duration, format_size
 from mini_chat_gpt.config import Config, GPTConfig, ScheduleFields
 from mini_chat_gpt.data.batching import Example
 from mini_chat_gpt.diagnostics.machine_checks import Finding, disk_finding, machine_findings
@@ -285,7 +285,7 @@ def prepare_what_is_there(config: Config, job: str, findings: list[Finding]) -> 
 
 def run(arguments: argparse.Namespace) -> int:
     """`mini-chat-gpt doctor` with a parsed command line."""
-    return check(arguments.settings, arguments.job, Console(highlight=False))
+    return check(arguments.settings, arguments.job, console())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,7 +32,7 @@ from mini_chat_gpt.common.distributed import ALONE, World
 from mini_chat_gpt.common.entry import exit_with
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.common.files import scratch_folder
-from mini_chat_gpt.common.terminal import format_duration
+from mini_chat_gpt.common.terminal import console, format_duration
 from mini_chat_gpt.config import GPTConfig
 from mini_chat_gpt.config_file import parse_config
 from mini_chat_gpt.data.batching import Example, collate
@@ -229,7 +229,7 @@ def run(arguments: argparse.Namespace) -> int:
     """`mini-chat-gpt selfcheck` with a parsed command line; exit code 1 if a check fails."""
     if arguments.ranks_to:
         return run_rank(arguments)
-    out, started = Console(highlight=False), time.monotonic()
+    out, started = console(), time.monotonic()
     child_arguments = [
         part
         for name in ("checkpoint", "config", "device")

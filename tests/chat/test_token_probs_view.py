@@ -37,6 +37,12 @@ def test_a_short_reply_has_all_its_tokens_in_the_table_a_long_one_the_most_surpr
     assert len(re.findall(r"^ *\d+  t\d+ ", render_text(long, 100, False, every=True), re.MULTILINE)) == 52
 
 
+def test_in_a_notebook_the_text_is_returned(monkeypatch):
+    outside = render_text(explanation_of([0.5]), 80, color=False)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # rich would display HTML
+    assert render_text(explanation_of([0.5]), 80, color=False) == outside
+
+
 def test_the_five_steps_have_five_colors_and_without_colors_there_are_numbers():
     explanation = explanation_of([0.01, 0.1, 0.3, 0.7, 0.95])
     colored = render_text(explanation, 100, True)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.errors import LiveError
 from rich.live import Live
 
-from mini_chat_gpt.common.terminal import StatusItem, StepProgress, format_duration, format_size
+from mini_chat_gpt.common.terminal import StatusItem, StepProgress, console, format_duration, format_size
 
 ITEMS = [
     StatusItem("loss ", "1.234"), StatusItem("smoothed ", "1.300"), StatusItem("gradient norm ", "0.80"),
@@ -20,6 +20,16 @@ ITEMS = [
     StatusItem("memory ", "1.23 GB"),
 ]  # fmt: skip
 SHOWN = [str(item) for item in ITEMS]
+
+
+# In a notebook
+
+
+def test_in_a_notebook_a_console_prints_text_to_standard_output(monkeypatch, capsys):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # rich would display HTML
+    console().print("a line")
+    console(optional=True).print("another line")
+    assert capsys.readouterr().out == "a line\nanother line\n"
 
 
 # Without a terminal
