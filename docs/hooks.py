@@ -6,6 +6,7 @@ gets a page of its own below `repository/`, with its text or its code, and the l
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PLACE = "repository/"
 LINK = re.compile(r"(?P<start>!?\[[^\]]*\]\()(?P<target>[^)\s]+)(?P<end>\))")
-FENCE = re.compile(r"^(?P<indent> *)```.*?^(?P=indent)```$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^(?P<indent> *)(?P<fence>```|~~~~).*?^(?P=indent)(?P=fence)$", re.DOTALL | re.MULTILINE)
 TAG = re.compile(r"^( *```\w+) .*$", re.MULTILINE)
 LANGUAGES = {
     ".py": "python",
@@ -30,6 +31,8 @@ LANGUAGES = {
     ".js": "js",
 }
 IMAGES = (".svg", ".png")
+PAGES = (".md", ".ipynb")
+COLORS = re.compile(r"\x1b\[[\d;]*m")
 
 
 def file_of(uri: str) -> Path:
@@ -70,7 +73,32 @@ def content_of(file: Path) -> str:
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".md":
         return text
+    if file.suffix == ".ipynb":
+        return notebook_content(json.loads(text))
     return f"# {file.name}\n\n`{file.relative_to(ROOT).as_posix()}`\n\n~~~~{LANGUAGES.get(file.suffix, '')}\n{text}\n~~~~\n"
+
+
+def notebook_content(notebook: dict[str, Any]) -> str:
+    """The cells of a notebook with their outputs, as Markdown."""
+    parts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source.replace("<details>", '<details markdown="1">'))
+            continue
+        parts.append(f"~~~~python\n{source}\n~~~~")
+        parts += [output_content(output) for output in cell["outputs"]]
+    return "\n\n".join(parts) + "\n"
+
+
+def output_content(output: dict[str, Any]) -> str:
+    """An output of a cell: a picture, HTML, or text without colors."""
+    data = output.get("data", {})
+    if "image/png" in data:
+        return f'<img alt="a figure" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">'
+    if "text/html" in data:
+        return "".join(data["text/html"])
+    return f"~~~~text\n{COLORS.sub('', ''.join(output.get('text') or data.get('text/plain') or '')).rstrip()}\n~~~~"
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -86,8 +114,8 @@ def on_files(files: Files, config: Any) -> Files:
         if not page.is_relative_to(DOCS):
             whole = {"abs_src_path": str(page)} if page.suffix in IMAGES else {"content": content_of(page)}
             files.append(File.generated(config, uri_of(page), **whole))
-        if page.suffix == ".md":
-            parts = "".join(part for part, is_code in prose(page.read_text(encoding="utf-8")) if not is_code)
+        if page.suffix in PAGES:
+            parts = "".join(part for part, is_code in prose(content_of(page)) if not is_code)
             targets = (target_of(match["target"], page) for match in LINK.finditer(parts))
             waiting += [target for target in targets if target and not target.is_relative_to(DOCS)]
     return files
@@ -97,7 +125,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     """Lead links to the pages of the site, and remove the tags of code blocks."""
     uri = page.file.src_uri
     file = file_of(uri)
-    if file.suffix != ".md":
+    if file.suffix not in PAGES:
         return markdown
 
     def lead(match: re.Match[str]) -> str:

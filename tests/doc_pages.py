@@ -13,6 +13,9 @@ from mini_chat_gpt.cli import VERBS
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
 
+MAX_WORDS = 25
+"""Mean length of a page's sentences must be below this."""
+
 TAGS = ("fast", "slow", "network", "gpu", "install", "append", "output", "text")
 """What the tests do with a code block; CONTRIBUTING.md describes them."""
 FENCE = re.compile(r"^```(?P<info>[^`\n]*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import BRIEF, SMALL, environment, program, write_stories
-from doc_pages import PAGES, ROOT, TAGS, Block, blocks, calls, n_words, sentences
+from doc_pages import MAX_WORDS, PAGES, ROOT, TAGS, Block, blocks, calls, n_words, sentences
 from fork_server import execute
 from hub_server import running_hub
 from tiny import chat_tokenizer, lively, tiny_tokenizer, write_records
@@ -30,8 +30,6 @@ from mini_chat_gpt.config_file import parse_config, to_yaml
 from mini_chat_gpt.evaluation.prompt_suite import read_prompts
 from mini_chat_gpt.reports.review import read_checklist
 
-MAX_WORDS = 25
-"""Mean length of a page's sentences."""
 BY_NAME = {page.relative_to(ROOT).as_posix(): page for page in PAGES}
 ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]
 DOCTESTS = ROOT / "docs" / "how-it-works.md"  # test_reading_path.py runs its blocks

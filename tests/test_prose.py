@@ -184,7 +184,7 @@ EXEMPT_FOLDERS = ("tests/old_runs/",)  # runs of an older version
 
 def files() -> list[Path]:
     """The files that are checked."""
-    folders = ("mini_chat_gpt", "docs", "recipes", "benchmarks", "tests", "TinyStories")
+    folders = ("mini_chat_gpt", "docs", "recipes", "benchmarks", "tests", "TinyStories", "notebooks")
     paths = [*ROOT.glob("*.md"), *ROOT.glob("*.py"), *ROOT.glob("*.yaml")]
     for folder in folders:
         paths += [path for suffix in ("py", "md", "yaml") for path in (ROOT / folder).rglob(f"*.{suffix}")]
