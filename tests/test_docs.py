@@ -266,3 +266,8 @@ def test_the_site_builds(tmp_path):
     assert "fonts.googleapis.com" not in page
     sources = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"(https?:[^\"]*)", page)
     assert not sources, f"loaded from a network: {sources}"
+    notebook = (tmp_path / "site/repository/notebooks/02_attention.ipynb.html").read_text(encoding="utf-8")
+    assert notebook.count('src="data:image/png;base64,') == 1  # an output
+    assert "<summary>Solution</summary>" in notebook
+    assert "```" not in notebook, "the solution is not rendered"
+    assert '"cell_type"' not in notebook

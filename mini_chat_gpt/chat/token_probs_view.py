@@ -44,8 +44,10 @@ def render_text(explanation: Explanation, width: int, color: bool, every: bool =
     The table has `every` token, or the most surprising ones and a `hint` that says how to get the others.
     """
     out = StringIO()
-    palette = "256" if color else None
-    console = Console(file=out, width=width, force_terminal=color, color_system=palette, force_jupyter=False)
+    # In a notebook rich would display HTML and leave `out` empty.
+    console = Console(
+        file=out, width=width, force_terminal=color, color_system="256" if color else None, force_jupyter=False
+    )
     console.no_color = not color
     n = len(explanation.tokens)
     places = list(range(n)) if every else explanation.most_surprising(MOST_SURPRISING)
