@@ -3,7 +3,8 @@
     python benchmarks/serve_load.py --checkpoint runs/quickstart/sft [--seconds 300] [--clients 16] [--json FILE]
 
 1. `--clients` clients with prompts and replies of different lengths, of which a fifth leave in the middle: errors, memory in the first
-   minute and at the end, tokens per second, and the times of first token and whole reply (50 and 95 percent).
+   minute and in the last (the prefix cache has a bound that it reaches in the first), tokens per second, and the times of first token
+   and whole reply (50 and 95 percent).
 2. Tokens per second of eight clients and of one, and of `generate` on a batch of eight and of one, all with replies of the same length.
 3. Time to the first token of a long prompt: alone; for eight that arrive one prompt-time apart; for eight that arrive together.
 
@@ -42,7 +43,7 @@ WORDS = (
     "rain",
     "river",
 )
-REPLY_TOKENS, ROUNDS = 128, 3
+REPLY_TOKENS, ROUNDS, PREFIX_MB = 128, 3, 32
 
 
 def prompt(rng: random.Random, n_words: int) -> str:
@@ -86,8 +87,16 @@ async def metric(client: httpx.AsyncClient, name: str) -> float:
     return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"mini_chat_gpt_{name} "))
 
 
+async def words_of_context(client: httpx.AsyncClient, context: int) -> int:
+    """How many words of a prompt fill the context."""
+    body = {"messages": [{"role": "user", "content": prompt(random.Random(0), 40)}], "max_tokens": 1}
+    reply = (await client.post("/v1/chat/completions", json=body)).json()
+    return int(context * 40 / reply["usage"]["prompt_tokens"])
+
+
 async def load(client: httpx.AsyncClient, n_clients: int, seconds: float, context: int) -> dict[str, Any]:
     """Part 1."""
+    n_words_most = await words_of_context(client, context)
     results: list[dict[str, Any]] = []
     end = time.perf_counter() + seconds
     memory: list[tuple[float, float]] = []
@@ -95,7 +104,7 @@ async def load(client: httpx.AsyncClient, n_clients: int, seconds: float, contex
     async def one(number: int) -> None:
         rng = random.Random(number)
         while time.perf_counter() < end:
-            n_words = rng.choice([3, 20, context // 8, context // 3])
+            n_words = rng.choice([3, min(20, n_words_most // 4), n_words_most // 8, n_words_most // 3])
             leave = rng.uniform(0, 0.5) if rng.random() < 0.2 else None
             results.append(
                 await ask(client, prompt(rng, n_words), rng.choice([10, 40, 120]), leave, seed=rng.randrange(999))
@@ -196,6 +205,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     command = [sys.executable, "-m", "mini_chat_gpt.cli", "serve", "--port", "0", "--checkpoint", arguments.checkpoint]
+    command += ["--prefix-cache", str(PREFIX_MB)]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import sys
 import threading
@@ -84,7 +85,8 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if isinstance(error, socket.gaierror):
             raise UserError(f"--host {host} is not an address of this machine; use 127.0.0.1 or 0.0.0.0.") from None
-        reason = (error.strerror or str(error)).lower()
+        # `create_server` adds the address to the text of the system.
+        reason = (os.strerror(error.errno) if error.errno else str(error)).lower()
         raise UserError(
             f"Port {port} of {host} can't be used ({reason}); choose another one: --port {port + 1 if port < 65535 else 8080}."
         ) from None

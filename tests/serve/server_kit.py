@@ -15,14 +15,17 @@ from mini_chat_gpt.serve.http_server import HTTPServer
 CONTEXT = 256
 
 
+def served_model(name, tokenizer, changes=None, **engine_options):
+    """A model with random weights; `changes` are fields of its configuration."""
+    variant = variant_of(lively(tokenizer, context_length=CONTEXT, **changes or {}), tokenizer)
+    engine = ReplyEngine([variant], **{"max_rows": 8} | engine_options)
+    return ServedModel(name, engine, variant, "A description.", ["A", "B", "C"])
+
+
 def tiny_models(**engine_options):
     """A chat model "tiny" and a base model "base"."""
-    models = []
-    for name, tokenizer in (("tiny", chat_tokenizer("Be kind.")), ("base", tiny_tokenizer())):
-        variant = variant_of(lively(tokenizer, context_length=CONTEXT), tokenizer)
-        engine = ReplyEngine([variant], **{"max_rows": 8} | engine_options)
-        models.append(ServedModel(name, engine, variant, "A description.", ["A", "B", "C"]))
-    return models
+    tokenizers = {"tiny": chat_tokenizer("Be kind."), "base": tiny_tokenizer()}
+    return [served_model(name, tokenizer, **engine_options) for name, tokenizer in tokenizers.items()]
 
 
 @contextmanager

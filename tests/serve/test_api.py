@@ -8,7 +8,8 @@ import time
 import httpx
 import openai
 import pytest
-from serve.server_kit import CONTEXT, running
+from serve.server_kit import CONTEXT, running, served_model
+from tiny import chat_tokenizer
 
 from mini_chat_gpt.generation import generate
 from mini_chat_gpt.serve.responses import event
@@ -240,6 +241,36 @@ def test_the_log_has_no_text_unless_requested():
             post(address, model="tiny", messages=HELLO, max_tokens=3)
             assert any("Once upon" in line for line in server.lines) == log_text
             assert any("tiny: " in line and "tokens in" in line for line in server.lines)
+
+
+def test_models_of_other_families_reply_streamed_and_not():
+    families = {
+        "gpt-2": {"position": "learned", "norm": "layernorm", "bias": True, "qkv_bias": True, "activation": "gelu_tanh"},
+        "qwen3": {"qk_norm": True, "head_dim": 16},
+        "gemma": {
+            "norm_placement": "both", "norm_offset": True, "qk_norm": True, "activation": "geglu", "embedding_factor": 5.6,
+            "windows": [4, None], "window_rope_theta": 1e3,
+        },
+    }  # fmt: skip
+    with running([served_model(name, chat_tokenizer(), changes) for name, changes in families.items()]) as (
+        address,
+        server,
+    ):
+        for name in families:
+            model = server.models[name].variant
+            [expected] = generate(model.model, model.tokenizer, ["Hi"], max_new_tokens=20, temperature=0.9, seed=3)
+            body = {
+                "model": name,
+                "messages": [{"role": "user", "content": "Hi"}],
+                "seed": 3,
+                "temperature": 0.9,
+                "max_tokens": 20,
+            }
+            assert post(address, **body).json()["choices"][0]["message"]["content"] == expected
+            events = [
+                line[6:] for line in post(address, **body, stream=True).text.splitlines() if line.startswith("data: {")
+            ]
+            assert "".join(json.loads(e)["choices"][0]["delta"].get("content", "") for e in events) == expected
 
 
 def ended(server, n=1, seconds=20.0):

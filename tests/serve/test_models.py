@@ -1,11 +1,13 @@
 """What is served under which name; adapters share their base."""
 
+import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from argparse import Namespace
 
 import httpx
@@ -162,7 +164,9 @@ def command(*options, cwd=None):
 def test_a_taken_port_and_other_addresses_are_refused_with_a_sentence():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"^Port {port} of 127.0.0.1 can't be used .*choose another one: --port "):
+        with pytest.raises(
+            UserError, match=f"^Port {port} of 127.0.0.1 can't be used \\([a-z ]+\\); choose another one: --port "
+        ):
             listen("127.0.0.1", port)
     with pytest.raises(UserError, match="is not an address of this machine"):
         listen("no-such-host.invalid", 0)
@@ -175,16 +179,22 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGTERM")
-def test_the_command_serves_until_sigterm(runs):
+def test_the_command_opens_the_page_and_serves_until_sigterm(runs, tmp_path):
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {opened}\n')
+    browser.chmod(0o755)
     process = subprocess.Popen(
-        command("--checkpoint", f"m={runs / 'base'}", "--port", 0, "--device", "cpu"), stderr=subprocess.PIPE, text=True
-    )
+        command("--checkpoint", f"m={runs / 'base'}", "--port", 0, "--device", "cpu", "--open"),
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"BROWSER": str(browser)},
+    )  # fmt: skip
     try:
         assert process.stderr is not None
         lines = iter(process.stderr.readline, "")
         address = next(line for line in lines if line.startswith("Open ")).split()[1]
         body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
         assert httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60).json()["model"] == "m"
+        while not opened.exists() or opened.read_text() != address:
+            time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         rest = process.stderr.read()
         assert process.wait(30) == 0
