@@ -55,6 +55,7 @@ def test_a_record_that_only_rank_1_reads_is_reported_by_rank_0(clone):
     assert faulty(clone, "record", 1, "data.num_workers=1") == [expected]
 
 
+@pytest.mark.slow
 def test_a_file_that_only_rank_0_has_is_reported_by_rank_0(clone):
     (line,) = faulty(clone, "other folder", 1)
     assert line.startswith("error: There is no text at stories-train.txt")

@@ -212,8 +212,15 @@ def test_a_compiled_loss_supports_trained_rows(monkeypatch):
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("lora", [{"dropout": 0.3}, {"frozen": "nf4", "dropout": 0.1, "dora": True}])
-@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize(
+    ("lora", "ema"),
+    [
+        ({"frozen": "nf4", "dropout": 0.1, "dora": True}, 0.9),
+        ({"dropout": 0.3}, None),
+        pytest.param({"dropout": 0.3}, 0.9, marks=pytest.mark.slow),
+        pytest.param({"frozen": "nf4", "dropout": 0.1, "dora": True}, None, marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder, tmp_path, lora, ema):
     training = {"keep_checkpoints": 9, "ema": ema}
     train_adapter(folder, tmp_path / "whole", lora, training=training)
@@ -310,8 +317,8 @@ def test_the_optimizer_has_no_state_for_the_base(folder):
 @pytest.mark.parametrize(
     ("frozen", "lora"),
     [
-        ("float32", {"dora": False}),
         ("nf4", {"dora": True}),
+        pytest.param("float32", {"dora": False}, marks=pytest.mark.slow),
         pytest.param("float32", {"dora": True}, marks=pytest.mark.slow),
         pytest.param("nf4", {"dora": False}, marks=pytest.mark.slow),
     ],

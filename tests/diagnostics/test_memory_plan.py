@@ -100,6 +100,7 @@ def test_parts_add_up_to_the_total(plain):
     assert summed == plain.total
 
 
+@pytest.mark.slow
 def test_averaged_weights_and_recomputed_activations_are_counted(plain):
     other = plan_of(ema=0.9, activation_checkpointing=True)
     assert other.ema == 4 * GPT(TINY).n_parameters()

@@ -174,7 +174,7 @@ def group():
 
 
 @pytest.mark.usefixtures("group")
-@pytest.mark.parametrize(("how", "when"), [("ddp", "before"), ("fsdp", "after")])
+@pytest.mark.parametrize(("how", "when"), [("ddp", "before"), pytest.param("fsdp", "after", marks=pytest.mark.slow)])
 def test_a_wrapped_model_is_compiled(how, when):
     from mini_chat_gpt.training.fsdp import shard
 
@@ -269,7 +269,9 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="the compiler is expected 
 
 
 @POSIX
-@pytest.mark.parametrize("environment", [{"CXX": "/nowhere/g++"}, {"PATH": "/nowhere", "CXX": "g++"}])
+@pytest.mark.parametrize(
+    "environment", [{"CXX": "/nowhere/g++"}, pytest.param({"PATH": "/nowhere", "CXX": "g++"}, marks=pytest.mark.slow)]
+)
 def test_without_a_compiler_one_sentence_says_what_to_install(environment):
     assert chosen("True", **environment).startswith("not compiled: no C++ compiler is found; install g++ or clang")
 
