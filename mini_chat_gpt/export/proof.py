@@ -48,15 +48,17 @@ class Bound:
     logits: float
 
 
+# Rounding to multiples of a step makes an error of step / √12. The root mean square of a block of 32 weights is at least that of one weight
+# alone, its largest, divided by √32. The step is the largest weight / 127, 16 or 8, or the range of the block / 31 or 15.
 BOUNDS = {
     "f32": Bound(1e-6, 1e-5),
     "f16": Bound(5e-4, 2e-3),
     "bf16": Bound(4e-3, 1.5e-2),
-    "q8_0": Bound(1.2e-2, 4e-2),
-    "q5_1": Bound(5e-2, 0.15),
-    "q5_0": Bound(6e-2, 0.2),
-    "q4_1": Bound(0.1, 0.3),
-    "q4_0": Bound(0.13, 0.4),
+    "q8_0": Bound(1.3e-2, 4e-2),
+    "q5_1": Bound(0.11, 0.15),
+    "q5_0": Bound(0.11, 0.2),
+    "q4_1": Bound(0.22, 0.3),
+    "q4_0": Bound(0.21, 0.4),
 }
 MOST = 0.9
 """No bound on logits is larger: unrelated logits of the same size differ by 1.4."""

@@ -365,3 +365,20 @@ def test_a_mistake_in_the_file_is_found_whatever_the_type(tmp_path, model, monke
     with pytest.raises(ProofError):
         export_gguf(model, tmp_path / "m.gguf", kind)
     assert left(tmp_path) == set()
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"])
+def test_no_rounding_exceeds_the_bound_of_its_type(kind):
+    """Matrices of blocks with one large weight each, with two of opposite signs, and with none."""
+    from gguf import GGMLQuantizationType, quants
+
+    from mini_chat_gpt.export.proof import BOUNDS
+
+    weights = np.random.default_rng(0).normal(size=(3, 100, 32)).astype(np.float32)
+    weights[0, :, 0] *= 8
+    weights[1, :, 1:3] = 30, -29
+    stored = GGMLQuantizationType[kind.upper()]
+    again = quants.dequantize(quants.quantize(weights, stored), stored)
+    errors = [np.sqrt(np.square(b - a).mean() / np.square(a).mean()) for a, b in zip(weights, again, strict=True)]
+    assert max(errors) < BOUNDS[kind].weights
+    assert max(errors) > BOUNDS[kind].weights / 3
