@@ -20,11 +20,16 @@ def clone(tmp_path_factory) -> Path:
     return folder
 
 
-def messages(clone: Path, program_file: str | Path, *arguments: str, code: int = 2) -> list[str]:
-    """What two ranks of a program print on standard error, without torchrun's own lines. Both must exit with `code`."""
+def two_ranks(clone: Path, program_file: str | Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program as two ranks."""
     command = program(*TORCHRUN, "--nproc_per_node=2", "--standalone", str(program_file), *arguments)
     variables = environment(PYTHONPATH=f"{HERE.parent}:{HERE}", OMP_NUM_THREADS="1")  # torchrun mentions it if unset
-    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, env=variables, timeout=200)
+    return subprocess.run(command, cwd=clone, capture_output=True, text=True, env=variables, timeout=200)
+
+
+def messages(clone: Path, program_file: str | Path, *arguments: str, code: int = 2) -> list[str]:
+    """What two ranks of a program print on standard error, without torchrun's own lines. Both must exit with `code`."""
+    done = two_ranks(clone, program_file, *arguments)
     assert done.returncode != 0, done.stdout
     ours, _, closing_block = re.sub(r"^W\d{4} .*\n", "", done.stderr, flags=re.MULTILINE).partition("\nE")
     codes = [int(code) for code in re.findall(r"exitcode  : (-?\d+)", closing_block)]
@@ -80,12 +85,8 @@ def test_samples_of_a_sharded_model_that_fail_on_one_rank_end_the_run(clone, ran
 
 @pytest.mark.slow
 def test_samples_of_a_sharded_model_that_fail_on_all_ranks_do_not_end_the_run(clone):
-    command = program(*TORCHRUN, "--nproc_per_node=2", "--standalone", str(HERE / "failing_rank.py"), "samples", "all")
     more = ["system.fsdp=true", "pretrain.save_dir=all-ranks"]
-    variables = environment(PYTHONPATH=f"{HERE.parent}:{HERE}", OMP_NUM_THREADS="1")
-    done = subprocess.run(
-        [*command, *SETTINGS, *more], cwd=clone, capture_output=True, text=True, env=variables, timeout=200
-    )
+    done = two_ranks(clone, HERE / "failing_rank.py", "samples", "all", *SETTINGS, *more)
     assert done.returncode == 0, done.stderr
     assert (
         done.stdout.count("Generating samples failed (MemoryError: the memory is full); training is not affected.") == 1
