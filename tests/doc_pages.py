@@ -16,7 +16,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*
 MAX_WORDS = 25
 """Mean length of a page's sentences must be below this."""
 
-TAGS = ("fast", "slow", "network", "gpu", "install", "append", "output", "text")
+TAGS = ("fast", "slow", "network", "gpu", "install", "append", "server", "client", "output", "text")
 """What the tests do with a code block; CONTRIBUTING.md describes them."""
 FENCE = re.compile(r"^```(?P<info>[^`\n]*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 

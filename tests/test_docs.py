@@ -10,8 +10,13 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,7 +48,7 @@ SHORT = [
 ]
 SHORTENED = {
     "sft": SHORT,
-    "recipe": SHORT,
+    "recipe": [*SHORT, "--n", "4"],
     "pretrain": ["pretrain.max_steps=2", "pretrain.tokenizer_vocab_size=300", *SMALL, *SHORT[2:]],
     "quickstart": ["pretrain.max_steps=2", *SMALL, *SHORT, "--items", "1"],
     "evaluate": ["--n", "2", "--training-mb", "0", "--kinds", "summary"],
@@ -51,6 +56,8 @@ SHORTENED = {
     "doctor": [*SHORT[2:]],
 }
 """What the tests append to a command, so that it takes seconds."""
+PORT = "8080"
+"""The port in the pages."""
 
 
 def test_every_code_block_has_a_tag():
@@ -141,9 +148,8 @@ def run_command(folder: Path, command: list[str], more: dict[str, list[str]], va
         return
     words, _, file = (command, "", "") if ">" not in command else (command[: command.index(">")], ">", command[-1])
     [(verb, arguments)] = calls(words)
-    argv = program(
-        *verb.split(), *arguments, *(more.get(ALIASES.get(verb, verb), []) if "--help" not in arguments else [])
-    )[1:]
+    prints = "--help" in arguments or (verb == "recipe" and not arguments)  # the list of recipes
+    argv = program(*verb.split(), *arguments, *([] if prints else more.get(ALIASES.get(verb, verb), [])))[1:]
     code, output, errors = execute(argv, folder, environment(**variables))
     assert code == 0, f"{command}\n{output}{errors}"
     assert "Traceback" not in errors, errors
@@ -217,6 +223,51 @@ def test_slow_blocks_run(clone, name):
         hub.add("roneneldan/TinyStoriesInstruct", stories, "datasets")
         variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(clone / "hub"), "HF_HUB_DISABLE_XET": "1"}
         run_page(name, clone, ("fast", "slow", "network"), variables)
+
+
+@contextmanager
+def served(block: Block, folder: Path, port: int) -> Iterator[None]:
+    """The last command of a block, a server that tells when it is ready, on a port that is free."""
+    words = [str(port) if word == PORT else word for word in block.commands()[-1]]
+    command = [sys.executable, "-m", "mini_chat_gpt.cli", *words[1:]]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        until = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < until:
+            with suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            time.sleep(0.2)
+        yield
+        process.send_signal(signal.SIGTERM)
+        printed = process.communicate(timeout=60)[0]
+        assert process.returncode in (0, 143), printed
+    finally:
+        process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names_with("server"))
+def test_blocks_of_clients_run_against_the_server_of_their_page(clone, name):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = blocks(BY_NAME[name])
+    [server] = [block for block in here if block.tag == "server"]
+    with served(server, clone, port):
+        for block in here:
+            if block.tag == "client":
+                file = clone / f"client.{block.language}"
+                file.write_text(block.text.replace(PORT, str(port)), encoding="utf-8")
+                program = ["bash", "-e"] if block.language == "bash" else [sys.executable]
+                done = subprocess.run(
+                    [*program, file], cwd=clone, env=environment(), capture_output=True, text=True, timeout=120
+                )
+                assert done.returncode == 0, f"{block.place}\n{done.stdout}{done.stderr}"
+                assert done.stdout.strip(), block.place
+                assert '"error"' not in done.stdout, f"{block.place}\n{done.stdout}"
 
 
 # Messages

@@ -44,8 +44,10 @@ from mini_chat_gpt.sft_dataloader import stories
 from mini_chat_gpt.tinystories.tasks import Task, check_kinds
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
-BITS_PER_BYTE_TEXT = 100_000
+BITS_PER_BYTE_TEXT, MIN_BITS_PER_BYTE_TEXT = 100_000, 20_000
 """Bytes of held-out stories on which a report measures bits per byte."""
+BYTES_TIMES_PARAMETERS = 2 * 10**12
+"""Bytes times parameters of the largest model, about a minute on a core: on a CPU a report measures fewer bytes of a large model."""
 MAX_FOLDER_NAME = 100
 """Characters of the default name of a report's folder."""
 
@@ -270,10 +272,7 @@ def _write_report(
     assert options.report is not None
     overlap = None
     if plan.file is not None:
-        subjects = [
-            replace(s, bits_per_byte=bits_per_byte(s.model, s.tokenizer, stories(plan.file), BITS_PER_BYTE_TEXT))
-            for s in subjects
-        ]
+        subjects = _with_bits_per_byte(subjects, plan.file, out)
         overlap = _memorization(subjects, plan.file, options.training_mb, out)
     paths = [str(s.checkpoint) for s in subjects]
     files = [Path(file).name for files, _ in plan.sources for file in files]
@@ -284,6 +283,24 @@ def _write_report(
     data |= {**settings, "seconds": time.monotonic() - start}
     *_, page = write(options.report, build(subjects, data, prompts, overlap))
     out.print(f"Report: {page}", markup=False, soft_wrap=True)
+
+
+def _with_bits_per_byte(subjects: Sequence[Subject], file: Path, out: Console) -> list[Subject]:
+    """The models with their bits per byte, all on the same stories."""
+    n_bytes = BITS_PER_BYTE_TEXT
+    if any(s.model.device.type == "cpu" for s in subjects):
+        of_largest = BYTES_TIMES_PARAMETERS // max(s.model.n_parameters() for s in subjects)
+        n_bytes = max(MIN_BITS_PER_BYTE_TEXT, min(n_bytes, of_largest))
+    measured = []
+    for s in subjects:
+        with StepProgress(out, f"{s.name}: bits per byte, percent", 0, 100) as bar:
+
+            def show(done: int, of: int, bar: StepProgress = bar) -> None:
+                bar.update(100 * done // of, fraction=done / of)
+
+            found = bits_per_byte(s.model, s.tokenizer, stories(file), n_bytes, show)
+            measured.append(replace(s, bits_per_byte=found))
+    return measured
 
 
 def _memorization(subjects: Sequence[Subject], file: Path, megabytes: int, out: Console) -> dict[str, Any] | None:

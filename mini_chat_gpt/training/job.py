@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,16 +89,26 @@ class Job:
         rest = 1 - sum(stage.share for stage in self.stages)
         return [*self.stages, Stage(rest, self.source)]
 
+    def _ends(self, total_steps: int) -> Iterator[tuple[Stage, int]]:
+        """(stage, its last step + 1) in order."""
+        share = 0.0
+        for stage in self.stages:
+            share += stage.share
+            yield stage, round(share * total_steps)  # the end and not the length, so that rounding errors do not add up
+        yield self.all_stages()[-1], total_steps
+
     def stage_at(self, step: int, total_steps: int) -> Stage:
         """The stage of step `step` (from 0)."""
-        *curriculum, rest = self.all_stages()
-        # Round the end of each stage instead of its length, so that rounding errors do not add up.
-        end = 0.0
-        for stage in curriculum:
-            end += stage.share
-            if step < round(end * total_steps):
-                return stage
-        return rest
+        stages = [stage for stage, end in self._ends(total_steps) if step < end]
+        return stages[0] if stages else self.all_stages()[-1]
+
+    def tokens_before(self, step: int, total_steps: int, tokens_per_step: int) -> int:
+        """The tokens of the steps before step `step`, with `tokens_per_step` where a stage has no number of its own."""
+        tokens = first = 0
+        for stage, end in self._ends(total_steps):
+            tokens += (stage.tokens_per_step or tokens_per_step) * max(0, min(step, end) - first)
+            first = end
+        return tokens
 
 
 def count_steps(job: Job, examples_per_step: float, tokens_per_step: int | None) -> int:

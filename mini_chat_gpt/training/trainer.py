@@ -168,7 +168,7 @@ class Trainer:
             if progress.step % self._log_every == 0 or progress.step == self.total_steps:
                 if progress.window.weight or report.outcome == "non-finite":
                     progress.train_loss = progress.window.loss if math.isfinite(progress.window.loss) else None
-                bar.update(progress.step, self._log_window(report).items())
+                bar.update(progress.step, self._log_window(report).items(), self._share_of_work(bar.first))
             self._evaluate_and_save()
         if self.evaluation is None and self.job.validation and not self.stopped:
             self.evaluation = self.validation.run()  # the run was resumed after its last evaluation
@@ -216,6 +216,14 @@ class Trainer:
     def _log_every(self) -> int:
         # With every tenth step only, the curves of a short run would have few points.
         return 1 if self.total_steps <= 200 else 10
+
+    def _share_of_work(self, first: int) -> float | None:
+        """The finished share of the tokens from step `first` on; None if steps have a number of examples."""
+        if self.tokens_per_step is None:
+            return None
+        steps = (first, self.progress.step, self.total_steps)
+        begin, now, end = (self.job.tokens_before(step, self.total_steps, self.tokens_per_step) for step in steps)
+        return (now - begin) / (end - begin)
 
     def _seconds_per_step(self) -> float:
         return self.progress.seconds / self.progress.step if self.progress.step else 0.0

@@ -19,6 +19,7 @@ from mini_chat_gpt.checkpoints.load import load_model
 from mini_chat_gpt.checkpoints.save import Snapshot
 from mini_chat_gpt.common.device import pick_precision
 from mini_chat_gpt.common.errors import UserError
+from mini_chat_gpt.common.terminal import StepProgress
 from mini_chat_gpt.config import SFTSection
 from mini_chat_gpt.data.batch_dump import read_ids
 from mini_chat_gpt.training.job import Job, Progress, Stage
@@ -137,6 +138,23 @@ def test_a_run_stopped_between_stages_resumes_where_it_stopped(tmp_path):
         )
         again.run()
         assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_the_time_left_counts_tokens_where_stages_have_steps_of_different_sizes(tmp_path, monkeypatch):
+    shares = []
+    update = StepProgress.update
+    monkeypatch.setattr(StepProgress, "update", lambda bar, *rest: shares.append(rest[2]) or update(bar, *rest))
+    stages = [Stage(0.25, EasySource(), tokens_per_step=30), Stage(1 / 6, EasySource())]
+    settings = {"stages": stages, "training": {"tokens_per_step": 90, "keep_checkpoints": 9}}
+    make_trainer(tmp_path / "run", **settings).run()
+    tokens = [*range(30, 91, 30), *range(180, 901, 90)]
+    assert shares == [each / 900 for each in tokens]
+    shares.clear()
+    resumed_from(make_trainer(tmp_path / "run", **settings), tmp_path / "run" / "step-0000006").run()
+    assert shares == [each / 540 for each in range(90, 541, 90)]
+    shares.clear()
+    make_trainer(tmp_path / "examples", stages=stages).run()
+    assert shares == [None] * 12  # of the tokens of most steps nothing is known
 
 
 def test_metrics_contain_the_optimized_loss_and_no_line_twice_after_a_resume(tmp_path):
