@@ -42,7 +42,7 @@ def numbers(kind: Any, metadata: list[Any], name: str) -> Iterator[tuple[str, An
     if get_origin(kind) is Annotated:
         kind, *more = get_args(kind)
         yield from numbers(kind, [*metadata, *more], name)
-    elif isinstance(kind, type) and issubclass(kind, BaseModel):
+    elif get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, BaseModel):
         for key, field in kind.model_fields.items():
             yield from numbers(field.annotation, field.metadata, f"{name}.{key}")
     elif kind in (int, float):

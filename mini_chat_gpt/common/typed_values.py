@@ -89,7 +89,8 @@ def _item_type(kind: Any) -> Any:
 
 
 def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+    # In Python 3.10, dict[str, int] is an instance of type, too.
+    return get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _is_container(kind: Any) -> bool:
