@@ -1,7 +1,10 @@
 """Commands as a user types them, run in a folder that looks like a clone."""
 
 import os
+import socket
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fork_server import execute
@@ -30,6 +33,26 @@ def run(folder: Path, *command: str, code: int = 0, **changes: str) -> str:
     assert returned == code, printed
     assert "Traceback" not in printed, printed
     return printed
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timeout"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    """A port of this machine that no program listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_listening(port: int) -> bool:
+    """Whether a program accepts connections on a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def one_sentence(printed: str) -> str:

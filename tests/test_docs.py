@@ -11,18 +11,16 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import yaml
-from commands import BRIEF, SMALL, environment, program, write_stories
+from commands import BRIEF, SMALL, environment, free_port, is_listening, program, wait_for, write_stories
 from doc_pages import MAX_WORDS, PAGES, ROOT, TAGS, Block, blocks, calls, n_words, sentences
 from fork_server import execute
 from hub_server import running_hub
@@ -227,19 +225,13 @@ def test_slow_blocks_run(clone, name):
 
 @contextmanager
 def served(block: Block, folder: Path, port: int) -> Iterator[None]:
-    """The last command of a block, a server that tells when it is ready, on a port that is free."""
+    """Run the last command of a block, a server, on another port than the page's."""
     words = [str(port) if word == PORT else word for word in block.commands()[-1]]
-    command = [sys.executable, "-m", "mini_chat_gpt.cli", *words[1:]]
     process = subprocess.Popen(
-        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        program(*words[1:]), cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        until = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < until:
-            with suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            time.sleep(0.2)
+        wait_for(lambda: process.poll() is not None or is_listening(port))
         yield
         process.send_signal(signal.SIGTERM)
         printed = process.communicate(timeout=60)[0]
@@ -251,9 +243,7 @@ def served(block: Block, folder: Path, port: int) -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names_with("server"))
 def test_blocks_of_clients_run_against_the_server_of_their_page(clone, name):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     here = blocks(BY_NAME[name])
     [server] = [block for block in here if block.tag == "server"]
     with served(server, clone, port):
@@ -261,9 +251,9 @@ def test_blocks_of_clients_run_against_the_server_of_their_page(clone, name):
             if block.tag == "client":
                 file = clone / f"client.{block.language}"
                 file.write_text(block.text.replace(PORT, str(port)), encoding="utf-8")
-                program = ["bash", "-e"] if block.language == "bash" else [sys.executable]
+                interpreter = ["bash", "-e"] if block.language == "bash" else [sys.executable]
                 done = subprocess.run(
-                    [*program, file], cwd=clone, env=environment(), capture_output=True, text=True, timeout=120
+                    [*interpreter, file], cwd=clone, env=environment(), capture_output=True, text=True, timeout=120
                 )
                 assert done.returncode == 0, f"{block.place}\n{done.stdout}{done.stderr}"
                 assert done.stdout.strip(), block.place

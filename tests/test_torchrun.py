@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from commands import SMALL, TORCHRUN, environment, make_clone, program, run, write_stories
+from commands import SMALL, TORCHRUN, environment, free_port, make_clone, program, run, wait_for, write_stories
 from safetensors.torch import load_file
 
 SETTINGS = [
@@ -88,13 +87,6 @@ def workers_of(agent: int) -> list[int]:
             if int(fields[1]) == agent and "pretrain.py" in command:
                 processes.append(int(folder.name))
     return sorted(processes)
-
-
-def wait_for(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timeout"
-        time.sleep(0.02)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finding the processes needs /proc of Linux")
@@ -179,9 +171,3 @@ def test_a_lost_machine_can_rejoin_the_run(clone, pair):
     assert "resumed from step" in printed
     ours, theirs = (weights(folder / "step-0000024") for folder in (clone / "machines", pair))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]

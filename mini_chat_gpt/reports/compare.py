@@ -25,7 +25,7 @@ from mini_chat_gpt.common.files import free_name, write_json
 from mini_chat_gpt.common.page import shown_path, without_folders
 from mini_chat_gpt.common.terminal import StepProgress, console, format_duration
 from mini_chat_gpt.common.writable import require_writable_file
-from mini_chat_gpt.evaluation.bits_per_byte import bits_per_byte
+from mini_chat_gpt.evaluation.bits_per_byte import BitsPerByte, bits_per_byte
 from mini_chat_gpt.evaluation.capabilities import GREEDY, MAX_ROWS, Evaluation, evaluate
 from mini_chat_gpt.evaluation.chat_tasks import CHATS, ChatTask, reply_losses
 from mini_chat_gpt.evaluation.memorization import describe, find_training_files, memorization
@@ -291,16 +291,17 @@ def _with_bits_per_byte(subjects: Sequence[Subject], file: Path, out: Console) -
     if any(s.model.device.type == "cpu" for s in subjects):
         of_largest = BYTES_TIMES_PARAMETERS // max(s.model.n_parameters() for s in subjects)
         n_bytes = max(MIN_BITS_PER_BYTE_TEXT, min(n_bytes, of_largest))
-    measured = []
-    for s in subjects:
-        with StepProgress(out, f"{s.name}: bits per byte, percent", 0, 100) as bar:
+    return [replace(s, bits_per_byte=_bits_per_byte(s, file, n_bytes, out)) for s in subjects]
 
-            def show(done: int, of: int, bar: StepProgress = bar) -> None:
-                bar.update(100 * done // of, fraction=done / of)
 
-            found = bits_per_byte(s.model, s.tokenizer, stories(file), n_bytes, show)
-            measured.append(replace(s, bits_per_byte=found))
-    return measured
+def _bits_per_byte(subject: Subject, file: Path, n_bytes: int, out: Console) -> BitsPerByte:
+    """Of one model, with a progress bar."""
+    with StepProgress(out, f"{subject.name}: bits per byte, percent", 0, 100) as bar:
+
+        def show(done: int, of: int) -> None:
+            bar.update(100 * done // of, fraction=done / of)
+
+        return bits_per_byte(subject.model, subject.tokenizer, stories(file), n_bytes, show)
 
 
 def _memorization(subjects: Sequence[Subject], file: Path, megabytes: int, out: Console) -> dict[str, Any] | None:

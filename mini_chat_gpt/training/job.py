@@ -92,15 +92,13 @@ class Job:
     def _ends(self, total_steps: int) -> Iterator[tuple[Stage, int]]:
         """(stage, its last step + 1) in order."""
         share = 0.0
-        for stage in self.stages:
+        for stage in self.all_stages():
             share += stage.share
             yield stage, round(share * total_steps)  # the end and not the length, so that rounding errors do not add up
-        yield self.all_stages()[-1], total_steps
 
     def stage_at(self, step: int, total_steps: int) -> Stage:
         """The stage of step `step` (from 0)."""
-        stages = [stage for stage, end in self._ends(total_steps) if step < end]
-        return stages[0] if stages else self.all_stages()[-1]
+        return next((stage for stage, end in self._ends(total_steps) if step < end), self.all_stages()[-1])
 
     def tokens_before(self, step: int, total_steps: int, tokens_per_step: int) -> int:
         """The tokens of the steps before step `step`, with `tokens_per_step` where a stage has no number of its own."""
