@@ -51,8 +51,9 @@ class Failure:
 class FailureWatch:
     """Watches for the failure of another rank, in a thread, and reports that of this one."""
 
-    def __init__(self, rank: int, size: int, store: dist.TCPStore) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int, size: int, store: dist.TCPStore, printed: bool = False) -> None:
+        """`printed`: this is rank 0, and its own message is on the terminal already."""
+        self.rank, self.size, self._printed = rank, size, printed
         # A connection of its own: that of the process group is locked while PyTorch waits for another rank.
         self._store = dist.TCPStore(store.host, store.port, is_master=False, timeout=timedelta(seconds=20))
         self._keep = store  # the store ends with rank 0's object
@@ -80,33 +81,34 @@ class FailureWatch:
             return False
         return self._wait_for(lambda: self._store.add(PASSED_OVER, 0) >= self._n_together * self.size, TOGETHER)
 
-    def report(self, failure: Failure, printed: bool = False, details: str = "") -> Failure:
+    def report(self, failure: Failure, details: str = "") -> Failure:
         """Record this rank's failure unless another rank has failed before. Returns the failure that counts.
 
-        Returns when the other ranks have noticed it, or after some seconds. `printed` if its message is on the terminal already.
-        `details` is printed here if this failure counts.
+        Returns when the other ranks have noticed it, or after some seconds. `details` is printed here if this failure counts.
         """
         with self._lock:
             if self.failure is None:
                 self._require_store()
                 record = self._store.compare_set(FAILURE, "", json.dumps(asdict(failure)))
-                self._notice(Failure(**json.loads(record)), printed)
+                self._notice(Failure(**json.loads(record)))
             first = self.failure
         assert first is not None
         if first == failure:
             if details:
                 _print(details)
-            self._await_others(printed or self.rank == 0 or not failure.message)
-        elif self.rank == 0:  # the others need the store of this process
-            self._await_others(printed=True)
+            self._await_others(first)
+        elif self.rank == 0:  # the others need the store of this process; the failed one counts itself last
+            self._wait_for(lambda: self._store.add(NOTICED, 0) >= self.size, 15)
         return first
 
-    def _await_others(self, printed: bool) -> None:
-        """Wait until rank 0 has printed the message, else print it here; then until all ranks have noticed the failure."""
-        assert self.failure is not None
-        if not printed and not self._wait_for(lambda: self._store.check([PRINTED]), 10):
-            _print(f"[rank {self.rank}] {self.failure.message}")
+    def _await_others(self, failure: Failure) -> None:
+        """Wait until rank 0 has printed the message, else print it here; then until all other ranks have noticed the failure."""
+        if self.rank != 0 and failure.message and not self._wait_for(lambda: self._store.check([PRINTED]), 10):
+            _print(f"[rank {self.rank}] {failure.message}")
         self._wait_for(lambda: self._store.add(NOTICED, 0) >= self.size - 1, 15)
+        with contextlib.suppress(RuntimeError):  # rank 0 has ended
+            self._require_store()
+            self._store.add(NOTICED, 1)  # this rank asks no more: rank 0 may end
 
     def _require_store(self) -> None:
         """Raise RuntimeError if rank 0 has ended, and its store with it."""
@@ -154,12 +156,12 @@ class FailureWatch:
         if not self._stopped.is_set():
             end_process(failure.code if failure else 1)
 
-    def _notice(self, failure: Failure, printed: bool = False) -> None:
+    def _notice(self, failure: Failure) -> None:
         """Take note of the failure that counts. Rank 0 prints its message."""
         self.failure = failure
         with contextlib.suppress(RuntimeError):  # rank 0 has ended
             if self.rank == 0:
-                if failure.message and not printed:
+                if failure.message and not self._printed:
                     _print(failure.message)
                 self._store.set(PRINTED, "1")
             if failure.rank != self.rank:
@@ -171,10 +173,10 @@ class FailureWatch:
 _watch: FailureWatch | None = None  # of this process, from the moment at which it joins a run
 
 
-def watch(rank: int, size: int, store: dist.TCPStore) -> None:
-    """Begin to watch for failures of other ranks."""
+def watch(rank: int, size: int, store: dist.TCPStore, printed: bool = False) -> None:
+    """Begin to watch for failures of other ranks. `printed`: this is rank 0, and its own message is on the terminal already."""
     global _watch
-    _watch = FailureWatch(rank, size, store)
+    _watch = FailureWatch(rank, size, store, printed)
 
 
 def stop_watching() -> None:
@@ -215,9 +217,9 @@ def report(error: BaseException, code: int, message: str, environment: Mapping[s
     details = "" if message else "".join(traceback.format_exception(error)).rstrip()
     try:
         if _watch is None:
-            watch(rank, size, open_store(rank, size, environment, seconds=20))
+            watch(rank, size, open_store(rank, size, environment, seconds=20), printed)
         assert _watch is not None
-        return _watch.report(Failure(rank, code, message), printed, details).code
+        return _watch.report(Failure(rank, code, message), details).code
     except RuntimeError:  # rank 0 can't be reached
         if not printed:
             _print(f"[rank {rank}] {message}" if message else details)

@@ -49,6 +49,39 @@ def test_the_message_of_another_rank_is_printed_once_by_rank_0(ranks, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_rank_0_keeps_the_store_until_the_failed_rank_has_seen_that_its_message_is_printed(ranks, capsys, monkeypatch):
+    """Rank 1 asks the store late, because its machine is busy; rank 0 fails by the same mistake meanwhile."""
+    recorded, ask = threading.Event(), ranks[1]._wait_for
+
+    def late(condition, seconds):
+        recorded.set()
+        time.sleep(0.5)
+        return ask(condition, seconds)
+
+    monkeypatch.setattr(ranks[1], "_wait_for", late)
+    failing = threading.Thread(target=ranks[1].report, args=(Failure(1, 2, MISTAKE),))
+    failing.start()
+    recorded.wait()
+    ranks[0].report(Failure(0, 2, MISTAKE))
+    assert ranks[0]._store.add(rank_failures.NOTICED, 0) == 2
+    failing.join()
+    assert capsys.readouterr().err == f"{MISTAKE}\n"
+
+
+def test_a_message_that_rank_0_has_printed_before_it_joins_is_not_printed_again(ended, capsys):
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    other = FailureWatch(1, 2, dist.TCPStore("127.0.0.1", server.port, is_master=False))
+    failing = threading.Thread(target=other.report, args=(Failure(1, 2, MISTAKE),))
+    failing.start()
+    first = FailureWatch(0, 2, server, printed=True)
+    wait_until(lambda: first.failure is not None)  # noticed by its thread, before its own report
+    assert first.report(Failure(0, 2, MISTAKE)).rank == 1
+    failing.join()
+    assert capsys.readouterr().err == ""
+    for watch in (first, other):
+        watch.stop()
+
+
 def test_a_rank_is_muted_before_rank_0_may_end(ranks, monkeypatch):
     confirmed: list[int] = []
     monkeypatch.setattr(rank_failures, "mute", lambda: confirmed.append(ranks[0]._store.add(rank_failures.NOTICED, 0)))
