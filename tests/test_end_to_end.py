@@ -70,9 +70,10 @@ def test_models_are_scored_side_by_side(tuned):
     report = json.loads((tuned / "runs/reports/sft-against-base/report.json").read_text())
     assert {pair["kind"] for pair in report["paired"]} >= {"moral", "dialogue"}
     assert set(report["losses"]) == set(report["bits_per_byte"]) == {"sft", "base"}
-    assert run(tuned, *command, "--report", "mine").count("Report: mine/report.html") == 1
     models = json.loads((tuned / "out.json").read_text())["models"]
     assert set(models) == {"sft", "base"}
+    printed = run(tuned, *command, "--kinds", "moral", "--report", "mine")
+    assert printed.count("Report: mine/report.html") == 1
     assert models["sft"]["groups"]["unseen"]["dialogue"]["n"] == 4
 
 
@@ -91,7 +92,7 @@ def test_a_second_run_leaves_the_first_alone(tuned):
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tuned):
-    settings = [*BRIEF, "wandb.enabled=false", "sft.max_steps=40", "sft.eval_interval=20", "system.compile=false"]
+    settings = [*BRIEF, "wandb.enabled=false", "sft.max_steps=20", "sft.eval_interval=10", "system.compile=false"]
     run(tuned, "sft", *settings, "sft.save_dir=runs/whole")
     command = [sys.executable, "-m", "mini_chat_gpt.cli", "sft", *settings, "sft.save_dir=runs/broken"]
     process = subprocess.Popen(command, cwd=tuned, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -104,7 +105,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tuned):
     assert "sft.resume_from=runs/broken" in printed
     run(tuned, "sft", "sft.resume_from=runs/broken")  # with the settings in the run's folder
     whole, broken = (
-        (tuned / "runs" / name / "step-0000040" / "model.safetensors").read_bytes() for name in ("whole", "broken")
+        (tuned / "runs" / name / "step-0000020" / "model.safetensors").read_bytes() for name in ("whole", "broken")
     )
     assert whole == broken
 
@@ -157,6 +158,7 @@ def test_files_and_modules_of_the_package_run_as_commands(home, command):
     assert "usage: " in run(home, *command, "--help")
 
 
+@pytest.mark.slow
 def test_torchrun_fine_tunes(tuned):
     settings = [*BRIEF, "wandb.enabled=false", "sft.max_steps=2", "sft.eval_interval=2", "sft.save_dir=runs/ranks"]
     command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "mini_chat_gpt/sft_train.py", *settings]

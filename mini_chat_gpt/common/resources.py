@@ -10,12 +10,15 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 CONTAINER = Path("/sys/fs/cgroup")
 """What the kernel says about the memory of the container that this process runs in (control groups, version 2)."""
+CPU_TIMES = Path("/proc/stat")
+"""How long the cores have been busy and idle, in Linux."""
 
 
 def memory_in_use(device: torch.device | str) -> int:
@@ -104,34 +107,52 @@ def _max_resident_set() -> int:
     return max_rss if sys.platform == "darwin" else max_rss * 1024
 
 
-class CPUContention:
-    """Detects other programs that use the same cores.
+@dataclass(frozen=True)
+class CPUUse:
+    """CPU time of some seconds, in cores: 1.0 is one core all the time."""
 
-    Threads that work on the same product spin while they wait for each other. If one of them does not get its core, the
-    others wait as well: on two cores with one other busy process, two threads are three times slower than one.
-    """
+    own: float  # of this process
+    others: float | None  # of other programs; None if the system does not tell
+    idle: float | None  # likewise
 
-    INTERVAL = 10.0  # seconds over which CPU time is measured
-    MIN_FRACTION = (
-        0.8  # of the threads' time. On idle cores a run gets at least 0.95, next to another process about 0.6
-    )
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self.wall_time, self.cpu_time = time.monotonic(), time.process_time()
+class CPUMeter:
+    """Measures who uses the cores, from one call of `read` to the next."""
 
-    def check(self) -> float | None:
-        """The fraction of their time that the threads get, if other programs take the rest; None if not, or too early to tell."""
-        seconds = time.monotonic() - self.wall_time
-        if self.threads < 2 or seconds < self.INTERVAL:
+    def __init__(self, interval: float) -> None:
+        self.interval = interval  # seconds that a measurement takes at least
+        self._wall, self._own, self._all = time.monotonic(), time.process_time(), _cpu_seconds()
+
+    @property
+    def sees_others(self) -> bool:
+        """Whether the system tells what other programs use."""
+        return self._all is not None
+
+    def read(self) -> CPUUse | None:
+        """The use since the last measurement; None if it is too early for another one."""
+        seconds = time.monotonic() - self._wall
+        if seconds < self.interval:
             return None
-        fraction = (time.process_time() - self.cpu_time) / (seconds * self.threads)
-        self.wall_time, self.cpu_time = time.monotonic(), time.process_time()
-        # Without the load test, a run that waits for its disk would count as well.
-        contended = fraction < self.MIN_FRACTION and _load_average() > (os.cpu_count() or 1)
-        return fraction if contended else None
+        before = self._own, self._all
+        self._wall, self._own, self._all = time.monotonic(), time.process_time(), _cpu_seconds()
+        own = (self._own - before[0]) / seconds
+        if self._all is None or before[1] is None:
+            return CPUUse(own, None, None)
+        busy, idle = ((now - then) / seconds for now, then in zip(self._all, before[1], strict=True))
+        return CPUUse(own, max(0.0, busy - own), idle)
 
 
-def _load_average() -> float:
+def load_average() -> float:
     """Number of runnable processes, averaged over the last minute; 0 on systems that do not count them."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def _cpu_seconds() -> tuple[float, float] | None:
+    """Seconds that all cores have been busy and idle since the machine was started; None without Linux's /proc/stat."""
+    try:
+        # The first line is the sum of all cores. After these fields follow those of guests, which "user" and "nice" include.
+        user, nice, system, idle, iowait, irq, softirq, steal = map(int, CPU_TIMES.read_text("ascii").split()[1:9])
+        second = os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return (user + nice + system + irq + softirq + steal) / second, (idle + iowait) / second

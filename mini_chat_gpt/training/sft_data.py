@@ -158,6 +158,8 @@ def texts_for_tokenizer(config: Config, n: int = 2000) -> Iterator[str]:
 
 def _story_examples(config: Config, tokenizer: ChatTokenizer, context: int) -> SftExamples:
     train, held_out = _instruct_datasets(config, tokenizer)
+    train[0]  # raises if no example fits; the held-out tasks below would be looked for in all records first
+    train.stats.clear()
     n = config.sft.eval_tasks
     tasks = [held_out.eval_tasks(kind, max(1, n)) for kind in held_out.mixture.kinds]
     source, validation = _with_conversations(train, held_out, config)

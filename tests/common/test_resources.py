@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mini_chat_gpt.common import resources
-from mini_chat_gpt.common.resources import CPUContention
+from mini_chat_gpt.common.resources import CPUMeter, CPUUse
 
 PIECE = 2**20
 SIZE = 32 * PIECE
@@ -88,43 +88,55 @@ def test_a_tensor_on_a_gpu_is_counted_and_its_peak_stays():
     assert resources.peak_memory("cuda") >= before + SIZE
 
 
-# CPU contention
+# CPU time
 
 
 @pytest.fixture
-def clocks(monkeypatch):
-    """Wall time, CPU time and load average, which a test can set."""
-    now = {"wall": 0.0, "used": 0.0, "load": 9.0}
+def clocks(monkeypatch, tmp_path):
+    """Wall time, CPU time, and the file in which Linux counts those of all cores; a test can set them."""
+    now = {"wall": 0.0, "own": 0.0, "cpu": [0] * 10}
     monkeypatch.setattr(time, "monotonic", lambda: now["wall"])
-    monkeypatch.setattr(time, "process_time", lambda: now["used"])
-    monkeypatch.setattr(resources, "_load_average", lambda: now["load"])
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(time, "process_time", lambda: now["own"])
+    monkeypatch.setattr(resources, "CPU_TIMES", tmp_path / "stat")
     return now
 
 
-def after(clocks, watch: CPUContention, wall: float, used: float) -> float | None:
-    clocks["wall"] += wall
-    clocks["used"] += used
-    return watch.check()
+def write_times(**seconds) -> None:
+    names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal", "guest", "guest_nice")
+    ticks = [round(seconds.get(name, 0) * os.sysconf("SC_CLK_TCK")) for name in names]
+    resources.CPU_TIMES.write_text(f"cpu  {' '.join(map(str, ticks))}\ncpu0 1 2 3\n", encoding="ascii")
 
 
-def test_contention_is_the_fraction_of_their_time_that_the_threads_get(clocks):
-    watch = CPUContention(2)
-    assert after(clocks, watch, 9, 1) is None  # before the end of the interval
-    assert after(clocks, watch, 11, 23.8) == pytest.approx(0.62)
-    assert after(clocks, watch, 5, 1) is None
+def test_the_use_of_the_cores_is_measured_from_call_to_call(clocks):
+    write_times(user=1000, idle=5000)
+    meter = CPUMeter(2)
+    assert meter.sees_others
+    clocks["wall"] = 1.9
+    assert meter.read() is None
+    clocks |= {"wall": 4.0, "own": 6.0}
+    write_times(user=1006, system=1, steal=1, idle=5003, iowait=1, guest=6)  # guests are part of user
+    assert meter.read() == CPUUse(own=1.5, others=pytest.approx(0.5), idle=pytest.approx(1.0))
+    assert meter.read() is None
+    clocks |= {"wall": 6.0, "own": 6.2}
+    write_times(user=1010, system=1, steal=1, idle=5003, iowait=1)
+    assert meter.read() == CPUUse(own=pytest.approx(0.1), others=pytest.approx(1.9), idle=0)
 
 
-def test_a_run_that_gets_its_cores_has_no_contention(clocks):
-    watch = CPUContention(2)
-    assert after(clocks, watch, 25, 48) is None
-    assert after(clocks, watch, 25, 41) is None
-    assert after(clocks, CPUContention(1), 25, 5) is None
-    clocks["load"] = 1.5  # it waits for something else, such as a disk
-    assert after(clocks, watch, 25, 5) is None
+@pytest.mark.parametrize("content", [None, "", "cpu\n", "cpu a b c d e f g h\n", "intr 5\n"])
+def test_without_the_times_of_all_cores_only_the_own_are_known(clocks, content):
+    if content is not None:
+        resources.CPU_TIMES.write_text(content)
+    meter = CPUMeter(2)
+    clocks |= {"wall": 10.0, "own": 15.0}
+    assert not meter.sees_others
+    assert meter.read() == CPUUse(own=1.5, others=None, idle=None)
 
 
-def test_each_interval_is_measured_separately(clocks):
-    watch = CPUContention(2)
-    assert after(clocks, watch, 1000, 2000) is None
-    assert after(clocks, watch, 20, 20) is not None
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux counts the times of all cores in /proc/stat")
+def test_a_busy_process_is_seen_on_this_machine():
+    meter = CPUMeter(0.3)
+    while (use := meter.read()) is None:
+        pass
+    assert use.own > 0
+    assert use.others >= 0
+    assert 0.5 < (use.own + use.others + use.idle) / os.cpu_count() < 1.5
