@@ -20,7 +20,7 @@ def harness(tmp_path):
 
 @pytest.mark.parametrize(
     ("scenario", "kills"),
-    [("pretraining", 4), *(pytest.param(name, 20, marks=pytest.mark.slow) for name in SCENARIOS)],
+    [("pretraining", 3), *(pytest.param(name, 20, marks=pytest.mark.slow) for name in SCENARIOS)],
 )
 def test_kills_at_random_instants_change_nothing_and_leave_nothing_behind(harness, scenario, kills):
     figures = harness.run(kills, [scenario])

@@ -23,7 +23,7 @@ def check(*options: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_files_are_refused_or_read_correctly(kind):
-    check("--kind", kind, "--mutants", "25", "--seed", "0")
+    check("--kind", kind, "--mutants", "15", "--seed", "0")
 
 
 def test_flipped_bits_of_checkpoints_are_noticed():

@@ -153,7 +153,7 @@ CASES = {
 }
 
 
-SLOW = ("norms after", "bf16, checkpointed", "qwen-like, untied, float16")
+SLOW = ("gpt2-like, windowed", "norms after", "bf16, checkpointed", "qwen-like, untied, float16")
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])

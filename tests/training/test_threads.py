@@ -14,7 +14,7 @@ from mini_chat_gpt.common.device import pick_precision
 from mini_chat_gpt.training import threads as module
 from mini_chat_gpt.training.step_state import StepState, digest
 from mini_chat_gpt.training.threads import BLIND_WAIT, LONGEST_WAIT, MAX_SHARE, SILENCE, ThreadTuner
-from mini_chat_gpt.training.train_step import TrainStep
+from mini_chat_gpt.training.train_step import StepReport, TrainStep
 
 
 class Machine:
@@ -58,15 +58,15 @@ def machine(monkeypatch):
 
 
 class Run:
-    """Steps of a real engine whose duration is that of the machine."""
+    """Steps whose duration is that of the machine; with `computes`, real ones of the engine, else ones that change nothing."""
 
-    def __init__(self, machine, fixed=False, noise=False, **sections):
+    def __init__(self, machine, fixed=False, noise=False, computes=False, **sections):
         training = {"batch_size": 4, "ema": 0.9} | sections.pop("training", {})
         config = tiny_config(training=training, **sections)
         cpu = torch.device("cpu")
         precision = pick_precision(config.system.mixed_precision, cpu)
         self.engine = TrainStep(tiny_model(64), config, config.sft, precision)
-        self.machine, self.noise, self.source = machine, noise, CountingDataset()
+        self.machine, self.noise, self.computes, self.source = machine, noise, computes or noise, CountingDataset()
         self.said, self.pauses, self.n, self.calls = [], 0, 0, []
         self.tuner = ThreadTuner(self.engine, self.said.append, self.pause, fixed)
 
@@ -76,6 +76,9 @@ class Run:
     def train(self):
         """A step of one token in the machine's time. With `noise`, its result depends on the number of threads."""
         self.calls.append(self.machine.threads)
+        if not self.computes:
+            self.machine.spend(1)
+            return StepReport(1.0, 1.0, 1.0, 1, 1, 1.0, "updated")
         examples = [self.source[4 * self.n + i] for i in range(4)]
         rate = 0.5 if self.noise and self.machine.threads == 1 else 0.4
         report = self.engine.train_step(examples, rate, None, self.n)
@@ -116,12 +119,12 @@ def test_the_number_of_threads_follows_the_machine_both_ways_with_a_line_for_eac
 
 
 def test_every_step_has_the_result_that_it_would_have_without_trials(machine):
-    run = Run(machine)
+    run = Run(machine, computes=True)
     machine.be_busy()
     assert run.steps(20) == 1
     machine.be_idle()
     assert run.steps(30) == 2
-    plain = Run(Machine(), fixed=True)
+    plain = Run(Machine(), fixed=True, computes=True)
     for _ in range(50):
         plain.train()
         plain.n += 1
@@ -136,7 +139,7 @@ def test_a_number_with_other_results_is_never_used_and_the_state_is_that_of_the_
     assert "differs from one with 2 threads in the last bits, so the run keeps its number" in run.said[0]
     assert "resume it with system.threads=1" in run.said[0]
     assert run.calls.count(1) == 1
-    plain = Run(Machine(), fixed=True)
+    plain = Run(Machine(), fixed=True, computes=True)
     for _ in range(60):
         plain.train()
         plain.n += 1
@@ -231,7 +234,7 @@ def test_trials_lose_a_small_share_of_the_time_of_slow_steps(machine):
 
 @pytest.mark.parametrize("sections", [{}, {"training": {"optimizer": "muon"}}, {"system": {"mixed_precision": "fp16"}}])
 def test_a_state_is_restored_bit_for_bit_as_often_as_needed(machine, sections):
-    run = Run(machine, **sections)
+    run = Run(machine, computes=True, **sections)
     run.train()
     before, state = digest(run.engine), StepState.copy(run.engine)
     for _ in range(2):
@@ -242,7 +245,7 @@ def test_a_state_is_restored_bit_for_bit_as_often_as_needed(machine, sections):
 
 
 def test_a_digest_sees_every_part_of_the_state(machine):
-    run = Run(machine)
+    run = Run(machine, computes=True)
     run.train()
     parts = [next(run.engine.model.parameters()), *run.engine.optimizer.state_tensors().values()]
     parts += run.engine.average.averages.values()
