@@ -18,12 +18,14 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+import pyarrow
 import pytest
 import yaml
 from commands import BRIEF, SMALL, environment, free_port, is_listening, program, wait_for, write_stories
 from doc_pages import MAX_WORDS, PAGES, ROOT, TAGS, Block, blocks, calls, n_words, sentences
 from fork_server import execute
 from hub_server import running_hub
+from pyarrow import parquet
 from tiny import chat_tokenizer, lively, tiny_tokenizer, write_records
 
 from mini_chat_gpt.checkpoints.save import save_checkpoint
@@ -91,11 +93,15 @@ def with_files_of_pages(folder: Path) -> Path:
     (folder / "pages").mkdir()
     for name in ("novel.txt", "names.txt", "pages/one.md", "pages/two.txt"):
         (folder / name).write_text("Tom had a cat.\nThe cat was glad.\n" * 60, encoding="utf-8")
+    (folder / "corpus").mkdir()
+    table = pyarrow.table({"text": ["Tom had a cat.", "The cat was glad."] * 60})
+    parquet.write_table(table, folder / "corpus/one.parquet")
     turns = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi! How are you?"}]
     for name in ("chats.jsonl", "other-chats.jsonl", "refusals.jsonl"):
         lines = [json.dumps({"messages": [*turns[:1], {**turns[1], "content": f"{name} {i}"}]}) for i in range(20)]
         (folder / name).write_text("\n".join(lines), encoding="utf-8")
-    logged = {"user_text": "Hi", "bot_text": "Hello", "data": {"turns": [{"speaker": "Customer", "said": "Hi"}]}}
+    said = [{"speaker": "Customer", "said": "Hi"}, {"speaker": "Agent", "said": "Hello"}]
+    logged = {"user_text": "Hi", "bot_text": "Hello", "data": {"turns": said}}
     (folder / "log.jsonl").write_text(json.dumps(logged), encoding="utf-8")
     (folder / "prompts.yaml").write_text("- {prompt: Hello, contains: Hi}\n", encoding="utf-8")
     (folder / "runs/quickstart/sft").mkdir(parents=True)
