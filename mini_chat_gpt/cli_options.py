@@ -85,10 +85,11 @@ def _check_task_kinds(data: DataSection) -> None:
     by_key = {"data.mixture": data.mixture, "data.loss_weights": data.loss_weights}
     by_key |= {f"data.curriculum.{number}.mixture": stage.mixture for number, stage in enumerate(data.curriculum)}
     if any(by_key.values()):  # the import reads word lists, so it is not free
+        from mini_chat_gpt.tinystories.conversations import turn_kinds
         from mini_chat_gpt.tinystories.tasks import check_kinds
 
         for key, kinds in by_key.items():
-            check_kinds(kinds or (), key)
+            check_kinds(kinds or (), key, turn_kinds() if key == "data.loss_weights" else ())
 
 
 def add_device_option(parser: Parser) -> None:

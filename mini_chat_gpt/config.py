@@ -233,7 +233,7 @@ class DataSection(Section):
     mixture: dict[str, Weight] | None = None
     """Share of each task kind among the examples, e.g. {summary: 2, moral: 1} (null = tuned defaults)."""
     loss_weights: dict[str, Weight] | None = None
-    """Loss weight of each task kind's tokens (null = tuned defaults)."""
+    """Loss weight of each task kind's tokens, and of kinds of turns of data.conversations (null = tuned defaults)."""
     answer_weight: Weight = 3.0
     """Minimum loss weight of tokens that decide whether a reply is right or that end it; for "Yes" and "No" it is a factor."""
     prompt_weight: Weight = 0.0

@@ -154,7 +154,8 @@ def run_stage(title: str, job: Callable[[Config], TrainResult], stage: str, conf
     folder = Path(getattr(config, stage).save_dir)
     out.rule(title)
     if is_finished(folder):
-        out.print(f"Already finished: {folder}", markup=False)
+        text = f"Already finished, with {steps_in(folder):,} steps: {folder} (to train it again, delete or rename this folder)"
+        out.print(text, markup=False, soft_wrap=True)
         return ""
     if steps_of(folder):
         resumed = getattr(config, stage).model_copy(update={"resume_from": str(folder)})

@@ -20,6 +20,7 @@ from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.config import DataSection
 from mini_chat_gpt.data.batching import Example, share_prefix
 from mini_chat_gpt.data.epoch_order import EpochOrder, epoch_order
+from mini_chat_gpt.tinystories.conversations import turn_kinds
 from mini_chat_gpt.tinystories.mixture import TaskMixture, hash64
 from mini_chat_gpt.tinystories.record_index import RecordIndex
 from mini_chat_gpt.tinystories.records import StoryRecord, find_instruct_file, parse_record, read_records, stories
@@ -65,8 +66,11 @@ class InstructDataset:
         self.tokenizer, self.data, self.seed = tokenizer, data, seed
         self._length = min(data.limit or len(self.index), len(self.index))
         self._order = EpochOrder(self._length, seed)
-        self.loss_weights = _by_kind("data.loss_weights", DEFAULT_LOSS_WEIGHTS, data.loss_weights, default=1.0)
-        requested = _by_kind("data.mixture", DEFAULT_MIXTURE, data.mixture, default=0.1)
+        weights, mixture = data.loss_weights or {}, data.mixture or {}
+        check_kinds(weights, "data.loss_weights", turn_kinds())
+        check_kinds(mixture, "data.mixture")
+        self.loss_weights = dict.fromkeys(TASK_KINDS, 1.0) | DEFAULT_LOSS_WEIGHTS | weights
+        requested = dict.fromkeys(TASK_KINDS, 0.1) | DEFAULT_MIXTURE | mixture
         # The mixture needs to know which kinds the records support; a sample of them is enough.
         rng = np.random.default_rng([seed % 2**64, _FIXED_ORDER + 1])
         sample = np.sort(rng.choice(len(self), min(_SAMPLE, len(self)), replace=False))
@@ -231,12 +235,3 @@ class InstructDataset:
                     used.add((number, task.kind))
                     break
         return chosen
-
-
-def _by_kind(
-    key: str, defaults: Mapping[str, float], values: Mapping[str, float] | None, default: float
-) -> dict[str, float]:
-    """A value for every kind: from `values`, else from `defaults`, else `default`. `key` is the setting, for errors."""
-    values = values or {}
-    check_kinds(values, key)
-    return {kind: float(values.get(kind, defaults.get(kind, default))) for kind in TASK_KINDS}

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from mini_chat_gpt.checkpoints import lora_setup
-from mini_chat_gpt.checkpoints.find import newest_checkpoint
+from mini_chat_gpt.checkpoints.find import newest_checkpoint, step_of, steps_of
 from mini_chat_gpt.checkpoints.load import find_source, open_pair, require_match
 from mini_chat_gpt.checkpoints.lora_setup import Base
 from mini_chat_gpt.cli import parse
@@ -32,6 +32,7 @@ from mini_chat_gpt.tokenizer.chat_setup import set_chat_format, set_thinking
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 from mini_chat_gpt.training.job import Callback, Job, Metrics, Prepared, TrainResult, with_auto_steps
 from mini_chat_gpt.training.run import RunContext, begin, execute, run_command
+from mini_chat_gpt.training.run_folder import is_finished
 from mini_chat_gpt.training.sample_prompts import can_reply, check_prompts
 from mini_chat_gpt.training.sft_data import Shown, make_examples
 
@@ -91,7 +92,7 @@ def load_base(config: Config, run: RunContext) -> Base:
     path = config.sft.pretrained_checkpoint or run.world.broadcast(lambda: newest_checkpoint(base=True))
     if path is None:
         raise UserError(
-            "There is no base model under runs/ to fine-tune; make one with `mini-chat-gpt pretrain`, "
+            "There is no base model under runs/ to fine-tune; make one with `mini-chat-gpt quickstart` or `mini-chat-gpt pretrain`, "
             "or name one: sft.pretrained_checkpoint=PATH."
         )
     # On the CPU: the trainer moves the model to its device, and with FSDP no device holds all of it.
@@ -104,7 +105,10 @@ def load_base(config: Config, run: RunContext) -> Base:
     # From here on the tokenizer is that of a chat model: its checkpoints are prompted in the chat format.
     set_chat_format(tokenizer, config.sft.chat_format, config.data.system_message)
     added = _add_rows(model, tokenizer, known)
-    run.out.print(f"Base model: {path}" + (f"; added control tokens {', '.join(added)}" if added else ""), markup=False)
+    notes = [f"added control tokens {', '.join(added)}"] if added else []
+    if (steps := steps_of(Path(path))) and not is_finished(Path(path)):
+        notes.append(f"its run has stopped at step {step_of(steps[-1]):,}, before its end")
+    run.out.print("; ".join([f"Base model: {path}", *notes]), markup=False, soft_wrap=True)
     return Base(source, stored, model.train(), tokenizer, added, own_format)
 
 

@@ -263,6 +263,14 @@ def test_a_folder_of_pages(tmp_path: Path) -> None:
     assert texts_of(f"{tmp_path}/page[01].md,{tmp_path}/page2.md") == texts_of(f"{tmp_path}/p*.md")
 
 
+def test_a_folder_that_has_only_a_readme_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("The data are downloaded to this folder.")
+    (tmp_path / "LICENSE.txt").write_text("MIT")
+    with pytest.raises(UserError, match=r"it has LICENSE.txt, README.md; name a file or .* `mini-chat-gpt prepare`"):
+        find_texts(config(tmp_path).pretrain)
+    assert texts_of(f"{tmp_path}/README.md,{tmp_path}/*.txt") == ["The data are downloaded to this folder.", "MIT"]
+
+
 def test_a_folder_of_records_with_a_readme(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("About the data.")
     for split in ("train", "validation"):

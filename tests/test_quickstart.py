@@ -91,14 +91,14 @@ def test_a_model_is_fine_tuned_with_an_adapter_compared_with_itself_and_not_trai
     compared = []
     monkeypatch.setattr(quickstart, "compare", lambda models, *_: compared.extend(models))
     monkeypatch.setattr(quickstart, "rows_of", lambda _: [["the scores"]])
-    assert "Already finished: runs/quickstart-tiny-chat" in run("--base", str(base))
+    assert ": runs/quickstart-tiny-chat (to train it again" in run("--base", str(base))
     assert compared[0] == base
     moved = tmp_path / "moved"
     moved.mkdir()
     for name in ("runs", "tiny chat"):
         (tmp_path / name).rename(moved / name)
     monkeypatch.chdir(moved)
-    assert "Already finished: runs/quickstart-tiny-chat" in run("--base", str(base))
+    assert ": runs/quickstart-tiny-chat (to train it again" in run("--base", str(base))
     assert compared[2].samefile(moved / "tiny chat")
 
 

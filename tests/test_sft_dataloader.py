@@ -20,6 +20,7 @@ from mini_chat_gpt.sft_dataloader import (
     read_records,
     stories,
 )
+from mini_chat_gpt.tinystories.conversation_dataset import SMALL_TALK_WEIGHT, ConversationDataset
 from mini_chat_gpt.tokenizer.chat_tokenizer import ChatTokenizer
 
 NAMES = ["Tom", "Sue", "Ben", "Mia", "Sam", "Amy", "Max", "Lily"]
@@ -146,6 +147,19 @@ def test_the_mixture_knows_its_realized_shares(source):
     assert sum(source.mixture.shares.values()) == pytest.approx(1)
     assert source.mixture.shares["moral"] == 0
     assert source.mixture.shares["words"] > 0.2
+
+
+def test_turns_of_conversations_have_loss_weights_if_they_are_set(path, tokenizer):
+    source = dataset(path, tokenizer, loss_weights={"greeting": 2, "moral": 3})
+    assert source.loss_weights["greeting"] == 2
+    talks = ConversationDataset.like(source)
+    assert {kind: talks.loss_weights[kind] for kind in ("greeting", "thanks", "moral")} == {
+        "greeting": 2, "thanks": SMALL_TALK_WEIGHT, "moral": 3,
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"'greetin' is not a kind of task; did you mean 'greeting'"):
+        dataset(path, tokenizer, loss_weights={"greetin": 2})
+    with pytest.raises(UserError, match=r"data.mixture: 'greeting' is not a kind of task"):
+        dataset(path, tokenizer, mixture={"greeting": 2})
 
 
 def test_loss_weights_are_by_kind(path, tokenizer):

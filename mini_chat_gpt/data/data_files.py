@@ -118,13 +118,16 @@ def _choose(path: str, files: Sequence[Path], folder: Path, kinds: Sequence[Sequ
             useless[name] = f"{name} (not a file)"
         elif not file.stat().st_size:
             useless[name] = f"{name} (empty)"
+    if folder == Path(path) and all(map(is_about, by_name)):  # a folder of which only a README was downloaded
+        others, by_name = [*others, *by_name], {}
     others += useless.values()
     train, held_out, unused = ([name for name in part if name not in useless] for part in splits(by_name))
     if not train:
         known_endings = ", ".join(endings)
         there = f"it has {first_names(others)}" if others else "it has no data at all"
+        stories = ", or get stories: `mini-chat-gpt prepare`" if what == "text" else ""
         raise UserError(
-            f"{path} has no files of {what} ({known_endings}, also packed): {there}; name a file or another folder."
+            f"{path} has no files of {what} ({known_endings}, also packed): {there}; name a file or another folder{stories}."
         )
     return DataFiles(
         tuple(by_name[name] for name in train),
@@ -136,9 +139,14 @@ def _choose(path: str, files: Sequence[Path], folder: Path, kinds: Sequence[Sequ
 
 def kind_of_most_use(names: Sequence[str], kinds: Sequence[Sequence[str]]) -> Sequence[str]:
     """The endings of the first kind that a name has, apart from those that most folders have (README.md); else all endings."""
-    data = [name for name in names if PurePosixPath(name.lower()).stem not in _ABOUT]
+    data = [name for name in names if not is_about(name)]
     every = [ending for kind in kinds for ending in kind]
     return next((kind for kind in kinds if any(has_ending(name, kind) for name in data)), every)
+
+
+def is_about(name: str) -> bool:
+    """Whether a file is one that most folders have, and that says something about their content."""
+    return PurePosixPath(name.lower()).stem in _ABOUT
 
 
 def splits(names: Iterable[str]) -> tuple[list[str], list[str], list[str]]:

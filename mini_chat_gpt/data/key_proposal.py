@@ -13,8 +13,14 @@ from mini_chat_gpt.common.errors import nearest
 from mini_chat_gpt.data.record_fields import Fields, KeyNames, is_blank, quoted
 
 FORMS = "messages, prompt + response, chosen, text"
-_ASKS = re.compile(r"user|human|quer|quest|prompt|instr|input|request|source|src|ask|problem|task|title", re.I)
-_REPLIES = re.compile(r"assist|bot|answer|respon|repl|output|target|tgt|complet|model|summar|label|solution", re.I)
+_ASKS = re.compile(
+    r"user|human|quer|quest|prompt|instr|input|request|source|src|ask|problem|task|title|ticket|mail|message|review|comment|^text$",
+    re.I,
+)
+_REPLIES = re.compile(
+    r"assist|bot|answer|respon|repl|output|target|tgt|complet|model|summar|label|solution|department|intent|sentiment|class",
+    re.I,
+)
 _CONTAINERS = frozenset({
     "data", "dataset", "records", "rows", "items", "examples", "entries", "samples", "chats", "pairs", "qa", "train", "test",
     "validation",
@@ -45,6 +51,12 @@ def unknown_form(fields: Fields, prompt: str, reply: str) -> str:
         return f"{what}; name its keys, for example with {setting(fields.keys, proposal)}"
     add = 'add it as "response"; ' if prompt else ""
     return f"{what}; {add}known forms are {FORMS} (docs/your-own-chats.md)"
+
+
+def other_names(fields: Fields) -> str:
+    """What to do with a record whose "text" is not a chat: name its keys, if it has two texts; else ""."""
+    proposal = propose(fields.values, "", "")
+    return f"name its keys, for example with {setting(fields.keys, proposal)}" if len(proposal) > 1 else ""
 
 
 def setting(keys: KeyNames, proposal: Mapping[str, str]) -> str:

@@ -20,7 +20,7 @@ from mini_chat_gpt.chat_messages import check_messages
 from mini_chat_gpt.common.chat_keys import EXTRAS, LABELS, LISTS, PAIRS, PROMPTS, REPLIES, SYSTEMS
 from mini_chat_gpt.common.errors import UserError
 from mini_chat_gpt.data.json_records import BadRecord, Record
-from mini_chat_gpt.data.key_proposal import other_layout, unknown_form
+from mini_chat_gpt.data.key_proposal import other_layout, other_names, unknown_form
 from mini_chat_gpt.data.record_fields import Fields, KeyNames, is_blank, kind_of, not_text
 from mini_chat_gpt.data.record_messages import (
     Turns,
@@ -100,8 +100,9 @@ class _RecordReader:
             return f"{prompt} + {reply}", [*self._history(), *self._prompt(prompt), *self._reply(reply)]
         if fields.has("text"):
             text = fields.text("text") or ""
-            name = fields.name("text")
-            return "text", from_transcript(text) if is_transcript(text) else from_marked_text(text, name)
+            if is_transcript(text):
+                return "text", from_transcript(text)
+            return "text", from_marked_text(text, fields.name("text"), other_names(fields))
         raise BadRecord(unknown_form(fields, prompt, reply))
 
     def _prompt(self, key: str) -> list[Message]:

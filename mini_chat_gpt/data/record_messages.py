@@ -263,15 +263,18 @@ def from_transcript(text: str) -> list[Message]:
     return messages[:-1] if messages[-1] == Message("assistant", "") else messages
 
 
-def from_marked_text(text: str, name: str) -> list[Message]:
-    """The messages of a text with our markers. Raises BadRecord."""
+def from_marked_text(text: str, name: str, advice: str) -> list[Message]:
+    """The messages of a text with our markers. Raises BadRecord, with `advice` if it has no markers of any kind."""
     begin, *pieces = MARKER.split(text)
     if not pieces:
         other = _OTHER_MARKERS.search(text)
         what = (
             f"is in another chat template ({other[0].strip()})" if other else "has no <|user|> or <|assistant|> in it"
         )
-        raise BadRecord(f'{name} {what}; write chats as {{"messages": […]}}; plain text is for pretraining')
+        what_to_do = (
+            advice if advice and not other else 'write chats as {"messages": […]}; plain text is for pretraining'
+        )
+        raise BadRecord(f"{name} {what}; {what_to_do}")
     between = begin, *(said for marker, said in zip(pieces[::2], pieces[1::2], strict=True) if marker == "endoftext")
     if stray := next((said.strip() for said in between if said.strip()), ""):
         raise BadRecord(f"{name} has words outside of all turns: {stray[:40]!r}")

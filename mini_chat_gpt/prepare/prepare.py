@@ -68,7 +68,7 @@ def write_sample_folder(folder: Path, out: Console) -> None:
     with drafts(folder) as draft:
         names = [path.name for path in write_sample(draft)]
         write_source(draft, "sample", {name: {} for name in names}, options={"seed": 0})
-    print_line(out, f"Written: {SOURCE_DESCRIPTIONS['sample']}, {', '.join(names)} in {folder}")
+    print_line(out, f"Written to {folder}: {', '.join(names)} ({SOURCE_DESCRIPTIONS['sample']})")
 
 
 def _refuse_to_replace(folder: Path) -> None:

@@ -69,6 +69,8 @@ from mini_chat_gpt.training.wandb_run import new_run_id
 CONFIG = "config.yaml"
 SUMMARY = 60.0
 """Seconds before the time limit from which on a run ends without its summary."""
+FEW_STEPS = 10
+"""A run of fewer steps than these changes little, whatever the learning rate."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,9 @@ def _steps_reason(trainer: Trainer) -> str:
     if section.max_steps != "auto" or section.epochs is not None or trainer.progress.planned_steps:
         return ""
     chosen = f"{CHAT_EPOCHS} epochs of the chats" if trainer.job.phase.epochs else f"{STORY_STEPS:,} steps of stories"
-    return f"; length {chosen} (auto)"
+    few = trainer.job.phase.epochs and trainer.total_steps < FEW_STEPS
+    more = f", too few steps to learn much; {trainer.job.name}.max_steps=100 makes more" if few else ""
+    return f"; length {chosen} (auto){more}"
 
 
 def parameter_summary(model: GPT) -> str:

@@ -197,6 +197,8 @@ def test_names_of_your_own_for_keys_and_roles(tmp_path: Path) -> None:
     ("record", "keys", "proposal"),
     [
         ({"user_text": "Hi", "bot_text": "Hello!"}, {}, "chats.keys='{prompt: user_text, response: bot_text}'"),
+        ({"department": "sales", "ticket": "Hi"}, {}, "chats.keys='{prompt: ticket, response: department}'"),
+        ({"intent": "sales", "text": "Hi"}, {}, "chats.keys='{prompt: text, response: intent}'"),
         ({"id": "7", "eng": "Hi", "fra": "Salut"}, {}, "chats.keys='{prompt: eng, response: fra}'"),
         ({"prompt": "Hi", "reaction": "Hello!"}, {}, "chats.keys='{response: reaction}'"),
         ({"a b": "Hi", "c": "Hello!"}, {"response": "c"}, """chats.keys='{response: c, prompt: "a b"}'"""),
