@@ -33,6 +33,10 @@ FIXED = {
     ),
 }  # fmt: skip
 """Job -> settings that belong to what the run has made so far: model, tokenizer, adapter, plan, folder."""
+OF_ONE_START = (
+    "sft.resume_from", "pretrain.resume_from", "sft.save_dir", "pretrain.save_dir", "training.time_limit", "training.reset_optimizer",
+)  # fmt: skip
+"""Settings that say how a run is started, not how it trains."""
 
 
 def require_same_settings(config: Config, job: str, checkpoint: Path) -> None:
@@ -54,6 +58,26 @@ def require_same_settings(config: Config, job: str, checkpoint: Path) -> None:
             f"{checkpoint.parent} was started with {', '.join(changes)}, which can't change when a run is resumed; "
             "set it back, or start another run without resume_from."
         )
+
+
+def changed_settings(config: Config, job: str, folder: Path) -> list[str]:
+    """ "key: old → new" of the settings that apply from the resumed step on, and that differ from those of the run's last start.
+
+    Empty if the settings of the last start are not known.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old names of settings
+            before = load_config(folder / "config.yaml").model_dump()
+    except (UserError, OSError):
+        return []
+    now = config.model_dump()
+    return [
+        f"{section}.{key}: {_shown(before[section][key])} → {_shown(value)}"
+        for section in (job, "training", "data", "chats", "lora")
+        for key, value in now[section].items()
+        if f"{section}.{key}" not in OF_ONE_START and not _equal(value, before[section][key])
+    ]
 
 
 def _recorded(job: str, checkpoint: Path, now: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -41,7 +41,7 @@ from mini_chat_gpt.config_file import load_config, to_yaml
 from mini_chat_gpt.data.step_loader import count_workers
 from mini_chat_gpt.model import GPT
 from mini_chat_gpt.training.compile import choose_compiling, compile_model
-from mini_chat_gpt.training.fixed_settings import require_same_settings
+from mini_chat_gpt.training.fixed_settings import changed_settings, require_same_settings
 from mini_chat_gpt.training.job import CHAT_EPOCHS, STORY_STEPS, Callback, Prepared, Progress, TrainResult
 from mini_chat_gpt.training.loss_curves import PLOT, draw_losses
 from mini_chat_gpt.training.monitor import Monitor, keep_metrics_until
@@ -166,6 +166,8 @@ def _prepare_folder(prepared: Prepared, config: Config, run: RunContext, start: 
         run.out.print(
             f"{moved} is damaged or later than the resumed checkpoint; it is kept under this name.", markup=False
         )
+    if first_step and (changed := changed_settings(config, prepared.job.name, run.folder)):
+        run.out.print(f"Other settings than at the last start: {', '.join(changed)}", markup=False, soft_wrap=True)
     atomic_write_text(run.folder / CONFIG, to_yaml(config))
     keep_metrics_until(run.folder, first_step, evaluated=not start.evaluation_due)
     metadata = read_metadata(run.folder) if first_step else {}

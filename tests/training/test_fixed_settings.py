@@ -17,7 +17,7 @@ from mini_chat_gpt.config import Config, LoraSettings
 from mini_chat_gpt.config_file import load_config, to_yaml
 from mini_chat_gpt.lora import adapters, add_lora
 from mini_chat_gpt.sft_train import train
-from mini_chat_gpt.training.fixed_settings import require_same_settings
+from mini_chat_gpt.training.fixed_settings import changed_settings, require_same_settings
 from mini_chat_gpt.training.train_step import TrainStep
 
 TOKENIZER = tiny_tokenizer()
@@ -192,3 +192,19 @@ def test_another_folder_of_the_same_name_or_place_is_not_the_folder_of_the_run(t
     config, checkpoint = started(tmp_path, "sft")
     with pytest.raises(UserError, match=r"was started with sft\.save_dir="):
         require_same_settings(changed(config, "sft.save_dir", str(tmp_path / save_dir)), "sft", checkpoint)
+
+
+def test_settings_that_change_are_named(tmp_path):
+    config, checkpoint = started(tmp_path, "sft")
+    run = checkpoint.parent
+    assert changed_settings(config, "sft", run) == []
+    for key, value in (("sft.max_steps", 3400), ("sft.resume_from", str(run)), ("training.time_limit", "1h")):
+        config = changed(config, key, value)
+    config = changed(changed(config, "data.mixture", {"moral": 1.0}), "pretrain.max_steps", 7)
+    before = load_config(run / "config.yaml")
+    assert changed_settings(config, "sft", run) == [
+        f"sft.max_steps: {before.sft.max_steps!r} → 3400",
+        "data.mixture: null → {'moral': 1.0}",
+    ]
+    (run / "config.yaml").write_text("sft: [")
+    assert changed_settings(config, "sft", run) == []
