@@ -136,9 +136,6 @@ assert after < before
 # The data are questions about stories whose answers are known: who is the main character, is the ending happy, do the
 # characters talk? `course.yaml` has the settings. The run is the one of `mini-chat-gpt sft --config course.yaml`. A
 # run that is finished is not repeated.
-#
-# The stored output is from a busy machine, on which the run was also paused several times. So its speeds and its times
-# are not measurements. The losses don't depend on that.
 
 # %%
 tuned, tokenizer = course.tuned()
