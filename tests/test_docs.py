@@ -105,7 +105,7 @@ def with_files_of_pages(folder: Path) -> Path:
     logged = {"user_text": "Hi", "bot_text": "Hello", "data": {"turns": said}}
     (folder / "log.jsonl").write_text(json.dumps(logged), encoding="utf-8")
     (folder / "prompts.yaml").write_text("- {prompt: Hello, contains: Hi}\n", encoding="utf-8")
-    (folder / "runs/quickstart/sft").mkdir(parents=True)
+    save_checkpoint(folder / "runs/quickstart/sft", lively(chat, context_length=256), chat, {"job": "sft"})
     (folder / "runs/quickstart/sft/config.yaml").write_text(to_yaml(Config()), encoding="utf-8")
     return folder
 
