@@ -155,7 +155,7 @@ def run_command(folder: Path, command: list[str], more: dict[str, list[str]], va
     [(verb, arguments)] = calls(words)
     prints = "--help" in arguments or (verb == "recipe" and not arguments)  # the list of recipes
     added = [] if prints else more.get(ALIASES.get(verb, verb), [])
-    if "--data" in arguments:  # of chats, which have no kinds
+    if "--data" in arguments:  # the data may be chats, which have no kinds
         added = [word for word in added if word not in KINDS]
     argv = program(*verb.split(), *arguments, *added)[1:]
     code, output, errors = execute(argv, folder, environment(**variables))

@@ -48,7 +48,7 @@ def unknown_form(fields: Fields, prompt: str, reply: str) -> str:
     else:
         what = f"its keys ({quoted(fields.values)}) are not those of a chat" if fields.values else "it has no keys"
     if proposal := propose(fields.values, prompt, reply):
-        return f"{what}; name its keys, for example with {setting(fields.keys, proposal)}"
+        return f"{what}; {_name_keys(fields, proposal)}"
     add = 'add it as "response"; ' if prompt else ""
     return f"{what}; {add}known forms are {FORMS} (docs/your-own-chats.md)"
 
@@ -56,7 +56,11 @@ def unknown_form(fields: Fields, prompt: str, reply: str) -> str:
 def other_names(fields: Fields) -> str:
     """What to do with a record whose "text" is not a chat: name its keys, if it has two texts; else ""."""
     proposal = propose(fields.values, "", "")
-    return f"name its keys, for example with {setting(fields.keys, proposal)}" if len(proposal) > 1 else ""
+    return _name_keys(fields, proposal) if len(proposal) > 1 else ""
+
+
+def _name_keys(fields: Fields, proposal: Mapping[str, str]) -> str:
+    return f"name its keys, for example with {setting(fields.keys, proposal)}"
 
 
 def setting(keys: KeyNames, proposal: Mapping[str, str]) -> str:

@@ -102,7 +102,7 @@ class _RecordReader:
             text = fields.text("text") or ""
             if is_transcript(text):
                 return "text", from_transcript(text)
-            return "text", from_marked_text(text, fields.name("text"), other_names(fields))
+            return "text", from_marked_text(text, fields.name("text"), lambda: other_names(fields))
         raise BadRecord(unknown_form(fields, prompt, reply))
 
     def _prompt(self, key: str) -> list[Message]:

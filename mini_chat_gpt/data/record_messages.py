@@ -263,17 +263,16 @@ def from_transcript(text: str) -> list[Message]:
     return messages[:-1] if messages[-1] == Message("assistant", "") else messages
 
 
-def from_marked_text(text: str, name: str, advice: str) -> list[Message]:
-    """The messages of a text with our markers. Raises BadRecord, with `advice` if it has no markers of any kind."""
+def from_marked_text(text: str, name: str, advice: Callable[[], str]) -> list[Message]:
+    """The messages of a text with our markers. Raises BadRecord; `advice` gives what to do with a text without any markers, or ""."""
     begin, *pieces = MARKER.split(text)
     if not pieces:
         other = _OTHER_MARKERS.search(text)
         what = (
             f"is in another chat template ({other[0].strip()})" if other else "has no <|user|> or <|assistant|> in it"
         )
-        what_to_do = (
-            advice if advice and not other else 'write chats as {"messages": […]}; plain text is for pretraining'
-        )
+        what_to_do = "" if other else advice()
+        what_to_do = what_to_do or 'write chats as {"messages": […]}; plain text is for pretraining'
         raise BadRecord(f"{name} {what}; {what_to_do}")
     between = begin, *(said for marker, said in zip(pieces[::2], pieces[1::2], strict=True) if marker == "endoftext")
     if stray := next((said.strip() for said in between if said.strip()), ""):

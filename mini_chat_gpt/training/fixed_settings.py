@@ -66,9 +66,7 @@ def changed_settings(config: Config, job: str, folder: Path) -> list[str]:
     Empty if the settings of the last start are not known.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old names of settings
-            before = load_config(folder / "config.yaml").model_dump()
+        before = _stored_config(folder / "config.yaml").model_dump()
     except (UserError, OSError):
         return []
     now = config.model_dump()
@@ -80,13 +78,17 @@ def changed_settings(config: Config, job: str, folder: Path) -> list[str]:
     ]
 
 
+def _stored_config(file: Path) -> Config:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about old names of settings
+        return load_config(file)
+
+
 def _recorded(job: str, checkpoint: Path, now: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The fixed settings of a run, as far as they are known: all values that stand for what it began with."""
     file, recorded = checkpoint.parent / "config.yaml", dict[str, list[Any]]()
     if file.is_file():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old names of settings
-            recorded = {key: [value] for key, value in _fixed_values(load_config(file), job).items()}
+        recorded = {key: [value] for key, value in _fixed_values(_stored_config(file), job).items()}
     # The folder may have been moved. It is the one that `save_dir` names, or one of its numbered names.
     save_dir = f"{job}.save_dir"
     folder, named = checkpoint.parent.resolve(), Path(os.path.expanduser(now[save_dir])).resolve()

@@ -63,7 +63,7 @@ class ThreadTuner:
         self._trial = 0  # number of threads that is being tried
         self._equal: set[frozenset[int]] = set()  # numbers of threads whose results are known to be equal
         self._lost_time = ""  # what a line says about the other programs
-        self._trial_began, self._wait, self._next_trial = 0.0, FIRST_WAIT, 0.0
+        self._wait, self._next_trial = FIRST_WAIT, 0.0
         self._next_line, self._unsaid = 0.0, 0  # changes since the last line
 
     def step(self, train: Step) -> StepReport:
@@ -143,7 +143,6 @@ class ThreadTuner:
 
     def _try(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._trial_began = time.monotonic()
         self._trial, self._before, self._recent = threads, self._rate, Timing()
 
     def _end_trial(self, before: float) -> None:
@@ -156,7 +155,7 @@ class ThreadTuner:
             self._schedule(0.0 if self._meter.sees_others else BLIND_WAIT)
         else:
             torch.set_num_threads(self.threads)
-            lost = time.monotonic() - self._trial_began - before * self._recent.tokens
+            lost = self._recent.seconds - before * self._recent.tokens
             self._wait = min(LONGEST_WAIT, 2 * self._wait)
             self._schedule(max(self._wait, lost / MAX_SHARE))
         self._before = None

@@ -173,13 +173,12 @@ def test_the_results_of_two_numbers_are_compared_once(machine):
 
 
 def test_frequent_changes_are_said_together(machine):
-    run, lines = Run(machine), []
+    run = Run(machine)
     for _ in range(12):
         machine.be_busy()
         run.steps(12)
         machine.be_idle()
         run.steps(12)
-        lines.append((machine.now, len(run.said)))
     assert 2 < len(run.said) <= 1 + machine.now / SILENCE
     counts = [int(line.partition("has changed ")[2].split()[0]) for line in run.said[1:]]
     assert min(counts) >= 2
